@@ -1,0 +1,141 @@
+"""Tiny Wan checkpoints in diffusers layout: the real classes with small random weights, made in seconds.
+
+They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. Their pictures are texture.
+A folder is a pure function of `RECIPE` and the library versions; it knows nothing of the rest of the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RECIPE = "1"
+"""Part of a cached folder's name. Raise it with any change below, so that no stale folder is used."""
+
+_SEED = 2026
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+#@*"
+_TEXT_WIDTH = 32
+
+
+def build(name: str, folder: Path) -> Path:
+    """Make the tiny checkpoint `name` ("wan-tiny" or "wan-tiny-ti2v") in `folder`, unless it is there already.
+
+    The folder appears whole or not at all: several processes may build it at once. Returns `folder`.
+    """
+    if (folder / "model_index.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    try:
+        _KINDS[name]().save_pretrained(scratch)
+        os.chmod(scratch, 0o755)  # mkdtemp gives 0700, which another user of the cache could not read
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not (folder / "model_index.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _two_experts() -> Any:
+    """The kind of Wan2.2-I2V-A14B: 16 noisy + 4 mask + 16 condition channels, two experts, boundary 0.9."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+
+    torch.manual_seed(_SEED)
+    tokenizer, text_encoder = _text_parts()
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],  # the library's own spelling
+    )
+    return WanImageToVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae.eval(),
+        scheduler=_scheduler(),
+        transformer=_transformer(in_channels=36, out_channels=16),
+        transformer_2=_transformer(in_channels=36, out_channels=16),
+        boundary_ratio=0.9,
+    )
+
+
+def _expand_timesteps() -> Any:
+    """The kind of Wan2.2-TI2V-5B: 48 latent channels, spatial stride 16, the first latent frame kept clean."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+
+    torch.manual_seed(_SEED)
+    tokenizer, text_encoder = _text_parts()
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=48,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],  # the library's own spelling
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * 48,
+        latents_std=[1.0] * 48,
+    )
+    return WanImageToVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae.eval(),
+        scheduler=_scheduler(),
+        transformer=_transformer(in_channels=48, out_channels=48),
+        expand_timesteps=True,
+    )
+
+
+def _text_parts() -> tuple[Any, Any]:
+    """A character tokenizer with a fixed vocabulary (a trained one differs between runs) and its UMT5 encoder."""
+    from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(character, -3.0) for character in _CHARACTERS]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=_TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+    )
+    return tokenizer, UMT5EncoderModel(config).eval()
+
+
+def _transformer(*, in_channels: int, out_channels: int) -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        text_dim=_TEXT_WIDTH,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        rope_max_seq_len=64,
+    ).eval()
+
+
+def _scheduler() -> Any:
+    """As the converted repositories have it, with the flow shift that the engine must put right."""
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+    )
+
+
+_KINDS: dict[str, Callable[[], Any]] = {"wan-tiny": _two_experts, "wan-tiny-ti2v": _expand_timesteps}

@@ -1,0 +1,194 @@
+"""The models this engine knows, as data. A new checkpoint is a new row here and nothing else.
+
+Figures are the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a comment names another source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from wan_engine.errors import ConfigurationError
+
+Sampler = Literal["unipc", "distilled-euler"]
+Expert = Literal["high", "low", "both"]
+
+# Wan-Video/Wan2.2 wan/configs/shared_config.py; the models were tuned with this exact Chinese text.
+_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"  # noqa: RUF001
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"  # noqa: RUF001
+    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA on the Hub that belongs to a row. `sha256` pins the content whatever the repository does."""
+
+    repo: str
+    path: str
+    sha256: str
+    expert: Expert
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One checkpoint and the settings it was trained for.
+
+    `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the trained length,
+    4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to the low-noise one (the order of
+    diffusers; the official configuration has it the other way round). 1.0 switches CFG off.
+    `resident_gb`: accelerator memory to keep everything loaded; `offload_gb`: with one network at a time.
+    """
+
+    name: str
+    title: str
+    family: str
+    fps: int
+    max_frames: int
+    size_multiple: int
+    max_area: int
+    steps: int
+    guidance_scale: float
+    guidance_scale_2: float | None
+    flow_shift: float
+    sampler: Sampler = "unipc"
+    negative_prompt: str = _NEGATIVE_PROMPT
+    repo: str | None = None
+    revision: str | None = None
+    loras: tuple[LoraFile, ...] = ()
+    built: bool = False
+    licence: str = "Apache-2.0"
+    download_gb: float = 0.0
+    resident_gb: float = 0.0
+    offload_gb: float = 0.0
+
+
+_I2V_A14B = ModelSpec(
+    name="wan2.2-i2v-a14b",
+    title="Wan2.2 I2V A14B, 40 steps with CFG: the quality tier",
+    family="i2v",
+    fps=16,
+    max_frames=81,
+    size_multiple=16,
+    max_area=1280 * 720,
+    steps=40,
+    guidance_scale=3.5,
+    guidance_scale_2=3.5,
+    flow_shift=5.0,
+    repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+    revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
+    download_gb=126.2,
+    resident_gb=88.0,  # 69 GB of bf16 weights, about 10 GB of activations and the decoder's features at 720p
+    offload_gb=48.0,  # one expert of 28.6 GB at a time
+)
+
+_TI2V_5B = ModelSpec(
+    name="wan2.2-ti2v-5b",
+    title="Wan2.2 TI2V 5B, 50 steps with CFG: for 24 GB cards",
+    family="i2v",
+    fps=24,
+    max_frames=121,
+    size_multiple=32,
+    max_area=1280 * 704,
+    steps=50,
+    guidance_scale=5.0,
+    guidance_scale_2=None,
+    flow_shift=5.0,
+    repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    revision="b8fff7315c768468a5333511427288870b2e9635",
+    download_gb=34.2,
+    resident_gb=34.0,
+    offload_gb=22.8,  # official figure for 720p, README of Wan-Video/Wan2.2
+)
+
+_KIJAI = "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
+
+_ROWS = (
+    replace(
+        _I2V_A14B,
+        name="wan2.2-i2v-a14b-4step",
+        title="Wan2.2 I2V A14B with the lightx2v four-step LoRA pair (April 2026): the fast tier",
+        steps=4,
+        guidance_scale=1.0,
+        guidance_scale_2=1.0,
+        sampler="distilled-euler",
+        loras=(
+            LoraFile(
+                "Kijai/WanVideo_comfy",
+                _KIJAI.format("HIGH"),
+                "8e0a86e765ade42a1deca52eb7411348254a019147be8c4eed88c7ad465d3399",
+                "high",
+            ),
+            LoraFile(
+                "Kijai/WanVideo_comfy",
+                _KIJAI.format("LOW"),
+                "09e10abd98460b66439bd77ea671e94c10fdc8251e0b986aa196d1904e3cc583",
+                "low",
+            ),
+        ),
+        download_gb=127.5,
+    ),
+    _I2V_A14B,
+    _TI2V_5B,
+    replace(
+        _I2V_A14B,
+        name="wan-tiny",
+        title="two tiny random experts: the whole path on any CPU, the picture is texture",
+        max_area=256 * 144,
+        steps=4,
+        guidance_scale=1.0,
+        guidance_scale_2=1.0,
+        sampler="distilled-euler",
+        repo=None,
+        revision=None,
+        built=True,
+        download_gb=0.0,
+        resident_gb=1.0,
+        offload_gb=1.0,
+    ),
+    replace(
+        _TI2V_5B,
+        name="wan-tiny-ti2v",
+        title="a tiny random model of the TI2V kind: the picture is texture",
+        max_area=256 * 160,
+        steps=6,
+        repo=None,
+        revision=None,
+        built=True,
+        download_gb=0.0,
+        resident_gb=1.0,
+        offload_gb=1.0,
+    ),
+)
+
+CATALOG: Mapping[str, ModelSpec] = {row.name: row for row in _ROWS}
+"""By name, best first: the order in which `WAN_MODEL=auto` looks for files."""
+
+FALLBACK = "wan-tiny"
+"""What a local run uses when no real model is present."""
+
+
+def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
+    """The row for somebody's own checkpoint in diffusers layout, from its `model_index.json`.
+
+    It gets the settings of the catalogue's row of the same kind. Raises `ConfigurationError` for other pipelines.
+    """
+    kind = str(model_index.get("_class_name", ""))
+    if kind not in ("WanImageToVideoPipeline", "WanPipeline"):
+        raise ConfigurationError(
+            f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs WanImageToVideoPipeline "
+            "checkpoints. Set WAN_MODEL to one of those, or to a name that `python -m wan_engine models` lists."
+        )
+    if model_index.get("expand_timesteps"):
+        row = _TI2V_5B
+    elif model_index.get("boundary_ratio") is not None:
+        row = _I2V_A14B
+    else:
+        # A single expert, such as Wan2.1 I2V 14B: guidance 5.0 throughout.
+        row = replace(_I2V_A14B, guidance_scale=5.0, guidance_scale_2=None)
+    return replace(
+        row, name=name, title=f"own checkpoint {name}", repo=None, revision=None, licence="unknown"
+    )

@@ -1,0 +1,86 @@
+"""What can go wrong, as one tree. `str(error)` is always the sentence for the caller: no path, host or traceback.
+
+EngineError               something failed that is nobody's input
+|- InvalidRequest         a field of the request is wrong; the caller can mend it
+|  '- InvalidMedia        an image or sound that cannot be fetched, read or used
+|- Cancelled              the caller asked for the job to stop
+|- DeadlineExceeded       the job ran longer than it may
+|- OutOfMemory            the accelerator's memory does not hold this job
+|- EncodeFailed           ffmpeg did not finish the clip
+|- StorageFailed          the finished clip could not be stored
+'- ConfigurationError     the operator has to change something; raised at start, never by a request
+   '- ModelMissing        the model's files are absent or incomplete
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EngineError(Exception):
+    """Base of all errors of this package.
+
+    `code` is stable for programs, `http_status` is for doors that speak HTTP, `retryable` says whether the same
+    request may succeed later without a change.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+
+class InvalidRequest(EngineError):
+    code = "invalid_request"
+    http_status = 400
+
+
+class InvalidMedia(InvalidRequest):
+    """`field` is "image" or "audio"; the sentence becomes `Invalid image URL: <why>`."""
+
+    code = "invalid_media"
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"Invalid {field} URL: {why}")
+        self.field = field
+        self.why = why
+
+
+class Cancelled(EngineError):
+    code = "cancelled"
+    http_status = 499
+
+    def __init__(self) -> None:
+        super().__init__("The job was cancelled")
+
+
+class DeadlineExceeded(EngineError):
+    code = "deadline_exceeded"
+    http_status = 504
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The job ran longer than the {seconds:g} seconds that it may take")
+
+
+class OutOfMemory(EngineError):
+    code = "out_of_memory"
+    http_status = 507
+
+
+class EncodeFailed(EngineError):
+    code = "encode_failed"
+
+
+class StorageFailed(EngineError):
+    code = "storage_failed"
+    http_status = 503
+    retryable = True
+
+
+class ConfigurationError(EngineError):
+    """The sentence is for the operator: what is wrong and what to do about it."""
+
+    code = "configuration_error"
+
+
+class ModelMissing(ConfigurationError):
+    code = "model_missing"

@@ -1,0 +1,125 @@
+"""From a checked request to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from wan_engine.catalog import ModelSpec
+from wan_engine.schema import SEED_MAX, Media, Plan, Script, Segment, Shot, VideoRequest
+
+FrameMode = Literal["image", "exact"]
+
+_TEMPORAL_STRIDE = 4  # pixel frames a latent frame, the same in all Wan VAEs
+_AREA_SLACK = 1.05  # a render may exceed the model's area by this much when its shape fits better
+_SEED_STRIDE = 1_000_003  # so that the second segment of seed 42 is not the first segment of seed 43
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """`frame`: "image" keeps the image's shape within the pixel budget, "exact" gives the named size."""
+
+    frame: FrameMode = "image"
+
+
+def make_plan(
+    request: VideoRequest, script: Script, media: Media, spec: ModelSpec, limits: PlanLimits
+) -> Plan:
+    """Lay out the whole clip. `request.seed` must be settled (not -1)."""
+    assert request.seed >= 0, "the engine settles the seed first"
+    width, height = target_size(*media.image.size, request.size, limits.frame)
+    render_width, render_height = render_size(width, height, spec)
+    crop_width, crop_height = crop_size(width, height, render_width, render_height, spec.size_multiple)
+    shots: list[Shot] = []
+    seeds = _seeds(request.seed)
+    for prompt, seconds in script.shots:
+        layout = segment_layout(seconds * spec.fps, spec.max_frames)
+        shots.append(Shot(prompt, tuple(Segment(next(seeds), *numbers) for numbers in layout)))
+    return Plan(
+        width=width,
+        height=height,
+        render_width=render_width,
+        render_height=render_height,
+        crop_width=crop_width,
+        crop_height=crop_height,
+        fps=spec.fps,
+        frames=sum(seconds for _, seconds in script.shots) * spec.fps,
+        seed=request.seed,
+        shots=tuple(shots),
+    )
+
+
+def target_size(image_width: int, image_height: int, size: str, frame: FrameMode) -> tuple[int, int]:
+    """Width and height of the clip in pixels, both even.
+
+    `size` is a pixel budget A and the picture keeps the image's ratio r: W = even(sqrt(A r)), H = even(sqrt(A / r)),
+    which fits what the hosted model was measured to do (1344x768 gives 1270x726 at 720p).
+    """
+    width, height = (int(side) for side in size.split("*"))
+    if frame == "exact":
+        return width, height
+    area, ratio = width * height, image_width / image_height
+    return _even(math.sqrt(area * ratio)), _even(math.sqrt(area / ratio))
+
+
+def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
+    """The size to sample: legal for the model, within its area, and as near in shape to the target as can be."""
+    multiple = spec.size_multiple
+    area = min(width * height, spec.max_area)
+    scale = math.sqrt(area / (width * height))
+    candidates = [
+        (w, h)
+        for w, h in product(_around(width * scale, multiple), _around(height * scale, multiple))
+        if w * h <= area * _AREA_SLACK
+    ]
+    ratio = width / height
+    return min(candidates, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1]))
+
+
+def crop_size(
+    width: int, height: int, render_width: int, render_height: int, multiple: int
+) -> tuple[int, int]:
+    """The middle part of the render that becomes the picture: the target's shape, to the pixel.
+
+    A render that is larger by less than one step of `multiple` is only cropped, which keeps its pixels as they are.
+    """
+    if 0 <= render_width - width < multiple and 0 <= render_height - height < multiple:
+        return width, height
+    if render_width * height > render_height * width:
+        return round(render_height * width / height), render_height
+    return render_width, round(render_width * height / width)
+
+
+def segment_layout(frames: int, max_frames: int) -> list[tuple[int, int, int]]:
+    """`(frames, skip, keep)` of each segment: lengths 4n + 1, at most `max_frames`, `keep` adding up to `frames`.
+
+    Lengths are even rather than full with a short rest: the last segment moves like the others.
+    """
+    count = max(1, math.ceil((frames - 1) / (max_frames - 1)))
+    length = _TEMPORAL_STRIDE * math.ceil((frames - 1) / count / _TEMPORAL_STRIDE) + 1
+    layout = []
+    for index in range(count):
+        skip = 1 if index else 0
+        keep = min(length - skip, frames)
+        layout.append((length, skip, keep))
+        frames -= keep
+    return layout
+
+
+def _seeds(seed: int) -> Iterator[int]:
+    """The request's own seed first, then one for each further segment."""
+    while True:
+        yield seed
+        seed = (seed + _SEED_STRIDE) % (SEED_MAX + 1)
+
+
+def _even(value: float) -> int:
+    return 2 * round(value / 2)
+
+
+def _around(value: float, multiple: int) -> set[int]:
+    steps = round(value / multiple, 6)  # 256.00000001 is 256, not the next step
+    return {max(1, math.floor(steps)) * multiple, max(1, math.ceil(steps)) * multiple}

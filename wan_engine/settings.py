@@ -1,0 +1,178 @@
+"""Every setting of the engine, and the only reader of the environment. Nothing happens at import.
+
+The README's table is made from the fields below (`python -m wan_engine settings`), so each has a description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from wan_engine.errors import ConfigurationError
+from wan_engine.pricing import HOSTED_PRICES
+
+_MIB = 1024 * 1024
+
+
+class Lora(BaseModel):
+    """A LoRA file of the operator's own, fused into the experts when the model is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    scale: float = 1.0
+    expert: Literal["high", "low", "both"] = "both"
+
+
+class Settings(BaseSettings):
+    """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WAN_", extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
+
+    # the model
+    model: str = Field(
+        default="auto",
+        description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the best model whose "
+        "files are present and that fits this GPU",
+    )
+    models_dir: Path = Field(
+        default=Path("/runpod-volume/models"),
+        description="Folder with one sub-folder a model in diffusers layout, named as in the catalogue",
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/wan_engine"), description="Where the tiny checkpoints are kept once built"
+    )
+    lora: tuple[Lora, ...] = Field(
+        default=(),
+        description="LoRA files to fuse, as JSON: "
+        '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; expert is `high`, `low` or `both`',
+    )
+    device: str = Field(default="auto", description="`auto`, `cuda`, `cuda:1`, `cpu`")
+    steps: int | None = Field(
+        default=None, ge=1, le=200, description="Denoising steps, instead of the model's own"
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=1, le=20, description="CFG scale of the (high-noise) expert; 1 switches CFG off"
+    )
+    guidance_scale_2: float | None = Field(
+        default=None, ge=1, le=20, description="CFG scale of the low-noise expert, where there are two"
+    )
+    flow_shift: float | None = Field(
+        default=None, gt=0, le=50, description="Shift of the noise schedule, instead of the model's own"
+    )
+
+    # what comes in
+    frame: Literal["image", "exact"] = Field(
+        default="image",
+        description="`image`: the picture keeps the image's shape and `size` is a pixel budget; `exact`: the image "
+        "is centre-cropped to exactly `size`",
+    )
+    safety: Literal["auto", "required", "off"] = Field(
+        default="auto",
+        description="`auto`: use the safety classifiers that are present and say so in the result when none is; "
+        "`required`: refuse to start without them; `off`: never check",
+    )
+    image_min_side: int = Field(default=240, ge=1, description="Smallest side of an image, in pixels")
+    image_max_side: int = Field(default=8000, le=16384, description="Largest side of an image, in pixels")
+    image_max_bytes: int = Field(default=20 * _MIB, ge=1, description="Largest image file, in bytes")
+    audio_max_seconds: float = Field(default=30, gt=0, description="Longest sound, in seconds")
+    audio_max_bytes: int = Field(default=15 * _MIB, ge=1, description="Largest sound file, in bytes")
+    fetch_seconds: float = Field(
+        default=60, gt=0, description="Wall-clock limit of one download, redirects included, in seconds"
+    )
+    allow_private_urls: bool = Field(
+        default=False, description="`1` lets media be fetched from private addresses (local tests, VPC)"
+    )
+
+    # what goes out
+    crf: int = Field(default=17, ge=0, le=40, description="x264 quality: lower is better and larger")
+    preset: str = Field(
+        default="medium",
+        pattern="^(ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow)$",
+        description="x264 speed preset",
+    )
+    metadata: bool = Field(
+        default=True, description='Write model, seed, version and "AI-generated" into the mp4\'s metadata'
+    )
+    prices: Mapping[str, Decimal] = Field(
+        default=dict(HOSTED_PRICES),
+        description="USD a second by size, as JSON; the default is the hosted price table",
+    )
+    storage: Literal["auto", "s3", "local"] = Field(
+        default="auto",
+        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod loop a missing bucket "
+        "refuses to start unless this says `local`",
+    )
+    output_dir: Path = Field(default=Path("outputs"), description="Where clips go when no bucket is set")
+    bucket_endpoint_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("BUCKET_ENDPOINT_URL"),
+        description="Object storage endpoint, with or without the bucket in it",
+    )
+    bucket_access_key_id: str | None = Field(
+        default=None, validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"), description="Its access key"
+    )
+    bucket_secret_access_key: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("BUCKET_SECRET_ACCESS_KEY"),
+        description="Its secret key",
+        repr=False,
+    )
+    bucket_name: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("BUCKET_NAME"),
+        description="Bucket, where the endpoint does not name it",
+    )
+    s3_region: str | None = Field(default=None, description="Region, where the endpoint does not tell it")
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="How the bucket is addressed: in the path, or as a virtual host"
+    )
+    s3_prefix: str = Field(default="", description="First part of every key in the bucket")
+    public_base_url: str | None = Field(
+        default=None,
+        description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
+    )
+
+    # the job
+    scratch_dir: Path | None = Field(
+        default=None, description="Where job folders are made; the system's default"
+    )
+    job_seconds: float | None = Field(default=None, gt=0, description="A job that runs longer fails")
+    progress_seconds: float = Field(
+        default=2, ge=0, description="Smallest gap between two progress updates to Runpod, in seconds"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="What is logged"
+    )
+
+    @classmethod
+    def load(cls) -> Settings:
+        """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = env_name(str(first["loc"][0]))
+            raise ConfigurationError(
+                f"{name} is wrong: {first['msg']}. README lists what it takes."
+            ) from None
+
+    @property
+    def has_bucket(self) -> bool:
+        """The three variables that decide whether S3 is used (Runpod's own names)."""
+        keys = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
+        return all(keys)
+
+
+def env_name(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    if field.isupper():
+        return field
+    return field.upper() if field.startswith("bucket_") else f"WAN_{field.upper()}"
