@@ -1,12 +1,13 @@
-"""Tiny Wan checkpoints in diffusers layout: the real classes with small random weights, made in seconds.
+"""Tiny Wan checkpoints in diffusers layout: the real classes with small random weights, made in
+seconds.
 
-They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. Their pictures are texture.
-A folder is a pure function of `RECIPE` and the library versions; it knows nothing of the rest of the engine.
+They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. Their pictures are
+texture. A folder is a pure function of `RECIPE` and the library versions; it knows nothing of the
+rest of the engine.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = "1"
-"""Part of a cached folder's name. Raise it with any change below, so that no stale folder is used."""
+"""Part of a cached folder's name. Raise it with any change below, so that no stale folder is
+used."""
 
 _SEED = 2026
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+#@*"
@@ -22,9 +24,11 @@ _TEXT_WIDTH = 32
 
 
 def build(name: str, folder: Path) -> Path:
-    """Make the tiny checkpoint `name` ("wan-tiny" or "wan-tiny-ti2v") in `folder`, unless it is there already.
+    """Make the tiny checkpoint `name` ("wan-tiny" or "wan-tiny-ti2v") in `folder`, unless it is
+    there already.
 
-    The folder appears whole or not at all: several processes may build it at once. Returns `folder`.
+    The folder appears whole or not at all: several processes may build it at once. Returns
+    `folder`.
     """
     if (folder / "model_index.json").is_file():
         return folder
@@ -32,7 +36,7 @@ def build(name: str, folder: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
         _KINDS[name]().save_pretrained(scratch)
-        os.chmod(scratch, 0o755)  # mkdtemp gives 0700, which another user of the cache could not read
+        scratch.chmod(0o755)  # mkdtemp gives 0700: unreadable for others who share the cache
         try:
             scratch.rename(folder)
         except OSError:
@@ -44,7 +48,8 @@ def build(name: str, folder: Path) -> Path:
 
 
 def _two_experts() -> Any:
-    """The kind of Wan2.2-I2V-A14B: 16 noisy + 4 mask + 16 condition channels, two experts, boundary 0.9."""
+    """The kind of Wan2.2-I2V-A14B: 16 noisy + 4 mask + 16 condition channels, two experts, boundary
+    0.9."""
     import torch
     from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
@@ -69,7 +74,8 @@ def _two_experts() -> Any:
 
 
 def _expand_timesteps() -> Any:
-    """The kind of Wan2.2-TI2V-5B: 48 latent channels, spatial stride 16, the first latent frame kept clean."""
+    """The kind of Wan2.2-TI2V-5B: 48 latent channels, spatial stride 16, the first latent frame
+    kept clean."""
     import torch
     from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
@@ -101,7 +107,8 @@ def _expand_timesteps() -> Any:
 
 
 def _text_parts() -> tuple[Any, Any]:
-    """A character tokenizer with a fixed vocabulary (a trained one differs between runs) and its UMT5 encoder."""
+    """A character tokenizer with a fixed vocabulary (a trained one differs between runs) and its
+    UMT5 encoder."""
     from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -134,8 +141,14 @@ def _scheduler() -> Any:
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=1000,
+        flow_shift=3.0,
     )
 
 
-_KINDS: dict[str, Callable[[], Any]] = {"wan-tiny": _two_experts, "wan-tiny-ti2v": _expand_timesteps}
+_KINDS: dict[str, Callable[[], Any]] = {
+    "wan-tiny": _two_experts,
+    "wan-tiny-ti2v": _expand_timesteps,
+}

@@ -1,6 +1,7 @@
 """The models this engine knows, as data. A new checkpoint is a new row here and nothing else.
 
-Figures are the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a comment names another source.
+Figures are the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a comment names
+another source.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA on the Hub that belongs to a row. `sha256` pins the content whatever the repository does."""
+    """A LoRA on the Hub that belongs to a row. `sha256` pins the content whatever the repository
+    does."""
 
     repo: str
     path: str
@@ -37,10 +39,11 @@ class LoraFile:
 class ModelSpec:
     """One checkpoint and the settings it was trained for.
 
-    `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the trained length,
-    4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to the low-noise one (the order of
-    diffusers; the official configuration has it the other way round). 1.0 switches CFG off.
-    `resident_gb`: accelerator memory to keep everything loaded; `offload_gb`: with one network at a time.
+    `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
+    trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
+    the low-noise one (the order of diffusers; the official configuration has it the other way
+    round). 1.0 switches CFG off. `resident_gb`: accelerator memory to keep everything loaded;
+    `offload_gb`: with one network at a time.
     """
 
     name: str
@@ -81,7 +84,7 @@ _I2V_A14B = ModelSpec(
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
-    resident_gb=88.0,  # 69 GB of bf16 weights, about 10 GB of activations and the decoder's features at 720p
+    resident_gb=88.0,  # 69 GB of bf16 weights, activations and the decoder's features at 720p
     offload_gb=48.0,  # one expert of 28.6 GB at a time
 )
 
@@ -104,7 +107,9 @@ _TI2V_5B = ModelSpec(
     offload_gb=22.8,  # official figure for 720p, README of Wan-Video/Wan2.2
 )
 
-_KIJAI = "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
+_KIJAI = (
+    "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
+)
 
 _ROWS = (
     replace(
@@ -174,13 +179,16 @@ FALLBACK = "wan-tiny"
 def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
     """The row for somebody's own checkpoint in diffusers layout, from its `model_index.json`.
 
-    It gets the settings of the catalogue's row of the same kind. Raises `ConfigurationError` for other pipelines.
+    It gets the settings of the catalogue's row of the same kind. Raises `ConfigurationError` for
+    other pipelines.
     """
     kind = str(model_index.get("_class_name", ""))
     if kind not in ("WanImageToVideoPipeline", "WanPipeline"):
         raise ConfigurationError(
-            f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs WanImageToVideoPipeline "
-            "checkpoints. Set WAN_MODEL to one of those, or to a name that `python -m wan_engine models` lists."
+            f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs "
+            f"WanImageToVideoPipeline "
+            "checkpoints. Set WAN_MODEL to one of those, or to a name that `python -m "
+            "wan_engine models` lists."
         )
     if model_index.get("expand_timesteps"):
         row = _TI2V_5B

@@ -1,4 +1,5 @@
-"""One object a job: who it is, whether it must stop, how far it is. Every verb of the engine takes it.
+"""One object a job: who it is, whether it must stop, how far it is. Every verb of the engine takes
+it.
 
 It knows nothing of what the work is.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ _WATCH_INTERVAL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` of `steps` done in `stage`; both count over the whole job, not over one segment of it."""
+    """`step` of `steps` done in `stage`; both count over the whole job, not over one segment of
+    it."""
 
     stage: str
     step: int
@@ -36,17 +39,18 @@ class Watch:
 class Control:
     """Cancellation, deadline and progress of one job. Safe to use from several threads.
 
-    `on_progress` is called on the thread that works, so it must be quick.
+    `on_progress` is called on the thread that works, so it must be quick. Without a `job_id` the
+    job gets a new one; a job id that was finished before gets its old result.
     """
 
     def __init__(
         self,
-        job_id: str = "local",
+        job_id: str | None = None,
         *,
         deadline_seconds: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self.job_id = job_id
+        self.job_id = job_id or uuid.uuid4().hex
         self.stage_seconds: dict[str, float] = {}
         self._cancel = threading.Event()
         self._on_progress = on_progress
@@ -78,7 +82,8 @@ class Control:
             raise DeadlineExceeded(self._limit_seconds)
 
     def progress(self, stage: str, step: int, steps: int) -> None:
-        """Report, account the time since the last report to its stage, and stop here if the job must."""
+        """Report, account the time since the last report to its stage, and stop here if the job
+        must."""
         self.enter(stage)
         if self._on_progress is not None:
             self._on_progress(Progress(stage, step, steps))
@@ -96,8 +101,8 @@ class Control:
     def watch(self, stop: Callable[[], None], seconds: float | None = None) -> Iterator[Watch]:
         """Call `stop` once, from another thread, when the job must end or `seconds` have passed.
 
-        For work that cannot look by itself: a blocked socket, another process. `stop` must make that work fail;
-        the caller then asks `checkpoint()` and `Watch.expired` why.
+        For work that cannot look by itself: a blocked socket, another process. `stop` must make
+        that work fail; the caller then asks `checkpoint()` and `Watch.expired` why.
         """
         watch = Watch()
         limit = None if seconds is None else time.monotonic() + seconds

@@ -1,4 +1,5 @@
-"""What can go wrong, as one tree. `str(error)` is always the sentence for the caller: no path, host or traceback.
+"""What can go wrong, as one tree. `str(error)` is always the sentence for the caller: no path, host
+or traceback.
 
 EngineError               something failed that is nobody's input
 |- InvalidRequest         a field of the request is wrong; the caller can mend it
@@ -20,8 +21,8 @@ from typing import ClassVar
 class EngineError(Exception):
     """Base of all errors of this package.
 
-    `code` is stable for programs, `http_status` is for doors that speak HTTP, `retryable` says whether the same
-    request may succeed later without a change.
+    `code` is stable for programs, `http_status` is for doors that speak HTTP, `retryable` says
+    whether the same request may succeed later without a change.
     """
 
     code: ClassVar[str] = "internal_error"

@@ -1,4 +1,5 @@
-"""From a checked request to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no torch."""
+"""From a checked request to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no
+torch."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ FrameMode = Literal["image", "exact"]
 
 _TEMPORAL_STRIDE = 4  # pixel frames a latent frame, the same in all Wan VAEs
 _AREA_SLACK = 1.05  # a render may exceed the model's area by this much when its shape fits better
-_SEED_STRIDE = 1_000_003  # so that the second segment of seed 42 is not the first segment of seed 43
+_SEED_STRIDE = (
+    1_000_003  # so that the second segment of seed 42 is not the first segment of seed 43
+)
 
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """`frame`: "image" keeps the image's shape within the pixel budget, "exact" gives the named size."""
+    """`frame`: "image" keeps the image's shape within the pixel budget, "exact" gives the named
+    size."""
 
     frame: FrameMode = "image"
 
@@ -32,7 +36,9 @@ def make_plan(
     assert request.seed >= 0, "the engine settles the seed first"
     width, height = target_size(*media.image.size, request.size, limits.frame)
     render_width, render_height = render_size(width, height, spec)
-    crop_width, crop_height = crop_size(width, height, render_width, render_height, spec.size_multiple)
+    crop_width, crop_height = crop_size(
+        width, height, render_width, render_height, spec.size_multiple
+    )
     shots: list[Shot] = []
     seeds = _seeds(request.seed)
     for prompt, seconds in script.shots:
@@ -52,11 +58,14 @@ def make_plan(
     )
 
 
-def target_size(image_width: int, image_height: int, size: str, frame: FrameMode) -> tuple[int, int]:
+def target_size(
+    image_width: int, image_height: int, size: str, frame: FrameMode
+) -> tuple[int, int]:
     """Width and height of the clip in pixels, both even.
 
-    `size` is a pixel budget A and the picture keeps the image's ratio r: W = even(sqrt(A r)), H = even(sqrt(A / r)),
-    which fits what the hosted model was measured to do (1344x768 gives 1270x726 at 720p).
+    `size` is a pixel budget A and the picture keeps the image's ratio r: W = even(sqrt(A r)), H =
+    even(sqrt(A / r)), which fits what the hosted model was measured to do (1344x768 gives 1270x726
+    at 720p).
     """
     width, height = (int(side) for side in size.split("*"))
     if frame == "exact":
@@ -66,7 +75,8 @@ def target_size(image_width: int, image_height: int, size: str, frame: FrameMode
 
 
 def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
-    """The size to sample: legal for the model, within its area, and as near in shape to the target as can be."""
+    """The size to sample: legal for the model, within its area, and as near in shape to the target
+    as can be."""
     multiple = spec.size_multiple
     area = min(width * height, spec.max_area)
     scale = math.sqrt(area / (width * height))
@@ -76,7 +86,9 @@ def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
         if w * h <= area * _AREA_SLACK
     ]
     ratio = width / height
-    return min(candidates, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1]))
+    return min(
+        candidates, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1])
+    )
 
 
 def crop_size(
@@ -84,7 +96,8 @@ def crop_size(
 ) -> tuple[int, int]:
     """The middle part of the render that becomes the picture: the target's shape, to the pixel.
 
-    A render that is larger by less than one step of `multiple` is only cropped, which keeps its pixels as they are.
+    A render that is larger by less than one step of `multiple` is only cropped, which keeps its
+    pixels as they are.
     """
     if 0 <= render_width - width < multiple and 0 <= render_height - height < multiple:
         return width, height
@@ -94,7 +107,8 @@ def crop_size(
 
 
 def segment_layout(frames: int, max_frames: int) -> list[tuple[int, int, int]]:
-    """`(frames, skip, keep)` of each segment: lengths 4n + 1, at most `max_frames`, `keep` adding up to `frames`.
+    """`(frames, skip, keep)` of each segment: lengths 4n + 1, at most `max_frames`, `keep` adding
+    up to `frames`.
 
     Lengths are even rather than full with a short rest: the last segment moves like the others.
     """

@@ -1,4 +1,5 @@
-"""What a clip costs by the hosted price table (seed page "Cost calculation"), so that clients' accounting goes on."""
+"""What a clip costs by the hosted price table (seed page "Cost calculation"), so that clients'
+accounting goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The nouns that travel: what a caller asks for, what is planned, what comes out. Reading it tells the program.
+"""The nouns that travel: what a caller asks for, what is planned, what comes out. Reading it tells
+the program.
 
 `VideoRequest` is the only door: whatever the transport, a request passes here and nowhere else.
 """
@@ -35,7 +36,7 @@ _SHOWN_CHARACTERS = 60
 _INTEGRAL = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
 
 
-# --- the request -----------------------------------------------------------------------------------------------------
+# --- the request ---------------------------------------------------------------------------------
 
 
 def _described(value: object) -> str:
@@ -43,7 +44,9 @@ def _described(value: object) -> str:
     if isinstance(value, bool):
         return f"boolean {json.dumps(value)}"
     if isinstance(value, int | float):
-        shown = json.dumps(value) if isinstance(value, float) or abs(value) < 10**18 else "too large"
+        shown = (
+            json.dumps(value) if isinstance(value, float) or abs(value) < 10**18 else "too large"
+        )
         return f"number {shown}"
     if isinstance(value, str):
         cut = value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "..."
@@ -141,10 +144,12 @@ def _boolean(name: str) -> BeforeValidator:
 
 
 class VideoRequest(BaseModel):
-    """One clip, as the hosted `wan-2-6-i2v` endpoint documents its `input` (fields in the page's order).
+    """One clip, as the hosted `wan-2-6-i2v` endpoint documents its `input` (fields in the page's
+    order).
 
-    Build it with `VideoRequest.parse` where the values come from a stranger: that raises `InvalidRequest` with one
-    sentence. The constructor takes the same values and raises pydantic's `ValidationError`.
+    Build it with `VideoRequest.parse` where the values come from a stranger: that raises
+    `InvalidRequest` with one sentence. The constructor takes the same values and raises pydantic's
+    `ValidationError`.
     """
 
     model_config = ConfigDict(frozen=True, title="wan-2-6-i2v input", extra="ignore")
@@ -154,7 +159,8 @@ class VideoRequest(BaseModel):
         f"Longer than {PROMPT_MAX_CHARACTERS} characters is cut."
     )
     image: Annotated[str, BeforeValidator(lambda value: _source("image", value))] = Field(
-        description="URL (http, https) or data URI of the source image to animate: JPEG, PNG, BMP or WEBP."
+        description="URL (http, https) or data URI of the source image to animate: JPEG, PNG, "
+        "BMP or WEBP."
     )
     audio: Annotated[str, BeforeValidator(lambda value: _source("audio", value))] | None = Field(
         default=None,
@@ -192,9 +198,11 @@ class VideoRequest(BaseModel):
 
     @classmethod
     def parse(cls, payload: object) -> VideoRequest:
-        """The request in `payload`, a JSON object. Raises `InvalidRequest`: one sentence, the first wrong field.
+        """The request in `payload`, a JSON object. Raises `InvalidRequest`: one sentence, the first
+        wrong field.
 
-        `null` means absent, and so does an empty string where a field is optional. Unknown keys are ignored.
+        `null` means absent, and so does an empty string where a field is optional. Unknown keys are
+        ignored.
         """
         if not isinstance(payload, Mapping):
             raise InvalidRequest(f'field "input" must be an object, got {_described(payload)}')
@@ -202,7 +210,9 @@ class VideoRequest(BaseModel):
         if unknown:
             log.info("ignored unknown input fields: %s", ", ".join(unknown[:20]))
         known = {
-            key: value for key, value in payload.items() if key in cls.model_fields and value is not None
+            key: value
+            for key, value in payload.items()
+            if key in cls.model_fields and value is not None
         }
         known = {key: value for key, value in known.items() if value != "" or key == "prompt"}
         try:
@@ -214,7 +224,7 @@ class VideoRequest(BaseModel):
             raise InvalidRequest(first["msg"]) from None
 
 
-# --- between the verbs -----------------------------------------------------------------------------------------------
+# --- between the verbs ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -235,7 +245,8 @@ class Media:
 
 @dataclass(frozen=True)
 class Script:
-    """What is to be seen: a prompt and a length in seconds for each shot. They add up to the request's duration."""
+    """What is to be seen: a prompt and a length in seconds for each shot. They add up to the
+    request's duration."""
 
     shots: tuple[tuple[str, int], ...]
 
@@ -244,7 +255,8 @@ class Script:
 class Segment:
     """One run of the model: `frames` are sampled, the first `skip` are not shown, then `keep` are.
 
-    `skip` is 1 where the segment starts from the last frame of the one before, which was shown already.
+    `skip` is 1 where the segment starts from the last frame of the one before, which was shown
+    already.
     """
 
     seed: int
@@ -265,8 +277,8 @@ class Shot:
 class Plan:
     """Everything that is decided before the GPU starts.
 
-    The model renders `render_width` x `render_height`; the middle `crop_width` x `crop_height` of that is shown,
-    scaled to `width` x `height`. `frames` at `fps` are exactly the duration.
+    The model renders `render_width` x `render_height`; the middle `crop_width` x `crop_height` of
+    that is shown, scaled to `width` x `height`. `frames` at `fps` are exactly the duration.
     """
 
     width: int
@@ -286,6 +298,19 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class SegmentInput:
+    """What one run of the model needs. `image` has the shape of `width` x `height` already."""
+
+    prompt: str
+    negative_prompt: str
+    image: Image.Image
+    width: int
+    height: int
+    frames: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class EncodedVideo:
     """A finished mp4 in the job's scratch folder."""
 
@@ -296,7 +321,8 @@ class EncodedVideo:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What a job gives back. `output()` is the contract's object; the rest is for logs and the command line."""
+    """What a job gives back. `output()` is the contract's object; the rest is for logs and the
+    command line."""
 
     video_url: str
     cost: Decimal

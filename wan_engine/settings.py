@@ -1,6 +1,7 @@
 """Every setting of the engine, and the only reader of the environment. Nothing happens at import.
 
-The README's table is made from the fields below (`python -m wan_engine settings`), so each has a description.
+The README's table is made from the fields below (`python -m wan_engine settings`), so each has a
+description.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.pricing import HOSTED_PRICES
+
+VERSION = "0.1.0"
+"""The version of this package, as `--version`, logs and the mp4's metadata name it."""
 
 _MIB = 1024 * 1024
 
@@ -39,67 +43,96 @@ class Settings(BaseSettings):
     # the model
     model: str = Field(
         default="auto",
-        description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the best model whose "
+        description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the "
+        "best model whose "
         "files are present and that fits this GPU",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
-        description="Folder with one sub-folder a model in diffusers layout, named as in the catalogue",
+        description="Folder with one sub-folder a model in diffusers layout, named as in the "
+        "catalogue",
     )
     cache_dir: Path = Field(
-        default=Path("~/.cache/wan_engine"), description="Where the tiny checkpoints are kept once built"
+        default=Path("~/.cache/wan_engine"),
+        description="Where the tiny checkpoints are kept once built",
     )
     lora: tuple[Lora, ...] = Field(
         default=(),
         description="LoRA files to fuse, as JSON: "
-        '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; expert is `high`, `low` or `both`',
+        '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; '
+        "expert is `high`, `low` or `both`",
     )
     device: str = Field(default="auto", description="`auto`, `cuda`, `cuda:1`, `cpu`")
     steps: int | None = Field(
         default=None, ge=1, le=200, description="Denoising steps, instead of the model's own"
     )
     guidance_scale: float | None = Field(
-        default=None, ge=1, le=20, description="CFG scale of the (high-noise) expert; 1 switches CFG off"
+        default=None,
+        ge=1,
+        le=20,
+        description="CFG scale of the (high-noise) expert; 1 switches CFG off",
     )
     guidance_scale_2: float | None = Field(
-        default=None, ge=1, le=20, description="CFG scale of the low-noise expert, where there are two"
+        default=None,
+        ge=1,
+        le=20,
+        description="CFG scale of the low-noise expert, where there are two",
     )
     flow_shift: float | None = Field(
-        default=None, gt=0, le=50, description="Shift of the noise schedule, instead of the model's own"
+        default=None,
+        gt=0,
+        le=50,
+        description="Shift of the noise schedule, instead of the model's own",
     )
 
     # what comes in
     frame: Literal["image", "exact"] = Field(
         default="image",
-        description="`image`: the picture keeps the image's shape and `size` is a pixel budget; `exact`: the image "
+        description="`image`: the picture keeps the image's shape and `size` is a pixel budget; "
+        "`exact`: the image "
         "is centre-cropped to exactly `size`",
     )
     safety: Literal["auto", "required", "off"] = Field(
         default="auto",
-        description="`auto`: use the safety classifiers that are present and say so in the result when none is; "
+        description="`auto`: use the safety classifiers that are present and say so in the "
+        "result when none is; "
         "`required`: refuse to start without them; `off`: never check",
     )
-    image_min_side: int = Field(default=240, ge=1, description="Smallest side of an image, in pixels")
-    image_max_side: int = Field(default=8000, le=16384, description="Largest side of an image, in pixels")
-    image_max_bytes: int = Field(default=20 * _MIB, ge=1, description="Largest image file, in bytes")
+    image_min_side: int = Field(
+        default=240, ge=1, description="Smallest side of an image, in pixels"
+    )
+    image_max_side: int = Field(
+        default=8000, le=16384, description="Largest side of an image, in pixels"
+    )
+    image_max_bytes: int = Field(
+        default=20 * _MIB, ge=1, description="Largest image file, in bytes"
+    )
     audio_max_seconds: float = Field(default=30, gt=0, description="Longest sound, in seconds")
-    audio_max_bytes: int = Field(default=15 * _MIB, ge=1, description="Largest sound file, in bytes")
+    audio_max_bytes: int = Field(
+        default=15 * _MIB, ge=1, description="Largest sound file, in bytes"
+    )
     fetch_seconds: float = Field(
-        default=60, gt=0, description="Wall-clock limit of one download, redirects included, in seconds"
+        default=60,
+        gt=0,
+        description="Wall-clock limit of one download, redirects included, in seconds",
     )
     allow_private_urls: bool = Field(
-        default=False, description="`1` lets media be fetched from private addresses (local tests, VPC)"
+        default=False,
+        description="`1` lets media be fetched from private addresses (local tests, VPC)",
     )
 
     # what goes out
-    crf: int = Field(default=17, ge=0, le=40, description="x264 quality: lower is better and larger")
+    crf: int = Field(
+        default=17, ge=0, le=40, description="x264 quality: lower is better and larger"
+    )
     preset: str = Field(
         default="medium",
         pattern="^(ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow)$",
         description="x264 speed preset",
     )
     metadata: bool = Field(
-        default=True, description='Write model, seed, version and "AI-generated" into the mp4\'s metadata'
+        default=True,
+        description='Write model, seed, version and "AI-generated" into the mp4\'s metadata',
     )
     prices: Mapping[str, Decimal] = Field(
         default=dict(HOSTED_PRICES),
@@ -107,17 +140,22 @@ class Settings(BaseSettings):
     )
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
-        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod loop a missing bucket "
+        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod "
+        "loop a missing bucket "
         "refuses to start unless this says `local`",
     )
-    output_dir: Path = Field(default=Path("outputs"), description="Where clips go when no bucket is set")
+    output_dir: Path = Field(
+        default=Path("outputs"), description="Where clips go when no bucket is set"
+    )
     bucket_endpoint_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ENDPOINT_URL"),
         description="Object storage endpoint, with or without the bucket in it",
     )
     bucket_access_key_id: str | None = Field(
-        default=None, validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"), description="Its access key"
+        default=None,
+        validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"),
+        description="Its access key",
     )
     bucket_secret_access_key: str | None = Field(
         default=None,
@@ -130,7 +168,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("BUCKET_NAME"),
         description="Bucket, where the endpoint does not name it",
     )
-    s3_region: str | None = Field(default=None, description="Region, where the endpoint does not tell it")
+    s3_region: str | None = Field(
+        default=None, description="Region, where the endpoint does not tell it"
+    )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="How the bucket is addressed: in the path, or as a virtual host"
     )
@@ -144,9 +184,13 @@ class Settings(BaseSettings):
     scratch_dir: Path | None = Field(
         default=None, description="Where job folders are made; the system's default"
     )
-    job_seconds: float | None = Field(default=None, gt=0, description="A job that runs longer fails")
+    job_seconds: float | None = Field(
+        default=None, gt=0, description="A job that runs longer fails"
+    )
     progress_seconds: float = Field(
-        default=2, ge=0, description="Smallest gap between two progress updates to Runpod, in seconds"
+        default=2,
+        ge=0,
+        description="Smallest gap between two progress updates to Runpod, in seconds",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="What is logged"
@@ -154,7 +198,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Settings:
-        """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
+        """The settings of this process. Raises `ConfigurationError` naming the variable that is
+        wrong."""
         try:
             return cls()
         except ValidationError as error:

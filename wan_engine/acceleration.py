@@ -1,0 +1,60 @@
+"""How a model runs on this machine: device, precision, offload. Every choice comes with its
+reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wan_engine.catalog import ModelSpec
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What decides. `total_gb` is 10^9 bytes, as the catalogue counts."""
+
+    name: str
+    total_gb: float
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`offload` moves one network at a time to the device; `dtype` is the name of a torch dtype."""
+
+    device: str
+    dtype: str
+    offload: bool = False
+
+
+def detect(device: str) -> Gpu | None:
+    """The GPU that `device` ("auto", "cuda", "cuda:1", "cpu") means; None where the CPU is
+    meant."""
+    if device == "cpu":
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    index = int(device.partition(":")[2] or 0)
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    return Gpu(properties.name, properties.total_memory / 1e9, capability)
+
+
+def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
+    """The recipe for `spec` on `gpu`, and why."""
+    if gpu is None:
+        return Recipe("cpu", "float32"), "no GPU: float32 on the CPU"
+    target = "cuda" if device == "auto" else device
+    # bfloat16 arithmetic starts with Ampere (8.0); the weights do not fit float16's range.
+    dtype = "bfloat16" if gpu.capability >= (8, 0) else "float32"
+    where = f"{gpu.name} with {gpu.total_gb:.0f} GB"
+    if gpu.total_gb >= spec.resident_gb:
+        return Recipe(target, dtype), f"{where} keeps all of the model's {spec.resident_gb:g} GB"
+    reason = f"{where} is less than {spec.resident_gb:g} GB: one network at a time"
+    return Recipe(target, dtype, offload=True), reason
+
+
+def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:
+    """Whether a clip of this model can be made here in useful time."""
+    return spec.built if gpu is None else gpu.total_gb >= spec.offload_gb

@@ -1,0 +1,266 @@
+"""The straight line from a request to a stored mp4: prepare, plan, render, publish. Nothing
+else."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from wan_engine import acceleration, weights
+from wan_engine.catalog import ModelSpec
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError
+from wan_engine.families import load_family
+from wan_engine.media.audio import AudioLimits, open_audio
+from wan_engine.media.fetch import FetchLimits, fetch
+from wan_engine.media.images import ImageLimits, fit, open_image
+from wan_engine.media.video import EncodeOptions, Frames, encode
+from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.pricing import cost
+from wan_engine.schema import (
+    SEED_MAX,
+    EncodedVideo,
+    Media,
+    Plan,
+    Script,
+    SegmentInput,
+    VideoRequest,
+    VideoResult,
+)
+from wan_engine.settings import VERSION, Settings
+from wan_engine.storage import open_storage
+
+if TYPE_CHECKING:
+    from wan_engine.families.base import Family
+
+log = logging.getLogger(__name__)
+
+_SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
+
+
+class Engine:
+    """One model on one device. Jobs may come from several threads; the device works on one at a
+    time.
+
+    The constructor decides everything and raises `ConfigurationError` with what to do; `load` reads
+    the weights. `serverless` is the Runpod loop, where nothing may be pretended: no model or no
+    bucket is an error there.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, serverless: bool = False) -> None:
+        self.settings = settings = settings or Settings.load()
+        _check_settings(settings, serverless=serverless)
+        gpu = acceleration.detect(settings.device)
+        self.located, self.model_reason = weights.select(
+            settings, lambda spec: acceleration.fits(spec, gpu), fallback=not serverless
+        )
+        self.spec = _with_overrides(self.located.spec, settings)
+        self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
+        self.storage = open_storage(settings)
+        self._device = threading.Lock()
+        self._family: Family | None = None
+
+    def load(self) -> Family:
+        """The weights, read once."""
+        if self._family is None:
+            log.info("model %s (%s)", self.spec.name, self.model_reason)
+            log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
+            located = self.located
+            self._family = load_family(self.spec, located.folder, self.recipe, located.loras)
+        return self._family
+
+    def generate(self, request: VideoRequest, control: Control | None = None) -> VideoResult:
+        """One clip, stored. Raises the errors of `wan_engine.errors`; leaves nothing in scratch."""
+        control = control or Control(deadline_seconds=self.settings.job_seconds)
+        if done := self.storage.finished(control.job_id):
+            url, record = done
+            log.info("job %s was finished before: its clip is given again", control.job_id)
+            return _result(url, record)
+        if request.seed < 0:
+            request = request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
+        with tempfile.TemporaryDirectory(prefix="wan-", dir=self.settings.scratch_dir) as scratch:
+            folder = Path(scratch)
+            media, script = self.prepare(request, folder, control)
+            limits = PlanLimits(frame=self.settings.frame)
+            plan = make_plan(request, script, media, self.spec, limits)
+            video = self.render(request, plan, media, folder, control)
+            result = self.publish(request, plan, media, video, control)
+        self._log_summary(request, plan, video, control)
+        return result
+
+    def prepare(
+        self, request: VideoRequest, folder: Path, control: Control
+    ) -> tuple[Media, Script]:
+        """Fetch and check what the request points to. Network and CPU only."""
+        settings = self.settings
+        control.progress("prepare", 0, 2 if request.audio else 1)
+        data = fetch(request.image, "image", self._fetch_limits(settings.image_max_bytes), control)
+        image = open_image(data, ImageLimits(settings.image_min_side, settings.image_max_side))
+        audio = None
+        if request.audio:
+            control.progress("prepare", 1, 2)
+            limits = self._fetch_limits(settings.audio_max_bytes)
+            data = fetch(request.audio, "audio", limits, control)
+            audio = open_audio(data, folder, AudioLimits(settings.audio_max_seconds), control)
+        return Media(image, audio), Script(((request.prompt, request.duration),))
+
+    def render(
+        self, request: VideoRequest, plan: Plan, media: Media, folder: Path, control: Control
+    ) -> EncodedVideo:
+        """Segments to latents to frames to mp4. The device is held for the time of it."""
+        comment = (
+            f"AI-generated video; model {self.spec.name}; seed {plan.seed}; wan_engine {VERSION}"
+            if self.settings.metadata
+            else ""
+        )
+        options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
+        control.enter("queue")
+        with self._device:
+            control.enter("load")
+            family = self.load()
+            negative = request.negative_prompt or self.spec.negative_prompt
+            frames = self._frames(family, plan, media.image, negative, control)
+            return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
+
+    def publish(
+        self,
+        request: VideoRequest,
+        plan: Plan,
+        media: Media,
+        video: EncodedVideo,
+        control: Control,
+    ) -> VideoResult:
+        """Store the file; its URL and the record by which the job id finds it again."""
+        control.progress("publish", 0, 1)
+        record = {
+            "cost": str(cost(request.size, request.duration, self.settings.prices)),
+            "seed": plan.seed,
+            "model": self.spec.name,
+            "warnings": self._warnings(request, media),
+        }
+        url = self.storage.put(video.path, control.job_id, record, control)
+        control.enter(None)
+        return _result(url, record, control.stage_seconds)
+
+    def _frames(
+        self, family: Family, plan: Plan, image: Image.Image, negative: str, control: Control
+    ) -> Iterator[Frames]:
+        """Frames of the whole clip as they are decoded; never more than one chunk is held."""
+        size = plan.render_width, plan.render_height
+        steps, decoded = family.spec.steps, 0
+        all_steps, done_steps = steps * len(plan.segments), 0
+
+        def on_step(count: int) -> None:
+            control.progress("denoise", done_steps + count, all_steps)
+
+        for shot in plan.shots:
+            start = fit(image, *size)
+            for segment in shot.segments:
+                on_step(0)
+                latents = family.denoise(
+                    SegmentInput(shot.prompt, negative, start, *size, segment.frames, segment.seed),
+                    on_step,
+                )
+                done_steps += steps
+                skip, keep = segment.skip, segment.keep
+                for chunk in family.decode(latents):
+                    control.progress("decode", decoded, plan.frames)
+                    shown = chunk[skip : skip + keep]
+                    skip, keep = max(0, skip - len(chunk)), keep - len(shown)
+                    decoded += len(shown)
+                    if len(shown):
+                        yield shown
+                start = Image.fromarray(chunk[-1])  # where the next segment begins
+        control.progress("encode", 0, 1)
+
+    def _fetch_limits(self, max_bytes: int) -> FetchLimits:
+        return FetchLimits(
+            max_bytes=max_bytes,
+            seconds=self.settings.fetch_seconds,
+            allow_private=self.settings.allow_private_urls,
+        )
+
+    def _warnings(self, request: VideoRequest, media: Media) -> list[str]:
+        warnings = []
+        if self.spec.built:
+            warnings.append(
+                f"{self.spec.name} has random weights: the clip shows texture, not the image"
+            )
+        if request.enable_safety_checker and self.settings.safety == "auto":
+            warnings.append("No safety classifier is installed: nothing was checked")
+        if request.enable_prompt_expansion:
+            warnings.append("Prompt expansion is not available: the prompt was used as it is")
+        if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
+            warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
+        return warnings
+
+    def _log_summary(
+        self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control
+    ) -> None:
+        stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
+        log.info(
+            "job %s: %s %ds %dx%d seed %d model %s, %d frames, %d bytes; %s",
+            control.job_id,
+            request.size,
+            request.duration,
+            plan.width,
+            plan.height,
+            plan.seed,
+            self.spec.name,
+            video.frames,
+            video.bytes,
+            stages,
+        )
+
+
+def _check_settings(settings: Settings, *, serverless: bool) -> None:
+    if settings.safety == "required":
+        raise ConfigurationError(
+            "WAN_SAFETY is `required`, and this version has no safety classifier. "
+            "Set it to `auto` or `off`."
+        )
+    if serverless and settings.storage == "auto" and not settings.has_bucket:
+        raise ConfigurationError(
+            "No bucket is set, and a serverless worker's own disk is lost with it. Set "
+            "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, or "
+            "WAN_STORAGE=local to keep clips here."
+        )
+
+
+def _with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """The row with the operator's own steps, guidance and shift."""
+    fields = ("steps", "guidance_scale", "guidance_scale_2", "flow_shift")
+    given = {
+        name: getattr(settings, name) for name in fields if getattr(settings, name) is not None
+    }
+    spec = replace(spec, **given)
+    # The pipeline decides by the first scale alone whether there is a second forward.
+    if spec.guidance_scale <= 1 < (spec.guidance_scale_2 or 1):
+        raise ConfigurationError(
+            "WAN_GUIDANCE_SCALE is 1, which switches CFG off for both experts, but "
+            f"WAN_GUIDANCE_SCALE_2 is {spec.guidance_scale_2:g}. Set both to 1, or the first "
+            "above 1."
+        )
+    return spec
+
+
+def _result(
+    url: str, record: Mapping[str, Any], stage_seconds: Mapping[str, float] | None = None
+) -> VideoResult:
+    return VideoResult(
+        video_url=url,
+        cost=Decimal(record["cost"]),
+        seed=record["seed"],
+        warnings=tuple(record["warnings"]),
+        model=record["model"],
+        stage_seconds=dict(stage_seconds or {}),
+    )

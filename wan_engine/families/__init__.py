@@ -1,0 +1,30 @@
+"""The model families, by the name that catalogue rows use. Nothing heavy is imported until one is
+asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wan_engine.acceleration import Recipe
+from wan_engine.catalog import ModelSpec
+from wan_engine.weights import LoraWeights, quiet_libraries
+
+if TYPE_CHECKING:
+    from wan_engine.families.base import Family
+
+FAMILIES: Mapping[str, str] = {"i2v": "wan_engine.families.i2v:ImageToVideo"}
+
+
+def load_family(
+    spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...] = ()
+) -> Family:
+    """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models."""
+    quiet_libraries(bars=not spec.built)
+    module, name = FAMILIES[spec.family].split(":")
+    family: Family = getattr(importlib.import_module(module), name).load(
+        spec, folder, recipe, loras
+    )
+    return family

@@ -1,0 +1,62 @@
+"""What every family offers, and the streamed decode that all Wan VAEs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+from wan_engine.catalog import ModelSpec
+from wan_engine.media.video import Frames
+from wan_engine.schema import SegmentInput
+
+
+class Family(Protocol):
+    """One loaded model. `denoise` and `decode` are called on one thread at a time."""
+
+    spec: ModelSpec
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
+        """Latents of the segment. `on_step(n)` is called after n steps; what it raises ends the
+        run."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> Iterator[Frames]:
+        """Frames of the latents, uint8 [n, height, width, 3], a latent frame at a time."""
+        ...
+
+
+def stream_decode(vae: Any, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Decode `latents` [1, c, t, h, w] (de-normalised) a latent frame at a time.
+
+    Yields [1, 3, n, H, W] in -1..1, n = 1 and then 4. This is the loop of
+    `AutoencoderKLWan._decode` (diffusers 0.42.1) without its growing concatenation: the same
+    numbers, memory flat in the length.
+    """
+    vae.clear_cache()
+    try:
+        with torch.inference_mode():
+            latents = vae.post_quant_conv(latents)
+        for index in range(latents.shape[2]):
+            # Not one block around the loop: a generator would leave its mode to the caller.
+            with torch.inference_mode():
+                yield _decode_frame(vae, latents[:, :, index : index + 1], first=index == 0)
+    finally:
+        vae.clear_cache()
+
+
+def _decode_frame(vae: Any, latent: torch.Tensor, *, first: bool) -> torch.Tensor:
+    vae._conv_idx = [0]
+    arguments = {"first_chunk": True} if first else {}
+    sample = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **arguments)
+    if vae.config.patch_size is not None:
+        sample = unpatchify(sample, patch_size=vae.config.patch_size)
+    return torch.clamp(sample, min=-1.0, max=1.0)
+
+
+def to_frames(sample: torch.Tensor) -> Frames:
+    """[1, 3, n, H, W] in -1..1 to uint8 [n, H, W, 3] in host memory."""
+    pixels = sample[0].permute(1, 2, 3, 0).float().add(1.0).mul(127.5).round_()
+    return pixels.to(torch.uint8).cpu().contiguous().numpy()

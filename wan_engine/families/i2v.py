@@ -1,0 +1,177 @@
+"""Wan image-to-video on the stock diffusers pipeline, both kinds: two experts (Wan2.2-I2V-A14B, one
+expert as in Wan2.1 too) and `expand_timesteps` (Wan2.2-TI2V-5B).
+
+It knows latents, schedules and experts; it does not know requests, clips or files other than
+weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+)
+
+from wan_engine.acceleration import Recipe
+from wan_engine.catalog import ModelSpec
+from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.families.base import stream_decode, to_frames
+from wan_engine.media.video import Frames
+from wan_engine.schema import SegmentInput
+from wan_engine.weights import LoraWeights
+
+log = logging.getLogger(__name__)
+
+_TRAIN_TIMESTEPS = 1000
+
+
+class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
+    """The schedule that the lightx2v four-step weights were distilled on.
+
+    Before the shift, sigmas are 1, 1 - 1/n, ... 1/n; four steps at shift 5 sample the timesteps
+    1000, 937.5, 833.3 and 625 (lightx2v `schedulers/wan/step_distill/scheduler.py`). The stock
+    scheduler spaces them over [1, sigma_min] and so misses the last two by far.
+    """
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, **ignored: Any
+    ) -> None:
+        assert num_inference_steps is not None
+        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+        super().set_timesteps(sigmas=sigmas, device=device)
+
+
+def make_scheduler(spec: ModelSpec) -> SchedulerMixin:
+    """The scheduler of a catalogue row. Converted repositories carry a wrong `flow_shift` of their
+    own."""
+    if spec.sampler == "distilled-euler":
+        return DistilledEulerScheduler(shift=spec.flow_shift, num_train_timesteps=_TRAIN_TIMESTEPS)
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=_TRAIN_TIMESTEPS,
+        flow_shift=spec.flow_shift,
+    )
+
+
+class ImageToVideo:
+    """A loaded pipeline with the settings of its row. Implements `Family`."""
+
+    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.pipeline = pipeline
+        self.pipeline.scheduler = make_scheduler(spec)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(
+        cls, spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...]
+    ) -> ImageToVideo:
+        """Weights from a folder in diffusers layout; the VAE stays float32, for frames go through
+        it twice."""
+        dtype = getattr(torch, recipe.dtype)
+        pipeline = WanImageToVideoPipeline.from_pretrained(
+            str(folder),
+            dtype={"default": dtype, "vae": torch.float32},
+            local_files_only=True,
+        )
+        fuse_loras(pipeline, loras)
+        if recipe.offload:
+            pipeline.enable_model_cpu_offload(device=recipe.device)
+        else:
+            pipeline.to(recipe.device)
+        return cls(pipeline, spec)
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
+        """Normalised latents [1, c, t, h, w], float32, on the device that decodes them."""
+        spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
+
+        def step_ended(
+            _pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]
+        ) -> dict[str, Any]:
+            on_step(index + 1)
+            return tensors
+
+        try:
+            output = self.pipeline(
+                image=segment.image,
+                prompt=segment.prompt,
+                negative_prompt=segment.negative_prompt,
+                width=segment.width,
+                height=segment.height,
+                num_frames=segment.frames,
+                num_inference_steps=spec.steps,
+                guidance_scale=spec.guidance_scale,
+                guidance_scale_2=spec.guidance_scale_2 if two_experts else None,
+                # On the CPU, so that a seed gives the same noise on every device.
+                generator=torch.Generator().manual_seed(segment.seed),
+                output_type="latent",
+                callback_on_step_end=step_ended,
+            )
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(spec) from error
+        finally:
+            self.pipeline.maybe_free_model_hooks()
+        latents: torch.Tensor = output.frames
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> Iterator[Frames]:
+        """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame."""
+        vae = self.pipeline.vae
+        if hook := getattr(vae, "_hf_hook", None):
+            hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
+        try:
+            latents = latents.to(vae.device, vae.dtype)
+            mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(latents)
+            std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latents)
+            for sample in stream_decode(vae, latents * std + mean):
+                yield to_frames(sample)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(self.spec) from error
+        finally:
+            self.pipeline.maybe_free_model_hooks()
+
+
+def fuse_loras(pipeline: Any, loras: tuple[LoraWeights, ...]) -> None:
+    """Add LoRA weights into the experts for good, each with its own scale, so that they cost no
+    time."""
+    if not loras:
+        return
+    experts = {
+        "high": ["transformer"],
+        "low": ["transformer_2"],
+        "both": ["transformer", "transformer_2"],
+    }
+    for index, lora in enumerate(loras):
+        for component in experts[lora.expert]:
+            if getattr(pipeline, component, None) is None:
+                if lora.expert == "both":
+                    continue
+                raise ConfigurationError(
+                    f"{lora.path.name} is for an expert that this model does not have"
+                )
+            name = f"lora_{index}"
+            pipeline.load_lora_weights(
+                str(lora.path.parent),
+                weight_name=lora.path.name,
+                adapter_name=name,
+                load_into_transformer_2=component == "transformer_2",
+            )
+            pipeline.fuse_lora(components=[component], lora_scale=lora.scale, adapter_names=[name])
+            getattr(pipeline, component).unload_lora()
+        log.info("fused %s at %g into %s", lora.path.name, lora.scale, lora.expert)
+
+
+def _out_of_memory(spec: ModelSpec) -> OutOfMemory:
+    return OutOfMemory(
+        f"This GPU's memory does not hold a clip of this size with {spec.name}; "
+        "a smaller size or duration may fit"
+    )

@@ -1,0 +1,70 @@
+"""The ffmpeg that comes with pip (imageio-ffmpeg): where it is, and how it is supervised."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO
+
+import imageio_ffmpeg  # type: ignore[import-untyped]
+
+from wan_engine.control import Control
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_BYTES = 2000
+
+
+class Failed(Exception):
+    """ffmpeg ended badly; the text is what it last said, for the log and never for a caller."""
+
+
+def executable() -> str:
+    """Path of the binary. Raises RuntimeError when the package has none for this machine."""
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@contextmanager
+def running(
+    arguments: Sequence[str], control: Control, *, seconds: float | None = None
+) -> Iterator[IO[bytes]]:
+    """Run ffmpeg with `arguments` and give its standard input; leaving the block waits for its end.
+
+    It is killed when the job is cancelled or late, when `seconds` have passed and when the block
+    raises. Raises `Failed` with its last words, or what `control.checkpoint()` says.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [executable(), "-hide_banner", "-loglevel", "error", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        assert process.stdin is not None
+        try:
+            with control.watch(process.kill, seconds) as watch:
+                try:
+                    yield process.stdin
+                    process.stdin.close()
+                except BrokenPipeError:
+                    log.debug("ffmpeg closed its input early")
+                status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        control.checkpoint()
+        if watch.expired:
+            raise Failed(f"it took longer than {seconds:g} seconds")
+        if status != 0:
+            raise Failed(_last_words(errors) or f"it ended with status {status}")
+
+
+def _last_words(errors: IO[bytes]) -> str:
+    size = errors.seek(0, 2)
+    errors.seek(max(0, size - _LAST_WORDS_BYTES))
+    return errors.read().decode("utf-8", "replace").strip()

@@ -1,0 +1,254 @@
+"""Where a model's files are, whether they are all there, and how they get there.
+
+It knows folders and the Hub's cache layout; it does not load weights into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
+from wan_engine.errors import ConfigurationError, ModelMissing
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RUNPOD_HUB_CACHE = Path("/runpod-volume/huggingface-cache/hub")
+"""Where Runpod puts an endpoint's cached model (docs.runpod.io,
+serverless/endpoints/model-caching)."""
+
+_HASH_CHUNK_BYTES = 8 * 1024 * 1024
+_DOWNLOAD_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """A LoRA file on disk, for one expert or both."""
+
+    path: Path
+    scale: float
+    expert: Expert
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that is complete on this machine."""
+
+    spec: ModelSpec
+    folder: Path
+    loras: tuple[LoraWeights, ...] = ()
+
+
+def resolve(name: str, settings: Settings) -> Located:
+    """Find the model that `name` means: a catalogue row, a folder or a Hub id.
+
+    Builds the tiny ones; never downloads. Raises `ModelMissing` with what to do.
+    """
+    spec = CATALOG.get(name)
+    if spec is not None:
+        located = locate(spec, settings)
+        if located is None:
+            raise ModelMissing(
+                f"The files of {name} are not on this machine ({spec.download_gb:g} GB). "
+                f"Fetch them with `python -m wan_engine download {name}`, or name a folder in "
+                "WAN_MODEL."
+            )
+        return located
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        found = _snapshot(name, None, settings) if name.count("/") == 1 else None
+        if found is None:
+            raise ModelMissing(
+                f"WAN_MODEL={name} is no catalogue name ({', '.join(CATALOG)}), no folder, "
+                f"and no Hub id whose files are here. `python -m wan_engine download {name}` "
+                "fetches a Hub id."
+            )
+        folder = found
+    _require_complete(name, folder)
+    spec = infer(name, _read_json(folder / "model_index.json"))
+    return Located(spec, folder, own_loras(settings))
+
+
+def select(
+    settings: Settings, fits: Callable[[ModelSpec], bool], *, fallback: bool
+) -> tuple[Located, str]:
+    """The model that WAN_MODEL means, and why. `auto` is the first row that `fits` and is present.
+
+    With none, `auto` is the tiny model where `fallback` allows that, else `ModelMissing`.
+    """
+    if settings.model != "auto":
+        return resolve(settings.model, settings), "named by WAN_MODEL"
+    for spec in CATALOG.values():
+        if not spec.built and fits(spec):
+            located = locate(spec, settings)
+            if located is not None:
+                return located, "auto: the best model whose files are here and that fits this GPU"
+    if not fallback:
+        raise ModelMissing(
+            "No model was found: WAN_MODEL is `auto` and no catalogue model is present that fits "
+            "this GPU. List them with `python -m wan_engine models`, set the endpoint's cached "
+            "model or "
+            f"fetch one with `download`; WAN_MODEL={FALLBACK} runs without weights, for tests only."
+        )
+    return resolve(FALLBACK, settings), "auto: no real model is present that fits this machine"
+
+
+def locate(spec: ModelSpec, settings: Settings) -> Located | None:
+    """The files of a catalogue row, or None while one is missing."""
+    if spec.built:
+        return Located(spec, _built(spec.name, settings), own_loras(settings))
+    folder = settings.models_dir / spec.name
+    if missing_files(folder):
+        snapshot = _snapshot(spec.repo, spec.revision, settings) if spec.repo else None
+        if snapshot is None or missing_files(snapshot):
+            return None
+        folder = snapshot
+    files = [_lora_path(lora, settings) for lora in spec.loras]
+    loras = tuple(
+        LoraWeights(path, lora.scale, lora.expert)
+        for path, lora in zip(files, spec.loras, strict=True)
+        if path is not None
+    )
+    return None if len(loras) < len(files) else Located(spec, folder, loras + own_loras(settings))
+
+
+def own_loras(settings: Settings) -> tuple[LoraWeights, ...]:
+    """The files that WAN_LORA names. Raises `ConfigurationError` for one that is not there."""
+    for lora in settings.lora:
+        if not lora.path.is_file():
+            raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
+    return tuple(LoraWeights(lora.path, lora.scale, lora.expert) for lora in settings.lora)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a checkpoint in diffusers layout lacks, relative to `folder`; empty when it is
+    complete."""
+    if not (folder / "model_index.json").is_file():
+        return ["model_index.json"]
+    missing = []
+    for component, entry in _read_json(folder / "model_index.json").items():
+        # An entry is [library, class]; [null, null] says that the pipeline goes without.
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
+            missing += [f"{component}/{name}" for name in _missing_in(folder / component)]
+    return missing
+
+
+def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> Located:
+    """Fetch a catalogue row at its pinned revision, or a Hub id, into the Hub's cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    spec = CATALOG.get(name)
+    if spec is not None and spec.built:
+        return resolve(name, settings)
+    repo, revision = (spec.repo or name, spec.revision) if spec else (name, None)
+    on_file(f"{repo} at {revision or 'its newest revision'}")
+    snapshot_download(repo, revision=revision, allow_patterns=list(_DOWNLOAD_PATTERNS))
+    for lora in spec.loras if spec else ():
+        on_file(f"{lora.repo}: {lora.path}")
+        path = Path(hf_hub_download(lora.repo, lora.path))
+        if _sha256(path) != lora.sha256:
+            path.resolve().unlink()
+            raise ModelMissing(
+                f"{lora.path} of {lora.repo} is not the file that was pinned "
+                f"(sha256 {lora.sha256}); it was removed. Fetch it again, or report the change."
+            )
+    return resolve(name, settings)
+
+
+def quiet_libraries(*, bars: bool) -> None:
+    """Loading bars only where they are wanted and somebody watches; no warning about torchvision,
+    which is missing here because nothing uses it."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    for logging_module in (diffusers_logging, transformers_logging):
+        if bars and sys.stderr.isatty():
+            logging_module.enable_progress_bar()
+        else:
+            logging_module.disable_progress_bar()
+
+
+def _built(name: str, settings: Settings) -> Path:
+    from builder import tiny
+
+    quiet_libraries(bars=False)
+    folder = f"tiny-{tiny.RECIPE}"
+    try:
+        return tiny.build(name, settings.cache_dir.expanduser() / folder / name)
+    except OSError as error:
+        fallback = Path(tempfile.gettempdir()) / "wan_engine" / folder / name
+        log.info("%s is not writable (%s); using %s", settings.cache_dir, error, fallback)
+        return tiny.build(name, fallback)
+
+
+def _snapshot(repo: str, revision: str | None, settings: Settings) -> Path | None:
+    """A repository's folder in Runpod's or the user's Hub cache: the pinned revision, else
+    `main`."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for cache in (RUNPOD_HUB_CACHE, Path(HF_HUB_CACHE)):
+        home = cache / f"models--{repo.replace('/', '--')}"
+        if revision and (home / "snapshots" / revision).is_dir():
+            return home / "snapshots" / revision
+        reference = home / "refs" / "main"
+        if reference.is_file():
+            folder = home / "snapshots" / reference.read_text().strip()
+            if revision:
+                log.warning("%s is cached at %s, not at the pinned %s", repo, folder.name, revision)
+            return folder
+    return None
+
+
+def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
+    beside = settings.models_dir / "loras" / Path(lora.path).name
+    if beside.is_file():
+        return beside
+    snapshot = _snapshot(lora.repo, None, settings)
+    path = snapshot / lora.path if snapshot else None
+    return path if path is not None and path.is_file() else None
+
+
+def _missing_in(folder: Path) -> list[str]:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return ["(all files)"]
+    indexes = list(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        shards = {
+            str(name) for index in indexes for name in _read_json(index)["weight_map"].values()
+        }
+        return sorted(name for name in shards if not (folder / name).is_file())
+    # A network has config.json and weights beside it; tokenizer and scheduler have neither.
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        return ["*.safetensors"]
+    return []
+
+
+def _require_complete(name: str, folder: Path) -> None:
+    missing = missing_files(folder)
+    if missing:
+        shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise ModelMissing(
+            f"The model {name} is incomplete, {len(missing)} files are missing: {shown}"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
