@@ -222,12 +222,18 @@ class Engine:
         )
 
 
-def _check_settings(settings: Settings, *, serverless: bool) -> None:
+def check_safety(settings: Settings) -> str:
+    """What is checked on this machine. Raises `ConfigurationError` when it has to be and cannot."""
     if settings.safety == "required":
         raise ConfigurationError(
             "WAN_SAFETY is `required`, and this version has no safety classifier. "
             "Set it to `auto` or `off`."
         )
+    return "nothing is checked: no safety classifier is installed"
+
+
+def _check_settings(settings: Settings, *, serverless: bool) -> None:
+    check_safety(settings)
     if serverless and settings.storage == "auto" and not settings.has_bucket:
         raise ConfigurationError(
             "No bucket is set, and a serverless worker's own disk is lost with it. Set "

@@ -6,7 +6,9 @@ description.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -214,6 +216,27 @@ class Settings(BaseSettings):
         """The three variables that decide whether S3 is used (Runpod's own names)."""
         keys = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
         return all(keys)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A setting as the README's table shows it."""
+
+    variable: str
+    default: str
+    meaning: str
+
+
+def described() -> list[Described]:
+    """Every setting, in the order of the fields."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, Mapping):
+            default = json.dumps({key: float(value) for key, value in default.items()})
+        shown = "" if default in (None, (), "") else str(default)
+        rows.append(Described(env_name(name), shown, field.description or ""))
+    return rows
 
 
 def env_name(field: str) -> str:

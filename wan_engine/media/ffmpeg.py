@@ -12,6 +12,7 @@ from typing import IO
 import imageio_ffmpeg  # type: ignore[import-untyped]
 
 from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,19 @@ class Failed(Exception):
 def executable() -> str:
     """Path of the binary. Raises RuntimeError when the package has none for this machine."""
     return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def version() -> str:
+    """The binary's own first line. Raises `ConfigurationError` when it does not run."""
+    try:
+        command = [executable(), "-version"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(
+            f"ffmpeg does not run ({error}). Reinstall imageio-ffmpeg, or name a binary in "
+            "IMAGEIO_FFMPEG_EXE."
+        ) from error
+    return output.stdout.partition(" Copyright")[0].strip()
 
 
 @contextmanager

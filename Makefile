@@ -1,0 +1,48 @@
+# run    one clip from test_input.json, from nothing but Python 3.11 or newer
+# test   the tests that need only the Python index; test-system those that need system packages
+# check  linter, formatter, types
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test test-system check format clean help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
+
+run: .venv/run.ok
+	$(BIN)/python handler.py
+
+test: .venv/test.ok
+	$(BIN)/python -m pytest -m "not gpu and not slow and not system"
+
+test-system: .venv/test.ok
+	@command -v ffprobe >/dev/null || { echo "test-system needs ffprobe: apt-get install ffmpeg"; exit 1; }
+	$(BIN)/python -m pytest -m "system and not gpu"
+
+check: .venv/test.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test.ok
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run.ok: requirements.txt | .venv/bin/python
+	@echo "Installing what the worker needs (once, a few minutes) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/test.ok: requirements.txt tests/requirements.txt | .venv/bin/python
+	@echo "Installing what the tests need (once, a few minutes) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@ .venv/run.ok

@@ -1,0 +1,150 @@
+"""The Runpod entry: settings, the engine, and an async handler that runs it in one thread.
+
+python handler.py                       runs test_input.json once
+python handler.py --test_input '{...}'  runs one job from the shell
+python handler.py --rp_serve_api        the SDK's local development API
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest
+from wan_engine.errors import ConfigurationError
+
+log = logging.getLogger("wan_engine.handler")
+
+_LAST_PROGRESS_SECONDS = 10  # a progress post that hangs longer is given up, the result goes first
+
+
+def in_runpod_loop() -> bool:
+    """Whether this process takes jobs from Runpod, by the SDK's own test."""
+    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
+
+
+class Handler:
+    """Runs jobs on one engine, one at a time, and can be cancelled at any moment.
+
+    Called with the SDK's job, returns the `output` object, or `{"error": sentence}`.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, *, report: bool) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._report = report
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+
+    async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        # The SDK calls every local job by one name, and a finished job's id gives its old clip again.
+        job_id = str(job["id"]) if self._report else f"{job['id']}-{uuid.uuid4().hex[:8]}"
+        loop = asyncio.get_running_loop()
+        latest = _Latest()
+        control = Control(
+            job_id,
+            deadline_seconds=self._settings.job_seconds,
+            on_progress=lambda progress: loop.call_soon_threadsafe(latest.put, progress),
+        )
+        work = loop.run_in_executor(self._thread, self._run, job.get("input"), control)
+        reporter = asyncio.create_task(self._send_progress(job, latest)) if self._report else None
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            control.cancel()
+            # The SDK takes the next job as soon as this returns, so the device must be free by then.
+            while not work.done():
+                with suppress(asyncio.CancelledError):  # a second cancel changes nothing
+                    await asyncio.wait([work])
+            raise
+        finally:
+            latest.close()
+            if reporter is not None:
+                await asyncio.wait([reporter], timeout=_LAST_PROGRESS_SECONDS)
+                reporter.cancel()
+
+    def _run(self, payload: object, control: Control) -> dict[str, Any]:
+        """One job on the worker thread. Expected failures are returned: what is raised, the SDK
+        posts to the caller with its traceback."""
+        try:
+            return self._engine.generate(VideoRequest.parse(payload), control).output()
+        except EngineError as error:
+            log.info("job %s failed: %s: %s", control.job_id, error.code, error)
+            return {"error": str(error)}
+        except Exception:
+            reference = uuid.uuid4().hex[:8]
+            log.exception("job %s failed, reference %s", control.job_id, reference)
+            return {"error": f"Internal error, reference {reference}"}
+
+    async def _send_progress(self, job: dict[str, Any], latest: _Latest) -> None:
+        """Post progress in order, one at a time. The SDK's own `progress_update` starts a thread
+        each time, and its last post can overtake the result, which leaves the job in progress for
+        ever."""
+        from runpod.http_client import AsyncClientSession
+        from runpod.serverless.modules.rp_http import send_result
+
+        async with AsyncClientSession() as session:
+            while (progress := await latest.get()) is not None:
+                output = {"stage": progress.stage, "step": progress.step, "steps": progress.steps}
+                await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
+                await latest.pause(self._settings.progress_seconds)
+
+
+class _Latest:
+    """A slot with the newest progress: what was not sent in time is never sent."""
+
+    def __init__(self) -> None:
+        self._value: Progress | None = None
+        self._filled = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    def put(self, progress: Progress) -> None:
+        self._value = progress
+        self._filled.set()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._filled.set()
+
+    async def get(self) -> Progress | None:
+        """The newest progress; None once the job has ended."""
+        await self._filled.wait()
+        self._filled.clear()
+        return None if self._closed.is_set() else self._value
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not past the job's end."""
+        try:
+            await asyncio.wait_for(self._closed.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+def main() -> None:
+    """Load the engine, then hand over to the SDK. A wrong setting ends here with what to do."""
+    # The SDK logs whole jobs at its default, DEBUG: prompts, pictures and signed URLs.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    serverless = in_runpod_loop()
+    try:
+        settings = Settings.load()
+        import runpod  # before logging is set up: it calls basicConfig itself
+
+        logging.basicConfig(
+            level=settings.log_level, format="%(levelname)-7s| %(message)s", force=True
+        )
+        engine = Engine(settings, serverless=serverless)
+        engine.load()
+    except ConfigurationError as error:
+        sys.exit(f"Cannot start: {error}")
+    handler = Handler(engine, settings, report=serverless)
+    # The method, not the object: the SDK tells kinds of handler apart with `inspect`.
+    runpod.serverless.start({"handler": handler.__call__})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,709 @@
+"""`fetch` against real sockets on this machine; only the resolver is replaced."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import gzip
+import importlib
+import os
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wan_engine.control import Control
+from wan_engine.errors import Cancelled, DeadlineExceeded, InvalidMedia
+
+fetching = importlib.import_module("wan_engine.media.fetch")
+FetchLimits = fetching.FetchLimits
+
+MIB = 2**20
+LOCAL = FetchLimits(MIB, 5, allow_private=True)
+STRICT = FetchLimits(MIB, 5)
+SHORT = FetchLimits(MIB, 0.35, allow_private=True)
+PUBLIC = "127.0.0.2"  # stands for an address of the open internet where a test says so
+TOO_LONG = "the download took longer than 0.35 seconds"
+NOT_PUBLIC = "the address is not public"
+CUT_OFF = "the connection was closed before the end of the file"
+fuzz = settings(max_examples=150, deadline=None, database=None)
+
+Route = bytes | Callable[[socket.socket], None]
+real_getaddrinfo = socket.getaddrinfo
+
+
+class Server:
+    """Answers `GET path` with `routes[path]`: bytes, or a function that does what it likes with
+    the socket until `over`."""
+
+    def __init__(self, host: str, context: ssl.SSLContext | None = None) -> None:
+        self.routes: dict[str, Route] = {}
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.over = threading.Event()
+        self._context = context
+        self._threads: list[threading.Thread] = []
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://{host}:{self.port}"
+        self._start(self._accept)
+
+    def _start(self, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._start(lambda connection=connection: self._serve(connection))
+
+    def _serve(self, connection: socket.socket) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(suppress(OSError))
+            stack.enter_context(connection)
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+                stack.enter_context(connection)
+            request = b""
+            while b"\r\n\r\n" not in request:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                request += piece
+            self.requests.append(request)
+            route = self.routes.get(request.split()[1].decode(), http(b"", "404 Not Found"))
+            if callable(route):
+                route(connection)
+            else:
+                connection.sendall(route)
+
+    def close(self) -> None:
+        self.over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(5)
+
+
+def http(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
+    fields = {"Content_Length": str(len(body))} | headers
+    lines = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in fields.items() if v)
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
+
+
+def redirect(location: str, status: str = "302 Found") -> bytes:
+    return http(b"", status, Location=location)
+
+
+def chunked(*chunks: bytes) -> bytes:
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return http(status="200 OK", Content_Length="", Transfer_Encoding="chunked") + body
+
+
+@contextmanager
+def serving(host: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(host, context)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+Names = dict[str, list[str] | Callable[[], list[str]]]
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """The resolver's table. Other names do not exist; numeric ones are the system's, as ever."""
+    table: Names = {}
+
+    def getaddrinfo(host: str, port: object, *_: object, **__: object) -> list[object]:
+        if host not in table:
+            flags = socket.AI_NUMERICHOST
+            return list(real_getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags))
+        entry = table[host]
+        ips = entry() if callable(entry) else entry
+        return [(0, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in ips]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return table
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server whose address passes for a public one, and no other of this machine's does."""
+    judge = fetching.is_public_address
+    monkeypatch.setattr(fetching, "is_public_address", lambda ip: ip == PUBLIC or judge(ip))
+    with serving(PUBLIC) as server:
+        yield server
+
+
+def fetch(url: str, limits: object = LOCAL, control: Control | None = None) -> bytes:
+    return fetching.fetch(url, "image", limits, control or Control())
+
+
+def refusal(url: str, limits: object = LOCAL) -> str:
+    with pytest.raises(InvalidMedia) as caught:
+        fetch(url, limits)
+    assert caught.value.field == "image"
+    assert "127." not in str(caught.value) and "http:" not in str(caught.value)
+    return caught.value.why
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    """The SDK's import takes longer than some limits below."""
+    fetch("data:,x")
+    assert not fetching.is_public_address("127.0.0.1")
+
+
+# --- what arrives ----------------------------------------------------------------------------
+
+
+def test_body_and_request(server: Server) -> None:
+    server.routes["/a%20b?c=d"] = http(b"body")
+    assert fetch(f"{server.url}/a b?c=d") == b"body"
+    request = server.requests[0].decode()
+    assert f"Host: 127.0.0.1:{server.port}\r\n" in request
+    assert "User-Agent: wan-engine\r\n" in request
+    assert "Accept-Encoding: identity\r\n" in request
+
+
+def test_ipv6() -> None:
+    with serving("::1") as server:
+        server.routes["/"] = http(b"six")
+        assert fetch(f"http://[::1]:{server.port}/") == b"six"
+
+
+def test_environment_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+    server.routes["/"] = http(b"direct")
+    assert fetch(server.url) == b"direct"
+    assert refusal(server.url, STRICT) == NOT_PUBLIC
+
+
+@pytest.mark.parametrize("status", ["301 M", "302 F", "303 S", "307 T", "308 P"])
+def test_redirects(server: Server, status: str) -> None:
+    server.routes |= {
+        "/": redirect("/one", status),
+        "/one": redirect("two?x=1", status),
+        "/two?x=1": redirect(f"{server.url}/b%C3%A4r", status),
+        "/b%C3%A4r": redirect("/end/ä", status),
+        "/end/%C3%A4": http(b"end"),
+    }
+    assert fetch(server.url) == b"end"
+
+
+def test_redirects_are_counted(server: Server) -> None:
+    server.routes |= {f"/{n}": redirect(f"/{n + 1}") for n in range(6)}
+    server.routes["/6"] = http(b"end")
+    assert fetch(f"{server.url}/1") == b"end"
+    assert refusal(f"{server.url}/0") == "too many redirects"
+
+
+def test_next_address_is_tried(server: Server, names: Names) -> None:
+    server.routes["/"] = http(b"second")
+    names["media.test"] = ["127.0.0.9", "127.0.0.1"]
+    assert fetch(f"http://media.test:{server.port}/") == b"second"
+    assert f"Host: media.test:{server.port}\r\n".encode() in server.requests[0]
+
+
+def test_chunked_and_gzip(server: Server) -> None:
+    body = os.urandom(300_000)
+    packed = gzip.compress(body)
+    server.routes["/chunked"] = chunked(body[:7], body[7:200_000], body[200_000:], b"")
+    server.routes["/gzip"] = http(packed, Content_Encoding="gzip")
+    server.routes["/close"] = http(body, Content_Length="")
+    assert fetch(f"{server.url}/chunked") == fetch(f"{server.url}/gzip") == body
+    assert fetch(f"{server.url}/close") == body
+
+
+# --- what the server does wrong --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (http(b"no", "404 Not Found"), "the server answered 404"),
+        (http(b"no", "500 Oh"), "the server answered 500"),
+        (http(b"", "204 No Content"), "the server answered 204"),
+        (http(b"", "302 Found"), "the server answered 302"),
+        (http(b""), "the file is empty"),
+        (http(b"", Content_Length=""), "the file is empty"),
+        (chunked(b""), "the file is empty"),
+        (http(b"abc", Content_Length="9"), CUT_OFF),
+        (chunked(b"abc"), CUT_OFF),
+        (chunked() + b"zz\r\nabc", CUT_OFF),
+        (http(b"abc", Content_Encoding="gzip"), "the server's answer could not be decoded"),
+        (b"", "the connection failed"),
+        (b"SSH-2.0-x\r\n", "the connection failed"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300, "the connection failed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\nab", "the connection failed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n",
+         "the file is larger than 1 MB"),
+        (redirect("http://[/"), "the URL is not valid"),
+        (redirect("http://h:99999/"), "the URL is not valid"),
+    ],
+)  # fmt: skip
+def test_bad_answers(server: Server, answer: bytes, why: str) -> None:
+    server.routes["/"] = answer
+    assert refusal(server.url) == why
+
+
+def test_refused_connection(names: Names) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert refusal(f"http://127.0.0.1:{port}/") == "the connection failed"
+    names["media.test"] = ["127.0.0.1", "127.0.0.3", "::1"]
+    assert refusal(f"http://media.test:{port}/") == "the connection failed"
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        yield lambda: tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def flood(head: bytes, piece: bytes = bytes(MIB), times: int = 64) -> Route:
+    def run(connection: socket.socket) -> None:
+        connection.sendall(head)
+        for _ in range(times):
+            connection.sendall(piece)
+
+    return run
+
+
+CHUNK = b"400\r\n" + bytes(1024) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        pytest.param(flood(http(Content_Length="")), id="no length"),
+        pytest.param(flood(http(Content_Length=str(64 * MIB))), id="declared"),
+        pytest.param(flood(chunked(), CHUNK, 2048), id="chunked"),
+        pytest.param(
+            flood(http(Content_Length="9", Transfer_Encoding="chunked"), CHUNK, 2048),
+            id="lying length",
+        ),
+        pytest.param(
+            flood(http(Content_Length="", Content_Encoding="gzip"), gzip.compress(bytes(64 * MIB))),
+            id="gzip bomb",
+        ),
+        pytest.param(
+            http(gzip.compress(gzip.compress(bytes(256 * MIB))), Content_Encoding="gzip, gzip"),
+            id="gzip in gzip",
+        ),
+    ],
+)
+def test_cap(server: Server, route: Route) -> None:
+    server.routes["/"] = route
+    with peak_memory() as peak:
+        assert refusal(server.url) == "the file is larger than 1 MB"
+        assert peak() < 8 * MIB
+
+
+def test_declared_length_is_refused_before_the_body(server: Server) -> None:
+    server.routes["/"] = lambda connection: (
+        connection.sendall(http(Content_Length=str(20 * MIB + 1))),
+        server.over.wait(5),
+    )  # fmt: skip
+    limits = FetchLimits(20 * MIB, 5, allow_private=True)
+    assert refusal(server.url, limits) == "the file is larger than 20 MB"
+
+
+def test_cap_is_exact(server: Server) -> None:
+    server.routes["/"] = http(bytes(1000), Content_Length="")
+    assert len(fetch(server.url, FetchLimits(1000, 5, allow_private=True))) == 1000
+    assert "larger" in refusal(server.url, FetchLimits(999, 5, allow_private=True))
+
+
+def test_negative_chunk_size_does_not_fill_the_memory(server: Server) -> None:
+    server.routes["/"] = flood(chunked() + b"-1\r\n")
+    with peak_memory() as peak:
+        assert refusal(server.url) == CUT_OFF
+        assert peak() < 8 * MIB
+
+
+# --- time ------------------------------------------------------------------------------------
+
+
+def drip(server: Server, head: bytes, piece: bytes) -> Route:
+    def run(connection: socket.socket) -> None:
+        connection.sendall(head)
+        while not server.over.wait(0.05):
+            connection.sendall(piece)
+
+    return run
+
+
+@contextmanager
+def stuck(kind: str, names: Names) -> Iterator[str]:
+    """The URL of a download that goes on for ever."""
+    with ExitStack() as stack:
+        server = stack.enter_context(serving())
+        url = server.url
+        server.routes["/"] = {
+            "silence": drip(server, b"", b""),
+            "headers": drip(server, b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+            "header": drip(server, b"HTTP/1.1 200 OK\r\na: ", b"b"),
+            "continue": drip(server, b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            "body": drip(server, http(Content_Length="1000000"), b"x"),
+            "endless body": drip(server, http(Content_Length=""), b"x"),
+            "chunks": drip(server, chunked(), b"1\r\nx\r\n"),
+            "chunk size": drip(server, chunked(), b"0"),
+            "trailers": drip(server, chunked(b"x", b"")[:-2], b"a: b\r\n"),
+            "redirects": lambda c: (server.over.wait(0.1), c.sendall(redirect("/"))),
+        }.get(kind, b"")
+        if kind == "names":
+            hang = threading.Event()
+            stack.callback(hang.set)
+            names["slow.test"] = lambda: [str(hang.wait(10))]
+            url = "http://slow.test/"
+        if kind in ("connect", "handshake"):
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
+            for _ in range(4 if kind == "connect" else 0):  # fill the queue of the listener
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(listener.getsockname())
+        yield url
+
+
+KINDS = [
+    *("names", "connect", "handshake", "silence", "headers", "header", "continue", "body"),
+    *("endless body", "chunks", "chunk size", "trailers", "redirects"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deadline(kind: str, names: Names) -> None:
+    with stuck(kind, names) as url:
+        started = time.monotonic()
+        assert refusal(url, SHORT) == TOO_LONG
+        assert 0.3 < time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cancel(kind: str, names: Names) -> None:
+    control = Control()
+    with stuck(kind, names) as url:
+        timer = threading.Timer(0.15, control.cancel)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            fetch(url, LOCAL, control)
+        assert time.monotonic() - started < 0.45
+        timer.join()
+
+
+def test_deadline_of_the_job(names: Names) -> None:
+    with stuck("body", names) as url, pytest.raises(DeadlineExceeded):
+        fetch(url, LOCAL, Control(deadline_seconds=0.2))
+
+
+def test_cancelled_before(server: Server) -> None:
+    control = Control()
+    control.cancel()
+    for url in (server.url, "data:,x"):
+        with pytest.raises(Cancelled):
+            fetch(url, LOCAL, control)
+    assert server.connections == 0
+
+
+# --- addresses -------------------------------------------------------------------------------
+
+
+NOT_PUBLIC_IPS = """
+    127.0.0.1 10.0.0.1 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 100.100.100.200 0.0.0.0
+    192.0.0.192 192.88.99.1 168.63.129.16 198.18.0.1 192.0.2.1 224.0.0.1 240.0.0.1 255.255.255.255
+    ::1 :: ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:8.8.8.8 ::ffff:0:127.0.0.1 fe80::1 fc00::1
+    fe80::1%lo 2606:4700::1%lo fec0::1 feff::1 ff02::1 100::1 2001::1 2001:0:4136:e378::1
+    2001:10::1 2001:20::1 2001:db8::1 3fff::1 3ffe::1 2002:7f00:1:: 2002:808:808::1
+    64:ff9b::127.0.0.1 64:ff9b::8.8.8.8 64:ff9b:1::1 5f00::1 4000::1 fd00:ec2::254
+    1.1.1 nonsense 08.8.8.8 8.8.8.8/32
+"""
+
+
+@pytest.mark.parametrize("ip", NOT_PUBLIC_IPS.split())
+def test_not_public(ip: str) -> None:
+    assert not fetching.is_public_address(ip)
+
+
+@pytest.mark.parametrize("ip", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "2a00:1450::8a"])
+def test_public(ip: str) -> None:
+    assert fetching.is_public_address(ip)
+
+
+PRIVATE_HOSTS = """
+    127.0.0.1 127.1 0 0.0.0.0 2130706433 0177.0.0.1 0x7f.1 0x7f000001 017700000001
+    [::1] [::] [::ffff:127.0.0.1] [::ffff:7f00:1] [::127.0.0.1] [2002:7f00:1::] [fec0::1]
+    [64:ff9b::7f00:1] [64:ff9b::127.0.0.1] 169.254.169.254
+    public.test@127.0.0.1 user:pass@127.0.0.1 public.test:80@127.0.0.1 public.test%40@127.0.0.1
+    LOCALHOST localhost. mixed.test private.test
+"""
+
+
+@pytest.mark.parametrize("host", PRIVATE_HOSTS.split())
+def test_private_hosts_are_not_asked(host: str, names: Names) -> None:
+    names |= {"localhost": ["127.0.0.1"], "localhost.": ["127.0.0.1"]}
+    names |= {"private.test": ["127.0.0.1"], "mixed.test": ["8.8.8.8", "127.0.0.1"]}
+    with serving("0.0.0.0") as four, serving("::") as six:
+        for victim in (four, six):
+            assert refusal(f"http://{host}:{victim.port}/", STRICT) == NOT_PUBLIC
+            assert victim.connections == 0
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("http://127.0.0.1:{}\\@public.test/", "http://public.test\\@127.0.0.1:{}/"),
+        *("http://127.0.0.1:{}#@public.test/", "http://127.0.0.1:{}?@public.test/"),
+        *("http://127.0.0.1\0:{}/", "http://127.0.0.1%00:{}/", "http://\x01127.0.0.1:{}/"),
+        *("http://127.0.0.1 :{}/", "http:// 127.0.0.1:{}/", "http:127.0.0.1:{}", "http:/127.0.0.1"),
+        *("http://[::1:{}", "http://::1:{}/", "http://[127.0.0.1]:{}/", "http://[::1]x:{}/"),
+        *("http://\t127.0.0.1:{}/", "ht\ntp://127.0.0.1:{}/", "http://127.0.0.1:{}\r\nX: y/"),
+        *("http://127.0.0.1:-{}/", "http://127.0.0.1:{}0000/", "http://127.0.0.1:٣{}/"),
+        *("http://", "http:", "http:///", "https://?", "http://#", "http://@/", "http://:{}/"),
+        *("http://.:{}/", "http://../", "http://*/", "http://%zz/", "http://\ud800/", "http://xn--/"),
+        *("http://" + "a" * 70 + "/", "http://" + "a." * 200 + "/", "http://a..b/", "http://ß\u200d/"),
+        *("http://①②⑦.⓪.⓪.①:{}/", "http://\uff11\uff12\uff17.0.0.1:{}/", "http://\uff4cocalhost:{}/"),
+        *("http://127。0。0。1:{}/", "http://127.0.0.1.:{}/", "http://[::1%25lo]:{}/"),
+        *("http://public.test/", "HTTP://PUBLIC.TEST:{}", "http://public.test./", "http://a b/"),
+    ],
+)  # fmt: skip
+def test_weird_urls_are_only_invalid(form: str, names: Names) -> None:
+    names["localhost"] = ["127.0.0.1"]
+    with serving("0.0.0.0") as victim:
+        refusal(form.replace("{}", str(victim.port)), STRICT)
+        assert victim.connections == 0
+
+
+@fuzz
+@given(st.text(max_size=40), st.sampled_from(["http://", "https://", "http://a.test", "HTTP:", ""]))
+def test_garbage_urls_are_only_invalid(garbage: str, start: str) -> None:
+    with pytest.raises(InvalidMedia):
+        fetch(start + garbage, STRICT)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "gopher://127.0.0.1/", "ftp://127.0.0.1/a", "httpx://a/", "js:1"],
+)
+def test_schemes(server: Server, url: str) -> None:
+    server.routes["/"] = redirect(url)
+    why = "only http, https and data URIs are allowed"
+    assert refusal(url) == refusal(server.url) == why
+
+
+def test_redirect_to_data_uri(server: Server) -> None:
+    server.routes["/"] = redirect("data:,x")
+    assert refusal(server.url) == "only http, https and data URIs are allowed"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "[::1]", "2130706433", "in.test"])
+def test_redirect_to_private_host(public: Server, names: Names, host: str) -> None:
+    names["in.test"] = ["127.0.0.1"]
+    with serving("127.0.0.1") as victim:
+        public.routes["/"] = redirect(f"http://{host}:{victim.port}/")
+        assert refusal(public.url, STRICT) == NOT_PUBLIC
+        assert (public.connections, victim.connections) == (1, 0)
+
+
+def test_rebinding(public: Server, names: Names) -> None:
+    answers = iter([[PUBLIC], ["127.0.0.1"]])
+    names["rebind.test"] = lambda: next(answers)
+    public.routes["/"] = http(b"pinned")
+    assert fetch(f"http://rebind.test:{public.port}/", STRICT) == b"pinned"
+    assert next(answers) == ["127.0.0.1"], "asked once only"
+
+
+def test_unresolvable(names: Names) -> None:
+    names["none.test"] = list
+    for host in ("missing.test", "none.test", "a" * 70):
+        assert refusal(f"http://{host}/") == "the host name could not be resolved"
+
+
+# --- TLS -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for media.test that signs itself, with its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "media.test")])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("media.test")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    path = tmp_path_factory.mktemp("tls") / "media.test.pem"
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(private + built.public_bytes(pem))
+    return path
+
+
+def test_tls(certificate: Path, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    names |= {"media.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}
+    with serving(context=context) as server:
+        url = f"https://media.test:{server.port}/"
+        server.routes["/"] = http(b"secret", Content_Length="")
+        assert refusal(url) == "the secure connection failed"
+        monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(certificate))
+        assert fetch(url) == b"secret"
+        assert refusal(url.replace("media", "other")) == "the secure connection failed"
+        server.routes["/"] = drip(server, http(Content_Length="99999"), b"x")
+        assert refusal(url, SHORT) == TOO_LONG
+
+
+# --- data URIs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "data"),
+    [
+        ("data:image/png;base64,aGVsbG8=", b"hello"),
+        ("DATA:;BASE64,aGVsbG8", b"hello"),
+        ("data:image/png;name=a.png; base64 ,aGVs\r\n bG8=\t", b"hello"),
+        ("data:x;base64,%61GVsbG8%3D", b"hello"),
+        ("data:;base64,-_-_", b"\xfb\xff\xbf"),
+        ("data:;base64,+/+/", b"\xfb\xff\xbf"),
+        ("data:,a%20b%FFc", b"a b\xffc"),
+        ("data:text/plain,a,b", b"a,b"),
+        ("data:base64,aGVsbG8=", b"aGVsbG8="),
+        ("data:,ä", "ä".encode()),
+    ],
+)
+def test_data_uri(uri: str, data: bytes) -> None:
+    assert fetch(uri) == data
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("data:", "the data URI is not valid"),
+        ("data:;base64", "the data URI is not valid"),
+        ("data:,\ud800", "the data URI is not valid"),
+        ("data:,", "the file is empty"),
+        ("data:;base64,", "the file is empty"),
+        ("data:;base64,====", "the data URI is not valid base64"),
+        ("data:;base64,YQ===", "the data URI is not valid base64"),
+        ("data:;base64,Y", "the data URI is not valid base64"),
+        ("data:;base64,YQ==YQ==", "the data URI is not valid base64"),
+        ("data:;base64,Y!Q=", "the data URI is not valid base64"),
+        ("data:;base64,aGVsbG8ä", "the data URI is not valid base64"),
+    ],
+)
+def test_bad_data_uri(uri: str, why: str) -> None:
+    assert refusal(uri) == why
+
+
+def test_data_uri_cap() -> None:
+    def spell(data: bytes) -> list[str]:
+        plain = base64.b64encode(data)
+        wrapped = base64.encodebytes(data)
+        twice = "".join(f"%{byte:02x}" for byte in plain)
+        percent = "".join(f"%{byte:02x}" for byte in data)
+        texts = [f"data:;base64,{text.decode()}" for text in (plain, wrapped)]
+        return [*texts, f"data:;base64,{twice}", f"data:,{percent}"]
+
+    for size in (1, 2, 3, 100, 101, 102):
+        limits = FetchLimits(size, 5)
+        assert [fetch(uri, limits) for uri in spell(bytes(size))] == [bytes(size)] * 4
+        for uri in spell(bytes(size + 1)):
+            assert refusal(uri, limits).startswith("the file is larger than ")
+
+
+def test_large_data_uri_is_not_decoded() -> None:
+    uri = "data:;base64," + "A" * (32 * MIB)
+    with peak_memory() as peak:
+        assert refusal(uri) == "the file is larger than 1 MB"
+        assert peak() < 34 * MIB  # the payload, cut from the URI
+
+
+@fuzz
+@given(st.binary(min_size=1, max_size=200))
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "round_trip.bin"
+    path.write_bytes(data)
+    assert fetch(fetching.data_uri(path)) == data
+
+
+@fuzz
+@given(st.one_of(st.text(), st.text("AZaz09+/-_= \n%,;"), st.text().map(lambda t: f";base64,{t}")))
+def test_garbage_data_uris_are_only_invalid(garbage: str) -> None:
+    with suppress(InvalidMedia):
+        assert fetch("data:" + garbage)
+
+
+# --- what is left behind ---------------------------------------------------------------------
+
+
+def test_no_descriptor_is_leaked(server: Server, names: Names) -> None:
+    server.routes |= {"/ok": http(b"x"), "/hop": redirect("/ok"), "/short": chunked(b"x")}
+    names["media.test"] = ["127.0.0.9", "127.0.0.1"]
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def some_fetches() -> None:
+        fetch(f"http://media.test:{server.port}/ok")
+        fetch(f"{server.url}/hop")
+        refusal(f"{server.url}/short")
+        refusal(f"{server.url}/missing")
+        refusal(f"http://127.0.0.9:{server.port}/")
+
+    some_fetches()
+    before = descriptors()
+    for _ in range(10):
+        some_fetches()
+    limit = time.monotonic() + 2
+    while descriptors() > before and time.monotonic() < limit:  # the server closes its ends
+        time.sleep(0.01)
+    assert descriptors() <= before
+
+
+def test_log_has_no_secrets(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "wan_engine")
+    server.routes["/gone?sig=hush"] = b""
+    for url in (server.url, server.url.replace("127.0.0.1", "127.0.0.9")):
+        refusal(f"{url.replace('//', '//user:hush@')}/gone?sig=hush")
+    ours = [record.getMessage() for record in caplog.records if "wan_engine" in record.name]
+    assert any("ConnectionRefusedError" in line for line in ours)
+    assert not any("hush" in line for line in ours)

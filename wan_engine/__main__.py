@@ -1,0 +1,376 @@
+"""The command line. Results go to stdout as JSON or a table, everything else to stderr.
+
+Exit codes: 0 done, 1 the job or a check failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from wan_engine import acceleration, weights
+from wan_engine.catalog import CATALOG
+from wan_engine.control import Control, Progress
+from wan_engine.engine import Engine, check_safety
+from wan_engine.errors import ConfigurationError, EngineError, InvalidRequest
+from wan_engine.media import ffmpeg
+from wan_engine.media.fetch import data_uri
+from wan_engine.schema import VideoRequest, VideoResult
+from wan_engine.settings import VERSION, Settings, described
+from wan_engine.storage import LocalStorage, open_storage
+
+app = typer.Typer(
+    name="wan_engine",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Turn a photo and a prompt into an mp4, on this machine.",
+)
+err = Console(stderr=True)
+out = Console()
+
+_INTERRUPTED = 130
+_SCRATCH_GB = 2.0  # a 15 s clip of 1080p texture is about 0.3 GB, twice while it is moved
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(VERSION)
+        raise typer.Exit
+
+
+@app.command(
+    epilog='Example: `python -m wan_engine generate --image photo.jpg --prompt "Leaves sway" --out clip.mp4`'
+)
+def generate(
+    image: Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")] = "",
+    prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
+    audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = "",
+    size: Annotated[
+        str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")
+    ] = "1280*720",
+    duration: Annotated[str, typer.Option(help="5, 10 or 15 seconds.")] = "5",
+    shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single",
+    seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1",
+    negative_prompt: Annotated[str, typer.Option(help="What is not to be seen.")] = "",
+    expand_prompt: Annotated[
+        bool, typer.Option("--expand-prompt", help="Expand the prompt.")
+    ] = False,
+    no_safety_checker: Annotated[
+        bool, typer.Option("--no-safety-checker", help="Do not check the content.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="Instead of WAN_MODEL.")] = "",
+    out_file: Annotated[str, typer.Option("--out", help="Write the mp4 here.")] = "",
+    jobs: Annotated[
+        str,
+        typer.Option(help="A file with one request a line, as JSON, rendered on one loaded model."),
+    ] = "",
+) -> None:
+    """Render one clip, or with --jobs many; print each result as one line of JSON."""
+    request = {
+        "prompt": prompt,
+        "image": image,
+        "audio": audio,
+        "negative_prompt": negative_prompt,
+        "size": size,
+        "duration": duration,
+        "shot_type": shot_type,
+        "seed": seed,
+        "enable_prompt_expansion": expand_prompt,
+        "enable_safety_checker": not no_safety_checker,
+        "out": out_file,
+    }
+    requests = _read_jobs(Path(jobs)) if jobs else [request]
+    with _failing_clearly():
+        settings = _settings(model)
+        # Requests are checked before the model is loaded: a typing error should not cost minutes.
+        failed = 0 if jobs else _check(request)
+        engine = Engine(settings)
+        for payload in requests:
+            failed += not _render(engine, payload)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command(epilog="Example: `python -m wan_engine doctor --json`")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """Say what is here, what was chosen for this machine and why, and what is missing."""
+    with _failing_clearly():
+        checks = list(_checks(_settings("")))
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        table = Table("", "what", "found", show_edge=False)
+        for check in checks:
+            table.add_row("ok" if check.ok else "[red]FAIL[/red]", check.what, check.found)
+        out.print(table)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command(epilog="Example: `python -m wan_engine models --json`")
+def models(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """List the models of the catalogue, and which of them are on this machine."""
+    with _failing_clearly():
+        settings = _settings("")
+        gpu = acceleration.detect(settings.device)
+        rows = [
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "present": spec.built or weights.locate(spec, settings) is not None,
+                "fits": acceleration.fits(spec, gpu),
+                "download_gb": spec.download_gb,
+                "gpu_gb": spec.offload_gb,
+                "licence": spec.licence,
+                "repo": spec.repo,
+                "revision": spec.revision,
+            }
+            for spec in CATALOG.values()
+        ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "present", "fits", "download", "GPU", "what", show_edge=False)
+    for row in rows:
+        marks = ["yes" if row[key] else "no" for key in ("present", "fits")]
+        sizes = [f"{row[key]:g} GB" if row["repo"] else "-" for key in ("download_gb", "gpu_gb")]
+        table.add_row(str(row["name"]), *marks, *sizes, str(row["title"]))
+    out.print(table)
+
+
+@app.command(epilog="Example: `python -m wan_engine download wan2.2-ti2v-5b`")
+def download(model: Annotated[str, typer.Argument(help="A catalogue name or a Hub id.")]) -> None:
+    """Fetch a model's files at the pinned revision into the Hub's cache (HF_HOME)."""
+    with _failing_clearly():
+        located = weights.download(model, _settings(""), lambda name: err.print(f"fetching {name}"))
+    print(located.folder)
+
+
+@app.command(epilog="Example: `python -m wan_engine schema > input.schema.json`")
+def schema() -> None:
+    """Print the JSON schema of a request's `input`."""
+    print(json.dumps(VideoRequest.model_json_schema(), indent=2))
+
+
+@app.command(epilog="Example: `python -m wan_engine settings --json`")
+def settings(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """List every environment variable with its default and meaning."""
+    rows = described()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    table = Table("variable", "default", "meaning", show_edge=False)
+    for row in rows:
+        table.add_row(row.variable, row.default, row.meaning)
+    out.print(table)
+
+
+# --- one clip ----------------------------------------------------------------------------------
+
+
+def _check(payload: Mapping[str, Any]) -> int:
+    VideoRequest.parse(_with_files(payload))
+    return 0
+
+
+def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
+    """Render one request and print its result; False when it failed."""
+    target = str(payload.get("out") or "")
+    try:
+        request = VideoRequest.parse(_with_files(payload))
+        with _progress() as on_progress:
+            control = Control(on_progress=on_progress)
+            output = _generate_to(engine, request, control, target).output()
+    except EngineError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        err.print(str(error), style="red", markup=False)
+        return False
+    print(json.dumps({**output, "model": engine.spec.name}), flush=True)
+    return True
+
+
+def _generate_to(
+    engine: Engine, request: VideoRequest, control: Control, target: str
+) -> VideoResult:
+    """Render to where the settings say, or to the file `target`."""
+    if not target:
+        return engine.generate(request, control)
+    path = Path(target).resolve()
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"--out: the folder {path.parent} does not exist")
+    configured = engine.storage
+    with tempfile.TemporaryDirectory(prefix=".wan-", dir=path.parent) as folder:
+        engine.storage = LocalStorage(Path(folder))
+        try:
+            result = engine.generate(request, control)
+        finally:
+            engine.storage = configured
+        next(Path(folder).glob("*.mp4")).replace(path)
+    return replace(result, video_url=path.as_uri())
+
+
+def _with_files(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with local paths made into data URIs, which is all that a request may carry."""
+    request = {key: value for key, value in payload.items() if key != "out"}
+    for field in ("image", "audio"):
+        value = request.get(field)
+        if isinstance(value, str) and value and not value.startswith(("http:", "https:", "data:")):
+            path = Path(value).expanduser()
+            if not path.is_file():
+                raise InvalidRequest(f"{field}: there is no file {value}")
+            request[field] = data_uri(path)
+    return request
+
+
+def _read_jobs(path: Path) -> list[dict[str, Any]]:
+    """One JSON object a line; paths in them are relative to the working directory."""
+    jobs = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            job = json.loads(line)
+        except ValueError as error:
+            raise typer.BadParameter(f"{path} line {number} is not JSON: {error}") from error
+        if not isinstance(job, dict):
+            raise typer.BadParameter(f"{path} line {number} is not an object")
+        jobs.append(job)
+    return jobs
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar with stage, step and time left on a terminal; elsewhere a line for each stage."""
+    stages: dict[str, TaskID] = {}
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
+
+        def show(progress: Progress) -> None:
+            if progress.stage not in stages:
+                for task in stages.values():
+                    bar.update(task, visible=False)
+                stages[progress.stage] = bar.add_task(progress.stage, total=progress.steps)
+                if not err.is_terminal:
+                    err.print(f"{progress.stage} ...")
+            bar.update(stages[progress.stage], completed=progress.step, visible=True)
+
+        yield show
+
+
+# --- what every command needs -------------------------------------------------------------------
+
+
+def _settings(model: str) -> Settings:
+    """The environment's settings with --model put over them, and logging to stderr."""
+    settings = Settings.load()
+    handler = RichHandler(console=err, show_path=False, markup=False)
+    logging.basicConfig(level=settings.log_level, format="%(message)s", handlers=[handler])
+    return settings.model_copy(update={"model": model}) if model else settings
+
+
+@contextmanager
+def _failing_clearly() -> Iterator[None]:
+    """Errors become one sentence and exit code 1, an interrupt becomes exit code 130."""
+    try:
+        yield
+    except EngineError as error:
+        err.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `doctor`: `found` says what is here, or what to do where `ok` is false."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def _checks(settings: Settings) -> Iterator[Check]:
+    """Everything that a job needs on this machine, each looked at by itself."""
+    gpu = acceleration.detect(settings.device)
+    yield Check("version", True, f"wan_engine {VERSION}, Python {platform.python_version()}")
+    yield Check("gpu", True, f"{gpu.name}, {gpu.total_gb:.0f} GB" if gpu else "none: CPU only")
+    yield _checked("ffmpeg", lambda: ffmpeg.version())
+    yield _checked("scratch", lambda: _scratch(settings))
+    try:
+        located, reason = weights.select(
+            settings, lambda spec: acceleration.fits(spec, gpu), fallback=True
+        )
+    except EngineError as error:
+        yield Check("model", False, str(error))
+    else:
+        texture = "; random weights, the picture is texture" if located.spec.built else ""
+        yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){texture}")
+        recipe, why = acceleration.choose(located.spec, gpu, settings.device)
+        yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
+    yield _checked("storage", lambda: open_storage(settings).check())
+    yield _checked("safety", lambda: check_safety(settings))
+
+
+def _checked(what: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(what, True, look())
+    except EngineError as error:
+        return Check(what, False, str(error))
+
+
+def _scratch(settings: Settings) -> str:
+    folder = settings.scratch_dir or Path(tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            free_gb = shutil.disk_usage(folder).free / 1e9
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} is not writable ({error.strerror}). Set WAN_SCRATCH_DIR."
+        ) from error
+    if free_gb < _SCRATCH_GB:
+        raise ConfigurationError(
+            f"{folder} has {free_gb:.1f} GB free, a clip needs up to {_SCRATCH_GB:g} GB. "
+            "Make room or set WAN_SCRATCH_DIR."
+        )
+    return f"{folder}, {free_gb:.0f} GB free"
+
+
+if __name__ == "__main__":
+    app()

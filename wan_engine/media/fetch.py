@@ -1,0 +1,329 @@
+"""What a request's URL or data URI points to, as bytes, within a size and a time.
+
+The URL is a stranger's: it may name this machine or its neighbours, and its server may drip, lie
+or never end. The runpod SDK's pieces dial a checked address; the deadline, the stricter address
+test and the sentences are ours. What the bytes mean is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+
+from wan_engine.control import Control
+from wan_engine.errors import InvalidMedia
+
+log = logging.getLogger(__name__)
+
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CONNECT_SECONDS = 10.0  # an address that swallows packets must leave time for the next one
+_POLL_SECONDS = 0.05
+_CHUNK_BYTES = 64 * 1024
+_HEADERS = {"User-Agent": "wan-engine", "Accept": "*/*", "Accept-Encoding": "identity"}
+_BAD_URL = "the URL is not valid"
+# Outside of 2000::/3 lie NAT64, site-local, IPv4-mapped and IPv4-compatible addresses. The networks
+# below look public to the SDK, or do on some Python versions: Teredo and 6to4 (IPv4 addresses in
+# disguise), documentation, the old 6bone, 6to4 relays, and the platform services of Oracle
+# (192.0.0.192) and Azure.
+_IPV6_UNICAST = ipaddress.ip_network("2000::/3")
+_NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        *("2001::/23", "2002::/16", "2001:db8::/32", "3fff::/20", "3ffe::/16"),
+        *("192.88.99.0/24", "192.0.0.0/24", "168.63.129.16/32"),
+    )
+]
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """`seconds` of wall clock cover names, redirects and body; `allow_private` drops the address
+    test, nothing else."""
+
+    max_bytes: int
+    seconds: float
+    allow_private: bool = False
+
+
+class _Refused(Exception):
+    """The text is for the caller."""
+
+
+def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> bytes:
+    """The bytes behind an http(s) URL or a data URI, never empty. Raises `InvalidMedia`."""
+    control.checkpoint()
+    try:
+        inline = source[:5].lower() == "data:"
+        data = _inline(source, limits) if inline else _download(source, limits, control)
+        if not data:
+            raise _Refused("the file is empty")
+    except _Refused as refused:
+        log.info("%s not fetched: %s", field, refused)
+        raise InvalidMedia(field, str(refused)) from refused
+    return data
+
+
+def data_uri(path: Path) -> str:
+    """A local file as a data URI, for callers that are not strangers. Raises `OSError`."""
+    return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def is_public_address(ip: str) -> bool:
+    """Whether `ip` is an address of the open internet and carries no other address inside."""
+    from runpod.serverless.utils.rp_ssrf import is_safe_address
+
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return False
+    if address.version == 6 and ("%" in ip or address not in _IPV6_UNICAST):
+        return False
+    return is_safe_address(ip) and not any(address in network for network in _NOT_PUBLIC)
+
+
+def _too_large(limits: FetchLimits) -> _Refused:
+    return _Refused(f"the file is larger than {limits.max_bytes / 2**20:g} MB")
+
+
+def _inline(uri: str, limits: FetchLimits) -> bytes:
+    comma = uri.find(",")
+    # The longest spelling of a byte is base64 with every character percent-encoded.
+    if len(uri) - comma > 4 * (limits.max_bytes + 2) + 1:
+        raise _too_large(limits)
+    try:
+        data = unquote_to_bytes(uri[comma + 1 :])
+    except UnicodeError:  # half of a surrogate pair
+        comma = -1
+    if comma < 0:
+        raise _Refused("the data URI is not valid")
+    if any(word.strip().lower() == "base64" for word in uri[:comma].split(";")[1:]):
+        return _base64(data, limits)
+    if len(data) > limits.max_bytes:
+        raise _too_large(limits)
+    return data
+
+
+def _base64(text: bytes, limits: FetchLimits) -> bytes:
+    text = text.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n\f")
+    digits = text.rstrip(b"=")
+    if len(digits) * 3 // 4 > limits.max_bytes:
+        raise _too_large(limits)
+    try:
+        # Padding may be missing, but what there is must be padding.
+        padding = text[len(digits) :] or b"=" * (-len(digits) % 4)
+        return base64.b64decode(digits + padding, validate=True)
+    except ValueError:
+        raise _Refused("the data URI is not valid base64") from None
+
+
+class _Line:
+    """The time and the connection of one download. Another thread may cut it."""
+
+    def __init__(self, seconds: float, control: Control) -> None:
+        self._seconds, self._control = seconds, control
+        self._deadline = time.monotonic() + seconds
+        self._lock = threading.RLock()
+        self._cut = False
+        self._handle: socket.socket | None = None
+
+    def left(self) -> float:
+        """Seconds left, above zero; raises when there are none or the job must stop."""
+        self._control.checkpoint()
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise _Refused(f"the download took longer than {self._seconds:g} seconds")
+        return left
+
+    def connect(self, ip: str, port: int, timeout: float | None) -> socket.socket:
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            with self._lock:
+                if self._cut:
+                    raise ConnectionAbortedError
+                self.close()
+                # A duplicate, as TLS takes over the first descriptor and urllib3 closes it when
+                # it likes; to shut down one is to shut down both.
+                self._handle = connection.dup()
+            connection.settimeout(timeout)
+            connection.connect((ip, port))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def cut(self) -> None:
+        """End the connection at once, in whatever state it is, and allow no other."""
+        with self._lock:
+            self._cut = True
+            if self._handle is not None:
+                with suppress(OSError):  # not connected yet, or no longer
+                    self._handle.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+
+
+@contextmanager
+def _told_as(why: str, line: _Line) -> Iterator[None]:
+    """Whatever fails in here is told as `why`, unless the line was cut.
+
+    A line that is cut need not fail: its end may look like the end of the headers or of the body.
+    """
+    from requests.exceptions import ContentDecodingError, SSLError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+        line.left()
+    except (OSError, ValueError, HTTPException, HTTPError) as error:
+        line.left()
+        if isinstance(error, SSLError):
+            why = "the secure connection failed"
+        elif isinstance(error, ContentDecodingError):
+            why = "the server's answer could not be decoded"
+        log.info("%s: %s", why, _cause(error))
+        raise _Refused(why) from None
+
+
+def _cause(error: BaseException | None) -> str:
+    """The types in an error's chain; their texts hold the whole URL, query included."""
+    names: list[str] = []
+    while error is not None and len(names) < 8:
+        number = getattr(error, "errno", None)
+        names.append(type(error).__name__ + (f" {number}" if isinstance(number, int) else ""))
+        error = error.__cause__ or error.__context__
+    return " < ".join(names)
+
+
+def _download(url: str, limits: FetchLimits, control: Control) -> bytes:
+    # Imported before the clock starts: the SDK alone takes more than a second, once.
+    import requests  # noqa: F401
+    from runpod.serverless.utils import rp_ssrf  # noqa: F401
+
+    line = _Line(limits.seconds, control)
+    with closing(line), control.watch(line.cut, limits.seconds):
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = _ask(url, limits, line)
+            with closing(response.connection), closing(response):
+                location = response.headers.get("Location")
+                if response.status_code not in _REDIRECTS or not location:
+                    return _body(response, limits, line)
+                with _told_as(_BAD_URL, line):
+                    url = urljoin(response.url, location.encode("latin-1").decode())
+    raise _Refused("too many redirects")
+
+
+def _ask(url: str, limits: FetchLimits, line: _Line) -> Any:
+    """The `requests.Response`, its body unread, of the first address that gives one."""
+    import requests
+
+    with _told_as(_BAD_URL, line):
+        # No session: nothing of the environment (proxies, .netrc) and no cookies.
+        request = requests.Request("GET", url, headers=_HEADERS).prepare()
+        parts = urlsplit(str(request.url))  # only this text counts: parsers differ on raw ones
+        host = parts.hostname
+    if parts.scheme not in ("http", "https"):
+        raise _Refused("only http, https and data URIs are allowed")
+    if not host:
+        raise _Refused(_BAD_URL)
+    addresses = _addresses(host, limits, line)
+    with _told_as("the connection failed", line):
+        for number, ip in enumerate(addresses):
+            left = line.left()
+            connect = min(_CONNECT_SECONDS, left / (len(addresses) - number))
+            try:
+                adapter = _adapter(ip, line)
+                return adapter.send(request, stream=True, timeout=(connect, left), proxies={})
+            except requests.ConnectionError as error:
+                log.debug("%r at %s: %s", host, ip, _cause(error))
+                if number == len(addresses) - 1:
+                    raise
+
+
+def _addresses(host: str, limits: FetchLimits, line: _Line) -> list[str]:
+    """The addresses of `host`, all of them public: one that is not makes the host hostile."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
+            answers.put(error)
+
+    # The resolver cannot be interrupted, so it is left behind when the time is up.
+    threading.Thread(target=resolve, name="resolve", daemon=True).start()
+    answer: Any = None
+    while answer is None:
+        left = line.left()
+        with suppress(queue.Empty):
+            answer = answers.get(timeout=min(_POLL_SECONDS, left))
+    if isinstance(answer, Exception) or not answer:
+        log.info("%r could not be resolved: %r", host, answer)
+        raise _Refused("the host name could not be resolved")
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in answer))
+    private = [] if limits.allow_private else [ip for ip in addresses if not is_public_address(ip)]
+    if private:
+        log.info("%r is %s, which is not public", host, private[0])
+        raise _Refused("the address is not public")
+    return addresses
+
+
+class _Answer(HTTPResponse):
+    """As the standard library's, which takes a chunk of size -1 for "read everything"."""
+
+    def _safe_read(self, amt: int) -> bytes:
+        if amt < 0:
+            raise HTTPException("negative chunk size")
+        return super()._safe_read(amt)  # type: ignore[misc, no-any-return]
+
+
+def _adapter(ip: str, line: _Line) -> Any:
+    """The SDK's adapter, which keeps Host, SNI and the certificate's name, on sockets of `line`."""
+    from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter
+
+    class Adapter(PinnedIPAdapter):  # type: ignore[misc]
+        def _pin(self, pool: Any, url: str) -> Any:
+            pool = super()._pin(pool, url)
+            own = {
+                "response_class": _Answer,
+                "_new_conn": lambda self: line.connect(ip, self.port, self.timeout),
+            }
+            pool.ConnectionCls = type("Connection", (pool.ConnectionCls,), own)
+            return pool
+
+    return Adapter(ip)
+
+
+def _body(response: Any, limits: FetchLimits, line: _Line) -> bytes:
+    from runpod.serverless.utils.rp_ssrf import SSRFError, iter_content_capped
+
+    if response.status_code != 200:
+        raise _Refused(f"the server answered {response.status_code}")
+    if (response.raw.length_remaining or 0) > limits.max_bytes:
+        raise _too_large(limits)
+    body = bytearray()
+    with _told_as("the connection was closed before the end of the file", line):
+        try:
+            for chunk in iter_content_capped(response, _CHUNK_BYTES, limits.max_bytes):
+                line.left()
+                body += chunk
+        except SSRFError:
+            raise _too_large(limits) from None
+    return bytes(body)
