@@ -42,14 +42,18 @@ class Handler:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        # The SDK calls every local job by one name, and a finished job's id gives its old clip again.
+        # The SDK gives all local jobs one name, and a finished job's id gives its old clip again.
         job_id = str(job["id"]) if self._report else f"{job['id']}-{uuid.uuid4().hex[:8]}"
         loop = asyncio.get_running_loop()
         latest = _Latest()
+
+        def on_progress(progress: Progress) -> None:
+            loop.call_soon_threadsafe(latest.put, progress)
+
         control = Control(
             job_id,
             deadline_seconds=self._settings.job_seconds,
-            on_progress=lambda progress: loop.call_soon_threadsafe(latest.put, progress),
+            on_progress=on_progress if self._report else _StageLog(job_id),
         )
         work = loop.run_in_executor(self._thread, self._run, job.get("input"), control)
         reporter = asyncio.create_task(self._send_progress(job, latest)) if self._report else None
@@ -57,7 +61,7 @@ class Handler:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             control.cancel()
-            # The SDK takes the next job as soon as this returns, so the device must be free by then.
+            # The SDK takes the next job as soon as this returns: the device must be free by then.
             while not work.done():
                 with suppress(asyncio.CancelledError):  # a second cancel changes nothing
                     await asyncio.wait([work])
@@ -66,11 +70,12 @@ class Handler:
             latest.close()
             if reporter is not None:
                 await asyncio.wait([reporter], timeout=_LAST_PROGRESS_SECONDS)
-                reporter.cancel()
+                if not reporter.cancel() and (failure := reporter.exception()):
+                    log.warning("progress of job %s was not sent: %r", job_id, failure)
 
     def _run(self, payload: object, control: Control) -> dict[str, Any]:
-        """One job on the worker thread. Expected failures are returned: what is raised, the SDK
-        posts to the caller with its traceback."""
+        """One job on the worker thread. Failures are returned, for the SDK posts what is raised to
+        the caller, traceback and host name included."""
         try:
             return self._engine.generate(VideoRequest.parse(payload), control).output()
         except EngineError as error:
@@ -93,6 +98,19 @@ class Handler:
                 output = {"stage": progress.stage, "step": progress.step, "steps": progress.steps}
                 await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
                 await latest.pause(self._settings.progress_seconds)
+
+
+class _StageLog:
+    """Progress of a local run: a line in the log for each stage, as somebody is waiting."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._stage = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage != self._stage:
+            self._stage = progress.stage
+            log.info("%s: %s (%d steps)", self._job_id, progress.stage, progress.steps)
 
 
 class _Latest:

@@ -591,16 +591,19 @@ def test_session_keys(
 
 AWS, R2 = "s3.us-west-2.amazonaws.com", "0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
 SPACES = "nyc3.digitaloceanspaces.com"
+IN_AWS, AT_AWS = (f"https://{AWS}", "us-west-2", "virtual"), f"https://bkt.{AWS}/k"
+IN_SPACES, AT_SPACES = (f"https://{SPACES}", "nyc3", "virtual"), f"https://bkt.{SPACES}/k"
+DOTTED, AT_DOTTED = (f"https://{AWS}", "us-west-2", "path"), f"https://{AWS}/a.bkt/k"
 
 
 @pytest.mark.parametrize(
     ("url", "name", "expected", "signed"),
     [
         # plain, with BUCKET_NAME
-        (f"https://{AWS}", "bkt", (f"https://{AWS}", "us-west-2", "virtual"), f"https://bkt.{AWS}/k"),
-        (f"https://{AWS}/", "bkt", (f"https://{AWS}", "us-west-2", "virtual"), f"https://bkt.{AWS}/k"),
-        (f"https://{AWS}", "s3", (f"https://{AWS}", "us-west-2", "virtual"), None),
-        (f"https://{AWS}", "a.bkt", (f"https://{AWS}", "us-west-2", "path"), f"https://{AWS}/a.bkt/k"),
+        (f"https://{AWS}", "bkt", IN_AWS, AT_AWS),
+        (f"https://{AWS}/", "bkt", IN_AWS, AT_AWS),
+        (f"https://{AWS}", "s3", IN_AWS, None),
+        (f"https://{AWS}", "a.bkt", DOTTED, AT_DOTTED),
         ("https://s3.amazonaws.com", "bkt",
          ("https://s3.amazonaws.com", "us-east-1", "virtual"), None),
         ("https://s3-eu-west-1.amazonaws.com", "bkt",
@@ -608,8 +611,8 @@ SPACES = "nyc3.digitaloceanspaces.com"
         ("https://s3.cn-north-1.amazonaws.com.cn", "bkt",
          ("https://s3.cn-north-1.amazonaws.com.cn", "cn-north-1", "virtual"),
          "https://bkt.s3.cn-north-1.amazonaws.com.cn/k"),
-        (f"https://{SPACES}", "bkt", (f"https://{SPACES}", "nyc3", "virtual"), f"https://bkt.{SPACES}/k"),
-        (f"https://{SPACES}", "nyc3", (f"https://{SPACES}", "nyc3", "virtual"), None),
+        (f"https://{SPACES}", "bkt", IN_SPACES, AT_SPACES),
+        (f"https://{SPACES}", "nyc3", IN_SPACES, None),
         (f"https://{R2}", "bkt", (f"https://{R2}", "auto", "path"), f"https://{R2}/bkt/k"),
         ("http://10.0.0.5:9000", "bkt", ("http://10.0.0.5:9000", "us-east-1", "path"),
          "http://10.0.0.5:9000/bkt/k"),
@@ -626,26 +629,27 @@ SPACES = "nyc3.digitaloceanspaces.com"
          ("https://ref.supabase.co/storage/v1/s3", "us-east-1", "path"),
          "https://ref.supabase.co/storage/v1/s3/bkt/k"),
         # the bucket is the first host label, named again or not
-        (f"https://bkt.{AWS}", None, (f"https://{AWS}", "us-west-2", "virtual"), f"https://bkt.{AWS}/k"),
-        (f"https://bkt.{AWS}", "bkt", (f"https://{AWS}", "us-west-2", "virtual"), f"https://bkt.{AWS}/k"),
-        (f"https://a.bkt.{AWS}", None, (f"https://{AWS}", "us-west-2", "path"), f"https://{AWS}/a.bkt/k"),
+        (f"https://bkt.{AWS}", None, IN_AWS, AT_AWS),
+        (f"https://bkt.{AWS}", "bkt", IN_AWS, AT_AWS),
+        (f"https://a.bkt.{AWS}", None, DOTTED, AT_DOTTED),
         ("https://bkt.s3.dualstack.eu-west-1.amazonaws.com", None,
          ("https://s3.dualstack.eu-west-1.amazonaws.com", "eu-west-1", "virtual"), None),
-        (f"https://bkt.{SPACES}", None, (f"https://{SPACES}", "nyc3", "virtual"), f"https://bkt.{SPACES}/k"),
-        (f"https://bkt.{SPACES}", "bkt", (f"https://{SPACES}", "nyc3", "virtual"), None),
+        (f"https://bkt.{SPACES}", None, IN_SPACES, AT_SPACES),
+        (f"https://bkt.{SPACES}", "bkt", IN_SPACES, None),
         ("https://bkt.s3.us-west-004.backblazeb2.com", None,
          ("https://s3.us-west-004.backblazeb2.com", "us-west-004", "virtual"), None),
         (f"https://bkt.{R2}", "bkt", (f"https://{R2}", "auto", "virtual"), f"https://bkt.{R2}/k"),
         ("https://bkt.minio.example:9000", "bkt",
-         ("https://minio.example:9000", "us-east-1", "virtual"), "https://bkt.minio.example:9000/k"),
+         ("https://minio.example:9000", "us-east-1", "virtual"),
+         "https://bkt.minio.example:9000/k"),
         # the bucket is the path, named again or not
         ("https://minio.example/bkt", None, ("https://minio.example", "us-east-1", "path"),
          "https://minio.example/bkt/k"),
         ("https://minio.example/bkt/", "bkt", ("https://minio.example", "us-east-1", "path"), None),
         ("http://127.0.0.1:9000/bkt", None, ("http://127.0.0.1:9000", "us-east-1", "path"), None),
         (f"https://{R2}/bkt", None, (f"https://{R2}", "auto", "path"), f"https://{R2}/bkt/k"),
-        (f"https://{AWS}/bkt", None, (f"https://{AWS}", "us-west-2", "virtual"), f"https://bkt.{AWS}/k"),
-        (f"https://bkt.{AWS}/bkt", None, (f"https://{AWS}", "us-west-2", "virtual"), None),
+        (f"https://{AWS}/bkt", None, IN_AWS, AT_AWS),
+        (f"https://bkt.{AWS}/bkt", None, IN_AWS, None),
     ],
 )  # fmt: skip
 def test_endpoints(

@@ -28,7 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
 from wan_engine import acceleration, weights
 from wan_engine.catalog import CATALOG
@@ -66,7 +66,8 @@ def main(
 
 
 @app.command(
-    epilog='Example: `python -m wan_engine generate --image photo.jpg --prompt "Leaves sway" --out clip.mp4`'
+    epilog="Example: `python -m wan_engine generate --image photo.jpg "
+    '--prompt "Leaves sway" --out clip.mp4`'
 )
 def generate(
     image: Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")] = "",
@@ -155,7 +156,9 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("name", "present", "fits", "download", "GPU", "what", show_edge=False)
+    table = Table(
+        Column("name", no_wrap=True), "present", "fits", "download", "GPU", "what", show_edge=False
+    )
     for row in rows:
         marks = ["yes" if row[key] else "no" for key in ("present", "fits")]
         sizes = [f"{row[key]:g} GB" if row["repo"] else "-" for key in ("download_gb", "gpu_gb")]

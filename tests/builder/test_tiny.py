@@ -1,0 +1,71 @@
+"""The tiny checkpoints: small, the same every time, whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from builder import tiny
+from wan_engine.weights import missing_files
+
+NAMES = ("wan-tiny", "wan-tiny-ti2v")
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_is_complete_and_small(tmp_path: Path, name: str) -> None:
+    folder = tiny.build(name, tmp_path / name)
+    assert missing_files(folder) == []
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 4_000_000
+
+
+def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from builder import tiny\n"
+        "for name in sys.argv[2:]: tiny.build(name, Path(sys.argv[1]) / name)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "other"), *NAMES]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    for name in NAMES:
+        here = tiny.build(name, tmp_path / "here" / name)
+        assert digest(here) == digest(tmp_path / "other" / name)
+
+
+def test_several_threads_build_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "wan-tiny"
+    failures: list[Exception] = []
+
+    def build() -> None:
+        try:
+            tiny.build("wan-tiny", folder)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+            failures.append(error)
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and missing_files(folder) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["wan-tiny"]
+
+
+def test_the_checkpoint_carries_the_wrong_flow_shift_of_converted_repositories(
+    tmp_path: Path,
+) -> None:
+    folder = tiny.build("wan-tiny", tmp_path / "wan-tiny")
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert config["flow_shift"] == 3.0

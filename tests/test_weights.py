@@ -1,0 +1,201 @@
+"""Finding a model's files: folders, caches, what is missing, and what is said then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from builder import tiny
+from wan_engine import weights
+from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.errors import ConfigurationError, ModelMissing
+from wan_engine.settings import Lora, Settings
+
+MakeSettings = Callable[..., Settings]
+FAST = CATALOG["wan2.2-i2v-a14b-4step"]
+QUALITY = CATALOG["wan2.2-i2v-a14b"]
+
+
+@pytest.fixture
+def checkpoint(tiny_cache: Path) -> Path:
+    return tiny.build("wan-tiny", tiny_cache / "wan-tiny")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hub cache, and none of Runpod's."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+    return tmp_path / "hub"
+
+
+def cached(hub: Path, repo: str, revision: str, source: Path, *, main: bool = False) -> Path:
+    home = hub / f"models--{repo.replace('/', '--')}"
+    folder = home / "snapshots" / revision
+    shutil.copytree(source, folder)
+    if main:
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text(revision)
+    return folder
+
+
+def with_lora_pair(settings: Settings) -> None:
+    for lora in FAST.loras:
+        path = settings.models_dir / "loras" / Path(lora.path).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights")
+
+
+def everything_fits(_spec: ModelSpec) -> bool:
+    return True
+
+
+def test_a_complete_folder_lacks_nothing(checkpoint: Path) -> None:
+    assert weights.missing_files(checkpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("gone", "reported"),
+    [
+        ("model_index.json", "model_index.json"),
+        ("vae", "vae/(all files)"),
+        ("transformer_2/diffusion_pytorch_model.safetensors", "transformer_2/*.safetensors"),
+    ],
+)
+def test_what_is_missing_is_named(
+    checkpoint: Path, tmp_path: Path, gone: str, reported: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint, folder)
+    target = folder / gone
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert weights.missing_files(folder) == [reported]
+
+
+def test_a_missing_shard_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint, folder)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002"}}
+    (folder / "transformer" / "m.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "transformer" / "model-00002-of-00002").touch()
+    assert weights.missing_files(folder) == ["transformer/model-00001-of-00002.safetensors"]
+
+
+def test_a_built_model_is_made_when_it_is_asked_for(make_settings: MakeSettings) -> None:
+    located = weights.resolve("wan-tiny", make_settings())
+    assert weights.missing_files(located.folder) == []
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_end(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = make_settings(cache_dir=tmp_path / "file" / "cache")
+    assert weights.resolve("wan-tiny", settings).folder.is_relative_to(tmp_path / "wan_engine")
+
+
+def test_an_own_folder_gets_the_settings_of_its_kind(
+    make_settings: MakeSettings, checkpoint: Path
+) -> None:
+    located = weights.resolve(str(checkpoint), make_settings())
+    assert located.folder == checkpoint
+    assert (located.spec.steps, located.spec.flow_shift, located.spec.built) == (40, 5.0, False)
+
+
+def test_an_incomplete_own_folder_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match=r"incomplete, 1 files are missing: model_index\.json"):
+        weights.resolve(str(tmp_path), make_settings())
+
+
+def test_a_name_that_means_nothing_says_what_there_is(
+    make_settings: MakeSettings, hub: Path
+) -> None:
+    with pytest.raises(ModelMissing, match=r"wan2\.2-ti2v-5b.*no folder"):
+        weights.resolve("wan9", make_settings())
+
+
+def test_a_hub_id_is_found_in_the_cache(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path
+) -> None:
+    folder = cached(hub, "me/mine", "abc", checkpoint, main=True)
+    assert weights.resolve("me/mine", make_settings()).folder == folder
+
+
+def test_a_row_is_found_at_its_pinned_revision(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path
+) -> None:
+    assert QUALITY.repo and QUALITY.revision
+    cached(hub, QUALITY.repo, "newer", checkpoint, main=True)
+    pinned = cached(hub, QUALITY.repo, QUALITY.revision, checkpoint)
+    assert weights.resolve(QUALITY.name, make_settings()).folder == pinned
+
+
+def test_another_cached_revision_is_used_with_a_warning(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert QUALITY.repo
+    folder = cached(hub, QUALITY.repo, "newer", checkpoint, main=True)
+    assert weights.resolve(QUALITY.name, make_settings()).folder == folder
+    assert "not at the pinned" in caplog.text
+
+
+def test_runpods_cached_model_comes_first(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path
+) -> None:
+    assert QUALITY.repo and QUALITY.revision
+    cached(hub, QUALITY.repo, QUALITY.revision, checkpoint)
+    mounted = cached(weights.RUNPOD_HUB_CACHE, QUALITY.repo, QUALITY.revision, checkpoint)
+    assert weights.resolve(QUALITY.name, make_settings()).folder == mounted
+
+
+def test_a_row_without_its_lora_pair_is_not_there(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(models_dir=tmp_path / "models")
+    shutil.copytree(checkpoint, settings.models_dir / FAST.name)
+    assert weights.locate(FAST, settings) is None
+    with_lora_pair(settings)
+    located = weights.locate(FAST, settings)
+    assert located is not None
+    assert [(lora.expert, lora.scale) for lora in located.loras] == [("high", 1.0), ("low", 1.0)]
+
+
+def test_a_missing_row_says_how_to_fetch_it(make_settings: MakeSettings, hub: Path) -> None:
+    with pytest.raises(ModelMissing, match=r"126\.2 GB.*download wan2\.2-i2v-a14b"):
+        weights.resolve(QUALITY.name, make_settings())
+
+
+def test_auto_takes_the_first_row_that_is_here_and_fits(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path
+) -> None:
+    assert QUALITY.repo and QUALITY.revision
+    cached(hub, QUALITY.repo, QUALITY.revision, checkpoint)
+    settings = make_settings(model="auto")
+    located, reason = weights.select(settings, everything_fits, fallback=True)
+    assert located.spec == QUALITY and "auto" in reason
+    located, _ = weights.select(settings, lambda _spec: False, fallback=True)
+    assert located.spec.name == "wan-tiny"
+
+
+def test_auto_without_a_model_refuses_where_nothing_may_be_pretended(
+    make_settings: MakeSettings, hub: Path
+) -> None:
+    with pytest.raises(ModelMissing, match="No model was found"):
+        weights.select(make_settings(model="auto"), everything_fits, fallback=False)
+
+
+def test_an_own_lora_file_must_exist(make_settings: MakeSettings, tmp_path: Path) -> None:
+    path = tmp_path / "style.safetensors"
+    settings = make_settings(lora=(Lora(path=path, scale=0.8, expert="high"),))
+    with pytest.raises(ConfigurationError, match="WAN_LORA"):
+        weights.resolve("wan-tiny", settings)
+    path.touch()
+    assert weights.resolve("wan-tiny", settings).loras == (
+        weights.LoraWeights(path, 0.8, "high"),
+    )
