@@ -196,6 +196,4 @@ def test_an_own_lora_file_must_exist(make_settings: MakeSettings, tmp_path: Path
     with pytest.raises(ConfigurationError, match="WAN_LORA"):
         weights.resolve("wan-tiny", settings)
     path.touch()
-    assert weights.resolve("wan-tiny", settings).loras == (
-        weights.LoraWeights(path, 0.8, "high"),
-    )
+    assert weights.resolve("wan-tiny", settings).loras == (weights.LoraWeights(path, 0.8, "high"),)

@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     )
     preset: str = Field(
         default="medium",
-        pattern="^(ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow)$",
-        description="x264 speed preset",
+        pattern="^(superfast|veryfast|faster|fast|medium|slow|slower|veryslow)$",
+        description="x264 speed preset, `superfast` to `veryslow`",
     )
     metadata: bool = Field(
         default=True,

@@ -1,4 +1,4 @@
-"""The image-to-video family on tiny checkpoints of both kinds, through the ordinary loading code."""
+"""The image-to-video family on tiny checkpoints of both kinds, loaded by the ordinary code."""
 
 from __future__ import annotations
 

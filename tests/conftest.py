@@ -1,0 +1,55 @@
+"""What every test gets: an environment without anybody's settings, and small folders to work in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wan_engine.settings import Settings
+
+# The Hub's client reads this when it is first imported, which may be while tests are collected.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_OURS = ("WAN_", "BUCKET_", "RUNPOD_", "HF_")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test, and nothing asks the Hub."""
+    for name in list(os.environ):
+        if name.upper().startswith(_OURS):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny checkpoints are built, once a run."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def data() -> Path:
+    return Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def make_settings(tiny_cache: Path, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings for the tiny model with all folders in `tmp_path`; arguments replace any of them."""
+
+    def make(**overrides: Any) -> Settings:
+        scratch = tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        values = {
+            "model": "wan-tiny",
+            "cache_dir": tiny_cache,
+            "output_dir": tmp_path / "outputs",
+            "scratch_dir": scratch,
+        }
+        return Settings(**{**values, **overrides})
+
+    return make

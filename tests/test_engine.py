@@ -1,0 +1,292 @@
+"""The straight line on `wan-tiny`: what comes out, what is left behind, and how it stops."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
+from wan_engine.catalog import CATALOG
+from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, InvalidMedia
+from wan_engine.media import ffmpeg
+from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.schema import Media, Script, SegmentInput
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def engine(make_settings: MakeSettings) -> Engine:
+    """`wan-tiny` at its smallest, with the fastest encoder preset."""
+    engine = Engine(make_settings(preset="superfast"))
+    engine.spec = replace(engine.spec, max_area=64 * 48)
+    return engine
+
+
+@pytest.fixture
+def request_for(data: Path) -> Callable[..., VideoRequest]:
+    def make(**fields: Any) -> VideoRequest:
+        image = data_uri(data / "rocket_640x360.jpg")
+        return VideoRequest.parse({"prompt": "lift-off", "image": image, "seed": 3, **fields})
+
+    return make
+
+
+RequestFor = Callable[..., VideoRequest]
+
+
+def local(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))
+
+
+def probe(path: Path) -> str:
+    command = [ffmpeg.executable(), "-hide_banner", "-i", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def frame_hashes(path: Path) -> list[str]:
+    command = [
+        ffmpeg.executable(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-map",
+        "0:v",
+        "-f",
+        "framemd5",
+        "-",
+    ]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.split(",")[-1].strip() for line in lines if not line.startswith("#")]
+
+
+def test_a_job_gives_the_documented_output(engine: Engine, request_for: RequestFor) -> None:
+    output = engine.generate(request_for()).output()
+    assert output.pop("warnings")
+    url = output["video_url"]
+    assert output == {"video_url": url, "result": url, "cost": 0.5, "seed": 3}
+    assert url.startswith("file:///")
+
+
+def test_the_clip_is_what_was_asked_for(
+    engine: Engine, request_for: RequestFor, data: Path
+) -> None:
+    request = request_for(audio=data_uri(data / "chime_4s.mp3"))
+    path = local(engine.generate(request).video_url)
+    facts = probe(path)
+    assert "Duration: 00:00:05.00" in facts
+    assert re.search(r"h264 \(High\).*yuv420p\(tv, bt709.*1280x720.*16 fps", facts)
+    assert re.search(r"aac \(LC\).*48000 Hz, stereo", facts)
+    assert "AI-generated video; model wan-tiny; seed 3" in facts
+    assert len(frame_hashes(path)) == 80
+
+
+def test_a_portrait_keeps_its_shape(engine: Engine, request_for: RequestFor, data: Path) -> None:
+    request = request_for(image=data_uri(data / "astronaut_360x480.png"))
+    assert "832x1108" in probe(local(engine.generate(request).video_url))
+
+
+def test_exact_frames_have_the_named_size(
+    make_settings: MakeSettings, request_for: RequestFor, data: Path
+) -> None:
+    engine = Engine(make_settings(preset="superfast", frame="exact"))
+    engine.spec = replace(engine.spec, max_area=64 * 48)
+    request = request_for(image=data_uri(data / "astronaut_360x480.png"))
+    assert "1280x720" in probe(local(engine.generate(request).video_url))
+
+
+def test_the_same_seed_gives_the_same_frames(engine: Engine, request_for: RequestFor) -> None:
+    first, other, again = (
+        frame_hashes(local(engine.generate(request_for(seed=seed)).video_url))
+        for seed in (11, 12, 11)
+    )
+    assert first == again != other
+
+
+def test_a_random_seed_is_told(engine: Engine, request_for: RequestFor) -> None:
+    with pytest.raises(Cancelled):
+        engine.generate(request_for(seed=-1), cancelled_control())
+    plan_seeds = {engine.generate(request_for(seed=-1)).seed for _ in range(2)}
+    assert len(plan_seeds) == 2 and all(0 <= seed < 2**31 for seed in plan_seeds)
+
+
+def cancelled_control() -> Control:
+    control = Control()
+    control.cancel()
+    return control
+
+
+def test_progress_runs_through_all_stages_in_order(engine: Engine, request_for: RequestFor) -> None:
+    seen: list[Progress] = []
+    engine.generate(request_for(duration=10), Control(on_progress=seen.append))
+    stages = [item.stage for item in seen]
+    assert list(dict.fromkeys(stages)) == ["prepare", "denoise", "decode", "encode", "publish"]
+    for stage in dict.fromkeys(stages):
+        steps = [item.step for item in seen if item.stage == stage]
+        assert steps == sorted(steps)
+    denoised = [item for item in seen if item.stage == "denoise"]
+    assert denoised[-1] == Progress("denoise", 8, 8)  # two segments of four steps
+
+
+def test_nothing_is_left_in_scratch(
+    engine: Engine, request_for: RequestFor, data: Path, tmp_path: Path
+) -> None:
+    engine.generate(request_for(audio=data_uri(data / "chime_1s.wav")))
+    with pytest.raises(InvalidMedia):
+        engine.generate(request_for(audio="data:audio/wav;base64,AAAA"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_short_audio_is_a_warning(engine: Engine, request_for: RequestFor, data: Path) -> None:
+    result = engine.generate(request_for(audio=data_uri(data / "chime_1s.wav")))
+    assert "The audio is only 1.0 seconds long" in result.warnings
+
+
+def test_what_could_not_be_done_is_a_warning(engine: Engine, request_for: RequestFor) -> None:
+    request = request_for(enable_prompt_expansion=True, enable_safety_checker=True)
+    text = " ".join(engine.generate(request).warnings)
+    assert "Prompt expansion" in text and "safety" in text and "random weights" in text
+    request = request_for(enable_safety_checker=False)
+    assert "safety" not in " ".join(engine.generate(request).warnings)
+
+
+def test_a_finished_job_is_not_rendered_again(engine: Engine, request_for: RequestFor) -> None:
+    first = engine.generate(request_for(), Control("job-1"))
+    seen: list[Progress] = []
+    again = engine.generate(request_for(), Control("job-1", on_progress=seen.append))
+    assert again.output() == first.output() and seen == []
+    other = engine.generate(request_for(), Control("job-2"))
+    assert other.video_url != first.video_url
+
+
+@pytest.mark.parametrize("stage", ["prepare", "denoise", "decode", "encode", "publish"])
+def test_a_cancel_in_any_stage_leaves_nothing(
+    engine: Engine, request_for: RequestFor, tmp_path: Path, stage: str
+) -> None:
+    control: Control
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == stage:
+            control.cancel()
+
+    control = Control(on_progress=on_progress)
+    with pytest.raises(Cancelled):
+        engine.generate(request_for(), control)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(tmp_path.glob("outputs/*.mp4")) == []
+
+
+def test_the_job_after_a_cancelled_one_works(engine: Engine, request_for: RequestFor) -> None:
+    clean = frame_hashes(local(engine.generate(request_for()).video_url))
+    control: Control
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == "decode" and progress.step > 20:
+            control.cancel()
+
+    control = Control(on_progress=on_progress)
+    with pytest.raises(Cancelled):
+        engine.generate(request_for(), control)
+    assert frame_hashes(local(engine.generate(request_for()).video_url)) == clean
+
+
+def test_a_job_that_takes_too_long_is_ended(engine: Engine, request_for: RequestFor) -> None:
+    engine.load()
+    with pytest.raises(DeadlineExceeded, match=r"0\.5 seconds"):
+        engine.generate(request_for(duration=15), Control(deadline_seconds=0.5))
+
+
+def test_a_blocked_download_is_cancelled(make_settings: MakeSettings) -> None:
+    engine = Engine(make_settings(allow_private_urls=True))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/photo.jpg"
+        request = VideoRequest.parse({"prompt": "x", "image": url})
+        control = Control()
+        threading.Timer(0.3, control.cancel).start()
+        with pytest.raises(Cancelled):
+            engine.generate(request, control)
+
+
+def test_private_addresses_are_refused_by_default(engine: Engine) -> None:
+    request = VideoRequest.parse({"prompt": "x", "image": "http://127.0.0.1:1/photo.jpg"})
+    with pytest.raises(InvalidMedia, match="Invalid image URL: "):
+        engine.generate(request)
+
+
+class NumberedFrames:
+    """A family whose frames carry their number in the first pixel, and which notes its inputs."""
+
+    def __init__(self) -> None:
+        self.spec = CATALOG["wan-tiny"]
+        self.asked: list[SegmentInput] = []
+        self.next_number = 0
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
+        self.asked.append(segment)
+        for step in range(self.spec.steps):
+            on_step(step + 1)
+        return segment
+
+    def decode(self, latents: Any) -> Iterator[np.ndarray]:
+        done = 0
+        while done < latents.frames:
+            size = 4 if done else 1
+            chunk = np.zeros((size, latents.height, latents.width, 3), np.uint8)
+            for index in range(size):
+                chunk[index, 0, 0] = self.next_number
+                self.next_number += 1
+            done += size
+            yield chunk
+
+
+@pytest.mark.parametrize(("seconds", "segments"), [(5, 1), (10, 2), (15, 3)])
+def test_segments_join_without_a_repeated_frame(
+    engine: Engine, request_for: RequestFor, seconds: int, segments: int
+) -> None:
+    family: Any = NumberedFrames()
+    request = request_for(duration=seconds)
+    image = Image.new("RGB", (640, 360))
+    script = Script(((request.prompt, seconds),))
+    plan = make_plan(request, script, Media(image), family.spec, PlanLimits())
+    chunks = engine._frames(family, plan, image, "", Control())
+    numbers = [int(frame[0, 0, 0]) for chunk in chunks for frame in chunk]
+    # 81 frames a segment; the first of each later one was shown already.
+    made = list(range(81 * segments))
+    shown = [number for number in made if number == 0 or number % 81 != 0][: seconds * 16]
+    assert [number % 256 for number in shown] == numbers
+    # Each segment starts from the very last frame of the one before it.
+    starts = [np.asarray(asked.image)[0, 0, 0] for asked in family.asked]
+    assert starts == [0, *(81 * index - 1 for index in range(1, segments))]
+
+
+def test_settings_go_over_the_models_own(make_settings: MakeSettings) -> None:
+    spec = Engine(make_settings(steps=2, guidance_scale=4, flow_shift=3)).spec
+    assert (spec.steps, spec.guidance_scale, spec.flow_shift) == (2, 4, 3)
+
+
+def test_cfg_for_the_second_expert_alone_is_refused(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigurationError, match="WAN_GUIDANCE_SCALE_2 is 3"):
+        Engine(make_settings(guidance_scale=1, guidance_scale_2=3))
+
+
+def test_a_required_safety_checker_is_not_pretended(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigurationError, match="WAN_SAFETY"):
+        Engine(make_settings(safety="required"))
+
+
+def test_a_serverless_worker_needs_a_bucket(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigurationError, match="BUCKET_ENDPOINT_URL"):
+        Engine(make_settings(), serverless=True)
+    Engine(make_settings(storage="local"), serverless=True)

@@ -1,0 +1,220 @@
+"""The Runpod handler: job dict in, job dict out; cancellation; progress; the SDK's local run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler import Handler
+from wan_engine import Engine, Settings, data_uri
+from wan_engine.control import Control
+
+ROOT = Path(__file__).parents[1]
+GIF = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+SMALL_PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def engine(make_settings: Callable[..., Settings]) -> Engine:
+    engine = Engine(make_settings(preset="superfast", progress_seconds=0.05))
+    engine.spec = replace(engine.spec, max_area=64 * 48)
+    engine.load()
+    return engine
+
+
+@pytest.fixture
+def good(data: Path) -> dict[str, Any]:
+    return {"prompt": "lift-off", "image": data_uri(data / "rocket_640x360.jpg"), "seed": 1}
+
+
+def run(engine: Engine, payload: object) -> dict[str, Any]:
+    handler = Handler(engine, engine.settings, report=False)
+    return asyncio.run(handler({"id": "job", "input": payload}))
+
+
+def test_a_job_gives_the_output_object(engine: Engine, good: dict[str, Any]) -> None:
+    output = run(engine, good)
+    assert output["video_url"] == output["result"] and output["cost"] == 0.5
+
+
+BAD = [
+    ({"prompt": None}, 'field "prompt" is required'),
+    ({"prompt": "  "}, 'field "prompt" must be a string that is not blank, got string "  "'),
+    ({"image": None}, 'field "image" is required'),
+    ({"image": "photo.jpg"}, "Invalid image URL: it must start with http://, https:// or data:"),
+    ({"image": "file:///etc/passwd"}, "Invalid image URL: it must start with"),
+    ({"image": "http://169.254.169.254/latest"}, "Invalid image URL: "),
+    ({"image": "http://localhost/a.png"}, "Invalid image URL: "),
+    ({"image": "data:image/png;base64,!!"}, "Invalid image URL: "),
+    ({"image": GIF}, "Invalid image URL: the file is not a JPEG, PNG, BMP or WEBP image"),
+    ({"image": SMALL_PNG}, "Invalid image URL: each side must be 240 to 8000 pixels, got 1x1"),
+    ({"audio": 5}, 'field "audio" must be a string, got number 5'),
+    ({"audio": "data:audio/wav;base64,AAAA"}, "Invalid audio URL: the file is not WAV or MP3"),
+    ({"size": "640*480"}, 'field "size" must be one of ["1280*720", "1920*1080"], got string'),
+    ({"duration": 7}, 'field "duration" must be one of [5, 10, 15], got number 7'),
+    ({"shot_type": "dual"}, 'field "shot_type" must be one of ["single", "multi"], got string'),
+    ({"seed": "abc"}, 'field "seed" must be an integer, got string "abc"'),
+    ({"seed": -2}, 'field "seed" must be an integer from -1 to 2147483647, got number -2'),
+    ({"enable_prompt_expansion": 1}, 'field "enable_prompt_expansion" must be a boolean'),
+    ({"enable_safety_checker": "yes"}, 'field "enable_safety_checker" must be a boolean'),
+]
+
+
+@pytest.mark.parametrize(("fields", "sentence"), BAD)
+def test_a_bad_value_is_one_clear_sentence(
+    engine: Engine, good: dict[str, Any], tmp_path: Path, fields: dict[str, Any], sentence: str
+) -> None:
+    output = run(engine, {**good, **fields})
+    assert list(output) == ["error"] and output["error"].startswith(sentence)
+    assert "\n" not in output["error"] and str(ROOT) not in output["error"]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("payload", [None, [], "text", 5])
+def test_an_input_that_is_no_object_is_refused(engine: Engine, payload: object) -> None:
+    assert run(engine, payload)["error"].startswith('field "input" must be an object, got ')
+
+
+def test_a_bug_is_a_reference_and_its_traceback_is_in_the_log(
+    engine: Engine, good: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def generate(self, *_: object) -> None:
+            raise KeyError("/secret/path")
+
+    broken: Any = Broken()
+    handler = Handler(broken, engine.settings, report=False)
+    output = asyncio.run(handler({"id": "job", "input": good}))
+    assert output["error"].startswith("Internal error, reference ")
+    assert "/secret/path" not in output["error"] and "/secret/path" in caplog.text
+
+
+class Waiting:
+    """An engine that works until it is told to stop, and then takes a moment to end."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.ended = threading.Event()
+
+    def generate(self, _request: object, control: Control) -> None:
+        self.started.set()
+        try:
+            while True:
+                control.checkpoint()
+        finally:
+            threading.Event().wait(0.2)
+            self.ended.set()
+
+
+def test_a_cancel_ends_the_thread_before_the_handler(engine: Engine, good: dict[str, Any]) -> None:
+    waiting: Any = Waiting()
+    handler = Handler(waiting, engine.settings, report=False)
+
+    async def cancel_twice() -> None:
+        task = asyncio.create_task(handler({"id": "job", "input": good}))
+        await asyncio.to_thread(waiting.started.wait)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert waiting.ended.is_set()
+
+    asyncio.run(cancel_twice())
+
+
+def test_progress_is_posted_in_order_and_never_after_the_result(
+    engine: Engine, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runpod.serverless.modules import rp_http
+
+    posts: list[dict[str, Any]] = []
+
+    async def slow_post(_session: object, body: dict[str, Any], _job: object) -> None:
+        await asyncio.sleep(0.1)
+        posts.append(body)
+
+    monkeypatch.setattr(rp_http, "send_result", slow_post)
+    handler = Handler(engine, engine.settings, report=True)
+
+    async def run_and_wait() -> int:
+        await handler({"id": "job", "input": good})
+        at_the_result = len(posts)
+        await asyncio.sleep(0.4)
+        return at_the_result
+
+    at_the_result = asyncio.run(run_and_wait())
+    assert len(posts) == at_the_result >= 3
+    assert {post["status"] for post in posts} == {"IN_PROGRESS"}
+    order = ["prepare", "denoise", "decode", "encode", "publish"]
+    places = [order.index(post["output"]["stage"]) for post in posts]
+    assert places == sorted(places)
+
+
+def sdk_run(
+    tmp_path: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "handler.py"), *arguments],
+        cwd=tmp_path,
+        env={
+            **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
+            "WAN_OUTPUT_DIR": str(tmp_path / "outputs"),
+            "WAN_SCRATCH_DIR": str(tmp_path / "scratch"),
+            "WAN_CACHE_DIR": str(tmp_path / "cache"),
+            "WAN_PRESET": "superfast",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_sdks_local_run_prints_the_result(tmp_path: Path) -> None:
+    job = json.loads((ROOT / "test_input.json").read_text())
+    (tmp_path / "test_input.json").write_text(json.dumps(job))
+    done = sdk_run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "'cost': 0.5" in done.stdout and len(list(tmp_path.glob("outputs/*.mp4"))) == 1
+    # The SDK's default prints the whole job, base64 included.
+    assert job["input"]["image"][-40:] not in done.stdout + done.stderr
+
+
+def test_the_sdks_local_run_of_a_bad_value_ends_with_one(tmp_path: Path) -> None:
+    done = sdk_run(tmp_path, "--test_input", json.dumps({"input": {"prompt": "x"}}))
+    assert done.returncode == 1
+    assert 'failed with error: field "image" is required' in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"WAN_STEPS": "zero"}, "WAN_STEPS"),
+        ({"WAN_MODEL": "wan9"}, "WAN_MODEL=wan9"),
+        ({"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/job-take/$ID?x"}, "BUCKET_ENDPOINT_URL"),
+    ],
+)
+def test_a_wrong_setting_refuses_to_start(
+    tmp_path: Path, environment: dict[str, str], sentence: str
+) -> None:
+    done = sdk_run(tmp_path, **environment)
+    assert done.returncode == 1 and "Cannot start: " in done.stderr
+    assert sentence in done.stderr and "Traceback" not in done.stderr

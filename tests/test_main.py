@@ -1,0 +1,141 @@
+"""The command line, as a person and as a script use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wan_engine.catalog import CATALOG
+from wan_engine.schema import VideoRequest
+from wan_engine.settings import VERSION, described
+
+ROOT = Path(__file__).parents[1]
+Wan = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
+    """Run `python -m wan_engine ...` in an empty folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "wan_engine", *arguments],
+            cwd=tmp_path,
+            env={
+                **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
+                "PYTHONPATH": str(ROOT),
+                "COLUMNS": "200",
+                "WAN_CACHE_DIR": str(tiny_cache),
+                "WAN_PRESET": "superfast",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_clip_from_local_files(wan: Wan, data: Path, tmp_path: Path) -> None:
+    done = wan(
+        *("generate", "--prompt", "lift-off", "--seed", "5", "--out", "clip.mp4"),
+        *("--image", str(data / "rocket_640x360.jpg"), "--audio", str(data / "chime_4s.mp3")),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["video_url"] == (tmp_path / "clip.mp4").as_uri()
+    assert (result["seed"], result["cost"], result["model"]) == (5, 0.5, "wan-tiny")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4"]
+    assert "denoise" in done.stderr
+
+
+def test_many_jobs_on_one_loaded_model(wan: Wan, data: Path, tmp_path: Path) -> None:
+    good = {"prompt": "lift-off", "image": str(data / "rocket_640x360.jpg"), "out": "a.mp4"}
+    lines = [good, {**good, "duration": 7}, {**good, "out": "b.mp4", "seed": 1}]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    done = wan("generate", "--jobs", "jobs.jsonl")
+    assert done.returncode == 1, done.stderr
+    first, second, third = map(json.loads, done.stdout.splitlines())
+    assert first["video_url"].endswith("/a.mp4") and third["video_url"].endswith("/b.mp4")
+    assert second == {"error": 'field "duration" must be one of [5, 10, 15], got number 7'}
+    assert done.stderr.count("recipe") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--prompt", "x"), 'field "image" is required'),
+        (("--prompt", "x", "--image", "nowhere.jpg"), "image: there is no file nowhere.jpg"),
+        (("--prompt", "x", "--image", "http://a/b", "--duration", "six"), 'field "duration" must'),
+        (("--prompt", "x", "--image", "http://a/b", "--size", "4k"), 'field "size" must'),
+    ],
+)
+def test_a_wrong_value_is_told_before_the_model_is_loaded(
+    wan: Wan, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = wan("generate", *arguments)
+    assert done.returncode == 1 and done.stderr.startswith(sentence)
+    assert "Traceback" not in done.stderr and "model" not in done.stderr
+
+
+def test_wrong_usage_is_exit_code_two(wan: Wan, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text("not json")
+    for arguments in (("generate", "--nonsense"), ("generate", "--jobs", "jobs.jsonl"), ("paint",)):
+        done = wan(*arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_an_output_folder_that_is_not_there_is_told(wan: Wan, data: Path) -> None:
+    image = str(data / "rocket_640x360.jpg")
+    done = wan("generate", "--prompt", "x", "--image", image, "--out", "no/such/clip.mp4")
+    assert done.returncode == 1 and "does not exist" in done.stderr
+
+
+def test_doctor_says_what_was_chosen(wan: Wan) -> None:
+    done = wan("doctor", "--json", WAN_DEVICE="cpu")
+    assert done.returncode == 0, done.stderr
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert set(checks) >= {"gpu", "ffmpeg", "scratch", "model", "recipe", "storage", "safety"}
+    assert "wan-tiny" in checks["model"]["found"] and "random" in checks["model"]["found"]
+
+
+def test_doctor_fails_when_no_job_could_run(wan: Wan, tmp_path: Path) -> None:
+    done = wan("doctor", WAN_MODEL="wan2.2-ti2v-5b", HF_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 1
+    assert "FAIL" in done.stdout and "download" in done.stdout
+
+
+def test_models_lists_the_catalogue(wan: Wan) -> None:
+    rows = json.loads(wan("models", "--json").stdout)
+    assert [row["name"] for row in rows] == list(CATALOG)
+    assert {row["name"] for row in rows if row["present"]} >= {"wan-tiny", "wan-tiny-ti2v"}
+    assert "wan2.2-i2v-a14b-4step" in wan("models").stdout
+
+
+def test_schema_is_the_requests(wan: Wan) -> None:
+    assert json.loads(wan("schema").stdout) == VideoRequest.model_json_schema()
+
+
+def test_settings_are_listed(wan: Wan) -> None:
+    rows = json.loads(wan("settings", "--json").stdout)
+    assert [row["variable"] for row in rows] == [row.variable for row in described()]
+
+
+def test_version(wan: Wan) -> None:
+    assert wan("--version").stdout.strip() == VERSION
+
+
+@pytest.mark.parametrize(
+    "command", ["generate", "doctor", "models", "download", "schema", "settings"]
+)
+def test_every_command_has_help_with_an_example(wan: Wan, command: str) -> None:
+    done = wan(command, "--help")
+    assert done.returncode == 0 and f"python -m wan_engine {command}" in done.stdout
