@@ -72,7 +72,7 @@ def test_a_cancelled_job_stops_at_the_next_checkpoint() -> None:
     control = Control()
     control.cancel()
     assert control.cancelled
-    with pytest.raises(Cancelled, match="^The job was cancelled$"):
+    with pytest.raises(Cancelled, match=r"^The job was cancelled$"):
         control.checkpoint()
 
 

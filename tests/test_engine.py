@@ -21,7 +21,7 @@ from wan_engine.catalog import CATALOG
 from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, InvalidMedia
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
-from wan_engine.schema import Media, Script, SegmentInput
+from wan_engine.schema import Media, Plan, Script, SegmentInput
 
 MakeSettings = Callable[..., Settings]
 
@@ -269,6 +269,58 @@ def test_segments_join_without_a_repeated_frame(
     # Each segment starts from the very last frame of the one before it.
     starts = [np.asarray(asked.image)[0, 0, 0] for asked in family.asked]
     assert starts == [0, *(81 * index - 1 for index in range(1, segments))]
+
+
+class SlidingPicture:
+    """A family that shows the segment's picture and slides it left, a pixel every eight frames."""
+
+    def __init__(self) -> None:
+        self.spec = CATALOG["wan-tiny"]
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
+        on_step(self.spec.steps)
+        return segment
+
+    def decode(self, latents: Any) -> Iterator[np.ndarray]:
+        picture = np.asarray(latents.image)
+        frames = [np.roll(picture, -(index // 8), axis=1) for index in range(latents.frames)]
+        yield np.stack(frames[:1])
+        for start in range(1, len(frames), 4):
+            yield np.stack(frames[start : start + 4])
+
+
+@pytest.mark.parametrize("name", ["rocket_640x360.jpg", "astronaut_360x480.png"])
+def test_the_picture_stays_upright_and_unstretched_through_all_joins(
+    make_settings: MakeSettings, request_for: RequestFor, data: Path, tmp_path: Path, name: str
+) -> None:
+    engine: Any = Engine(make_settings())
+    engine._family = SlidingPicture()
+    result = engine.generate(request_for(image=data_uri(data / name), duration=15))
+    original = Image.open(data / name).convert("RGB")
+    command = [ffmpeg.executable(), "-v", "error", "-i", str(local(result.video_url))]
+    command += ["-vf", f"scale={original.width}:{original.height}", "-f", "rawvideo"]
+    raw = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+    frames = np.frombuffer(raw.stdout, np.uint8).reshape(240, original.height, original.width, 3)
+    script = Script((("", 15),))
+    plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
+    seen = visible(original, plan)
+    middle = slice(original.width // 8, -original.width // 4)  # what never wraps around
+    for number in (0, 40, 80, 81, 160, 161, 239):  # both joins, at 81 and 161, among them
+        pixels = number // 80 * 10 + number % 80 // 8
+        wanted = np.roll(seen, -round(pixels * original.width / plan.crop_width), axis=1)
+        error = frames[number, :, middle].astype(float) - wanted[:, middle]
+        assert np.sqrt((error**2).mean()) < 25, number
+
+
+def visible(original: Image.Image, plan: Plan) -> np.ndarray:
+    """The middle of the picture that crops leave, at the picture's own size; one scale for both
+    axes."""
+    width, height = original.size
+    scale = max(plan.render_width / width, plan.render_height / height)
+    half_width, half_height = plan.crop_width / scale / 2, plan.crop_height / scale / 2
+    box = (width / 2 - half_width, height / 2 - half_height)
+    box += (width / 2 + half_width, height / 2 + half_height)
+    return np.asarray(original.resize(original.size, Image.Resampling.BILINEAR, box=box))
 
 
 def test_settings_go_over_the_models_own(make_settings: MakeSettings) -> None:

@@ -110,12 +110,11 @@ def generate(
     requests = _read_jobs(Path(jobs)) if jobs else [request]
     with _failing_clearly():
         settings = _settings(model)
-        # Requests are checked before the model is loaded: a typing error should not cost minutes.
-        failed = 0 if jobs else _check(request)
+        if not jobs:
+            _check(request)  # before the model is loaded: a typing error should not cost minutes
         engine = Engine(settings)
-        for payload in requests:
-            failed += not _render(engine, payload)
-    raise typer.Exit(1 if failed else 0)
+        rendered = [_render(engine, payload) for payload in requests]
+    raise typer.Exit(0 if all(rendered) else 1)
 
 
 @app.command(epilog="Example: `python -m wan_engine doctor --json`")
@@ -196,15 +195,15 @@ def settings(as_json: Annotated[bool, typer.Option("--json", help="For scripts."
 # --- one clip ----------------------------------------------------------------------------------
 
 
-def _check(payload: Mapping[str, Any]) -> int:
+def _check(payload: Mapping[str, Any]) -> None:
     VideoRequest.parse(_with_files(payload))
-    return 0
+    _target(payload)
 
 
 def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
     """Render one request and print its result; False when it failed."""
-    target = str(payload.get("out") or "")
     try:
+        target = _target(payload)
         request = VideoRequest.parse(_with_files(payload))
         with _progress() as on_progress:
             control = Control(on_progress=on_progress)
@@ -218,23 +217,32 @@ def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
 
 
 def _generate_to(
-    engine: Engine, request: VideoRequest, control: Control, target: str
+    engine: Engine, request: VideoRequest, control: Control, target: Path | None
 ) -> VideoResult:
     """Render to where the settings say, or to the file `target`."""
-    if not target:
+    if target is None:
         return engine.generate(request, control)
-    path = Path(target).resolve()
-    if not path.parent.is_dir():
-        raise InvalidRequest(f"--out: the folder {path.parent} does not exist")
     configured = engine.storage
-    with tempfile.TemporaryDirectory(prefix=".wan-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".wan-", dir=target.parent) as folder:
         engine.storage = LocalStorage(Path(folder))
         try:
             result = engine.generate(request, control)
         finally:
             engine.storage = configured
-        next(Path(folder).glob("*.mp4")).replace(path)
-    return replace(result, video_url=path.as_uri())
+        next(Path(folder).glob("*.mp4")).replace(target)
+    return replace(result, video_url=target.as_uri())
+
+
+def _target(payload: Mapping[str, Any]) -> Path | None:
+    """The file that --out, or `out` in a jobs file, names."""
+    if not payload.get("out"):
+        return None
+    path = Path(str(payload["out"])).expanduser().resolve()
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"--out: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InvalidRequest(f"--out: {path} is a folder, not a file")
+    return path
 
 
 def _with_files(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,8 +310,13 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 def _settings(model: str) -> Settings:
     """The environment's settings with --model put over them, and logging to stderr."""
     settings = Settings.load()
-    handler = RichHandler(console=err, show_path=False, markup=False)
-    logging.basicConfig(level=settings.log_level, format="%(message)s", handlers=[handler])
+    if err.is_terminal:
+        handler: logging.Handler = RichHandler(console=err, show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)-7s| %(message)s"))
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
     return settings.model_copy(update={"model": model}) if model else settings
 
 

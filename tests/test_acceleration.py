@@ -1,0 +1,113 @@
+"""How a model runs on which machine, over a table of cards."""
+
+from __future__ import annotations
+
+import pytest
+
+from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits
+from wan_engine.catalog import CATALOG, ModelSpec
+
+CARDS = [
+    Gpu("T4", 15.8, (7, 5)),
+    Gpu("RTX 4090", 25.3, (8, 9)),
+    Gpu("RTX 5090", 34.2, (12, 0)),
+    Gpu("A40", 47.7, (8, 6)),
+    Gpu("RTX PRO 6000", 102.0, (12, 0)),
+    Gpu("A100", 85.1, (8, 0)),
+    Gpu("H200", 150.1, (9, 0)),
+] + [
+    Gpu(f"card {gb} sm{major}{minor}", gb, (major, minor))
+    for gb in (24.0, 48.0, 80.0, 141.0)
+    for major, minor in ((7, 5), (8, 0), (9, 0), (12, 0))
+]
+ROWS = list(CATALOG.values())
+REAL = [row for row in ROWS if not row.built]
+
+every_row = pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
+every_card = pytest.mark.parametrize("gpu", CARDS, ids="{.name}".format)
+
+
+@every_row
+@every_card
+def test_the_choice_says_why(spec: ModelSpec, gpu: Gpu) -> None:
+    _, reason = choose(spec, gpu, "auto")
+    assert reason.startswith(gpu.name)
+    assert f"{spec.resident_gb:g} GB" in reason
+    assert reason.isprintable()
+
+
+@every_row
+@every_card
+def test_a_model_is_offloaded_exactly_where_it_cannot_stay(spec: ModelSpec, gpu: Gpu) -> None:
+    recipe, _ = choose(spec, gpu, "auto")
+    assert recipe.offload == (gpu.total_gb < spec.resident_gb)
+
+
+@every_row
+@every_card
+def test_bfloat16_is_used_where_the_card_computes_in_it(spec: ModelSpec, gpu: Gpu) -> None:
+    recipe, _ = choose(spec, gpu, "auto")
+    assert recipe.dtype == ("float32" if gpu.capability == (7, 5) else "bfloat16")
+
+
+@every_row
+@every_card
+def test_a_model_that_stays_on_the_card_fits_it(spec: ModelSpec, gpu: Gpu) -> None:
+    recipe, _ = choose(spec, gpu, "auto")
+    assert recipe.offload or fits(spec, gpu)
+
+
+@every_row
+def test_a_larger_card_never_fits_less(spec: ModelSpec) -> None:
+    by_size = sorted(CARDS, key=lambda gpu: gpu.total_gb)
+    assert [fits(spec, gpu) for gpu in by_size] == sorted(fits(spec, gpu) for gpu in by_size)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "best"),
+    [
+        (Gpu("24 GB", 24.0, (8, 9)), "wan2.2-ti2v-5b"),
+        (Gpu("48 GB", 48.0, (8, 9)), "wan2.2-i2v-a14b-4step"),
+        (Gpu("80 GB", 80.0, (9, 0)), "wan2.2-i2v-a14b-4step"),
+        (Gpu("141 GB", 141.0, (9, 0)), "wan2.2-i2v-a14b-4step"),
+        (Gpu("8 GB", 8.0, (8, 6)), "wan-tiny"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_the_best_model_for_a_card(gpu: Gpu, best: str) -> None:
+    assert next(spec.name for spec in ROWS if fits(spec, gpu)) == best
+
+
+def test_the_quality_tier_stays_on_a_card_of_141_gb() -> None:
+    recipe, _ = choose(CATALOG["wan2.2-i2v-a14b"], Gpu("H200", 141.0, (9, 0)), "auto")
+    assert recipe == Recipe("cuda", "bfloat16", offload=False)
+
+
+def test_the_quality_tier_goes_one_network_at_a_time_on_80_gb() -> None:
+    recipe, reason = choose(CATALOG["wan2.2-i2v-a14b"], Gpu("A100", 80.0, (8, 0)), "auto")
+    assert recipe == Recipe("cuda", "bfloat16", offload=True)
+    assert reason == "A100 with 80 GB is less than 88 GB: one network at a time"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")]
+)
+def test_the_device_is_the_one_that_was_asked_for(asked: str, device: str) -> None:
+    recipe, _ = choose(CATALOG["wan-tiny"], CARDS[0], asked)
+    assert recipe.device == device
+
+
+@every_row
+def test_the_cpu_computes_in_float32(spec: ModelSpec) -> None:
+    recipe, reason = choose(spec, None, "auto")
+    assert recipe == Recipe("cpu", "float32", offload=False)
+    assert reason == "no GPU: float32 on the CPU"
+
+
+@every_row
+def test_the_cpu_runs_only_what_is_built(spec: ModelSpec) -> None:
+    assert fits(spec, None) == spec.built
+
+
+def test_the_cpu_can_be_asked_for() -> None:
+    assert detect("cpu") is None

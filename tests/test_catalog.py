@@ -1,0 +1,225 @@
+"""The catalogue's rows are sound, and somebody's own checkpoint gets the row of its kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from wan_engine import catalog
+from wan_engine.catalog import CATALOG, FALLBACK, ModelSpec, infer
+from wan_engine.errors import ConfigurationError
+from wan_engine.families import FAMILIES
+
+ROWS = list(CATALOG.values())
+REAL = [row for row in ROWS if not row.built]
+BUILT = [row for row in ROWS if row.built]
+NAMES = "{.name}".format
+
+
+def each(rows: Iterable[ModelSpec]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("spec", rows, ids=NAMES)
+
+
+# --- the rows ------------------------------------------------------------------------------------
+
+
+def test_names_are_unique() -> None:
+    assert len(CATALOG) == len(catalog._ROWS)
+
+
+def test_titles_are_unique() -> None:
+    assert len({row.title for row in ROWS}) == len(ROWS)
+
+
+def test_rows_are_found_by_their_own_name() -> None:
+    assert [name for name, row in CATALOG.items() if name != row.name] == []
+
+
+def test_the_best_models_come_first() -> None:
+    assert list(CATALOG) == [
+        "wan2.2-i2v-a14b-4step",
+        "wan2.2-i2v-a14b",
+        "wan2.2-ti2v-5b",
+        "wan-tiny",
+        "wan-tiny-ti2v",
+    ]
+
+
+def test_models_that_are_built_come_after_all_real_ones() -> None:
+    assert ROWS == REAL + BUILT
+
+
+def test_the_fallback_is_a_row_that_can_be_built() -> None:
+    assert CATALOG[FALLBACK].built
+
+
+def test_every_real_kind_has_a_tiny_one() -> None:
+    def kinds(rows: list[ModelSpec]) -> set[tuple[object, ...]]:
+        return {(row.family, row.fps, row.max_frames, row.size_multiple) for row in rows}
+
+    assert kinds(BUILT) == kinds(REAL)
+
+
+@each(ROWS)
+def test_a_name_can_be_a_folder(spec: ModelSpec) -> None:
+    assert re.fullmatch(r"[a-z0-9][a-z0-9.-]*", spec.name)
+
+
+@each(ROWS)
+def test_a_title_fits_a_table(spec: ModelSpec) -> None:
+    assert 0 < len(spec.title) <= 100
+    assert spec.title.isprintable()
+
+
+@each(ROWS)
+def test_the_family_exists(spec: ModelSpec) -> None:
+    assert spec.family in FAMILIES
+
+
+@each(ROWS)
+def test_the_trained_length_is_a_whole_number_of_latent_frames(spec: ModelSpec) -> None:
+    assert spec.max_frames > 1
+    assert spec.max_frames % 4 == 1
+
+
+@each(ROWS)
+def test_the_trained_length_is_five_seconds(spec: ModelSpec) -> None:
+    assert spec.max_frames == 5 * spec.fps + 1
+
+
+@each(ROWS)
+def test_sides_are_multiples_of_what_the_vae_and_the_patches_need(spec: ModelSpec) -> None:
+    assert spec.size_multiple in (16, 32)
+
+
+@each(ROWS)
+def test_the_area_holds_whole_tiles(spec: ModelSpec) -> None:
+    assert spec.max_area % spec.size_multiple**2 == 0
+
+
+@each(ROWS)
+def test_the_steps_can_be_run(spec: ModelSpec) -> None:
+    assert 1 <= spec.steps <= 200
+
+
+@each(ROWS)
+def test_guidance_is_on_for_both_experts_or_for_none(spec: ModelSpec) -> None:
+    second = spec.guidance_scale if spec.guidance_scale_2 is None else spec.guidance_scale_2
+    assert spec.guidance_scale >= 1
+    assert second >= 1
+    assert (spec.guidance_scale > 1) == (second > 1)
+
+
+@each(ROWS)
+def test_distilled_weights_run_without_guidance(spec: ModelSpec) -> None:
+    if spec.sampler == "distilled-euler":
+        assert (spec.guidance_scale, spec.guidance_scale_2, spec.steps) == (1.0, 1.0, 4)
+
+
+@each(ROWS)
+def test_the_shift_is_positive(spec: ModelSpec) -> None:
+    assert spec.flow_shift > 0
+
+
+@each(ROWS)
+def test_there_is_a_negative_prompt(spec: ModelSpec) -> None:
+    assert spec.negative_prompt.strip()
+
+
+@each(ROWS)
+def test_the_licence_is_named(spec: ModelSpec) -> None:
+    assert spec.licence == "Apache-2.0"
+
+
+@each(ROWS)
+def test_one_network_at_a_time_needs_no_more_memory_than_all(spec: ModelSpec) -> None:
+    assert 0 < spec.offload_gb <= spec.resident_gb
+
+
+@each(REAL)
+def test_a_real_model_has_a_repository_at_a_pinned_revision(spec: ModelSpec) -> None:
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.repo or "")
+    assert re.fullmatch(r"[0-9a-f]{40}", spec.revision or "")
+
+
+@each(REAL)
+def test_a_real_model_has_a_download_larger_than_what_is_kept_in_memory_of_one_expert(
+    spec: ModelSpec,
+) -> None:
+    assert spec.download_gb > 0
+
+
+@each(BUILT)
+def test_a_model_that_is_built_is_not_fetched(spec: ModelSpec) -> None:
+    assert (spec.repo, spec.revision, spec.loras, spec.download_gb) == (None, None, (), 0)
+
+
+@each(ROWS)
+def test_every_lora_is_pinned_by_its_content(spec: ModelSpec) -> None:
+    for lora in spec.loras:
+        assert re.fullmatch(r"[0-9a-f]{64}", lora.sha256)
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", lora.repo)
+        assert lora.path.endswith(".safetensors")
+
+
+@each(ROWS)
+def test_loras_come_once_for_each_expert(spec: ModelSpec) -> None:
+    assert [lora.expert for lora in spec.loras] in ([], ["high", "low"])
+
+
+@each(ROWS)
+def test_loras_are_different_files(spec: ModelSpec) -> None:
+    assert len({(lora.path, lora.sha256) for lora in spec.loras}) == len(spec.loras)
+
+
+# --- somebody's own checkpoint -------------------------------------------------------------------
+
+OWN = ("name", "title", "repo", "revision", "licence", "loras")
+
+
+def settings_of(spec: ModelSpec) -> dict[str, Any]:
+    """What a row says about running, without what it says about itself."""
+    return {key: value for key, value in vars(spec).items() if key not in OWN}
+
+
+def test_two_experts_run_like_the_quality_tier() -> None:
+    index = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
+    assert settings_of(infer("me/mine", index)) == settings_of(CATALOG["wan2.2-i2v-a14b"])
+
+
+@pytest.mark.parametrize("pipeline", ["WanPipeline", "WanImageToVideoPipeline"])
+def test_expanded_timesteps_run_like_the_small_model(pipeline: str) -> None:
+    index = {"_class_name": pipeline, "expand_timesteps": True, "boundary_ratio": None}
+    assert settings_of(infer("me/mine", index)) == settings_of(CATALOG["wan2.2-ti2v-5b"])
+
+
+@pytest.mark.parametrize("index", [{}, {"boundary_ratio": None, "expand_timesteps": False}])
+def test_a_single_expert_has_a_single_guidance(index: dict[str, Any]) -> None:
+    spec = infer("me/mine", {"_class_name": "WanImageToVideoPipeline", **index})
+    assert (spec.guidance_scale, spec.guidance_scale_2) == (5.0, None)
+
+
+def test_an_own_checkpoint_claims_nothing_of_the_row_it_runs_like() -> None:
+    index = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
+    spec = infer("/models/mine", index)
+    assert (spec.name, spec.repo, spec.revision) == ("/models/mine", None, None)
+    assert (spec.loras, spec.built, spec.licence) == ((), False, "unknown")
+    assert "/models/mine" in spec.title
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        ({"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ({"_class_name": "WanVACEPipeline"}, "WanVACEPipeline"),
+        ({"_class_name": "WanPipeline", "boundary_ratio": 0.875}, "WanPipeline"),
+        ({"_class_name": "WanPipeline"}, "WanPipeline"),
+        ({}, "folder without model_index.json"),
+    ],
+)
+def test_another_pipeline_is_refused_by_name(index: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^me/other holds a {named}; .* WAN_MODEL .*$"):
+        infer("me/other", index)

@@ -1,0 +1,277 @@
+"""The environment as the program sees it: names, types, and what a wrong value is told."""
+
+from __future__ import annotations
+
+import ast
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import wan_engine
+from wan_engine.errors import ConfigurationError
+from wan_engine.pricing import HOSTED_PRICES
+from wan_engine.settings import Lora, Settings, described, env_name
+
+SECRET = "very/SECRET+key"
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://s3.example.com/clips",
+    "BUCKET_ACCESS_KEY_ID": "AKIDEXAMPLE",
+    "BUCKET_SECRET_ACCESS_KEY": SECRET,
+}
+
+
+def refusal() -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load()
+    return str(caught.value)
+
+
+# --- what there is -------------------------------------------------------------------------------
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_descriptions_are_one_line() -> None:
+    assert [row.variable for row in described() if not row.meaning.isprintable()] == []
+
+
+def test_the_table_has_every_field_once_and_in_order() -> None:
+    assert [row.variable for row in described()] == [
+        env_name(name) for name in Settings.model_fields
+    ]
+
+
+def test_variables_start_with_ours_or_with_runpods_own_names() -> None:
+    others = [row.variable for row in described() if not row.variable.startswith("WAN_")]
+    assert others == [*BUCKET, "BUCKET_NAME"]
+
+
+@pytest.mark.parametrize(
+    ("field", "variable"),
+    [
+        ("model", "WAN_MODEL"),
+        ("safety", "WAN_SAFETY"),
+        ("storage", "WAN_STORAGE"),
+        ("output_dir", "WAN_OUTPUT_DIR"),
+        ("allow_private_urls", "WAN_ALLOW_PRIVATE_URLS"),
+        ("public_base_url", "WAN_PUBLIC_BASE_URL"),
+        ("frame", "WAN_FRAME"),
+        ("bucket_name", "BUCKET_NAME"),
+        ("BUCKET_NAME", "BUCKET_NAME"),
+    ],
+)
+def test_a_field_has_its_fixed_variable(field: str, variable: str) -> None:
+    assert env_name(field) == variable
+
+
+def test_the_table_shows_nothing_for_what_has_no_default() -> None:
+    shown = {row.variable: row.default for row in described()}
+    assert [shown[name] for name in ("WAN_LORA", "WAN_STEPS", "WAN_S3_PREFIX", *BUCKET)] == [""] * 6
+
+
+def test_the_table_shows_prices_as_they_are_written() -> None:
+    shown = {row.variable: row.default for row in described()}["WAN_PRICES"]
+    assert {size: Decimal(str(usd)) for size, usd in json.loads(shown).items()} == HOSTED_PRICES
+
+
+def test_a_default_can_be_written_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in described():
+        if row.default:
+            monkeypatch.setenv(row.variable, row.default)
+    assert Settings.load() == Settings()
+
+
+# --- what is read --------------------------------------------------------------------------------
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = Settings.load()
+    assert (settings.model, settings.safety, settings.storage) == ("auto", "auto", "auto")
+    assert settings.output_dir == Path("outputs")
+    assert not settings.allow_private_urls
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("WAN_MODEL", "wan-tiny", "model", "wan-tiny"),
+        ("WAN_MODELS_DIR", "/models", "models_dir", Path("/models")),
+        ("WAN_STEPS", "8", "steps", 8),
+        ("WAN_GUIDANCE_SCALE", "1", "guidance_scale", 1.0),
+        ("WAN_SAFETY", "off", "safety", "off"),
+        ("WAN_ALLOW_PRIVATE_URLS", "1", "allow_private_urls", True),
+        ("WAN_ALLOW_PRIVATE_URLS", "0", "allow_private_urls", False),
+        ("WAN_METADATA", "false", "metadata", False),
+        ("WAN_JOB_SECONDS", "0.5", "job_seconds", 0.5),
+        ("WAN_S3_REGION", "eu-west-1", "s3_region", "eu-west-1"),
+        ("BUCKET_NAME", "clips", "bucket_name", "clips"),
+    ],
+)
+def test_a_variable_sets_its_field(
+    variable: str, text: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    read = getattr(Settings.load(), field)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize("variable", [row.variable for row in described()])
+def test_an_empty_variable_is_an_absent_one(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "")
+    assert Settings.load() == Settings()
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_OF_SOMEBODY_ELSE", "x")
+    monkeypatch.setenv("STEPS", "x")
+    assert Settings.load() == Settings()
+
+
+def test_loras_are_read_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = '[{"path": "/a.safetensors", "scale": 0.8, "expert": "high"}, {"path": "b"}]'
+    monkeypatch.setenv("WAN_LORA", written)
+    assert Settings.load().lora == (
+        Lora(path=Path("/a.safetensors"), scale=0.8, expert="high"),
+        Lora(path=Path("b"), scale=1.0, expert="both"),
+    )
+
+
+def test_prices_are_read_as_json_without_a_rounding_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_PRICES", '{"1280*720": 0.07, "1920*1080": "0.1"}')
+    assert Settings.load().prices == {"1280*720": Decimal("0.07"), "1920*1080": Decimal("0.1")}
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_MODEL", "auto")
+    assert Settings(model="wan-tiny").model == "wan-tiny"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().steps = 4
+
+
+@pytest.mark.parametrize("missing", [None, *BUCKET])
+def test_three_variables_make_a_bucket(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in BUCKET.items():
+        if variable != missing:
+            monkeypatch.setenv(variable, value)
+    assert Settings.load().has_bucket == (missing is None)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("WAN_STEPS", "four"),
+        ("WAN_STEPS", "0"),
+        ("WAN_STEPS", "201"),
+        ("WAN_GUIDANCE_SCALE", "0.5"),
+        ("WAN_GUIDANCE_SCALE_2", "21"),
+        ("WAN_FLOW_SHIFT", "0"),
+        ("WAN_FRAME", "stretch"),
+        ("WAN_SAFETY", "maybe"),
+        ("WAN_STORAGE", "ftp"),
+        ("WAN_IMAGE_MIN_SIDE", "0"),
+        ("WAN_IMAGE_MAX_SIDE", "20000"),
+        ("WAN_IMAGE_MAX_BYTES", "20MB"),
+        ("WAN_AUDIO_MAX_SECONDS", "-1"),
+        ("WAN_AUDIO_MAX_SECONDS", "nan"),
+        ("WAN_FETCH_SECONDS", "0"),
+        ("WAN_ALLOW_PRIVATE_URLS", "perhaps"),
+        ("WAN_CRF", "41"),
+        ("WAN_PRESET", "placebo"),
+        ("WAN_METADATA", "2"),
+        ("WAN_S3_ADDRESSING", "dns"),
+        ("WAN_JOB_SECONDS", "0"),
+        ("WAN_PROGRESS_SECONDS", "-1"),
+        ("WAN_LOG_LEVEL", "loud"),
+        ("WAN_LORA", "a.safetensors"),
+        ("WAN_LORA", '{"path": "a"}'),
+        ("WAN_LORA", '[{"scale": 1}]'),
+        ("WAN_LORA", '[{"path": "a", "strength": 1}]'),
+        ("WAN_LORA", '[{"path": "a", "expert": "middle"}]'),
+        ("WAN_PRICES", "0.1"),
+        ("WAN_PRICES", "cheap"),
+        ("WAN_PRICES", '{"1280*720": "cheap", "1920*1080": 1}'),
+        ("WAN_PRICES", '{"1280*720": 0.1}'),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_variable(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert refusal().startswith(f"{variable} is wrong: ")
+
+
+def test_a_refusal_is_one_sentence_that_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_STEPS", "four")
+    sentence = refusal()
+    assert sentence.isprintable()
+    assert sentence.endswith(" README lists what it takes.")
+
+
+def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_STEPS", "four")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load()
+    assert caught.value.__suppress_context__
+
+
+# --- what is kept to itself ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("show", [repr, str, "{}".format])
+def test_the_secret_key_is_not_shown(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in BUCKET.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings.load()
+    assert settings.bucket_secret_access_key == SECRET
+    assert SECRET not in show(settings)
+
+
+def test_a_refusal_does_not_show_the_secret_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in BUCKET.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("WAN_STEPS", "four")
+    assert SECRET not in refusal()
+
+
+READERS = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+
+
+def _reads_the_environment(source: str) -> bool:
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in READERS)
+        or (isinstance(node, ast.ImportFrom) and READERS & {name.name for name in node.names})
+        or (isinstance(node, ast.Name) and node.id in READERS)
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import os\nos.environ['A']", "import os as o\no.getenv('A')", "from os import environ"],
+)
+def test_the_search_for_readers_of_the_environment_finds_them(source: str) -> None:
+    assert _reads_the_environment(source)
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    package = Path(wan_engine.__file__).parent
+    readers = [
+        str(path.relative_to(package))
+        for path in sorted(package.rglob("*.py"))
+        if path.name != "settings.py" and _reads_the_environment(path.read_text("utf-8"))
+    ]
+    assert readers == []
