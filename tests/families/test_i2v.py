@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,47 @@ def test_every_row_has_the_scheduler_of_its_own_shift(name: str) -> None:
 def test_the_checkpoints_own_flow_shift_is_not_used(load: Callable[..., Any]) -> None:
     family = load("wan-tiny", sampler="unipc", flow_shift=5.0)
     assert family.pipeline.scheduler.config.flow_shift == 5.0  # the folder says 3.0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bfloat16_stays_near_float32(tiny_cache: Path, name: str) -> None:
+    folder = tiny.build(name, tiny_cache / name)
+    plain, half = (
+        load_family(CATALOG[name], folder, Recipe("cpu", dtype))
+        for dtype in ("float32", "bfloat16")
+    )
+    first, second = (
+        np.concatenate(list(family.decode(family.denoise(segment(), ignore)))).astype(int)
+        for family in (plain, half)
+    )
+    assert np.abs(first - second).mean() < 1
+    assert half.pipeline.transformer.dtype == torch.bfloat16
+    assert half.pipeline.vae.dtype == torch.float32
+
+
+def test_offloading_changes_no_frame(load: Callable[..., Any], tiny_cache: Path) -> None:
+    resident = load("wan-tiny")
+    recipe = Recipe("cpu", "float32", offload=True)
+    offloaded = load_family(CATALOG["wan-tiny"], tiny_cache / "wan-tiny", recipe)
+    for family in (offloaded, offloaded, resident):
+        frames = np.concatenate(list(family.decode(family.denoise(segment(), ignore))))
+        assert frames.shape == (9, 64, 64, 3)
+    twice = np.concatenate(list(offloaded.decode(offloaded.denoise(segment(), ignore))))
+    assert np.array_equal(twice, frames)
+
+
+def test_a_repository_that_names_the_text_to_video_pipeline_loads(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "converted"
+    shutil.copytree(tiny.build("wan-tiny-ti2v", tiny_cache / "wan-tiny-ti2v"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("image_encoder", "image_processor"):
+        index.pop(name, None)
+    index["_class_name"] = "WanPipeline"  # as Wan-AI/Wan2.2-TI2V-5B-Diffusers has it
+    (folder / "model_index.json").write_text(json.dumps(index))
+    family = load_family(CATALOG["wan-tiny-ti2v"], folder, CPU)
+    assert family.denoise(segment(), ignore).shape == (1, 48, 3, 4, 4)
 
 
 def lora_file(path: Path, *, seed: int) -> tuple[Path, torch.Tensor]:

@@ -27,6 +27,7 @@ TOO_MANY = "Invalid image URL: the image has too many pixels"
 DAMAGED = "Invalid image URL: the image is damaged"
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 SIDE = 240
+RED_ROW = b"\xff\0\0" * SIDE
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 ORIENTATION_SIX = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
 
@@ -350,7 +351,7 @@ _PALETTE = png_chunk(b"PLTE", bytes([255, 0, 0, 0, 255, 0]))
                 (SIDE, SIDE),
                 8,
                 2,
-                RED_ROW := b"\xff\0\0" * SIDE,
+                RED_ROW,
                 png_chunk(b"tRNS", b"\0\xff\0\0\0\0"),
             ),
             WHITE,

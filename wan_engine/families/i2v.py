@@ -91,7 +91,7 @@ class ImageToVideo:
         return cls(pipeline, spec)
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
-        """Normalised latents [1, c, t, h, w], float32, on the device that decodes them."""
+        """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1."""
         spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
 
         def step_ended(

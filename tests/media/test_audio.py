@@ -1,0 +1,546 @@
+"""`open_audio` with the real ffmpeg: what is decoded, what is refused, and that nothing inside a
+file can make ffmpeg open anything else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wan_engine.control import Control
+from wan_engine.errors import Cancelled, DeadlineExceeded, EngineError, InvalidMedia
+from wan_engine.media import audio
+from wan_engine.media.audio import SAMPLE_RATE_HZ, AudioLimits, open_audio
+from wan_engine.schema import AudioTrack
+
+LIMITS = AudioLimits()
+NOT_AUDIO = "Invalid audio URL: the file is not WAV or MP3"
+UNDECODABLE = "Invalid audio URL: the file cannot be decoded as WAV or MP3"
+EMPTY = "Invalid audio URL: the file holds no sound"
+TOO_LONG = "Invalid audio URL: the sound is longer than 30 seconds"
+SOON_SECONDS = 1.0
+STUCK = "#!/bin/sh\nexec sleep 60\n"
+fuzz = settings(
+    max_examples=40,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def made(folder: Path, *arguments: str, name: str) -> bytes:
+    """What ffmpeg makes of `arguments`."""
+    path = folder / name
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
+    subprocess.run([*command, *arguments, str(path)], check=True, timeout=60)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
+    """Makes `seconds` of a 440 Hz tone as the file `name`, with ffmpeg's own `options`."""
+    folder = tmp_path_factory.mktemp("sounds")
+
+    @cache
+    def make(name: str, *options: str, seconds: float = 2) -> bytes:
+        source = f"sine=440:duration={seconds}:sample_rate=44100"
+        return made(folder, "-f", "lavfi", "-i", source, *options, name=name)
+
+    return make
+
+
+def wav(
+    samples: bytes,
+    *,
+    claimed_bytes: int | None = None,
+    rate: int = SAMPLE_RATE_HZ,
+    channels: int = 2,
+    bits: int = 16,
+    codec: int = 1,
+) -> bytes:
+    """A WAV file whose header may lie."""
+    claimed = len(samples) if claimed_bytes is None else claimed_bytes
+    frame = channels * bits // 8
+    form = struct.pack("<HHIIHH", codec, channels, rate, rate * frame % 2**32, frame % 2**16, bits)
+    riff = b"RIFF" + struct.pack("<I", min(36 + claimed, 2**32 - 1)) + b"WAVEfmt "
+    return riff + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", claimed) + samples
+
+
+def id3(body: bytes) -> bytes:
+    """`body` behind an empty ID3 tag."""
+    return b"ID3\4\0\0\0\0\0\0" + body
+
+
+def id3_with_picture_address(address: str, body: bytes) -> bytes:
+    """`body` behind an ID3 tag whose cover picture is "at this address" (MIME type `-->`)."""
+    picture = b"\0-->\0\3\0" + address.encode()
+    frame = b"APIC" + struct.pack(">I", len(picture)) + b"\0\0" + picture
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + size + frame + body
+
+
+def one_second() -> bytes:
+    return wav(bytes(SAMPLE_RATE_HZ * 4))
+
+
+def decoded(track: AudioTrack) -> np.ndarray:
+    """Samples [n, 2] in -1..1 of a decoded file, which must be what `AudioTrack` promises."""
+    with wave.open(str(track.path)) as file:
+        assert (file.getnchannels(), file.getsampwidth()) == (2, 2)
+        assert file.getframerate() == SAMPLE_RATE_HZ
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
+    assert track.seconds == len(samples) / SAMPLE_RATE_HZ
+    return samples / 32768
+
+
+def pitch(samples: np.ndarray) -> float:
+    spectrum = np.abs(np.fft.rfft(samples[:, 0]))
+    return float(np.argmax(spectrum) * SAMPLE_RATE_HZ / len(samples))
+
+
+def refusal(data: bytes, folder: Path, limits: AudioLimits = LIMITS) -> str:
+    with pytest.raises(InvalidMedia) as caught:
+        open_audio(data, folder, limits, Control())
+    assert caught.value.field == "audio"
+    assert str(folder) not in str(caught.value)
+    return str(caught.value)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- what is decoded -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *[("-c:a", f"pcm_{kind}") for kind in ("u8", "s16le", "s24le", "s32le", "f32le", "f64le")],
+        *[("-ac", count) for count in ("1", "2", "6")],
+        *[("-ar", rate) for rate in ("8000", "22050", "48000", "96000", "192000")],
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_wav(
+    sound: Callable[..., bytes], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    track = open_audio(sound("a.wav", *options), tmp_path, LIMITS, Control())
+    assert track.seconds == pytest.approx(2, abs=0.001)
+    assert pitch(decoded(track)) == pytest.approx(440, abs=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("-b:a", "320k"),
+        ("-q:a", "6"),
+        ("-ac", "1", "-ar", "8000"),
+        ("-id3v2_version", "0"),
+        ("-id3v2_version", "0", "-write_xing", "0"),
+        ("-metadata", "title=a title", "-write_id3v1", "1"),
+    ],
+    ids=["plain", "320k", "VBR", "8 kHz mono", "no tag", "no tag, no Xing", "both tags"],
+)
+def test_every_kind_of_mp3(
+    sound: Callable[..., bytes], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    track = open_audio(sound("a.mp3", *options), tmp_path, LIMITS, Control())
+    assert track.seconds == pytest.approx(2, abs=0.17)  # without a Xing header, the padding too
+    assert pitch(decoded(track)) == pytest.approx(440, abs=1)
+
+
+def test_the_sounds_of_the_data_folder(data: Path, tmp_path: Path) -> None:
+    for name, seconds in (("chime_4s.mp3", 4), ("chime_1s.wav", 1)):
+        track = open_audio((data / name).read_bytes(), tmp_path, LIMITS, Control())
+        assert track.seconds == pytest.approx(seconds, abs=0.05)
+
+
+def test_the_two_channels_stay_apart(tmp_path: Path) -> None:
+    left = np.zeros((SAMPLE_RATE_HZ, 2), "<i2")
+    left[:, 0] = 8192
+    samples = decoded(open_audio(wav(left.tobytes()), tmp_path, LIMITS, Control()))
+    assert np.all(samples == (0.25, 0))
+
+
+def test_sound_over_full_scale_is_clipped_not_wrapped(tmp_path: Path) -> None:
+    loud = np.full((SAMPLE_RATE_HZ, 2), 2.0, "<f4").tobytes()
+    track = open_audio(wav(loud, bits=32, codec=3), tmp_path, LIMITS, Control())
+    assert decoded(track).min() > 0.99
+
+
+def test_an_mp3_with_a_cover_and_titles(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    cover, plain = tmp_path / "cover.jpg", tmp_path / "plain.mp3"
+    Image.new("RGB", (300, 300), "red").save(cover)
+    plain.write_bytes(sound("a.mp3"))
+    inputs = ("-i", str(plain), "-i", str(cover), "-map", "0", "-map", "1")
+    tags = ("-c", "copy", "-id3v2_version", "3", "-metadata", "title=x", "-disposition:v", "8")
+    data = made(tmp_path, *inputs, *tags, name="cover.mp3")
+    assert b"APIC" in data
+    folder = tmp_path / "job"
+    folder.mkdir()
+    assert open_audio(data, folder, LIMITS, Control()).seconds == pytest.approx(2, abs=0.05)
+    assert names(folder) == {"audio.pcm.wav"}
+
+
+def test_only_the_decoded_file_stays(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    for name in ("a.wav", "a.mp3"):
+        track = open_audio(sound(name), tmp_path, LIMITS, Control())
+        assert names(tmp_path) == {track.path.name}
+
+
+# --- length --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.wav", ()),
+        ("a.mp3", ()),
+        ("a.mp3", ("-write_xing", "0")),
+        ("a.mp3", ("-write_xing", "0", "-ar", "8000")),  # the most padding: 0.17 s
+    ],
+)
+def test_thirty_seconds_are_accepted(
+    sound: Callable[..., bytes], tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    track = open_audio(sound(name, *options, seconds=30), tmp_path, LIMITS, Control())
+    assert track.seconds == pytest.approx(30, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+@pytest.mark.parametrize("seconds", [30.5, 31, 45])
+def test_more_than_thirty_seconds_are_refused(
+    sound: Callable[..., bytes], tmp_path: Path, name: str, seconds: float
+) -> None:
+    assert refusal(sound(name, seconds=seconds), tmp_path) == TOO_LONG
+
+
+def test_the_limit_is_a_setting(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    limits = AudioLimits(max_seconds=1.5)
+    sentence = refusal(sound("a.wav"), tmp_path, limits)
+    assert sentence == "Invalid audio URL: the sound is longer than 1.5 seconds"
+
+
+def test_no_more_than_the_limit_is_decoded(tmp_path: Path) -> None:
+    minutes = wav(bytes(8000 * 600), rate=8000, channels=1, bits=8)
+    assert refusal(minutes, tmp_path) == TOO_LONG
+    largest = max(path.stat().st_size for path in tmp_path.iterdir())
+    assert largest < 32 * SAMPLE_RATE_HZ * 4
+
+
+def test_no_samples_are_refused(tmp_path: Path) -> None:
+    assert refusal(wav(b""), tmp_path) == EMPTY
+
+
+@pytest.mark.parametrize(
+    "claimed", [0, 3 * 3600 * SAMPLE_RATE_HZ * 4, 2**31, 2**32 - 1], ids=["0", "3 h", "2 G", "4 G"]
+)
+def test_a_header_that_lies_about_the_length(tmp_path: Path, claimed: int) -> None:
+    data = wav(bytes(SAMPLE_RATE_HZ * 4), claimed_bytes=claimed)
+    assert open_audio(data, tmp_path, LIMITS, Control()).seconds == 1
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ogg", "flac", "aac", "m4a", "aiff", "au", "caf", "mp2", "mka"])
+def test_other_formats_are_refused(sound: Callable[..., bytes], tmp_path: Path, kind: str) -> None:
+    assert refusal(sound(f"a.{kind}"), tmp_path) == NOT_AUDIO
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "flac", "aac", "m4a", "mka"])
+def test_other_formats_behind_our_headers_are_refused(
+    sound: Callable[..., bytes], tmp_path: Path, kind: str
+) -> None:
+    data = sound(f"a.{kind}")
+    assert refusal(id3(data), tmp_path) == UNDECODABLE
+    assert refusal(one_second()[:12] + data, tmp_path) == UNDECODABLE
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"RIFF", b"ID", b"\xff", b"RIFF\0\0\0\0AVI ", bytes(99)]
+)
+def test_what_is_no_sound_is_refused(tmp_path: Path, data: bytes) -> None:
+    assert refusal(data, tmp_path) == NOT_AUDIO
+
+
+@pytest.mark.parametrize("header", [b"RIFF\0\0\0\0WAVE", b"ID3", b"\xff\xfb\x90\0"])
+@pytest.mark.parametrize("body", [b"", bytes(1000), bytes(range(256)) * 100])
+def test_a_header_alone_is_refused(tmp_path: Path, header: bytes, body: bytes) -> None:
+    assert refusal(header + body, tmp_path) == UNDECODABLE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"rate": 0},
+        {"rate": 2**31 - 1},
+        {"rate": 2**32 - 1},
+        {"channels": 0},
+        {"channels": 65535},
+        {"bits": 0},
+        {"bits": 65535},
+        {"codec": 0},
+        {"codec": 0xFFFE},
+    ],
+    ids=str,
+)
+def test_impossible_headers_are_refused(tmp_path: Path, odd: dict[str, int]) -> None:
+    assert refusal(wav(bytes(100_000), **odd), tmp_path) == UNDECODABLE
+
+
+def sound_or_refusal(data: bytes, folder: Path) -> None:
+    """All that damaged bytes may lead to."""
+    try:
+        assert len(decoded(open_audio(data, folder, LIMITS, Control())))
+    except InvalidMedia as error:
+        assert str(error) in (NOT_AUDIO, UNDECODABLE, EMPTY, TOO_LONG)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+def test_a_cut_file_is_shorter_or_refused(
+    sound: Callable[..., bytes], tmp_path: Path, name: str
+) -> None:
+    data = sound(name)
+    for tenth in range(10):
+        sound_or_refusal(data[: len(data) * tenth // 10], tmp_path)
+    half = open_audio(data[: len(data) // 2], tmp_path, LIMITS, Control())
+    assert half.seconds == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+@fuzz
+@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1))
+def test_flipped_bits_give_a_sound_or_a_refusal(
+    sound: Callable[..., bytes], tmp_path: Path, name: str, flips: list[tuple[float, int]]
+) -> None:
+    data = bytearray(sound(name))
+    for place, bit in flips:
+        # Squared: half of the flips meet the first quarter, where the headers are.
+        data[int(place**2 * len(data))] ^= 1 << bit
+    sound_or_refusal(bytes(data), tmp_path)
+
+
+@fuzz
+@given(
+    st.sampled_from([one_second()[:12], one_second()[:40], id3(b""), b"\xff\xfb\x90\0"]),
+    st.binary(),
+)
+def test_any_bytes_behind_a_header_give_a_sound_or_a_refusal(
+    tmp_path: Path, header: bytes, body: bytes
+) -> None:
+    sound_or_refusal(header + body * 20, tmp_path)
+
+
+# --- nothing else is opened ----------------------------------------------------------------------
+
+_IN_OPEN = 0x20
+
+
+@contextmanager
+def opens_of(path: Path) -> Iterator[Callable[[], bool]]:
+    """Yields a question: was `path` opened by anybody since? (inotify)"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watcher = libc.inotify_init1(os.O_NONBLOCK)
+    assert watcher >= 0 and libc.inotify_add_watch(watcher, os.fsencode(path), _IN_OPEN) >= 0
+
+    def opened() -> bool:
+        try:
+            return bool(os.read(watcher, 4096))
+        except BlockingIOError:
+            return False
+
+    try:
+        yield opened
+    finally:
+        os.close(watcher)
+
+
+class Canary:
+    """A file and a server that nobody may touch."""
+
+    def __init__(self, folder: Path, opened: Callable[[], bool]) -> None:
+        self.file = folder / "canary.wav"
+        self.opened = opened
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/canary.wav"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            connection.close()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    @property
+    def touched(self) -> bool:
+        return self.opened() or self.connections > 0
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Canary]:
+    file = tmp_path / "canary.wav"
+    loud = np.full((SAMPLE_RATE_HZ, 2), 23130, "<i2")  # "ZZ" in every byte
+    file.write_bytes(wav(loud.tobytes()))
+    with opens_of(file) as opened:
+        canary = Canary(tmp_path, opened)
+        yield canary
+        canary.close()
+
+
+SCRIPTS = {
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
+    "ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 9 RTP/AVP 0\n"
+    "a=control:{}\n",
+    "ffmetadata": ";FFMETADATA1\ntitle={}\n",
+    "mpd": "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static' "
+    "mediaPresentationDuration='PT1S'><Period><AdaptationSet mimeType='audio/mp4'><Representation "
+    "id='0' bandwidth='1'><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+}
+
+
+@pytest.mark.parametrize("name", ["m3u8", "ffconcat"])
+@pytest.mark.parametrize("place", ["file", "url"])
+def test_the_scripts_are_live(canary: Canary, tmp_path: Path, name: str, place: str) -> None:
+    """The next test proves something only if an ffmpeg without our guards opens the canary."""
+    script = tmp_path / f"script.{name}"
+    script.write_text(SCRIPTS[name].format(getattr(canary, place)))
+    guards_off = ["-protocol_whitelist", "file,http,tcp", "-f", "hls", "-extension_picky", "0"]
+    if name == "ffconcat":
+        guards_off = ["-protocol_whitelist", "file,http,tcp", "-f", "concat", "-safe", "0"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *guards_off, "-i", str(script), "-f", "null", "-"]
+    subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert canary.touched
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("place", ["file", "url"])
+@pytest.mark.parametrize(
+    "dress",
+    [
+        bytes,
+        id3,
+        lambda script: one_second()[:12] + script,
+        lambda script: one_second() + script,
+        lambda script: b"\xff\xfb\x90\0" + script,
+    ],
+    ids=["bare", "behind ID3", "behind RIFF", "behind a WAV", "behind an MP3 frame"],
+)
+def test_scripts_open_nothing(
+    canary: Canary, tmp_path: Path, name: str, place: str, dress: Callable[[bytes], bytes]
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    script = SCRIPTS[name].format(getattr(canary, place)).encode()
+    sound_or_refusal(dress(script), folder)
+    assert not canary.touched
+    assert not any(b"ZZZZZZZZ" in path.read_bytes() for path in folder.iterdir())
+
+
+def test_the_address_of_a_cover_is_not_visited(
+    sound: Callable[..., bytes], canary: Canary, tmp_path: Path
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    data = id3_with_picture_address(canary.url, sound("a.mp3", "-id3v2_version", "0"))
+    assert open_audio(data, folder, LIMITS, Control()).seconds == pytest.approx(2, abs=0.05)
+    assert not canary.touched
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of ffmpeg that never ends; a folder for the job."""
+    program, folder = tmp_path / "ffmpeg", tmp_path / "job"
+    program.write_text(STUCK)
+    program.chmod(0o755)
+    folder.mkdir()
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    return folder
+
+
+def children() -> list[str]:
+    """This process's child processes, those that ended but were not waited for included."""
+    return (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
+
+
+def stopped_after(seconds: float, folder: Path, control: Control) -> EngineError:
+    """The error of a decode that is ended after `seconds`."""
+    began = time.monotonic()
+    with pytest.raises(EngineError) as caught:
+        open_audio(one_second(), folder, LIMITS, control)
+    assert seconds <= time.monotonic() - began < seconds + SOON_SECONDS
+    assert not children()
+    return caught.value
+
+
+def test_a_decode_that_takes_too_long_is_ended(
+    stuck_ffmpeg: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(audio, "_DECODE_SECONDS", 0.3)
+    with caplog.at_level("INFO"):
+        assert str(stopped_after(0.3, stuck_ffmpeg, Control())) == UNDECODABLE
+    assert "it took longer than 0.3 seconds" in caplog.text
+
+
+def test_a_cancelled_job_ends_its_decode(stuck_ffmpeg: Path) -> None:
+    control = Control()
+    timer = threading.Timer(0.3, control.cancel)
+    timer.start()
+    assert isinstance(stopped_after(0.3, stuck_ffmpeg, control), Cancelled)
+    timer.join()
+
+
+def test_a_late_job_ends_its_decode(stuck_ffmpeg: Path) -> None:
+    error = stopped_after(0.2, stuck_ffmpeg, Control(deadline_seconds=0.3))
+    assert isinstance(error, DeadlineExceeded)
+
+
+def test_what_stays_after_a_failure_is_ours(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    """The job's scratch folder goes as a whole; until then the received bytes may lie there."""
+    refusal(id3(bytes(range(256)) * 100), tmp_path)
+    assert "audio.mp3" in names(tmp_path) <= {"audio.mp3", "audio.pcm.wav"}
+    (tmp_path / "audio.mp3").unlink()
+    refusal(sound("a.mp3", seconds=31), tmp_path)
+    assert names(tmp_path) == {"audio.pcm.wav"}
+
+
+def test_the_reason_goes_to_the_log_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert refusal(b"RIFF\0\0\0\0WAVEjunk", tmp_path) == UNDECODABLE
+    assert "Invalid data" in caplog.text
