@@ -21,6 +21,8 @@ from wan_engine.errors import ConfigurationError
 
 log = logging.getLogger("wan_engine.handler")
 
+_RESULT_ATTEMPTS = 6  # with waits of 2, 3, 5, 8 and 13 seconds between them
+_RESULT_WAIT_SECONDS = 15
 _LAST_PROGRESS_SECONDS = 10  # a progress post that hangs longer is given up, the result goes first
 
 
@@ -143,6 +145,23 @@ class _Latest:
             return
 
 
+def keep_results() -> None:
+    """Make the SDK post a result again after a broken connection too, and more than three times.
+
+    As it is (1.12), it tries again only after a 5xx, and forgets a result that was not taken.
+    """
+    from aiohttp import ClientError
+    from aiohttp_retry import FibonacciRetry
+    from runpod.serverless.modules import rp_http
+
+    options = {
+        "attempts": _RESULT_ATTEMPTS,
+        "exceptions": {ClientError, OSError, TimeoutError},
+        "max_timeout": _RESULT_WAIT_SECONDS,
+    }
+    rp_http.FibonacciRetry = lambda **_: FibonacciRetry(**options)
+
+
 def main() -> None:
     """Load the engine, then hand over to the SDK. A wrong setting ends here with what to do."""
     # The SDK logs whole jobs at its default, DEBUG: prompts, pictures and signed URLs.
@@ -157,6 +176,7 @@ def main() -> None:
         )
         engine = Engine(settings, serverless=serverless)
         engine.load()
+        keep_results()
     except ConfigurationError as error:
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,13 +40,12 @@ def test_rows_are_found_by_their_own_name() -> None:
 
 
 def test_the_best_models_come_first() -> None:
-    assert list(CATALOG) == [
-        "wan2.2-i2v-a14b-4step",
-        "wan2.2-i2v-a14b",
-        "wan2.2-ti2v-5b",
-        "wan-tiny",
-        "wan-tiny-ti2v",
-    ]
+    assert [row.resident_gb for row in REAL] == sorted(row.resident_gb for row in REAL)[::-1]
+
+
+def test_of_two_models_of_a_size_the_faster_comes_first() -> None:
+    pairs = [(one, other) for one, other in pairwise(REAL) if one.resident_gb == other.resident_gb]
+    assert [one.name for one, other in pairs if one.steps > other.steps] == []
 
 
 def test_models_that_are_built_come_after_all_real_ones() -> None:
@@ -116,7 +116,7 @@ def test_guidance_is_on_for_both_experts_or_for_none(spec: ModelSpec) -> None:
 @each(ROWS)
 def test_distilled_weights_run_without_guidance(spec: ModelSpec) -> None:
     if spec.sampler == "distilled-euler":
-        assert (spec.guidance_scale, spec.guidance_scale_2, spec.steps) == (1.0, 1.0, 4)
+        assert (spec.guidance_scale, spec.guidance_scale_2) == (1.0, 1.0)
 
 
 @each(ROWS)
@@ -131,7 +131,7 @@ def test_there_is_a_negative_prompt(spec: ModelSpec) -> None:
 
 @each(ROWS)
 def test_the_licence_is_named(spec: ModelSpec) -> None:
-    assert spec.licence == "Apache-2.0"
+    assert spec.licence not in ("", "unknown")
 
 
 @each(ROWS)
@@ -146,9 +146,7 @@ def test_a_real_model_has_a_repository_at_a_pinned_revision(spec: ModelSpec) -> 
 
 
 @each(REAL)
-def test_a_real_model_has_a_download_larger_than_what_is_kept_in_memory_of_one_expert(
-    spec: ModelSpec,
-) -> None:
+def test_the_size_of_a_download_is_told(spec: ModelSpec) -> None:
     assert spec.download_gb > 0
 
 

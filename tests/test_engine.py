@@ -7,7 +7,6 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,9 +28,7 @@ MakeSettings = Callable[..., Settings]
 @pytest.fixture
 def engine(make_settings: MakeSettings) -> Engine:
     """`wan-tiny` at its smallest, with the fastest encoder preset."""
-    engine = Engine(make_settings(preset="superfast"))
-    engine.spec = replace(engine.spec, max_area=64 * 48)
-    return engine
+    return Engine(make_settings(preset="superfast", render_area=64 * 48))
 
 
 @pytest.fixture
@@ -101,8 +98,7 @@ def test_a_portrait_keeps_its_shape(engine: Engine, request_for: RequestFor, dat
 def test_exact_frames_have_the_named_size(
     make_settings: MakeSettings, request_for: RequestFor, data: Path
 ) -> None:
-    engine = Engine(make_settings(preset="superfast", frame="exact"))
-    engine.spec = replace(engine.spec, max_area=64 * 48)
+    engine = Engine(make_settings(preset="superfast", render_area=64 * 48, frame="exact"))
     request = request_for(image=data_uri(data / "astronaut_360x480.png"))
     assert "1280x720" in probe(local(engine.generate(request).video_url))
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ SMALL_PNG = (
 
 @pytest.fixture
 def engine(make_settings: Callable[..., Settings]) -> Engine:
-    engine = Engine(make_settings(preset="superfast", progress_seconds=0.05))
-    engine.spec = replace(engine.spec, max_area=64 * 48)
+    engine = Engine(make_settings(preset="superfast", render_area=64 * 48, progress_seconds=0.05))
     engine.load()
     return engine
 

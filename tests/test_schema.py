@@ -346,6 +346,12 @@ def test_a_long_text_is_cut(field: str, most: int, excess: int) -> None:
     assert getattr(parse(**{field: text}), field) == "é" * most
 
 
+@pytest.mark.parametrize(("field", "most"), [("prompt", 1500), ("negative_prompt", 500)])
+def test_what_is_not_kept_does_not_count(field: str, most: int) -> None:
+    text = "\0" * most + "é" * most
+    assert getattr(parse(**{field: text}), field) == "é" * most
+
+
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 @pytest.mark.parametrize(
     ("text", "cleaned"), [("a\0b", "ab"), ("a\ud83db", "a?b"), ("😀 日本\n", "😀 日本\n")]

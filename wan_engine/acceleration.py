@@ -6,6 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wan_engine.catalog import ModelSpec
+from wan_engine.errors import ConfigurationError
+
+_BFLOAT16_SINCE = (8, 0)
+"""Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,23 @@ class Recipe:
 
 
 def detect(device: str) -> Gpu | None:
-    """The GPU that `device` ("auto", "cuda", "cuda:1", "cpu") means; None where the CPU is
-    meant."""
+    """The GPU that `device` ("auto", "cuda", "cuda:1", "cpu") means; None where the CPU is meant.
+
+    Raises `ConfigurationError` for a GPU that is named and not there.
+    """
     if device == "cpu":
         return None
     import torch
 
-    if not torch.cuda.is_available():
-        return None
     index = int(device.partition(":")[2] or 0)
+    if torch.cuda.device_count() <= index:
+        if device == "auto":
+            return None
+        raise ConfigurationError(
+            f"WAN_DEVICE is {device}, and torch sees {torch.cuda.device_count()} CUDA devices "
+            "here. "
+            "Set it to `auto` or `cpu`, or mend the driver."
+        )
     properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)
     return Gpu(properties.name, properties.total_memory / 1e9, capability)
@@ -46,8 +58,7 @@ def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
     if gpu is None:
         return Recipe("cpu", "float32"), "no GPU: float32 on the CPU"
     target = "cuda" if device == "auto" else device
-    # bfloat16 arithmetic starts with Ampere (8.0); the weights do not fit float16's range.
-    dtype = "bfloat16" if gpu.capability >= (8, 0) else "float32"
+    dtype = "bfloat16" if gpu.capability >= _BFLOAT16_SINCE else "float32"
     where = f"{gpu.name} with {gpu.total_gb:.0f} GB"
     if gpu.total_gb >= spec.resident_gb:
         return Recipe(target, dtype), f"{where} keeps all of the model's {spec.resident_gb:g} GB"
@@ -57,4 +68,6 @@ def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
 
 def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:
     """Whether a clip of this model can be made here in useful time."""
-    return spec.built if gpu is None else gpu.total_gb >= spec.offload_gb
+    if gpu is None:
+        return spec.built
+    return gpu.total_gb >= spec.offload_gb and (spec.built or gpu.capability >= _BFLOAT16_SINCE)

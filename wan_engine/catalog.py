@@ -183,7 +183,9 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
     other pipelines.
     """
     kind = str(model_index.get("_class_name", ""))
-    if kind not in ("WanImageToVideoPipeline", "WanPipeline"):
+    # The text-to-video class is also what repositories of the TI2V kind name, which take an image.
+    both = kind == "WanPipeline" and model_index.get("expand_timesteps")
+    if kind != "WanImageToVideoPipeline" and not both:
         raise ConfigurationError(
             f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs "
             f"WanImageToVideoPipeline "

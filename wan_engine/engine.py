@@ -243,11 +243,15 @@ def _check_settings(settings: Settings, *, serverless: bool) -> None:
 
 
 def _with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    """The row with the operator's own steps, guidance and shift."""
-    fields = ("steps", "guidance_scale", "guidance_scale_2", "flow_shift")
-    given = {
-        name: getattr(settings, name) for name in fields if getattr(settings, name) is not None
+    """The row with what the operator set differently."""
+    overrides = {
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_scale_2": settings.guidance_scale_2,
+        "flow_shift": settings.flow_shift,
+        "max_area": settings.render_area,
     }
+    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
     spec = replace(spec, **given)
     # The pipeline decides by the first scale alone whether there is a second forward.
     if spec.guidance_scale <= 1 < (spec.guidance_scale_2 or 1):

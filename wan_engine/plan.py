@@ -80,11 +80,9 @@ def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
     multiple = spec.size_multiple
     area = min(width * height, spec.max_area)
     scale = math.sqrt(area / (width * height))
-    candidates = [
-        (w, h)
-        for w, h in product(_around(width * scale, multiple), _around(height * scale, multiple))
-        if w * h <= area * _AREA_SLACK
-    ]
+    sizes = list(product(_around(width * scale, multiple), _around(height * scale, multiple)))
+    fitting = [(w, h) for w, h in sizes if w * h <= area * _AREA_SLACK]
+    candidates = fitting or [min(sizes)]  # a strip so thin that one step is already too much
     ratio = width / height
     return min(
         candidates, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1])

@@ -33,7 +33,7 @@ NEGATIVE_PROMPT_MAX_CHARACTERS = 500
 SEED_MAX = 2**31 - 1
 _SIZE_NAMES = {"720p": "1280*720", "1080p": "1920*1080"}
 _SHOWN_CHARACTERS = 60
-_INTEGRAL = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
+_INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
 
 
 # --- the request ---------------------------------------------------------------------------------
@@ -49,8 +49,10 @@ def _described(value: object) -> str:
         )
         return f"number {shown}"
     if isinstance(value, str):
-        cut = value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "..."
-        return f"string {json.dumps(cut)}"
+        shown = json.dumps(value[: _SHOWN_CHARACTERS + 1])
+        if len(shown) > _SHOWN_CHARACTERS + 2:  # also where few characters become long escapes
+            shown = shown[: _SHOWN_CHARACTERS + 1].rstrip("\\") + '..."'
+        return f"string {shown}"
     if isinstance(value, list | tuple):
         return "array"
     return "object" if isinstance(value, Mapping) else type(value).__name__
@@ -87,7 +89,7 @@ def _negative_prompt(value: object) -> str | None:
 def _source(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise _refuse(name, "a string", value)
-    text = value.strip()
+    text = _clean(value).strip()
     if not text.lower().startswith(("http://", "https://", "data:")):
         sentence = f"Invalid {name} URL: it must start with http://, https:// or data:"
         raise PydanticCustomError("invalid_field", "{sentence}", {"sentence": sentence})
@@ -152,7 +154,12 @@ class VideoRequest(BaseModel):
     `ValidationError`.
     """
 
-    model_config = ConfigDict(frozen=True, title="wan-2-6-i2v input", extra="ignore")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        title="wan-2-6-i2v input",
+        json_schema_extra={"description": "One clip of image-to-video generation."},
+    )
 
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
         description="Text description of the desired video motion and content. "
@@ -201,12 +208,15 @@ class VideoRequest(BaseModel):
         """The request in `payload`, a JSON object. Raises `InvalidRequest`: one sentence, the first
         wrong field.
 
-        `null` means absent, and so does an empty string where a field is optional. Unknown keys are
-        ignored.
+        `null` means absent, and so do an empty `audio` and `negative_prompt`, as forms send them.
+        Unknown keys are ignored.
         """
+        if payload is None:
+            raise InvalidRequest('field "input" is required')
         if not isinstance(payload, Mapping):
             raise InvalidRequest(f'field "input" must be an object, got {_described(payload)}')
-        unknown = sorted(str(key)[:40] for key in payload if key not in cls.model_fields)
+        names = (json.dumps(str(key)[:40])[1:-1] for key in payload if key not in cls.model_fields)
+        unknown = sorted(names)
         if unknown:
             log.info("ignored unknown input fields: %s", ", ".join(unknown[:20]))
         known = {
@@ -214,7 +224,9 @@ class VideoRequest(BaseModel):
             for key, value in payload.items()
             if key in cls.model_fields and value is not None
         }
-        known = {key: value for key, value in known.items() if value != "" or key == "prompt"}
+        for key in ("audio", "negative_prompt"):
+            if known.get(key) == "":
+                del known[key]
         try:
             return cls.model_validate(known)
         except ValidationError as error:

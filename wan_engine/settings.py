@@ -6,18 +6,16 @@ description.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.pricing import HOSTED_PRICES
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
@@ -39,7 +37,7 @@ class Settings(BaseSettings):
     """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="WAN_", extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix="WAN_", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
     )
 
     # the model
@@ -64,7 +62,11 @@ class Settings(BaseSettings):
         '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; '
         "expert is `high`, `low` or `both`",
     )
-    device: str = Field(default="auto", description="`auto`, `cuda`, `cuda:1`, `cpu`")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="`auto`, `cuda`, `cuda:1`, `cpu`",
+    )
     steps: int | None = Field(
         default=None, ge=1, le=200, description="Denoising steps, instead of the model's own"
     )
@@ -86,6 +88,13 @@ class Settings(BaseSettings):
         le=50,
         description="Shift of the noise schedule, instead of the model's own",
     )
+    render_area: int | None = Field(
+        default=None,
+        ge=1024,
+        le=1920 * 1088,
+        description="Largest area that is rendered, in pixels, instead of the model's own: less is "
+        "faster and takes less memory, and the clip is scaled up to its size",
+    )
 
     # what comes in
     frame: Literal["image", "exact"] = Field(
@@ -104,7 +113,7 @@ class Settings(BaseSettings):
         default=240, ge=1, description="Smallest side of an image, in pixels"
     )
     image_max_side: int = Field(
-        default=8000, le=16384, description="Largest side of an image, in pixels"
+        default=8000, ge=1, le=16384, description="Largest side of an image, in pixels"
     )
     image_max_bytes: int = Field(
         default=20 * _MIB, ge=1, description="Largest image file, in bytes"
@@ -136,9 +145,9 @@ class Settings(BaseSettings):
         default=True,
         description='Write model, seed, version and "AI-generated" into the mp4\'s metadata',
     )
-    prices: Mapping[str, Decimal] = Field(
-        default=dict(HOSTED_PRICES),
-        description="USD a second by size, as JSON; the default is the hosted price table",
+    prices: Mapping[Literal["1280*720", "1920*1080"], Annotated[Decimal, Field(ge=0)]] = Field(
+        default={},
+        description="USD a second by size, as JSON; a size that is not given has the hosted price",
     )
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
@@ -204,6 +213,11 @@ class Settings(BaseSettings):
         wrong."""
         try:
             return cls()
+        except SettingsError as error:  # names the field in its text only
+            name = str(error).partition('"')[2].partition('"')[0]
+            raise ConfigurationError(
+                f"{env_name(name)} is wrong: it must be JSON. README shows what it takes."
+            ) from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = env_name(str(first["loc"][0]))
@@ -231,10 +245,7 @@ def described() -> list[Described]:
     """Every setting, in the order of the fields."""
     rows = []
     for name, field in Settings.model_fields.items():
-        default = field.default
-        if isinstance(default, Mapping):
-            default = json.dumps({key: float(value) for key, value in default.items()})
-        shown = "" if default in (None, (), "") else str(default)
+        shown = "" if field.default in (None, (), {}, "") else str(field.default)
         rows.append(Described(env_name(name), shown, field.description or ""))
     return rows
 

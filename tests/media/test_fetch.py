@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gc
 import gzip
 import importlib
 import os
@@ -281,6 +282,12 @@ def test_refused_connection(names: Names) -> None:
     assert refusal(f"http://media.test:{port}/") == "the connection failed"
 
 
+def test_connection_is_closed_where_urllib3_forgets_it(server: Server) -> None:
+    server.routes["/"] = b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\nab"
+    assert refusal(server.url) == "the connection failed"
+    gc.collect()  # an open socket would warn here, and warnings are errors
+
+
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
     tracemalloc.start()
@@ -364,6 +371,14 @@ def drip(server: Server, head: bytes, piece: bytes) -> Route:
     return run
 
 
+def fill(listener: socket.socket, stack: ExitStack) -> None:
+    """Fill the listener's queue, so that it swallows the next connection without a word."""
+    for _ in range(4):
+        filler = stack.enter_context(socket.socket())
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
+
+
 @contextmanager
 def stuck(kind: str, names: Names) -> Iterator[str]:
     """The URL of a download that goes on for ever."""
@@ -373,6 +388,7 @@ def stuck(kind: str, names: Names) -> Iterator[str]:
         server.routes["/"] = {
             "silence": drip(server, b"", b""),
             "headers": drip(server, b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+            "headers of a 404": drip(server, b"HTTP/1.1 404 No\r\n", b"a: b\r\n"),
             "header": drip(server, b"HTTP/1.1 200 OK\r\na: ", b"b"),
             "continue": drip(server, b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
             "body": drip(server, http(Content_Length="1000000"), b"x"),
@@ -390,16 +406,14 @@ def stuck(kind: str, names: Names) -> Iterator[str]:
         if kind in ("connect", "handshake"):
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
             url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
-            for _ in range(4 if kind == "connect" else 0):  # fill the queue of the listener
-                filler = stack.enter_context(socket.socket())
-                filler.setblocking(False)
-                filler.connect_ex(listener.getsockname())
+            if kind == "connect":
+                fill(listener, stack)
         yield url
 
 
 KINDS = [
     *("names", "connect", "handshake", "silence", "headers", "header", "continue", "body"),
-    *("endless body", "chunks", "chunk size", "trailers", "redirects"),
+    *("headers of a 404", "endless body", "chunks", "chunk size", "trailers", "redirects"),
 ]
 
 
@@ -433,6 +447,22 @@ def test_deadline(names: Names) -> None:
 def test_cancel(names: Names) -> None:
     expected = dict.fromkeys(KINDS, "The job was cancelled on time")
     assert ends(names, LOCAL, cancel_after=0.2) == expected
+
+
+def test_silent_address_leaves_time_for_the_next(server: Server, names: Names) -> None:
+    server.routes["/"] = http(b"second")
+    names["media.test"] = ["127.0.0.9", "127.0.0.1"]
+    with ExitStack() as stack:
+        listener = socket.create_server(("127.0.0.9", server.port), backlog=0)
+        fill(stack.enter_context(listener), stack)
+        assert fetch(f"http://media.test:{server.port}/", SHORT) == b"second"
+
+
+def test_cut_line_connects_no_more(server: Server) -> None:
+    line = fetching._Line(5, Control())
+    line.cut()
+    with pytest.raises(ConnectionAbortedError):
+        line.connect("127.0.0.1", server.port, 5)
 
 
 def test_deadline_of_the_job(names: Names) -> None:

@@ -525,6 +525,13 @@ def test_a_jpeg_with_thousands_of_scans_is_refused() -> None:
     refusal(data[:-2] + last_scan * 5000 + b"\xff\xd9")
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_the_end_of_a_jpeg_is_not_counted(progressive: bool) -> None:
+    """Phones append films to their pictures, and any two bytes occur in a film."""
+    data = encoded(plain(), "JPEG", progressive=progressive)
+    assert near(pixel(data + b"\xff\xda\0\x08" * 5000), RED)
+
+
 # --- damage --------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,7 @@ class _Line:
         self._lock = threading.RLock()
         self._cut = False
         self._handle: socket.socket | None = None
+        self._answer: HTTPResponse | None = None
 
     def left(self) -> float:
         """Seconds left, above zero; raises when there are none or the job must stop.
@@ -189,7 +190,14 @@ class _Line:
                 with suppress(OSError):  # not connected yet, or no longer
                     self._handle.shutdown(socket.SHUT_RDWR)
 
+    def keep(self, answer: HTTPResponse) -> HTTPResponse:
+        """Close it with the line: urllib3 forgets an answer whose headers it does not like."""
+        self._answer = answer
+        return answer
+
     def close(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
         with self._lock:
             if self._handle is not None:
                 self._handle.close()
@@ -315,7 +323,7 @@ def _adapter(ip: str, line: _Line) -> Any:
         def _pin(self, pool: Any, url: str) -> Any:
             pool = super()._pin(pool, url)
             own = {
-                "response_class": _Answer,
+                "response_class": lambda self, *args, **named: line.keep(_Answer(*args, **named)),
                 "_new_conn": lambda self: line.connect(ip, self.port, self.timeout),
             }
             pool.ConnectionCls = type("Connection", (pool.ConnectionCls,), own)
@@ -331,13 +339,10 @@ def _body(response: Any, limits: FetchLimits, line: _Line) -> bytes:
         raise _Refused(f"the server answered {response.status_code}")
     if (response.raw.length_remaining or 0) > limits.max_bytes:
         raise _too_large(limits)
-    body = bytearray()
     with _told_as("the connection was closed before the end of the file", line):
         try:
-            for chunk in iter_content_capped(response, _CHUNK_BYTES, limits.max_bytes):
-                line.left()
-                body += chunk
+            body = b"".join(iter_content_capped(response, _CHUNK_BYTES, limits.max_bytes))
         except SSRFError:
             raise _too_large(limits) from None
         line.left()
-    return bytes(body)
+    return body

@@ -17,6 +17,7 @@ from wan_engine.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_BYTES = 2000
+_FINISH_SECONDS = 300  # from the last frame; a 15 s clip of 1080p takes a few on a slow machine
 
 
 class Failed(Exception):
@@ -65,7 +66,9 @@ def running(
                     process.stdin.close()
                 except BrokenPipeError:
                     log.debug("ffmpeg closed its input early")
-                status = process.wait()
+                status = process.wait(_FINISH_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"it did not end within {_FINISH_SECONDS} seconds") from error
         finally:
             process.kill()
             process.wait()

@@ -1,0 +1,266 @@
+"""From latents to mp4: the engine's way against plain diffusers, in wall time and host memory.
+
+Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg.
+Plain is what `WanImageToVideoPipeline` and `export_to_video` do (diffusers 0.42.1): `vae.decode` of
+all latents, `postprocess_video(output_type="np")`, a list of uint8 frames, each written to ffmpeg.
+
+The same on both sides: latents, the VAE of wan-tiny, ffmpeg binary, filters and x264 options. For
+that `export_to_video` itself cannot be called: it takes neither filters nor crf and preset, and it
+needs imageio, which the worker does not have. Its loop is written out on
+`imageio_ffmpeg.write_frames`, which is what imageio's plugin calls.
+
+Each measurement is a process of its own; the two sides take turns. Memory is what the process
+needs beyond what it held before (VmHWM - VmRSS), without ffmpeg's own, which is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import imageio_ffmpeg
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:  # where this file is run as a script
+    sys.path.insert(0, str(ROOT))
+
+from wan_engine.control import Control  # noqa: E402
+from wan_engine.engine import Engine  # noqa: E402
+from wan_engine.media import video  # noqa: E402
+from wan_engine.schema import Media, Plan, Segment, Shot, VideoRequest  # noqa: E402
+from wan_engine.settings import Settings  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+
+SIDES = ("ours", "plain")
+_STRIDE = 8  # pixels a latent, in wan-tiny's VAE
+_FPS = 16
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is decoded and encoded. `render` and `output` are width and height in pixels."""
+
+    frames: int
+    render: tuple[int, int]
+    output: tuple[int, int]
+    preset: str
+
+    @property
+    def plan(self) -> Plan:
+        segment = Segment(_SEED, self.frames, skip=0, keep=self.frames)
+        sizes = *self.output, *self.render, *self.render
+        return Plan(*sizes, _FPS, self.frames, _SEED, (Shot("", (segment,)),))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process: seconds from latents to a finished mp4, MiB of host memory for it."""
+
+    seconds: float
+    peak_mib: float
+    clip_bytes: int
+
+
+# --- one side, in its own process ----------------------------------------------------------------
+
+
+class GivenLatents:
+    """A family whose denoising is done."""
+
+    def __init__(self, family: Any, latents: torch.Tensor) -> None:
+        self.spec, self.decode, self._latents = family.spec, family.decode, latents
+
+    def denoise(self, _segment: Any, _on_step: Any) -> torch.Tensor:
+        return self._latents
+
+
+def ours(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
+    from PIL import Image
+
+    family = GivenLatents(engine.load(), latents)
+    engine.load = lambda: family  # type: ignore[method-assign]
+    request = VideoRequest(prompt="a benchmark", image="data:,")
+    media = Media(Image.new("RGB", case.render))
+    return engine.render(request, case.plan, media, folder, Control()).path
+
+
+def plain(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
+    path = folder / "clip.mp4"
+    frames = _decode_all(engine.load().pipeline, latents)  # type: ignore[attr-defined]
+    _export_to_video(frames[0], path, case, engine.settings)
+    return path
+
+
+def _decode_all(pipe: Any, latents: torch.Tensor) -> Any:
+    """The end of `WanImageToVideoPipeline.__call__`; what it holds is free when it returns."""
+    import torch
+
+    with torch.no_grad():
+        latents = latents.to(pipe.vae.device, pipe.vae.dtype)
+        shape = (1, pipe.vae.config.z_dim, 1, 1, 1)
+        mean = torch.tensor(pipe.vae.config.latents_mean).view(shape).to(latents)
+        std = 1.0 / torch.tensor(pipe.vae.config.latents_std).view(shape).to(latents)
+        latents = latents / std + mean
+        decoded = pipe.vae.decode(latents, return_dict=False)[0]
+        return pipe.video_processor.postprocess_video(decoded, output_type="np")
+
+
+def _export_to_video(frames: Any, path: Path, case: Case, settings: Settings) -> None:
+    import numpy as np
+
+    options = video.EncodeOptions(settings.crf, settings.preset)
+    words = video._arguments(case.plan, None, path, options)
+    output = words[words.index("pipe:0") + 1 : words.index("mp4") - 1]
+    pictures = [(frame * 255).astype(np.uint8) for frame in frames]
+    writer = imageio_ffmpeg.write_frames(
+        path,
+        case.render,
+        fps=_FPS,
+        quality=None,
+        codec="libx264",
+        macro_block_size=1,
+        ffmpeg_log_level="error",
+        output_params=output,
+    )
+    writer.send(None)
+    for picture in pictures:
+        writer.send(np.ascontiguousarray(picture))  # as imageio's plugin does
+    writer.close()
+
+
+def measure(side: str, case: Case, cache: Path) -> Measured:
+    """Run one side in this process, which should be a fresh one."""
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        values = {"cache_dir": cache, "output_dir": scratch, "metadata": False}
+        engine = Engine(Settings(model="wan-tiny", device="cpu", preset=case.preset, **values))
+        channels = engine.load().pipeline.vae.config.z_dim  # type: ignore[attr-defined]
+        steps = (case.frames - 1) // 4 + 1
+        width, height = (pixels // _STRIDE for pixels in case.render)
+        noise = torch.Generator().manual_seed(_SEED)
+        latents = torch.randn(1, channels, steps, height, width, generator=noise)
+        list(engine.load().decode(latents[:, :, :1]))  # what libraries do once is not measured
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
+        before, began = _status_mib("VmRSS"), time.perf_counter()
+        path = {"ours": ours, "plain": plain}[side](engine, latents, case, Path(scratch))
+        seconds = time.perf_counter() - began
+        peak = _status_mib("VmHWM") - before
+        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+        assert frames == case.frames, f"{side} made {frames} frames instead of {case.frames}"
+        return Measured(seconds, peak, path.stat().st_size)
+
+
+def _status_mib(name: str) -> float:
+    with Path("/proc/self/status").open() as status:
+        return int(next(line for line in status if line.startswith(name)).split()[1]) / 1024
+
+
+# --- all cases -----------------------------------------------------------------------------------
+
+
+def measure_apart(side: str, case: Case, cache: Path) -> Measured:
+    """`measure` in a fresh process."""
+    arguments = ["--side", side, "--cache", str(cache), *_options(case)]
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
+    return Measured(**json.loads(done.stdout))
+
+
+def _options(case: Case) -> list[str]:
+    sizes = [f"--{name}={width}x{height}" for name, (width, height) in _sizes(case)]
+    return [f"--frames={case.frames}", *sizes, f"--preset={case.preset}"]
+
+
+def _sizes(case: Case) -> list[tuple[str, tuple[int, int]]]:
+    return [("render", case.render), ("output", case.output)]
+
+
+def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
+    """Both sides in turn, `repeats` times. `ratio` is the median of each turn's ours / plain."""
+    turns = [{side: measure_apart(side, case, cache) for side in SIDES} for _ in range(repeats)]
+    result: dict[str, Any] = {"frames": case.frames, "preset": case.preset}
+    result |= {name: f"{width}x{height}" for name, (width, height) in _sizes(case)}
+    for side in SIDES:
+        result[f"{side}_seconds"] = [round(turn[side].seconds, 2) for turn in turns]
+        result[f"{side}_peak_mib"] = round(statistics.median(t[side].peak_mib for t in turns), 1)
+        result[f"{side}_clip_bytes"] = turns[0][side].clip_bytes
+    ratios = [turn["ours"].seconds / turn["plain"].seconds for turn in turns]
+    result["ratio"] = round(statistics.median(ratios), 3)
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> Iterator[str]:
+    """The cases as a Markdown table, and below it how memory grows with the length."""
+    yield "| frames | ours, s | plain, s | ratio | ours, MiB | plain, MiB |"
+    yield "|---|---|---|---|---|---|"
+    for row in results:
+        cells = [str(row["frames"])]
+        cells += [f"{statistics.median(row[f'{side}_seconds']):.2f}" for side in SIDES]
+        cells += [f"{row['ratio']:.2f}", *(f"{row[f'{side}_peak_mib']:.0f}" for side in SIDES)]
+        yield f"| {' | '.join(cells)} |"
+    if len(results) > 1:
+        first, last = results[0], results[-1]
+        grown = [last[f"{side}_peak_mib"] / first[f"{side}_peak_mib"] for side in SIDES]
+        yield ""
+        yield (
+            f"Memory from {first['frames']} to {last['frames']} frames: ours x{grown[0]:.2f}, "
+            f"plain x{grown[1]:.2f}."
+        )
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = (int(side) for side in text.split("x"))
+    return width, height
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python benchmarks/media_path.py --frames 81 241 --repeats 5",
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[81, 241], help="4n + 1 each")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
+    parser.add_argument("--render", type=_size, default=(256, 144), help="multiples of 8")
+    parser.add_argument("--output", type=_size, default=(512, 288), help="size of the mp4")
+    parser.add_argument("--preset", default="medium", help="of x264, on both sides")
+    parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    cases = [Case(count, given.render, given.output, given.preset) for count in given.frames]
+    if given.side:
+        print(json.dumps(asdict(measure(given.side, cases[0], given.cache))))
+        return
+    results = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as cache:
+        for case in cases:
+            results.append(compare(case, given.repeats, Path(cache)))
+            print(json.dumps(results[-1]), flush=True)
+    if not given.json:
+        print("\n" + "\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The benchmarks still run: both sides at the smallest size. No test looks at the clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import media_path
+
+
+def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
+    case = media_path.Case(5, render=(64, 64), output=(64, 64), preset="superfast")
+    ours, plain = (media_path.measure(side, case, tiny_cache) for side in media_path.SIDES)
+    assert ours.clip_bytes == pytest.approx(plain.clip_bytes, rel=0.05)  # the same picture
+    assert min(ours.seconds, plain.seconds) > 0
+    assert min(ours.peak_mib, plain.peak_mib) >= 0
+
+
+def test_the_table_tells_how_memory_grows() -> None:
+    seconds = {"ours_seconds": [2.0, 1.0, 3.0], "plain_seconds": [4.0]}
+    rows = [
+        {"frames": frames, **seconds, "ratio": 0.5, "ours_peak_mib": 10, "plain_peak_mib": peak}
+        for frames, peak in ((81, 20), (241, 60))
+    ]
+    lines = list(media_path.table(rows))
+    assert lines[2] == "| 81 | 2.00 | 4.00 | 0.50 | 10 | 20 |"
+    assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
+
+
+def test_the_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        media_path.main(["--help"])
+    assert ended.value.code == 0
+    assert "example: python benchmarks/media_path.py" in capsys.readouterr().out

@@ -1,0 +1,438 @@
+"""Arithmetic of a clip: sizes, frames and segments, over all shapes, models and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.plan import (
+    FrameMode,
+    PlanLimits,
+    crop_size,
+    make_plan,
+    render_size,
+    segment_layout,
+    target_size,
+)
+from wan_engine.schema import SEED_MAX, Media, Plan, Script, VideoRequest
+
+ROWS = list(CATALOG.values())
+AREAS = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}
+LONGEST_SIDE = 8000
+SHORTEST_SIDE = 240
+
+fuzz = settings(max_examples=200, deadline=None, database=None)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All of an image that a plan looks at; a real one of this size would fill the memory."""
+
+    size: tuple[int, int]
+
+
+def plan_of(
+    picture: tuple[int, int] = (1280, 720),
+    *,
+    spec: ModelSpec = CATALOG["wan2.2-i2v-a14b"],
+    size: str = "1280*720",
+    shots: tuple[tuple[str, int], ...] = (("Leaves sway", 5),),
+    seed: int = 42,
+    frame: FrameMode = "image",
+) -> Plan:
+    seconds = sum(length for _, length in shots)
+    fields: dict[str, Any] = {"size": size, "duration": seconds, "seed": seed}
+    request = VideoRequest(prompt="Leaves sway", image="https://example.com/a.jpg", **fields)
+    media = Media(cast(Any, Picture(picture)))
+    return make_plan(request, Script(shots), media, spec, PlanLimits(frame))
+
+
+@st.composite
+def pictures(draw: st.DrawFn, most: int = 3) -> tuple[int, int]:
+    """Sizes of images that are taken, at most `most` times as long as wide."""
+    width = draw(st.integers(SHORTEST_SIDE, LONGEST_SIDE))
+    shortest = max(SHORTEST_SIDE, -(-width // most))
+    return width, draw(st.integers(shortest, min(LONGEST_SIDE, width * most)))
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> tuple[tuple[str, int], ...]:
+    """One to five shots that add up to a documented duration."""
+    duration = draw(st.sampled_from([5, 10, 15]))
+    cuts = sorted(draw(st.sets(st.integers(1, duration - 1), max_size=4)))
+    ends = zip([0, *cuts], [*cuts, duration], strict=True)
+    return tuple((f"shot from second {start}", end - start) for start, end in ends)
+
+
+sizes = st.sampled_from(list(AREAS))
+frames = st.sampled_from(["image", "exact"])
+rows = st.sampled_from(ROWS)
+real_rows = st.sampled_from([row for row in ROWS if not row.built])
+seeds = st.integers(0, SEED_MAX)
+
+
+# --- the size of the clip ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("picture", "small", "large"),
+    [
+        ((1600, 900), (1280, 720), (1920, 1080)),
+        ((3840, 2160), (1280, 720), (1920, 1080)),
+        ((900, 1600), (720, 1280), (1080, 1920)),
+        ((512, 512), (960, 960), (1440, 1440)),
+        ((8000, 8000), (960, 960), (1440, 1440)),
+        ((640, 480), (1108, 832), (1662, 1248)),
+        ((480, 640), (832, 1108), (1248, 1662)),
+        ((1344, 768), (1270, 726), (1904, 1088)),
+        ((1926, 1076), (1284, 718), (1926, 1076)),
+    ],
+)
+def test_the_picture_keeps_its_shape_as_the_hosted_model_was_measured_to(
+    picture: tuple[int, int], small: tuple[int, int], large: tuple[int, int]
+) -> None:
+    assert target_size(*picture, "1280*720", "image") == small
+    assert target_size(*picture, "1920*1080", "image") == large
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows, frame=frames)
+def test_sides_are_even(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    assert (plan.width % 2, plan.height % 2) == (0, 0)
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows)
+def test_the_area_is_the_budget(picture: tuple[int, int], size: str, spec: ModelSpec) -> None:
+    plan = plan_of(picture, spec=spec, size=size)
+    assert plan.width * plan.height == pytest.approx(AREAS[size], rel=0.01)
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows)
+def test_the_shape_is_that_of_the_image(
+    picture: tuple[int, int], size: str, spec: ModelSpec
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size)
+    assert plan.width / plan.height == pytest.approx(picture[0] / picture[1], rel=0.01)
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows)
+def test_an_exact_frame_has_exactly_the_named_size(
+    picture: tuple[int, int], size: str, spec: ModelSpec
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame="exact")
+    assert f"{plan.width}*{plan.height}" == size
+
+
+# --- the size that the model renders -------------------------------------------------------------
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows, frame=frames)
+def test_rendered_sides_are_what_the_model_takes(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    assert plan.render_width % spec.size_multiple == 0
+    assert plan.render_height % spec.size_multiple == 0
+    assert min(plan.render_width, plan.render_height) > 0
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows, frame=frames)
+def test_the_rendered_area_is_what_the_model_takes(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    assert plan.render_width * plan.render_height <= spec.max_area * 1.05
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=real_rows, frame=frames)
+def test_most_of_the_models_area_is_rendered(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    assert plan.render_width * plan.render_height >= 0.9 * min(AREAS[size], spec.max_area)
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows, frame=frames)
+def test_the_crop_lies_inside_the_render(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    assert 0 < plan.crop_width <= plan.render_width
+    assert 0 < plan.crop_height <= plan.render_height
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows, frame=frames)
+def test_the_crop_has_the_shape_of_the_clip_to_the_pixel(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    off_by = (
+        abs(plan.crop_width - plan.crop_height * plan.width / plan.height),
+        abs(plan.crop_height - plan.crop_width * plan.height / plan.width),
+    )
+    assert min(off_by) <= 0.5
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=rows, frame=frames)
+def test_the_crop_reaches_two_edges_of_the_render_or_needs_no_scaling(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    reaches = plan.crop_width == plan.render_width or plan.crop_height == plan.render_height
+    assert reaches or (plan.crop_width, plan.crop_height) == (plan.width, plan.height)
+
+
+@fuzz
+@given(picture=pictures(), size=sizes, spec=real_rows, frame=frames)
+def test_little_of_the_render_is_thrown_away(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    shown = plan.crop_width * plan.crop_height / (plan.render_width * plan.render_height)
+    assert shown >= 0.95
+
+
+@fuzz
+@given(picture=pictures(most=LONGEST_SIDE // SHORTEST_SIDE), size=sizes, spec=rows, frame=frames)
+@example(picture=(8000, 240), size="1280*720", spec=CATALOG["wan-tiny-ti2v"], frame="image")
+@example(picture=(240, 8000), size="1920*1080", spec=CATALOG["wan-tiny-ti2v"], frame="image")
+def test_every_image_that_is_taken_has_a_plan(
+    picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
+) -> None:
+    plan = plan_of(picture, spec=spec, size=size, frame=frame)
+    assert min(plan.crop_width, plan.crop_height, plan.width, plan.height) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "render", "crop"),
+    [
+        ("wan2.2-i2v-a14b", "1280*720", (1280, 720), (1280, 720)),
+        ("wan2.2-i2v-a14b", "1920*1080", (1280, 720), (1280, 720)),
+        ("wan2.2-i2v-a14b-4step", "1280*720", (1280, 720), (1280, 720)),
+        ("wan2.2-ti2v-5b", "1280*720", (1248, 704), (1248, 702)),
+        ("wan-tiny", "1280*720", (256, 144), (256, 144)),
+    ],
+)
+def test_a_wide_picture_is_rendered_at_a_known_size(
+    model: str, size: str, render: tuple[int, int], crop: tuple[int, int]
+) -> None:
+    plan = plan_of((1600, 900), spec=CATALOG[model], size=size)
+    assert (plan.render_width, plan.render_height) == render
+    assert (plan.crop_width, plan.crop_height) == crop
+
+
+def test_a_render_that_is_a_little_larger_is_cropped_and_not_scaled() -> None:
+    assert crop_size(1270, 726, 1280, 736, 16) == (1270, 726)
+
+
+def test_a_render_that_is_much_larger_is_scaled() -> None:
+    assert crop_size(960, 540, 1280, 720, 16) == (1280, 720)
+
+
+def test_a_render_that_is_smaller_is_scaled() -> None:
+    assert crop_size(1280, 720, 256, 160, 16) == (256, 144)
+
+
+def test_the_middle_of_a_render_that_is_too_wide_is_taken() -> None:
+    assert crop_size(720, 720, 256, 144, 16) == (144, 144)
+
+
+@pytest.mark.parametrize("side", [32, 64, 96])
+def test_a_size_that_is_legal_is_rendered_as_it_is(side: int) -> None:
+    assert render_size(side, side, CATALOG["wan-tiny-ti2v"]) == (side, side)
+
+
+# --- frames and segments -------------------------------------------------------------------------
+
+
+@fuzz
+@given(script=scripts(), spec=rows)
+def test_the_clip_is_exactly_as_long_as_asked_for(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec
+) -> None:
+    plan = plan_of(spec=spec, shots=script)
+    seconds = sum(length for _, length in script)
+    assert plan.fps == spec.fps
+    assert sum(segment.keep for segment in plan.segments) == plan.frames == seconds * spec.fps
+
+
+@fuzz
+@given(script=scripts(), spec=rows)
+def test_every_shot_is_exactly_as_long_as_its_script_says(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec
+) -> None:
+    plan = plan_of(spec=spec, shots=script)
+    told = [
+        (shot.prompt, sum(segment.keep for segment in shot.segments) / spec.fps)
+        for shot in plan.shots
+    ]
+    assert told == list(script)
+
+
+@fuzz
+@given(script=scripts(), spec=rows)
+def test_every_segment_has_a_length_that_the_model_was_trained_for(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec
+) -> None:
+    lengths = {segment.frames for segment in plan_of(spec=spec, shots=script).segments}
+    assert [length for length in lengths if length % 4 != 1 or length > spec.max_frames] == []
+
+
+@fuzz
+@given(script=scripts(), spec=rows)
+def test_only_the_first_segment_of_a_shot_shows_its_first_frame(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec
+) -> None:
+    for shot in plan_of(spec=spec, shots=script).shots:
+        first, *others = (segment.skip for segment in shot.segments)
+        assert (first, set(others)) in ((0, set()), (0, {1}))
+
+
+@pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
+@pytest.mark.parametrize("seconds", [5, 10, 15])
+def test_five_seconds_are_one_segment(spec: ModelSpec, seconds: int) -> None:
+    assert len(plan_of(spec=spec, shots=(("a", seconds),)).segments) == seconds // 5
+
+
+layouts = {"count": st.integers(1, 2000), "latents": st.integers(1, 60)}
+
+
+@fuzz
+@given(**layouts)
+def test_segments_show_all_frames_and_no_more(count: int, latents: int) -> None:
+    assert sum(keep for *_, keep in segment_layout(count, 4 * latents + 1)) == count
+
+
+@fuzz
+@given(**layouts)
+def test_segments_are_no_longer_than_they_may_be(count: int, latents: int) -> None:
+    lengths = [length for length, *_ in segment_layout(count, 4 * latents + 1)]
+    assert [length for length in lengths if length % 4 != 1 or length > 4 * latents + 1] == []
+
+
+@fuzz
+@given(**layouts)
+def test_segments_are_equally_long(count: int, latents: int) -> None:
+    assert len({length for length, *_ in segment_layout(count, 4 * latents + 1)}) == 1
+
+
+@fuzz
+@given(**layouts)
+def test_segments_show_something_of_what_they_have(count: int, latents: int) -> None:
+    for length, skip, keep in segment_layout(count, 4 * latents + 1):
+        assert 1 <= keep <= length - skip
+
+
+@fuzz
+@given(**layouts)
+def test_a_segment_starts_from_the_last_frame_that_was_shown(count: int, latents: int) -> None:
+    layout = segment_layout(count, 4 * latents + 1)
+    assert [skip for _, skip, _ in layout] == [0] + [1] * (len(layout) - 1)
+    assert [keep for *_, keep in layout[:-1]] == [length - skip for length, skip, _ in layout[:-1]]
+
+
+@fuzz
+@given(**layouts)
+def test_there_are_no_more_segments_than_needed(count: int, latents: int) -> None:
+    needed = max(1, -(-(count - 1) // (4 * latents)))
+    assert len(segment_layout(count, 4 * latents + 1)) == needed
+
+
+@fuzz
+@given(**layouts)
+def test_segments_do_not_render_a_latent_frame_in_vain(count: int, latents: int) -> None:
+    layout = segment_layout(count, 4 * latents + 1)
+    length, skip, keep = layout[-1]
+    assert length - skip - keep < 4 * len(layout)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "layout"),
+    [
+        (80, 81, [(81, 0, 80)]),
+        (81, 81, [(81, 0, 81)]),
+        (82, 81, [(45, 0, 45), (45, 1, 37)]),
+        (160, 81, [(81, 0, 81), (81, 1, 79)]),
+        (240, 81, [(81, 0, 81), (81, 1, 80), (81, 1, 79)]),
+        (120, 121, [(121, 0, 120)]),
+        (360, 121, [(121, 0, 121), (121, 1, 120), (121, 1, 119)]),
+        (112, 81, [(57, 0, 57), (57, 1, 55)]),
+        (1, 81, [(1, 0, 1)]),
+        (2, 81, [(5, 0, 2)]),
+        (16, 5, [(5, 0, 5), (5, 1, 4), (5, 1, 4), (5, 1, 3)]),
+    ],
+)
+def test_a_known_layout(count: int, most: int, layout: list[tuple[int, int, int]]) -> None:
+    assert segment_layout(count, most) == layout
+
+
+# --- seeds ---------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(script=scripts(), spec=rows, seed=seeds)
+@example(script=(("a", 15),), spec=CATALOG["wan-tiny"], seed=SEED_MAX)
+@example(script=(("a", 15),), spec=CATALOG["wan-tiny"], seed=SEED_MAX + 1 - 1_000_003)
+def test_seeds_are_in_range_and_different_and_start_with_the_requests(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec, seed: int
+) -> None:
+    plan = plan_of(spec=spec, shots=script, seed=seed)
+    used = [segment.seed for segment in plan.segments]
+    assert used[0] == plan.seed == seed
+    assert len(set(used)) == len(used)
+    assert all(0 <= one <= SEED_MAX for one in used)
+
+
+@given(seed=st.integers(0, SEED_MAX - 20), step=st.integers(1, 20))
+@settings(deadline=None, database=None)
+def test_neighbouring_seeds_share_no_segment(seed: int, step: int) -> None:
+    one, other = (
+        {segment.seed for segment in plan_of(shots=(("a", 15),), seed=start).segments}
+        for start in (seed, seed + step)
+    )
+    assert not one & other
+
+
+@fuzz
+@given(picture=pictures(), script=scripts(), spec=rows, seed=seeds, frame=frames)
+def test_the_same_request_has_the_same_plan(
+    picture: tuple[int, int],
+    script: tuple[tuple[str, int], ...],
+    spec: ModelSpec,
+    seed: int,
+    frame: FrameMode,
+) -> None:
+    one, other = (
+        plan_of(picture, spec=spec, shots=script, seed=seed, frame=frame) for _ in range(2)
+    )
+    assert one == other
+
+
+def test_the_seed_has_to_be_settled_first() -> None:
+    with pytest.raises(AssertionError, match="settles the seed"):
+        plan_of(seed=-1)
+
+
+@pytest.mark.parametrize("size", [(8000, 240), (240, 8000), (8000, 1)])
+@pytest.mark.parametrize("name", list(CATALOG))
+def test_a_thin_strip_has_a_legal_size_in_any_area(size: tuple[int, int], name: str) -> None:
+    spec = replace(CATALOG[name], max_area=1024)
+    width, height = render_size(*target_size(*size, "1280*720", "image"), spec)
+    assert width % spec.size_multiple == height % spec.size_multiple == 0 < min(width, height)

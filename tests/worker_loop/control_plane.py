@@ -1,0 +1,169 @@
+"""A Runpod control plane on loopback: what the SDK's worker loop asks for, and faults on request.
+
+Only what the pinned SDK calls: job-take and job-stop (held, as production does), job-done for
+progress and results, ping. It runs in a thread of the test's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+_HOLD_SECONDS = 1.0  # of a long poll; short, as a worker ends only when its polls do
+ENDPOINT = "wan-2-6-i2v"
+
+
+@dataclass
+class Posts:
+    """What arrived for one job, in order of arrival."""
+
+    progress: list[Any] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    after_result: int = 0
+    refused: int = 0
+
+
+class ControlPlane:
+    """`submit` and `stop` are safe from the test's thread.
+
+    `faults` are the answers to the next result posts: a status, or "drop" to close the connection.
+    """
+
+    def __init__(self) -> None:
+        self.posts: dict[str, Posts] = defaultdict(Posts)
+        self.faults: list[int | str] = []
+        self.taken: list[str] = []
+        self.pings = 0
+        self._jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._runner: web.AppRunner
+        self.port = 0
+        self._thread = threading.Thread(target=self._serve, name="control plane", daemon=True)
+
+    def __enter__(self) -> ControlPlane:
+        self._thread.start()
+        self.wait_until(lambda: self.port > 0, seconds=10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # --- for tests
+
+    def submit(self, job_id: str, payload: Any) -> None:
+        self._jobs.put({"id": job_id, "input": payload})
+
+    def stop(self, job_id: str) -> None:
+        self._stops.put(job_id)
+
+    def wait_until(self, condition: Callable[[], bool], *, seconds: float) -> float:
+        """Seconds until `condition` held. Raises TimeoutError."""
+        started = time.monotonic()
+        with self._changed:
+            while not condition():
+                left = seconds - (time.monotonic() - started)
+                if left <= 0:
+                    raise TimeoutError(f"not within {seconds} s")
+                self._changed.wait(min(left, 0.02))
+        return time.monotonic() - started
+
+    def result(self, job_id: str, *, seconds: float = 60) -> dict[str, Any]:
+        self.wait_until(lambda: bool(self.posts[job_id].results), seconds=seconds)
+        return self.posts[job_id].results[0]
+
+    def environment(self) -> dict[str, str]:
+        """What Runpod sets in a worker. The SDK fills in `$ID` and `$RUNPOD_POD_ID` itself."""
+        base = f"http://127.0.0.1:{self.port}/v2/{ENDPOINT}"
+        return {
+            "RUNPOD_POD_ID": "pod1",
+            "RUNPOD_ENDPOINT_ID": ENDPOINT,
+            "RUNPOD_AI_API_KEY": "KEY",
+            "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=H200",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=H200",
+            "RUNPOD_WEBHOOK_POST_STREAM": f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=H200",
+            "RUNPOD_WEBHOOK_PING": f"{base}/ping/$RUNPOD_POD_ID?gpu=H200",
+            "RUNPOD_PING_INTERVAL": "1000",
+            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+            "RUNPOD_SKIP_GPU_CHECK": "true",
+        }
+
+    # --- for the worker
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application(client_max_size=64 * 2**20)
+        app.router.add_get(f"/v2/{ENDPOINT}/job-take/{{worker}}", self._take)
+        app.router.add_get(f"/v2/{ENDPOINT}/job-stop/{{worker}}", self._stop_signals)
+        app.router.add_post(f"/v2/{ENDPOINT}/job-done/{{worker}}/{{job}}", self._done)
+        app.router.add_get(f"/v2/{ENDPOINT}/ping/{{worker}}", self._ping)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._loop.run_until_complete(self._runner.setup())
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.port = self._runner.addresses[0][1]
+        self._loop.run_forever()
+
+    async def _held(self, source: queue.SimpleQueue[Any]) -> Any:
+        """The next item within the hold time, else None. An instant 204 makes the SDK spin."""
+        end = time.monotonic() + _HOLD_SECONDS
+        while time.monotonic() < end:
+            try:
+                return source.get_nowait()
+            except queue.Empty:
+                await asyncio.sleep(0.02)
+        return None
+
+    async def _take(self, _request: web.Request) -> web.Response:
+        job = await self._held(self._jobs)
+        if job is None:
+            return web.Response(status=204)
+        self._note(lambda: self.taken.append(job["id"]))
+        return web.json_response(job)
+
+    async def _stop_signals(self, _request: web.Request) -> web.Response:
+        job_id = await self._held(self._stops)
+        if job_id is None:
+            return web.Response(status=204)
+        return web.json_response({"jobsToStop": [job_id]})
+
+    async def _done(self, request: web.Request) -> web.Response:
+        posts = self.posts[request.match_info["job"]]
+        body = json.loads(await request.text())
+        if body.get("status") == "IN_PROGRESS":
+            late = bool(posts.results)
+            posts.after_result += late
+            self._note(lambda: posts.progress.append(body["output"]))
+            return web.Response()
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            posts.refused += 1
+            if fault == "drop":
+                assert request.transport is not None
+                request.transport.close()
+                return web.Response()
+            return web.Response(status=int(fault))
+        self._note(lambda: posts.results.append(body))
+        return web.Response()
+
+    async def _ping(self, _request: web.Request) -> web.Response:
+        self.pings += 1
+        return web.Response()
+
+    def _note(self, change: Callable[[], None]) -> None:
+        with self._changed:
+            change()
+            self._changed.notify_all()
