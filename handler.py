@@ -8,18 +8,22 @@ python handler.py --rp_serve_api        the SDK's local development API
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest
+from wan_engine.checks import machine_checks
 from wan_engine.errors import ConfigurationError
 
 log = logging.getLogger("wan_engine.handler")
+_job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 _RESULT_ATTEMPTS = 6  # with waits of 2, 3, 5, 8 and 13 seconds between them
 _RESULT_WAIT_SECONDS = 15
@@ -78,6 +82,7 @@ class Handler:
     def _run(self, payload: object, control: Control) -> dict[str, Any]:
         """One job on the worker thread. Failures are returned, for the SDK posts what is raised to
         the caller, traceback and host name included."""
+        _job_id.set(control.job_id)
         try:
             return self._engine.generate(VideoRequest.parse(payload), control).output()
         except EngineError as error:
@@ -145,6 +150,26 @@ class _Latest:
             return
 
 
+class _RunpodFormat(logging.Formatter):
+    """A line of JSON as the SDK writes it itself, which Runpod's console groups by request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "WARN" if record.levelno == logging.WARNING else record.levelname
+        message = super().format(record)
+        return json.dumps({"requestId": _job_id.get(), "message": message, "level": level})
+
+
+def set_up_logging(settings: Settings, *, as_json: bool) -> None:
+    """JSON lines in the Runpod loop, readable ones elsewhere; after `import runpod`, which sets up
+    logging too."""
+    output = logging.StreamHandler()
+    output.setFormatter(
+        _RunpodFormat() if as_json else logging.Formatter("%(levelname)-7s| %(message)s")
+    )
+    logging.basicConfig(level=settings.log_level, handlers=[output], force=True)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
+
+
 def keep_results() -> None:
     """Make the SDK post a result again after a broken connection too, and more than three times.
 
@@ -162,6 +187,13 @@ def keep_results() -> None:
     rp_http.FibonacciRetry = lambda **_: FibonacciRetry(**options)
 
 
+def check_machine(settings: Settings) -> None:
+    """The SDK's fitness check before the first job: raises with what is missing and what to do."""
+    for check in machine_checks(settings):
+        if not check.ok:
+            raise ConfigurationError(f"{check.what}: {check.found}")
+
+
 def main() -> None:
     """Load the engine, then hand over to the SDK. A wrong setting ends here with what to do."""
     # The SDK logs whole jobs at its default, DEBUG: prompts, pictures and signed URLs.
@@ -171,12 +203,15 @@ def main() -> None:
         settings = Settings.load()
         import runpod  # before logging is set up: it calls basicConfig itself
 
-        logging.basicConfig(
-            level=settings.log_level, format="%(levelname)-7s| %(message)s", force=True
-        )
+        set_up_logging(settings, as_json=serverless)
         engine = Engine(settings, serverless=serverless)
         engine.load()
         keep_results()
+
+        @runpod.serverless.register_fitness_check  # type: ignore[untyped-decorator]
+        def machine() -> None:
+            check_machine(settings)
+
     except ConfigurationError as error:
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)

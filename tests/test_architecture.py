@@ -42,6 +42,7 @@ LAYERS = {
     "acceleration": 4,
     "families": 5,
     "engine": 6,
+    "checks": 7,
     "gateway": 7,
     "__init__": 7,
     "__main__": 8,

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +30,14 @@ from rich.table import Column, Table
 
 from wan_engine import acceleration, weights
 from wan_engine.catalog import CATALOG
+from wan_engine.checks import machine_checks
 from wan_engine.control import Control, Progress
-from wan_engine.engine import Engine, check_safety
-from wan_engine.errors import ConfigurationError, EngineError, InvalidRequest
-from wan_engine.media import ffmpeg
+from wan_engine.engine import Engine
+from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.fetch import data_uri
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
-from wan_engine.storage import LocalStorage, open_storage
+from wan_engine.storage import LocalStorage
 
 app = typer.Typer(
     name="wan_engine",
@@ -53,7 +51,6 @@ err = Console(stderr=True)
 out = Console()
 
 _INTERRUPTED = 130
-_SCRATCH_GB = 2.0  # a 15 s clip of 1080p texture is about 0.3 GB, twice while it is moved
 
 
 @app.callback(invoke_without_command=True)
@@ -121,7 +118,7 @@ def generate(
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """Say what is here, what was chosen for this machine and why, and what is missing."""
     with _failing_clearly():
-        checks = list(_checks(_settings("")))
+        checks = list(machine_checks(_settings("")))
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
@@ -317,6 +314,7 @@ def _settings(model: str) -> Settings:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)-7s| %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler])
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
     return settings.model_copy(update={"model": model}) if model else settings
 
 
@@ -331,61 +329,6 @@ def _failing_clearly() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(_INTERRUPTED) from None
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of `doctor`: `found` says what is here, or what to do where `ok` is false."""
-
-    what: str
-    ok: bool
-    found: str
-
-
-def _checks(settings: Settings) -> Iterator[Check]:
-    """Everything that a job needs on this machine, each looked at by itself."""
-    gpu = acceleration.detect(settings.device)
-    yield Check("version", True, f"wan_engine {VERSION}, Python {platform.python_version()}")
-    yield Check("gpu", True, f"{gpu.name}, {gpu.total_gb:.0f} GB" if gpu else "none: CPU only")
-    yield _checked("ffmpeg", lambda: ffmpeg.version())
-    yield _checked("scratch", lambda: _scratch(settings))
-    try:
-        located, reason = weights.select(
-            settings, lambda spec: acceleration.fits(spec, gpu), fallback=True
-        )
-    except EngineError as error:
-        yield Check("model", False, str(error))
-    else:
-        texture = "; random weights, the picture is texture" if located.spec.built else ""
-        yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){texture}")
-        recipe, why = acceleration.choose(located.spec, gpu, settings.device)
-        yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
-    yield _checked("storage", lambda: open_storage(settings).check())
-    yield _checked("safety", lambda: check_safety(settings))
-
-
-def _checked(what: str, look: Callable[[], str]) -> Check:
-    try:
-        return Check(what, True, look())
-    except EngineError as error:
-        return Check(what, False, str(error))
-
-
-def _scratch(settings: Settings) -> str:
-    folder = settings.scratch_dir or Path(tempfile.gettempdir())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            free_gb = shutil.disk_usage(folder).free / 1e9
-    except OSError as error:
-        raise ConfigurationError(
-            f"{folder} is not writable ({error.strerror}). Set WAN_SCRATCH_DIR."
-        ) from error
-    if free_gb < _SCRATCH_GB:
-        raise ConfigurationError(
-            f"{folder} has {free_gb:.1f} GB free, a clip needs up to {_SCRATCH_GB:g} GB. "
-            "Make room or set WAN_SCRATCH_DIR."
-        )
-    return f"{folder}, {free_gb:.0f} GB free"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import logging
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -128,8 +129,9 @@ class Engine:
             control.enter("load")
             family = self.load()
             negative = request.negative_prompt or self.spec.negative_prompt
-            frames = self._frames(family, plan, media.image, negative, control)
-            return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
+            # A generator that an error's traceback keeps would clear the VAE under the next job.
+            with closing(self._frames(family, plan, media.image, negative, control)) as frames:
+                return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
 
     def publish(
         self,
@@ -153,7 +155,7 @@ class Engine:
 
     def _frames(
         self, family: Family, plan: Plan, image: Image.Image, negative: str, control: Control
-    ) -> Iterator[Frames]:
+    ) -> Generator[Frames, None, None]:
         """Frames of the whole clip as they are decoded; never more than one chunk is held."""
         size = plan.render_width, plan.render_height
         steps, decoded = family.spec.steps, 0

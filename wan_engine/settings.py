@@ -134,7 +134,7 @@ class Settings(BaseSettings):
 
     # what goes out
     crf: int = Field(
-        default=17, ge=0, le=40, description="x264 quality: lower is better and larger"
+        default=17, ge=1, le=40, description="x264 quality: lower is better and larger"
     )
     preset: str = Field(
         default="medium",

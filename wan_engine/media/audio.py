@@ -39,18 +39,8 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
     arguments = [
         *("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", kind),
         *("-f", kind, "-i", str(source), "-map", "0:a:0", "-t", f"{longest + 1:g}"),
-        *(
-            "-ac",
-            "2",
-            "-ar",
-            str(SAMPLE_RATE_HZ),
-            "-c:a",
-            "pcm_s16le",
-            "-f",
-            "wav",
-            "-y",
-            str(decoded),
-        ),
+        *("-map_metadata", "-1", "-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le"),
+        *("-f", "wav", "-y", str(decoded)),
     ]
     try:
         with ffmpeg.running(arguments, control, seconds=_DECODE_SECONDS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,6 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError
-
-log = logging.getLogger(__name__)
 
 _LAST_WORDS_BYTES = 2000
 _FINISH_SECONDS = 300  # from the last frame; a 15 s clip of 1080p takes a few on a slow machine
@@ -61,11 +58,9 @@ def running(
         assert process.stdin is not None
         try:
             with control.watch(process.kill, seconds) as watch:
-                try:
-                    yield process.stdin
+                yield process.stdin
+                with suppress(BrokenPipeError):  # it ended early; its status says why
                     process.stdin.close()
-                except BrokenPipeError:
-                    log.debug("ffmpeg closed its input early")
                 status = process.wait(_FINISH_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise Failed(f"it did not end within {_FINISH_SECONDS} seconds") from error

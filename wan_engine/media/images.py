@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from wan_engine.errors import InvalidMedia
 
@@ -20,6 +21,18 @@ log = logging.getLogger(__name__)
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _WEBP_HEADER_BYTES = 30
+_MAX_SCANS = 100  # encoders write ten; each may cost 60 ms at 8000x8000 and needs 95 bytes
+# What ends a scan: neither a stuffed zero nor a restart marker.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,8 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
         # MPO is a JPEG with further pictures after it, as phones make them; the first one is meant.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise InvalidMedia("image", "animated images are not supported")
+        if image.format in ("JPEG", "MPO") and _scans(data) > _MAX_SCANS:
+            raise InvalidMedia("image", "the image is damaged")
         image.load()
         return _rgb(_upright(image))
     except InvalidMedia:
@@ -68,6 +83,19 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
         raise InvalidMedia("image", f"each side must be {allowed}, got {size[0]}x{size[1]}")
 
 
+def _scans(data: bytes) -> int:
+    """Passes over the picture in a JPEG, up to its end; other pictures or films may follow."""
+    at, scans = 2, 0
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xd9":
+        is_scan = data[at + 1 : at + 2] == b"\xda"
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+        if is_scan:
+            scans += 1
+            following = _JPEG_MARKER.search(data, at)
+            at = following.start() if following else len(data)
+    return scans
+
+
 def _webp_size(data: bytes) -> tuple[int, int] | None:
     """Canvas size from a WEBP header (developers.google.com/speed/webp/docs/riff_container)."""
     if len(data) < _WEBP_HEADER_BYTES or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
@@ -86,8 +114,10 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Not `ImageOps.exif_transpose`: it writes all other tags back and fails where one is odd."""
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 0)
+        method = _UPRIGHT.get(orientation)
     except (
         OSError,
         SyntaxError,
@@ -97,21 +127,25 @@ def _upright(image: Image.Image) -> Image.Image:
         ArithmeticError,
         struct.error,
     ):
-        # Broken EXIF is common; the picture behind it is fine.
         log.debug("EXIF of the image could not be read", exc_info=True)
         return image
+    return image if method is None else image.transpose(method)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode.startswith("I"):
+        # 16 bits a sample: the high byte. Pillow's own conversion would clip at 255.
+        clear = image.info.get("transparency")
+        samples = np.asarray(image)
+        high = (samples.clip(0, 0xFFFF) >> 8).astype(np.uint8)
+        if isinstance(clear, int):
+            high[samples == clear] = 255
+        image = Image.fromarray(high).convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")
         image = Image.alpha_composite(white, opaque).convert("RGB")
-    elif image.mode.startswith("I"):
-        # 16 bits a sample: the high byte. Pillow's own conversion would clip at 255.
-        high = np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8
-        image = Image.fromarray(high.astype(np.uint8)).convert("RGB")
     elif image.mode not in ("RGB", "CMYK"):
         image = image.convert("RGB")
     return _srgb(image, profile)

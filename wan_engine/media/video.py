@@ -49,12 +49,16 @@ def encode(
     cut or padded with silence to the picture's length. On any failure no file stays behind; raises
     `EncodeFailed`, or what `frames` or `control` raised.
     """
-    count = 0
+    count, shape = 0, (plan.render_height, plan.render_width, 3)
     try:
         with ffmpeg.running(_arguments(plan, audio, path, options), control) as pipe:
             for chunk in frames:
+                assert chunk.shape[1:] == shape, f"a chunk of {chunk.shape}, not {shape}"
                 count += len(chunk)
-                pipe.write(np.ascontiguousarray(chunk).data)
+                try:
+                    pipe.write(np.ascontiguousarray(chunk).data)
+                except BrokenPipeError:
+                    break  # ffmpeg closed its input; its status or the count says why
         if count != plan.frames:
             log.error("the model gave %d frames, the plan has %d", count, plan.frames)
             raise EncodeFailed(_SENTENCE)
