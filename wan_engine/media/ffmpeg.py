@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError
 
+_NICENESS = 10
 _LAST_WORDS_BYTES = 2000
 _FINISH_SECONDS = 300  # from the last frame; a 15 s clip of 1080p takes a few on a slow machine
 
@@ -56,6 +58,10 @@ def running(
             stderr=errors,
         )
         assert process.stdin is not None
+        # What makes the frames goes first: an encoder thread that takes a core from it stalls all
+        # of its threads, while the encoder catches up whenever they wait.
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
         try:
             with control.watch(process.kill, seconds) as watch:
                 yield process.stdin
