@@ -31,12 +31,13 @@ _LAST_PROGRESS_SECONDS = 10  # a progress post that hangs longer is given up, th
 
 
 def in_runpod_loop() -> bool:
-    """Whether this process takes jobs from Runpod, by the SDK's own test."""
-    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
+    """Whether this process takes jobs from Runpod: the SDK's flags for local runs come first."""
+    local = any(flag.startswith(("--test_input", "--rp_serve_api")) for flag in sys.argv[1:])
+    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB")) and not local
 
 
 class Handler:
-    """Runs jobs on one engine, one at a time, and can be cancelled at any moment.
+    """Runs jobs on one engine, one at a time; a cancelled one ends at its next step or chunk.
 
     Called with the SDK's job, returns the `output` object, or `{"error": sentence}`.
     """
@@ -88,10 +89,13 @@ class Handler:
         except EngineError as error:
             log.info("job %s failed: %s: %s", control.job_id, error.code, error)
             return {"error": str(error)}
-        except Exception:
+        except Exception as error:
             reference = uuid.uuid4().hex[:8]
             log.exception("job %s failed, reference %s", control.job_id, reference)
-            return {"error": f"Internal error, reference {reference}"}
+            output: dict[str, Any] = {"error": f"Internal error, reference {reference}"}
+            if type(error).__name__ == "AcceleratorError":
+                output["refresh_worker"] = True  # a broken CUDA context fails every job after it
+            return output
 
     async def _send_progress(self, job: dict[str, Any], latest: _Latest) -> None:
         """Post progress in order, one at a time. The SDK's own `progress_update` starts a thread
@@ -175,13 +179,14 @@ def keep_results() -> None:
 
     As it is (1.12), it tries again only after a 5xx, and forgets a result that was not taken.
     """
-    from aiohttp import ClientError
+    from aiohttp import ClientConnectionError, ClientPayloadError
     from aiohttp_retry import FibonacciRetry
     from runpod.serverless.modules import rp_http
 
     options = {
         "attempts": _RESULT_ATTEMPTS,
-        "exceptions": {ClientError, OSError, TimeoutError},
+        # Not ClientResponseError: what the server refuses, it refuses again.
+        "exceptions": {ClientConnectionError, ClientPayloadError, OSError, TimeoutError},
         "max_timeout": _RESULT_WAIT_SECONDS,
     }
     rp_http.FibonacciRetry = lambda **_: FibonacciRetry(**options)

@@ -27,12 +27,17 @@ every_row = pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
 every_card = pytest.mark.parametrize("gpu", CARDS, ids="{.name}".format)
 
 
+def resident_gb(spec: ModelSpec, gpu: Gpu) -> float:
+    """Twice the catalogue's figure where float32 is used."""
+    return spec.resident_gb * (1 if gpu.capability >= (8, 0) else 2)
+
+
 @every_row
 @every_card
 def test_the_choice_says_why(spec: ModelSpec, gpu: Gpu) -> None:
     _, reason = choose(spec, gpu, "auto")
     assert reason.startswith(gpu.name)
-    assert f"{spec.resident_gb:g} GB" in reason
+    assert f"{resident_gb(spec, gpu):g} GB" in reason
     assert reason.isprintable()
 
 
@@ -40,7 +45,7 @@ def test_the_choice_says_why(spec: ModelSpec, gpu: Gpu) -> None:
 @every_card
 def test_a_model_is_offloaded_exactly_where_it_cannot_stay(spec: ModelSpec, gpu: Gpu) -> None:
     recipe, _ = choose(spec, gpu, "auto")
-    assert recipe.offload == (gpu.total_gb < spec.resident_gb)
+    assert recipe.offload == (gpu.total_gb < resident_gb(spec, gpu))
 
 
 @every_row

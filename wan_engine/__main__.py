@@ -203,7 +203,8 @@ def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
         target = _target(payload)
         request = VideoRequest.parse(_with_files(payload))
         with _progress() as on_progress:
-            control = Control(on_progress=on_progress)
+            seconds = engine.settings.job_seconds
+            control = Control(deadline_seconds=seconds, on_progress=on_progress)
             output = _generate_to(engine, request, control, target).output()
     except EngineError as error:
         print(json.dumps({"error": str(error)}), flush=True)
@@ -247,12 +248,17 @@ def _with_files(payload: Mapping[str, Any]) -> dict[str, Any]:
     request = {key: value for key, value in payload.items() if key != "out"}
     for field in ("image", "audio"):
         value = request.get(field)
-        if isinstance(value, str) and value and not value.startswith(("http:", "https:", "data:")):
-            path = Path(value).expanduser()
-            if not path.is_file():
-                raise InvalidRequest(f"{field}: there is no file {value}")
-            request[field] = data_uri(path)
+        if isinstance(value, str) and value and not _is_address(value):
+            try:
+                request[field] = data_uri(Path(value).expanduser())
+            except (OSError, RuntimeError, ValueError) as error:
+                shown = value if len(value) < 200 else value[:60] + "..."
+                raise InvalidRequest(f"{field}: there is no file {shown}") from error
     return request
+
+
+def _is_address(value: str) -> bool:
+    return value.lower().startswith(("http:", "https:", "data:"))
 
 
 def _read_jobs(path: Path) -> list[dict[str, Any]]:
@@ -260,8 +266,8 @@ def _read_jobs(path: Path) -> list[dict[str, Any]]:
     jobs = []
     try:
         lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -60,9 +60,10 @@ def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
     target = "cuda" if device == "auto" else device
     dtype = "bfloat16" if gpu.capability >= _BFLOAT16_SINCE else "float32"
     where = f"{gpu.name} with {gpu.total_gb:.0f} GB"
-    if gpu.total_gb >= spec.resident_gb:
-        return Recipe(target, dtype), f"{where} keeps all of the model's {spec.resident_gb:g} GB"
-    reason = f"{where} is less than {spec.resident_gb:g} GB: one network at a time"
+    resident_gb = spec.resident_gb * (2 if dtype == "float32" else 1)
+    if gpu.total_gb >= resident_gb:
+        return Recipe(target, dtype), f"{where} keeps all of the model's {resident_gb:g} GB"
+    reason = f"{where} is less than {resident_gb:g} GB: one network at a time"
     return Recipe(target, dtype, offload=True), reason
 
 

@@ -25,8 +25,7 @@ _NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA on the Hub that belongs to a row. `sha256` pins the content whatever the repository
-    does."""
+    """A LoRA on the Hub that belongs to a row. `sha256` pins what `download` accepts."""
 
     repo: str
     path: str
@@ -85,7 +84,7 @@ _I2V_A14B = ModelSpec(
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
     resident_gb=88.0,  # 69 GB of bf16 weights, activations and the decoder's features at 720p
-    offload_gb=48.0,  # one expert of 28.6 GB at a time
+    offload_gb=46.0,  # one expert of 28.6 GB at a time; a card of 48 GB shows less than that
 )
 
 _TI2V_5B = ModelSpec(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wan_engine import acceleration, weights
-from wan_engine.engine import check_safety
+from wan_engine.catalog import ModelSpec
+from wan_engine.engine import check_safety, with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg
 from wan_engine.settings import VERSION, Settings
@@ -30,8 +31,12 @@ class Check:
 
 def machine_checks(settings: Settings) -> Iterator[Check]:
     """Everything that a job needs on this machine, each looked at by itself."""
-    gpu = acceleration.detect(settings.device)
     yield Check("version", True, f"wan_engine {VERSION}, Python {platform.python_version()}")
+    try:
+        gpu = acceleration.detect(settings.device)
+    except EngineError as error:
+        yield Check("gpu", False, str(error))
+        return
     yield Check("gpu", True, f"{gpu.name}, {gpu.total_gb:.0f} GB" if gpu else "none: CPU only")
     yield _checked("ffmpeg", lambda: ffmpeg.version())
     yield _checked("scratch", lambda: _scratch(settings))
@@ -44,6 +49,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     else:
         texture = "; random weights, the picture is texture" if located.spec.built else ""
         yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){texture}")
+        yield _checked("settings", lambda: _overrides(located.spec, settings))
         recipe, why = acceleration.choose(located.spec, gpu, settings.device)
         yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
     yield _checked("storage", lambda: open_storage(settings).check())
@@ -55,6 +61,11 @@ def _checked(what: str, look: Callable[[], str]) -> Check:
         return Check(what, True, look())
     except EngineError as error:
         return Check(what, False, str(error))
+
+
+def _overrides(spec: ModelSpec, settings: Settings) -> str:
+    spec = with_overrides(spec, settings)
+    return f"{spec.steps} steps, guidance {spec.guidance_scale:g}, shift {spec.flow_shift:g}"
 
 
 def _scratch(settings: Settings) -> str:

@@ -7,8 +7,8 @@ import logging
 import secrets
 import tempfile
 import threading
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_POLL_SECONDS = 0.1
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
 
 
@@ -64,7 +65,7 @@ class Engine:
         self.located, self.model_reason = weights.select(
             settings, lambda spec: acceleration.fits(spec, gpu), fallback=not serverless
         )
-        self.spec = _with_overrides(self.located.spec, settings)
+        self.spec = with_overrides(self.located.spec, settings)
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
         self.storage = open_storage(settings)
         self._device = threading.Lock()
@@ -125,13 +126,23 @@ class Engine:
         )
         options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
         control.enter("queue")
-        with self._device:
+        with self._device_for(control):
             control.enter("load")
             family = self.load()
             negative = request.negative_prompt or self.spec.negative_prompt
             # A generator that an error's traceback keeps would clear the VAE under the next job.
             with closing(self._frames(family, plan, media.image, negative, control)) as frames:
                 return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
+
+    @contextmanager
+    def _device_for(self, control: Control) -> Iterator[None]:
+        """The device, for one job at a time; the wait for it can be cancelled."""
+        while not self._device.acquire(timeout=_POLL_SECONDS):
+            control.checkpoint()
+        try:
+            yield
+        finally:
+            self._device.release()
 
     def publish(
         self,
@@ -244,7 +255,7 @@ def _check_settings(settings: Settings, *, serverless: bool) -> None:
         )
 
 
-def _with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
+def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
     """The row with what the operator set differently."""
     overrides = {
         "steps": settings.steps,

@@ -73,7 +73,9 @@ def resolve(name: str, settings: Settings) -> Located:
             )
         folder = found
     _require_complete(name, folder)
-    spec = infer(name, _read_json(folder / "model_index.json"))
+    # A folder's path is nobody's business but the operator's: the name goes into clips and records.
+    shown = name if name.count("/") == 1 and not Path(name).is_dir() else folder.resolve().name
+    spec = infer(shown, _read_json(folder / "model_index.json"))
     return Located(spec, folder, own_loras(settings))
 
 
@@ -105,8 +107,12 @@ def locate(spec: ModelSpec, settings: Settings) -> Located | None:
     """The files of a catalogue row, or None while one is missing."""
     if spec.built:
         return Located(spec, _built(spec.name, settings), own_loras(settings))
-    folder = settings.models_dir / spec.name
-    if missing_files(folder):
+    # Rows that differ only in LoRA files and settings share a folder.
+    source = spec.repo, spec.revision
+    same = [row.name for row in CATALOG.values() if (row.repo, row.revision) == source]
+    folders = (settings.models_dir / name for name in dict.fromkeys((spec.name, *same)))
+    folder = next((folder for folder in folders if not missing_files(folder)), None)
+    if folder is None:
         snapshot = _snapshot(spec.repo, spec.revision, settings) if spec.repo else None
         if snapshot is None or missing_files(snapshot):
             return None
@@ -193,10 +199,8 @@ def _built(name: str, settings: Settings) -> Path:
 def _snapshot(repo: str, revision: str | None, settings: Settings) -> Path | None:
     """A repository's folder in Runpod's or the user's Hub cache: the pinned revision, else
     `main`."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    for cache in (RUNPOD_HUB_CACHE, Path(HF_HUB_CACHE)):
-        home = cache / f"models--{repo.replace('/', '--')}"
+    for cache in _caches():
+        home = _home(cache, repo)
         if revision and (home / "snapshots" / revision).is_dir():
             return home / "snapshots" / revision
         reference = home / "refs" / "main"
@@ -208,13 +212,27 @@ def _snapshot(repo: str, revision: str | None, settings: Settings) -> Path | Non
     return None
 
 
+def _caches() -> tuple[Path, Path]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return RUNPOD_HUB_CACHE, Path(HF_HUB_CACHE)
+
+
+def _home(cache: Path, repo: str) -> Path:
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
+def _snapshots(cache: Path, repo: str) -> list[Path]:
+    return sorted(_home(cache, repo).glob("snapshots/*"))
+
+
 def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
     beside = settings.models_dir / "loras" / Path(lora.path).name
     if beside.is_file():
         return beside
-    snapshot = _snapshot(lora.repo, None, settings)
-    path = snapshot / lora.path if snapshot else None
-    return path if path is not None and path.is_file() else None
+    # Any revision that was fetched: another download from the repository moves its `main`.
+    found = (folder / lora.path for cache in _caches() for folder in _snapshots(cache, lora.repo))
+    return next((path for path in found if path.is_file()), None)
 
 
 def _missing_in(folder: Path) -> list[str]:

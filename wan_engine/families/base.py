@@ -19,8 +19,8 @@ class Family(Protocol):
     spec: ModelSpec
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
-        """Latents of the segment. `on_step(n)` is called after n steps; what it raises ends the
-        run."""
+        """Latents of the segment. `on_step(n)` says that n steps are done, and is called between
+        the parts of a step too; what it raises ends the run."""
         ...
 
     def decode(self, latents: torch.Tensor) -> Iterator[Frames]:

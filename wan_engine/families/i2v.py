@@ -31,6 +31,7 @@ from wan_engine.weights import LoraWeights
 log = logging.getLogger(__name__)
 
 _TRAIN_TIMESTEPS = 1000
+_PARTS = ("text_encoder", "transformer", "transformer_2")
 
 
 class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
@@ -94,12 +95,23 @@ class ImageToVideo:
         """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1."""
         spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
 
+        done = 0
+
         def step_ended(
-            _pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]
+            _pipe: Any, index: int, _time: Any, tensors: dict[str, Any]
         ) -> dict[str, Any]:
-            on_step(index + 1)
+            nonlocal done
+            done = index + 1
+            on_step(done)
             return tensors
 
+        # A step of a large model takes long, and so do the encoders before the first one.
+        parts = [getattr(self.pipeline, name, None) for name in _PARTS]
+        hooks = [
+            part.register_forward_pre_hook(lambda *_: on_step(done))
+            for part in (*parts, self.pipeline.vae.encoder)
+            if part is not None
+        ]
         try:
             output = self.pipeline(
                 image=segment.image,
@@ -119,6 +131,8 @@ class ImageToVideo:
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(spec) from error
         finally:
+            for hook in hooks:
+                hook.remove()
             self.pipeline.maybe_free_model_hooks()
         latents: torch.Tensor = output.frames
         return latents
@@ -126,9 +140,9 @@ class ImageToVideo:
     def decode(self, latents: torch.Tensor) -> Iterator[Frames]:
         """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame."""
         vae = self.pipeline.vae
-        if hook := getattr(vae, "_hf_hook", None):
-            hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
         try:
+            if hook := getattr(vae, "_hf_hook", None):
+                hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
             latents = latents.to(vae.device, vae.dtype)
             mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(latents)
             std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latents)
@@ -159,19 +173,31 @@ def fuse_loras(pipeline: Any, loras: tuple[LoraWeights, ...]) -> None:
                     f"{lora.path.name} is for an expert that this model does not have"
                 )
             name = f"lora_{index}"
-            pipeline.load_lora_weights(
-                str(lora.path.parent),
-                weight_name=lora.path.name,
-                adapter_name=name,
-                load_into_transformer_2=component == "transformer_2",
-            )
+            _load_lora(pipeline, component, lora, name)
             pipeline.fuse_lora(components=[component], lora_scale=lora.scale, adapter_names=[name])
             getattr(pipeline, component).unload_lora()
         log.info("fused %s at %g into %s", lora.path.name, lora.scale, lora.expert)
 
 
+def _load_lora(pipeline: Any, component: str, lora: LoraWeights, name: str) -> None:
+    try:
+        pipeline.load_lora_weights(
+            str(lora.path.parent),
+            weight_name=lora.path.name,
+            adapter_name=name,
+            load_into_transformer_2=component == "transformer_2",
+        )
+    except Exception as error:  # diffusers, peft and safetensors raise almost anything
+        raise ConfigurationError(f"{lora.path.name} is not a LoRA for this model") from error
+    if name not in getattr(getattr(pipeline, component), "peft_config", {}):
+        raise ConfigurationError(
+            f"{lora.path.name} has no layer of this model: its keys must start with "
+            "`diffusion_model.` or `transformer.`"
+        )
+
+
 def _out_of_memory(spec: ModelSpec) -> OutOfMemory:
-    return OutOfMemory(
-        f"This GPU's memory does not hold a clip of this size with {spec.name}; "
-        "a smaller size or duration may fit"
+    log.error(
+        "out of memory with %s: WAN_RENDER_AREA below %d needs less", spec.name, spec.max_area
     )
+    return OutOfMemory(f"The worker's GPU has too little memory for {spec.name}")

@@ -76,9 +76,10 @@ def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> byt
     return data
 
 
-def data_uri(path: Path) -> str:
+def data_uri(path: Path | str) -> str:
     """A local file as a data URI, for callers that are not strangers. Raises `OSError`."""
-    return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
+    encoded = base64.b64encode(Path(path).read_bytes()).decode()
+    return f"data:application/octet-stream;base64,{encoded}"
 
 
 def is_public_address(ip: str) -> bool:

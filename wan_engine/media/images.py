@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _WEBP_HEADER_BYTES = 30
 _MAX_SCANS = 100  # encoders write ten; each may cost 60 ms at 8000x8000 and needs 95 bytes
-# What ends a scan: neither a stuffed zero nor a restart marker.
-_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# A marker with a length, or the end: no stuffed zero, restart (d0 to d7) or second start (d8).
+_JPEG_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]")
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,7 +62,7 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
             raise InvalidMedia("image", "the image is damaged")
         image.load()
         return _rgb(_upright(image))
-    except InvalidMedia:
+    except (InvalidMedia, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidMedia("image", "the image has too many pixels") from error
@@ -84,15 +85,17 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
 
 
 def _scans(data: bytes) -> int:
-    """Passes over the picture in a JPEG, up to its end; other pictures or films may follow."""
+    """Passes over the picture in a JPEG, up to its end; other pictures or films may follow.
+
+    Finds its way as Pillow does, past fill bytes and whatever lies between the segments.
+    """
     at, scans = 2, 0
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xd9":
-        is_scan = data[at + 1 : at + 2] == b"\xda"
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-        if is_scan:
-            scans += 1
-            following = _JPEG_MARKER.search(data, at)
-            at = following.start() if following else len(data)
+    while found := _JPEG_MARKER.search(data, at):
+        marker = data[found.end() - 1]
+        if marker == _JPEG_END:
+            break
+        scans += marker == _JPEG_SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
     return scans
 
 
