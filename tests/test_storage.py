@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -729,3 +730,17 @@ def test_s3_without_its_variables() -> None:
 def test_settings_that_boto_refuses() -> None:
     with pytest.raises(ConfigurationError, match="The bucket's settings are wrong"):
         S3Storage(settings(bucket_endpoint_url="https://a b/bkt"))
+
+
+def test_a_silent_store_does_not_hold_a_cancelled_job(
+    clip: Path, bucket_settings: dict[str, Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        store = S3Storage(settings(**{**bucket_settings, "bucket_endpoint_url": address}))
+        control = Control()
+        Timer(0.3, control.cancel).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            store.put(clip, "silent", {}, control)
+        assert time.monotonic() - started < 7  # five of them are for the store to forget the clip

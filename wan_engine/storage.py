@@ -10,12 +10,15 @@ import errno
 import hashlib
 import json
 import logging
+import queue
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote, urlsplit
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 
 URL_SECONDS = 604800  # the longest that signature v4 allows, and what the hosted API promises
 _PART_BYTES = 16 * 1024 * 1024
+_POLL_SECONDS = 0.05
+_UNDO_SECONDS = 5.0  # a store that does not answer is not waited for
 _COPY_BYTES = 1024 * 1024
 _NOT_STORED = "The finished clip could not be stored"
 _NO_RECORD = "no record of job %s, so a repeat would render again: %s"  # its clip is stored, though
@@ -248,7 +253,8 @@ class S3Storage:
         control.checkpoint()
         try:
             with _boto_errors(), path.open("rb") as file:
-                self._client.upload_fileobj(
+                upload = partial(
+                    self._client.upload_fileobj,
                     file,
                     self._bucket.name,
                     key,
@@ -256,9 +262,7 @@ class S3Storage:
                     Callback=lambda _: control.checkpoint(),
                     Config=self._transfer,
                 )
-        except (Cancelled, DeadlineExceeded):
-            self._discard(key)  # a small clip has arrived before the callback is asked
-            raise
+                _beside(upload, control, undo=partial(self._discard, key))
         except _BucketFailed as error:
             control.checkpoint()
             log.error("clip of job %s not stored: %s", job, error.advice)
@@ -311,6 +315,40 @@ class S3Storage:
             return f"{self._public}/{quote(key)}"
         sign = self._client.generate_presigned_url
         return str(sign("get_object", Params=self._at(key), ExpiresIn=URL_SECONDS))
+
+
+def _beside(call: Callable[[], object], control: Control, undo: Callable[[], object]) -> None:
+    """Run `call` on a thread of its own, so that a job can end while its store says nothing.
+
+    What a job that ends leaves behind is undone, after a while by the thread alone.
+    """
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            call()
+            control.checkpoint()  # a small clip has arrived before the callback is asked
+            answers.put(None)
+        except (Cancelled, DeadlineExceeded) as error:
+            undo()
+            answers.put(error)
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            answers.put(error)
+
+    worker = threading.Thread(target=run, name="upload", daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(_POLL_SECONDS)
+        try:
+            control.checkpoint()
+        except (Cancelled, DeadlineExceeded):
+            worker.join(_UNDO_SECONDS)
+            if not worker.is_alive() and answers.get() is None:
+                undo()
+            raise
+    answer = answers.get_nowait()
+    if answer is not None:
+        raise answer
 
 
 def _open_client(settings: Settings, bucket: Bucket, attempts: int) -> tuple[Any, Any]:
