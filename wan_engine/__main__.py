@@ -91,7 +91,7 @@ def generate(
     ] = "",
 ) -> None:
     """Render one clip, or with --jobs many; print each result as one line of JSON."""
-    request = {
+    request: dict[str, Any] = {
         "prompt": prompt,
         "image": image,
         "audio": audio,
@@ -104,6 +104,7 @@ def generate(
         "enable_safety_checker": not no_safety_checker,
         "out": out_file,
     }
+    request = {name: value for name, value in request.items() if value != ""}
     requests = _read_jobs(Path(jobs)) if jobs else [request]
     with _failing_clearly():
         settings = _settings(model)

@@ -119,7 +119,7 @@ def test_a_callers_fault_is_a_sentence(
     assert worker.scratch() == []
 
 
-@pytest.mark.parametrize("stage", ["denoise", "decode", "encode"])
+@pytest.mark.parametrize("stage", ["denoise", "decode"])  # the others end too soon for a poll
 def test_a_cancelled_job_posts_nothing_and_the_next_one_runs(
     plane: ControlPlane, worker: Worker, good: dict[str, Any], stage: str
 ) -> None:
