@@ -85,7 +85,7 @@ def test_a_default_can_be_written_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_has_to_be_set() -> None:
     settings = Settings.load()
-    assert (settings.model, settings.safety, settings.storage) == ("auto", "auto", "auto")
+    assert (settings.model, settings.safety, settings.storage) == ("auto", None, "auto")
     assert settings.output_dir == Path("outputs")
     assert not settings.allow_private_urls
 

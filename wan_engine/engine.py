@@ -208,7 +208,7 @@ class Engine:
             warnings.append(
                 f"{self.spec.name} has random weights: the clip shows texture, not the image"
             )
-        if request.enable_safety_checker and self.settings.safety == "auto":
+        if request.enable_safety_checker and self.settings.safety in (None, "auto"):
             warnings.append("No safety classifier is installed: nothing was checked")
         if request.enable_prompt_expansion:
             warnings.append("Prompt expansion is not available: the prompt was used as it is")

@@ -103,11 +103,26 @@ class Settings(BaseSettings):
         "`exact`: the image "
         "is centre-cropped to exactly `size`",
     )
-    safety: Literal["auto", "required", "off"] = Field(
-        default="auto",
+    safety: Literal["auto", "required", "off"] | None = Field(
+        default=None,
         description="`auto`: use the safety classifiers that are present and say so in the "
-        "result when none is; "
-        "`required`: refuse to start without them; `off`: never check",
+        "result when one is missing; `required`: refuse to start without them; `off`: never check. "
+        "Not set, it is `auto`, and `required` in the Runpod loop",
+    )
+    safety_prompt_model: str = Field(
+        default="qwen3guard-gen-0.6b",
+        description="The prompt guard: a catalogue name, a folder or a Hub id of the "
+        "Qwen3Guard-Gen kind",
+    )
+    safety_image_model: str = Field(
+        default="nsfw-image-detection",
+        description="The classifier of images and frames: a catalogue name, or a folder or Hub id "
+        "of any transformers image classifier",
+    )
+    safety_image_labels: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={},
+        description="Labels of that classifier that are flagged, each from which probability on, "
+        'as JSON: `{"nsfw": 0.6}`; instead of those in the catalogue',
     )
     image_min_side: int = Field(
         default=240, ge=1, description="Smallest side of an image, in pixels"
@@ -191,9 +206,21 @@ class Settings(BaseSettings):
         description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
     )
 
+    spool_dir: Path | None = Field(
+        default=None,
+        description="Folder that outlives the worker, such as a network volume: finished clips "
+        "wait there while the bucket is away",
+    )
+    keep_days: float = Field(
+        default=7, gt=0, description="How long the spool folder keeps a clip, in days"
+    )
+
     # the job
     scratch_dir: Path | None = Field(
         default=None, description="Where job folders are made; the system's default"
+    )
+    scratch_min_gb: float = Field(
+        default=2.0, ge=0, description="Free space there below which no job is begun, in GB"
     )
     job_seconds: float | None = Field(
         default=None, gt=0, description="A job that runs longer fails"
