@@ -8,7 +8,6 @@ python handler.py --rp_serve_api        the SDK's local development API
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
-from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest
+from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest, logs
 from wan_engine.checks import machine_checks
 from wan_engine.errors import ConfigurationError
 
@@ -154,24 +153,16 @@ class _Latest:
             return
 
 
-class _RunpodFormat(logging.Formatter):
-    """A line of JSON as the SDK writes it itself, which Runpod's console groups by request."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = "WARN" if record.levelno == logging.WARNING else record.levelname
-        message = super().format(record)
-        return json.dumps({"requestId": _job_id.get(), "message": message, "level": level})
-
-
 def set_up_logging(settings: Settings, *, as_json: bool) -> None:
     """JSON lines in the Runpod loop, readable ones elsewhere; after `import runpod`, which sets up
     logging too."""
-    output = logging.StreamHandler()
-    output.setFormatter(
-        _RunpodFormat() if as_json else logging.Formatter("%(levelname)-7s| %(message)s")
+    secrets = logs.secrets_of(settings)
+    formatter = (
+        logs.RunpodFormatter(_job_id.get, secrets)
+        if as_json
+        else logs.RedactingFormatter("%(levelname)-7s| %(message)s", secrets)
     )
-    logging.basicConfig(level=settings.log_level, handlers=[output], force=True)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
+    logs.set_up(settings, logging.StreamHandler(), formatter, replace=True)
 
 
 def keep_results() -> None:
@@ -217,7 +208,7 @@ def main() -> None:
         def machine() -> None:
             check_machine(settings)
 
-    except ConfigurationError as error:
+    except EngineError as error:  # ConfigurationError, or too little memory for any recipe
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)
     # The method, not the object: the SDK tells kinds of handler apart with `inspect`.

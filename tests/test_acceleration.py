@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits
+from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits, leaner
 from wan_engine.catalog import CATALOG, ModelSpec
 
 CARDS = [
@@ -45,7 +45,8 @@ def test_the_choice_says_why(spec: ModelSpec, gpu: Gpu) -> None:
 @every_card
 def test_a_model_is_offloaded_exactly_where_it_cannot_stay(spec: ModelSpec, gpu: Gpu) -> None:
     recipe, _ = choose(spec, gpu, "auto")
-    assert recipe.offload == (gpu.total_gb < resident_gb(spec, gpu))
+    expected = "model" if gpu.total_gb < resident_gb(spec, gpu) else "none"
+    assert recipe.offload == expected
 
 
 @every_row
@@ -59,7 +60,7 @@ def test_bfloat16_is_used_where_the_card_computes_in_it(spec: ModelSpec, gpu: Gp
 @pytest.mark.parametrize("gpu", MODERN, ids="{.name}".format)
 def test_a_model_that_stays_on_the_card_fits_it(spec: ModelSpec, gpu: Gpu) -> None:
     recipe, _ = choose(spec, gpu, "auto")
-    assert recipe.offload or fits(spec, gpu)
+    assert recipe.offload == "model" or fits(spec, gpu)
 
 
 @every_row
@@ -91,12 +92,12 @@ def test_a_model_fits_the_cards_it_is_meant_for(total_gb: float, model: str, fit
 
 def test_the_quality_tier_stays_on_a_card_of_141_gb() -> None:
     recipe, _ = choose(CATALOG["wan2.2-i2v-a14b"], Gpu("H200", 141.0, (9, 0)), "auto")
-    assert recipe == Recipe("cuda", "bfloat16", offload=False)
+    assert recipe == Recipe("cuda", "bfloat16", offload="none")
 
 
 def test_the_quality_tier_goes_one_network_at_a_time_on_80_gb() -> None:
     recipe, reason = choose(CATALOG["wan2.2-i2v-a14b"], Gpu("A100", 80.0, (8, 0)), "auto")
-    assert recipe == Recipe("cuda", "bfloat16", offload=True)
+    assert recipe == Recipe("cuda", "bfloat16", offload="model")
     assert reason == "A100 with 80 GB is less than 88 GB: one network at a time"
 
 
@@ -111,7 +112,7 @@ def test_the_device_is_the_one_that_was_asked_for(asked: str, device: str) -> No
 @every_row
 def test_the_cpu_computes_in_float32(spec: ModelSpec) -> None:
     recipe, reason = choose(spec, None, "auto")
-    assert recipe == Recipe("cpu", "float32", offload=False)
+    assert recipe == Recipe("cpu", "float32", offload="none")
     assert reason == "no GPU: float32 on the CPU"
 
 
@@ -122,3 +123,15 @@ def test_the_cpu_runs_only_what_is_built(spec: ModelSpec) -> None:
 
 def test_the_cpu_can_be_asked_for() -> None:
     assert detect("cpu") is None
+
+
+def test_each_recipe_has_a_leaner_one_until_there_is_none() -> None:
+    recipes = [Recipe("cuda:1", "bfloat16")]
+    while (next_recipe := leaner(recipes[-1])) is not None:
+        recipes.append(next_recipe)
+    assert [recipe.offload for recipe in recipes] == ["none", "model", "layer"]
+    assert {(recipe.device, recipe.dtype) for recipe in recipes} == {("cuda:1", "bfloat16")}
+
+
+def test_a_cpu_has_no_other_place_for_its_networks() -> None:
+    assert leaner(Recipe("cpu", "float32")) is None

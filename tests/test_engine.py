@@ -6,18 +6,31 @@ import re
 import socket
 import subprocess
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
+from wan_engine.acceleration import Gpu, Recipe
 from wan_engine.catalog import CATALOG
-from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, InvalidMedia
+from wan_engine.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeadlineExceeded,
+    DiskFull,
+    InvalidMedia,
+    OutOfMemory,
+)
+from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.schema import Media, Plan, Script, SegmentInput
@@ -317,6 +330,123 @@ def visible(original: Image.Image, plan: Plan) -> np.ndarray:
     box = (width / 2 - half_width, height / 2 - half_height)
     box += (width / 2 + half_width, height / 2 + half_height)
     return np.asarray(original.resize(original.size, Image.Resampling.BILINEAR, box=box))
+
+
+class SmallCard:
+    """Loads the real tiny model on the CPU as if on a card that holds `offload` and leaner alone.
+
+    Before that, `part` of the pipeline fails as CUDA does when its memory is full.
+    """
+
+    def __init__(self, part: str, offload: str | None) -> None:
+        self.part = part
+        self.enough = offload
+        self.tried: list[str] = []
+
+    def load(self, spec: Any, folder: Path, recipe: Recipe, loras: Any) -> Any:
+        self.tried.append(recipe.offload)
+        family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras)
+
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+        if recipe.offload != self.enough:
+            attrgetter(self.part)(family.pipeline).register_forward_pre_hook(full)
+        return family
+
+
+@pytest.fixture
+def small_card(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallCard]:
+    def make(part: str, offload: str | None) -> SmallCard:
+        card = SmallCard(part, offload)
+        monkeypatch.setattr("wan_engine.engine.load_family", card.load)
+        engine.recipe = Recipe("cuda", "bfloat16")
+        return card
+
+    return make
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "transformer", "transformer_2", "vae.decoder"])
+def test_out_of_memory_is_tried_again_on_a_leaner_recipe(
+    engine: Engine,
+    request_for: RequestFor,
+    small_card: Callable[..., SmallCard],
+    part: str,
+    tmp_path: Path,
+) -> None:
+    card = small_card(part, "model")
+    first = engine.generate(request_for())
+    engine.generate(request_for())
+    assert card.tried == ["none", "model"]  # and the leaner one is kept
+    assert len(frame_hashes(local(first.video_url))) == 80
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_the_leaner_recipe_gives_the_same_frames(
+    engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
+) -> None:
+    plain = frame_hashes(local(engine.generate(request_for()).video_url))
+    engine._family = None
+    small_card("vae.decoder", "model")
+    assert frame_hashes(local(engine.generate(request_for()).video_url)) == plain
+
+
+def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
+    engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard], tmp_path: Path
+) -> None:
+    card = small_card("transformer", None)
+    engine.gpu = Gpu("RTX 4090", 25.3, (8, 9))
+    engine.spec = replace(engine.spec, name="wan2.2-i2v-a14b", offload_gb=46.0)
+    with pytest.raises(OutOfMemory) as caught:
+        engine.generate(request_for())
+    assert card.tried == ["none", "model"]
+    assert str(caught.value) == (
+        "The worker has too little GPU memory for wan2.2-i2v-a14b: "
+        "wan2.2-ti2v-5b would fit, or a WAN_RENDER_AREA below 3072 needs less"
+    )
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(tmp_path.glob("outputs/*.mp4")) == []
+
+
+def test_a_failed_run_is_freed_before_the_next_recipe_is_loaded(
+    engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
+) -> None:
+    card, alive = small_card("vae.decoder", "model"), []
+    families: list[weakref.ref[Any]] = []
+
+    def load(*arguments: Any) -> Any:
+        alive.append([reference() for reference in families if reference() is not None])
+        family = card.load(*arguments)
+        families.append(weakref.ref(family))
+        return family
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wan_engine.engine.load_family", load)
+        engine.generate(request_for())
+    assert alive == [[], []]
+
+
+def test_a_full_disk_ends_a_job_before_anything_is_fetched(
+    make_settings: MakeSettings, request_for: RequestFor
+) -> None:
+    engine, seen = Engine(make_settings(scratch_min_gb=10**6)), []
+    with pytest.raises(DiskFull):
+        engine.generate(request_for(), Control(on_progress=seen.append))
+    assert seen == []
+
+
+def test_the_summary_of_a_job_has_its_stages_and_peak_memory_and_no_prompt(
+    engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        engine.generate(request_for(prompt="a secret wish"), Control("job-7"))
+    line = next(line for line in caplog.messages if line.startswith("job job-7: "))
+    pattern = (
+        r"job job-7: 1280\*720 5s 1280x720 seed 3 model wan-tiny, 80 frames, \d+ bytes; "
+        r"prepare .*s denoise .*s decode .*s encode .*s publish .*s; peak memory host \d+ MB"
+    )
+    assert re.fullmatch(pattern, line), line
+    assert "secret wish" not in caplog.text
 
 
 def test_settings_go_over_the_models_own(make_settings: MakeSettings) -> None:

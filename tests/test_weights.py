@@ -109,8 +109,20 @@ def test_an_own_folder_gets_the_settings_of_its_kind(
 
 
 def test_an_incomplete_own_folder_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
-    with pytest.raises(ModelMissing, match=r"incomplete, 1 files are missing: model_index\.json"):
+    with pytest.raises(ModelMissing, match=r"1 files are missing or cut off: model_index\.json"):
         weights.resolve(str(tmp_path), make_settings())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_file_that_was_cut_off_is_named(
+    make_settings: MakeSettings, checkpoint: Path, tmp_path: Path, keep: int
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(checkpoint, folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelMissing, match=r"cut off: transformer/diffusion_pytorch_model\.saf"):
+        weights.resolve(str(folder), make_settings())
 
 
 def test_a_name_that_means_nothing_says_what_there_is(

@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
-from wan_engine import acceleration, weights
+from wan_engine import acceleration, logs, weights
 from wan_engine.catalog import CATALOG
 from wan_engine.checks import machine_checks
 from wan_engine.control import Control, Progress
@@ -314,14 +314,11 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 def _settings(model: str) -> Settings:
     """The environment's settings with --model put over them, and logging to stderr."""
     settings = Settings.load()
+    handler: logging.Handler = logging.StreamHandler()
+    layout = "%(levelname)-7s| %(message)s"
     if err.is_terminal:
-        handler: logging.Handler = RichHandler(console=err, show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)-7s| %(message)s"))
-    logging.basicConfig(level=settings.log_level, handlers=[handler])
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
+        handler, layout = RichHandler(console=err, show_path=False), "%(message)s"
+    logs.set_up(settings, handler, logs.RedactingFormatter(layout, logs.secrets_of(settings)))
     return settings.model_copy(update={"model": model}) if model else settings
 
 

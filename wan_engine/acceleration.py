@@ -1,13 +1,18 @@
 """How a model runs on this machine: device, precision, offload. Every choice comes with its
-reason."""
+reason, and has a leaner one behind it for when memory does not suffice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from wan_engine.catalog import ModelSpec
+from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import ConfigurationError
 
+Offload = Literal["none", "model", "layer"]
+"""What stays on the device between uses: everything, one network at a time, one layer at a time."""
+
+_LEANER: dict[Offload, Offload] = {"none": "model", "model": "layer"}
 _BFLOAT16_SINCE = (8, 0)
 """Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
 
@@ -23,11 +28,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`offload` moves one network at a time to the device; `dtype` is the name of a torch dtype."""
+    """`dtype` is the name of a torch dtype."""
 
     device: str
     dtype: str
-    offload: bool = False
+    offload: Offload = "none"
 
 
 def detect(device: str) -> Gpu | None:
@@ -64,7 +69,22 @@ def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
     if gpu.total_gb >= resident_gb:
         return Recipe(target, dtype), f"{where} keeps all of the model's {resident_gb:g} GB"
     reason = f"{where} is less than {resident_gb:g} GB: one network at a time"
-    return Recipe(target, dtype, offload=True), reason
+    return Recipe(target, dtype, "model"), reason
+
+
+def leaner(recipe: Recipe) -> Recipe | None:
+    """The recipe that takes the next less memory and more time; None when there is none."""
+    if recipe.device == "cpu" or recipe.offload not in _LEANER:
+        return None
+    return replace(recipe, offload=_LEANER[recipe.offload])
+
+
+def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
+    """What needs less memory than `spec` on `gpu` and should fit, as the end of a sentence."""
+    area = f"a WAN_RENDER_AREA below {spec.max_area} needs less"
+    rows = (row for row in CATALOG.values() if not row.built and row.offload_gb < spec.offload_gb)
+    names = [row.name for row in rows if fits(row, gpu)]
+    return f"{' or '.join(names)} would fit, or {area}" if names else area
 
 
 def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from wan_engine import acceleration, weights
+from wan_engine import acceleration, scratch, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.engine import check_safety, with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import open_storage
-
-_SCRATCH_GB = 2.0  # a 15 s clip of 1080p texture is about 0.3 GB, twice while it is moved
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         return
     yield Check("gpu", True, f"{gpu.name}, {gpu.total_gb:.0f} GB" if gpu else "none: CPU only")
     yield _checked("ffmpeg", lambda: ffmpeg.version())
-    yield _checked("scratch", lambda: _scratch(settings))
+    yield _checked("scratch", lambda: scratch.check(settings))
     try:
         located, reason = weights.select(
             settings, lambda spec: acceleration.fits(spec, gpu), fallback=True
@@ -50,6 +45,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         texture = "; random weights, the picture is texture" if located.spec.built else ""
         yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){texture}")
         yield _checked("settings", lambda: _overrides(located.spec, settings))
+        yield _checked("memory", lambda: _memory(located.spec, gpu))
         recipe, why = acceleration.choose(located.spec, gpu, settings.device)
         yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
     yield _checked("storage", lambda: open_storage(settings).check())
@@ -63,23 +59,18 @@ def _checked(what: str, look: Callable[[], str]) -> Check:
         return Check(what, False, str(error))
 
 
+def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
+    if gpu is None:
+        return "of the host: no GPU is used"
+    if not acceleration.fits(spec, gpu):
+        raise ConfigurationError(
+            f"{gpu.name} has {gpu.total_gb:.0f} GB (sm{gpu.capability[0]}{gpu.capability[1]}); "
+            f"{spec.name} needs {spec.offload_gb:g} GB and bfloat16 (sm80 or newer): "
+            f"{acceleration.smaller(spec, gpu)}"
+        )
+    return f"{gpu.total_gb:.0f} GB, {spec.name} needs {spec.offload_gb:g} GB or more"
+
+
 def _overrides(spec: ModelSpec, settings: Settings) -> str:
     spec = with_overrides(spec, settings)
     return f"{spec.steps} steps, guidance {spec.guidance_scale:g}, shift {spec.flow_shift:g}"
-
-
-def _scratch(settings: Settings) -> str:
-    folder = settings.scratch_dir or Path(tempfile.gettempdir())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            free_gb = shutil.disk_usage(folder).free / 1e9
-    except OSError as error:
-        raise ConfigurationError(
-            f"{folder} is not writable ({error.strerror}). Set WAN_SCRATCH_DIR."
-        ) from error
-    if free_gb < _SCRATCH_GB:
-        raise ConfigurationError(
-            f"{folder} has {free_gb:.1f} GB free, a clip needs up to {_SCRATCH_GB:g} GB. "
-            "Make room or set WAN_SCRATCH_DIR."
-        )
-    return f"{folder}, {free_gb:.0f} GB free"

@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import logging
 import secrets
-import tempfile
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
-from wan_engine import acceleration, weights
+from wan_engine import acceleration, memory, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families import load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
@@ -37,6 +36,7 @@ from wan_engine.schema import (
     VideoRequest,
     VideoResult,
 )
+from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import open_storage
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
@@ -61,7 +62,7 @@ class Engine:
     def __init__(self, settings: Settings | None = None, *, serverless: bool = False) -> None:
         self.settings = settings = settings or Settings.load()
         _check_settings(settings, serverless=serverless)
-        gpu = acceleration.detect(settings.device)
+        self.gpu = gpu = acceleration.detect(settings.device)
         self.located, self.model_reason = weights.select(
             settings, lambda spec: acceleration.fits(spec, gpu), fallback=not serverless
         )
@@ -72,13 +73,17 @@ class Engine:
         self._family: Family | None = None
 
     def load(self) -> Family:
-        """The weights, read once."""
+        """The weights, read once. Raises `OutOfMemory` when no recipe gets them onto the device."""
         if self._family is None:
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
-            located = self.located
-            self._family = load_family(self.spec, located.folder, self.recipe, located.loras)
+            clear_abandoned(self.settings)
+            self._family = self._or_leaner(self._load)
         return self._family
+
+    def _load(self) -> Family:
+        located = self.located
+        return load_family(self.spec, located.folder, self.recipe, located.loras)
 
     def generate(self, request: VideoRequest, control: Control | None = None) -> VideoResult:
         """One clip, stored. Raises the errors of `wan_engine.errors`; leaves nothing in scratch."""
@@ -89,8 +94,8 @@ class Engine:
             return _result(url, record)
         if request.seed < 0:
             request = request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
-        with tempfile.TemporaryDirectory(prefix="wan-", dir=self.settings.scratch_dir) as scratch:
-            folder = Path(scratch)
+        memory.reset_peaks()
+        with job_folder(self.settings) as folder:
             media, script = self.prepare(request, folder, control)
             limits = PlanLimits(frame=self.settings.frame)
             plan = make_plan(request, script, media, self.spec, limits)
@@ -118,7 +123,10 @@ class Engine:
     def render(
         self, request: VideoRequest, plan: Plan, media: Media, folder: Path, control: Control
     ) -> EncodedVideo:
-        """Segments to latents to frames to mp4. The device is held for the time of it."""
+        """Segments to latents to frames to mp4. The device is held for the time of it.
+
+        Out of memory repeats it once with the next leaner recipe, which is kept for later jobs.
+        """
         comment = (
             f"AI-generated video; model {self.spec.name}; seed {plan.seed}; wan_engine {VERSION}"
             if self.settings.metadata
@@ -126,13 +134,42 @@ class Engine:
         )
         options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
         control.enter("queue")
-        with self._device_for(control):
+        negative = request.negative_prompt or self.spec.negative_prompt
+
+        def once() -> EncodedVideo:
             control.enter("load")
             family = self.load()
-            negative = request.negative_prompt or self.spec.negative_prompt
             # A generator that an error's traceback keeps would clear the VAE under the next job.
             with closing(self._frames(family, plan, media.image, negative, control)) as frames:
                 return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
+
+        with self._device_for(control):
+            return self._or_leaner(once)
+
+    def _or_leaner(self, work: Callable[[], T]) -> T:
+        """What `work` gives; when memory does not suffice, once more with the next leaner recipe.
+
+        Raises `OutOfMemory` with what would fit.
+        """
+        try:
+            return work()
+        except OutOfMemory:
+            recipe = acceleration.leaner(self.recipe)
+            if recipe is None:
+                raise OutOfMemory(self._too_little_memory()) from None
+        # Not in the handler above: what it holds of the failed run keeps that run's memory.
+        log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
+        self._family = None
+        memory.free_accelerator()
+        self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
+        try:
+            return work()
+        except OutOfMemory:
+            raise OutOfMemory(self._too_little_memory()) from None
+
+    def _too_little_memory(self) -> str:
+        fitting = acceleration.smaller(self.spec, self.gpu)
+        return f"The worker has too little GPU memory for {self.spec.name}: {fitting}"
 
     @contextmanager
     def _device_for(self, control: Control) -> Iterator[None]:
@@ -221,7 +258,7 @@ class Engine:
     ) -> None:
         stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
         log.info(
-            "job %s: %s %ds %dx%d seed %d model %s, %d frames, %d bytes; %s",
+            "job %s: %s %ds %dx%d seed %d model %s, %d frames, %d bytes; %s; peak memory %s",
             control.job_id,
             request.size,
             request.duration,
@@ -232,6 +269,7 @@ class Engine:
             video.frames,
             video.bytes,
             stages,
+            ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
         )
 
 

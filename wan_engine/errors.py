@@ -6,7 +6,8 @@ EngineError               something failed that is nobody's input
 |  '- InvalidMedia        an image or sound that cannot be fetched, read or used
 |- Cancelled              the caller asked for the job to stop
 |- DeadlineExceeded       the job ran longer than it may
-|- OutOfMemory            the accelerator's memory does not hold this job
+|- OutOfMemory            the accelerator's memory does not hold this job, not even with offload
+|- DiskFull               there is no room for the job's files
 |- EncodeFailed           ffmpeg did not finish the clip
 |- StorageFailed          the finished clip could not be stored
 '- ConfigurationError     the operator has to change something; raised at start, never by a request
@@ -65,6 +66,15 @@ class DeadlineExceeded(EngineError):
 class OutOfMemory(EngineError):
     code = "out_of_memory"
     http_status = 507
+
+
+class DiskFull(EngineError):
+    code = "disk_full"
+    http_status = 507
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("The worker's disk has no room for the job")
 
 
 class EncodeFailed(EngineError):

@@ -236,8 +236,11 @@ def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
 
 
 def _missing_in(folder: Path) -> list[str]:
+    """Names of what is absent or cut off."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return ["(all files)"]
+    if cut := sorted(path.name for path in folder.glob("*.safetensors") if not _is_whole(path)):
+        return cut
     indexes = list(folder.glob("*.safetensors.index.json"))
     if indexes:
         shards = {
@@ -250,12 +253,30 @@ def _missing_in(folder: Path) -> list[str]:
     return []
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: eight bytes with the header's
+    length, the header, the tensors up to the largest offset (format description of safetensors)."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if not 0 < header_bytes < size:
+                return False
+            header = json.loads(file.read(header_bytes))
+        tensors = (entry for name, entry in header.items() if name != "__metadata__")
+        end = max(int(entry["data_offsets"][1]) for entry in tensors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return size == 8 + header_bytes + end
+
+
 def _require_complete(name: str, folder: Path) -> None:
     missing = missing_files(folder)
     if missing:
         shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ModelMissing(
-            f"The model {name} is incomplete, {len(missing)} files are missing: {shown}"
+            f"The model {name} is incomplete, {len(missing)} files are missing or cut off: "
+            f"{shown}. Fetch or copy them again."
         )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from builder import tiny
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.i2v import DistilledEulerScheduler, make_scheduler
@@ -199,10 +199,14 @@ def test_bfloat16_stays_near_float32(tiny_cache: Path, name: str) -> None:
     assert half.pipeline.vae.dtype == torch.float32
 
 
-def test_offloading_changes_no_frame(load: Callable[..., Any], tiny_cache: Path) -> None:
-    resident = load("wan-tiny")
-    recipe = Recipe("cpu", "float32", offload=True)
-    offloaded = load_family(CATALOG["wan-tiny"], tiny_cache / "wan-tiny", recipe)
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("offload", ["model", "layer"])
+def test_offloading_changes_no_frame(
+    load: Callable[..., Any], tiny_cache: Path, name: str, offload: Any
+) -> None:
+    resident = load(name)
+    recipe = Recipe("cpu", "float32", offload)
+    offloaded = load_family(CATALOG[name], tiny_cache / name, recipe)
     for family in (offloaded, offloaded, resident):
         frames = np.concatenate(list(family.decode(family.denoise(segment(), ignore))))
         assert frames.shape == (9, 64, 64, 3)
@@ -267,3 +271,15 @@ def test_a_lora_for_a_missing_expert_is_refused(load: Callable[..., Any], tmp_pa
     path, _ = lora_file(tmp_path / "low.safetensors", seed=1)
     with pytest.raises(ConfigurationError, match=r"low\.safetensors"):
         load("wan-tiny-ti2v", (LoraWeights(path, 1.0, "low"),))
+
+
+def test_too_little_memory_for_the_weights_is_a_sentence(
+    tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("diffusers.WanImageToVideoPipeline.to", full)
+    folder = tiny.build("wan-tiny", tiny_cache / "wan-tiny")
+    with pytest.raises(OutOfMemory, match="too little GPU memory for wan-tiny"):
+        load_family(CATALOG["wan-tiny"], folder, CPU)

@@ -85,10 +85,10 @@ class ImageToVideo:
             local_files_only=True,
         )
         fuse_loras(pipeline, loras)
-        if recipe.offload:
-            pipeline.enable_model_cpu_offload(device=recipe.device)
-        else:
-            pipeline.to(recipe.device)
+        try:
+            place(pipeline, recipe)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(spec) from error
         return cls(pipeline, spec)
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
@@ -154,6 +154,16 @@ class ImageToVideo:
             self.pipeline.maybe_free_model_hooks()
 
 
+def place(pipeline: Any, recipe: Recipe) -> None:
+    """Put the networks where `recipe` wants them."""
+    if recipe.offload == "none":
+        pipeline.to(recipe.device)
+    elif recipe.offload == "model":
+        pipeline.enable_model_cpu_offload(device=recipe.device)
+    else:
+        pipeline.enable_group_offload(torch.device(recipe.device), offload_type="leaf_level")
+
+
 def fuse_loras(pipeline: Any, loras: tuple[LoraWeights, ...]) -> None:
     """Add LoRA weights into the experts for good, each with its own scale, so that they cost no
     time."""
@@ -197,7 +207,4 @@ def _load_lora(pipeline: Any, component: str, lora: LoraWeights, name: str) -> N
 
 
 def _out_of_memory(spec: ModelSpec) -> OutOfMemory:
-    log.error(
-        "out of memory with %s: WAN_RENDER_AREA below %d needs less", spec.name, spec.max_area
-    )
-    return OutOfMemory(f"The worker's GPU has too little memory for {spec.name}")
+    return OutOfMemory(f"The worker has too little GPU memory for {spec.name}")

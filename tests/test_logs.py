@@ -1,0 +1,92 @@
+"""Nothing that opens a door, and no picture, is ever in a log line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wan_engine import logs
+from wan_engine.settings import Settings
+
+SIGNED = (
+    "https://store.example/clips/a.mp4?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA9"
+    "%2F20261121&X-Amz-Signature=0f1e2d3c4b5a"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (f"uploaded {SIGNED} at last", "uploaded https://store.example/clips/a.mp4?... at last"),
+        (f"['{SIGNED}']", "['https://store.example/clips/a.mp4?...']"),
+        ("HTTPS://H/p?sig=abc", "HTTPS://H/p?..."),
+        ("https://user:pass@host/x", "https://...@host/x"),
+        ("postgresql://wan:hunter22@db/wan", "postgresql://...@db/wan"),
+        ("data:image/png;base64," + "iVBORw0KGgo" * 9, "data:image/png;base64,..."),
+        ("Authorization: Bearer abc.def.ghi", "Authorization: Bearer ..."),
+        ('{"Authorization": "AWS4-HMAC abc"}', '{"Authorization": "... abc"}'),
+        ("aws_secret_access_key=wJalrXUtn", "aws_secret_access_key=wJalrXUtn"),
+        ("X-Amz-Security-Token: IQoJb3Jp", "X-Amz-Security-Token: ..."),
+        ("api_key='k-123456'", "api_key='...'"),
+        ("no secret here, 5 tokens a second", "no secret here, 5 tokens a second"),
+        ("duration 5 s at 12:30:45, 80 frames", "duration 5 s at 12:30:45, 80 frames"),
+    ],
+)
+def test_a_line_keeps_what_helps_and_loses_what_opens(line: str, shown: str) -> None:
+    assert logs.redact(line, ["wJalrXUtn"]) == shown.replace("wJalrXUtn", "...")
+
+
+@given(st.text(max_size=300))
+def test_redacting_twice_changes_nothing_more(text: str) -> None:
+    once = logs.redact(text)
+    assert logs.redact(once) == once
+
+
+@given(st.text("abcdefABCDEF0123456789%-_&=+/.", min_size=1, max_size=80))
+def test_no_query_gets_through(query: str) -> None:
+    assert logs.redact(f"at https://host/path?{query}!") == "at https://host/path?..."
+
+
+@pytest.mark.parametrize("unit", ["a-", "token", "data:", "https://", "x://", "x@", "secret_"])
+def test_a_long_line_is_cut(unit: str) -> None:
+    text = logs.redact(unit * 50_000)
+    assert len(text) <= 20_010 and text.endswith("... (cut)")
+
+
+def record_of(message: str, *args: object) -> logging.LogRecord:
+    return logging.LogRecord("wan", logging.WARNING, __file__, 1, message, args, None)
+
+
+def test_a_line_for_runpod_is_json_with_its_job() -> None:
+    formatter = logs.RunpodFormatter(lambda: "job-1")
+    line = json.loads(formatter.format(record_of("took %d s\nat %s", 5, SIGNED)))
+    assert line == {
+        "requestId": "job-1",
+        "message": "took 5 s\nat https://store.example/clips/a.mp4?...",
+        "level": "WARN",
+    }
+
+
+def test_a_traceback_is_redacted_too() -> None:
+    record = record_of("failed")
+    try:
+        raise ValueError(SIGNED)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    text = logs.RedactingFormatter("%(message)s").format(record)
+    assert "ValueError: https://store.example" in text and "0f1e2d3c" not in text
+
+
+def test_the_buckets_keys_are_secrets() -> None:
+    settings = Settings(bucket_access_key_id="AKIDEXAMPLE", bucket_secret_access_key="s3cr3tvalue")
+    formatter = logs.RedactingFormatter("%(message)s", logs.secrets_of(settings))
+    assert formatter.format(record_of("AKIDEXAMPLE and s3cr3tvalue")) == "... and ..."
+
+
+def test_a_short_key_does_not_blot_out_words() -> None:
+    assert logs.secrets_of(Settings(bucket_access_key_id="test")) == ()

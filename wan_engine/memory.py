@@ -1,0 +1,52 @@
+"""The most memory that a job took, in the process and on the accelerator."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_CLEAR_PEAK = "5"  # proc(5): resets the peak resident set size to what it is now
+
+
+def reset_peaks() -> None:
+    """Begin a new measurement, where the system lets a process do that."""
+    with suppress(OSError):  # then the peak since the process started is shown
+        _CLEAR.write_text(_CLEAR_PEAK)
+    if torch := _cuda():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peaks() -> dict[str, int]:
+    """In MB: `host` of this process, `gpu` of torch's tensors where there is one."""
+    found = {"host": _host_peak_bytes() // 10**6}
+    if torch := _cuda():
+        found["gpu"] = torch.cuda.max_memory_allocated() // 10**6
+    return found
+
+
+def free_accelerator() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if torch := _cuda():
+        torch.cuda.empty_cache()
+
+
+def _host_peak_bytes() -> int:
+    try:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, IndexError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cuda() -> Any:
+    """torch, once somebody has loaded it and it has a GPU in use."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
