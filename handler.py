@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -66,11 +67,14 @@ class Handler:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
+            stage, stopped = control.stage, time.monotonic()
             control.cancel()
             # The SDK takes the next job as soon as this returns: the device must be free by then.
             while not work.done():
                 with suppress(asyncio.CancelledError):  # a second cancel changes nothing
                     await asyncio.wait([work])
+            after = time.monotonic() - stopped
+            log.info("job %s was stopped in %s, its work ended %.2f s later", job_id, stage, after)
             raise
         finally:
             latest.close()
@@ -183,6 +187,31 @@ def keep_results() -> None:
     rp_http.FibonacciRetry = lambda **_: FibonacciRetry(**options)
 
 
+def keep_late_jobs() -> None:
+    """Make the SDK run a job that arrives while it shuts down.
+
+    As it is (1.12), a worker that is told to end while idle still holds its poll for a job open;
+    what that poll brings is put into a queue that nobody reads any more.
+    """
+    from runpod.serverless.modules.rp_scale import JobScaler
+
+    take, work = JobScaler.get_jobs, JobScaler.run_jobs
+    ended = asyncio.Event()
+
+    async def get_jobs(scaler: Any, session: Any) -> None:
+        try:
+            await take(scaler, session)
+        finally:
+            ended.set()
+
+    async def run_jobs(scaler: Any, session: Any) -> None:
+        await work(scaler, session)  # returns once the worker is to end and its queue is empty
+        await ended.wait()
+        await work(scaler, session)
+
+    JobScaler.get_jobs, JobScaler.run_jobs = get_jobs, run_jobs
+
+
 def check_machine(settings: Settings) -> None:
     """The SDK's fitness check before the first job: raises with what is missing and what to do."""
     for check in machine_checks(settings):
@@ -203,6 +232,7 @@ def main() -> None:
         engine = Engine(settings, serverless=serverless)
         engine.load()
         keep_results()
+        keep_late_jobs()
 
         @runpod.serverless.register_fitness_check  # type: ignore[untyped-decorator]
         def machine() -> None:

@@ -66,6 +66,11 @@ class Control:
         return self._cancel.is_set()
 
     @property
+    def stage(self) -> str | None:
+        """The stage that was entered last; None before the first and after the last."""
+        return self._stage
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds until the deadline, below zero when it has passed; None without one."""
         if self._limit_seconds is None:

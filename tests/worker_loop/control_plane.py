@@ -42,6 +42,7 @@ class ControlPlane:
         self.posts: dict[str, Posts] = defaultdict(Posts)
         self.faults: list[int | str] = []
         self.taken: list[str] = []
+        self.polls = 0
         self.pings = 0
         self._jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -128,6 +129,7 @@ class ControlPlane:
         return None
 
     async def _take(self, _request: web.Request) -> web.Response:
+        self.polls += 1
         job = await self._held(self._jobs)
         if job is None:
             return web.Response(status=204)

@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.worker_loop.control_plane import ControlPlane
+from tests.worker_loop.worker import Worker, processes_of, started
 from wan_engine import data_uri
-
-ROOT = Path(__file__).parents[2]
-
-
-class Worker:
-    """One `python handler.py` in its own session, with its log."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, folder: Path) -> None:
-        self.process = process
-        self.log = log
-        self.folder = folder
-
-    def clips(self) -> list[Path]:
-        return sorted(self.folder.glob("outputs/*.mp4"))
-
-    def scratch(self) -> list[Path]:
-        return sorted(self.folder.glob("scratch/*"))
-
-
-@contextmanager
-def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Worker]:
-    (folder / "scratch").mkdir(parents=True)
-    log = folder / "worker.log"
-    environment = {
-        **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
-        **plane.environment(),
-        "WAN_MODEL": "wan-tiny",
-        "WAN_RENDER_AREA": "3072",
-        "WAN_PRESET": "superfast",
-        "WAN_STORAGE": "local",
-        "WAN_OUTPUT_DIR": str(folder / "outputs"),
-        "WAN_SCRATCH_DIR": str(folder / "scratch"),
-        "WAN_CACHE_DIR": str(folder.parent / "cache"),
-        "WAN_PROGRESS_SECONDS": "0.1",
-        **settings,
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "handler.py")],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # the SDK's ping process must end with it
-        )
-    try:
-        yield Worker(process, log, folder)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +64,7 @@ def test_a_callers_fault_is_a_sentence(
     assert worker.scratch() == []
 
 
-@pytest.mark.parametrize("stage", ["denoise", "decode"])  # the others end too soon for a poll
+@pytest.mark.parametrize("stage", ["denoise", "decode"])
 def test_a_cancelled_job_posts_nothing_and_the_next_one_runs(
     plane: ControlPlane, worker: Worker, good: dict[str, Any], stage: str
 ) -> None:
@@ -130,8 +75,21 @@ def test_a_cancelled_job_posts_nothing_and_the_next_one_runs(
     plane.stop(cancelled)
     plane.submit(after, good)
     plane.result(after)
+    assert worker.seconds_until_stopped(cancelled) < 1
     assert posts.results == [] and worker.scratch() == []
     assert not any(cancelled in path.name for path in worker.clips())
+
+
+def test_a_job_that_arrives_while_another_runs_waits_for_it(
+    plane: ControlPlane, worker: Worker, good: dict[str, Any]
+) -> None:
+    plane.submit("now", good)
+    plane.submit("next", good)
+    plane.result("next")
+    assert "output" in plane.result("now") and "output" in plane.result("next")
+    assert plane.taken.index("now") < plane.taken.index("next")
+    text = worker.log.read_text()
+    assert text.index("job now: 1280") < text.index("job next: 1280")
 
 
 def test_no_progress_arrived_after_a_result(
@@ -178,3 +136,21 @@ def test_a_terminated_worker_finishes_its_job(good: dict[str, Any], tmp_path: Pa
         result = plane.result("busy")
         assert "output" in result, result
         assert worker.process.wait(15) == 0
+        assert worker.survivors() == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["nothing arrives", "a job arrives"])
+def test_an_idle_worker_ends_when_it_is_told_to(
+    good: dict[str, Any], tmp_path: Path, late: bool
+) -> None:
+    with ControlPlane() as plane, started(plane, tmp_path / "worker") as worker:
+        plane.wait_until(lambda: plane.polls > 0, seconds=60)
+        polls = plane.polls
+        plane.wait_until(lambda: plane.polls > polls, seconds=5)  # a poll that has just begun
+        worker.process.send_signal(signal.SIGTERM)
+        if late:
+            time.sleep(0.4)
+            plane.submit("late", {**good, "seed": "x"})
+            assert "seed" in plane.result("late", seconds=10)["error"]
+        assert worker.process.wait(15) == 0
+        assert processes_of(worker.process.pid) == []

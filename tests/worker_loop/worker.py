@@ -1,0 +1,117 @@
+"""The unmodified `handler.py` as a process of its own, and a look at it from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.worker_loop.control_plane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What must not grow: resident memory in MB, threads, open descriptors, files in its folder."""
+
+    memory_mb: int
+    threads: int
+    descriptors: int
+    files: int
+
+
+class Worker:
+    """One `python handler.py` in its own session, with its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, folder: Path) -> None:
+        self.process = process
+        self.log = log
+        self.folder = folder
+
+    def clips(self) -> list[Path]:
+        return sorted(self.folder.glob("outputs/*.mp4"))
+
+    def scratch(self) -> list[Path]:
+        return sorted(self.folder.glob("scratch/*"))
+
+    def seconds_until_stopped(self, job_id: str) -> float:
+        """What the worker logs of a job that was stopped. Raises ValueError without such a line."""
+        found = re.search(
+            rf"job {job_id} was stopped in \w+, its work ended ([\d.]+) s later",
+            self.log.read_text(),
+        )
+        if found is None:
+            raise ValueError(f"the log has no end of {job_id}")
+        return float(found[1])
+
+    def figures(self) -> Figures:
+        home = Path(f"/proc/{self.process.pid}")
+        status = dict(
+            line.split(":", 1) for line in (home / "status").read_text().splitlines() if ":" in line
+        )
+        return Figures(
+            memory_mb=int(status["VmRSS"].split()[0]) // 1024,
+            threads=int(status["Threads"]),
+            descriptors=len(list((home / "fd").iterdir())),
+            files=sum(1 for path in self.folder.rglob("*") if path.is_file()),
+        )
+
+    def survivors(self) -> list[str]:
+        """The commands of all processes of its session that still run."""
+        return processes_of(self.process.pid)
+
+
+def processes_of(session: int) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(") ")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " ").strip())
+    return found
+
+
+@contextmanager
+def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Worker]:
+    """A worker on `wan-tiny` at its smallest; `settings` go over its environment.
+
+    A folder that an earlier worker had is used again.
+    """
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
+    log = folder / "worker.log"
+    environment = {
+        **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
+        **plane.environment(),
+        "WAN_MODEL": "wan-tiny",
+        "WAN_RENDER_AREA": "3072",
+        "WAN_PRESET": "superfast",
+        "WAN_STORAGE": "local",
+        "WAN_OUTPUT_DIR": str(folder / "outputs"),
+        "WAN_SCRATCH_DIR": str(folder / "scratch"),
+        "WAN_CACHE_DIR": str(folder.parent / "cache"),
+        "WAN_PROGRESS_SECONDS": "0.1",
+        **settings,
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "handler.py")],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the SDK's ping process must end with it
+        )
+    try:
+        yield Worker(process, log, folder)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
