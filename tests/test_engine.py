@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,34 @@ def test_a_cancel_in_any_stage_leaves_nothing(
         engine.generate(request_for(), control)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list(tmp_path.glob("outputs/*.mp4")) == []
+
+
+PARTS = ("text_encoder", "vae.encoder", "transformer", "transformer_2", "vae.decoder")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
+    engine: Engine, request_for: RequestFor, part: str
+) -> None:
+    family: Any = engine.load()
+    control, finished = Control(), []
+
+    def cancel(*_: object) -> None:
+        control.cancel()
+
+    def note(name: str, *_: object) -> None:
+        if control.cancelled:
+            finished.append(name)
+
+    hooks = [attrgetter(part)(family.pipeline).register_forward_pre_hook(cancel)]
+    for name in PARTS:
+        module = attrgetter(name)(family.pipeline)
+        hooks.append(module.register_forward_hook(partial(note, name)))
+    with pytest.raises(Cancelled):
+        engine.generate(request_for(), control)
+    for hook in hooks:
+        hook.remove()
+    assert len(finished) <= 1
 
 
 def test_the_job_after_a_cancelled_one_works(engine: Engine, request_for: RequestFor) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from handler import Handler
-from wan_engine import Engine, Settings, data_uri
+from tests.hostile import hostile_inputs, listening
+from wan_engine import Engine, Settings, data_uri, memory
 from wan_engine.control import Control
 
 ROOT = Path(__file__).parents[1]
@@ -233,3 +234,23 @@ def test_the_readmes_python_example_runs(tmp_path: Path, data: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith("file:///") and len(list(tmp_path.rglob("*.mp4"))) == 1
+
+
+def test_no_hostile_request_gets_more_than_a_sentence(
+    engine: Engine, good: dict[str, Any], tmp_path: Path
+) -> None:
+    memory.reset_peaks()
+    before = memory.peaks()["host"]
+    with listening() as listener:
+        handler = Handler(engine, engine.settings, report=False)
+        for name, payload in hostile_inputs(good, listener.port):
+            output = asyncio.run(handler({"id": "job", "input": payload}))
+            assert list(output) == ["error"], name
+            sentence = output["error"]
+            assert sentence.startswith(("field ", "Invalid ", "input ")), (name, sentence)
+            assert "\n" not in sentence and len(sentence) < 300, name
+            assert "127.0.0.1" not in sentence and str(tmp_path) not in sentence, name
+        assert listener.visits == 0
+    assert memory.peaks()["host"] - before < 200  # MB
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert "video_url" in run(engine, good)
