@@ -1,11 +1,12 @@
 # run    one clip from test_input.json, from nothing but Python 3.11 or newer
 # test   the tests that need only the Python index; test-system those that need system packages
+# soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
 # check  linter, formatter, types
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-system check format clean help
+.PHONY: run test test-system soak check format clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -15,6 +16,9 @@ run: .venv/run.ok
 
 test: .venv/test.ok
 	$(BIN)/python -m pytest -m "not gpu and not slow and not system"
+
+soak: .venv/test.ok
+	$(BIN)/python -m pytest -m slow tests/worker_loop/test_soak.py
 
 test-system: .venv/test.ok
 	@command -v ffprobe >/dev/null || { echo "test-system needs ffprobe: apt-get install ffmpeg"; exit 1; }

@@ -63,6 +63,11 @@ class Worker:
             files=sum(1 for path in self.folder.rglob("*") if path.is_file()),
         )
 
+    def peak_memory_mb(self) -> int:
+        """The largest that the summary line of any job names."""
+        peaks = re.findall(r"peak memory host (\d+) MB", self.log.read_text())
+        return max(int(peak) for peak in peaks)
+
     def survivors(self) -> list[str]:
         """The commands of all processes of its session that still run."""
         return processes_of(self.process.pid)
