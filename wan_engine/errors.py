@@ -9,6 +9,7 @@ EngineError               something failed that is nobody's input
 |- OutOfMemory            the accelerator's memory does not hold this job
 |- EncodeFailed           ffmpeg did not finish the clip
 |- StorageFailed          the finished clip could not be stored
+|- JobRefused             the job ended its worker before and is not tried again
 '- ConfigurationError     the operator has to change something; raised at start, never by a request
    '- ModelMissing        the model's files are absent or incomplete
 """
@@ -75,6 +76,13 @@ class StorageFailed(EngineError):
     code = "storage_failed"
     http_status = 503
     retryable = True
+
+
+class JobRefused(EngineError):
+    code = "job_refused"
+
+    def __init__(self, starts: int) -> None:
+        super().__init__(f"The job ended its worker {starts} times and is not tried again")
 
 
 class ConfigurationError(EngineError):
