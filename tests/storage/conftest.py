@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.storage.faults import FaultProxy
 from tests.storage.stores import (
     BUCKET,
     PREFIX,
@@ -18,7 +20,9 @@ from tests.storage.stores import (
     local_store,
     make_clip,
     s3_store,
+    settings,
 )
+from wan_engine.settings import Settings
 from wan_engine.storage import SpooledStorage
 
 
@@ -54,6 +58,21 @@ def s3(endpoint: str) -> Iterator[Any]:
 @pytest.fixture
 def bucket_settings(s3: Any, endpoint: str) -> dict[str, Any]:
     return {"bucket_endpoint_url": endpoint, "bucket_name": BUCKET, "s3_prefix": f"/{PREFIX}/"}
+
+
+@pytest.fixture
+def proxy(endpoint: str) -> Iterator[FaultProxy]:
+    parts = urlsplit(endpoint)
+    assert parts.hostname and parts.port
+    found = FaultProxy(parts.hostname, parts.port)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def behind(proxy: FaultProxy, bucket_settings: dict[str, Any]) -> Settings:
+    """The bucket, with the proxy in front of it."""
+    return settings(**{**bucket_settings, "bucket_endpoint_url": proxy.url})
 
 
 @pytest.fixture(params=["local", "s3", "spooled local", "spooled s3"])
