@@ -17,10 +17,12 @@ from tests.storage.stores import (
     BUCKET,
     PREFIX,
     Store,
+    eventually,
     local_store,
     make_clip,
     s3_store,
     settings,
+    working,
 )
 from wan_engine.settings import Settings
 from wan_engine.storage import SpooledStorage
@@ -67,6 +69,7 @@ def proxy(endpoint: str) -> Iterator[FaultProxy]:
     found = FaultProxy(parts.hostname, parts.port)
     yield found
     found.close()
+    assert eventually(lambda: not working())
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ class Fault:
     - `stall`: read the request, never answer
     - `stall-body`: stop reading after `after_bytes` of the body, and never answer
     - `stall-answer`: let the store work, stop after `after_bytes` of its answer
+
+    `then` is called each time.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Fault:
     after_bytes: int = 0
     status: int = 500
     code: str = "InternalError"
+    then: Callable[[], object] = field(default=lambda: None)
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
@@ -83,6 +86,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
                 if fault.times and fault.when(request):
                     fault.times -= 1
                     self.injected[fault.kind] += 1
+                    fault.then()
                     return fault
         return None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ BUCKET, PREFIX = "clips-bucket", "wan clips/v1"
 ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE0000TEST", "secret/EXAMPLE+key"
 ONCE = Patience(attempts=1)
 QUICK = Patience(
-    connect_seconds=0.5, read_seconds=0.5, backoff_seconds=0.02, put_seconds=10, find_seconds=5
+    connect_seconds=0.4, read_seconds=0.4, backoff_seconds=0.02, put_seconds=10, find_seconds=5
 )
+SLOW = Patience(backoff_seconds=0.02)  # the times of production, but for the gaps
 RECORD = {"cost": 0.5, "seed": 7, "warnings": ["texture é"]}
 ODD_IDS = [
     "a/b", "a-b", "a.b", "a b", "../../etc/passwd", "..", ".", "", "/", "é", "日本", "\ud800",
@@ -97,3 +100,16 @@ def make_clip(folder: Path, size: int = 3000) -> Path:
 def fetch(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return bytes(answer.read())
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def working() -> bool:
+    """Whether a thread is left that a storage began."""
+    names = ("store", "undo", "flush")
+    return any(thread.name in names for thread in threading.enumerate())
