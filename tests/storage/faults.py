@@ -36,7 +36,7 @@ class Fault:
     - `stall-body`: stop reading after `after_bytes` of the body, and never answer
     - `stall-answer`: let the store work, stop after `after_bytes` of its answer
 
-    `then` is called each time.
+    Below zero, `after_bytes` of an answer are those that are held back. `then` is called each time.
     """
 
     kind: str
