@@ -88,7 +88,7 @@ class Engine:
     def generate(self, request: VideoRequest, control: Control | None = None) -> VideoResult:
         """One clip, stored. Raises the errors of `wan_engine.errors`; leaves nothing in scratch."""
         control = control or Control(deadline_seconds=self.settings.job_seconds)
-        if done := self.storage.finished(control.job_id):
+        if done := self.storage.finished(control.job_id, control):
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _result(url, record)

@@ -10,6 +10,7 @@ EngineError               something failed that is nobody's input
 |- DiskFull               there is no room for the job's files
 |- EncodeFailed           ffmpeg did not finish the clip
 |- StorageFailed          the finished clip could not be stored
+|- JobRefused             the job ended its worker before and is not tried again
 '- ConfigurationError     the operator has to change something; raised at start, never by a request
    '- ModelMissing        the model's files are absent or incomplete
 """
@@ -85,6 +86,13 @@ class StorageFailed(EngineError):
     code = "storage_failed"
     http_status = 503
     retryable = True
+
+
+class JobRefused(EngineError):
+    code = "job_refused"
+
+    def __init__(self, starts: int) -> None:
+        super().__init__(f"The job ended its worker {starts} times and is not tried again")
 
 
 class ConfigurationError(EngineError):

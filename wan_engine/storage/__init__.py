@@ -1,0 +1,53 @@
+"""Where a finished clip goes: a bucket or a folder, and the URL under which it is found again.
+
+It owns keys, URLs, the record that makes a job id idempotent, and the spool in which clips wait
+for a bucket that is away. It does not know what a clip shows or what the record says.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from wan_engine.settings import Settings, env_name
+from wan_engine.storage.base import Storage, Store
+from wan_engine.storage.bucket import Bucket, find_bucket
+from wan_engine.storage.local import LocalStorage
+from wan_engine.storage.patience import Patience
+from wan_engine.storage.records import Clip, job_name
+from wan_engine.storage.s3 import BUCKET_KEYS, URL_SECONDS, S3Storage
+from wan_engine.storage.spool import SpooledStorage, Starts
+
+__all__ = [
+    "URL_SECONDS",
+    "Bucket",
+    "Clip",
+    "LocalStorage",
+    "Patience",
+    "S3Storage",
+    "SpooledStorage",
+    "Starts",
+    "Storage",
+    "Store",
+    "find_bucket",
+    "job_name",
+    "open_storage",
+]
+
+log = logging.getLogger(__name__)
+
+
+def open_storage(settings: Settings) -> Storage:
+    """What the settings ask for; nothing is contacted. Raises `ConfigurationError`."""
+    store = _open_store(settings)
+    if settings.spool_dir is None:
+        return store
+    return SpooledStorage(store, settings.spool_dir, settings.keep_days)
+
+
+def _open_store(settings: Settings) -> Store:
+    if settings.storage == "s3" or (settings.storage == "auto" and settings.has_bucket):
+        return S3Storage(settings)
+    given = [env_name(key) for key in BUCKET_KEYS if getattr(settings, key)]
+    if settings.storage == "auto" and given:
+        log.warning("bucket not used, only %s set: clips stay local", ", ".join(given))
+    return LocalStorage(settings.output_dir)

@@ -1,0 +1,204 @@
+"""How long a store is asked, how often, and how a job ends while its store says nothing.
+
+It knows botocore's retry events, and nothing of buckets or clips.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from wan_engine.control import Control
+from wan_engine.errors import Cancelled, DeadlineExceeded
+
+Answer = TypeVar("Answer")
+Ask = Callable[[], None]
+
+_POLL_SECONDS = 0.05
+_UNDO_SECONDS = 0.5  # a store that does not answer is not waited for
+_LONGEST_BACKOFF_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """A store that is away takes at most `attempts` times the time of one attempt, and never
+    longer than `put_seconds` for a clip and `find_seconds` for anything else."""
+
+    attempts: int = 5
+    """Of one request; each part of a multipart upload is one."""
+
+    connect_seconds: float = 10.0
+    """To connect; urllib3 gives a block of the body as long on a new connection."""
+
+    read_seconds: float = 30.0
+    """From the end of the request to the answer, or between two pieces of the answer."""
+
+    backoff_seconds: float = 0.5
+    """After the first attempt, then doubled; half to all of it is waited."""
+
+    put_seconds: float = 300.0
+    find_seconds: float = 60.0
+
+
+# S3 answers 400 for some of what passes; the other names are those of stores that speak S3.
+_PASSING_CODES = (
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "PriorRequestNotComplete",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+)
+_PASSING_STATUS = (408, 429)
+_LASTING_STATUS = (501, 505, 507)  # not implemented, wrong HTTP version, quota used up
+# A connection that ends within an answer leaves a success without what the next request needs.
+_NEEDED = {
+    "CreateMultipartUpload": "UploadId",
+    "UploadPart": "ETag",
+    "CompleteMultipartUpload": "ETag",
+}
+
+
+class Retries:
+    """A handler of botocore's `needs-retry` event: the seconds until the next attempt, or None.
+
+    botocore's own standard mode retries the same failures, but waits 50 ms at first and less than
+    a second in all, and stops retrying at all when its quota for a client is used up: a store that
+    restarts would be given up at once, by a long-lived worker for good.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+
+    def __call__(
+        self,
+        attempts: int,
+        operation: Any,
+        response: tuple[Any, dict[str, Any]] | None,
+        caught_exception: Exception | None,
+        **_: object,
+    ) -> float | None:
+        # botocore takes what a callback raises for a broken connection, and would send again.
+        cause = getattr(caught_exception, "kwargs", {}).get("error")
+        if isinstance(cause, Cancelled | DeadlineExceeded):
+            raise cause
+        if attempts >= self._patience.attempts:
+            return None
+        passes = (
+            _is_transport(caught_exception)
+            if response is None
+            else _passes(operation.name, response[1])
+        )
+        if not passes:
+            return None
+        _asked_by_thread.ask()  # a job that has ended sends nothing again
+        doubled: float = self._patience.backoff_seconds * 2 ** (attempts - 1)
+        return min(doubled, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1)
+
+
+def _is_transport(error: Exception | None) -> bool:
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        ConnectionError,
+        HTTPClientError,
+    )
+
+    return isinstance(error, ConnectionError | HTTPClientError)
+
+
+def _passes(operation: str, answer: dict[str, Any]) -> bool:
+    """Whether the same request may succeed in a moment."""
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status < 300:
+        return _NEEDED.get(operation, "ResponseMetadata") not in answer
+    if status >= 500:
+        return status not in _LASTING_STATUS
+    code = answer.get("Error", {}).get("Code")
+    return status in _PASSING_STATUS or code in _PASSING_CODES
+
+
+class _AskedByThread(threading.local):
+    """What the job of this thread wants to be asked; nothing outside `beside`."""
+
+    def __init__(self) -> None:
+        self.ask: Ask = lambda: None
+
+
+_asked_by_thread = _AskedByThread()
+
+
+def beside(
+    call: Callable[[Ask], Answer],
+    control: Control,
+    seconds: float,
+    undo: Callable[[], object] | None = None,
+) -> Answer:
+    """Run `call` on a thread of its own, so that a job can end while its store says nothing.
+
+    `call` gets a function to be called now and then, which raises once nobody waits any more.
+    When the job ends first, or `seconds` pass, `undo` is run as soon as `call` has returned,
+    after a moment without being waited for. Raises `TimeoutError` after `seconds`.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def ask() -> None:
+        control.checkpoint()
+        if left.is_set():
+            raise Cancelled
+
+    def run() -> None:
+        _asked_by_thread.ask = ask
+        try:
+            answers.put((call(ask), None))
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            answers.put((None, error))
+
+    worker = threading.Thread(target=run, name="store", daemon=True)
+    worker.start()
+    try:
+        answer, error = _wait(answers, worker, control, seconds)
+        if isinstance(error, Cancelled | DeadlineExceeded):
+            raise error
+        control.checkpoint()  # a small clip has arrived before anything is asked
+    except (Cancelled, DeadlineExceeded, TimeoutError):
+        left.set()
+        if undo is not None:
+            _soon(worker, undo)
+        raise
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]  # None only where `Answer` is None
+
+
+def _wait(
+    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]],
+    worker: threading.Thread,
+    control: Control,
+    seconds: float,
+) -> tuple[Answer | None, Exception | None]:
+    end = time.monotonic() + seconds
+    while worker.is_alive():
+        worker.join(_POLL_SECONDS)
+        control.checkpoint()
+        if worker.is_alive() and time.monotonic() >= end:
+            raise TimeoutError(f"no answer for {seconds:g} seconds")
+    return answers.get_nowait()
+
+
+def _soon(worker: threading.Thread, undo: Callable[[], object]) -> None:
+    def run() -> None:
+        worker.join()
+        undo()
+
+    tidy = threading.Thread(target=run, name="undo", daemon=True)
+    tidy.start()
+    tidy.join(_UNDO_SECONDS)

@@ -1,0 +1,65 @@
+"""Names: of a job, of one clip of it, and the record that makes a job id idempotent.
+
+It does not know where any of them is kept, nor what the caller's part of a record says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+log = logging.getLogger(__name__)
+
+NOT_STORED = "The finished clip could not be stored"
+NO_RECORD = "no record of job %s, so a repeat would render again: %s"  # its clip is stored, though
+NOT_READ = "record of job %s not read, so it is rendered: %s"
+
+
+def job_name(job_id: str) -> str:
+    """A name of at most 64 of [A-Za-z0-9_-] for any job id; two ids never share one."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)
+    # An id that looks like a name with a digest gets one too, or it could be another id's name.
+    if name == job_id and 0 < len(name) <= 64 and not re.search(r"-[0-9a-f]{16}$", name):
+        return name
+    digest = hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[:47]}-{digest[:16]}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One rendering of one job. A store makes its key of this alone, and the same one each time."""
+
+    job_id: str
+    made: datetime  # UTC, whole seconds
+    token: str  # 32 hexadecimal digits
+
+    @classmethod
+    def new(cls, job_id: str) -> Clip:
+        return cls(job_id, datetime.now(UTC).replace(microsecond=0), uuid4().hex)
+
+    @property
+    def job(self) -> str:
+        return job_name(self.job_id)
+
+
+def encode_record(record: Mapping[str, Any], key: str) -> bytes:
+    return json.dumps({**record, "key": key}).encode()
+
+
+def decode_record(data: bytes, job_id: str) -> tuple[str, dict[str, Any]] | None:
+    """The clip's key and the caller's part of the record; None, and logged, when damaged."""
+    try:
+        stored = json.loads(data)
+        key = stored.pop("key")
+        key.encode()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning(NOT_READ, job_name(job_id), "it is damaged")
+        return None
+    return key, stored

@@ -1,0 +1,289 @@
+"""Clips in a bucket: S3 and everything that speaks it, with signed or public URLs.
+
+It alone talks to boto, and translates boto's errors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError, StorageFailed
+from wan_engine.settings import Settings, env_name
+from wan_engine.storage.bucket import Bucket, find_bucket
+from wan_engine.storage.patience import Ask, Patience, Retries, beside
+from wan_engine.storage.records import (
+    NO_RECORD,
+    NOT_READ,
+    NOT_STORED,
+    Clip,
+    decode_record,
+    encode_record,
+    job_name,
+)
+
+log = logging.getLogger(__name__)
+
+URL_SECONDS = 604800  # the longest that signature v4 allows, and what the hosted API promises
+BUCKET_KEYS = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
+_PART_BYTES = 16 * 1024 * 1024
+
+
+class S3Storage:
+    def __init__(self, settings: Settings, *, patience: Patience | None = None) -> None:
+        missing = [env_name(key) for key in BUCKET_KEYS if not getattr(settings, key)]
+        if missing:
+            raise ConfigurationError(
+                f"S3 storage needs {' and '.join(missing)}: set that, or WAN_STORAGE to local"
+            )
+        url, name = settings.bucket_endpoint_url or "", settings.bucket_name
+        self._bucket = find_bucket(url, name, settings.s3_region, settings.s3_addressing)
+        self._prefix = f"{settings.s3_prefix.strip('/ ')}/".lstrip("/")
+        self._public = (settings.public_base_url or "").rstrip("/")
+        self._patience = patience or Patience()
+        self._client, self._transfer = _open_client(settings, self._bucket, self._patience)
+        if (settings.bucket_access_key_id or "").startswith("ASIA") and not self._public:
+            log.warning(
+                "BUCKET_ACCESS_KEY_ID is a session key: signed links end with its session, long "
+                "before 7 days; use a permanent key, or set WAN_PUBLIC_BASE_URL"
+            )
+
+    def put(self, path: Path, job_id: str, record: Mapping[str, Any], control: Control) -> str:
+        clip = Clip.new(job_id)
+        discard = partial(self._discard, self._key(clip))
+        self._upload(path, clip, control, discard)
+        try:
+            self._write_record(clip, record, control, discard)
+        except _BucketFailed as error:
+            log.warning(NO_RECORD, clip.job, error.advice)
+        return self._url(self._key(clip))
+
+    def store(self, path: Path, clip: Clip, record: Mapping[str, Any], control: Control) -> str:
+        self._upload(path, clip, control)
+        try:
+            self._write_record(clip, record, control)
+        except _BucketFailed as error:
+            log.error("record of job %s not stored: %s", clip.job, error.advice)
+            raise
+        return self._url(self._key(clip))
+
+    def finished(self, job_id: str, control: Control) -> tuple[str, dict[str, Any]] | None:
+        def find(ask: Ask) -> tuple[str, dict[str, Any]] | None:
+            found = decode_record(self._read(self._record_key(job_id), ask), job_id)
+            if found is not None:
+                self._client.head_object(**self._at(found[0]))
+            return found
+
+        try:
+            with _boto_errors():
+                found = beside(find, control, self._patience.find_seconds)
+        except _BucketFailed as error:
+            if not error.absent:
+                log.warning(NOT_READ, job_name(job_id), error.advice)
+            return None
+        return (self._url(found[0]), found[1]) if found else None
+
+    def flush(self) -> None:
+        """Nothing waits: a bucket takes a clip at once or not at all."""
+
+    def check(self) -> str:
+        def look(ask: Ask) -> None:
+            self._client.head_bucket(Bucket=self._bucket.name)
+
+        try:
+            with _boto_errors():
+                beside(look, Control(), self._patience.find_seconds)
+        except _BucketFailed as error:
+            raise ConfigurationError(f"The bucket cannot be used: {error.advice}") from error
+        links = f"links below {self._public}" if self._public else "links signed for 7 days"
+        return f"clips go to the bucket {self._bucket.name} at {self._bucket.endpoint}, {links}"
+
+    def _upload(
+        self, path: Path, clip: Clip, control: Control, undo: Callable[[], object] | None = None
+    ) -> None:
+        key = self._key(clip)
+
+        def send(ask: Ask) -> None:
+            with path.open("rb") as file:
+                self._client.upload_fileobj(
+                    file,
+                    self._bucket.name,
+                    key,
+                    ExtraArgs={"ContentType": "video/mp4"},
+                    Callback=lambda _: ask(),
+                    Config=self._transfer,
+                )
+
+        control.checkpoint()
+        try:
+            with _boto_errors():
+                beside(send, control, self._patience.put_seconds, undo)
+        except _BucketFailed as error:
+            if error.said == "NoSuchUpload" and self._holds(path, key, control):
+                return
+            log.error("clip of job %s not stored: %s", clip.job, error.advice)
+            raise
+
+    def _holds(self, path: Path, key: str, control: Control) -> bool:
+        """The answer to the last request of a multipart upload may be lost, and a repeat of that
+        request is told that there is no such upload."""
+
+        def look(ask: Ask) -> int:
+            return int(self._client.head_object(**self._at(key))["ContentLength"])
+
+        try:
+            with _boto_errors():
+                return beside(look, control, self._patience.find_seconds) == path.stat().st_size
+        except _BucketFailed:
+            return False
+
+    def _write_record(
+        self,
+        clip: Clip,
+        record: Mapping[str, Any],
+        control: Control,
+        undo: Callable[[], object] | None = None,
+    ) -> None:
+        at, body = self._at(self._record_key(clip.job_id)), encode_record(record, self._key(clip))
+
+        def send(ask: Ask) -> None:
+            self._client.put_object(**at, Body=body)
+
+        with _boto_errors():
+            beside(send, control, self._patience.find_seconds, undo)
+
+    def _read(self, key: str, ask: Ask) -> bytes:
+        """The whole object. botocore retries until an answer begins; one that breaks is asked for
+        again here."""
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+        left = self._patience.attempts
+        while True:
+            left -= 1
+            ask()
+            answer = self._client.get_object(**self._at(key))
+            try:
+                with closing(answer["Body"]) as body:
+                    return bytes(body.read())
+            except BotoCoreError:
+                if left <= 0:
+                    raise
+
+    def _discard(self, key: str) -> None:
+        try:
+            with _boto_errors():
+                self._client.delete_object(**self._at(key))
+        except _BucketFailed as error:
+            log.warning("a clip that nobody wants may be left at %s: %s", key, error.advice)
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket.name, "Key": key}
+
+    def _key(self, clip: Clip) -> str:
+        return f"{self._prefix}{clip.made:%Y/%m/%d}/{clip.job}/{clip.token}.mp4"
+
+    def _record_key(self, job_id: str) -> str:
+        return f"{self._prefix}jobs/{job_name(job_id)}.json"
+
+    def _url(self, key: str) -> str:
+        if self._public:
+            return f"{self._public}/{quote(key)}"
+        sign = self._client.generate_presigned_url
+        return str(sign("get_object", Params=self._at(key), ExpiresIn=URL_SECONDS))
+
+
+def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tuple[Any, Any]:
+    """The client, and how it uploads."""
+    import boto3  # type: ignore[import-untyped]
+    from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
+    from botocore.config import Config  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": bucket.addressing},
+        # R2 and Google refuse the checksums that boto adds by itself (worker-comfyui#156).
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"mode": "standard", "total_max_attempts": 1},  # `Retries` decides
+        connect_timeout=patience.connect_seconds,
+        read_timeout=patience.read_seconds,
+    )
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=bucket.endpoint,
+            region_name=bucket.region,
+            aws_access_key_id=settings.bucket_access_key_id,
+            aws_secret_access_key=settings.bucket_secret_access_key,
+            config=config,
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigurationError(f"The bucket's settings are wrong: {error}") from error
+    client.meta.events.register_first("needs-retry.s3", Retries(patience))
+    # So the callback runs, and raises, on the thread that uploads, which `Retries` asks for.
+    transfer = TransferConfig(
+        multipart_threshold=_PART_BYTES,
+        multipart_chunksize=_PART_BYTES,
+        use_threads=False,
+        preferred_transfer_client="classic",
+    )
+    return client, transfer
+
+
+class _BucketFailed(StorageFailed):
+    """`advice` is for the operator, `said` the store's own error code, where it gave one."""
+
+    def __init__(self, why: str, advice: str, said: str = "") -> None:
+        super().__init__(f"{NOT_STORED}: {why}" if why else NOT_STORED)
+        self.advice = advice
+        self.said = said
+
+    @property
+    def absent(self) -> bool:
+        return self.said in ("NoSuchKey", "404")
+
+
+_ADVICE = {
+    "AccessDenied 403 Forbidden": "the key may not do this; allow it s3:PutObject, s3:GetObject, "
+    "s3:DeleteObject and s3:ListBucket on the bucket",
+    "NoSuchBucket 404 NotFound": "there is no such bucket; create it or correct BUCKET_NAME",
+    "InvalidAccessKeyId SignatureDoesNotMatch Unauthorized 401": "the key is not accepted; correct "
+    "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY",
+    "PermanentRedirect AuthorizationHeaderMalformed 301 400": "the bucket is in another region; "
+    "set WAN_S3_REGION",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+}
+
+
+@contextmanager
+def _boto_errors() -> Iterator[None]:
+    """The one place where boto's errors, and those of reading the clip, are translated."""
+    import botocore.exceptions as boto  # type: ignore[import-untyped]
+
+    broke = "the connection to the object store broke"
+    try:
+        yield
+    except boto.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        advice = next((text for codes, text in _ADVICE.items() if code in codes.split()), "")
+        why = "the object store " + ("is not available" if status >= 500 else "refused it")
+        raise _BucketFailed(why, f"{advice or 'the store failed'} ({error})", code) from error
+    except boto.ConnectionError as error:
+        advice = "the endpoint is not reachable; correct BUCKET_ENDPOINT_URL or open the network"
+        raise _BucketFailed("the object store is not reachable", f"{advice} ({error})") from error
+    except boto.HTTPClientError as error:
+        raise _BucketFailed(broke, str(error)) from error
+    except KeyError as error:  # s3transfer on an answer that ended before what it names
+        raise _BucketFailed(broke, f"the store's answer has no {error}") from error
+    except TimeoutError as error:
+        raise _BucketFailed("the object store did not answer in time", str(error)) from error
+    except (boto.BotoCoreError, OSError) as error:
+        raise _BucketFailed("", str(error)) from error

@@ -1,0 +1,324 @@
+"""A folder that outlives the worker: clips that their store did not take, and jobs that began.
+
+Workers share it without locks, which network volumes do not keep: each file is written once, under
+a name of its own, and whatever is done to one may be done twice. It does not know where the store
+puts a clip.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError, DeadlineExceeded, JobRefused, StorageFailed
+from wan_engine.storage.base import Store
+from wan_engine.storage.files import HALF, whole_file
+from wan_engine.storage.records import Clip, job_name
+
+log = logging.getLogger(__name__)
+
+_KEPT = "it is kept and will be uploaded later"
+_MODE, _FOLDER_MODE = 0o600, 0o700  # a clip is its caller's business alone
+_STAMP = "%Y%m%d-%H%M%S"
+_NAME = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{8}-\d{6})\.([0-9a-f]{32})")
+_LEFTOVER_SECONDS = 3600  # nobody writes one file for so long
+_DAY_SECONDS = 86400
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A clip in the spool, and the record that its store will get."""
+
+    clip: Clip
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def record_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+class SpooledStorage:
+    """`store`, and `folder` for the clips that it does not take, each for `keep_days` at most."""
+
+    def __init__(self, store: Store, folder: Path, keep_days: float = 7) -> None:
+        self._store = store
+        self._folder = folder.expanduser()
+        self._keep_seconds = keep_days * _DAY_SECONDS
+        self._flushing = threading.Lock()
+
+    def put(self, path: Path, job_id: str, record: Mapping[str, Any], control: Control) -> str:
+        """As `Storage.put`. What `StorageFailed` says of the clip being kept is true.
+
+        A clip whose job ran out of time while it was stored is kept too: it is finished.
+        """
+        try:
+            url = self._store.put(path, job_id, record, control)
+        except DeadlineExceeded:
+            self._keep(path, job_id, record)
+            raise
+        except StorageFailed as error:
+            if self._keep(path, job_id, record):
+                raise StorageFailed(f"{error}; {_KEPT}") from error
+            raise
+        if self._waiting():  # or a worker that lives for days would let them grow too old
+            threading.Thread(target=self.flush, name="flush", daemon=True).start()
+        return url
+
+    def finished(self, job_id: str, control: Control) -> tuple[str, dict[str, Any]] | None:
+        """As `Storage.finished`; a clip that waits here is stored first."""
+        done = self._store.finished(job_id, control)
+        if done is not None:
+            return done
+        kept = [found for found in self._waiting() if found.clip.job_id == job_id]
+        if not kept:
+            return None
+        try:
+            return self._deliver(kept[-1], control), kept[-1].record
+        except StorageFailed as error:
+            if not kept[-1].path.exists():  # another worker has just delivered it
+                return self._store.finished(job_id, control)
+            raise StorageFailed(f"{error}; {_KEPT}") from error
+
+    def flush(self) -> None:
+        """Store what waits, the oldest first, until the store fails; remove what is too old."""
+        if not self._flushing.acquire(blocking=False):
+            return
+        try:
+            self._sweep()
+            for kept in self._waiting():
+                if _read(kept.path, 1) is not None and not self._flush_one(kept):
+                    return
+        finally:
+            self._flushing.release()
+
+    def check(self) -> str:
+        folder = self._folder.resolve()
+        try:
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"x")
+        except OSError as error:
+            raise ConfigurationError(
+                f"Clips cannot be kept in {folder} ({error.strerror}): "
+                "set WAN_SPOOL_DIR to a folder that this user may write"
+            ) from error
+        count = len(self._waiting())
+        return f"{self._store.check()}; what it does not take waits in {folder}, now {count} clips"
+
+    def _flush_one(self, kept: _Kept) -> bool:
+        try:
+            url = self._deliver(kept, Control())
+        except StorageFailed as error:
+            if not kept.path.exists():  # another worker has just delivered it
+                return True
+            log.error(
+                "clip of job %s and what is younger stay in %s until the store takes them; mend "
+                "what the store's error above says, the next start tries again: %s",
+                kept.clip.job,
+                self._folder,
+                error,
+            )
+            return False
+        # The rest of a signed URL is a credential.
+        log.info("kept clip of job %s is stored: %s", kept.clip.job, url.partition("?")[0])
+        return True
+
+    def _deliver(self, kept: _Kept, control: Control) -> str:
+        url = self._store.store(kept.path, kept.clip, kept.record, control)
+        _remove(kept.record_path, kept.path)
+        return url
+
+    def _keep(self, path: Path, job_id: str, record: Mapping[str, Any]) -> bool:
+        """Whether clip and record are on the disk. Not asked whether the job is cancelled: what
+        follows is short, and its end may be why this is called."""
+        clip = Clip.new(job_id)
+        target = self._folder / f"{_Name(clip.job, clip.made, clip.token)}.mp4"
+        try:
+            self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            with path.open("rb") as source, whole_file(target, _MODE) as copy:
+                shutil.copyfileobj(source, copy)
+            # After the clip: who finds a record finds its clip.
+            with whole_file(target.with_suffix(".json"), _MODE) as file:
+                file.write(json.dumps({"job_id": job_id, "record": dict(record)}).encode())
+        except OSError as error:
+            _remove(target)
+            log.error(
+                "clip of job %s is lost, it could not be kept in %s either: %s; "
+                "make room there or set WAN_SPOOL_DIR to another folder",
+                clip.job,
+                self._folder,
+                error,
+            )
+            return False
+        log.warning("clip of job %s is kept in %s until its store takes it", clip.job, self._folder)
+        return True
+
+    def _waiting(self) -> list[_Kept]:
+        """Every clip with its record, the oldest first."""
+        found = []
+        for path, name in _named(self._folder, ".json"):
+            kept = _read_record(path, name) if _is_file(path.with_suffix(".mp4")) else None
+            if kept is not None:
+                found.append(kept)
+        return sorted(found, key=lambda kept: (kept.clip.made, kept.clip.token))
+
+    def _sweep(self) -> None:
+        """Remove what is too old, and what was never completed."""
+        for path, name in _named(self._folder, ".mp4"):
+            age_seconds = (datetime.now(UTC) - name.made).total_seconds()
+            record = path.with_suffix(".json")
+            if age_seconds > self._keep_seconds:
+                log.warning("%s waited for too long and is removed", path.name)
+                _remove(record, path)
+            elif age_seconds > _LEFTOVER_SECONDS and not _is_file(record):
+                _remove(path)
+        halves = [path for path in _entries(self._folder) if path.suffix == HALF]
+        alone = [
+            path
+            for path, _ in _named(self._folder, ".json")
+            if not _is_file(path.with_suffix(".mp4"))
+        ]
+        _remove(*(path for path in halves + alone if _age_seconds(path) > _LEFTOVER_SECONDS))
+
+
+class Starts:
+    """Counts, across processes, the starts of a job that did not end: those that killed a worker.
+
+    `limit` such starts are forgiven for `keep_days`. Marks are empty files, one a start, so there
+    is nothing in them to be damaged. A folder that cannot be used is logged and refuses nobody.
+    """
+
+    def __init__(self, folder: Path, limit: int = 2, keep_days: float = 7) -> None:
+        self._folder = folder.expanduser() / "starts"
+        self._limit = limit
+        self._keep_seconds = keep_days * _DAY_SECONDS
+
+    def begin(self, job_id: str) -> None:
+        """Count a start. Raises `JobRefused`, and counts nothing, when that would be too many."""
+        count = len(self._marks(job_id))
+        if count >= self._limit:
+            raise JobRefused(count)
+        try:
+            self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            with whole_file(self._folder / f"{job_name(job_id)}.{uuid4().hex}", _MODE):
+                pass
+        except OSError as error:
+            log.warning("start of job %s not counted: %s", job_name(job_id), error)
+
+    def end(self, job_id: str) -> None:
+        """The job came to an end, whichever: forget its starts."""
+        _remove(*self._marks(job_id))
+
+    def _marks(self, job_id: str) -> list[Path]:
+        paths = _entries(self._folder)
+        old = [path for path in paths if _age_seconds(path) > self._keep_seconds]
+        _remove(*old)
+        return [path for path in paths if path not in old and path.stem == job_name(job_id)]
+
+
+# --- files that another worker may remove at any moment -------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What the name of a spooled file tells."""
+
+    job: str
+    made: datetime
+    token: str
+
+    def __str__(self) -> str:
+        return f"{self.job}.{self.made:{_STAMP}}.{self.token}"
+
+    @classmethod
+    def read(cls, text: str) -> _Name | None:
+        found = _NAME.fullmatch(text)
+        try:
+            return found and cls(
+                found[1], datetime.strptime(found[2], _STAMP).replace(tzinfo=UTC), found[3]
+            )
+        except ValueError:  # a month 13
+            return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.error("%s cannot be read: %s", folder, error)
+        return []
+
+
+def _named(folder: Path, suffix: str) -> Iterator[tuple[Path, _Name]]:
+    for path in _entries(folder):
+        name = _Name.read(path.stem) if path.suffix == suffix else None
+        if name is not None:
+            yield path, name
+
+
+def _is_file(path: Path) -> bool:
+    """A file itself, not a link that leads out of the folder."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _age_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read(path: Path, count: int = -1) -> bytes | None:
+    """None when it has just been removed, or, logged, when it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+            return file.read(count)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.error("%s cannot be read and is left alone: %s", path, error)
+        return None
+
+
+def _read_record(path: Path, name: _Name) -> _Kept | None:
+    data = _read(path)
+    if data is None:
+        return None
+    try:
+        stored = json.loads(data)
+        job_id, record = stored["job_id"], dict(stored["record"])
+        if job_name(job_id) != name.job:
+            raise ValueError("of another job")
+    except (ValueError, KeyError, TypeError) as error:
+        log.error("%s is damaged, so its clip stays there: %s", path, error)
+        return None
+    return _Kept(Clip(job_id, name.made, name.token), path.with_suffix(".mp4"), record)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", path, error)
