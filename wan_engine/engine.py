@@ -38,7 +38,7 @@ from wan_engine.schema import (
 )
 from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
-from wan_engine.storage import open_storage
+from wan_engine.storage import Starts, open_storage
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
@@ -69,6 +69,9 @@ class Engine:
         self.spec = with_overrides(self.located.spec, settings)
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
         self.storage = open_storage(settings)
+        self._starts = (
+            Starts(settings.spool_dir, keep_days=settings.keep_days) if settings.spool_dir else None
+        )
         self._device = threading.Lock()
         self._family: Family | None = None
 
@@ -78,6 +81,7 @@ class Engine:
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
             clear_abandoned(self.settings)
+            threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
             self._family = self._or_leaner(self._load)
         return self._family
 
@@ -95,7 +99,7 @@ class Engine:
         if request.seed < 0:
             request = request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
         memory.reset_peaks()
-        with job_folder(self.settings) as folder:
+        with self._counted(control.job_id), job_folder(self.settings) as folder:
             media, script = self.prepare(request, folder, control)
             limits = PlanLimits(frame=self.settings.frame)
             plan = make_plan(request, script, media, self.spec, limits)
@@ -103,6 +107,18 @@ class Engine:
             result = self.publish(request, plan, media, video, control)
         self._log_summary(request, plan, video, control)
         return result
+
+    @contextmanager
+    def _counted(self, job_id: str) -> Iterator[None]:
+        """Refuse a job that has killed its worker before, whichever worker that was."""
+        if self._starts is None:
+            yield
+            return
+        self._starts.begin(job_id)
+        try:
+            yield
+        finally:
+            self._starts.end(job_id)
 
     def prepare(
         self, request: VideoRequest, folder: Path, control: Control

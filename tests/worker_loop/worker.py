@@ -41,6 +41,11 @@ class Worker:
     def scratch(self) -> list[Path]:
         return sorted(self.folder.glob("scratch/*"))
 
+    def log_of(self, job_id: str) -> str:
+        """The lines that name a job."""
+        lines = self.log.read_text().splitlines()
+        return "\n".join(line for line in lines if f"job {job_id} " in line)
+
     def seconds_until_stopped(self, job_id: str) -> float:
         """What the worker logs of a job that was stopped. Raises ValueError without such a line."""
         found = re.search(

@@ -1,0 +1,167 @@
+"""Workers that store in a bucket, as in production: the bucket away, jobs stopped in every stage,
+workers killed, and what keeps a worker from starting."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.storage.faults import Fault
+from tests.worker_loop.conftest import Bucket
+from tests.worker_loop.control_plane import ControlPlane
+from tests.worker_loop.worker import Worker, started
+from wan_engine.media import ffmpeg
+
+_OFF = {"WAN_SAFETY": "off"}
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bucket")
+
+
+@pytest.fixture(scope="module")
+def worker(plane: ControlPlane, bucket: Bucket, folder: Path) -> Iterator[Worker]:
+    """It may fetch from this machine, so that a test can hold its download, and its ffmpeg does not
+    end while there is a file `hold`."""
+    script = folder / "ffmpeg"
+    hold = f"[ -e '{folder}/hold' ] && cat >/dev/null && exec sleep 60"
+    script.write_text(f"#!/bin/sh\n{hold}\nexec '{ffmpeg.executable()}' \"$@\"\n")
+    script.chmod(0o755)
+    settings = {
+        **bucket.settings(),
+        **_OFF,
+        "WAN_SPOOL_DIR": str(folder / "spool"),
+        "WAN_ALLOW_PRIVATE_URLS": "1",
+        "IMAGEIO_FFMPEG_EXE": str(script),
+    }
+    with started(plane, folder / "worker", **settings) as worker:
+        yield worker
+
+
+@pytest.fixture(autouse=True)
+def _mended(bucket: Bucket) -> Iterator[None]:
+    yield
+    bucket.proxy.mend()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a picture that never comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/photo.jpg"
+
+
+def puts_of_clips(request: Any) -> bool:
+    return request.method == "PUT" and ".mp4" in request.target
+
+
+@pytest.mark.parametrize("stage", ["prepare", "denoise", "decode", "encode", "publish"])
+def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
+    plane: ControlPlane,
+    worker: Worker,
+    bucket: Bucket,
+    good: dict[str, Any],
+    silent: str,
+    folder: Path,
+    stage: str,
+) -> None:
+    job_id, clips = f"stop-in-{stage}", bucket.clips()
+    payload = {**good, "image": silent} if stage == "prepare" else good
+    if stage == "publish":
+        bucket.proxy.inject(Fault("stall", when=puts_of_clips))
+    if stage == "encode":
+        (folder / "hold").touch()
+    plane.submit(job_id, payload)
+    posts = plane.posts[job_id]
+    plane.wait_until(lambda: any(p["stage"] == stage for p in posts.progress), seconds=60)
+    plane.stop(job_id)
+    plane.wait_until(lambda: "was stopped in" in worker.log_of(job_id), seconds=10)
+    (folder / "hold").unlink(missing_ok=True)
+    plane.submit(f"{job_id}-next", {**good, "seed": "x"})
+    assert "seed" in plane.result(f"{job_id}-next")["error"]
+    assert f"was stopped in {stage}," in worker.log_of(job_id)
+    assert worker.seconds_until_stopped(job_id) < 1
+    assert posts.results == [] and worker.scratch() == [] and bucket.clips() == clips
+
+
+def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
+    bucket: Bucket, good: dict[str, Any], folder: Path
+) -> None:
+    settings = {**bucket.settings(), **_OFF, "WAN_SPOOL_DIR": str(folder / "outlives")}
+    clips = bucket.clips()
+    with ControlPlane() as plane, started(plane, folder / "first", **settings) as worker:
+        plane.wait_until(lambda: plane.polls > 0, seconds=60)
+        bucket.proxy.inject(Fault("answer", times=10**6, status=503, code="SlowDown"))
+        plane.submit("kept", good)
+        assert plane.result("kept")["error"].endswith("it is kept and will be uploaded later")
+        plane.posts["kept"].results.clear()
+        plane.submit("kept", good)  # the bucket is still away: no second render, the same sentence
+        assert plane.result("kept")["error"].endswith("it is kept and will be uploaded later")
+        assert worker.log.read_text().count("recipe") == 1
+        assert len(list((folder / "outlives").glob("*.mp4"))) == 1
+    bucket.proxy.mend()
+    with ControlPlane() as plane, started(plane, folder / "second", **settings) as worker:
+        plane.wait_until(lambda: len(bucket.clips()) == len(clips) + 1, seconds=60)
+        plane.submit("kept", good)
+        assert "X-Amz-Signature" in plane.result("kept")["output"]["video_url"]
+        plane.wait_until(lambda: not list((folder / "outlives").glob("*.mp4")), seconds=10)
+        text = worker.log.read_text()
+        assert "kept clip of job kept is stored: http://" in text
+        assert "Signature" not in text and "denoise" not in text
+        assert len(bucket.clips()) == len(clips) + 1
+
+
+def test_a_job_that_kills_its_worker_is_refused_the_third_time(
+    bucket: Bucket, good: dict[str, Any], folder: Path
+) -> None:
+    settings = {**bucket.settings(), **_OFF, "WAN_SPOOL_DIR": str(folder / "poison")}
+    for _ in range(2):
+        with ControlPlane() as plane, started(plane, folder / "killed", **settings) as worker:
+            plane.submit("poison", good)
+            plane.wait_until(lambda: bool(plane.posts["poison"].progress), seconds=60)
+            worker.process.kill()
+    with ControlPlane() as plane, started(plane, folder / "killed", **settings):
+        plane.submit("poison", good)
+        plane.submit("other", good)
+        sentence = "The job ended its worker 2 times and is not tried again"
+        assert plane.result("poison") == {"error": sentence}
+        assert "output" in plane.result("other")
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"WAN_STORAGE": "auto"}, "No bucket is set"),
+        ({"WAN_MODEL": "auto"}, "No model was found"),
+        ({"WAN_MODEL": "wan2.2-ti2v-5b"}, "python -m wan_engine download wan2.2-ti2v-5b"),
+        ({"WAN_SAFETY": "required"}, "WAN_SAFETY"),
+        ({"WAN_CRF": "high"}, "WAN_CRF is wrong"),
+        ({"WAN_SCRATCH_MIN_GB": "1000000"}, "Make room, or set WAN_SCRATCH_DIR"),
+        ({"BUCKET_ENDPOINT_URL": "http://127.0.0.1:1/clips"}, "open the network"),
+        ({"BUCKET_ENDPOINT_URL": "{proxy}/absent"}, "create it or correct BUCKET_NAME"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_worker_that_could_not_do_a_job_does_not_start(
+    bucket: Bucket, tmp_path: Path, settings: dict[str, str], advice: str
+) -> None:
+    values = {**bucket.settings(), **_OFF, **settings}
+    if settings == {"WAN_STORAGE": "auto"}:
+        values = {**_OFF, **settings}
+    values = {name: value.format(proxy=bucket.proxy.url) for name, value in values.items()}
+    with ControlPlane() as plane, started(plane, tmp_path / "worker", **values) as worker:
+        assert worker.process.wait(60) == 1
+        assert advice in worker.log.read_text()
+        assert "Traceback" not in worker.log.read_text()
+        assert plane.polls == 0
