@@ -218,6 +218,8 @@ def test_a_lost_answer_to_the_last_request_is_not_a_failure(
 ) -> None:
     clip = make_clip(tmp_path, 17 * MIB)
     proxy.inject(Fault("reset-answer", when=is_post("uploadId")))
+    # What Amazon says then; moto completes the upload once more.
+    proxy.inject(Fault("answer", 1, is_post("uploadId"), 0, 404, "NoSuchUpload"))
     url = S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert count(proxy, is_post("uploadId")) == 2
@@ -366,6 +368,17 @@ def test_a_cancelled_job_sends_nothing_again(
     assert eventually(lambda: not working())
     assert [request.method for request in proxy.seen] == ["PUT", "DELETE"]
     assert proxy.injected["stall"] == 1
+
+
+def test_a_clip_that_was_given_up_is_not_sent_again(
+    proxy: FaultProxy, behind: Settings, clip: Path
+) -> None:
+    proxy.inject(Fault("stall", times=1000, when=is_clip))
+    storage = S3Storage(behind, patience=replace(HASTY, read_seconds=0.5, put_seconds=0.3))
+    with pytest.raises(StorageFailed, match="did not answer in time"):
+        storage.put(clip, "job-1", RECORD, Control())
+    assert eventually(lambda: not working())
+    assert [request.method for request in proxy.seen] == ["PUT", "DELETE"]
 
 
 def test_a_clip_that_arrives_after_its_time_is_taken_back(
