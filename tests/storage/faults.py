@@ -82,13 +82,13 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         """Note the request, and the fault that it meets."""
         with self._lock:
             self.seen.append(request)
-            for fault in self._faults:
-                if fault.times and fault.when(request):
-                    fault.times -= 1
-                    self.injected[fault.kind] += 1
-                    fault.then()
-                    return fault
-        return None
+            found = next((f for f in self._faults if f.times and f.when(request)), None)
+            if found is not None:
+                found.times -= 1
+                self.injected[found.kind] += 1
+        if found is not None:
+            found.then()
+        return found
 
     def close(self) -> None:
         self.over.set()

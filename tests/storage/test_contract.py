@@ -127,3 +127,18 @@ def test_check_says_where_clips_go(store: Store) -> None:
     assert line.startswith("clips go to the ")
     assert "\n" not in line
     assert store.contents() == {}
+
+
+def test_a_cancelled_job_asks_for_nothing(store: Store, clip: Path) -> None:
+    store.storage.put(clip, "job-1", RECORD, Control())
+    control = Control()
+    control.cancel()
+    with pytest.raises(Cancelled):
+        store.storage.finished("job-1", control)
+
+
+def test_a_flush_without_anything_kept_changes_nothing(store: Store, clip: Path) -> None:
+    store.storage.put(clip, "job-1", RECORD, Control())
+    before = store.contents()
+    store.storage.flush()
+    assert store.contents() == before

@@ -22,6 +22,7 @@ from tests.storage.stores import (
     PREFIX,
     RECORD,
     SECRET_KEY,
+    SLOW,
     StopAt,
     fetch,
     make_clip,
@@ -251,7 +252,8 @@ def test_a_silent_store_does_not_hold_a_cancelled_job(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        store = S3Storage(settings(**{**bucket_settings, "bucket_endpoint_url": address}))
+        values = settings(**{**bucket_settings, "bucket_endpoint_url": address})
+        store = S3Storage(values, patience=SLOW)
         control = Control()
         Timer(0.3, control.cancel).start()
         started = time.monotonic()

@@ -125,21 +125,22 @@ class S3Storage:
             with _boto_errors():
                 beside(send, control, self._patience.put_seconds, undo)
         except _BucketFailed as error:
-            if error.said == "NoSuchUpload" and self._holds(path, key, control):
+            if error.said == "NoSuchUpload" and self._holds(key, control):
                 return
             log.error("clip of job %s not stored: %s", clip.job, error.advice)
             raise
 
-    def _holds(self, path: Path, key: str, control: Control) -> bool:
+    def _holds(self, key: str, control: Control) -> bool:
         """The answer to the last request of a multipart upload may be lost, and a repeat of that
-        request is told that there is no such upload."""
+        request is told that there is no such upload. Nothing but this clip is ever at its key."""
 
-        def look(ask: Ask) -> int:
-            return int(self._client.head_object(**self._at(key))["ContentLength"])
+        def look(ask: Ask) -> bool:
+            self._client.head_object(**self._at(key))
+            return True
 
         try:
             with _boto_errors():
-                return beside(look, control, self._patience.find_seconds) == path.stat().st_size
+                return beside(look, control, self._patience.find_seconds)
         except _BucketFailed:
             return False
 

@@ -81,12 +81,12 @@ class SpooledStorage:
 
     def finished(self, job_id: str, control: Control) -> tuple[str, dict[str, Any]] | None:
         """As `Storage.finished`; a clip that waits here is stored first."""
+        # Looked for first: what another worker delivers from now on is missing here or there,
+        # never in both places.
+        kept = self._waiting(job_name(job_id))
         done = self._store.finished(job_id, control)
-        if done is not None:
+        if done is not None or not kept:
             return done
-        kept = [found for found in self._waiting() if found.clip.job_id == job_id]
-        if not kept:
-            return None
         try:
             return self._deliver(kept[-1], control), kept[-1].record
         except StorageFailed as error:
@@ -168,13 +168,13 @@ class SpooledStorage:
         log.warning("clip of job %s is kept in %s until its store takes it", clip.job, self._folder)
         return True
 
-    def _waiting(self) -> list[_Kept]:
-        """Every clip with its record, the oldest first."""
+    def _waiting(self, job: str | None = None) -> list[_Kept]:
+        """Every clip, or those of one job, each with its record; the oldest first."""
         found = []
         for path, name in _named(self._folder, ".json"):
-            kept = _read_record(path, name) if _is_file(path.with_suffix(".mp4")) else None
-            if kept is not None:
-                found.append(kept)
+            if job in (None, name.job) and _is_file(path.with_suffix(".mp4")):
+                kept = _read_record(path, name)
+                found += [kept] if kept is not None else []
         return sorted(found, key=lambda kept: (kept.clip.made, kept.clip.token))
 
     def _sweep(self) -> None:
