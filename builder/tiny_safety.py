@@ -9,6 +9,7 @@ versions.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _counting_model(tokenizer: Any) -> Any:
         return int(ids[0])
 
     labels = [tokenizer(f" {label}").input_ids for label in _CATEGORIES]
-    follows = {pair for ids in labels for pair in zip(ids, ids[1:], strict=False)}
+    follows = {pair for ids in labels for pair in pairwise(ids)}
     follows.add((token(" Topics"), tokenizer.eos_token_id))
     channels = {
         index: _TOKEN + place

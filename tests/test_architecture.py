@@ -32,6 +32,7 @@ LAYERS = {
     "control": 1,
     "schema": 1,
     "pricing": 1,
+    "hub": 1,
     "catalog": 2,
     "plan": 3,
     "weights": 3,

@@ -11,6 +11,8 @@ from wan_engine.errors import ConfigurationError
 _BFLOAT16_SINCE = (8, 0)
 """Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
 
+_SMALL_GB = 2.0  # a guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and what they compute with
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -65,6 +67,14 @@ def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
         return Recipe(target, dtype), f"{where} keeps all of the model's {resident_gb:g} GB"
     reason = f"{where} is less than {resident_gb:g} GB: one network at a time"
     return Recipe(target, dtype, offload=True), reason
+
+
+def beside(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> str:
+    """The device for small models of 2 GB together, such as the safety classifiers: that of the
+    model where both stay in memory, else the CPU."""
+    if gpu is None or recipe.offload or recipe.dtype != "bfloat16":
+        return "cpu"
+    return recipe.device if gpu.total_gb >= spec.resident_gb + _SMALL_GB else "cpu"
 
 
 def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:

@@ -5,18 +5,17 @@ It knows folders and the Hub's cache layout; it does not load weights into memor
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wan_engine import hub
 from wan_engine.catalog import (
     CATALOG,
     CLASSIFIERS,
@@ -182,11 +181,11 @@ def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> L
         return resolve(name, settings)
     repo, revision = (spec.repo or name, spec.revision) if spec else (name, None)
     on_file(f"{repo} at {revision or 'its newest revision'}")
-    with _translated(repo):
+    with hub.translated(repo):
         snapshot_download(repo, revision=revision, allow_patterns=list(_DOWNLOAD_PATTERNS))
     for lora in spec.loras if spec else ():
         on_file(f"{lora.repo}: {lora.path}")
-        with _translated(lora.repo):
+        with hub.translated(lora.repo):
             path = Path(hf_hub_download(lora.repo, lora.path))
         if _sha256(path) != lora.sha256:
             path.resolve().unlink()
@@ -227,10 +226,9 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
         if not folder.is_dir():
             folder = _snapshot(name, None, settings) if name.count("/") == 1 else None
     if folder is None:
-        rows = ", ".join(row.name for row in CLASSIFIERS.values() if row.kind == kind)
         raise ModelMissing(
             f"The safety classifier {name} is not on this machine. Fetch it with `python -m "
-            f"wan_engine download safety`, or set {variable} to {rows}, a folder or a Hub id."
+            f"wan_engine download safety`, or name a folder in {variable}."
         )
     if missing := missing_classifier_files(folder, kind):
         raise ModelMissing(
@@ -242,6 +240,19 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
     return LocatedClassifier(spec, folder)
 
 
+def has_classifier(name: str, settings: Settings) -> bool:
+    """Whether the files of a configured or known classifier are on this machine."""
+    configured = {used: kind for kind, used in configured_classifiers(settings).items()}
+    kind = CLASSIFIERS[name].kind if name in CLASSIFIERS else configured[name]
+    try:
+        resolve_classifier(name, kind, settings)
+    except ModelMissing:
+        return False
+    except ConfigurationError:  # its labels are wrong; its files are here
+        return True
+    return True
+
+
 def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
     """What a classifier in transformers layout lacks; empty when it is complete."""
     if not (folder / "config.json").is_file():
@@ -250,7 +261,12 @@ def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
     needed = ["tokenizer.json", "tokenizer_config.json"]
     if kind == "image":
         needed = ["preprocessor_config.json"]
-    return missing + [name for name in needed if not (folder / name).is_file()]
+    missing += [name for name in needed if not (folder / name).is_file()]
+    # The template is a file of its own in newer repositories, and in the configuration of others.
+    if kind == "prompt" and not missing and not (folder / "chat_template.jinja").is_file():
+        config = _read_json(folder / "tokenizer_config.json")
+        missing += [] if config.get("chat_template") else ["chat_template.jinja"]
+    return missing
 
 
 def download_classifier(
@@ -267,7 +283,7 @@ def download_classifier(
     if not (spec.built if spec else Path(name).expanduser().is_dir()):
         repo, revision = (spec.repo or name, spec.revision) if spec else (name, None)
         on_file(f"{repo} at {revision or 'its newest revision'}")
-        with _translated(repo):
+        with hub.translated(repo):
             snapshot_download(repo, revision=revision, allow_patterns=list(_CLASSIFIER_PATTERNS))
     return resolve_classifier(name, kind, settings)
 
@@ -295,78 +311,6 @@ def _labels(folder: Path) -> list[str]:
     return [
         str(label) for label in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).values()
     ]
-
-
-# --- downloads -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _translated(repo: str) -> Iterator[None]:
-    """What goes wrong between here and the Hub, as `ModelMissing` that says what to do.
-
-    huggingface_hub lets out its own errors, those of its HTTP client, and OSError.
-    """
-    from httpx2 import HTTPError  # the client of huggingface_hub 2
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except (
-        HTTPError,
-        OSError,
-        errors.EntryNotFoundError,
-        errors.HFValidationError,
-        errors.RevisionResolutionError,
-        errors.XetDownloadError,
-    ) as error:
-        log.info("%s: %s: %s", repo, type(error).__name__, error)
-        raise ModelMissing(_refusal(repo, error) or _breakdown(repo, error)) from error
-
-
-def _refusal(repo: str, error: Exception) -> str | None:
-    """The sentence where the Hub, or its client, said no; None where something broke."""
-    from huggingface_hub import errors
-
-    sentences = {
-        errors.HFValidationError: f"{repo} is neither a name that `python -m wan_engine models` "
-        "lists nor a Hub id such as Wan-AI/Wan2.2-TI2V-5B-Diffusers.",
-        # A kind of RepositoryNotFoundError, so before it.
-        errors.GatedRepoError: f"{repo} is gated: accept its licence at huggingface.co/{repo}, "
-        "then set HF_TOKEN.",
-        errors.RepositoryNotFoundError: f"The Hub has no repository {repo}, or it is private. "
-        "Check the name, or set HF_TOKEN.",
-        errors.RevisionNotFoundError: f"{repo} no longer has the revision that is pinned. Name a "
-        "folder with its files instead.",
-        errors.RemoteEntryNotFoundError: f"{repo} no longer has that file. Name a folder with its "
-        "files instead.",
-    }
-    # snapshot_download wraps an answer that it cannot use in "not in the cache".
-    for kind, sentence in sentences.items():
-        if isinstance(error, kind) or isinstance(error.__cause__, kind):
-            return sentence
-    return None
-
-
-def _breakdown(repo: str, error: Exception) -> str:
-    from huggingface_hub import errors
-    from huggingface_hub.constants import is_offline_mode
-
-    answered = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
-    if is_offline_mode():
-        return f"{repo} was not fetched: HF_HUB_OFFLINE is set. Unset it to download."
-    if isinstance(answered, errors.HfHubHTTPError):
-        status = answered.response.status_code
-        if status in (401, 403):
-            return f"The Hub refuses {repo} to this account ({status}). Check HF_TOKEN."
-        return f"{repo} was not fetched: the Hub answered {status}. Try again later."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{repo} was not fetched: the disk is full. Make room, or set HF_HOME."
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{repo} was not fetched: its folder cannot be written. Set HF_HOME to one that can."
-    return (
-        f"{repo} was not fetched: the connection to the Hub failed. Check the network, the proxy "
-        "and HF_ENDPOINT, and try again; whole files are kept."
-    )
 
 
 def quiet_libraries(*, bars: bool) -> None:
