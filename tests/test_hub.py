@@ -32,6 +32,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.status, self.code = 404, ""
+        self.broken = ""  # this file ends in the middle
         self.served: list[str] = []
         super().__init__(("127.0.0.1", 0), HubHandler)
 
@@ -44,7 +45,9 @@ class HubHandler(BaseHTTPRequestHandler):
         if folder is None:
             self.answer(self.server.status, b"", **{"X-Error-Code": self.server.code})
         elif "/tree/" in self.path:
-            files = [{"type": "file", "path": path.name, **about(path)} for path in folder.iterdir()]
+            files = [
+                {"type": "file", "path": path.name, **about(path)} for path in folder.iterdir()
+            ]
             self.answer(200, json.dumps(files).encode())
         elif "/resolve/" in self.path:
             path = folder / self.path.rpartition("/")[2]
@@ -64,7 +67,8 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            broken = self.server.broken and self.path.endswith(self.server.broken)
+            self.wfile.write(body[: len(body) // 2] if broken else body)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
@@ -79,11 +83,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on loopback, an empty cache, and a client that may use the network."""
     with Hub() as server:
         constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        here = f"http://127.0.0.1:{server.server_port}"
+        files = here + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", here)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
         server.shutdown()
@@ -148,15 +155,10 @@ def test_a_connection_that_breaks_in_a_file_is_told(
 ) -> None:
     hub.folder = tmp_path / "repository"
     tiny.build("tiny-prompt-guard", hub.folder)
-    answer = HubHandler.answer
-
-    def broken(self: HubHandler, status: int, body: bytes, **headers: str) -> None:
-        answer(self, status, body, **headers)
-        if "model.safetensors" in self.path:
-            self.wfile.flush()
-
-    monkeypatch.setattr(HubHandler, "answer", broken)
-    weights.download_classifier("me/mine", "prompt", make_settings(), nothing)
+    hub.broken = "model.safetensors"
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    with pytest.raises(ModelMissing, match="the connection to the Hub failed"):
+        weights.download_classifier("me/mine", "prompt", make_settings(), nothing)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ from wan_engine.catalog import (
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, ModelMissing
 from wan_engine.settings import Settings
-from wan_engine.weights import LocatedClassifier, configured_classifiers, resolve_classifier
+from wan_engine.weights import (
+    LocatedClassifier,
+    configured_classifiers,
+    quiet_libraries,
+    resolve_classifier,
+)
 
 log = logging.getLogger(__name__)
 
@@ -424,6 +429,7 @@ def _loaded(
 ) -> Any:
     from safetensors import SafetensorError
 
+    quiet_libraries(bars=True)
     log.info("safety classifier %s on %s", found.spec.name, to)
     try:
         return kind(found, to)
