@@ -89,11 +89,13 @@ def clip(seconds: int) -> Generator[np.ndarray, None, None]:
 
 
 def measure(settings: Settings, device: str, repeats: int) -> dict[str, Any]:
-    """Seconds by what is checked, medians of `repeats` after one for warming up."""
+    """Wall and CPU seconds by what is checked, medians of `repeats` after one for warming up.
+
+    CPU seconds are of all threads together and hardly change when the machine has other work.
+    """
     safety = open_safety(settings, required=True, device=device)
-    started = time.perf_counter()
-    safety.load()
-    seconds = {"load": time.perf_counter() - started}
+    wall, cpu = _timed(safety.load)
+    seconds, cpu_seconds = {"load": wall}, {"load": cpu}
     guard = safety._guard
     assert guard is not None
     prompt = "y" * (_TOKENS - len(guard._after) - 2)
@@ -108,9 +110,12 @@ def measure(settings: Settings, device: str, repeats: int) -> dict[str, Any]:
     }
     for name, case in cases.items():
         case()
-        seconds[name] = statistics.median(_timed(case) for _ in range(repeats))
+        times = [_timed(case) for _ in range(repeats)]
+        seconds[name] = round(statistics.median(wall for wall, _ in times), 3)
+        cpu_seconds[name] = round(statistics.median(cpu for _, cpu in times), 3)
     tokens = len(guard.tokens(prompt)) + len(guard._after)
-    return {"device": device, "prompt_tokens": tokens, "seconds": seconds}
+    counted = {"device": device, "prompt_tokens": tokens}
+    return {**counted, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def _prompt(safety: Safety, text: str) -> None:
@@ -125,10 +130,11 @@ def _watch(safety: Safety, seconds: int) -> None:
         pass
 
 
-def _timed(case: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _timed(case: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
     case()
-    return time.perf_counter() - started
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main(arguments: list[str] | None = None) -> None:
