@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from builder import tiny_safety
+
 RECIPE = "2"
 """Part of a cached folder's name. Raise it with any change below, so that no stale folder is
 used."""
@@ -24,30 +26,33 @@ _TEXT_WIDTH = 32
 
 
 def build(name: str, folder: Path) -> Path:
-    """Make the tiny checkpoint `name` ("wan-tiny" or "wan-tiny-ti2v") in `folder`, unless it is
-    there already.
+    """Make the tiny checkpoint `name` (one of `_KINDS`) in `folder`, unless it is there already.
 
     The folder appears whole or not at all: several processes may build it at once. Returns
     `folder`.
     """
-    if (folder / "model_index.json").is_file():
+    if _is_there(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        _KINDS[name]().save_pretrained(scratch)
+        _KINDS[name](scratch)
         scratch.chmod(0o755)  # mkdtemp gives 0700: unreadable for others who share the cache
         try:
             scratch.rename(folder)
         except OSError:
-            if not (folder / "model_index.json").is_file():
+            if not _is_there(folder):
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
-def _two_experts() -> Any:
+def _is_there(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+
+
+def _two_experts(folder: Path) -> None:
     """The kind of Wan2.2-I2V-A14B: 16 noisy + 4 mask + 16 condition channels, two experts, boundary
     0.9."""
     import torch
@@ -62,7 +67,7 @@ def _two_experts() -> Any:
         num_res_blocks=1,
         temperal_downsample=[False, True, True],  # the library's own spelling
     )
-    return WanImageToVideoPipeline(
+    pipeline = WanImageToVideoPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae.eval(),
@@ -71,9 +76,10 @@ def _two_experts() -> Any:
         transformer_2=_transformer(in_channels=36, out_channels=16),
         boundary_ratio=0.9,
     )
+    pipeline.save_pretrained(folder)
 
 
-def _expand_timesteps() -> Any:
+def _expand_timesteps(folder: Path) -> None:
     """The kind of Wan2.2-TI2V-5B: 48 latent channels, spatial stride 16, the first latent frame
     kept clean."""
     import torch
@@ -96,7 +102,7 @@ def _expand_timesteps() -> Any:
         latents_mean=[0.0] * 48,
         latents_std=[1.0] * 48,
     )
-    return WanImageToVideoPipeline(
+    pipeline = WanImageToVideoPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae.eval(),
@@ -104,6 +110,7 @@ def _expand_timesteps() -> Any:
         transformer=_transformer(in_channels=48, out_channels=48),
         expand_timesteps=True,
     )
+    pipeline.save_pretrained(folder)
 
 
 def _text_parts() -> tuple[Any, Any]:
@@ -148,7 +155,9 @@ def _scheduler() -> Any:
     )
 
 
-_KINDS: dict[str, Callable[[], Any]] = {
+_KINDS: dict[str, Callable[[Path], None]] = {
     "wan-tiny": _two_experts,
     "wan-tiny-ti2v": _expand_timesteps,
+    "tiny-prompt-guard": tiny_safety.prompt_guard,
+    "tiny-image-classifier": tiny_safety.image_classifier,
 }

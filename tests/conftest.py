@@ -39,13 +39,16 @@ def data() -> Path:
 
 @pytest.fixture
 def make_settings(tiny_cache: Path, tmp_path: Path) -> Callable[..., Settings]:
-    """Settings for the tiny model with all folders in `tmp_path`; arguments replace any of them."""
+    """Settings for the tiny model and classifiers with all folders in `tmp_path`; arguments replace
+    any of them."""
 
     def make(**overrides: Any) -> Settings:
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
         values = {
             "model": "wan-tiny",
+            "safety_prompt_model": "tiny-prompt-guard",
+            "safety_image_model": "tiny-image-classifier",
             "cache_dir": tiny_cache,
             "output_dir": tmp_path / "outputs",
             "scratch_dir": scratch,

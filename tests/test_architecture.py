@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:  # where this file is run as a script
     sys.path.insert(0, str(ROOT))
 
 import wan_engine  # noqa: E402
-from wan_engine.catalog import CATALOG  # noqa: E402
+from wan_engine.catalog import CATALOG, CLASSIFIERS  # noqa: E402
 from wan_engine.settings import described  # noqa: E402
 
 PACKAGE = ROOT / "wan_engine"
@@ -33,6 +33,7 @@ LAYERS = {
     "memory": 1,
     "schema": 1,
     "pricing": 1,
+    "hub": 1,
     "catalog": 2,
     "logs": 2,
     "scratch": 2,
@@ -245,7 +246,28 @@ def models_table() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "models": models_table}
+def classifiers_table() -> str:
+    return table(
+        ["name", "title", "flagged", "download GB", "licence"],
+        [
+            [
+                f"`{row.name}`",
+                row.title,
+                ", ".join(f"{label} from {least:g}" for label, least in row.flagged.items())
+                or "see below",
+                f"{row.download_gb:g}",
+                row.licence,
+            ]
+            for row in CLASSIFIERS.values()
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "models": models_table,
+    "classifiers": classifiers_table,
+}
 
 
 def between_markers(text: str, name: str) -> tuple[str, str, str]:
@@ -281,7 +303,11 @@ def test_a_table_has_the_same_cells_in_every_row(name: str) -> None:
 
 def test_a_table_has_a_row_for_each_of_its_things() -> None:
     rows = {name: len(render().splitlines()) - 2 for name, render in TABLES.items()}
-    assert rows == {"settings": len(described()), "models": len(CATALOG)}
+    assert rows == {
+        "settings": len(described()),
+        "models": len(CATALOG),
+        "classifiers": len(CLASSIFIERS),
+    }
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
@@ -290,9 +316,11 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
 
 def test_rewriting_the_readme_changes_only_what_is_between_the_markers() -> None:
     text = "a\n<!-- models -->\nold\n<!-- /models -->\nb\n<!-- settings --><!-- /settings -->\nc\n"
+    text += "<!-- classifiers --><!-- /classifiers -->"
     done = rewritten(text)
     assert done.startswith(f"a\n<!-- models -->\n{models_table()}\n<!-- /models -->\nb\n")
-    assert done.endswith(f"<!-- settings -->\n{settings_table()}\n<!-- /settings -->\nc\n")
+    assert f"b\n<!-- settings -->\n{settings_table()}\n<!-- /settings -->\nc\n" in done
+    assert done.endswith(f"<!-- classifiers -->\n{classifiers_table()}\n<!-- /classifiers -->")
     assert rewritten(done) == done
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import media_path
+from benchmarks import media_path, safety
 
 
 def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
@@ -28,8 +29,18 @@ def test_the_table_tells_how_memory_grows() -> None:
     assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
 
 
-def test_the_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("script", [media_path, safety])
+def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        media_path.main(["--help"])
+        script.main(["--help"])
     assert ended.value.code == 0
-    assert "example: python benchmarks/media_path.py" in capsys.readouterr().out
+    name = script.__name__.rpartition(".")[2]
+    assert f"example: python benchmarks/{name}.py" in capsys.readouterr().out
+
+
+def test_the_safety_checker_is_measured_in_all_of_its_parts(tmp_path: Path) -> None:
+    result = safety.measure(safety.prepare(tmp_path, small=True), "cpu", repeats=1)
+    parts = ["load", "prompt", "image", "5_frames", "10_frames", "15_frames"]
+    assert list(result["seconds"]) == list(result["cpu_seconds"]) == parts
+    assert min(result["seconds"].values()) > 0
+    assert result["prompt_tokens"] == pytest.approx(safety._TOKENS, abs=3)

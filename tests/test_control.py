@@ -241,6 +241,18 @@ def test_the_stages_add_up_to_the_whole_job() -> None:
     assert sum(control.stage_seconds.values()) == pytest.approx(whole, abs=0.01)
 
 
+def test_a_stage_inside_another_gives_back_to_it() -> None:
+    control = Control()
+    control.enter("decode")
+    with pytest.raises(OSError, match="broken"), control.within("safety"):
+        time.sleep(0.05)
+        raise OSError("broken")
+    time.sleep(0.02)
+    control.enter(None)
+    assert 0.05 <= control.stage_seconds["safety"] < 0.05 + PROMPT_SECONDS
+    assert control.stage_seconds["decode"] >= 0.02
+
+
 # --- watching ------------------------------------------------------------------------------------
 
 

@@ -488,11 +488,6 @@ def test_cfg_for_the_second_expert_alone_is_refused(make_settings: MakeSettings)
         Engine(make_settings(guidance_scale=1, guidance_scale_2=3))
 
 
-def test_a_required_safety_checker_is_not_pretended(make_settings: MakeSettings) -> None:
-    with pytest.raises(ConfigurationError, match="WAN_SAFETY"):
-        Engine(make_settings(safety="required"))
-
-
 def test_a_serverless_worker_needs_a_bucket(make_settings: MakeSettings) -> None:
     with pytest.raises(ConfigurationError, match="BUCKET_ENDPOINT_URL"):
         Engine(make_settings(), serverless=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_engine.catalog import CATALOG
+from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import VERSION, described
 
@@ -33,6 +33,8 @@ def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
                 "COLUMNS": "200",
                 "WAN_CACHE_DIR": str(tiny_cache),
                 "WAN_PRESET": "superfast",
+                "WAN_SAFETY_PROMPT_MODEL": "tiny-prompt-guard",
+                "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",
                 **environment,
             },
             capture_output=True,
@@ -117,7 +119,32 @@ def test_models_lists_the_catalogue(wan: Wan) -> None:
     rows = json.loads(wan("models", "--json").stdout)
     assert [row["name"] for row in rows] == list(CATALOG)
     assert {row["name"] for row in rows if row["present"]} >= {"wan-tiny", "wan-tiny-ti2v"}
-    assert "wan2.2-i2v-a14b-4step" in wan("models").stdout
+    shown = wan("models").stdout
+    assert "wan2.2-i2v-a14b-4step" in shown and all(name in shown for name in CLASSIFIERS)
+
+
+def test_doctor_says_what_is_checked_and_what_is_missing(wan: Wan, tmp_path: Path) -> None:
+    empty = str(tmp_path / "empty")
+    done = wan("doctor", "--json", WAN_SAFETY_PROMPT_MODEL="qwen3guard-gen-0.6b", HF_HOME=empty)
+    found = {check["what"]: check for check in json.loads(done.stdout)}["safety"]["found"]
+    assert "images and frames are checked with tiny-image-classifier (nsfw from 0.6)" in found
+    assert "prompts are not checked" in found and "download safety" in found
+    done = wan("doctor", "--json", WAN_SAFETY_PROMPT_MODEL=empty, WAN_SAFETY="required")
+    check = {check["what"]: check for check in json.loads(done.stdout)}["safety"]
+    assert done.returncode == 1 and not check["ok"]
+
+
+def test_download_safety_gives_both_folders(wan: Wan, tiny_cache: Path) -> None:
+    done = wan("download", "safety")
+    assert done.returncode == 0, done.stderr
+    names = [Path(line).name for line in done.stdout.splitlines()]
+    assert names == ["tiny-prompt-guard", "tiny-image-classifier"]
+
+
+def test_a_download_without_a_network_is_one_sentence(wan: Wan, tmp_path: Path) -> None:
+    done = wan("download", "qwen3guard-gen-0.6b", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "HF_HUB_OFFLINE is set" in done.stderr
 
 
 def test_schema_is_the_requests(wan: Wan) -> None:

@@ -29,7 +29,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from wan_engine import acceleration, logs, weights
-from wan_engine.catalog import CATALOG
+from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.checks import machine_checks
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
@@ -161,14 +161,48 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
         sizes = [f"{row[key]:g} GB" if row["repo"] else "-" for key in ("download_gb", "gpu_gb")]
         table.add_row(str(row["name"]), *marks, *sizes, str(row["title"]))
     out.print(table)
+    out.print()
+    out.print(_classifiers(settings))
+
+
+def _classifiers(settings: Settings) -> Table:
+    used = weights.configured_classifiers(settings).values()
+    table = Table(
+        Column("safety classifier", no_wrap=True),
+        *("present", "used", "download", "what"),
+        show_edge=False,
+    )
+    for name in dict.fromkeys((*CLASSIFIERS, *used)):
+        spec = CLASSIFIERS.get(name)
+        present = weights.has_classifier(name, settings)
+        size = f"{spec.download_gb:g} GB" if spec and spec.repo else "-"
+        title = spec.title if spec else "named by a setting"
+        marks = ["yes" if mark else "no" for mark in (present, name in used)]
+        table.add_row(name, *marks, size, title)
+    return table
 
 
 @app.command(epilog="Example: `python -m wan_engine download wan2.2-ti2v-5b`")
-def download(model: Annotated[str, typer.Argument(help="A catalogue name or a Hub id.")]) -> None:
+def download(
+    model: Annotated[
+        str,
+        typer.Argument(help="A catalogue name, a Hub id, or `safety` for the safety classifiers."),
+    ],
+) -> None:
     """Fetch a model's files at the pinned revision into the Hub's cache (HF_HOME)."""
+
+    def on_file(name: str) -> None:
+        err.print(f"fetching {name}", markup=False)
+
     with _failing_clearly():
-        located = weights.download(model, _settings(""), lambda name: err.print(f"fetching {name}"))
-    print(located.folder)
+        settings = _settings("")
+        if model == "safety":
+            for kind, name in weights.configured_classifiers(settings).items():
+                print(weights.download_classifier(name, kind, settings, on_file).folder)
+        elif spec := CLASSIFIERS.get(model):
+            print(weights.download_classifier(model, spec.kind, settings, on_file).folder)
+        else:
+            print(weights.download(model, settings, on_file).folder)
 
 
 @app.command(epilog="Example: `python -m wan_engine schema > input.schema.json`")

@@ -16,6 +16,8 @@ _LEANER: dict[Offload, Offload] = {"none": "model", "model": "layer"}
 _BFLOAT16_SINCE = (8, 0)
 """Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
 
+_SMALL_GB = 2.0  # a guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and what they compute with
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -85,6 +87,14 @@ def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
     rows = (row for row in CATALOG.values() if not row.built and row.offload_gb < spec.offload_gb)
     names = [row.name for row in rows if fits(row, gpu)]
     return f"{' or '.join(names)} would fit, or {area}" if names else area
+
+
+def beside(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> str:
+    """The device for small models of 2 GB together, such as the safety classifiers: that of the
+    model where both stay in memory, else the CPU."""
+    if gpu is None or recipe.offload != "none" or recipe.dtype != "bfloat16":
+        return "cpu"
+    return recipe.device if gpu.total_gb >= spec.resident_gb + _SMALL_GB else "cpu"
 
 
 def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:

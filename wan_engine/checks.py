@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from wan_engine import acceleration, scratch, weights
 from wan_engine.catalog import ModelSpec
-from wan_engine.engine import check_safety, with_overrides
+from wan_engine.engine import with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg
+from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import open_storage
 
@@ -49,7 +50,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         recipe, why = acceleration.choose(located.spec, gpu, settings.device)
         yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
     yield _checked("storage", lambda: open_storage(settings).check())
-    yield _checked("safety", lambda: check_safety(settings))
+    yield _checked("safety", lambda: open_safety(settings, required=False).describe())
 
 
 def _checked(what: str, look: Callable[[], str]) -> Check:

@@ -103,6 +103,16 @@ class Control:
         self._stage, self._stage_started = stage, now
 
     @contextmanager
+    def within(self, stage: str) -> Iterator[None]:
+        """Account what happens inside to `stage`, and what follows to the stage before it."""
+        before = self._stage
+        self.enter(stage)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    @contextmanager
     def watch(self, stop: Callable[[], None], seconds: float | None = None) -> Iterator[Watch]:
         """Call `stop` once, from another thread, when the job must end or `seconds` have passed.
 

@@ -26,6 +26,7 @@ from wan_engine.media.images import ImageLimits, fit, open_image
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
+from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
     EncodedVideo,
@@ -68,6 +69,8 @@ class Engine:
         )
         self.spec = with_overrides(self.located.spec, settings)
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
+        device = acceleration.beside(self.spec, gpu, self.recipe)
+        self.safety = open_safety(settings, required=serverless, device=device)
         self.storage = open_storage(settings)
         self._starts = (
             Starts(settings.spool_dir, keep_days=settings.keep_days) if settings.spool_dir else None
@@ -76,8 +79,12 @@ class Engine:
         self._family: Family | None = None
 
     def load(self) -> Family:
-        """The weights, read once. Raises `OutOfMemory` when no recipe gets them onto the device."""
+        """The weights, read once, the safety classifiers' too.
+
+        Raises `OutOfMemory` when no recipe gets the model onto the device.
+        """
         if self._family is None:
+            self.safety.load()
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
             clear_abandoned(self.settings)
@@ -123,11 +130,15 @@ class Engine:
     def prepare(
         self, request: VideoRequest, folder: Path, control: Control
     ) -> tuple[Media, Script]:
-        """Fetch and check what the request points to. Network and CPU only."""
+        """Fetch and check what the request points to. The model's device is not held."""
         settings = self.settings
         control.progress("prepare", 0, 2 if request.audio else 1)
+        if request.enable_safety_checker:
+            self.safety.check_prompt(request.prompt, control)
         data = fetch(request.image, "image", self._fetch_limits(settings.image_max_bytes), control)
         image = open_image(data, ImageLimits(settings.image_min_side, settings.image_max_side))
+        if request.enable_safety_checker:
+            self.safety.check_image(image, control)
         audio = None
         if request.audio:
             control.progress("prepare", 1, 2)
@@ -155,8 +166,11 @@ class Engine:
         def once() -> EncodedVideo:
             control.enter("load")
             family = self.load()
+            frames = self._frames(family, plan, media.image, negative, control)
+            if request.enable_safety_checker:
+                frames = self.safety.watch(frames, plan.fps, control)
             # A generator that an error's traceback keeps would clear the VAE under the next job.
-            with closing(self._frames(family, plan, media.image, negative, control)) as frames:
+            with closing(frames):
                 return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control):
@@ -261,8 +275,8 @@ class Engine:
             warnings.append(
                 f"{self.spec.name} has random weights: the clip shows texture, not the image"
             )
-        if request.enable_safety_checker and self.settings.safety in (None, "auto"):
-            warnings.append("No safety classifier is installed: nothing was checked")
+        if request.enable_safety_checker:
+            warnings += self.safety.warnings()
         if request.enable_prompt_expansion:
             warnings.append("Prompt expansion is not available: the prompt was used as it is")
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
@@ -289,18 +303,7 @@ class Engine:
         )
 
 
-def check_safety(settings: Settings) -> str:
-    """What is checked on this machine. Raises `ConfigurationError` when it has to be and cannot."""
-    if settings.safety == "required":
-        raise ConfigurationError(
-            "WAN_SAFETY is `required`, and this version has no safety classifier. "
-            "Set it to `auto` or `off`."
-        )
-    return "nothing is checked: no safety classifier is installed"
-
-
 def _check_settings(settings: Settings, *, serverless: bool) -> None:
-    check_safety(settings)
     if serverless and settings.storage == "auto" and not settings.has_bucket:
         raise ConfigurationError(
             "No bucket is set, and a serverless worker's own disk is lost with it. Set "

@@ -4,6 +4,7 @@ or traceback.
 EngineError               something failed that is nobody's input
 |- InvalidRequest         a field of the request is wrong; the caller can mend it
 |  '- InvalidMedia        an image or sound that cannot be fetched, read or used
+|- ContentPolicy          the safety checker flagged the prompt, the image or the clip
 |- Cancelled              the caller asked for the job to stop
 |- DeadlineExceeded       the job ran longer than it may
 |- OutOfMemory            the accelerator's memory does not hold this job, not even with offload
@@ -17,7 +18,7 @@ EngineError               something failed that is nobody's input
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class EngineError(Exception):
@@ -46,6 +47,18 @@ class InvalidMedia(InvalidRequest):
         super().__init__(f"Invalid {field} URL: {why}")
         self.field = field
         self.why = why
+
+
+class ContentPolicy(EngineError):
+    """`flagged` is what was flagged. The sentence has no label: it would teach how to get around
+    the checker; the log has label and probability."""
+
+    code = "content_policy"
+    http_status = 400
+
+    def __init__(self, flagged: Literal["prompt", "image", "video"]) -> None:
+        super().__init__(f"Content policy: {flagged} was flagged")
+        self.flagged = flagged
 
 
 class Cancelled(EngineError):

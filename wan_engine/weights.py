@@ -11,11 +11,23 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
+from wan_engine import hub
+from wan_engine.catalog import (
+    CATALOG,
+    CLASSIFIERS,
+    FALLBACK,
+    WELL_KNOWN_UNSAFE,
+    ClassifierKind,
+    ClassifierSpec,
+    Expert,
+    LoraFile,
+    ModelSpec,
+    infer,
+)
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Settings
 
@@ -27,6 +39,8 @@ serverless/endpoints/model-caching)."""
 
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
 _DOWNLOAD_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
+_CLASSIFIER_PATTERNS = (*_DOWNLOAD_PATTERNS, "*.jinja")  # newer repositories' chat template
+_OWN_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,14 @@ class Located:
     spec: ModelSpec
     folder: Path
     loras: tuple[LoraWeights, ...] = ()
+
+
+@dataclass(frozen=True)
+class LocatedClassifier:
+    """A classifier of the safety checker that is complete on this machine."""
+
+    spec: ClassifierSpec
+    folder: Path
 
 
 def resolve(name: str, settings: Settings) -> Located:
@@ -148,7 +170,10 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> Located:
-    """Fetch a catalogue row at its pinned revision, or a Hub id, into the Hub's cache."""
+    """Fetch a catalogue row at its pinned revision, or a Hub id, into the Hub's cache.
+
+    Raises `ModelMissing` with what to do when that fails.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     spec = CATALOG.get(name)
@@ -156,10 +181,12 @@ def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> L
         return resolve(name, settings)
     repo, revision = (spec.repo or name, spec.revision) if spec else (name, None)
     on_file(f"{repo} at {revision or 'its newest revision'}")
-    snapshot_download(repo, revision=revision, allow_patterns=list(_DOWNLOAD_PATTERNS))
+    with hub.translated(repo):
+        snapshot_download(repo, revision=revision, allow_patterns=list(_DOWNLOAD_PATTERNS))
     for lora in spec.loras if spec else ():
         on_file(f"{lora.repo}: {lora.path}")
-        path = Path(hf_hub_download(lora.repo, lora.path))
+        with hub.translated(lora.repo):
+            path = Path(hf_hub_download(lora.repo, lora.path))
         if _sha256(path) != lora.sha256:
             path.resolve().unlink()
             raise ModelMissing(
@@ -167,6 +194,123 @@ def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> L
                 f"(sha256 {lora.sha256}); it was removed. Fetch it again, or report the change."
             )
     return resolve(name, settings)
+
+
+# --- the safety checker's classifiers ------------------------------------------------------------
+
+
+def configured_classifiers(settings: Settings) -> dict[ClassifierKind, str]:
+    """The names that the settings give, by kind."""
+    return {"prompt": settings.safety_prompt_model, "image": settings.safety_image_model}
+
+
+def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> LocatedClassifier:
+    """Find the classifier that `name` means: a catalogue row, a folder or a Hub id.
+
+    Builds the tiny ones; never downloads. Raises `ModelMissing` when files are missing, and
+    `ConfigurationError` for labels that the classifier does not have.
+    """
+    spec = CLASSIFIERS.get(name)
+    variable = f"WAN_SAFETY_{kind.upper()}_MODEL"
+    if spec is not None and spec.kind != kind:
+        raise ConfigurationError(f"{variable} is {name}, which is a classifier of {spec.kind}s")
+    if spec is not None and spec.built:
+        folder: Path | None = _built(name, settings)
+    elif spec is not None:
+        folder = settings.models_dir / name
+        if missing_classifier_files(folder, kind):
+            folder = _snapshot(spec.repo, spec.revision, settings) if spec.repo else None
+    else:
+        spec = ClassifierSpec(name, f"own classifier {name}", kind, licence="unknown")
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = _snapshot(name, None, settings) if name.count("/") == 1 else None
+    if folder is None:
+        raise ModelMissing(
+            f"The safety classifier {name} is not on this machine. Fetch it with `python -m "
+            f"wan_engine download safety`, or name a folder in {variable}."
+        )
+    if missing := missing_classifier_files(folder, kind):
+        raise ModelMissing(
+            f"The safety classifier {name} is incomplete, it lacks {', '.join(missing)}. Fetch it "
+            "again with `python -m wan_engine download safety`."
+        )
+    if kind == "image":
+        spec = replace(spec, flagged=_flagged(spec, folder, settings))
+    return LocatedClassifier(spec, folder)
+
+
+def has_classifier(name: str, settings: Settings) -> bool:
+    """Whether the files of a configured or known classifier are on this machine."""
+    configured = {used: kind for kind, used in configured_classifiers(settings).items()}
+    kind = CLASSIFIERS[name].kind if name in CLASSIFIERS else configured[name]
+    try:
+        resolve_classifier(name, kind, settings)
+    except ModelMissing:
+        return False
+    except ConfigurationError:  # its labels are wrong; its files are here
+        return True
+    return True
+
+
+def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
+    """What a classifier in transformers layout lacks; empty when it is complete."""
+    if not (folder / "config.json").is_file():
+        return ["config.json"]
+    missing = _missing_in(folder)
+    needed = ["tokenizer.json", "tokenizer_config.json"]
+    if kind == "image":
+        needed = ["preprocessor_config.json"]
+    missing += [name for name in needed if not (folder / name).is_file()]
+    # The template is a file of its own in newer repositories, and in the configuration of others.
+    if kind == "prompt" and not missing and not (folder / "chat_template.jinja").is_file():
+        config = _read_json(folder / "tokenizer_config.json")
+        missing += [] if config.get("chat_template") else ["chat_template.jinja"]
+    return missing
+
+
+def download_classifier(
+    name: str, kind: ClassifierKind, settings: Settings, on_file: Callable[[str], None]
+) -> LocatedClassifier:
+    """Fetch a classifier at its pinned revision, or a Hub id, into the Hub's cache. A folder is
+    taken as it is.
+
+    Raises `ModelMissing` with what to do when that fails.
+    """
+    from huggingface_hub import snapshot_download
+
+    spec = CLASSIFIERS.get(name)
+    if not (spec.built if spec else Path(name).expanduser().is_dir()):
+        repo, revision = (spec.repo or name, spec.revision) if spec else (name, None)
+        on_file(f"{repo} at {revision or 'its newest revision'}")
+        with hub.translated(repo):
+            snapshot_download(repo, revision=revision, allow_patterns=list(_CLASSIFIER_PATTERNS))
+    return resolve_classifier(name, kind, settings)
+
+
+def _flagged(spec: ClassifierSpec, folder: Path, settings: Settings) -> dict[str, float]:
+    """The labels that are hits, in lower case, from the setting, the row or their names."""
+    labels = [label.lower() for label in _labels(folder)]
+    given = settings.safety_image_labels or spec.flagged
+    flagged = {label.lower(): threshold for label, threshold in given.items()}
+    if not flagged:
+        flagged = {label: _OWN_THRESHOLD for label in labels if label in WELL_KNOWN_UNSAFE}
+    unknown = [label for label in flagged if label not in labels]
+    if unknown or not flagged:
+        why = f"has no label {', '.join(unknown)}" if unknown else "has no label of a known name"
+        raise ConfigurationError(
+            f"The image classifier {spec.name} {why}; it has {', '.join(sorted(labels))}. Set "
+            'WAN_SAFETY_IMAGE_LABELS to those that are flagged, such as {"nsfw": 0.6}.'
+        )
+    return flagged
+
+
+def _labels(folder: Path) -> list[str]:
+    config = _read_json(folder / "config.json")
+    # Without names, transformers has two labels with these.
+    return [
+        str(label) for label in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).values()
+    ]
 
 
 def quiet_libraries(*, bars: bool) -> None:

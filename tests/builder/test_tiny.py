@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from builder import tiny
-from wan_engine.weights import missing_files
+from builder import tiny, tiny_safety
+from wan_engine.catalog import GUARD_CATEGORIES, GUARD_VERDICTS, ClassifierKind
+from wan_engine.weights import missing_classifier_files, missing_files
 
-NAMES = ("wan-tiny", "wan-tiny-ti2v")
+MODELS = ("wan-tiny", "wan-tiny-ti2v")
+CLASSIFIERS = ("tiny-prompt-guard", "tiny-image-classifier")
+NAMES = MODELS + CLASSIFIERS
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -25,11 +28,27 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_is_complete_and_small(tmp_path: Path, name: str) -> None:
     folder = tiny.build(name, tmp_path / name)
     assert missing_files(folder) == []
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("tiny-prompt-guard", "prompt"), ("tiny-image-classifier", "image")]
+)
+def test_a_classifier_is_complete_and_small(
+    tmp_path: Path, name: str, kind: ClassifierKind
+) -> None:
+    folder = tiny.build(name, tmp_path / name)
+    assert missing_classifier_files(folder, kind) == []
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 300_000
+
+
+def test_the_guard_knows_the_labels_that_are_read() -> None:
+    assert tiny_safety._VERDICTS == GUARD_VERDICTS
+    assert tiny_safety._CATEGORIES == GUARD_CATEGORIES
 
 
 def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:

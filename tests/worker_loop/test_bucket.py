@@ -16,8 +16,6 @@ from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import Worker, started
 from wan_engine.media import ffmpeg
 
-_OFF = {"WAN_SAFETY": "off"}
-
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
@@ -40,7 +38,6 @@ def worker(plane: ControlPlane, bucket: Bucket, folder: Path) -> Iterator[Worker
     script.chmod(0o755)
     settings = {
         **bucket.settings(),
-        **_OFF,
         "WAN_SPOOL_DIR": str(folder / "spool"),
         "WAN_ALLOW_PRIVATE_URLS": "1",
         "IMAGEIO_FFMPEG_EXE": str(script),
@@ -98,7 +95,7 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
 def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
     bucket: Bucket, good: dict[str, Any], folder: Path
 ) -> None:
-    settings = {**bucket.settings(), **_OFF, "WAN_SPOOL_DIR": str(folder / "outlives")}
+    settings = {**bucket.settings(), "WAN_SPOOL_DIR": str(folder / "outlives")}
     clips = bucket.clips()
     with ControlPlane() as plane, started(plane, folder / "first", **settings) as worker:
         plane.wait_until(lambda: plane.polls > 0, seconds=60)
@@ -125,7 +122,7 @@ def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
 def test_a_job_that_kills_its_worker_is_refused_the_third_time(
     bucket: Bucket, good: dict[str, Any], folder: Path
 ) -> None:
-    settings = {**bucket.settings(), **_OFF, "WAN_SPOOL_DIR": str(folder / "poison")}
+    settings = {**bucket.settings(), "WAN_SPOOL_DIR": str(folder / "poison")}
     for _ in range(2):
         with ControlPlane() as plane, started(plane, folder / "killed", **settings) as worker:
             plane.submit("poison", good)
@@ -145,7 +142,7 @@ def test_a_job_that_kills_its_worker_is_refused_the_third_time(
         ({"WAN_STORAGE": "auto"}, "No bucket is set"),
         ({"WAN_MODEL": "auto"}, "No model was found"),
         ({"WAN_MODEL": "wan2.2-ti2v-5b"}, "python -m wan_engine download wan2.2-ti2v-5b"),
-        ({"WAN_SAFETY": "required"}, "WAN_SAFETY"),
+        ({"WAN_SAFETY_PROMPT_MODEL": "qwen3guard-gen-0.6b"}, "download safety"),
         ({"WAN_CRF": "high"}, "WAN_CRF is wrong"),
         ({"WAN_SCRATCH_MIN_GB": "1000000"}, "Make room, or set WAN_SCRATCH_DIR"),
         ({"BUCKET_ENDPOINT_URL": "http://127.0.0.1:1/clips"}, "open the network"),
@@ -156,9 +153,9 @@ def test_a_job_that_kills_its_worker_is_refused_the_third_time(
 def test_a_worker_that_could_not_do_a_job_does_not_start(
     bucket: Bucket, tmp_path: Path, settings: dict[str, str], advice: str
 ) -> None:
-    values = {**bucket.settings(), **_OFF, **settings}
+    values = {**bucket.settings(), **settings}
     if settings == {"WAN_STORAGE": "auto"}:
-        values = {**_OFF, **settings}
+        values = settings
     values = {name: value.format(proxy=bucket.proxy.url) for name, value in values.items()}
     with ControlPlane() as plane, started(plane, tmp_path / "worker", **values) as worker:
         assert worker.process.wait(60) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import Worker, processes_of, started
@@ -62,6 +63,21 @@ def test_a_callers_fault_is_a_sentence(
     plane.submit(job_id, {**good, **fields})
     assert plane.result(job_id) == {"error": sentence}
     assert worker.scratch() == []
+
+
+@pytest.mark.parametrize("what", ["prompt", "image"])
+def test_what_the_safety_checker_flags_costs_nothing(
+    plane: ControlPlane, worker: Worker, good: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    magenta = tmp_path / "magenta.png"
+    Image.new("RGB", (320, 240), (255, 0, 255)).save(magenta)
+    bad = {"prompt": "a forbidden thing", "image": data_uri(magenta)}
+    clips = worker.clips()
+    plane.submit(f"flagged-{what}", {**good, what: bad[what]})
+    assert plane.result(f"flagged-{what}") == {"error": f"Content policy: {what} was flagged"}
+    assert worker.scratch() == [] and worker.clips() == clips
+    plane.submit(f"unchecked-{what}", {**good, what: bad[what], "enable_safety_checker": False})
+    assert plane.result(f"unchecked-{what}")["output"]["cost"] == 0.5
 
 
 @pytest.mark.parametrize("stage", ["denoise", "decode"])

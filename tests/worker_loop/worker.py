@@ -102,6 +102,8 @@ def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Work
         "WAN_MODEL": "wan-tiny",
         "WAN_RENDER_AREA": "3072",
         "WAN_PRESET": "superfast",
+        "WAN_SAFETY_PROMPT_MODEL": "tiny-prompt-guard",
+        "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",
         "WAN_STORAGE": "local",
         "WAN_OUTPUT_DIR": str(folder / "outputs"),
         "WAN_SCRATCH_DIR": str(folder / "scratch"),

@@ -1,0 +1,459 @@
+"""The safety checker: a prompt guard, and a classifier for the image and one frame a second of the
+clip.
+
+It knows text and pictures; it does not know requests or models. What is flagged is in the
+catalogue, where the files are is in `weights`. Both classifiers run through transformers' own
+classes; no code from a repository is ever run.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+import logging
+import threading
+import unicodedata
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from wan_engine.catalog import (
+    GUARD_CATEGORIES,
+    GUARD_FLAGGED,
+    GUARD_THRESHOLD,
+    GUARD_VERDICTS,
+    ClassifierKind,
+)
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError, ContentPolicy, ModelMissing
+from wan_engine.settings import Settings
+from wan_engine.weights import (
+    LocatedClassifier,
+    configured_classifiers,
+    quiet_libraries,
+    resolve_classifier,
+)
+
+log = logging.getLogger(__name__)
+
+_WHAT: Mapping[ClassifierKind, str] = {"prompt": "prompts", "image": "images and frames"}
+_HITS = 2  # frames that must agree: classifiers of single pictures flicker on a moving one
+_IMAGE_SIDE = 1024  # pixels; more is thrown away before a copy of 200 MB is made of it
+_PIECE_CHARACTERS = 2000  # as much as one request's prompt may have, with room
+_OVERLAP_CHARACTERS = 200
+_MARK = "PROMPTGOESHERE"
+
+Frames = NDArray[np.uint8]
+"""A chunk of frames [n, height, width, 3]; the same type as in `media.video`, a sibling."""
+
+
+def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> Safety:
+    """The checker that the settings mean; `required` is what an unset WAN_SAFETY means.
+
+    Looks at files only. Raises `ConfigurationError` when a classifier is missing that has to be
+    there, and for labels that a classifier does not have.
+    """
+    mode = settings.safety or ("required" if required else "auto")
+    found: dict[ClassifierKind, LocatedClassifier] = {}
+    missing: dict[ClassifierKind, str] = {}
+    if mode == "off":
+        return Safety(found, missing, device)
+    for kind, name in configured_classifiers(settings).items():
+        try:
+            found[kind] = resolve_classifier(name, kind, settings)
+        except ModelMissing as error:
+            if mode == "required":
+                raise ConfigurationError(
+                    f"The safety checker is required. {error} WAN_SAFETY=auto runs without what "
+                    "is missing, and says so in each result."
+                ) from error
+            missing[kind] = f"{_WHAT[kind]} are not checked: {error}"
+    return Safety(found, missing, device)
+
+
+class Safety:
+    """Checks that raise `ContentPolicy`. Without a classifier of a kind, nothing of that kind is
+    checked. Safe to use from several threads; one check runs at a time.
+    """
+
+    def __init__(
+        self,
+        found: Mapping[ClassifierKind, LocatedClassifier],
+        missing: Mapping[ClassifierKind, str],
+        device: str,
+    ) -> None:
+        self._found = found
+        self._missing = missing
+        self._device = device
+        self._lock = threading.Lock()
+        self._guard: PromptGuard | None = None
+        self._classifier: ImageClassifier | None = None
+
+    def load(self) -> None:
+        """The weights, read once. Raises `ModelMissing` when they cannot be used."""
+        with self._lock:
+            self._load()
+
+    def check_prompt(self, text: str, control: Control) -> None:
+        """Raise `ContentPolicy` when the guard flags `text`. The log has no word of it."""
+        if "prompt" not in self._found:
+            return
+        with self._turn(control):
+            assert self._guard is not None
+            verdict = self._guard.verdict(text, control.checkpoint)
+        log.info("job %s: the prompt is %s", control.job_id, verdict)
+        if verdict.flagged:
+            raise ContentPolicy("prompt")
+
+    def check_image(self, image: Image.Image, control: Control) -> None:
+        """Raise `ContentPolicy` when the picture is flagged."""
+        if "image" not in self._found:
+            return
+        verdict = self._look(image, control)
+        log.info("job %s: the image is %s", control.job_id, verdict)
+        if verdict.flagged:
+            raise ContentPolicy("image")
+
+    def watch(
+        self, frames: Generator[Frames, None, None], fps: int, control: Control
+    ) -> Generator[Frames, None, None]:
+        """Pass chunks of uint8 [n, h, w, 3] through as they are, and look at the first frame of
+        each second.
+
+        Raises `ContentPolicy` at the second hit, or at the end of a clip so short that all of its
+        frames that were looked at are hits. Closes `frames`; keeps none.
+        """
+        with closing(frames):
+            if "image" not in self._found:
+                yield from frames
+                return
+            seen = checked = hits = 0
+            for chunk in frames:
+                while checked * fps < seen + len(chunk):
+                    frame = Image.fromarray(chunk[checked * fps - seen])
+                    verdict = self._look(frame, control)
+                    checked += 1
+                    if verdict.flagged:
+                        hits += 1
+                        log.info("job %s: second %d is %s", control.job_id, checked - 1, verdict)
+                    if hits == _HITS:
+                        raise ContentPolicy("video")
+                seen += len(chunk)
+                yield chunk
+                del chunk  # not one more is held while the next is decoded
+        if hits and hits == checked:
+            raise ContentPolicy("video")
+
+    def warnings(self) -> list[str]:
+        """What a result has to say about the check."""
+        missing = [
+            f"No safety classifier for {_WHAT[kind]} is installed: they were not checked"
+            for kind in self._missing
+        ]
+        return missing + [
+            f"{located.spec.name} is a safety classifier for tests: {_WHAT[kind]} were not "
+            "really checked"
+            for kind, located in self._found.items()
+            if located.spec.built
+        ]
+
+    def describe(self) -> str:
+        """One line: what is checked with what, and what is not."""
+        if not self._found and not self._missing:
+            return "off: nothing is checked (WAN_SAFETY)"
+        parts = []
+        for kind, located in self._found.items():
+            labels = ", ".join(f"{label} from {p:g}" for label, p in located.spec.flagged.items())
+            shown = f" ({labels})" if labels else ""
+            parts.append(f"{_WHAT[kind]} are checked with {located.spec.name}{shown}")
+        return "; ".join((*parts, *self._missing.values()))
+
+    def _look(self, image: Image.Image, control: Control) -> Verdict:
+        with self._turn(control):
+            assert self._classifier is not None
+            return self._classifier.verdict(image)
+
+    @contextmanager
+    def _turn(self, control: Control) -> Iterator[None]:
+        """One check at a time, its time accounted to "safety"; ends here when the job must."""
+        control.checkpoint()
+        with control.within("safety"), self._lock:
+            self._load()
+            yield
+        control.checkpoint()
+
+    def _load(self) -> None:
+        if self._guard is None and (found := self._found.get("prompt")):
+            self._guard = _loaded(PromptGuard, found, self._device)
+        if self._classifier is None and (found := self._found.get("image")):
+            self._classifier = _loaded(ImageClassifier, found, self._device)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`probability` of a hit, and the most probable label: "nsfw", or "Unsafe, Violent"."""
+
+    flagged: bool
+    label: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.label} (hit: {self.probability:.3f})"
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+class PromptGuard:
+    """A guard of the Qwen3Guard-Gen kind. Its verdict is read from the probabilities of the labels
+    that it may write, never from text that it writes.
+
+    The chat template puts the prompt into the middle of the user's turn. The part before it is the
+    same for every prompt, so its keys and values are computed once.
+    """
+
+    def __init__(self, located: LocatedClassifier, device: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=False)
+        self._model = _model(AutoModelForCausalLM, located.folder, device)
+        self._device = device
+        self._added = set(self._tokenizer.get_added_vocab().values())
+        before, self._lead, self._trail, after = self._frame(located.spec.name)
+        self._before = self._ids(before)
+        self._after = self._ids(after + "Safety:")
+        self._verdicts = [self._ids(f" {label}") for label in GUARD_VERDICTS]
+        self._categories = [self._ids(f" {label}") for label in GUARD_CATEGORIES]
+        # What may come after a category: another one, or the end.
+        self._comma = self._ids(",")[0]
+        self._ends = [self._ids("\n")[0], self._tokenizer.eos_token_id]
+        with torch.inference_mode():
+            self._start = self._model(
+                input_ids=self._tensor([self._before]), use_cache=True, logits_to_keep=1
+            ).past_key_values
+
+    def verdict(self, text: str, checkpoint: Callable[[], None]) -> Verdict:
+        """The worst verdict on any piece of `text`; `checkpoint` is called before each pass."""
+        import torch
+
+        with torch.inference_mode():
+            verdicts = [self._piece(piece, checkpoint) for piece in _pieces(readable(text))]
+        return max(verdicts, key=lambda verdict: verdict.probability)
+
+    def tokens(self, text: str) -> list[int]:
+        """What stands for `text` in the guard's input, all special tokens of it taken as text."""
+        ids = self._tokenizer(
+            self._lead + text + self._trail, add_special_tokens=False, split_special_tokens=True
+        ).input_ids
+        # Tokens that were added and are not special, such as <think>, are found all the same.
+        return [index for index in ids if index not in self._added]
+
+    def _piece(self, text: str, checkpoint: Callable[[], None]) -> Verdict:
+        checkpoint()
+        cache = copy.deepcopy(self._start)
+        last = self._extend(cache, self.tokens(text) + self._after)
+        probabilities, _ = self._choose(cache, last, self._verdicts)
+        likely = dict(zip(GUARD_VERDICTS, probabilities, strict=True))
+        if likely["Safe"] > 1 - GUARD_THRESHOLD:
+            return Verdict(False, "Safe", 1 - likely["Safe"])
+        label = max(likely, key=likely.__getitem__)
+        hit = 0.0
+        for verdict, ids in zip(GUARD_VERDICTS, self._verdicts, strict=True):
+            if not GUARD_FLAGGED[verdict]:
+                continue
+            checkpoint()
+            asked = ids + self._ids("\nCategories:")
+            last = self._extend(cache, asked)
+            probabilities, more = self._choose(cache, last, self._categories)
+            cache.crop(-len(asked))
+            hit += likely[verdict] * _flagged_share(GUARD_FLAGGED[verdict], probabilities, more)
+            if verdict == label:
+                label += f", {GUARD_CATEGORIES[int(np.argmax(probabilities))]}"
+        return Verdict(hit >= GUARD_THRESHOLD, label, hit)
+
+    def _extend(self, cache: Any, ids: list[int]) -> Any:
+        """Add tokens to `cache`; log-probabilities [vocabulary] of the one after them."""
+        output = self._model(
+            input_ids=self._tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return output.logits[0, -1].float().log_softmax(-1)
+
+    def _choose(
+        self, cache: Any, last: Any, options: list[list[int]]
+    ) -> tuple[list[float], list[float]]:
+        """How probable each option is among them, and how probable it is that a comma follows it
+        rather than the end. All tokens of an option count, by teacher forcing.
+
+        The options stand in one row, each of which sees what is before all of them and itself: ten
+        rows would need ten copies of the cache. `cache` is as it was afterwards.
+        """
+        import torch
+
+        past = cache.get_seq_length()
+        owner = torch.tensor([row for row, option in enumerate(options) for _ in option])
+        place = torch.tensor([place for option in options for place in range(len(option))])
+        visible = torch.ones(len(owner), past + len(owner), dtype=torch.bool)
+        visible[:, past:] = (owner[:, None] == owner) & (place[:, None] >= place)
+        mask = torch.zeros(visible.shape, dtype=self._model.dtype)
+        mask[~visible] = torch.finfo(mask.dtype).min
+        output = self._model(
+            input_ids=self._tensor([[index for option in options for index in option]]),
+            position_ids=(past + place)[None].to(self._device),
+            attention_mask=mask[None, None].to(self._device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.crop(-len(owner))
+        told = output.logits[0].float().log_softmax(-1)
+        sums, more, start = [], [], 0
+        for option in options:
+            rest = [told[start + at, index] for at, index in enumerate(option[1:])]
+            sums.append(last[option[0]] + sum(rest))
+            after = told[start + len(option) - 1]
+            comma = after[self._comma] - torch.logsumexp(after[[self._comma, *self._ends]], 0)
+            more.append(float(comma.exp()))
+            start += len(option)
+        return torch.stack(sums).softmax(0).tolist(), more
+
+    def _frame(self, name: str) -> tuple[str, str, str, str]:
+        """What the chat template puts before and after a prompt, with the spaces next to the
+        prompt apart: a tokenizer takes them together with its words."""
+        text = ""
+        if self._tokenizer.chat_template:
+            text = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+            )
+        before, mark, after = text.partition(_MARK)
+        if not mark or _MARK in after:
+            raise ConfigurationError(
+                f"{name} has no chat template that shows a prompt once: it is no guard of the "
+                "Qwen3Guard-Gen kind. Set WAN_SAFETY_PROMPT_MODEL to one."
+            )
+        lead = before[len(before.rstrip()) :]
+        trail = after[: len(after) - len(after.lstrip())]
+        return before.rstrip(), lead, trail, after.lstrip()
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _tensor(self, rows: list[list[int]]) -> Any:
+        import torch
+
+        return torch.tensor(rows, device=self._device)
+
+
+def readable(text: str) -> str:
+    """`text` as one line, as the text encoder of the video model reads it, without what only a
+    machine sees.
+
+    Nobody can hide a word behind an entity, an invisible character or another width, or write a
+    line or a tag that looks like a part of the guard's own template.
+    """
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))  # as the Wan pipelines clean prompts
+    text = unicodedata.normalize("NFKC", text)
+    kept = (letter for letter in text if letter.isspace() or unicodedata.category(letter)[0] != "C")
+    return " ".join("".join(kept).replace("<", "(").replace(">", ")").split())
+
+
+def _pieces(text: str) -> Iterator[str]:
+    step = _PIECE_CHARACTERS - _OVERLAP_CHARACTERS
+    for start in range(0, max(1, len(text) - _OVERLAP_CHARACTERS), step):
+        yield text[start : start + _PIECE_CHARACTERS]
+
+
+def _flagged_share(flagged: frozenset[str], likely: list[float], more: list[float]) -> float:
+    """How probable it is that a list of categories has a flagged one, from what its first one is
+    and whether there are `more`."""
+    share = 0.0
+    for name, probability, continued in zip(GUARD_CATEGORIES, likely, more, strict=True):
+        if name in flagged:
+            share += probability
+        elif flagged.issuperset(set(GUARD_CATEGORIES) - {name}):  # whatever else there is, is
+            share += probability * continued
+    return share
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+class ImageClassifier:
+    """Any image classifier of transformers. A hit is a flagged label at or above its threshold."""
+
+    def __init__(self, located: LocatedClassifier, device: str) -> None:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        # The default backend is torchvision's, which is not installed.
+        self._processor = AutoImageProcessor.from_pretrained(
+            located.folder, backend="pil", trust_remote_code=False
+        )
+        self._model = _model(AutoModelForImageClassification, located.folder, device)
+        self._device = device
+        self._flagged = located.spec.flagged
+
+    def verdict(self, image: Image.Image) -> Verdict:
+        """Whether the picture (any size, RGB) is a hit, with the flagged label that is nearest to
+        its threshold."""
+        likely = self._probabilities(image)
+        label = max(self._flagged, key=lambda name: likely[name] / self._flagged[name])
+        return Verdict(likely[label] >= self._flagged[label], label, likely[label])
+
+    def _probabilities(self, image: Image.Image) -> dict[str, float]:
+        import torch
+
+        if max(image.size) > _IMAGE_SIDE:
+            image = ImageOps.contain(image, (_IMAGE_SIDE, _IMAGE_SIDE))
+        inputs = self._processor(images=image.convert("RGB"), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self._device, self._model.dtype)
+        with torch.inference_mode():
+            logits = self._model(pixel_values=pixels).logits[0].float()
+        config = self._model.config
+        several = config.problem_type == "multi_label_classification"
+        values = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+        return {config.id2label[place].lower(): value for place, value in enumerate(values)}
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def _loaded(
+    kind: Callable[[LocatedClassifier, str], Any], found: LocatedClassifier, to: str
+) -> Any:
+    from safetensors import SafetensorError
+
+    quiet_libraries(bars=True)
+    log.info("safety classifier %s on %s", found.spec.name, to)
+    try:
+        return kind(found, to)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelMissing(
+            f"The safety classifier {found.spec.name} cannot be loaded "
+            f"({type(error).__name__}: its files are damaged or of another kind). Fetch it again "
+            "with `python -m wan_engine download safety`."
+        ) from error
+
+
+def _model(auto: Any, folder: Path, device: str) -> Any:
+    """The model for inference: bfloat16 on a GPU, float32 on the CPU."""
+    import torch
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model, report = auto.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    # transformers fills what is missing with random numbers, which would be a random verdict.
+    if report["missing_keys"]:
+        raise ValueError(f"no weights for {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model.to(device).eval()
