@@ -232,8 +232,8 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
         )
     if missing := missing_classifier_files(folder, kind):
         raise ModelMissing(
-            f"The safety classifier {name} is incomplete, it lacks {', '.join(missing)}. Fetch it "
-            "again with `python -m wan_engine download safety`."
+            f"The safety classifier {name} is incomplete, missing or cut off: "
+            f"{', '.join(missing)}. Fetch it again with `python -m wan_engine download safety`."
         )
     if kind == "image":
         spec = replace(spec, flagged=_flagged(spec, folder, settings))
