@@ -633,12 +633,14 @@ def test_links_are_not_followed(
 
 def test_other_files_are_left_alone(folder: Path) -> None:
     folder.mkdir(parents=True)
-    names = ["notes.txt", "a.mp4", "a.json", f"a.20201301-000000.{'0' * 32}.mp4",
+    names = ["notes.txt", "a.mp4", "film.part", "a.json", f"a.20201301-000000.{'0' * 32}.mp4",
              f"a.20200101-000000.{'0' * 31}.mp4"]  # fmt: skip
     for name in names:
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (1, 1))
     (folder / f"a.20200101-000000.{'1' * 32}.json").mkdir()
+    (folder / f"b.20990101-000000.{'1' * 32}.mp4").write_bytes(b"x")
+    os.mkfifo(folder / f"b.20990101-000000.{'1' * 32}.json")
     SpooledStorage(Never(), folder).flush()
     assert {path.name for path in files(folder)} >= set(names)
 

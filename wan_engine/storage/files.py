@@ -1,14 +1,19 @@
-"""Files that are complete or absent, whenever the process or the machine ends."""
+"""Files that are complete or absent, whenever the machine ends, in folders that workers share."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+log = logging.getLogger(__name__)
 
 HALF = ".part"
 """How the name of a file ends that is still being written."""
@@ -45,3 +50,57 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+# --- files that another worker may remove at any moment -------------------------------------------
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing, and logged, when it cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.error("%s cannot be read: %s", folder, error)
+        return []
+
+
+def is_file(path: Path) -> bool:
+    """A file itself, not a link that leads out of the folder."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def age_seconds(path: Path) -> float:
+    """Since it was last written; 0 when it is gone."""
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def read(path: Path, count: int = -1) -> bytes | None:
+    """None when it has just been removed, or, logged, when it cannot be read."""
+    try:
+        # A link is refused, and a pipe does not hold us.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+            return file.read(count)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.error("%s cannot be read and is left alone: %s", path, error)
+        return None
+
+
+def remove(*paths: Path) -> None:
+    """Links are removed, not followed; what cannot be removed is logged."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", path, error)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-import stat
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +23,15 @@ from uuid import uuid4
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, DeadlineExceeded, JobRefused, StorageFailed
 from wan_engine.storage.base import Store
-from wan_engine.storage.files import HALF, whole_file
+from wan_engine.storage.files import (
+    HALF,
+    age_seconds,
+    entries,
+    is_file,
+    read,
+    remove,
+    whole_file,
+)
 from wan_engine.storage.records import Clip, job_name
 
 log = logging.getLogger(__name__)
@@ -101,7 +106,7 @@ class SpooledStorage:
         try:
             self._sweep()
             for kept in self._waiting():
-                if _read(kept.path, 1) is not None and not self._flush_one(kept):
+                if read(kept.path, 1) is not None and not self._flush_one(kept):
                     return
         finally:
             self._flushing.release()
@@ -140,7 +145,7 @@ class SpooledStorage:
 
     def _deliver(self, kept: _Kept, control: Control) -> str:
         url = self._store.store(kept.path, kept.clip, kept.record, control)
-        _remove(kept.record_path, kept.path)
+        remove(kept.record_path, kept.path)
         return url
 
     def _keep(self, path: Path, job_id: str, record: Mapping[str, Any]) -> bool:
@@ -156,7 +161,7 @@ class SpooledStorage:
             with whole_file(target.with_suffix(".json"), _MODE) as file:
                 file.write(json.dumps({"job_id": job_id, "record": dict(record)}).encode())
         except OSError as error:
-            _remove(target)
+            remove(target.with_suffix(".json"), target)
             log.error(
                 "clip of job %s is lost, it could not be kept in %s either: %s; "
                 "make room there or set WAN_SPOOL_DIR to another folder",
@@ -172,7 +177,7 @@ class SpooledStorage:
         """Every clip, or those of one job, each with its record; the oldest first."""
         found = []
         for path, name in _named(self._folder, ".json"):
-            if job in (None, name.job) and _is_file(path.with_suffix(".mp4")):
+            if job in (None, name.job) and is_file(path.with_suffix(".mp4")):
                 kept = _read_record(path, name)
                 found += [kept] if kept is not None else []
         return sorted(found, key=lambda kept: (kept.clip.made, kept.clip.token))
@@ -180,20 +185,20 @@ class SpooledStorage:
     def _sweep(self) -> None:
         """Remove what is too old, and what was never completed."""
         for path, name in _named(self._folder, ".mp4"):
-            age_seconds = (datetime.now(UTC) - name.made).total_seconds()
+            waited_seconds = (datetime.now(UTC) - name.made).total_seconds()
             record = path.with_suffix(".json")
-            if age_seconds > self._keep_seconds:
+            if waited_seconds > self._keep_seconds:
                 log.warning("%s waited for too long and is removed", path.name)
-                _remove(record, path)
-            elif age_seconds > _LEFTOVER_SECONDS and not _is_file(record):
-                _remove(path)
-        halves = [path for path in _entries(self._folder) if path.suffix == HALF]
+                remove(record, path)
+            elif waited_seconds > _LEFTOVER_SECONDS and not is_file(record):
+                remove(path)
+        halves = [path for path in entries(self._folder) if path.match(f".*{HALF}")]
         alone = [
             path
             for path, _ in _named(self._folder, ".json")
-            if not _is_file(path.with_suffix(".mp4"))
+            if not is_file(path.with_suffix(".mp4"))
         ]
-        _remove(*(path for path in halves + alone if _age_seconds(path) > _LEFTOVER_SECONDS))
+        remove(*(path for path in halves + alone if age_seconds(path) > _LEFTOVER_SECONDS))
 
 
 class Starts:
@@ -222,16 +227,16 @@ class Starts:
 
     def end(self, job_id: str) -> None:
         """The job came to an end, whichever: forget its starts."""
-        _remove(*self._marks(job_id))
+        remove(*self._marks(job_id))
 
     def _marks(self, job_id: str) -> list[Path]:
-        paths = _entries(self._folder)
-        old = [path for path in paths if _age_seconds(path) > self._keep_seconds]
-        _remove(*old)
+        paths = entries(self._folder)
+        old = [path for path in paths if age_seconds(path) > self._keep_seconds]
+        remove(*old)
         return [path for path in paths if path not in old and path.stem == job_name(job_id)]
 
 
-# --- files that another worker may remove at any moment -------------------------------------------
+# --- spooled files --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -256,53 +261,15 @@ class _Name:
             return None
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        log.error("%s cannot be read: %s", folder, error)
-        return []
-
-
 def _named(folder: Path, suffix: str) -> Iterator[tuple[Path, _Name]]:
-    for path in _entries(folder):
+    for path in entries(folder):
         name = _Name.read(path.stem) if path.suffix == suffix else None
         if name is not None:
             yield path, name
 
 
-def _is_file(path: Path) -> bool:
-    """A file itself, not a link that leads out of the folder."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
-def _age_seconds(path: Path) -> float:
-    try:
-        return time.time() - path.lstat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _read(path: Path, count: int = -1) -> bytes | None:
-    """None when it has just been removed, or, logged, when it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-            return file.read(count)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.error("%s cannot be read and is left alone: %s", path, error)
-        return None
-
-
 def _read_record(path: Path, name: _Name) -> _Kept | None:
-    data = _read(path)
+    data = read(path)
     if data is None:
         return None
     try:
@@ -314,11 +281,3 @@ def _read_record(path: Path, name: _Name) -> _Kept | None:
         log.error("%s is damaged, so its clip stays there: %s", path, error)
         return None
     return _Kept(Clip(job_id, name.made, name.token), path.with_suffix(".mp4"), record)
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s cannot be removed: %s", path, error)
