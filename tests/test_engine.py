@@ -20,7 +20,7 @@ from wan_engine.catalog import CATALOG
 from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, InvalidMedia
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
-from wan_engine.schema import Media, Plan, Script, SegmentInput
+from wan_engine.schema import Media, Plan, Script, ScriptShot, SegmentInput
 
 MakeSettings = Callable[..., Settings]
 
@@ -254,7 +254,7 @@ def test_segments_join_without_a_repeated_frame(
     family: Any = NumberedFrames()
     request = request_for(duration=seconds)
     image = Image.new("RGB", (640, 360))
-    script = Script(((request.prompt, seconds),))
+    script = Script((ScriptShot(request.prompt, seconds),))
     plan = make_plan(request, script, Media(image), family.spec, PlanLimits())
     chunks = engine._frames(family, plan, image, "", Control())
     numbers = [int(frame[0, 0, 0]) for chunk in chunks for frame in chunk]
@@ -297,7 +297,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     command += ["-vf", f"scale={original.width}:{original.height}", "-f", "rawvideo"]
     raw = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
     frames = np.frombuffer(raw.stdout, np.uint8).reshape(240, original.height, original.width, 3)
-    script = Script((("", 15),))
+    script = Script((ScriptShot("", 15),))
     plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
     seen = visible(original, plan)
     middle = slice(original.width // 8, -original.width // 4)  # what never wraps around

@@ -19,7 +19,7 @@ from wan_engine.plan import (
     segment_layout,
     target_size,
 )
-from wan_engine.schema import SEED_MAX, Media, Plan, Script, VideoRequest
+from wan_engine.schema import SEED_MAX, Media, Plan, Script, ScriptShot, VideoRequest
 
 ROWS = list(CATALOG.values())
 AREAS = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}
@@ -49,7 +49,8 @@ def plan_of(
     fields: dict[str, Any] = {"size": size, "duration": seconds, "seed": seed}
     request = VideoRequest(prompt="Leaves sway", image="https://example.com/a.jpg", **fields)
     media = Media(cast(Any, Picture(picture)))
-    return make_plan(request, Script(shots), media, spec, PlanLimits(frame))
+    scripted = tuple(ScriptShot(prompt, length) for prompt, length in shots)
+    return make_plan(request, Script(scripted), media, spec, PlanLimits(frame))
 
 
 @st.composite

@@ -29,7 +29,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from wan_engine import acceleration, weights
-from wan_engine.catalog import CATALOG
+from wan_engine.catalog import CATALOG, WRITERS
 from wan_engine.checks import machine_checks
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
@@ -167,8 +167,16 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
 def download(model: Annotated[str, typer.Argument(help="A catalogue name or a Hub id.")]) -> None:
     """Fetch a model's files at the pinned revision into the Hub's cache (HF_HOME)."""
     with _failing_clearly():
-        located = weights.download(model, _settings(""), lambda name: err.print(f"fetching {name}"))
-    print(located.folder)
+        settings = _settings("")
+
+        def tell(name: str) -> None:
+            err.print(f"fetching {name}")
+
+        if model in WRITERS:
+            folder = weights.download_writer(model, settings, tell)
+        else:
+            folder = weights.download(model, settings, tell).folder
+    print(folder)
 
 
 @app.command(epilog="Example: `python -m wan_engine schema > input.schema.json`")
@@ -206,12 +214,15 @@ def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
         with _progress() as on_progress:
             seconds = engine.settings.job_seconds
             control = Control(deadline_seconds=seconds, on_progress=on_progress)
-            output = _generate_to(engine, request, control, target).output()
+            result = _generate_to(engine, request, control, target)
     except EngineError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         err.print(str(error), style="red", markup=False)
         return False
-    print(json.dumps({**output, "model": engine.spec.name}), flush=True)
+    output = {**result.output(), "model": engine.spec.name}
+    if result.expanded_prompt:
+        output["expanded_prompt"] = result.expanded_prompt
+    print(json.dumps(output), flush=True)
     return True
 
 

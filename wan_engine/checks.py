@@ -14,6 +14,7 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.engine import check_safety, with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg
+from wan_engine.prompts import open_expander
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import open_storage
 
@@ -52,6 +53,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield _checked("settings", lambda: _overrides(located.spec, settings))
         recipe, why = acceleration.choose(located.spec, gpu, settings.device)
         yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
+    yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     yield _checked("storage", lambda: open_storage(settings).check())
     yield _checked("safety", lambda: check_safety(settings))
 
@@ -61,6 +63,11 @@ def _checked(what: str, look: Callable[[], str]) -> Check:
         return Check(what, True, look())
     except EngineError as error:
         return Check(what, False, str(error))
+
+
+def _prompts(settings: Settings, device: str) -> str:
+    expander = open_expander(settings, device)
+    return f"{expander.backend} ({expander.reason.partition(',')[0]})"
 
 
 def _overrides(spec: ModelSpec, settings: Settings) -> str:
