@@ -123,7 +123,10 @@ class Engine:
             expansion = self.expander.expand(request, image, control)
             control.enter("prepare")
         # Whatever looks at prompts looks here: `expansion.script` is what the model is told.
-        return Media(image, audio, subject(image)), expansion
+        media = Media(image, audio)
+        if len(expansion.script.shots) > 1:
+            media = replace(media, subject=subject(image))
+        return media, expansion
 
     def render(
         self, request: VideoRequest, plan: Plan, media: Media, folder: Path, control: Control

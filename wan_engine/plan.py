@@ -32,7 +32,7 @@ _SEED_STRIDE = (
 
 
 # Shares of the sides, the same for both, so that the shape stays. A cut needs a clear change of
-# size (less than a fifth looks like a mistake); below 0.6 too little of a photo is left to scale up.
+# size (less than a fifth looks like a mistake); below 0.6 too little is left to scale up.
 _FRAMINGS: dict[Framing, float] = {"whole": 1.0, "closer": 0.78, "detail": 0.6}
 _SUBJECT_DEPTH = 0.62  # the subject below the middle: heads are at the top, and stay in
 

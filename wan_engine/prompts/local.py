@@ -18,11 +18,9 @@ from PIL import Image
 
 from wan_engine import weights
 from wan_engine.control import Control
-from wan_engine.prompts.task import Task, WriterFailed
+from wan_engine.prompts.task import Task, WriterFailed, shrunk
 
 log = logging.getLogger(__name__)
-
-_IMAGE_SIDE_PIXELS = 768  # about 500 tokens
 
 
 class LocalWriter:
@@ -120,9 +118,7 @@ def _inputs(
 ) -> dict[str, Any]:
     """What `Qwen3VLProcessor` would give: the image's place is filled with a token for each of its
     merged patches, and marked as an image for the positions."""
-    small = image.copy()
-    small.thumbnail((_IMAGE_SIDE_PIXELS, _IMAGE_SIDE_PIXELS))
-    pixels = images(images=[small], return_tensors="pt")
+    pixels = images(images=[shrunk(image)], return_tensors="pt")
     count = int(pixels["image_grid_thw"].prod()) // images.merge_size**2
     content = [{"type": "image"}, {"type": "text", "text": task.wish}]
     messages = [

@@ -25,11 +25,10 @@ from PIL import Image
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError
-from wan_engine.prompts.task import Task, WriterFailed
+from wan_engine.prompts.task import Task, WriterFailed, shrunk
 
 log = logging.getLogger(__name__)
 
-_IMAGE_SIDE_PIXELS = 768  # enough to know what moves; about 600 tokens
 _JPEG_QUALITY = 85
 _ANSWER_MAX_BYTES = 1024 * 1024
 _POLL_SECONDS = 0.05
@@ -109,10 +108,8 @@ def _bodies(model: str, task: Task, image: Image.Image) -> list[bytes]:
 
 
 def _data_uri(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_IMAGE_SIDE_PIXELS, _IMAGE_SIDE_PIXELS))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=_JPEG_QUALITY)
+    shrunk(image).save(file, "JPEG", quality=_JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

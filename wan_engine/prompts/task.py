@@ -13,6 +13,8 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, VideoRequest
 
 MIN_SHOT_SECONDS = 2
 MAX_SHOTS = 5
+IMAGE_SIDE_PIXELS = 768
+"""What a writer sees of the image: about 500 tokens."""
 
 _COMMON = """\
 You write prompts for an image-to-video model. It gets one still image, which is the first frame, \
@@ -75,6 +77,13 @@ class Task:
     def tokens_at_most(self) -> int:
         """What an answer may take: 1.5 tokens a word and as much again for other languages."""
         return 1024 if self.multi else 512
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """The whole picture, at most `IMAGE_SIDE_PIXELS` long."""
+    scale = min(1.0, IMAGE_SIDE_PIXELS / max(image.size))
+    sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(sides, Image.Resampling.BICUBIC, reducing_gap=2)
 
 
 class WriterFailed(Exception):
