@@ -18,7 +18,7 @@ used."""
 
 _SEED = 2026
 _WIDTH = 32
-_SPECIAL = (
+SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
@@ -84,7 +84,7 @@ def _tokenizer() -> Any:
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(_SPECIAL),
+        additional_special_tokens=list(SPECIAL),
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
@@ -95,7 +95,7 @@ def _model(tokenizer: Any) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     torch.manual_seed(_SEED)
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in _SPECIAL}
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
     text = {
         "vocab_size": len(tokenizer),

@@ -119,6 +119,7 @@ class _Call:
 
     def __init__(self, connection: Any, seconds: float, control: Control) -> None:
         self._connection, self._seconds, self._control = connection, seconds, control
+        self._late = f"no answer within {seconds:g} seconds"
         self._deadline = time.monotonic() + seconds
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -142,6 +143,8 @@ class _Call:
             raise
         if isinstance(answer, WriterFailed):
             raise answer
+        if isinstance(answer, TimeoutError):
+            raise WriterFailed(self._late) from answer
         if isinstance(answer, Exception):
             log.warning("the prompt server: %s", _cause(answer))
             raise WriterFailed("the prompt server could not be reached") from answer
@@ -152,7 +155,7 @@ class _Call:
         while True:
             self._control.checkpoint()
             if time.monotonic() >= self._deadline:
-                raise WriterFailed(f"no answer within {self._seconds:g} seconds")
+                raise WriterFailed(self._late)
             with suppress(queue.Empty):
                 return answers.get(timeout=_POLL_SECONDS)
 
@@ -165,8 +168,8 @@ class _Call:
                     raise ConnectionAbortedError
                 self._socket = connection.sock
             connection.request("POST", path, body, headers)
-            response = connection.getresponse()
-            content = response.read(_ANSWER_MAX_BYTES + 1)
+            with connection.getresponse() as response:  # which may outlive its connection
+                content = response.read(_ANSWER_MAX_BYTES + 1)
             if len(content) > _ANSWER_MAX_BYTES:
                 raise WriterFailed("the answer is too long")
             return response.status, content
