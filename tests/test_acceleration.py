@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits
+from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits, spare_gb
 from wan_engine.catalog import CATALOG, ModelSpec
 
 CARDS = [
@@ -122,3 +122,18 @@ def test_the_cpu_runs_only_what_is_built(spec: ModelSpec) -> None:
 
 def test_the_cpu_can_be_asked_for() -> None:
     assert detect("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "spare"),
+    [
+        (Gpu("H200", 150.0, (9, 0)), 62.0),  # 88 GB stay there
+        (Gpu("A100", 85.0, (8, 0)), 39.0),  # one network at a time, 46 GB
+        (Gpu("T4", 15.8, (7, 5)), 0.0),  # float32: not what the figures are of
+        (None, 0.0),
+    ],
+)
+def test_what_the_model_leaves_free_is_told(gpu: Gpu | None, spare: float) -> None:
+    spec = CATALOG["wan2.2-i2v-a14b"]
+    recipe, _ = choose(spec, gpu, "auto")
+    assert spare_gb(spec, gpu, recipe) == pytest.approx(spare)

@@ -853,5 +853,7 @@ def test_a_checkpoint_of_another_kind_does_not_fail_the_job(
 ) -> None:
     folder = tiny_writer.build(tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"not weights")
-    expansion = expand(Expander("transformers", "", local_writer(folder), 30), picture)
-    assert "the prompt writer broke" in fallen_back(expansion)
+    expander = Expander("transformers", "", local_writer(folder), 30)
+    assert "the prompt writer broke" in fallen_back(expand(expander, picture))
+    with pytest.raises(ConfigurationError, match="could not be loaded"):
+        expander.load()

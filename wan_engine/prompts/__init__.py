@@ -18,7 +18,7 @@ from PIL import Image
 from wan_engine import weights
 from wan_engine.catalog import WRITERS
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, EngineError
+from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded
 from wan_engine.prompts import template
 from wan_engine.prompts.local import LocalWriter
 from wan_engine.prompts.replies import shots_of
@@ -59,9 +59,17 @@ class Expander:
         self._writer, self._seconds = writer, seconds
 
     def load(self) -> None:
-        """Read the writer's weights now, so that the first job does not wait for them."""
-        if self._writer is not None:
+        """Read the writer's weights now, so that the first job does not wait for them. Raises
+        `ConfigurationError` for files that cannot be read."""
+        if self._writer is None:
+            return
+        try:
             self._writer.load()
+        except Exception as error:
+            raise ConfigurationError(
+                f"The prompt writer could not be loaded ({type(error).__name__}). Fetch its files "
+                "again, or set WAN_PROMPT_BACKEND=template."
+            ) from error
 
     def expand(self, request: VideoRequest, image: Image.Image, control: Control) -> Expansion:
         """A script of the request's duration. Raises only `Cancelled` and `DeadlineExceeded`."""
@@ -92,7 +100,7 @@ class Expander:
             return template.expand(task)
         try:
             return shots_of(self._writer.write(task, image, self._seconds, control), task)
-        except (EngineError, WriterFailed):
+        except (Cancelled, DeadlineExceeded, WriterFailed):
             raise
         except Exception as error:
             log.warning("the prompt writer broke", exc_info=True)
