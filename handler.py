@@ -166,6 +166,8 @@ def set_up_logging(settings: Settings, *, as_json: bool) -> None:
         if as_json
         else logs.RedactingFormatter("%(levelname)-7s| %(message)s", secrets)
     )
+    if as_json:  # elsewhere, whoever reads the log wrote the prompt
+        logging.getLogger("wan_engine.prompts.text").setLevel(logging.WARNING)
     logs.set_up(settings, logging.StreamHandler(), formatter, replace=True)
 
 
@@ -231,6 +233,8 @@ def main() -> None:
         set_up_logging(settings, as_json=serverless)
         engine = Engine(settings, serverless=serverless)
         engine.load()
+        if serverless:
+            engine.expander.load()  # or the first job that asks for it pays for that
         keep_results()
         keep_late_jobs()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits, leaner
+from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits, leaner, spare_gb
 from wan_engine.catalog import CATALOG, ModelSpec
 
 CARDS = [
@@ -135,3 +135,18 @@ def test_each_recipe_has_a_leaner_one_until_there_is_none() -> None:
 
 def test_a_cpu_has_no_other_place_for_its_networks() -> None:
     assert leaner(Recipe("cpu", "float32")) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "spare"),
+    [
+        (Gpu("H200", 150.0, (9, 0)), 60.0),  # 88 GB stay there, and the classifiers
+        (Gpu("A100", 85.0, (8, 0)), 39.0),  # one network at a time, 46 GB
+        (Gpu("T4", 15.8, (7, 5)), 0.0),  # float32: not what the figures are of
+        (None, 0.0),
+    ],
+)
+def test_what_the_model_leaves_free_is_told(gpu: Gpu | None, spare: float) -> None:
+    spec = CATALOG["wan2.2-i2v-a14b"]
+    recipe, _ = choose(spec, gpu, "auto")
+    assert spare_gb(spec, gpu, recipe) == pytest.approx(spare)

@@ -55,8 +55,22 @@ def test_a_clip_from_local_files(wan: Wan, data: Path, tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert result["video_url"] == (tmp_path / "clip.mp4").as_uri()
     assert (result["seed"], result["cost"], result["model"]) == (5, 0.5, "wan-tiny")
+    assert "expanded_prompt" not in result
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4"]
     assert "denoise" in done.stderr
+
+
+def test_an_expanded_prompt_is_shown(wan: Wan, data: Path) -> None:
+    done = wan(
+        *("generate", "--prompt", "lift-off", "--expand-prompt", "--shot-type", "multi"),
+        *("--image", str(data / "rocket_640x360.jpg"), "--out", "clip.mp4"),
+        WAN_RENDER_AREA="3072",
+    )
+    assert done.returncode == 0, done.stderr
+    text = json.loads(done.stdout)["expanded_prompt"]
+    first, second = text.splitlines()
+    assert first.startswith("Shot 1 (0-3 s): lift-off. ") and second.startswith("Shot 2 (3-5 s): ")
+    assert first in done.stderr and second in done.stderr  # the log has it too
 
 
 def test_many_jobs_on_one_loaded_model(wan: Wan, data: Path, tmp_path: Path) -> None:
@@ -105,7 +119,17 @@ def test_doctor_says_what_was_chosen(wan: Wan) -> None:
     done = wan("doctor", "--json", WAN_DEVICE="cpu")
     assert done.returncode == 0, done.stderr
     checks = {check["what"]: check for check in json.loads(done.stdout)}
-    assert set(checks) >= {"gpu", "ffmpeg", "scratch", "model", "recipe", "storage", "safety"}
+    assert set(checks) >= {
+        "gpu",
+        "ffmpeg",
+        "scratch",
+        "model",
+        "recipe",
+        "storage",
+        "safety",
+        "prompts",
+    }
+    assert "template (auto: " in checks["prompts"]["found"]
     assert "wan-tiny" in checks["model"]["found"] and "random" in checks["model"]["found"]
 
 
@@ -166,3 +190,10 @@ def test_version(wan: Wan) -> None:
 def test_every_command_has_help_with_an_example(wan: Wan, command: str) -> None:
     done = wan(command, "--help")
     assert done.returncode == 0 and f"python -m wan_engine {command}" in done.stdout
+
+
+def test_doctor_says_what_a_named_prompt_backend_lacks(wan: Wan) -> None:
+    done = wan("doctor", "--json", WAN_DEVICE="cpu", WAN_PROMPT_BACKEND="openai")
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 1 and not checks["prompts"]["ok"]
+    assert "WAN_PROMPT_URL" in checks["prompts"]["found"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import pytest
@@ -15,11 +16,12 @@ from wan_engine.plan import (
     PlanLimits,
     crop_size,
     make_plan,
+    punch_in,
     render_size,
     segment_layout,
     target_size,
 )
-from wan_engine.schema import SEED_MAX, Media, Plan, Script, VideoRequest
+from wan_engine.schema import SEED_MAX, Framing, Media, Plan, Script, ScriptShot, VideoRequest
 
 ROWS = list(CATALOG.values())
 AREAS = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}
@@ -49,7 +51,8 @@ def plan_of(
     fields: dict[str, Any] = {"size": size, "duration": seconds, "seed": seed}
     request = VideoRequest(prompt="Leaves sway", image="https://example.com/a.jpg", **fields)
     media = Media(cast(Any, Picture(picture)))
-    return make_plan(request, Script(shots), media, spec, PlanLimits(frame))
+    scripted = tuple(ScriptShot(prompt, length) for prompt, length in shots)
+    return make_plan(request, Script(scripted), media, spec, PlanLimits(frame))
 
 
 @st.composite
@@ -436,3 +439,48 @@ def test_a_thin_strip_has_a_legal_size_in_any_area(size: tuple[int, int], name: 
     spec = replace(CATALOG[name], max_area=1024)
     width, height = render_size(*target_size(*size, "1280*720", "image"), spec)
     assert width % spec.size_multiple == height % spec.size_multiple == 0 < min(width, height)
+
+
+# --- shots ---------------------------------------------------------------------------------------
+
+places = st.tuples(st.floats(0, 1), st.floats(0, 1))
+
+
+@fuzz
+@given(framing=st.sampled_from(["whole", "closer", "detail"]), subject=places)
+def test_a_punch_in_is_inside_the_image_and_has_its_shape(
+    framing: Framing, subject: tuple[float, float]
+) -> None:
+    left, top, right, bottom = punch_in(framing, subject)
+    assert 0 <= left < right <= 1 + 1e-9 and 0 <= top < bottom <= 1 + 1e-9
+    assert right - left == pytest.approx(bottom - top)
+    assert right - left >= 0.55
+    assert left - 1e-9 <= subject[0] <= right + 1e-9
+    assert top - 1e-9 <= subject[1] <= bottom + 1e-9
+
+
+def test_every_framing_is_another_size() -> None:
+    sides = [punch_in(framing, (0.5, 0.5)) for framing in ("whole", "closer", "detail")]
+    widths = [right - left for left, _, right, _ in sides]
+    assert widths == sorted(widths, reverse=True) and widths[0] == 1
+    assert all(large / small > 1.2 for large, small in pairwise(widths))
+
+
+@fuzz
+@given(script=scripts(), spec=rows)
+def test_cuts_are_where_the_script_has_them(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec
+) -> None:
+    ends = list(accumulate(seconds for _, seconds in script))
+    assert list(plan_of(spec=spec, shots=script).cut_seconds) == ends[:-1]
+
+
+def test_the_camera_is_told_after_the_prompt_and_the_crop_follows_the_subject() -> None:
+    request = VideoRequest(prompt="x", image="https://example.com/a.jpg", seed=1)
+    shots = ScriptShot("She turns.", 3), ScriptShot("She smiles.", 2, "Slow push in.", "detail")
+    media = Media(cast(Any, Picture((1280, 720))), subject=(0.9, 0.1))
+    plan = make_plan(request, Script(shots), media, CATALOG["wan-tiny"], PlanLimits())
+    assert [shot.prompt for shot in plan.shots] == ["She turns.", "She smiles. Slow push in."]
+    assert plan.shots[0].crop == (0, 0, 1, 1)
+    assert plan.shots[1].crop == pytest.approx((0.4, 0, 1, 0.6))
+    assert plan.cut_seconds == (3.0,)

@@ -32,8 +32,9 @@ from wan_engine.errors import (
     DeadlineExceeded,
     ModelMissing,
 )
+from wan_engine.prompts import Expansion
 from wan_engine.safety import PromptGuard, Safety, open_safety, readable
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import Script, ScriptShot, SegmentInput
 from wan_engine.weights import LocatedClassifier
 
 MakeSettings = Callable[..., Settings]
@@ -731,6 +732,30 @@ def test_a_flagged_image_renders_nothing(engine: Any, magenta: str, tmp_path: Pa
     with pytest.raises(ContentPolicy, match=r"^Content policy: image was flagged$"):
         engine.generate(request)
     assert family.denoised == 0 and left_behind(tmp_path) == []
+
+
+class Careless:
+    """An expander that adds words of its own."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def expand(self, request: VideoRequest, _image: Any, _control: Control) -> Expansion:
+        shots = (ScriptShot("a rocket", 3), ScriptShot(self.words, request.duration - 3))
+        return Expansion(Script(shots), self.words, "openai")
+
+
+@pytest.mark.parametrize(("words", "shots"), [("a forbidden thing", 1), ("a lift-off", 2)])
+def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
+    engine: Any, photo: str, words: str, shots: int
+) -> None:
+    engine._family = family = Painted(range(0))
+    engine.expander = Careless(words)
+    fields = {"prompt": "x", "image": photo, "enable_prompt_expansion": True, "shot_type": "multi"}
+    result = engine.generate(VideoRequest.parse(fields))
+    flagged = "The expanded prompt was flagged: the prompt was used as it is" in result.warnings
+    assert family.denoised == shots and flagged == (shots == 1)
+    assert result.expanded_prompt == ("" if flagged else words)
 
 
 def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from builder import tiny
+from builder import tiny, tiny_writer
 from wan_engine import weights
-from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.catalog import CATALOG, WRITERS, ModelSpec
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Lora, Settings
+from wan_engine.weights import LocatedWriter
 
 MakeSettings = Callable[..., Settings]
 FAST = CATALOG["wan2.2-i2v-a14b-4step"]
@@ -209,3 +210,42 @@ def test_an_own_lora_file_must_exist(make_settings: MakeSettings, tmp_path: Path
         weights.resolve("wan-tiny", settings)
     path.touch()
     assert weights.resolve("wan-tiny", settings).loras == (weights.LoraWeights(path, 0.8, "high"),)
+
+
+# --- prompt writers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Path:
+    return tiny_writer.build(tmp_path / "writer")
+
+
+def test_a_writer_is_found_in_its_folder_the_models_folder_and_the_hub_cache(
+    make_settings: MakeSettings, hub: Path, writer: Path, tmp_path: Path
+) -> None:
+    row = WRITERS["qwen3-vl-4b"]
+    assert row.repo and row.revision
+    settings = make_settings(models_dir=tmp_path / "models")
+    assert weights.locate_writer(settings) is None
+    folder = cached(hub, row.repo, row.revision, writer)
+    assert weights.resolve_writer(settings) == LocatedWriter(folder, row.resident_gb)
+    by_id = make_settings(prompt_model=row.repo)
+    assert weights.locate_writer(by_id) is None  # by a Hub id it is `main` that is meant
+    shutil.copytree(writer, tmp_path / "models" / row.name)
+    assert weights.resolve_writer(settings).folder == tmp_path / "models" / row.name
+    own = weights.resolve_writer(make_settings(prompt_model=str(writer)))
+    assert own.folder == writer and 1.5 <= own.resident_gb < 2
+
+
+def test_a_writer_whose_weights_are_missing_is_not_found(
+    make_settings: MakeSettings, writer: Path
+) -> None:
+    (writer / "model.safetensors").unlink()
+    assert weights.locate_writer(make_settings(prompt_model=str(writer))) is None
+
+
+def test_the_tiny_writer_is_built_once(make_settings: MakeSettings) -> None:
+    settings = make_settings(prompt_model="tiny-prompt-writer")
+    first = weights.resolve_writer(settings)
+    assert first.built and (first.folder / "config.json").is_file()
+    assert weights.download_writer("tiny-prompt-writer", settings, print) == first.folder

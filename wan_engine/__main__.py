@@ -29,7 +29,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from wan_engine import acceleration, logs, weights
-from wan_engine.catalog import CATALOG, CLASSIFIERS
+from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
 from wan_engine.checks import machine_checks
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
@@ -201,6 +201,8 @@ def download(
                 print(weights.download_classifier(name, kind, settings, on_file).folder)
         elif spec := CLASSIFIERS.get(model):
             print(weights.download_classifier(model, spec.kind, settings, on_file).folder)
+        elif model in WRITERS:
+            print(weights.download_writer(model, settings, on_file))
         else:
             print(weights.download(model, settings, on_file).folder)
 
@@ -240,12 +242,15 @@ def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
         with _progress() as on_progress:
             seconds = engine.settings.job_seconds
             control = Control(deadline_seconds=seconds, on_progress=on_progress)
-            output = _generate_to(engine, request, control, target).output()
+            result = _generate_to(engine, request, control, target)
     except EngineError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         err.print(str(error), style="red", markup=False)
         return False
-    print(json.dumps({**output, "model": engine.spec.name}), flush=True)
+    output = {**result.output(), "model": engine.spec.name}
+    if result.expanded_prompt:
+        output["expanded_prompt"] = result.expanded_prompt
+    print(json.dumps(output), flush=True)
     return True
 
 

@@ -102,3 +102,13 @@ def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:
     if gpu is None:
         return spec.built
     return gpu.total_gb >= spec.offload_gb and (spec.built or gpu.capability >= _BFLOAT16_SINCE)
+
+
+def spare_gb(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> float:
+    """GPU memory that the model leaves free at its peak, for a smaller model beside it."""
+    if gpu is None or recipe.dtype == "float32":  # the catalogue's figures are of bfloat16
+        return 0.0
+    used_gb = spec.resident_gb if recipe.offload == "none" else spec.offload_gb
+    if beside(spec, gpu, recipe) != "cpu":
+        used_gb += _SMALL_GB
+    return max(0.0, gpu.total_gb - used_gb)

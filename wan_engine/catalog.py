@@ -271,6 +271,45 @@ CLASSIFIERS: Mapping[str, ClassifierSpec] = {row.name: row for row in _CLASSIFIE
 """By name. Which are used: WAN_SAFETY_PROMPT_MODEL and WAN_SAFETY_IMAGE_MODEL."""
 
 
+# --- the writers of prompts ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WriterSpec:
+    """A vision-language model that expands prompts. `resident_gb`: accelerator memory with one
+    answer in work."""
+
+    name: str
+    title: str
+    repo: str | None = None
+    revision: str | None = None
+    built: bool = False
+    licence: str = "Apache-2.0"
+    download_gb: float = 0.0
+    resident_gb: float = 0.0
+
+
+_WRITER_ROWS = (
+    WriterSpec(
+        name="qwen3-vl-4b",
+        title="Qwen3-VL 4B Instruct: sees the image",
+        repo="Qwen/Qwen3-VL-4B-Instruct",
+        revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
+        download_gb=8.9,  # 4.44 billion parameters in bfloat16
+        resident_gb=11.0,  # and up to 2 GB for 2000 tokens and the image; not measured
+    ),
+    WriterSpec(
+        name="tiny-prompt-writer",
+        title="a tiny random Qwen3-VL: the whole path on any CPU, its answers are nonsense",
+        built=True,
+        resident_gb=0.1,
+    ),
+)
+
+WRITERS: Mapping[str, WriterSpec] = {row.name: row for row in _WRITER_ROWS}
+"""Models for `WAN_PROMPT_MODEL`, by name."""
+
+
 def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
     """The row for somebody's own checkpoint in diffusers layout, from its `model_index.json`.
 

@@ -11,6 +11,7 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.engine import with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg
+from wan_engine.prompts import open_expander
 from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import open_storage
@@ -49,6 +50,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield _checked("memory", lambda: _memory(located.spec, gpu))
         recipe, why = acceleration.choose(located.spec, gpu, settings.device)
         yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
+    yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     yield _checked("storage", lambda: open_storage(settings).check())
     yield _checked("safety", lambda: open_safety(settings, required=False).describe())
 
@@ -70,6 +72,11 @@ def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
             f"{acceleration.smaller(spec, gpu)}"
         )
     return f"{gpu.total_gb:.0f} GB, {spec.name} needs {spec.offload_gb:g} GB or more"
+
+
+def _prompts(settings: Settings, device: str) -> str:
+    expander = open_expander(settings, device)
+    return f"{expander.backend} ({expander.reason.partition(',')[0]})"
 
 
 def _overrides(spec: ModelSpec, settings: Settings) -> str:

@@ -18,21 +18,22 @@ from PIL import Image
 from wan_engine import acceleration, memory, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
 from wan_engine.families import load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
+from wan_engine.media.framing import cropped, subject
 from wan_engine.media.images import ImageLimits, fit, open_image
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
+from wan_engine.prompts import Expansion, open_expander
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
     EncodedVideo,
     Media,
     Plan,
-    Script,
     SegmentInput,
     VideoRequest,
     VideoResult,
@@ -77,6 +78,8 @@ class Engine:
         )
         self._device = threading.Lock()
         self._family: Family | None = None
+        spare_gb = acceleration.spare_gb(self.spec, gpu, self.recipe)
+        self.expander = open_expander(settings, self.recipe.device, spare_gb, self._device_for)
 
     def load(self) -> Family:
         """The weights, read once, the safety classifiers' too.
@@ -107,13 +110,14 @@ class Engine:
             request = request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
         memory.reset_peaks()
         with self._counted(control.job_id), job_folder(self.settings) as folder:
-            media, script = self.prepare(request, folder, control)
+            media, expansion = self.prepare(request, folder, control)
             limits = PlanLimits(frame=self.settings.frame)
-            plan = make_plan(request, script, media, self.spec, limits)
+            plan = make_plan(request, expansion.script, media, self.spec, limits)
             video = self.render(request, plan, media, folder, control)
-            result = self.publish(request, plan, media, video, control)
+            warnings = self._warnings(request, media, expansion)
+            result = self.publish(request, plan, warnings, video, control)
         self._log_summary(request, plan, video, control)
-        return result
+        return replace(result, expanded_prompt=expansion.text)
 
     @contextmanager
     def _counted(self, job_id: str) -> Iterator[None]:
@@ -129,8 +133,11 @@ class Engine:
 
     def prepare(
         self, request: VideoRequest, folder: Path, control: Control
-    ) -> tuple[Media, Script]:
-        """Fetch and check what the request points to. The model's device is not held."""
+    ) -> tuple[Media, Expansion]:
+        """Fetch and check what the request points to, and expand the prompt if that is asked.
+
+        The model's device is not held.
+        """
         settings = self.settings
         control.progress("prepare", 0, 2 if request.audio else 1)
         if request.enable_safety_checker:
@@ -145,7 +152,27 @@ class Engine:
             limits = self._fetch_limits(settings.audio_max_bytes)
             data = fetch(request.audio, "audio", limits, control)
             audio = open_audio(data, folder, AudioLimits(settings.audio_max_seconds), control)
-        return Media(image, audio), Script(((request.prompt, request.duration),))
+        expansion = Expansion.none(request)
+        if request.enable_prompt_expansion:
+            control.enter("expand")
+            expansion = self.expander.expand(request, image, control)
+            control.enter("prepare")
+            if request.enable_safety_checker:
+                expansion = self._checked(expansion, request, control)
+        media = Media(image, audio)
+        if len(expansion.script.shots) > 1:
+            media = replace(media, subject=subject(image))
+        return media, expansion
+
+    def _checked(self, expansion: Expansion, request: VideoRequest, control: Control) -> Expansion:
+        """The expansion, or none where the guard flags what a writer made of a clean prompt."""
+        try:
+            for shot in expansion.script.shots:
+                self.safety.check_prompt(shot.text, control)
+        except ContentPolicy:
+            warning = "The expanded prompt was flagged: the prompt was used as it is"
+            return replace(Expansion.none(request), warning=warning)
+        return expansion
 
     def render(
         self, request: VideoRequest, plan: Plan, media: Media, folder: Path, control: Control
@@ -215,7 +242,7 @@ class Engine:
         self,
         request: VideoRequest,
         plan: Plan,
-        media: Media,
+        warnings: list[str],
         video: EncodedVideo,
         control: Control,
     ) -> VideoResult:
@@ -225,7 +252,7 @@ class Engine:
             "cost": str(cost(request.size, request.duration, self.settings.prices)),
             "seed": plan.seed,
             "model": self.spec.name,
-            "warnings": self._warnings(request, media),
+            "warnings": warnings,
         }
         url = self.storage.put(video.path, control.job_id, record, control)
         control.enter(None)
@@ -243,7 +270,7 @@ class Engine:
             control.progress("denoise", done_steps + count, all_steps)
 
         for shot in plan.shots:
-            start = fit(image, *size)
+            start = fit(cropped(image, shot.crop), *size)
             for segment in shot.segments:
                 on_step(0)
                 latents = family.denoise(
@@ -269,7 +296,7 @@ class Engine:
             allow_private=self.settings.allow_private_urls,
         )
 
-    def _warnings(self, request: VideoRequest, media: Media) -> list[str]:
+    def _warnings(self, request: VideoRequest, media: Media, expansion: Expansion) -> list[str]:
         warnings = []
         if self.spec.built:
             warnings.append(
@@ -277,8 +304,8 @@ class Engine:
             )
         if request.enable_safety_checker:
             warnings += self.safety.warnings()
-        if request.enable_prompt_expansion:
-            warnings.append("Prompt expansion is not available: the prompt was used as it is")
+        if expansion.warning:
+            warnings.append(expansion.warning)
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings

@@ -27,7 +27,7 @@ _HIDDEN = (
         r"\1...",
     ),
 )
-_SECRET_FIELDS = ("bucket_access_key_id", "bucket_secret_access_key")
+_SECRET_FIELDS = ("bucket_access_key_id", "bucket_secret_access_key", "prompt_api_key")
 _LONGEST_LINE = 20_000  # what is longer has somebody's data in it, and takes time to look through
 _SHORTEST_SECRET = 6  # shorter ones would blot out ordinary words
 

@@ -10,7 +10,17 @@ from itertools import product
 from typing import Literal
 
 from wan_engine.catalog import ModelSpec
-from wan_engine.schema import SEED_MAX, Media, Plan, Script, Segment, Shot, VideoRequest
+from wan_engine.schema import (
+    SEED_MAX,
+    Crop,
+    Framing,
+    Media,
+    Plan,
+    Script,
+    Segment,
+    Shot,
+    VideoRequest,
+)
 
 FrameMode = Literal["image", "exact"]
 
@@ -19,6 +29,12 @@ _AREA_SLACK = 1.05  # a render may exceed the model's area by this much when its
 _SEED_STRIDE = (
     1_000_003  # so that the second segment of seed 42 is not the first segment of seed 43
 )
+
+
+# Shares of the sides, the same for both, so that the shape stays. A cut needs a clear change of
+# size (less than a fifth looks like a mistake); below 0.6 too little is left to scale up.
+_FRAMINGS: dict[Framing, float] = {"whole": 1.0, "closer": 0.78, "detail": 0.6}
+_SUBJECT_DEPTH = 0.62  # the subject below the middle: heads are at the top, and stay in
 
 
 @dataclass(frozen=True)
@@ -41,9 +57,10 @@ def make_plan(
     )
     shots: list[Shot] = []
     seeds = _seeds(request.seed)
-    for prompt, seconds in script.shots:
-        layout = segment_layout(seconds * spec.fps, spec.max_frames)
-        shots.append(Shot(prompt, tuple(Segment(next(seeds), *numbers) for numbers in layout)))
+    for scripted in script.shots:
+        layout = segment_layout(scripted.seconds * spec.fps, spec.max_frames)
+        segments = tuple(Segment(next(seeds), *numbers) for numbers in layout)
+        shots.append(Shot(scripted.text, segments, punch_in(scripted.framing, media.subject)))
     return Plan(
         width=width,
         height=height,
@@ -52,7 +69,7 @@ def make_plan(
         crop_width=crop_width,
         crop_height=crop_height,
         fps=spec.fps,
-        frames=sum(seconds for _, seconds in script.shots) * spec.fps,
+        frames=sum(shot.seconds for shot in script.shots) * spec.fps,
         seed=request.seed,
         shots=tuple(shots),
     )
@@ -119,6 +136,15 @@ def segment_layout(frames: int, max_frames: int) -> list[tuple[int, int, int]]:
         layout.append((length, skip, keep))
         frames -= keep
     return layout
+
+
+def punch_in(framing: Framing, subject: tuple[float, float]) -> Crop:
+    """The part of the image that a shot starts from: of the image's own shape, inside of it, around
+    `subject`."""
+    side = _FRAMINGS[framing]
+    left = min(max(subject[0] - side / 2, 0.0), 1.0 - side)
+    top = min(max(subject[1] - side * _SUBJECT_DEPTH, 0.0), 1.0 - side)
+    return left, top, left + side, top + side
 
 
 def _seeds(seed: int) -> Iterator[int]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 Size = Literal["1280*720", "1920*1080"]
 Duration = Literal[5, 10, 15]
 ShotType = Literal["single", "multi"]
+Framing = Literal["whole", "closer", "detail"]
+Crop = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, as fractions of its sides."""
+
+WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 PROMPT_MAX_CHARACTERS = 1500
 NEGATIVE_PROMPT_MAX_CHARACTERS = 500
@@ -249,18 +255,34 @@ class AudioTrack:
 
 @dataclass(frozen=True)
 class Media:
-    """What the request pointed to, fetched and checked. `image` is upright 8-bit RGB."""
+    """What the request pointed to, fetched and checked. `image` is upright 8-bit RGB; `subject` is
+    where in it the closer shots look, as fractions of width and height."""
 
     image: Image.Image
     audio: AudioTrack | None = None
+    subject: tuple[float, float] = (0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ScriptShot:
+    """One shot as it was thought up. `framing` says how much of the image it starts from."""
+
+    prompt: str
+    seconds: int
+    camera: str = ""
+    framing: Framing = "whole"
+
+    @property
+    def text(self) -> str:
+        """What the model is told: the prompt, then the camera."""
+        return f"{self.prompt} {self.camera}".strip()
 
 
 @dataclass(frozen=True)
 class Script:
-    """What is to be seen: a prompt and a length in seconds for each shot. They add up to the
-    request's duration."""
+    """What is to be seen, shot by shot. The seconds add up to the request's duration."""
 
-    shots: tuple[tuple[str, int], ...]
+    shots: tuple[ScriptShot, ...]
 
 
 @dataclass(frozen=True)
@@ -279,10 +301,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Shot:
-    """What is seen between two cuts. Its first segment starts from the request's image."""
+    """What is seen between two cuts. Its first segment starts from `crop` of the request's
+    image."""
 
     prompt: str
     segments: tuple[Segment, ...]
+    crop: Crop = WHOLE
+
+    @property
+    def frames(self) -> int:
+        """How many of its frames are shown."""
+        return sum(segment.keep for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -307,6 +336,12 @@ class Plan:
     @property
     def segments(self) -> tuple[Segment, ...]:
         return tuple(segment for shot in self.shots for segment in shot.segments)
+
+    @property
+    def cut_seconds(self) -> tuple[float, ...]:
+        """When each shot but the first begins."""
+        ends = accumulate(shot.frames for shot in self.shots[:-1])
+        return tuple(end / self.fps for end in ends)
 
 
 @dataclass(frozen=True)
@@ -342,6 +377,7 @@ class VideoResult:
     warnings: tuple[str, ...] = ()
     model: str = ""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    expanded_prompt: str = ""
 
     def output(self) -> dict[str, Any]:
         """The documented `output`: `video_url`, `cost`, and what decision 8 adds to it."""

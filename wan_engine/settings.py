@@ -103,6 +103,25 @@ class Settings(BaseSettings):
         "`exact`: the image "
         "is centre-cropped to exactly `size`",
     )
+    prompt_backend: Literal["auto", "openai", "transformers", "template"] = Field(
+        default="auto",
+        description="What expands prompts: `openai` asks the server at WAN_PROMPT_URL, "
+        "`transformers` runs WAN_PROMPT_MODEL here, `template` adds fixed phrases; `auto`: the "
+        "first of them that this machine has",
+    )
+    prompt_url: str | None = Field(
+        default=None,
+        description="Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`",
+    )
+    prompt_api_key: str | None = Field(default=None, description="Its key", repr=False)
+    prompt_model: str = Field(
+        default="qwen3-vl-4b",
+        description="The model that expands prompts: `qwen3-vl-4b`, a folder or Hub id of the "
+        "Qwen-VL kind, or the server's name for it",
+    )
+    prompt_seconds: float = Field(
+        default=30, gt=0, le=600, description="Time limit of an answer, in seconds"
+    )
     safety: Literal["auto", "required", "off"] | None = Field(
         default=None,
         description="`auto`: use the safety classifiers that are present and say so in the "

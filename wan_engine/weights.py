@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from wan_engine.catalog import (
     CLASSIFIERS,
     FALLBACK,
     WELL_KNOWN_UNSAFE,
+    WRITERS,
     ClassifierKind,
     ClassifierSpec,
     Expert,
     LoraFile,
     ModelSpec,
+    WriterSpec,
     infer,
 )
 from wan_engine.errors import ConfigurationError, ModelMissing
@@ -38,8 +41,7 @@ RUNPOD_HUB_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 serverless/endpoints/model-caching)."""
 
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
-_DOWNLOAD_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
-_CLASSIFIER_PATTERNS = (*_DOWNLOAD_PATTERNS, "*.jinja")  # newer repositories' chat template
+_DOWNLOAD_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _OWN_THRESHOLD = 0.5
 
 
@@ -67,6 +69,15 @@ class LocatedClassifier:
 
     spec: ClassifierSpec
     folder: Path
+
+
+@dataclass(frozen=True)
+class LocatedWriter:
+    """A prompt writer that is complete on this machine."""
+
+    folder: Path
+    resident_gb: float
+    built: bool = False
 
 
 def resolve(name: str, settings: Settings) -> Located:
@@ -167,6 +178,62 @@ def missing_files(folder: Path) -> list[str]:
         if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
             missing += [f"{component}/{name}" for name in _missing_in(folder / component)]
     return missing
+
+
+def locate_writer(settings: Settings) -> LocatedWriter | None:
+    """The files of WAN_PROMPT_MODEL, or None while one is missing. Builds the tiny one."""
+    name = settings.prompt_model
+    spec = WRITERS.get(name, WriterSpec(name, f"own checkpoint {name}"))
+    if spec.built:
+        return LocatedWriter(_built_writer(settings), spec.resident_gb, built=True)
+    folder = plain_checkpoint(name, spec.repo or name, spec.revision, settings)
+    if folder is None:
+        return None
+    # What a checkpoint of somebody's own takes: its files, and room for an answer.
+    size_gb = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+    return LocatedWriter(folder, spec.resident_gb or size_gb * 1.1 + 1.5)
+
+
+def resolve_writer(settings: Settings) -> LocatedWriter:
+    """The files of WAN_PROMPT_MODEL. Raises `ModelMissing` with what to do."""
+    located = locate_writer(settings)
+    if located is None:
+        name = settings.prompt_model
+        raise ModelMissing(
+            f"WAN_PROMPT_MODEL={name} is not on this machine. Fetch it with `python -m wan_engine "
+            f"download {name}`, name a folder, or set WAN_PROMPT_BACKEND to `auto` or `template`."
+        )
+    return located
+
+
+def plain_checkpoint(name: str, repo: str, revision: str | None, settings: Settings) -> Path | None:
+    """The folder of a complete transformers checkpoint: named itself, in WAN_MODELS_DIR, or in a
+    Hub cache."""
+    folders = [Path(name).expanduser(), settings.models_dir / name]
+    if repo.count("/") == 1:
+        snapshot = _snapshot(repo, revision, settings)
+        folders += [snapshot] if snapshot else []
+    complete = (
+        folder
+        for folder in folders
+        if (folder / "config.json").is_file() and not _missing_in(folder)
+    )
+    return next(complete, None)
+
+
+def download_writer(name: str, settings: Settings, on_file: Callable[[str], None]) -> Path:
+    """Fetch a prompt writer of the catalogue at its pinned revision into the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    spec = WRITERS[name]
+    if spec.repo is None:
+        return _built_writer(settings)
+    on_file(f"{spec.repo} at {spec.revision}")
+    with hub.translated(spec.repo):
+        snapshot_download(
+            spec.repo, revision=spec.revision, allow_patterns=list(_DOWNLOAD_PATTERNS)
+        )
+    return resolve_writer(settings.model_copy(update={"prompt_model": name})).folder
 
 
 def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> Located:
@@ -284,7 +351,7 @@ def download_classifier(
         repo, revision = (spec.repo or name, spec.revision) if spec else (name, None)
         on_file(f"{repo} at {revision or 'its newest revision'}")
         with hub.translated(repo):
-            snapshot_download(repo, revision=revision, allow_patterns=list(_CLASSIFIER_PATTERNS))
+            snapshot_download(repo, revision=revision, allow_patterns=list(_DOWNLOAD_PATTERNS))
     return resolve_classifier(name, kind, settings)
 
 
@@ -330,14 +397,23 @@ def quiet_libraries(*, bars: bool) -> None:
 def _built(name: str, settings: Settings) -> Path:
     from builder import tiny
 
+    return _in_cache(Path(f"tiny-{tiny.RECIPE}") / name, settings, partial(tiny.build, name))
+
+
+def _built_writer(settings: Settings) -> Path:
+    from builder import tiny_writer
+
+    return _in_cache(Path(f"tiny-writer-{tiny_writer.RECIPE}"), settings, tiny_writer.build)
+
+
+def _in_cache(name: Path, settings: Settings, build: Callable[[Path], Path]) -> Path:
     quiet_libraries(bars=False)
-    folder = f"tiny-{tiny.RECIPE}"
     try:
-        return tiny.build(name, settings.cache_dir.expanduser() / folder / name)
+        return build(settings.cache_dir.expanduser() / name)
     except OSError as error:
-        fallback = Path(tempfile.gettempdir()) / "wan_engine" / folder / name
+        fallback = Path(tempfile.gettempdir()) / "wan_engine" / name
         log.info("%s is not writable (%s); using %s", settings.cache_dir, error, fallback)
-        return tiny.build(name, fallback)
+        return build(fallback)
 
 
 def _snapshot(repo: str, revision: str | None, settings: Settings) -> Path | None:

@@ -1,0 +1,164 @@
+"""Prompt expansion: from the caller's words to a script, by a model or without one.
+
+Whatever a model answers, or does not, a job never fails of it: the template's text is used then,
+and the result says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from wan_engine import weights
+from wan_engine.catalog import WRITERS
+from wan_engine.control import Control
+from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded
+from wan_engine.prompts import template
+from wan_engine.prompts.local import LocalWriter
+from wan_engine.prompts.replies import shots_of
+from wan_engine.prompts.server import ServerWriter
+from wan_engine.prompts.task import Task, Writer, WriterFailed
+from wan_engine.schema import Script, ScriptShot, VideoRequest
+from wan_engine.settings import Settings
+
+Backend = Literal["openai", "transformers", "template"]
+
+log = logging.getLogger(__name__)
+text_log = logging.getLogger(f"{__name__}.text")
+"""What was written, apart, so that it can be silenced where prompts must not be in the log."""
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The script of a job. `text` is for people: empty where nothing was expanded."""
+
+    script: Script
+    text: str = ""
+    backend: Backend | None = None
+    warning: str | None = None
+
+    @classmethod
+    def none(cls, request: VideoRequest) -> Expansion:
+        """The caller's words as they are, in one shot."""
+        return cls(Script((ScriptShot(request.prompt, request.duration),)))
+
+
+class Expander:
+    """Expands prompts with one writer, or with the template alone. Safe from several threads."""
+
+    def __init__(
+        self, backend: Backend, reason: str, writer: Writer | None, seconds: float
+    ) -> None:
+        self.backend, self.reason = backend, reason
+        self._writer, self._seconds = writer, seconds
+
+    def load(self) -> None:
+        """Read the writer's weights now, so that the first job does not wait for them. Raises
+        `ConfigurationError` for files that cannot be read."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.load()
+        except Exception as error:
+            raise ConfigurationError(
+                f"The prompt writer could not be loaded ({type(error).__name__}). Fetch its files "
+                "again, or set WAN_PROMPT_BACKEND=template."
+            ) from error
+
+    def expand(self, request: VideoRequest, image: Image.Image, control: Control) -> Expansion:
+        """A script of the request's duration. Raises only `Cancelled` and `DeadlineExceeded`."""
+        task = Task.of(request)
+        started = time.monotonic()
+        backend, warning = self.backend, None
+        try:
+            shots = self._write(task, image, control)
+        except WriterFailed as failed:
+            log.warning("prompt expansion by %s failed: %s", self.backend, failed)
+            warning = f"Prompt expansion failed: {failed}. A template was used instead"
+            backend, shots = "template", template.expand(task)
+        text = _shown(shots)
+        log.info(
+            "prompt expanded by %s in %.1f s: %d characters to %d, %d shots",
+            backend,
+            time.monotonic() - started,
+            len(task.prompt),
+            len(text),
+            len(shots),
+        )
+        text_log.info("the prompt that is used: %s", text)
+        return Expansion(Script(shots), text, backend, warning)
+
+    def _write(self, task: Task, image: Image.Image, control: Control) -> tuple[ScriptShot, ...]:
+        control.checkpoint()
+        if self._writer is None:
+            return template.expand(task)
+        try:
+            return shots_of(self._writer.write(task, image, self._seconds, control), task)
+        except (Cancelled, DeadlineExceeded, WriterFailed):
+            raise
+        except Exception as error:
+            log.warning("the prompt writer broke", exc_info=True)
+            raise WriterFailed("the prompt writer broke") from error
+
+
+def open_expander(
+    settings: Settings,
+    device: str = "cpu",
+    spare_gb: float = 0.0,
+    turn: Callable[[Control], AbstractContextManager[None]] = lambda control: nullcontext(),
+) -> Expander:
+    """The expander that the settings mean on this machine.
+
+    `spare_gb` is the accelerator's memory that the video model leaves free at its peak. `turn`
+    gives the device to one job at a time. Raises `ConfigurationError` where a named backend lacks
+    what it needs.
+    """
+    backend, reason = choose(settings, device)
+    writer: Writer | None = None
+    if backend == "openai":
+        assert settings.prompt_url is not None
+        model = settings.prompt_model
+        served = WRITERS[model].repo if model in WRITERS else None
+        writer = ServerWriter(settings.prompt_url, served or model, settings.prompt_api_key)
+    elif backend == "transformers":
+        located = weights.resolve_writer(settings)
+        stays = device == "cpu" or spare_gb >= located.resident_gb
+        if device != "cpu":
+            reason += ", kept on the GPU" if stays else ", on the GPU for the time of an answer"
+        writer = LocalWriter(located.folder, device, stays=stays, turn=turn)
+    return Expander(backend, reason, writer, settings.prompt_seconds)
+
+
+def choose(settings: Settings, device: str) -> tuple[Backend, str]:
+    """The backend and why. `auto` is the first of: a server that is named, weights that are here
+    and have a GPU, the template. Raises `ConfigurationError`."""
+    if settings.prompt_backend == "openai" and not settings.prompt_url:
+        raise ConfigurationError("WAN_PROMPT_BACKEND is `openai`, and WAN_PROMPT_URL is not set.")
+    if settings.prompt_backend != "auto":
+        return settings.prompt_backend, "named by WAN_PROMPT_BACKEND"
+    if settings.prompt_url:
+        return "openai", "auto: WAN_PROMPT_URL is set"
+    located = weights.locate_writer(settings)
+    if located is None:
+        return "template", f"auto: no WAN_PROMPT_URL, and {settings.prompt_model} is not here"
+    # 512 tokens of a 4B model are minutes on a CPU.
+    if device == "cpu" and not located.built:
+        return "template", f"auto: {settings.prompt_model} is here, but no GPU to run it in time"
+    return "transformers", f"auto: {settings.prompt_model} is here"
+
+
+def _shown(shots: tuple[ScriptShot, ...]) -> str:
+    """One shot is its text; several have their times in front."""
+    if len(shots) == 1:
+        return shots[0].text
+    lines, start = [], 0
+    for number, shot in enumerate(shots, 1):
+        lines.append(f"Shot {number} ({start}-{start + shot.seconds} s): {shot.text}")
+        start += shot.seconds
+    return "\n".join(lines)

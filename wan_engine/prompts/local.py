@@ -1,0 +1,151 @@
+"""The writer on this machine: a Qwen-VL checkpoint with transformers.
+
+Without its processor class, which needs torchvision: the tokenizer and the image processor's PIL
+form do the same. Torch is imported when the weights are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from wan_engine import weights
+from wan_engine.control import Control
+from wan_engine.prompts.task import Task, WriterFailed, shrunk
+
+log = logging.getLogger(__name__)
+
+
+class LocalWriter:
+    """Implements `Writer` with the checkpoint in `folder`.
+
+    `stays`: the weights are kept on `device`; otherwise they wait in host memory and are moved
+    there for each answer. `turn` gives the device to one job at a time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        *,
+        stays: bool,
+        turn: Callable[[Control], AbstractContextManager[None]],
+    ) -> None:
+        self._folder, self._device, self._stays, self._turn = folder, device, stays, turn
+        self._parts: tuple[Any, Any, Any] | None = None
+
+    def load(self) -> None:
+        """The weights, read once."""
+        if self._parts is not None:
+            return
+        from transformers import (
+            AutoModelForImageTextToText,
+            AutoTokenizer,
+            Qwen2VLImageProcessorPil,
+        )
+
+        weights.quiet_libraries(bars=True)
+        started = time.monotonic()
+        tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        legacy = self._folder / "chat_template.json"  # where earlier processors kept it
+        if tokenizer.chat_template is None and legacy.is_file():
+            tokenizer.chat_template = json.loads(legacy.read_text("utf-8"))["chat_template"]
+        images = Qwen2VLImageProcessorPil.from_pretrained(self._folder, local_files_only=True)
+        model = AutoModelForImageTextToText.from_pretrained(
+            self._folder, dtype="auto", local_files_only=True
+        ).eval()
+        if self._stays:
+            model.to(self._device)
+        self._parts = tokenizer, images, model
+        log.info("the prompt writer was loaded in %.1f s", time.monotonic() - started)
+
+    def write(self, task: Task, image: Image.Image, seconds: float, control: Control) -> str:
+        """See `Writer.write`. Neither the first load nor the wait for the device counts."""
+        import torch
+
+        with self._turn(control):
+            self.load()
+            assert self._parts is not None
+            tokenizer, images, model = self._parts
+            with self._on_device(model), torch.inference_mode():
+                inputs = _inputs(task, image, tokenizer, images, model)
+                limit = _Limit(seconds, control)
+                tokens = model.generate(
+                    **{name: value.to(self._device) for name, value in inputs.items()},
+                    generation_config=_greedy(model, tokenizer, task.tokens_at_most),
+                    stopping_criteria=[limit],
+                )
+        if limit.expired:
+            raise WriterFailed(f"no answer within {seconds:g} seconds")
+        answer = tokens[0, inputs["input_ids"].shape[1] :]
+        return str(tokenizer.decode(answer, skip_special_tokens=True))
+
+    @contextmanager
+    def _on_device(self, model: Any) -> Iterator[None]:
+        if not self._stays:
+            model.to(self._device)
+        try:
+            yield
+        finally:
+            if not self._stays:
+                model.to("cpu")
+
+
+class _Limit:
+    """Asked after each token: raises when the job must end, stops when the time is up."""
+
+    def __init__(self, seconds: float, control: Control) -> None:
+        self._end, self._control = time.monotonic() + seconds, control
+        self.expired = False
+
+    def __call__(self, input_ids: Any, scores: Any, **ignored: Any) -> Any:
+        import torch
+
+        self._control.checkpoint()
+        self.expired = time.monotonic() >= self._end
+        return torch.full((len(input_ids),), self.expired, device=input_ids.device)
+
+
+def _inputs(
+    task: Task, image: Image.Image, tokenizer: Any, images: Any, model: Any
+) -> dict[str, Any]:
+    """What `Qwen3VLProcessor` would give: the image's place is filled with a token for each of its
+    merged patches, and marked as an image for the positions."""
+    pixels = images(images=[shrunk(image)], return_tensors="pt")
+    count = int(pixels["image_grid_thw"].prod()) // images.merge_size**2
+    content = [{"type": "image"}, {"type": "text", "text": task.wish}]
+    messages = [
+        {"role": "system", "content": task.instructions},
+        {"role": "user", "content": content},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    place = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    text = text.replace(place, place * count)
+    encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    ids = encoded["input_ids"]  # [1, tokens]
+    return {
+        "input_ids": ids,
+        "attention_mask": encoded["attention_mask"],
+        "mm_token_type_ids": (ids == model.config.image_token_id).int(),
+        "pixel_values": pixels["pixel_values"],
+        "image_grid_thw": pixels["image_grid_thw"],
+    }
+
+
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    """The same answer each time; a checkpoint's own configuration samples."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    pad = own.pad_token_id if own.pad_token_id is not None else tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad
+    )

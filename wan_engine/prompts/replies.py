@@ -1,0 +1,220 @@
+"""From a model's raw answer to shots that can be used, or a reason why not. Pure functions: the
+answer is a stranger's text."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from wan_engine.prompts.task import MIN_SHOT_SECONDS, Task, WriterFailed
+from wan_engine.schema import PROMPT_MAX_CHARACTERS, Framing, ScriptShot
+
+_REPLY_MAX_CHARACTERS = 20_000
+_CAMERA_MAX_CHARACTERS = 200
+_SHARE_THAT_COUNTS = 0.2  # a language is one of the wish's when it has this part of its letters
+_ECHO_CHARACTERS = 50  # this much of our own instructions in a row is no accident
+_LATER_FRAMINGS: tuple[Framing, ...] = ("closer", "detail")
+
+_THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
+_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+_MARKER = re.compile(
+    r"<\|[^<>]{0,40}\|>|</?s>|<(?:start|end)_of_turn>|</?think>|\[/?INST\]|<pad>|<unk>", re.I
+)
+# Only at the start: "She says: I can't stay" is a prompt.
+_REFUSAL = re.compile(
+    r"\W*(?:"
+    r"(?:i'm |im |i am |we are |we're )?(?:very |so |really )?sorry[,.!]? (?:but|i|we)\b"
+    r"|(?:i|we) (?:cannot|can't|can not|won't|will not|am not able|am unable|must decline)\b"
+    r"|i'm (?:unable|not able)\b|unable to (?:comply|assist|help)|as an ai\b"
+    r"|抱歉|对不起|很抱歉|我无法|我不能|作为(?:一个|一名)?(?:ai|人工智能)|無法|我無法"
+    r"|申し訳|죄송|lo siento|je suis désolé|es tut mir leid|извините|к сожалению"
+    r")",
+    re.I,
+)
+
+
+def shots_of(reply: str, task: Task) -> tuple[ScriptShot, ...]:
+    """The shots in a writer's answer, mended where that is honest: they have text in the wish's
+    language, and whole seconds that add up. Raises `WriterFailed` with what is wrong."""
+    found = _object(reply)
+    entries = found.get("shots") if task.multi else [found]
+    if not isinstance(entries, list) or not entries:
+        raise WriterFailed("the answer has no shots")
+    shots = [_entry(entry) for entry in entries]
+    for prompt, camera, _ in shots:
+        _check(f"{prompt} {camera}".strip(), task)
+    if not task.multi:
+        prompt, _, _ = shots[0]
+        return (ScriptShot(prompt, task.seconds),)
+    while len(shots) > task.shots_at_most:
+        shots = _merged(shots)
+    lengths = whole_seconds([weight for _, _, weight in shots], task.seconds)
+    return tuple(
+        ScriptShot(prompt, seconds, camera, framing(number))
+        for number, ((prompt, camera, _), seconds) in enumerate(zip(shots, lengths, strict=True))
+    )
+
+
+def framing(number: int) -> Framing:
+    """Of the shot of that number: the whole image first, then two that differ at every cut."""
+    return _LATER_FRAMINGS[(number - 1) % len(_LATER_FRAMINGS)] if number else "whole"
+
+
+def whole_seconds(weights: list[float], total: int) -> list[int]:
+    """Whole seconds in proportion to `weights`, each at least `MIN_SHOT_SECONDS`, that add up to
+    `total`: the largest remainders are rounded up. There must be room for all."""
+    spare = total - MIN_SHOT_SECONDS * len(weights)
+    assert spare >= 0, "more shots than the clip has room for"
+    wanted = [max(0.0, total * weight / sum(weights) - MIN_SHOT_SECONDS) for weight in weights]
+    scale = spare / sum(wanted) if sum(wanted) else 0.0
+    shares = [want * scale for want in wanted] if scale else [spare / len(weights)] * len(weights)
+    extra = [int(share + 1e-9) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda at: (extra[at] - shares[at], at))
+    for at in by_remainder[: spare - sum(extra)]:
+        extra[at] += 1
+    return [MIN_SHOT_SECONDS + more for more in extra]
+
+
+def cut_at_sentence(text: str, max_characters: int) -> str:
+    """`text`, or as many of its whole sentences as fit; words where not even one does."""
+    if len(text) <= max_characters:
+        return text
+    text = text[:max_characters]
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|[。！？]", text)]  # noqa: RUF001
+    if ends:
+        return text[: ends[-1]]
+    return text.rpartition(" ")[0] or text
+
+
+def languages(text: str) -> dict[str, float]:
+    """Scripts of the letters in `text` with their shares, by what a reader would call them.
+
+    Han beside kana is Japanese. A Han or Hangul sign counts as two letters, as it says about so
+    much more.
+    """
+    counts: Counter[str] = Counter()
+    for letter in filter(str.isalpha, text):
+        name = unicodedata.name(letter, "OTHER").split(maxsplit=1)[0]
+        name = {"FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA", "HIRAGANA": "KATAKANA"}.get(
+            name, name
+        )
+        counts[name] += 2 if name in ("CJK", "HANGUL") else 1
+    if counts["KATAKANA"] and counts["KATAKANA"] * 5 >= counts["CJK"]:
+        counts["KATAKANA"] += counts.pop("CJK", 0)
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items() if count}
+
+
+def _object(reply: str) -> dict[str, Any]:
+    """The JSON object in an answer: alone, in a fence, after thoughts or among chatter."""
+    text = _THOUGHT.sub("", reply).strip()
+    if not text:
+        raise WriterFailed("the answer is empty")
+    if len(text) > _REPLY_MAX_CHARACTERS:
+        raise WriterFailed("the answer is too long")
+    for start in [match.start() for match in re.finditer(r"\{", text)][:20]:
+        for found in _readings(text[start:]):
+            if isinstance(found, dict) and ("prompt" in found or "shots" in found):
+                return found
+    if _refuses(text):
+        raise WriterFailed("the model refused")
+    raise WriterFailed("the answer is not the JSON that was asked for")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What the object at the start of `text` may mean: as it is, without trailing commas, and as
+    Python would write it, with single quotes."""
+    decoder = json.JSONDecoder(strict=False)  # raw line breaks in a string are what models write
+    for candidate in (text, _TRAILING_COMMA.sub(r"\1", text)):
+        try:
+            yield decoder.raw_decode(candidate)[0]
+        except (ValueError, RecursionError):
+            continue
+    end = text.rfind("}") + 1
+    if "\\" not in text:  # Python's escapes are not JSON's
+        try:
+            yield ast.literal_eval(text[:end])
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return
+
+
+def _entry(entry: Any) -> tuple[str, str, float]:
+    """Prompt, camera and the wanted length of one shot."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+        raise WriterFailed("the answer has a shot without a prompt")
+    camera = entry.get("camera")
+    camera = _spaced(camera) if isinstance(camera, str) else ""
+    if len(camera) > _CAMERA_MAX_CHARACTERS:
+        camera = cut_at_sentence(camera, _CAMERA_MAX_CHARACTERS)
+    return _sentence(_spaced(entry["prompt"])), _sentence(camera), _weight(entry.get("seconds"))
+
+
+def _spaced(text: str) -> str:
+    """One line, and only what every tokenizer takes: no control signs, no half surrogates."""
+    text = text.encode("utf-8", "ignore").decode("utf-8")
+    kept = (" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
+    return " ".join("".join(kept).split())
+
+
+def _sentence(text: str) -> str:
+    """With a full stop of its own kind, as another sentence follows."""
+    if not text or not text[-1].isalnum():
+        return text
+    return text + ("。" if unicodedata.name(text[-1], "").startswith("CJK") else ".")
+
+
+def _weight(seconds: object) -> float:
+    """The length that was wanted, as a positive number; 3 where it says nothing of use."""
+    if isinstance(seconds, str):
+        number = re.search(r"\d{1,4}(?:\.\d{1,4})?", seconds)
+        seconds = float(number.group()) if number else 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return 3.0
+    if isinstance(seconds, float) and not math.isfinite(seconds):
+        return 3.0
+    return float(min(seconds, 1000)) if seconds > 0 else 3.0
+
+
+def _check(text: str, task: Task) -> None:
+    """Raise `WriterFailed` for text that must not become a prompt."""
+    if not any(map(str.isalnum, text)):
+        raise WriterFailed("the answer is empty")
+    if len(text) > PROMPT_MAX_CHARACTERS:
+        raise WriterFailed(f"the answer is longer than {PROMPT_MAX_CHARACTERS} characters")
+    if _refuses(text) and not _refuses(task.prompt):
+        raise WriterFailed("the model refused")
+    if _MARKER.search(text):
+        raise WriterFailed("the answer has a model's control tokens in it")
+    if _echoes(text, task.instructions) or '{"' in text or text.startswith("<at most"):
+        raise WriterFailed("the answer repeats the instructions")
+    asked, got = languages(task.prompt), languages(text)
+    if asked and got:
+        most = max(got, key=lambda name: got[name])
+        if asked.get(most, 0) < _SHARE_THAT_COUNTS:
+            raise WriterFailed("the answer is in another language")
+
+
+def _refuses(text: str) -> bool:
+    return _REFUSAL.match(text.replace("\u2019", "'")) is not None
+
+
+def _echoes(text: str, instructions: str) -> bool:
+    instructions = " ".join(instructions.split())
+    ends = range(_ECHO_CHARACTERS, len(text) + 1, 10)
+    return any(text[end - _ECHO_CHARACTERS : end] in instructions for end in ends)
+
+
+def _merged(shots: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    """One shot fewer: the two neighbours that are shortest together become one."""
+    pairs = range(len(shots) - 1)
+    at = min(pairs, key=lambda index: shots[index][2] + shots[index + 1][2])
+    (first, camera, one), (second, _, other) = shots[at], shots[at + 1]
+    room = PROMPT_MAX_CHARACTERS - len(camera) - 1
+    joined = cut_at_sentence(f"{first} {second}", room)
+    return [*shots[:at], (joined, camera, one + other), *shots[at + 2 :]]
