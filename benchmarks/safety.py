@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python benchmarks/safety.py --threads 2 --repeats 3",
+        epilog="example: python benchmarks/safety.py --threads 1 --repeats 3",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--repeats", type=int, default=3, help="of each; the median is told")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wan_engine.acceleration import Gpu, Recipe, choose, detect, fits, leaner, spare_gb
+from wan_engine.acceleration import Gpu, Recipe, beside, choose, detect, fits, leaner, spare_gb
 from wan_engine.catalog import CATALOG, ModelSpec
 
 CARDS = [
@@ -150,3 +150,28 @@ def test_what_the_model_leaves_free_is_told(gpu: Gpu | None, spare: float) -> No
     spec = CATALOG["wan2.2-i2v-a14b"]
     recipe, _ = choose(spec, gpu, "auto")
     assert spare_gb(spec, gpu, recipe) == pytest.approx(spare)
+
+
+@pytest.mark.parametrize(
+    ("total_gb", "capability", "expected"),
+    [
+        (141, (9, 0), "cuda"),
+        (90, (9, 0), "cuda"),
+        (89.9, (9, 0), "cpu"),  # the model's 88 GB and not 2 more
+        (80, (8, 0), "cpu"),  # one network at a time
+        (300, (7, 5), "cpu"),  # no bfloat16
+    ],
+)
+def test_small_models_are_beside_a_model_only_where_both_fit(
+    total_gb: float, capability: tuple[int, int], expected: str
+) -> None:
+    spec = CATALOG["wan2.2-i2v-a14b"]
+    gpu = Gpu("card", total_gb, capability)
+    recipe, _ = choose(spec, gpu, "auto")
+    assert beside(spec, gpu, recipe) == expected
+
+
+def test_small_models_are_on_the_cpu_without_a_gpu() -> None:
+    spec = CATALOG["wan-tiny"]
+    recipe, _ = choose(spec, None, "cpu")
+    assert beside(spec, None, recipe) == "cpu"

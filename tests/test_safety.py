@@ -24,7 +24,12 @@ from PIL import Image
 
 from builder import tiny
 from wan_engine import Control, Engine, Settings, VideoRequest, data_uri, weights
-from wan_engine.catalog import CATALOG, GUARD_CATEGORIES, GUARD_VERDICTS, ClassifierSpec
+from wan_engine.catalog import (
+    CATALOG,
+    GUARD_CATEGORIES,
+    GUARD_VERDICTS,
+    ClassifierSpec,
+)
 from wan_engine.errors import (
     Cancelled,
     ConfigurationError,
@@ -227,7 +232,7 @@ def attentive(copied: Copied) -> PromptGuard:
     )
     config.layer_types = None
     config = Qwen3Config(
-        **{**config.to_dict(), "layer_types": None, "initializer_range": 0.5, "hidden_size": 48}
+        **{**config.to_dict(), "layer_types": None, "initializer_range": 0.2, "hidden_size": 48}
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return guard_in(folder)
@@ -249,6 +254,45 @@ def test_probabilities_are_those_of_plain_teacher_forcing(attentive: PromptGuard
         assert ours == pytest.approx(plain.tolist(), abs=1e-4)
         assert cache.get_seq_length() == length
         assert all(0 < share < 1 for share in more)
+
+
+def test_a_hit_adds_up_every_flagged_pair_of_verdict_and_category(
+    attentive: PromptGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = attentive
+    before = guard._before + guard.tokens("a cat") + guard._after
+    # As in the catalogue, with categories of one token, which are all that random weights expect.
+    flagged = {
+        "Safe": frozenset[str](),
+        "Unsafe": frozenset(GUARD_CATEGORIES) - {"Violent"},
+        "Controversial": frozenset({"None"}),
+    }
+    monkeypatch.setattr("wan_engine.safety.GUARD_FLAGGED", flagged)
+
+    def shares(ids: list[int], labels: tuple[str, ...]) -> list[float]:
+        return (
+            torch.tensor([forced(guard, ids, f" {label}") for label in labels]).softmax(0).tolist()
+        )
+
+    def asked(verdict: str) -> list[int]:
+        return before + guard._ids(f" {verdict}\nCategories:")
+
+    def continued(verdict: str) -> float:
+        ids = asked(verdict) + guard._ids(" Violent")
+        ends = torch.tensor([guard._comma, *guard._ends])
+        with torch.inference_mode():
+            logits = guard._model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+        return float(logits[ends].softmax(0)[0])
+
+    likely = dict(zip(GUARD_VERDICTS, shares(before, GUARD_VERDICTS), strict=True))
+    unsafe, other = (
+        dict(zip(GUARD_CATEGORIES, shares(asked(verdict), GUARD_CATEGORIES), strict=True))
+        for verdict in ("Unsafe", "Controversial")
+    )
+    alone = unsafe["Violent"] * (1 - continued("Unsafe"))
+    parts = (likely["Unsafe"] * (1 - alone), likely["Controversial"] * other["None"])
+    assert min(*parts, alone) > 0.01, "each part must be seen in the sum"
+    assert guard.verdict("a cat", lambda: None).probability == pytest.approx(sum(parts), abs=1e-4)
 
 
 def test_the_same_prompt_has_the_same_verdict_after_others(attentive: PromptGuard) -> None:
