@@ -173,6 +173,11 @@ def refusal(url: str, limits: object = LOCAL) -> str:
     return caught.value.why
 
 
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "_AGAIN_SECONDS", (0.0, 0.0))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
     """The SDK's import takes longer than some limits below."""
@@ -280,6 +285,56 @@ def test_refused_connection(names: Names) -> None:
     assert refusal(f"http://127.0.0.1:{port}/") == "the connection failed"
     names["media.test"] = ["127.0.0.1", "127.0.0.3", "::1"]
     assert refusal(f"http://media.test:{port}/") == "the connection failed"
+
+
+def in_turn(*answers: bytes) -> Callable[[socket.socket], None]:
+    """A route with another answer each time."""
+    left = iter(answers)
+    return lambda connection: connection.sendall(next(left))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        http(b"no", "503 Busy"), http(b"no", "429 Later"), http(b"no", "500 Oh"), b"",
+        http(b"abc", Content_Length="9"), chunked(b"abc")[:-5],
+    ],
+)  # fmt: skip
+def test_what_may_pass_is_asked_again(server: Server, broken: bytes) -> None:
+    server.routes["/"] = in_turn(broken, broken, http(b"at last"))
+    assert fetch(server.url) == b"at last" and server.connections == 3
+    server.routes["/"] = in_turn(broken, broken, broken, http(b"too late"))
+    refusal(server.url)
+    assert server.connections == 6
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "403 No", "410 Gone", "401 Who", "501 What"])
+def test_what_will_not_change_is_asked_once(server: Server, status: str) -> None:
+    server.routes["/"] = http(b"no", status)
+    refusal(server.url)
+    assert server.connections == 1
+
+
+def test_a_cancel_ends_the_wait_for_another_try(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_AGAIN_SECONDS", (60.0,))
+    server.routes["/"] = http(b"no", "503 Busy")
+    control = Control()
+    threading.Timer(0.2, control.cancel).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        fetch(server.url, control=control)
+    assert time.monotonic() - started < 2
+
+
+def test_the_wait_for_another_try_counts_against_the_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_AGAIN_SECONDS", (60.0,))
+    server.routes["/"] = http(b"no", "503 Busy")
+    limits = FetchLimits(max_bytes=100, seconds=0.3, allow_private=True)
+    assert refusal(server.url, limits) == "the download took longer than 0.3 seconds"
 
 
 def test_connection_is_closed_where_urllib3_forgets_it(server: Server) -> None:

@@ -11,6 +11,7 @@ import base64
 import ipaddress
 import logging
 import queue
+import random
 import socket
 import threading
 import time
@@ -31,6 +32,8 @@ _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONNECT_SECONDS = 10.0  # an address that swallows packets must leave time for the next one
 _POLL_SECONDS = 0.05
+_AGAIN_SECONDS = (0.5, 1.5)  # waits before the second and the third try, halved at random
+_BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"User-Agent": "wan-engine", "Accept": "*/*", "Accept-Encoding": "identity"}
 _BAD_URL = "the URL is not valid"
@@ -60,6 +63,10 @@ class FetchLimits:
 
 class _Refused(Exception):
     """The text is for the caller."""
+
+
+class _Broken(_Refused):
+    """What may be over in a moment: asked again."""
 
 
 def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> bytes:
@@ -165,6 +172,12 @@ class _Line:
             raise _Refused(f"the download took longer than {self._seconds:g} seconds")
         return left
 
+    def wait(self, seconds: float) -> None:
+        """As long as there is time, and not past a cancel."""
+        end = time.monotonic() + seconds
+        while (rest := end - time.monotonic()) > 0:
+            time.sleep(min(_POLL_SECONDS, rest, self.left()))
+
     def connect(self, ip: str, port: int, timeout: float | None) -> socket.socket:
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         connection = socket.socket(family, socket.SOCK_STREAM)
@@ -206,7 +219,7 @@ class _Line:
 
 
 @contextmanager
-def _told_as(why: str, line: _Line) -> Iterator[None]:
+def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator[None]:
     """Whatever fails in here is told as `why`, unless it failed because the line was cut."""
     from requests.exceptions import ContentDecodingError, SSLError
     from urllib3.exceptions import HTTPError
@@ -216,11 +229,11 @@ def _told_as(why: str, line: _Line) -> Iterator[None]:
     except (OSError, ValueError, HTTPException, HTTPError) as error:
         line.left()
         if isinstance(error, SSLError):
-            why = "the secure connection failed"
+            why, kind = "the secure connection failed", _Refused
         elif isinstance(error, ContentDecodingError):
-            why = "the server's answer could not be decoded"
+            why, kind = "the server's answer could not be decoded", _Refused
         log.info("%s: %s", why, _cause(error))
-        raise _Refused(why) from None
+        raise kind(why) from None
 
 
 def _cause(error: BaseException | None) -> str:
@@ -240,15 +253,25 @@ def _download(url: str, limits: FetchLimits, control: Control) -> bytes:
 
     line = _Line(limits.seconds, control)
     with closing(line), control.watch(line.cut, limits.seconds):
-        for _ in range(_MAX_REDIRECTS + 1):
-            response = _ask(url, limits, line)
-            with closing(response.connection), closing(response):
-                line.left()
-                location = response.headers.get("Location")
-                if response.status_code not in _REDIRECTS or not location:
-                    return _body(response, limits, line)
-                with _told_as(_BAD_URL, line):
-                    url = urljoin(response.url, location.encode("latin-1").decode())
+        for wait_seconds in _AGAIN_SECONDS:
+            try:
+                return _follow(url, limits, line)
+            except _Broken as broken:
+                log.info("asked again: %s", broken)
+            line.wait(wait_seconds * random.uniform(0.5, 1))
+        return _follow(url, limits, line)
+
+
+def _follow(url: str, limits: FetchLimits, line: _Line) -> bytes:
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = _ask(url, limits, line)
+        with closing(response.connection), closing(response):
+            line.left()
+            location = response.headers.get("Location")
+            if response.status_code not in _REDIRECTS or not location:
+                return _body(response, limits, line)
+            with _told_as(_BAD_URL, line):
+                url = urljoin(response.url, location.encode("latin-1").decode())
     raise _Refused("too many redirects")
 
 
@@ -266,7 +289,7 @@ def _ask(url: str, limits: FetchLimits, line: _Line) -> Any:
     if not host:
         raise _Refused(_BAD_URL)
     addresses = _addresses(host, limits, line)
-    with _told_as("the connection failed", line):
+    with _told_as("the connection failed", line, _Broken):
         for number, ip in enumerate(addresses):
             left = line.left()
             connect = min(_CONNECT_SECONDS, left / (len(addresses) - number))
@@ -337,10 +360,11 @@ def _body(response: Any, limits: FetchLimits, line: _Line) -> bytes:
     from runpod.serverless.utils.rp_ssrf import SSRFError, iter_content_capped
 
     if response.status_code != 200:
-        raise _Refused(f"the server answered {response.status_code}")
+        kind = _Broken if response.status_code in _BUSY_STATUSES else _Refused
+        raise kind(f"the server answered {response.status_code}")
     if (response.raw.length_remaining or 0) > limits.max_bytes:
         raise _too_large(limits)
-    with _told_as("the connection was closed before the end of the file", line):
+    with _told_as("the connection was closed before the end of the file", line, _Broken):
         try:
             body = b"".join(iter_content_capped(response, _CHUNK_BYTES, limits.max_bytes))
         except SSRFError:
