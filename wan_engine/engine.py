@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from PIL import Image
 
@@ -23,6 +23,8 @@ from wan_engine.families import load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.images import ImageLimits, fit, open_image
+from wan_engine.media.retime import Between, blend, choose, retime
+from wan_engine.media.rife import Rife
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
@@ -68,15 +70,18 @@ class Engine:
         )
         self.spec = with_overrides(self.located.spec, settings)
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
+        self.interpolation, self.interpolation_reason = choose(settings)
         self.storage = open_storage(settings)
         self._device = threading.Lock()
         self._family: Family | None = None
+        self._rife: Rife | None = None
 
     def load(self) -> Family:
         """The weights, read once. Raises `OutOfMemory` when no recipe gets them onto the device."""
         if self._family is None:
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
+            log.info("frames between by %s (%s)", self.interpolation, self.interpolation_reason)
             clear_abandoned(self.settings)
             self._family = self._or_leaner(self._load)
         return self._family
@@ -97,7 +102,8 @@ class Engine:
         memory.reset_peaks()
         with job_folder(self.settings) as folder:
             media, script = self.prepare(request, folder, control)
-            limits = PlanLimits(frame=self.settings.frame)
+            fps = self.settings.fps
+            limits = PlanLimits(self.settings.frame, None if fps == "native" else fps)
             plan = make_plan(request, script, media, self.spec, limits)
             video = self.render(request, plan, media, folder, control)
             result = self.publish(request, plan, media, video, control)
@@ -140,7 +146,8 @@ class Engine:
             control.enter("load")
             family = self.load()
             # A generator that an error's traceback keeps would clear the VAE under the next job.
-            with closing(self._frames(family, plan, media.image, negative, control)) as frames:
+            source = self._frames(family, plan, media.image, negative, control)
+            with closing(self._finished(source, plan, control)) as frames:
                 return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control):
@@ -223,14 +230,31 @@ class Engine:
                 done_steps += steps
                 skip, keep = segment.skip, segment.keep
                 for chunk in family.decode(latents):
-                    control.progress("decode", decoded, plan.frames)
+                    control.progress("decode", decoded, plan.source_frames)
                     shown = chunk[skip : skip + keep]
                     skip, keep = max(0, skip - len(chunk)), keep - len(shown)
                     decoded += len(shown)
                     if len(shown):
                         yield shown
+                        control.enter("decode")
                 start = Image.fromarray(chunk[-1])  # where the next segment begins
         control.progress("encode", 0, 1)
+
+    def _finished(
+        self, frames: Generator[Frames, None, None], plan: Plan, control: Control
+    ) -> Generator[Frames, None, None]:
+        """The model's frames as the clip has them. Closes them when it is closed."""
+        if plan.fps != plan.source_fps:
+            frames = retime(frames, plan, self._between(), control)
+        return frames
+
+    def _between(self) -> Between | Literal["mci"]:
+        if self.interpolation != "rife":
+            return "mci" if self.interpolation == "mci" else blend
+        if self._rife is None:
+            assert self.settings.rife_weights is not None, "checked at start"
+            self._rife = Rife(self.settings.rife_weights, self.recipe.device)
+        return self._rife.between
 
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
         return FetchLimits(
