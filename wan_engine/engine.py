@@ -20,10 +20,10 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families import load_family
+from wan_engine.media import retime, upscale
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.images import ImageLimits, fit, open_image
-from wan_engine.media.retime import Between, blend, choose, retime
 from wan_engine.media.rife import Rife
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.plan import PlanLimits, make_plan
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_FULL_AREA = 1920 * 1088  # 1080p in sides that are multiples of 16
 _POLL_SECONDS = 0.1
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
 
@@ -70,11 +71,13 @@ class Engine:
         )
         self.spec = with_overrides(self.located.spec, settings)
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
-        self.interpolation, self.interpolation_reason = choose(settings)
+        self.interpolation, self.interpolation_reason = retime.choose(settings)
+        self.upscaling, self.upscaling_reason = upscale.choose(settings)
         self.storage = open_storage(settings)
         self._device = threading.Lock()
         self._family: Family | None = None
         self._rife: Rife | None = None
+        self._upscaler: upscale.Upscaler | None = None
 
     def load(self) -> Family:
         """The weights, read once. Raises `OutOfMemory` when no recipe gets them onto the device."""
@@ -82,6 +85,7 @@ class Engine:
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
             log.info("frames between by %s (%s)", self.interpolation, self.interpolation_reason)
+            log.info("larger pictures by %s (%s)", self.upscaling, self.upscaling_reason)
             clear_abandoned(self.settings)
             self._family = self._or_leaner(self._load)
         return self._family
@@ -147,8 +151,9 @@ class Engine:
             family = self.load()
             # A generator that an error's traceback keeps would clear the VAE under the next job.
             source = self._frames(family, plan, media.image, negative, control)
-            with closing(self._finished(source, plan, control)) as frames:
-                return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
+            stream, shown = self._finished(source, plan, control)
+            with closing(stream) as frames:
+                return encode(frames, shown, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control):
             return self._or_leaner(once)
@@ -202,7 +207,7 @@ class Engine:
             "cost": str(cost(request.size, request.duration, self.settings.prices)),
             "seed": plan.seed,
             "model": self.spec.name,
-            "warnings": self._warnings(request, media),
+            "warnings": self._warnings(request, plan, media),
         }
         url = self.storage.put(video.path, control.job_id, record, control)
         control.enter(None)
@@ -242,18 +247,33 @@ class Engine:
 
     def _finished(
         self, frames: Generator[Frames, None, None], plan: Plan, control: Control
-    ) -> Generator[Frames, None, None]:
-        """The model's frames as the clip has them. Closes them when it is closed."""
+    ) -> tuple[Generator[Frames, None, None], Plan]:
+        """The model's frames as the clip has them, and the plan by which they are encoded. Closes
+        what it was given when it is closed."""
+        if self._enlarges(plan):
+            frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
+            plan = upscale.upscaled(plan)
         if plan.fps != plan.source_fps:
-            frames = retime(frames, plan, self._between(), control)
-        return frames
+            frames = retime.retime(frames, plan, self._between(), control)
+        return frames, plan
 
-    def _between(self) -> Between | Literal["mci"]:
+    def _enlarges(self, plan: Plan) -> bool:
+        return self.upscaling in ("realesrgan", "kandinsky-sr") and upscale.is_larger(plan)
+
+    def _load_upscaler(self) -> upscale.Upscaler:
+        if self._upscaler is None:
+            assert self.settings.upscale_weights is not None, "checked at start"
+            weights = self.settings.upscale_weights
+            self._upscaler = upscale.load(self.upscaling, weights, self.recipe.device)
+        return self._upscaler
+
+    def _between(self) -> retime.Between | Literal["mci"]:
         if self.interpolation != "rife":
-            return "mci" if self.interpolation == "mci" else blend
+            return "mci" if self.interpolation == "mci" else retime.blend
         if self._rife is None:
             assert self.settings.rife_weights is not None, "checked at start"
             self._rife = Rife(self.settings.rife_weights, self.recipe.device)
+        self._rife.forget()
         return self._rife.between
 
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
@@ -263,8 +283,14 @@ class Engine:
             allow_private=self.settings.allow_private_urls,
         )
 
-    def _warnings(self, request: VideoRequest, media: Media) -> list[str]:
+    def _warnings(self, request: VideoRequest, plan: Plan, media: Media) -> list[str]:
         warnings = []
+        blended = self.interpolation == "blend" and self.settings.interpolation == "auto"
+        if blended and plan.fps != plan.source_fps:
+            warnings.append(
+                f"Frames between the model's {plan.source_fps} a second are means of two: "
+                "moving edges are double"
+            )
         if self.spec.built:
             warnings.append(
                 f"{self.spec.name} has random weights: the clip shows texture, not the image"
@@ -277,12 +303,23 @@ class Engine:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
 
+    def _made_by(self, plan: Plan) -> str:
+        """What is not the model's own in the clip, for the log."""
+        parts = []
+        if upscale.is_larger(plan):
+            how = self.upscaling if self._enlarges(plan) else "lanczos"
+            parts.append(f", {plan.crop_width}x{plan.crop_height} enlarged by {how}")
+        if plan.fps != plan.source_fps:
+            parts.append(f", from {plan.source_fps} fps by {self.interpolation}")
+        return "".join(parts)
+
     def _log_summary(
         self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control
     ) -> None:
         stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
         log.info(
-            "job %s: %s %ds %dx%d seed %d model %s, %d frames, %d bytes; %s; peak memory %s",
+            "job %s: %s %ds %dx%d seed %d model %s, %d frames at %d fps%s, %d bytes; %s; "
+            "peak memory %s",
             control.job_id,
             request.size,
             request.duration,
@@ -291,6 +328,8 @@ class Engine:
             plan.seed,
             self.spec.name,
             video.frames,
+            plan.fps,
+            self._made_by(plan),
             video.bytes,
             stages,
             ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
@@ -324,7 +363,7 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
         "guidance_scale": settings.guidance_scale,
         "guidance_scale_2": settings.guidance_scale_2,
         "flow_shift": settings.flow_shift,
-        "max_area": settings.render_area,
+        "max_area": settings.render_area or (_FULL_AREA if settings.upscale == "native" else None),
     }
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
     spec = replace(spec, **given)

@@ -14,11 +14,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed
 from wan_engine.media.retime import Between, blend, choose, retime
+from wan_engine.media.rife import Rife
 from wan_engine.media.video import Frames
 from wan_engine.plan import frames_to_cover
 from wan_engine.schema import Plan, Segment, Shot
@@ -347,7 +349,8 @@ count = int(sys.argv[1])
 shot = Shot("", (Segment(0, 16 * count + 1, 0, 16 * count + 1),), 30 * count)
 plan = Plan(*(1920, 1080) * 3, 30, 30 * count, 0, (shot,), 16)
 before = kib("VmRSS")
-assert sum(len(chunk) for chunk in retime(frames(16 * count + 1), plan, blend, Control())) == 30 * count
+made = retime(frames(16 * count + 1), plan, blend, Control())
+assert sum(len(chunk) for chunk in made) == 30 * count
 print(kib("VmHWM") - before)
 """
 
@@ -358,3 +361,53 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
         command = [sys.executable, "-c", _FIFTEEN_SECONDS, seconds]
         done = subprocess.run(command, capture_output=True, check=True, timeout=120)
         assert int(done.stdout) < 20 * frame_kib  # a frame in float32 is four
+
+
+# --- RIFE, where ccvfi is installed --------------------------------------------------------------
+
+
+@pytest.fixture
+def rife_weights(tmp_path: Path) -> Path:
+    """The network with random weights, in the file's layout."""
+    pytest.importorskip("ccvfi")
+    from ccvfi.arch import IFNet
+
+    torch.manual_seed(0)
+    weights = {f"module.{name}": tensor for name, tensor in IFNet().state_dict().items()}
+    torch.save(weights, tmp_path / "rife.pkl")
+    return tmp_path / "rife.pkl"
+
+
+def test_rife_makes_frames_of_any_size_between(rife_weights: Path) -> None:
+    assert choose(Settings(rife_weights=rife_weights))[0] == "rife"
+    network = Rife(rife_weights, "cpu")
+    shown = run(
+        plan(1, width=70, height=56), [bar(index, 70, 56) for index in range(17)], network.between
+    )
+    assert shown.shape == (30, 56, 70, 3)
+    assert (shown[15] == bar(8, 70, 56)).all()
+    assert (shown[14] != shown[15]).any()
+
+
+def test_rife_between_two_equal_frames_is_that_frame(rife_weights: Path) -> None:
+    """Whatever it takes for motion in a plain picture, the picture stays; so does its edge."""
+    made = Rife(rife_weights, "cpu").between(grey(99), grey(99), 0.4)
+    assert made.shape == (HEIGHT, WIDTH, 3)
+    assert (made == 99).all()
+
+
+def test_rife_keeps_no_grids_of_sizes_that_have_passed(rife_weights: Path) -> None:
+    from ccvfi.arch.arch_utils.warplayer import backwarp_tenGrid
+
+    network = Rife(rife_weights, "cpu")
+    network.between(grey(0), grey(9), 0.5)
+    assert backwarp_tenGrid
+    network.forget()
+    assert not backwarp_tenGrid
+
+
+@pytest.mark.parametrize("content", [{}, {"module.weight": 1}, [1, 2]], ids=str)
+def test_a_file_that_is_not_rife_is_refused(rife_weights: Path, content: Any) -> None:
+    torch.save(content, rife_weights)
+    with pytest.raises(ConfigurationError, match="does not hold RIFE"):
+        Rife(rife_weights, "cpu")

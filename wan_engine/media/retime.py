@@ -76,9 +76,9 @@ def retime(
     `frames` are not as many as planned.
     """
     rate = _Rate(plan.source_fps, plan.fps)
-    with closing(_one_by_one(frames)) as source:
+    with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
-            own = _of_shot(source, shot)
+            own = of_shot(source, shot)
             if method == "mci":
                 yield from _motion_compensated(own, shot.frames, rate, control)
             else:
@@ -109,7 +109,7 @@ class _Rate:
         return Fraction(self.source_fps, self.fps)
 
 
-def _one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
+def one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
     """Each frame by itself; closes `frames`, if it is a generator, when it is closed."""
     try:
         for chunk in frames:
@@ -119,7 +119,8 @@ def _one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
             frames.close()
 
 
-def _of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
+def of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
+    """The frames of `shot`, which are next in `source`. Raises `EncodeFailed` if they end early."""
     count = 0
     for frame in islice(source, shot.source_frames):
         count += 1
