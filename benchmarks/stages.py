@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import ctypes
+import gc
 import io
 import json
 import os
@@ -95,12 +97,15 @@ def _request(size: str, seconds: int) -> VideoRequest:
 def peak_memory() -> Iterator[dict[str, float]]:
     """Most MiB over what is held now, of this process with its children and of those alone."""
     peak, done = {"all": 0.0, "children": 0.0}, threading.Event()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # what the last job freed is not held by the model
+        ctypes.CDLL(None).malloc_trim(0)
     before = _resident_mib(os.getpid())
 
     def sample() -> None:
         while not done.wait(_SAMPLE_SECONDS):
             children = sum(_resident_mib(child) for child in _children())
-            own = _resident_mib(os.getpid()) - before
+            own = max(0, _resident_mib(os.getpid()) - before)
             peak["children"] = max(peak["children"], children)
             peak["all"] = max(peak["all"], own + children)
 

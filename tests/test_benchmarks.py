@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import media_path
+from benchmarks import media_path, stages
 
 
 def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
@@ -33,3 +33,21 @@ def test_the_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         media_path.main(["--help"])
     assert ended.value.code == 0
     assert "example: python benchmarks/media_path.py" in capsys.readouterr().out
+
+
+def test_a_whole_job_is_measured_stage_by_stage(tiny_cache: Path) -> None:
+    values = {"model": "wan-tiny", "render_area": 1024, "preset": "superfast"}
+    line = stages.measure("1280*720", 5, {**values, "cache_dir": tiny_cache})
+    assert {"denoise", "decode", "interpolate", "encode"} <= set(line["stages"])
+    assert sum(line["stages"].values()) == pytest.approx(line["seconds"], rel=0.1, abs=0.2)
+    assert 0 < line["of_it_ffmpeg_mib"] <= line["host_peak_mib"] < 2500
+    assert (line["fps"], line["interpolation"], line["upscale"]) == (30, "mci", "lanczos")
+
+
+def test_growth_is_from_the_shortest_to_the_longest() -> None:
+    rows = [
+        {"size": "720", "duration": duration, "seconds": seconds, "host_peak_mib": peak}
+        for duration, seconds, peak in ((5, 10.0, 100), (15, 30.0, 110), (10, 20.0, 200))
+    ]
+    grown = {"720": {"duration": 3.0, "seconds": 3.0, "host_peak": 1.1}}
+    assert stages.growth(rows) == {"growth": grown}

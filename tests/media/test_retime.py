@@ -19,7 +19,7 @@ from PIL import Image
 
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed
-from wan_engine.media.retime import Between, blend, choose, retime
+from wan_engine.media.retime import Between, _windows_at_once, blend, choose, retime
 from wan_engine.media.rife import Rife
 from wan_engine.media.video import Frames
 from wan_engine.plan import frames_to_cover
@@ -361,6 +361,17 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
         command = [sys.executable, "-c", _FIFTEEN_SECONDS, seconds]
         done = subprocess.run(command, capture_output=True, check=True, timeout=120)
         assert int(done.stdout) < 20 * frame_kib  # a frame in float32 is four
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "most"), [(256, 144, 64), (1280, 720, 4), (1920, 1080, 2), (3840, 2160, 1)]
+)
+def test_windows_at_work_are_limited_by_their_memory(
+    width: int, height: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    window = np.lib.stride_tricks.as_strided(grey(0), (9, height, width, 3), (0, 0, 0, 1))
+    assert _windows_at_once(window, 15) == most
 
 
 # --- RIFE, where ccvfi is installed --------------------------------------------------------------

@@ -96,6 +96,7 @@ def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Work
         **plane.environment(),
         "WAN_MODEL": "wan-tiny",
         "WAN_RENDER_AREA": "3072",
+        "WAN_FPS": "native",
         "WAN_PRESET": "superfast",
         "WAN_STORAGE": "local",
         "WAN_OUTPUT_DIR": str(folder / "outputs"),

@@ -41,7 +41,8 @@ Between = Callable[[Frame, Frame, float], Frame]
 _SENTENCE = "The clip could not be encoded"
 _STAGE = "interpolate"
 _WINDOW_FRAMES = 4  # at least; ffmpeg takes 50 ms to start and then 200 a frame of 720p
-_WORKING_BYTES = 600 * 10**6  # raw frames of all windows at work
+_FILTER_BYTES_A_PIXEL = 290  # 32 vectors, weights and references (libavfilter vf_minterpolate.c)
+_WORKING_BYTES = 1_900 * 10**6  # all windows at work together: four of 720p, two of 1080p
 
 
 def choose(settings: Settings) -> tuple[Interpolation, str]:
@@ -161,7 +162,7 @@ def _motion_compensated(
     try:
         for window, shown in _windows(source, count, rate.step):
             control.enter(_STAGE)
-            most = _windows_at_once(window.nbytes + shown * window[0].nbytes)
+            most = _windows_at_once(window, shown)
             while working and (working[0].done or len(working) >= most):
                 yield _result(working, window.shape, control)
                 control.enter(_STAGE)
@@ -213,5 +214,10 @@ def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
     ]
 
 
-def _windows_at_once(window_bytes: int) -> int:
-    return max(1, min(os.cpu_count() or 1, _WORKING_BYTES // window_bytes))
+def _windows_at_once(window: Frames, shown: int) -> int:
+    """As many as there are cores, within the memory that they may take."""
+    frame = window[0]
+    raw = 2 * (len(window) + shown) * frame.nbytes  # here, and as YUV in ffmpeg's queues
+    filtering = frame.shape[0] * frame.shape[1] * _FILTER_BYTES_A_PIXEL
+    fitting = int(_WORKING_BYTES // (raw + filtering))
+    return max(1, min(os.cpu_count() or 1, fitting))
