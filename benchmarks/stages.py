@@ -63,9 +63,9 @@ def measure(size: str, seconds: int, values: dict[str, Any]) -> dict[str, Any]:
         _reset_gpu_peak()
         control = Control()
         with peak_memory() as peak:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), _cpu_seconds()
             engine.generate(_request(size, seconds), control)
-            took = time.perf_counter() - began
+            took, worked = time.perf_counter() - began, _cpu_seconds() - worked
     stages = {name: round(spent, 2) for name, spent in control.stage_seconds.items()}
     fps = engine.spec.fps if engine.settings.fps == "native" else engine.settings.fps
     return {
@@ -76,6 +76,7 @@ def measure(size: str, seconds: int, values: dict[str, Any]) -> dict[str, Any]:
         "interpolation": None if fps == engine.spec.fps else engine.interpolation,
         "upscale": engine.upscaling,
         "seconds": round(took, 2),
+        "cpu_seconds": round(worked, 2),
         "stages": stages,
         "host_peak_mib": round(peak["all"]),
         "of_it_ffmpeg_mib": round(peak["children"]),
@@ -125,6 +126,12 @@ def _resident_mib(process: int) -> float:
     return 0.0
 
 
+def _cpu_seconds() -> float:
+    """Of all cores, with the processes that have ended. Other work on the machine does not count."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def _children() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -169,6 +176,7 @@ def growth(results: list[dict[str, Any]]) -> dict[str, Any]:
         grown[size] = {
             "duration": last["duration"] / first["duration"],
             "seconds": round(last["seconds"] / first["seconds"], 2),
+            "cpu_seconds": round(last["cpu_seconds"] / first["cpu_seconds"], 2),
             "host_peak": round(last["host_peak_mib"] / max(1, first["host_peak_mib"]), 2),
         }
     return {"growth": grown}

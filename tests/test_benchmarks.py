@@ -46,8 +46,14 @@ def test_a_whole_job_is_measured_stage_by_stage(tiny_cache: Path) -> None:
 
 def test_growth_is_from_the_shortest_to_the_longest() -> None:
     rows = [
-        {"size": "720", "duration": duration, "seconds": seconds, "host_peak_mib": peak}
+        {
+            "size": "720",
+            "duration": duration,
+            "seconds": seconds,
+            "cpu_seconds": 2 * seconds,
+            "host_peak_mib": peak,
+        }
         for duration, seconds, peak in ((5, 10.0, 100), (15, 30.0, 110), (10, 20.0, 200))
     ]
-    grown = {"720": {"duration": 3.0, "seconds": 3.0, "host_peak": 1.1}}
+    grown = {"720": {"duration": 3.0, "seconds": 3.0, "cpu_seconds": 3.0, "host_peak": 1.1}}
     assert stages.growth(rows) == {"growth": grown}

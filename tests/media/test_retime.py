@@ -194,6 +194,17 @@ def test_colours_survive(method: Method) -> None:
         assert np.abs(run(plan(1), frames, method).astype(int) - colour).max() <= 2
 
 
+@pytest.mark.parametrize("sides", [(48, 16), (16, 48), (16, 16)], ids=str)
+def test_a_strip_is_compensated_too(sides: tuple[int, int]) -> None:
+    """ffmpeg's filter takes no side below 32."""
+    width, height = sides
+    shape = plan(1, width=width, height=height)
+    frames = [np.full((height, width, 3), 10 * index, np.uint8) for index in range(17)]
+    shown = run(shape, frames, "mci")
+    assert shown.shape == (30, height, width, 3)
+    assert np.abs(shown[15].astype(int) - 80).max() <= 2
+
+
 # --- cuts ----------------------------------------------------------------------------------------
 
 

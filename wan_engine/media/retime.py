@@ -41,6 +41,7 @@ Between = Callable[[Frame, Frame, float], Frame]
 _SENTENCE = "The clip could not be encoded"
 _STAGE = "interpolate"
 _WINDOW_FRAMES = 4  # at least; ffmpeg takes 50 ms to start and then 200 a frame of 720p
+_FILTER_SIDE = 32  # minterpolate takes nothing smaller
 _FILTER_BYTES_A_PIXEL = 290  # 32 vectors, weights and references (libavfilter vf_minterpolate.c)
 _WORKING_BYTES = 1_900 * 10**6  # all windows at work together: four of 720p, two of 1080p
 
@@ -159,33 +160,45 @@ def _motion_compensated(
     same arithmetic, and ends with the first source frame of the next.
     """
     working: deque[ffmpeg.Filter] = deque()
+    first = next(source)
+    height, width = first.shape[:2]
     try:
-        for window, shown in _windows(source, count, rate.step):
+        for held, shown in _windows(first, source, count, rate.step):
             control.enter(_STAGE)
+            window = _wide_enough(np.stack(held))
             most = _windows_at_once(window, shown)
             while working and (working[0].done or len(working) >= most):
-                yield _result(working, window.shape, control)
+                yield _result(working, window.shape, control)[:, :height, :width]
                 control.enter(_STAGE)
             working.append(ffmpeg.Filter(_arguments(window, shown, rate), window))
-            shape = window.shape
         while working:
-            yield _result(working, shape, control)
+            yield _result(working, window.shape, control)[:, :height, :width]
             control.enter(_STAGE)
     finally:
         for one in working:
             one.close()
 
 
-def _windows(source: Iterator[Frame], count: int, step: Fraction) -> Iterator[tuple[Frames, int]]:
+def _windows(
+    first: Frame, source: Iterator[Frame], count: int, step: Fraction
+) -> Iterator[tuple[list[Frame], int]]:
     """Source frames of each window, and how many frames of the clip are made of them."""
     periods = ceil(_WINDOW_FRAMES / step.numerator)
     length, shown = periods * step.numerator, periods * step.denominator
-    held = [next(source)]
+    held = [first]
     while count > 0:
         held += islice(source, length)
-        yield np.stack(held), min(shown, count)
+        yield held, min(shown, count)
         count -= shown
         held = held[-1:]
+
+
+def _wide_enough(window: Frames) -> Frames:
+    """Repeats the last rows and columns of a strip that is too thin for the filter."""
+    down, right = (max(0, _FILTER_SIDE - side) for side in window.shape[1:3])
+    if not (down or right):
+        return window
+    return np.pad(window, ((0, 0), (0, down), (0, right), (0, 0)), mode="edge")
 
 
 def _result(working: deque[ffmpeg.Filter], shape: tuple[int, ...], control: Control) -> Frames:
