@@ -127,7 +127,7 @@ def _resident_mib(process: int) -> float:
 
 
 def _cpu_seconds() -> float:
-    """Of all cores, with the processes that have ended. Other work on the machine does not count."""
+    """Of all cores, and of the processes that have ended; not of other work on the machine."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
