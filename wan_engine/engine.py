@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_NETWORKS = ("realesrgan", "kandinsky-sr")
 _FULL_AREA = 1920 * 1088  # 1080p in sides that are multiples of 16
 _POLL_SECONDS = 0.1
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
@@ -88,6 +89,10 @@ class Engine:
             log.info("larger pictures by %s (%s)", self.upscaling, self.upscaling_reason)
             clear_abandoned(self.settings)
             self._family = self._or_leaner(self._load)
+            if self.interpolation == "rife":
+                self._between()  # now, so that wrong weights refuse to start
+            if self.upscaling in _NETWORKS:
+                self._load_upscaler()
         return self._family
 
     def _load(self) -> Family:
@@ -258,7 +263,7 @@ class Engine:
         return frames, plan
 
     def _enlarges(self, plan: Plan) -> bool:
-        return self.upscaling in ("realesrgan", "kandinsky-sr") and upscale.is_larger(plan)
+        return self.upscaling in _NETWORKS and upscale.is_larger(plan)
 
     def _load_upscaler(self) -> upscale.Upscaler:
         if self._upscaler is None:

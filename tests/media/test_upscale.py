@@ -107,8 +107,8 @@ def test_a_picture_is_the_same_only_larger() -> None:
     assert np.abs(made - wanted).mean() < 4
 
 
-@pytest.mark.parametrize("count", [0, 3, 7])
-def test_too_few_frames_fail(count: int) -> None:
+@pytest.mark.parametrize("count", [0, 3, 7, 9, 12])
+def test_frames_that_are_not_as_many_as_planned_fail(count: int) -> None:
     with pytest.raises(EncodeFailed):
         run(plan(8), [grey(0)] * count, Doubler())
 

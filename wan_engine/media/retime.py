@@ -87,9 +87,14 @@ def retime(
                 yield from _between_neighbours(own, shot.frames, rate, method, control)
             for _ in own:
                 pass  # what lies behind the last frame that is shown
-        if next(source, None) is not None:
-            log.error("the model gave more than the %d frames of the plan", plan.source_frames)
-            raise EncodeFailed(_SENTENCE)
+        ended(source, plan)
+
+
+def ended(source: Iterator[Frame], plan: Plan) -> None:
+    """Raises `EncodeFailed` when there are more frames than the plan has."""
+    if next(source, None) is not None:
+        log.error("the model gave more than the %d frames of the plan", plan.source_frames)
+        raise EncodeFailed(_SENTENCE)
 
 
 def blend(earlier: Frame, later: Frame, weight: float) -> Frame:

@@ -52,6 +52,8 @@ class Rife:
         try:
             self._model: Any = AutoModel.from_config(config, self._device, fp16=False)
             names = {name.replace("module.", "") for name in self._model.get_state_dict()}
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
         except Exception as error:  # torch.load answers a foreign file with almost any exception
             raise _not_rife(weights) from error
         # The package loads whatever fits and leaves the rest as it was made, at random.

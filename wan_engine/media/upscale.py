@@ -21,7 +21,7 @@ import numpy as np
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
-from wan_engine.media.retime import Frame, blend, of_shot, one_by_one
+from wan_engine.media.retime import Frame, blend, ended, of_shot, one_by_one
 from wan_engine.media.video import Frames
 from wan_engine.schema import Plan
 from wan_engine.settings import Settings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Upscaling = Literal["lanczos", "realesrgan", "kandinsky-sr", "native"]
 
 _STAGE = "upscale"
+_NO_ROOM = "The worker has too little GPU memory for the larger picture"
 _TILE_PIXELS = 640  # a tile of this side takes about half a gigabyte in half precision
 _TILE_MARGIN = 16  # pixels around a tile that are made and thrown away, against seams
 
@@ -73,8 +74,14 @@ def choose(settings: Settings) -> tuple[Upscaling, str]:
 
 
 def load(kind: Upscaling, weights: Path, device: str) -> Upscaler:
-    """Read the weights. Raises `ConfigurationError` when they are not what `kind` needs."""
-    return (KandinskySr if kind == "kandinsky-sr" else RealEsrgan)(weights, device)
+    """Read the weights. Raises `ConfigurationError` when they are not what `kind` needs, and
+    `OutOfMemory`."""
+    import torch
+
+    try:
+        return (KandinskySr if kind == "kandinsky-sr" else RealEsrgan)(weights, device)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(_NO_ROOM) from error
 
 
 def is_larger(plan: Plan) -> bool:
@@ -94,14 +101,14 @@ def upscale(
     frames: Iterable[Frames], plan: Plan, upscaler: Upscaler, control: Control
 ) -> Generator[Frames, None, None]:
     """The middle of each frame as the plan crops it, `plan.width` x `plan.height`, in the same
-    number. Raises `EncodeFailed` when there are too few, and `OutOfMemory`."""
+    number. Raises `EncodeFailed` when they are not as many as planned, and `OutOfMemory`."""
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
             own = of_shot(source, shot)
             for made in _windows(own, shot.source_frames, plan, upscaler, control):
                 yield made
                 control.enter(_STAGE)
-        yield from (frame[None] for frame in source)  # too many: whoever counts them says so
+        ended(source, plan)
 
 
 def _windows(
@@ -135,7 +142,7 @@ def _enlarged(frames: Frames, plan: Plan, upscaler: Upscaler) -> Frames:
             for index, made in enumerate(upscaler.enlarge(pixels, scale)):
                 target[index] = _to_target(made, plan)
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory("The worker has too little GPU memory for the larger picture") from error
+        raise OutOfMemory(_NO_ROOM) from error
     return target
 
 
@@ -172,6 +179,8 @@ class RealEsrgan:
         loader = import_module("spandrel").ModelLoader(device=device)
         try:
             self._model: Any = loader.load_from_file(weights)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # spandrel, torch and pickle answer with almost any exception
             raise ConfigurationError(
                 f"WAN_UPSCALE_WEIGHTS names {weights}, which spandrel cannot read: {error}"
