@@ -65,7 +65,8 @@ class Case:
     def plan(self) -> Plan:
         segment = Segment(_SEED, self.frames, skip=0, keep=self.frames)
         sizes = *self.output, *self.render, *self.render
-        return Plan(*sizes, _FPS, self.frames, _SEED, (Shot("", (segment,)),))
+        shot = Shot("", (segment,), self.frames)
+        return Plan(*sizes, _FPS, self.frames, _SEED, (shot,), _FPS)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def make_settings(tiny_cache: Path, tmp_path: Path) -> Callable[..., Settings]:
             "cache_dir": tiny_cache,
             "output_dir": tmp_path / "outputs",
             "scratch_dir": scratch,
+            "fps": "native",  # what the model makes is what most tests look at
         }
         return Settings(**{**values, **overrides})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import media_path, safety
+from benchmarks import media_path, safety, stages
 
 
 def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
@@ -29,7 +29,7 @@ def test_the_table_tells_how_memory_grows() -> None:
     assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
 
 
-@pytest.mark.parametrize("script", [media_path, safety])
+@pytest.mark.parametrize("script", [media_path, safety, stages])
 def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])
@@ -44,3 +44,27 @@ def test_the_safety_checker_is_measured_in_all_of_its_parts(tmp_path: Path) -> N
     assert list(result["seconds"]) == list(result["cpu_seconds"]) == parts
     assert min(result["seconds"].values()) > 0
     assert result["prompt_tokens"] == pytest.approx(safety._TOKENS, abs=3)
+
+
+def test_a_whole_job_is_measured_stage_by_stage(tiny_cache: Path) -> None:
+    values = {"model": "wan-tiny", "render_area": 1024, "preset": "superfast"}
+    line = stages.measure("1280*720", 5, {**values, "cache_dir": tiny_cache})
+    assert {"denoise", "decode", "interpolate", "encode"} <= set(line["stages"])
+    assert sum(line["stages"].values()) == pytest.approx(line["seconds"], rel=0.1, abs=0.2)
+    assert 0 < line["of_it_ffmpeg_mib"] <= line["host_peak_mib"] < 2500
+    assert (line["fps"], line["interpolation"], line["upscale"]) == (30, "mci", "lanczos")
+
+
+def test_growth_is_from_the_shortest_to_the_longest() -> None:
+    rows = [
+        {
+            "size": "720",
+            "duration": duration,
+            "seconds": seconds,
+            "cpu_seconds": 2 * seconds,
+            "host_peak_mib": peak,
+        }
+        for duration, seconds, peak in ((5, 10.0, 100), (15, 30.0, 110), (10, 20.0, 200))
+    ]
+    grown = {"720": {"duration": 3.0, "seconds": 3.0, "cpu_seconds": 3.0, "host_peak": 1.1}}
+    assert stages.growth(rows) == {"growth": grown}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -46,13 +47,14 @@ def plan_of(
     shots: tuple[tuple[str, int], ...] = (("Leaves sway", 5),),
     seed: int = 42,
     frame: FrameMode = "image",
+    fps: int | None = None,
 ) -> Plan:
     seconds = sum(length for _, length in shots)
     fields: dict[str, Any] = {"size": size, "duration": seconds, "seed": seed}
     request = VideoRequest(prompt="Leaves sway", image="https://example.com/a.jpg", **fields)
     media = Media(cast(Any, Picture(picture)))
     scripted = tuple(ScriptShot(prompt, length) for prompt, length in shots)
-    return make_plan(request, Script(scripted), media, spec, PlanLimits(frame))
+    return make_plan(request, Script(scripted), media, spec, PlanLimits(frame, fps))
 
 
 @st.composite
@@ -77,6 +79,7 @@ frames = st.sampled_from(["image", "exact"])
 rows = st.sampled_from(ROWS)
 real_rows = st.sampled_from([row for row in ROWS if not row.built])
 seeds = st.integers(0, SEED_MAX)
+clip_fps = st.one_of(st.none(), st.sampled_from([24, 25, 30, 60]), st.integers(8, 60))
 
 
 # --- the size of the clip ------------------------------------------------------------------------
@@ -266,27 +269,90 @@ def test_a_size_that_is_legal_is_rendered_as_it_is(side: int) -> None:
 
 
 @fuzz
-@given(script=scripts(), spec=rows)
+@given(script=scripts(), spec=rows, fps=clip_fps)
 def test_the_clip_is_exactly_as_long_as_asked_for(
-    script: tuple[tuple[str, int], ...], spec: ModelSpec
+    script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int | None
 ) -> None:
-    plan = plan_of(spec=spec, shots=script)
+    plan = plan_of(spec=spec, shots=script, fps=fps)
     seconds = sum(length for _, length in script)
-    assert plan.fps == spec.fps
-    assert sum(segment.keep for segment in plan.segments) == plan.frames == seconds * spec.fps
+    assert plan.fps == (fps or spec.fps)
+    assert plan.frames == seconds * plan.fps
+    assert plan.source_fps == spec.fps
+    assert plan.source_frames == sum(segment.keep for segment in plan.segments)
+
+
+@fuzz
+@given(script=scripts(), spec=rows, fps=clip_fps)
+def test_every_shot_is_exactly_as_long_as_its_script_says(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int | None
+) -> None:
+    plan = plan_of(spec=spec, shots=script, fps=fps)
+    told = [(shot.prompt, shot.frames / plan.fps) for shot in plan.shots]
+    assert told == list(script)
 
 
 @fuzz
 @given(script=scripts(), spec=rows)
-def test_every_shot_is_exactly_as_long_as_its_script_says(
+def test_at_the_models_own_fps_every_frame_that_is_kept_is_shown(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
-    plan = plan_of(spec=spec, shots=script)
-    told = [
-        (shot.prompt, sum(segment.keep for segment in shot.segments) / spec.fps)
-        for shot in plan.shots
-    ]
-    assert told == list(script)
+    for shot in plan_of(spec=spec, shots=script).shots:
+        assert shot.source_frames == shot.frames
+
+
+@fuzz
+@given(script=scripts(), spec=rows, fps=clip_fps)
+def test_every_frame_of_the_clip_lies_on_a_frame_of_the_model_or_between_two(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int | None
+) -> None:
+    plan = plan_of(spec=spec, shots=script, fps=fps)
+    for shot in plan.shots:
+        last_shown = Fraction(shot.frames - 1, plan.fps)
+        assert last_shown <= Fraction(shot.source_frames - 1, plan.source_fps)
+        # and no frame is kept that none of the clip's is near
+        assert last_shown > Fraction(shot.source_frames - 2, plan.source_fps)
+
+
+@fuzz
+@given(script=scripts(), spec=rows, fps=st.integers(8, 60))
+def test_more_frames_a_second_are_not_sampled_but_made(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int
+) -> None:
+    sampled, native = (
+        sum(segment.frames for segment in plan_of(spec=spec, shots=script, fps=rate).segments)
+        for rate in (fps, None)
+    )
+    assert sampled <= native
+
+
+def test_a_frame_behind_the_end_is_not_worth_a_segment() -> None:
+    spec = replace(CATALOG["wan2.2-i2v-a14b"], fps=17, max_frames=85)
+    plan = plan_of(spec=spec, fps=30)
+    assert [segment.keep for segment in plan.segments] == [85]  # 86 would take a second one
+    assert plan.frames == 150
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "fps", "kept"),
+    [
+        ("wan2.2-i2v-a14b", 5, 30, [81]),
+        ("wan2.2-i2v-a14b", 10, 30, [81, 80]),
+        ("wan2.2-i2v-a14b", 15, 30, [81, 80, 80]),
+        ("wan2.2-i2v-a14b", 5, 60, [81]),
+        ("wan2.2-i2v-a14b", 5, 24, [81]),
+        ("wan2.2-i2v-a14b", 5, 16, [80]),
+        ("wan2.2-i2v-a14b", 5, 8, [79]),
+        ("wan2.2-ti2v-5b", 5, 30, [121]),
+        ("wan2.2-ti2v-5b", 15, 30, [121, 120, 120]),
+        ("wan2.2-ti2v-5b", 15, 24, [121, 120, 119]),
+    ],
+)
+def test_frames_that_are_kept_for_a_known_rate(
+    name: str, seconds: int, fps: int, kept: list[int]
+) -> None:
+    plan = plan_of(spec=CATALOG[name], shots=(("a", seconds),), fps=fps)
+    assert [segment.keep for segment in plan.segments] == kept
+    assert plan.frames == seconds * fps
 
 
 @fuzz

@@ -532,6 +532,8 @@ def test_what_travels_cannot_be_changed() -> None:
 
 def test_the_segments_of_a_plan_are_those_of_its_shots_in_order() -> None:
     first, second, third = (Segment(seed, 81, 0, 80) for seed in range(3))
-    shots = (Shot("a", (first, second)), Shot("b", (third,)))
-    plan = Plan(1280, 720, 1280, 720, 1280, 720, fps=16, frames=240, seed=0, shots=shots)
+    shots = (Shot("a", (first, second), 160), Shot("b", (third,), 80))
+    plan = Plan(
+        1280, 720, 1280, 720, 1280, 720, fps=16, frames=240, seed=0, shots=shots, source_fps=16
+    )
     assert plan.segments == (first, second, third)

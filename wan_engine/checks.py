@@ -10,7 +10,7 @@ from wan_engine import acceleration, scratch, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.engine import with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
-from wan_engine.media import ffmpeg
+from wan_engine.media import ffmpeg, retime, upscale
 from wan_engine.prompts import open_expander
 from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings
@@ -50,6 +50,10 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield _checked("memory", lambda: _memory(located.spec, gpu))
         recipe, why = acceleration.choose(located.spec, gpu, settings.device)
         yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
+    yield _checked("fps", lambda: "frames between by {} ({})".format(*retime.choose(settings)))
+    yield _checked(
+        "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))
+    )
     yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     yield _checked("storage", lambda: open_storage(settings).check())
     yield _checked("safety", lambda: open_safety(settings, required=False).describe())
@@ -60,6 +64,11 @@ def _checked(what: str, look: Callable[[], str]) -> Check:
         return Check(what, True, look())
     except EngineError as error:
         return Check(what, False, str(error))
+
+
+def _shown(choice: tuple[str, str]) -> str:
+    name, reason = choice
+    return f"{name} ({reason})"
 
 
 def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:

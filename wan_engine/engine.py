@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from PIL import Image
 
@@ -20,10 +20,12 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
 from wan_engine.families import load_family
+from wan_engine.media import retime, upscale
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.framing import cropped, subject
 from wan_engine.media.images import ImageLimits, fit, open_image
+from wan_engine.media.rife import Rife
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_NETWORKS = ("realesrgan", "kandinsky-sr")
+_FULL_AREA = 1920 * 1088  # 1080p in sides that are multiples of 16
 _POLL_SECONDS = 0.1
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
 
@@ -72,6 +76,8 @@ class Engine:
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
         device = acceleration.beside(self.spec, gpu, self.recipe)
         self.safety = open_safety(settings, required=serverless, device=device)
+        self.interpolation, self.interpolation_reason = retime.choose(settings)
+        self.upscaling, self.upscaling_reason = upscale.choose(settings)
         self.storage = open_storage(settings)
         self._starts = (
             Starts(settings.spool_dir, keep_days=settings.keep_days) if settings.spool_dir else None
@@ -80,6 +86,8 @@ class Engine:
         self._family: Family | None = None
         spare_gb = acceleration.spare_gb(self.spec, gpu, self.recipe)
         self.expander = open_expander(settings, self.recipe.device, spare_gb, self._device_for)
+        self._rife: Rife | None = None
+        self._upscaler: upscale.Upscaler | None = None
 
     def load(self) -> Family:
         """The weights, read once, the safety classifiers' too.
@@ -90,9 +98,15 @@ class Engine:
             self.safety.load()
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
+            log.info("frames between by %s (%s)", self.interpolation, self.interpolation_reason)
+            log.info("larger pictures by %s (%s)", self.upscaling, self.upscaling_reason)
             clear_abandoned(self.settings)
             threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
             self._family = self._or_leaner(self._load)
+            if self.interpolation == "rife":
+                self._between()  # now, so that wrong weights refuse to start
+            if self.upscaling in _NETWORKS:
+                self._load_upscaler()
         return self._family
 
     def _load(self) -> Family:
@@ -111,10 +125,11 @@ class Engine:
         memory.reset_peaks()
         with self._counted(control.job_id), job_folder(self.settings) as folder:
             media, expansion = self.prepare(request, folder, control)
-            limits = PlanLimits(frame=self.settings.frame)
+            fps = self.settings.fps
+            limits = PlanLimits(self.settings.frame, None if fps == "native" else fps)
             plan = make_plan(request, expansion.script, media, self.spec, limits)
             video = self.render(request, plan, media, folder, control)
-            warnings = self._warnings(request, media, expansion)
+            warnings = self._warnings(request, plan, media, expansion)
             result = self.publish(request, plan, warnings, video, control)
         self._log_summary(request, plan, video, control)
         return replace(result, expanded_prompt=expansion.text)
@@ -195,10 +210,11 @@ class Engine:
             family = self.load()
             frames = self._frames(family, plan, media.image, negative, control)
             if request.enable_safety_checker:
-                frames = self.safety.watch(frames, plan.fps, control)
+                frames = self.safety.watch(frames, plan.source_fps, control)
             # A generator that an error's traceback keeps would clear the VAE under the next job.
-            with closing(frames):
-                return encode(frames, plan, media.audio, folder / "clip.mp4", options, control)
+            stream, shown = self._finished(frames, plan, control)
+            with closing(stream):
+                return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control):
             return self._or_leaner(once)
@@ -280,14 +296,46 @@ class Engine:
                 done_steps += steps
                 skip, keep = segment.skip, segment.keep
                 for chunk in family.decode(latents):
-                    control.progress("decode", decoded, plan.frames)
+                    control.progress("decode", decoded, plan.source_frames)
                     shown = chunk[skip : skip + keep]
                     skip, keep = max(0, skip - len(chunk)), keep - len(shown)
                     decoded += len(shown)
                     if len(shown):
                         yield shown
+                        control.enter("decode")
                 start = Image.fromarray(chunk[-1])  # where the next segment begins
         control.progress("encode", 0, 1)
+
+    def _finished(
+        self, frames: Generator[Frames, None, None], plan: Plan, control: Control
+    ) -> tuple[Generator[Frames, None, None], Plan]:
+        """The model's frames as the clip has them, and the plan by which they are encoded. Closes
+        what it was given when it is closed."""
+        if self._enlarges(plan):
+            frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
+            plan = upscale.upscaled(plan)
+        if plan.fps != plan.source_fps:
+            frames = retime.retime(frames, plan, self._between(), control)
+        return frames, plan
+
+    def _enlarges(self, plan: Plan) -> bool:
+        return self.upscaling in _NETWORKS and upscale.is_larger(plan)
+
+    def _load_upscaler(self) -> upscale.Upscaler:
+        if self._upscaler is None:
+            assert self.settings.upscale_weights is not None, "checked at start"
+            weights = self.settings.upscale_weights
+            self._upscaler = upscale.load(self.upscaling, weights, self.recipe.device)
+        return self._upscaler
+
+    def _between(self) -> retime.Between | Literal["mci"]:
+        if self.interpolation != "rife":
+            return "mci" if self.interpolation == "mci" else retime.blend
+        if self._rife is None:
+            assert self.settings.rife_weights is not None, "checked at start"
+            self._rife = Rife(self.settings.rife_weights, self.recipe.device)
+        self._rife.forget()
+        return self._rife.between
 
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
         return FetchLimits(
@@ -296,8 +344,16 @@ class Engine:
             allow_private=self.settings.allow_private_urls,
         )
 
-    def _warnings(self, request: VideoRequest, media: Media, expansion: Expansion) -> list[str]:
+    def _warnings(
+        self, request: VideoRequest, plan: Plan, media: Media, expansion: Expansion
+    ) -> list[str]:
         warnings = []
+        blended = self.interpolation == "blend" and self.settings.interpolation == "auto"
+        if blended and plan.fps != plan.source_fps:
+            warnings.append(
+                f"Frames between the model's {plan.source_fps} a second are means of two: "
+                "moving edges are double"
+            )
         if self.spec.built:
             warnings.append(
                 f"{self.spec.name} has random weights: the clip shows texture, not the image"
@@ -310,12 +366,23 @@ class Engine:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
 
+    def _made_by(self, plan: Plan) -> str:
+        """What is not the model's own in the clip, for the log."""
+        parts = []
+        if upscale.is_larger(plan):
+            how = self.upscaling if self._enlarges(plan) else "lanczos"
+            parts.append(f", {plan.crop_width}x{plan.crop_height} enlarged by {how}")
+        if plan.fps != plan.source_fps:
+            parts.append(f", from {plan.source_fps} fps by {self.interpolation}")
+        return "".join(parts)
+
     def _log_summary(
         self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control
     ) -> None:
         stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
         log.info(
-            "job %s: %s %ds %dx%d seed %d model %s, %d frames, %d bytes; %s; peak memory %s",
+            "job %s: %s %ds %dx%d seed %d model %s, %d frames at %d fps%s, %d bytes; %s; "
+            "peak memory %s",
             control.job_id,
             request.size,
             request.duration,
@@ -324,6 +391,8 @@ class Engine:
             plan.seed,
             self.spec.name,
             video.frames,
+            plan.fps,
+            self._made_by(plan),
             video.bytes,
             stages,
             ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
@@ -346,7 +415,7 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
         "guidance_scale": settings.guidance_scale,
         "guidance_scale_2": settings.guidance_scale_2,
         "flow_shift": settings.flow_shift,
-        "max_area": settings.render_area,
+        "max_area": settings.render_area or (_FULL_AREA if settings.upscale == "native" else None),
     }
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
     spec = replace(spec, **given)

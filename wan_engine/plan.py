@@ -40,9 +40,10 @@ _SUBJECT_DEPTH = 0.62  # the subject below the middle: heads are at the top, and
 @dataclass(frozen=True)
 class PlanLimits:
     """`frame`: "image" keeps the image's shape within the pixel budget, "exact" gives the named
-    size."""
+    size. `fps` is the clip's; None is the model's own."""
 
     frame: FrameMode = "image"
+    fps: int | None = None
 
 
 def make_plan(
@@ -57,10 +58,12 @@ def make_plan(
     )
     shots: list[Shot] = []
     seeds = _seeds(request.seed)
+    fps = limits.fps or spec.fps
     for scripted in script.shots:
-        layout = segment_layout(scripted.seconds * spec.fps, spec.max_frames)
+        layout = _covering_layout(scripted.seconds, fps, spec)
         segments = tuple(Segment(next(seeds), *numbers) for numbers in layout)
-        shots.append(Shot(scripted.text, segments, punch_in(scripted.framing, media.subject)))
+        crop = punch_in(scripted.framing, media.subject)
+        shots.append(Shot(scripted.text, segments, scripted.seconds * fps, crop))
     return Plan(
         width=width,
         height=height,
@@ -68,10 +71,11 @@ def make_plan(
         render_height=render_height,
         crop_width=crop_width,
         crop_height=crop_height,
-        fps=spec.fps,
-        frames=sum(shot.seconds for shot in script.shots) * spec.fps,
+        fps=fps,
+        frames=sum(shot.frames for shot in shots),
         seed=request.seed,
         shots=tuple(shots),
+        source_fps=spec.fps,
     )
 
 
@@ -119,6 +123,28 @@ def crop_size(
     if render_width * height > render_height * width:
         return round(render_height * width / height), render_height
     return render_width, round(render_width * height / width)
+
+
+def frames_to_cover(shown: int, fps: int, source_fps: int) -> int:
+    """How many frames at `source_fps` a shot needs, so that each of its `shown` frames at `fps`
+    lies on one of them or between two.
+
+    Frame i is at i / fps, source frame j at j / source_fps. From 16 to 30 fps the last frame of n
+    seconds lies behind source frame 16 n - 1 and needs the one after it.
+    """
+    return -(-(shown - 1) * source_fps // fps) + 1
+
+
+def _covering_layout(seconds: int, fps: int, spec: ModelSpec) -> list[tuple[int, int, int]]:
+    """Segments for a shot of `seconds`, with the one frame behind its end where that is free.
+
+    81 frames are sampled for 5 s of 16 fps, so it is there already. Where it would take one more
+    segment it is left out, and the last source frame stays for less than its own time.
+    """
+    plain = segment_layout(seconds * spec.fps, spec.max_frames)
+    needed = frames_to_cover(seconds * fps, fps, spec.fps)
+    covering = segment_layout(needed, spec.max_frames)
+    return covering if len(covering) <= len(plain) else plain
 
 
 def segment_layout(frames: int, max_frames: int) -> list[tuple[int, int, int]]:

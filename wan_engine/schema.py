@@ -301,16 +301,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Shot:
-    """What is seen between two cuts. Its first segment starts from `crop` of the request's
-    image."""
+    """What is seen between two cuts. Its first segment starts from `crop` of the request's image.
+
+    Its segments keep `source_frames` of the model; `frames` of the clip are made of them.
+    """
 
     prompt: str
     segments: tuple[Segment, ...]
+    frames: int
     crop: Crop = WHOLE
 
     @property
-    def frames(self) -> int:
-        """How many of its frames are shown."""
+    def source_frames(self) -> int:
         return sum(segment.keep for segment in self.segments)
 
 
@@ -319,7 +321,8 @@ class Plan:
     """Everything that is decided before the GPU starts.
 
     The model renders `render_width` x `render_height`; the middle `crop_width` x `crop_height` of
-    that is shown, scaled to `width` x `height`. `frames` at `fps` are exactly the duration.
+    that is shown, scaled to `width` x `height`. `frames` at `fps` are exactly the duration; they
+    are made of the `source_frames` at `source_fps` that the segments keep.
     """
 
     width: int
@@ -332,6 +335,11 @@ class Plan:
     frames: int
     seed: int
     shots: tuple[Shot, ...]
+    source_fps: int
+
+    @property
+    def source_frames(self) -> int:
+        return sum(shot.source_frames for shot in self.shots)
 
     @property
     def segments(self) -> tuple[Segment, ...]:

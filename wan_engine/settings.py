@@ -167,6 +167,32 @@ class Settings(BaseSettings):
     )
 
     # what goes out
+    fps: Annotated[int, Field(ge=8, le=60)] | Literal["native"] = Field(
+        default=30,
+        description="Frames a second of the clip, 8 to 60; `native` keeps the model's own 16 or 24",
+    )
+    interpolation: Literal["auto", "rife", "mci", "blend"] = Field(
+        default="auto",
+        description="How frames between the model's are made: `rife` (package ccvfi and "
+        "WAN_RIFE_WEIGHTS), `mci` (ffmpeg's motion compensation, on the CPU), `blend` (a mean of "
+        "two frames: cheap, and moving edges are double); `auto`: the first of these that works",
+    )
+    rife_weights: Path | None = Field(
+        default=None,
+        description="RIFE's weights, the file `RIFE_IFNet_v426_heavy.pkl`; never downloaded",
+    )
+    upscale: Literal["auto", "lanczos", "realesrgan", "kandinsky-sr", "native"] = Field(
+        default="auto",
+        description="How a clip becomes larger than what the model renders: `lanczos`; "
+        "`realesrgan` (package spandrel, any checkpoint of that kind); `kandinsky-sr` (a video "
+        "model, in windows); `native`: the model renders the full size, outside what it was "
+        "trained for. `auto`: what WAN_UPSCALE_WEIGHTS is, else `lanczos`",
+    )
+    upscale_weights: Path | None = Field(
+        default=None,
+        description="A checkpoint file for `realesrgan`, a folder in diffusers layout for "
+        "`kandinsky-sr`; never downloaded",
+    )
     crf: int = Field(
         default=17, ge=1, le=40, description="x264 quality: lower is better and larger"
     )

@@ -44,7 +44,7 @@ def plan(
     target: tuple[int, int] = (128, 72),
     fps: int = 16,
 ) -> Plan:
-    return Plan(*target, *render, *(crop or render), fps, frames, seed=0, shots=())
+    return Plan(*target, *render, *(crop or render), fps, frames, 0, (), fps)
 
 
 def chunks(picture: Callable[[int], np.ndarray], frames: int) -> Iterator[Frames]:
@@ -553,7 +553,7 @@ def frames(chunks):
     for index in range(chunks):
         yield np.full((4, 180, 320, 3), index % 256, np.uint8)
 
-plan = Plan(64, 36, 320, 180, 320, 180, 16, 2000, 0, ())
+plan = Plan(64, 36, 320, 180, 320, 180, 16, 2000, 0, (), 16)
 before = kib("VmRSS")
 options = EncodeOptions(preset="superfast")
 encode(frames(500), plan, None, Path(sys.argv[1]), options, Control())

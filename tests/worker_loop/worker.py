@@ -101,6 +101,7 @@ def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Work
         **plane.environment(),
         "WAN_MODEL": "wan-tiny",
         "WAN_RENDER_AREA": "3072",
+        "WAN_FPS": "native",
         "WAN_PRESET": "superfast",
         "WAN_SAFETY_PROMPT_MODEL": "tiny-prompt-guard",
         "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO
 
 import imageio_ffmpeg  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError
 
 _NICENESS = 10
 _LAST_WORDS_BYTES = 2000
+_POLL_SECONDS = 0.05
 _FINISH_SECONDS = 300  # from the last frame; a 15 s clip of 1080p takes a few on a slow machine
 
 
@@ -41,6 +45,55 @@ def version() -> str:
     return output.stdout.partition(" Copyright")[0].strip()
 
 
+def has_filter(name: str) -> bool:
+    """Whether the binary was built with this filter."""
+    command = [executable(), "-hide_banner", "-h", f"filter={name}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout.startswith(f"Filter {name}")
+
+
+class Filter:
+    """An ffmpeg that turns bytes into bytes while its owner does something else."""
+
+    def __init__(self, arguments: Sequence[str], frames: NDArray[np.uint8]) -> None:
+        """Starts it; `frames` go to its standard input."""
+        self._process = subprocess.Popen(
+            [executable(), "-hide_banner", "-loglevel", "error", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        _give_way(self._process)
+        self._output = self._errors = b""
+        data = np.ascontiguousarray(frames).reshape(-1).data
+        self._thread = threading.Thread(
+            target=self._communicate, args=(data,), name="ffmpeg", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self, control: Control) -> bytes:
+        """What it wrote, when it has ended. Raises `Failed`, or what `control.checkpoint` says."""
+        while not self.done:
+            self._thread.join(_POLL_SECONDS)
+            control.checkpoint()
+        if status := self._process.returncode:
+            last_words = self._errors[-_LAST_WORDS_BYTES:].decode("utf-8", "replace").strip()
+            raise Failed(last_words or f"it ended with status {status}")
+        return self._output
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        self._thread.join()
+
+    def _communicate(self, data: memoryview) -> None:
+        self._output, self._errors = self._process.communicate(data)  # type: ignore[arg-type]  # any buffer
+
+
 @contextmanager
 def running(
     arguments: Sequence[str], control: Control, *, seconds: float | None = None
@@ -58,10 +111,7 @@ def running(
             stderr=errors,
         )
         assert process.stdin is not None
-        # What makes the frames goes first: an encoder thread that takes a core from it stalls all
-        # of its threads, while the encoder catches up whenever they wait.
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        _give_way(process)
         try:
             with control.watch(process.kill, seconds) as watch:
                 yield process.stdin
@@ -80,6 +130,13 @@ def running(
             raise Failed(f"it took longer than {seconds:g} seconds")
         if status != 0:
             raise Failed(_last_words(errors) or f"it ended with status {status}")
+
+
+def _give_way(process: subprocess.Popen[bytes]) -> None:
+    """What makes the frames goes first: an encoder thread that takes a core from it stalls all of
+    its threads, while the encoder catches up whenever they wait."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
 
 
 def _last_words(errors: IO[bytes]) -> str:

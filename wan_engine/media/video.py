@@ -53,6 +53,7 @@ def encode(
     try:
         with ffmpeg.running(_arguments(plan, audio, path, options), control) as pipe:
             for chunk in frames:
+                control.enter("encode")  # until another stage says that it goes on
                 assert chunk.shape[1:] == shape, f"a chunk of {chunk.shape}, not {shape}"
                 count += len(chunk)
                 try:

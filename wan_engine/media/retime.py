@@ -1,0 +1,241 @@
+"""From the model's frames a second to the clip's: frame i of a shot is at exactly i / fps.
+
+A stage of the stream: it takes and gives frames one after the other and holds two of them, or for
+`mci` some windows of about half a second. No frame is made from two shots. It knows plans and
+frames, not models or requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from math import ceil
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError, EncodeFailed
+from wan_engine.media import ffmpeg, rife
+from wan_engine.media.video import Frames
+from wan_engine.schema import Plan, Shot
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Interpolation = Literal["rife", "mci", "blend"]
+
+Frame = NDArray[np.uint8]
+"""uint8 [height, width, 3], RGB."""
+
+Between = Callable[[Frame, Frame, float], Frame]
+"""The frame at `weight` (above 0, below 1) of the way from the first to the second."""
+
+_SENTENCE = "The clip could not be encoded"
+_STAGE = "interpolate"
+_WINDOW_FRAMES = 4  # at least; ffmpeg takes 50 ms to start and then 200 a frame of 720p
+_FILTER_SIDE = 32  # minterpolate takes nothing smaller
+_FILTER_BYTES_A_PIXEL = 290  # 32 vectors, weights and references (libavfilter vf_minterpolate.c)
+_WORKING_BYTES = 1_900 * 10**6  # all windows at work together: four of 720p, two of 1080p
+
+
+def choose(settings: Settings) -> tuple[Interpolation, str]:
+    """The way to make frames, and why.
+
+    `auto` prefers RIFE where its weights are named; then motion compensation, for a mean of two
+    frames shows every moving edge twice. Raises `ConfigurationError` for what is named and cannot
+    work.
+    """
+    wanted = settings.interpolation
+    if wanted == "rife" or (wanted == "auto" and settings.rife_weights):
+        rife.check(settings.rife_weights)
+        return "rife", f"weights of {settings.rife_weights}"
+    if wanted == "blend":
+        return "blend", "WAN_INTERPOLATION"
+    if ffmpeg.has_filter("minterpolate"):
+        return "mci", "WAN_INTERPOLATION" if wanted == "mci" else "no WAN_RIFE_WEIGHTS"
+    if wanted == "mci":
+        raise ConfigurationError(
+            "WAN_INTERPOLATION is `mci`, and this ffmpeg has no filter `minterpolate`. Set it to "
+            "`auto` or `blend`, or unset IMAGEIO_FFMPEG_EXE."
+        )
+    return "blend", "this ffmpeg has no motion compensation"
+
+
+def retime(
+    frames: Iterable[Frames], plan: Plan, method: Between | Literal["mci"], control: Control
+) -> Generator[Frames, None, None]:
+    """The `plan.frames` of the clip from the `plan.source_frames` of the model.
+
+    Where a shot has no source frame behind its end, its last one stays. Raises `EncodeFailed` when
+    `frames` are not as many as planned.
+    """
+    rate = _Rate(plan.source_fps, plan.fps)
+    with closing(one_by_one(frames)) as source:
+        for shot in plan.shots:
+            own = of_shot(source, shot)
+            if method == "mci":
+                yield from _motion_compensated(own, shot.frames, rate, control)
+            else:
+                yield from _between_neighbours(own, shot.frames, rate, method, control)
+            for _ in own:
+                pass  # what lies behind the last frame that is shown
+        ended(source, plan)
+
+
+def ended(source: Iterator[Frame], plan: Plan) -> None:
+    """Raises `EncodeFailed` when there are more frames than the plan has."""
+    if next(source, None) is not None:
+        log.error("the model gave more than the %d frames of the plan", plan.source_frames)
+        raise EncodeFailed(_SENTENCE)
+
+
+def blend(earlier: Frame, later: Frame, weight: float) -> Frame:
+    """The weighted mean of two frames, correctly rounded."""
+    mean = np.subtract(later, earlier, dtype=np.float32)
+    mean *= np.float32(weight)
+    mean += earlier
+    return np.rint(mean, out=mean).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Rate:
+    source_fps: int
+    fps: int
+
+    @property
+    def step(self) -> Fraction:
+        """Source frames from one frame of the clip to the next."""
+        return Fraction(self.source_fps, self.fps)
+
+
+def one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
+    """Each frame by itself; closes `frames`, if it is a generator, when it is closed."""
+    try:
+        for chunk in frames:
+            yield from chunk
+    finally:
+        if isinstance(frames, Generator):
+            frames.close()
+
+
+def of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
+    """The frames of `shot`, which are next in `source`. Raises `EncodeFailed` if they end early."""
+    count = 0
+    for frame in islice(source, shot.source_frames):
+        count += 1
+        yield frame
+    if count < shot.source_frames:
+        log.error("the model gave %d frames, the shot has %d", count, shot.source_frames)
+        raise EncodeFailed(_SENTENCE)
+
+
+def _between_neighbours(
+    source: Iterator[Frame], count: int, rate: _Rate, between: Between, control: Control
+) -> Iterator[Frames]:
+    earlier, later, at = next(source), next(source, None), 0
+    for index in range(count):
+        position = index * rate.step
+        while at < int(position) and later is not None:
+            earlier, later, at = later, next(source, None), at + 1
+        control.enter(_STAGE)
+        control.checkpoint()
+        if later is None or position == at:
+            yield earlier[None]
+        else:
+            yield between(earlier, later, float(position - at))[None]
+
+
+# --- motion compensation by ffmpeg ---------------------------------------------------------------
+
+
+def _motion_compensated(
+    source: Iterator[Frame], count: int, rate: _Rate, control: Control
+) -> Iterator[Frames]:
+    """`minterpolate` on windows, each in a process of its own, for the filter uses one core.
+
+    A window begins where a source frame and a frame of the clip fall together, so that each has the
+    same arithmetic, and ends with the first source frame of the next.
+    """
+    working: deque[ffmpeg.Filter] = deque()
+    first = next(source)
+    height, width = first.shape[:2]
+    try:
+        for held, shown in _windows(first, source, count, rate.step):
+            control.enter(_STAGE)
+            window = _wide_enough(np.stack(held))
+            most = _windows_at_once(window, shown)
+            while working and (working[0].done or len(working) >= most):
+                yield _result(working, window.shape, control)[:, :height, :width]
+                control.enter(_STAGE)
+            working.append(ffmpeg.Filter(_arguments(window, shown, rate), window))
+        while working:
+            yield _result(working, window.shape, control)[:, :height, :width]
+            control.enter(_STAGE)
+    finally:
+        for one in working:
+            one.close()
+
+
+def _windows(
+    first: Frame, source: Iterator[Frame], count: int, step: Fraction
+) -> Iterator[tuple[list[Frame], int]]:
+    """Source frames of each window, and how many frames of the clip are made of them."""
+    periods = ceil(_WINDOW_FRAMES / step.numerator)
+    length, shown = periods * step.numerator, periods * step.denominator
+    held = [first]
+    while count > 0:
+        held += islice(source, length)
+        yield held, min(shown, count)
+        count -= shown
+        held = held[-1:]
+
+
+def _wide_enough(window: Frames) -> Frames:
+    """Repeats the last rows and columns of a strip that is too thin for the filter."""
+    down, right = (max(0, _FILTER_SIDE - side) for side in window.shape[1:3])
+    if not (down or right):
+        return window
+    return np.pad(window, ((0, 0), (0, down), (0, right), (0, 0)), mode="edge")
+
+
+def _result(working: deque[ffmpeg.Filter], shape: tuple[int, ...], control: Control) -> Frames:
+    try:
+        data = working[0].result(control)
+    except ffmpeg.Failed as error:
+        log.error("ffmpeg's motion compensation failed: %s", error)
+        raise EncodeFailed(_SENTENCE) from error
+    working.popleft()
+    return np.frombuffer(data, np.uint8).reshape(-1, *shape[1:])
+
+
+def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
+    """The filter gives nothing behind the last frame but one: the last is repeated, then what is
+    too much is cut off."""
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]
+    size = f"{window.shape[2]}x{window.shape[1]}"
+    filters = (
+        f"format=yuvj444p,tpad=stop_mode=clone:stop=3,minterpolate=fps={rate.fps},"
+        f"trim=end_frame={shown}"
+    )
+    return [
+        *("-threads", "1", "-filter_threads", "1"),
+        *(*raw, "-s", size, "-framerate", str(rate.source_fps), "-i", "pipe:0"),
+        *("-vf", filters, *raw, "pipe:1"),
+    ]
+
+
+def _windows_at_once(window: Frames, shown: int) -> int:
+    """As many as there are cores, within the memory that they may take."""
+    frame = window[0]
+    raw = 2 * (len(window) + shown) * frame.nbytes  # here, and as YUV in ffmpeg's queues
+    filtering = frame.shape[0] * frame.shape[1] * _FILTER_BYTES_A_PIXEL
+    fitting = int(_WORKING_BYTES // (raw + filtering))
+    return max(1, min(os.cpu_count() or 1, fitting))

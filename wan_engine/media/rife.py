@@ -1,0 +1,92 @@
+"""RIFE 4.26 through ccvfi: frames between two, by a small network on the engine's device.
+
+torch and ccvfi are imported when they are used. Weights come from a file that the operator names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wan_engine.errors import ConfigurationError, OutOfMemory
+
+_MULTIPLE = 64  # the coarsest of five pyramid levels is 1/16, in blocks of 4 (ifnet_arch.py)
+
+
+def check(weights: Path | None) -> None:
+    """Raises `ConfigurationError` unless the package can be imported and the file is there."""
+    if weights is None:
+        raise ConfigurationError(
+            "WAN_INTERPOLATION is `rife`, which needs WAN_RIFE_WEIGHTS: the path of "
+            "RIFE_IFNet_v426_heavy.pkl (releases of EutropicAI/ccvfi on GitHub)."
+        )
+    if not weights.is_file():
+        raise ConfigurationError(f"WAN_RIFE_WEIGHTS names {weights}, which is not a file")
+    try:
+        import_module("ccvfi")
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision for another torch, libGL
+        raise ConfigurationError(
+            f"RIFE needs the package ccvfi ({error}): pip install -r requirements-extra.txt, or "
+            "unset WAN_RIFE_WEIGHTS."
+        ) from error
+
+
+class Rife:
+    """The loaded network. float32, for its coordinates in half precision are off by half a
+    pixel of a 1080p frame."""
+
+    def __init__(self, weights: Path, device: str) -> None:
+        """Raises `ConfigurationError` when the file does not hold this network."""
+        import torch
+        from ccvfi import AutoModel, ConfigType  # type: ignore[import-not-found,unused-ignore]
+        from ccvfi.config.rife_config import (  # type: ignore[import-not-found,unused-ignore]
+            RIFEConfig,
+        )
+
+        config = RIFEConfig(name=ConfigType.RIFE_IFNet_v426_heavy, path=weights, in_frame_count=2)
+        self._device = torch.device(device)
+        try:
+            self._model: Any = AutoModel.from_config(config, self._device, fp16=False)
+            names = {name.replace("module.", "") for name in self._model.get_state_dict()}
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
+        except Exception as error:  # torch.load answers a foreign file with almost any exception
+            raise _not_rife(weights) from error
+        # The package loads whatever fits and leaves the rest as it was made, at random.
+        if missing := set(self._model.model.state_dict()) - names:
+            raise _not_rife(weights) from KeyError(min(missing))
+
+    def between(
+        self, earlier: NDArray[np.uint8], later: NDArray[np.uint8], weight: float
+    ) -> NDArray[np.uint8]:
+        """The frame at `weight` of the way, uint8 [height, width, 3]. Raises `OutOfMemory`."""
+        import torch
+        from torch.nn.functional import pad
+
+        height, width = earlier.shape[:2]
+        try:
+            pixels = torch.from_numpy(np.stack([earlier, later])).to(self._device)
+            pair = pixels.permute(0, 3, 1, 2).float().div(255)  # [2, 3, h, w]
+            # The package would stretch to the multiple instead, which blurs every frame it makes.
+            pair = pad(pair, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="replicate")
+            made = self._model.inference(pair[None], weight, 1.0)[0, :, :height, :width]
+            made = made.clamp(0, 1).mul(255).round_().to(torch.uint8)
+            frame: NDArray[np.uint8] = made.permute(1, 2, 0).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
+        return frame
+
+    def forget(self) -> None:
+        """Let go of the grids that the package keeps for every size it has seen."""
+        import_module("ccvfi.arch.arch_utils.warplayer").backwarp_tenGrid.clear()
+
+
+def _not_rife(weights: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"WAN_RIFE_WEIGHTS names {weights}, which does not hold RIFE 4.26 heavy: fetch "
+        "RIFE_IFNet_v426_heavy.pkl from the releases of EutropicAI/ccvfi on GitHub."
+    )
