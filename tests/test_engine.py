@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from PIL import Image
 
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
 from wan_engine.acceleration import Gpu, Recipe
-from wan_engine.catalog import CATALOG
+from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import (
     Cancelled,
     ConfigurationError,
@@ -34,7 +35,7 @@ from wan_engine.errors import (
 from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
-from wan_engine.schema import Media, Plan, Script, SegmentInput
+from wan_engine.schema import Carry, Media, Plan, Script, SegmentInput
 
 MakeSettings = Callable[..., Settings]
 
@@ -147,7 +148,7 @@ def test_progress_runs_through_all_stages_in_order(engine: Engine, request_for: 
         steps = [item.step for item in seen if item.stage == stage]
         assert steps == sorted(steps)
     denoised = [item for item in seen if item.stage == "denoise"]
-    assert denoised[-1] == Progress("denoise", 8, 8)  # two segments of four steps
+    assert denoised[-1] == Progress("denoise", 12, 12)  # three segments of four steps
 
 
 def test_nothing_is_left_in_scratch(
@@ -263,13 +264,17 @@ def test_private_addresses_are_refused_by_default(engine: Engine) -> None:
         engine.generate(request)
 
 
-class NumberedFrames:
-    """A family whose frames carry their number in the first pixel, and which notes its inputs."""
+class LongRun:
+    """A family whose frame t is a picture of t alone, whatever segments it is sampled in.
 
-    def __init__(self) -> None:
-        self.spec = CATALOG["wan-tiny"]
+    A later segment begins with the frames that the one before ended with, and goes on: what is
+    joined has to equal one long run to the bit. It notes its inputs.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
         self.asked: list[SegmentInput] = []
-        self.next_number = 0
+        self.ends = 0  # the number of the frame after the last one that was made
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
         self.asked.append(segment)
@@ -277,51 +282,93 @@ class NumberedFrames:
             on_step(step + 1)
         return segment
 
-    def decode(self, latents: Any) -> Iterator[np.ndarray]:
-        done = 0
-        while done < latents.frames:
-            size = 4 if done else 1
-            chunk = np.zeros((size, latents.height, latents.width, 3), np.uint8)
-            for index in range(size):
-                chunk[index, 0, 0] = self.next_number
-                self.next_number += 1
-            done += size
-            yield chunk
+    def decode(self, latents: Any, carry: Carry | None = None) -> Iterator[np.ndarray]:
+        assert carry is latents.carry
+        first = 0 if carry.frames is None else self.ends - len(carry.frames)
+        self.ends = first + latents.frames
+        size = latents.height, latents.width
+        frames = np.stack([self.picture(number, *size) for number in range(first, self.ends)])
+        assert carry.frames is None or np.array_equal(carry.frames, frames[: len(carry.frames)])
+        yield frames[:1]
+        for start in range(1, len(frames), 4):
+            yield frames[start : start + 4]
+
+    @staticmethod
+    def picture(number: int, height: int, width: int) -> np.ndarray:
+        """`number` as bytes in the corner of texture that changes with it."""
+        picture = np.random.default_rng(number).integers(60, 200, (height, width, 3), np.uint8)
+        picture[0, 0] = number // 256, number % 256, 7
+        return picture
 
 
-@pytest.mark.parametrize(("seconds", "segments"), [(5, 1), (10, 2), (15, 3)])
-def test_segments_join_without_a_repeated_frame(
-    engine: Engine, request_for: RequestFor, seconds: int, segments: int
+CONTINUATIONS = [
+    pytest.param(spec, setting, id=f"{spec.name}-{setting}")
+    for spec in CATALOG.values()
+    for setting in ("last_frame", *spec.continuations)
+    if setting in spec.continuations or "last_frames" in spec.continuations
+]
+
+
+@pytest.mark.parametrize("seconds", [5, 10, 15])
+@pytest.mark.parametrize(("spec", "setting"), CONTINUATIONS)
+def test_joined_segments_equal_one_long_run(
+    engine: Engine,
+    request_for: RequestFor,
+    spec: ModelSpec,
+    setting: str,
+    seconds: int,
 ) -> None:
-    family: Any = NumberedFrames()
+    overlap = 1 if setting == "last_frame" else spec.overlap_frames
+    continuation: Any = "last_frames" if setting == "last_frame" else setting
+    changed = replace(spec, max_area=32 * 32, continuation=continuation, overlap_frames=overlap)
+    family: Any = LongRun(changed)
     request = request_for(duration=seconds)
     image = Image.new("RGB", (640, 360))
     script = Script(((request.prompt, seconds),))
-    plan = make_plan(request, script, Media(image), family.spec, PlanLimits())
+    plan = make_plan(request, script, Media(image), changed, PlanLimits())
     chunks = engine._frames(family, plan, image, "", Control())
-    numbers = [int(frame[0, 0, 0]) for chunk in chunks for frame in chunk]
-    # 81 frames a segment; the first of each later one was shown already.
-    made = list(range(81 * segments))
-    shown = [number for number in made if number == 0 or number % 81 != 0][: seconds * 16]
-    assert [number % 256 for number in shown] == numbers
-    # Each segment starts from the very last frame of the one before it.
-    starts = [np.asarray(asked.image)[0, 0, 0] for asked in family.asked]
-    assert starts == [0, *(81 * index - 1 for index in range(1, segments))]
+    frames = np.concatenate(list(chunks))
+    size = plan.render_height, plan.render_width
+    wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
+    assert np.array_equal(frames, wanted)  # exact count, none repeated, none missing, none mixed
+    # Each segment is given the user's image and the end of the one before.
+    assert len(family.asked) == len(plan.segments)
+    assert all(np.array_equal(asked.image, family.asked[0].image) for asked in family.asked)
+    assert len({asked.seed for asked in family.asked}) == len(family.asked)
+
+
+def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: RequestFor) -> None:
+    spec = replace(CATALOG["wan-tiny"], max_area=32 * 32)
+    family: Any = LongRun(spec)
+    image = Image.new("RGB", (640, 360))
+    script = Script((("one", 8), ("two", 7)))
+    plan = make_plan(request_for(duration=15), script, Media(image), spec, PlanLimits())
+    frames = np.concatenate(list(engine._frames(family, plan, image, "", Control())))
+    numbers = [int(frame[0, 0, 0]) * 256 + int(frame[0, 0, 1]) for frame in frames]
+    assert numbers == [*range(8 * 16), *range(7 * 16)]
+    first, second = (
+        [asked for asked in family.asked if asked.prompt == prompt] for prompt in ("one", "two")
+    )
+    assert first[0].carry is first[1].carry is not second[0].carry
 
 
 class SlidingPicture:
-    """A family that shows the segment's picture and slides it left, a pixel every eight frames."""
+    """A family that shows the user's picture and slides it left, a pixel every eight frames."""
 
     def __init__(self) -> None:
         self.spec = CATALOG["wan-tiny"]
+        self.ends = 0
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
         on_step(self.spec.steps)
         return segment
 
-    def decode(self, latents: Any) -> Iterator[np.ndarray]:
+    def decode(self, latents: Any, carry: Carry | None = None) -> Iterator[np.ndarray]:
+        first = 0 if carry is None or carry.frames is None else self.ends - len(carry.frames)
+        self.ends = first + latents.frames
         picture = np.asarray(latents.image)
-        frames = [np.roll(picture, -(index // 8), axis=1) for index in range(latents.frames)]
+        numbers = range(first, self.ends)
+        frames = [np.roll(picture, -(number // 8), axis=1) for number in numbers]
         yield np.stack(frames[:1])
         for start in range(1, len(frames), 4):
             yield np.stack(frames[start : start + 4])
@@ -343,8 +390,10 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
     seen = visible(original, plan)
     middle = slice(original.width // 8, -original.width // 4)  # what never wraps around
-    for number in (0, 40, 80, 81, 160, 161, 239):  # both joins, at 81 and 161, among them
-        pixels = number // 80 * 10 + number % 80 // 8
+    joins = list(accumulate(segment.keep for segment in plan.segments))
+    assert joins == [65, 125, 185, 240]
+    for number in (0, 40, *(join + step for join in joins[:-1] for step in (-5, -1, 0)), 239):
+        pixels = number // 8
         wanted = np.roll(seen, -round(pixels * original.width / plan.crop_width), axis=1)
         error = frames[number, :, middle].astype(float) - wanted[:, middle]
         assert np.sqrt((error**2).mean()) < 25, number
