@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from PIL import Image
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
 from wan_engine.acceleration import Gpu, Recipe
 from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.engine import with_overrides
 from wan_engine.errors import (
     Cancelled,
     ConfigurationError,
@@ -36,8 +39,10 @@ from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.schema import Carry, Media, Plan, Script, SegmentInput
+from wan_engine.settings import Lora
 
 MakeSettings = Callable[..., Settings]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -124,6 +129,52 @@ def test_the_same_seed_gives_the_same_frames(engine: Engine, request_for: Reques
         for seed in (11, 12, 11)
     )
     assert first == again != other
+
+
+LONG_RUNS = (
+    ("wan-tiny", "last_frames"),
+    ("wan-tiny", "last_frame"),
+    ("wan-tiny-ti2v", "latents"),
+    ("wan-tiny-ti2v", "last_frames"),
+)
+
+
+def frames_digest(engine: Engine, request: VideoRequest) -> str:
+    """SHA-256 of all frames of a clip as they go to the encoder."""
+    media = Media(Image.linear_gradient("L").convert("RGB").resize((640, 360)))
+    script = Script(((request.prompt, request.duration),))
+    plan = make_plan(request, script, media, engine.spec, PlanLimits())
+    digest, count = hashlib.sha256(), 0
+    for chunk in engine._frames(engine.load(), plan, media.image, "", Control()):
+        digest.update(np.ascontiguousarray(chunk))
+        count += len(chunk)
+    assert count == request.duration * engine.spec.fps
+    return digest.hexdigest()
+
+
+def long_clip(settings: Settings, seed: int = 11) -> str:
+    """The digest of ten seconds; another process imports this."""
+    request = VideoRequest(prompt="lift-off", image="data:,", seed=seed, duration=10)
+    return frames_digest(Engine(settings), request)
+
+
+@pytest.mark.parametrize(("model", "continuation"), LONG_RUNS)
+def test_a_long_clip_is_the_same_again_after_another_job_and_in_another_process(
+    make_settings: MakeSettings, tiny_cache: Path, model: str, continuation: Any
+) -> None:
+    values = {"model": model, "continuation": continuation, "render_area": 64 * 64, "steps": 2}
+    engine = Engine(make_settings(**values))
+    requests = [
+        VideoRequest(prompt="lift-off", image="data:,", seed=seed, duration=10)
+        for seed in (11, 11, 12, 11)
+    ]
+    first, again, other, after = (frames_digest(engine, request) for request in requests)
+    assert first == again == after != other
+    program = "from tests.test_engine import Settings, long_clip; "
+    program += f"print(long_clip(Settings(cache_dir={str(tiny_cache)!r}, **{values!r})))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == first
 
 
 def test_a_random_seed_is_told(engine: Engine, request_for: RequestFor) -> None:
@@ -222,6 +273,45 @@ def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
         hooks.append(module.register_forward_hook(partial(note, name)))
     with pytest.raises(Cancelled):
         engine.generate(request_for(), control)
+    for hook in hooks:
+        hook.remove()
+    assert len(finished) <= 1
+
+
+@pytest.mark.parametrize("model", ["wan-tiny", "wan-tiny-ti2v"])  # by last frames, by latents
+@pytest.mark.parametrize("part", ["transformer", "vae.decoder"])
+def test_in_a_later_segment_too_no_more_than_the_call_that_runs_is_finished(
+    make_settings: MakeSettings,
+    request_for: RequestFor,
+    model: str,
+    part: str,
+) -> None:
+    engine = Engine(make_settings(model=model, render_area=64 * 64))
+    family: Any = engine.load()
+    finished: list[str] = []
+    later = False
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal later
+        later |= progress.stage == "denoise" and progress.step > engine.spec.steps
+
+    control = Control(on_progress=on_progress)
+
+    def cancel(*_: object) -> None:
+        if later:
+            control.cancel()
+
+    def note(name: str, *_: object) -> None:
+        if control.cancelled:
+            finished.append(name)
+
+    hooks = [attrgetter(part)(family.pipeline).register_forward_pre_hook(cancel)]
+    for name in PARTS:
+        if name != "transformer_2" or engine.spec.guidance_scale_2 is not None:
+            module = attrgetter(name)(family.pipeline)
+            hooks.append(module.register_forward_hook(partial(note, name)))
+    with pytest.raises(Cancelled):
+        engine.generate(request_for(duration=10), control)
     for hook in hooks:
         hook.remove()
     assert len(finished) <= 1
@@ -535,6 +625,70 @@ def test_settings_go_over_the_models_own(make_settings: MakeSettings) -> None:
 def test_cfg_for_the_second_expert_alone_is_refused(make_settings: MakeSettings) -> None:
     with pytest.raises(ConfigurationError, match="WAN_GUIDANCE_SCALE_2 is 3"):
         Engine(make_settings(guidance_scale=1, guidance_scale_2=3))
+
+
+def test_how_a_clip_goes_on_is_a_setting(make_settings: MakeSettings) -> None:
+    def chosen(**settings: Any) -> tuple[str, int]:
+        spec = Engine(make_settings(**settings)).spec
+        return spec.continuation, spec.overlap_frames
+
+    assert chosen() == ("last_frames", 5)
+    assert chosen(continuation="last_frame") == ("last_frames", 1)
+    assert chosen(model="wan-tiny-ti2v") == ("latents", 5)
+    assert chosen(model="wan-tiny-ti2v", continuation="last_frames") == ("last_frames", 5)
+
+
+def test_a_continuation_that_the_model_cannot_do_is_refused(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigurationError, match="svi, which wan-tiny-ti2v cannot do: it takes"):
+        Engine(make_settings(model="wan-tiny-ti2v", continuation="svi"))
+    with pytest.raises(ConfigurationError, match="auto or last_frames or svi"):
+        Engine(make_settings(continuation="latents"))
+    row = CATALOG["wan2.2-i2v-a14b-4step-svi"]
+    with pytest.raises(ConfigurationError, match="it takes auto or svi"):
+        with_overrides(row, make_settings(continuation="last_frames"))
+
+
+def test_svi_needs_its_pair(make_settings: MakeSettings, tmp_path: Path) -> None:
+    files = [tmp_path / f"{expert}.safetensors" for expert in ("high", "low")]
+    pair = tuple(Lora(path=path, expert=path.stem) for path in files)
+    for given in ((), pair[:1], (Lora(path=files[0]),)):
+        with pytest.raises(ConfigurationError, match="needs the Stable Video Infinity"):
+            with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=given))
+    spec = with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=pair))
+    assert spec.continuation == "svi"
+    row = CATALOG["wan2.2-i2v-a14b-4step-svi"]
+    assert with_overrides(row, make_settings(continuation="svi")).continuation == "svi"
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked", "used"),
+    [
+        ("add", None, "{own}"),
+        ("add", "green", "green, {own}"),
+        ("replace", None, "{own}"),
+        ("replace", "green", "green"),
+    ],
+)
+def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
+    make_settings: MakeSettings, request_for: RequestFor, mode: str, asked: str | None, used: str
+) -> None:
+    engine: Any = Engine(make_settings(negative_prompt=mode, preset="superfast"))
+    family = engine._family = LongRun(replace(CATALOG["wan-tiny"], max_area=32 * 32))
+    engine.spec = family.spec
+    result = engine.generate(request_for(negative_prompt=asked))
+    own = engine.spec.negative_prompt
+    assert {segment.negative_prompt for segment in family.asked} == {used.format(own=own)}
+    # The four-step rows work without CFG, which is what a negative prompt acts through.
+    assert ("works without CFG" in " ".join(result.warnings)) == (asked is not None)
+
+
+def test_with_cfg_a_negative_prompt_is_no_warning(
+    make_settings: MakeSettings, request_for: RequestFor
+) -> None:
+    engine: Any = Engine(make_settings(preset="superfast", guidance_scale=3))
+    engine._family = LongRun(replace(engine.spec, max_area=32 * 32))
+    engine.spec = engine._family.spec
+    assert "CFG" not in " ".join(engine.generate(request_for(negative_prompt="x")).warnings)
 
 
 def test_a_required_safety_checker_is_not_pretended(make_settings: MakeSettings) -> None:

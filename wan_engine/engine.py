@@ -251,6 +251,8 @@ class Engine:
             warnings.append("No safety classifier is installed: nothing was checked")
         if request.enable_prompt_expansion:
             warnings.append("Prompt expansion is not available: the prompt was used as it is")
+        if request.negative_prompt and self.spec.guidance_scale <= 1:
+            warnings.append(f"{self.spec.name} works without CFG: no negative prompt is used")
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
