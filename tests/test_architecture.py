@@ -54,7 +54,11 @@ LAYERS = {
 """A unit, which is a module or a folder of the package, may import from lower layers only."""
 
 HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
-NEEDS_TORCH = ("wan_engine.families.base", "wan_engine.families.i2v")
+NEEDS_TORCH = (
+    "wan_engine.families.base",
+    "wan_engine.families.continuation",
+    "wan_engine.families.i2v",
+)
 
 
 # --- reading the source --------------------------------------------------------------------------

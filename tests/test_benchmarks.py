@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import media_path, safety, stages
+from benchmarks import media_path, safety, seams, stages
+from wan_engine.control import Control
+from wan_engine.media.video import EncodeOptions, encode
+from wan_engine.schema import Plan, Segment, Shot
 
 
 def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
@@ -68,3 +73,98 @@ def test_growth_is_from_the_shortest_to_the_longest() -> None:
     ]
     grown = {"720": {"duration": 3.0, "seconds": 3.0, "cpu_seconds": 3.0, "host_peak": 1.1}}
     assert stages.growth(rows) == {"growth": grown}
+
+
+# --- seams ---------------------------------------------------------------------------------------
+
+
+def moving(count: int) -> np.ndarray:
+    """Frames that grow brighter by two levels each: neighbours are two levels apart everywhere."""
+    levels = 2 * np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return np.broadcast_to(levels, (count, 16, 16, 3)).copy()
+
+
+def test_a_join_that_is_none_cannot_be_told_from_the_rest() -> None:
+    (seam,) = seams.measure([moving(20)], [10])
+    assert (seam.frame, seam.jump, seam.inside_median, seam.ratio) == (10, 2, 2, 1)
+    assert seam.rank == 0 and seam.colour_ratio == 1
+
+
+def test_a_known_jump_is_measured_at_its_join_and_nowhere_else() -> None:
+    frames = moving(30)
+    frames[10:] += np.array([6, 3, 0], np.uint8)  # a cast from frame 10 on
+    first, second = seams.measure([frames[:4], frames[4:17], frames[17:]], [10, 20])
+    assert (first.jump, first.ratio, first.rank) == (5, 2.5, 1)
+    assert first.colour_shift == (8, 5, 2) and first.colour_ratio == 4
+    assert (second.jump, second.ratio, second.colour_shift) == (2, 1, (2, 2, 2))
+
+
+def test_a_jump_that_is_faded_over_the_overlap_is_found_in_it() -> None:
+    frames = moving(20)
+    frames[7:] += np.uint8(9)
+    assert seams.measure([frames], [10], overlap=5)[0].jump == 11
+    assert seams.measure([frames], [10], overlap=1)[0].jump == 2
+
+
+def test_a_clip_that_stands_still_has_finite_figures() -> None:
+    frames = np.zeros((9, 8, 8, 3), np.uint8)
+    (seam,) = seams.measure([frames], [4])
+    assert (seam.jump, seam.ratio, seam.colour_ratio) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("join", [0, 20, -1])
+def test_a_join_outside_the_clip_is_refused(join: int) -> None:
+    with pytest.raises(ValueError, match=f"frame {join} of 20"):
+        seams.measure([moving(20)], [join])
+
+
+def test_the_joins_of_a_plan_are_inside_its_shots() -> None:
+    def shot(*keeps: int) -> Shot:
+        segments = (Segment(1, 81, 5 if index else 0, keep) for index, keep in enumerate(keeps))
+        return Shot("", tuple(segments), sum(keeps))
+
+    plan = Plan(64, 64, 64, 64, 64, 64, 16, 240, 1, (shot(57, 52, 19), shot(60, 52)), 16)
+    assert seams.joins_of(plan) == ([57, 109, 188], 5)
+
+
+def test_seams_of_a_file_are_a_line_of_json_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames, path = moving(40), tmp_path / "clip.mp4"
+    frames[25:] += np.uint8(30)
+    segment = Segment(1, 41, 0, 40)
+    plan = Plan(16, 16, 16, 16, 16, 16, 16, 40, 1, (Shot("", (segment,), 40),), 16)
+    encode([frames], plan, None, path, EncodeOptions(crf=1), Control())
+    seams.main(["--video", str(path), "--joins", "12", "25"])
+    plain, jumped = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (plain["frame"], jumped["frame"]) == (12, 25)
+    assert plain["jump"] == pytest.approx(2, abs=1.5)
+    assert jumped["jump"] == pytest.approx(32, abs=2)
+    assert jumped["rank"] == 1 and jumped["ratio"] > 8
+
+
+def test_seams_are_measured_from_the_engine_too(
+    monkeypatch: pytest.MonkeyPatch, tiny_cache: Path, data: Path
+) -> None:
+    values = {"MODEL": "wan-tiny-ti2v", "CACHE_DIR": tiny_cache, "STEPS": 1, "RENDER_AREA": 1024}
+    for name, value in values.items():
+        monkeypatch.setenv(f"WAN_{name}", str(value))
+    found = seams.from_engine(data / "rocket_640x360.jpg", "lift-off", 10, 7)
+    assert [seam.frame for seam in found] == [85, 165]
+    assert all(seam.inside_median > 0 for seam in found)
+
+
+def test_a_file_that_is_no_video_has_no_seams(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_text("not a video")
+    with pytest.raises(ValueError, match="is no video"):
+        list(seams.read_frames(path))
+
+
+def test_the_help_of_seams_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        seams.main(["--help"])
+    assert ended.value.code == 0
+    assert "python benchmarks/seams.py --video clip.mp4" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        seams.main(["--video", "clip.mp4"])

@@ -150,22 +150,38 @@ def test_the_size_of_a_download_is_told(spec: ModelSpec) -> None:
     assert spec.download_gb > 0
 
 
+@each(ROWS)
+def test_a_row_goes_on_in_a_way_that_its_condition_can_hold(spec: ModelSpec) -> None:
+    assert spec.continuation in spec.continuations
+    assert spec.overlap_frames % 4 == 1  # whole latent frames
+    assert spec.overlap_frames < spec.max_frames
+
+
+def test_a_single_expert_has_no_svi_pair() -> None:
+    spec = infer("somebody/wan", {"_class_name": "WanImageToVideoPipeline"})
+    assert spec.continuations == ("last_frames",)
+
+
 @each(BUILT)
 def test_a_model_that_is_built_is_not_fetched(spec: ModelSpec) -> None:
     assert (spec.repo, spec.revision, spec.loras, spec.download_gb) == (None, None, (), 0)
 
 
 @each(ROWS)
-def test_every_lora_is_pinned_by_its_content(spec: ModelSpec) -> None:
+def test_every_lora_but_the_svi_pair_is_pinned_by_its_content(spec: ModelSpec) -> None:
     for lora in spec.loras:
-        assert re.fullmatch(r"[0-9a-f]{64}", lora.sha256)
+        if lora.sha256 is None:
+            assert "/SVI_v2_PRO_" in lora.path and spec.continuation == "svi"
+        else:
+            assert re.fullmatch(r"[0-9a-f]{64}", lora.sha256)
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", lora.repo)
         assert lora.path.endswith(".safetensors")
 
 
 @each(ROWS)
 def test_loras_come_once_for_each_expert(spec: ModelSpec) -> None:
-    assert [lora.expert for lora in spec.loras] in ([], ["high", "low"])
+    experts = [lora.expert for lora in spec.loras]
+    assert experts == ["high", "low"] * (len(experts) // 2)
 
 
 @each(ROWS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import wave
 import weakref
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,8 @@ from PIL import Image
 
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
 from wan_engine.acceleration import Gpu, Recipe
-from wan_engine.catalog import CATALOG
+from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.engine import with_overrides
 from wan_engine.errors import (
     Cancelled,
     ConfigurationError,
@@ -39,9 +43,11 @@ from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.media.framing import subject
 from wan_engine.plan import PlanLimits, make_plan, punch_in
-from wan_engine.schema import Media, Plan, Script, ScriptShot, SegmentInput
+from wan_engine.schema import Carry, Media, Plan, Script, ScriptShot, SegmentInput
+from wan_engine.settings import Lora
 
 MakeSettings = Callable[..., Settings]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -130,6 +136,52 @@ def test_the_same_seed_gives_the_same_frames(engine: Engine, request_for: Reques
     assert first == again != other
 
 
+LONG_RUNS = (
+    ("wan-tiny", "last_frames"),
+    ("wan-tiny", "last_frame"),
+    ("wan-tiny-ti2v", "latents"),
+    ("wan-tiny-ti2v", "last_frames"),
+)
+
+
+def frames_digest(engine: Engine, request: VideoRequest) -> str:
+    """SHA-256 of all frames of a clip as they go to the encoder."""
+    media = Media(Image.linear_gradient("L").convert("RGB").resize((640, 360)))
+    script = Script((ScriptShot(request.prompt, request.duration),))
+    plan = make_plan(request, script, media, engine.spec, PlanLimits())
+    digest, count = hashlib.sha256(), 0
+    for chunk in engine._frames(engine.load(), plan, media.image, "", Control()):
+        digest.update(np.ascontiguousarray(chunk))
+        count += len(chunk)
+    assert count == request.duration * engine.spec.fps
+    return digest.hexdigest()
+
+
+def long_clip(settings: Settings, seed: int = 11) -> str:
+    """The digest of ten seconds; another process imports this."""
+    request = VideoRequest(prompt="lift-off", image="data:,", seed=seed, duration=10)
+    return frames_digest(Engine(settings), request)
+
+
+@pytest.mark.parametrize(("model", "continuation"), LONG_RUNS)
+def test_a_long_clip_is_the_same_again_after_another_job_and_in_another_process(
+    make_settings: MakeSettings, tiny_cache: Path, model: str, continuation: Any
+) -> None:
+    values = {"model": model, "continuation": continuation, "render_area": 64 * 64, "steps": 2}
+    engine = Engine(make_settings(**values))
+    requests = [
+        VideoRequest(prompt="lift-off", image="data:,", seed=seed, duration=10)
+        for seed in (11, 11, 12, 11)
+    ]
+    first, again, other, after = (frames_digest(engine, request) for request in requests)
+    assert first == again == after != other
+    program = "from tests.test_engine import Settings, long_clip; "
+    program += f"print(long_clip(Settings(cache_dir={str(tiny_cache)!r}, **{values!r})))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == first
+
+
 def test_a_random_seed_is_told(engine: Engine, request_for: RequestFor) -> None:
     with pytest.raises(Cancelled):
         engine.generate(request_for(seed=-1), cancelled_control())
@@ -152,7 +204,7 @@ def test_progress_runs_through_all_stages_in_order(engine: Engine, request_for: 
         steps = [item.step for item in seen if item.stage == stage]
         assert steps == sorted(steps)
     denoised = [item for item in seen if item.stage == "denoise"]
-    assert denoised[-1] == Progress("denoise", 8, 8)  # two segments of four steps
+    assert denoised[-1] == Progress("denoise", 12, 12)  # three segments of four steps
 
 
 def test_nothing_is_left_in_scratch(
@@ -230,6 +282,45 @@ def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
     assert len(finished) <= 1
 
 
+@pytest.mark.parametrize("model", ["wan-tiny", "wan-tiny-ti2v"])  # by last frames, by latents
+@pytest.mark.parametrize("part", ["transformer", "vae.decoder"])
+def test_in_a_later_segment_too_no_more_than_the_call_that_runs_is_finished(
+    make_settings: MakeSettings,
+    request_for: RequestFor,
+    model: str,
+    part: str,
+) -> None:
+    engine = Engine(make_settings(model=model, render_area=64 * 64))
+    family: Any = engine.load()
+    finished: list[str] = []
+    later = False
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal later
+        later |= progress.stage == "denoise" and progress.step > engine.spec.steps
+
+    control = Control(on_progress=on_progress)
+
+    def cancel(*_: object) -> None:
+        if later:
+            control.cancel()
+
+    def note(name: str, *_: object) -> None:
+        if control.cancelled:
+            finished.append(name)
+
+    hooks = [attrgetter(part)(family.pipeline).register_forward_pre_hook(cancel)]
+    for name in PARTS:
+        if name != "transformer_2" or engine.spec.guidance_scale_2 is not None:
+            module = attrgetter(name)(family.pipeline)
+            hooks.append(module.register_forward_hook(partial(note, name)))
+    with pytest.raises(Cancelled):
+        engine.generate(request_for(duration=10), control)
+    for hook in hooks:
+        hook.remove()
+    assert len(finished) <= 1
+
+
 def test_the_job_after_a_cancelled_one_works(engine: Engine, request_for: RequestFor) -> None:
     clean = frame_hashes(local(engine.generate(request_for()).video_url))
     control: Control
@@ -267,13 +358,17 @@ def test_private_addresses_are_refused_by_default(engine: Engine) -> None:
         engine.generate(request)
 
 
-class NumberedFrames:
-    """A family whose frames carry their number in the first pixel, and which notes its inputs."""
+class LongRun:
+    """A family whose frame t is a picture of t alone, whatever segments it is sampled in.
 
-    def __init__(self) -> None:
-        self.spec = CATALOG["wan-tiny"]
+    A later segment begins with the frames that the one before ended with, and goes on: what is
+    joined has to equal one long run to the bit. It notes its inputs.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
         self.asked: list[SegmentInput] = []
-        self.next_number = 0
+        self.ends = 0  # the number of the frame after the last one that was made
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
         self.asked.append(segment)
@@ -281,51 +376,93 @@ class NumberedFrames:
             on_step(step + 1)
         return segment
 
-    def decode(self, latents: Any) -> Iterator[np.ndarray]:
-        done = 0
-        while done < latents.frames:
-            size = 4 if done else 1
-            chunk = np.zeros((size, latents.height, latents.width, 3), np.uint8)
-            for index in range(size):
-                chunk[index, 0, 0] = self.next_number
-                self.next_number += 1
-            done += size
-            yield chunk
+    def decode(self, latents: Any, carry: Carry | None = None) -> Iterator[np.ndarray]:
+        assert carry is latents.carry
+        first = 0 if carry.frames is None else self.ends - len(carry.frames)
+        self.ends = first + latents.frames
+        size = latents.height, latents.width
+        frames = np.stack([self.picture(number, *size) for number in range(first, self.ends)])
+        assert carry.frames is None or np.array_equal(carry.frames, frames[: len(carry.frames)])
+        yield frames[:1]
+        for start in range(1, len(frames), 4):
+            yield frames[start : start + 4]
+
+    @staticmethod
+    def picture(number: int, height: int, width: int) -> np.ndarray:
+        """`number` as bytes in the corner of texture that changes with it."""
+        picture = np.random.default_rng(number).integers(60, 200, (height, width, 3), np.uint8)
+        picture[0, 0] = number // 256, number % 256, 7
+        return picture
 
 
-@pytest.mark.parametrize(("seconds", "segments"), [(5, 1), (10, 2), (15, 3)])
-def test_segments_join_without_a_repeated_frame(
-    engine: Engine, request_for: RequestFor, seconds: int, segments: int
+CONTINUATIONS = [
+    pytest.param(spec, setting, id=f"{spec.name}-{setting}")
+    for spec in CATALOG.values()
+    for setting in ("last_frame", *spec.continuations)
+    if setting in spec.continuations or "last_frames" in spec.continuations
+]
+
+
+@pytest.mark.parametrize("seconds", [5, 10, 15])
+@pytest.mark.parametrize(("spec", "setting"), CONTINUATIONS)
+def test_joined_segments_equal_one_long_run(
+    engine: Engine,
+    request_for: RequestFor,
+    spec: ModelSpec,
+    setting: str,
+    seconds: int,
 ) -> None:
-    family: Any = NumberedFrames()
+    overlap = 1 if setting == "last_frame" else spec.overlap_frames
+    continuation: Any = "last_frames" if setting == "last_frame" else setting
+    changed = replace(spec, max_area=32 * 32, continuation=continuation, overlap_frames=overlap)
+    family: Any = LongRun(changed)
     request = request_for(duration=seconds)
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, seconds),))
-    plan = make_plan(request, script, Media(image), family.spec, PlanLimits())
+    plan = make_plan(request, script, Media(image), changed, PlanLimits())
     chunks = engine._frames(family, plan, image, "", Control())
-    numbers = [int(frame[0, 0, 0]) for chunk in chunks for frame in chunk]
-    # 81 frames a segment; the first of each later one was shown already.
-    made = list(range(81 * segments))
-    shown = [number for number in made if number == 0 or number % 81 != 0][: seconds * 16]
-    assert [number % 256 for number in shown] == numbers
-    # Each segment starts from the very last frame of the one before it.
-    starts = [np.asarray(asked.image)[0, 0, 0] for asked in family.asked]
-    assert starts == [0, *(81 * index - 1 for index in range(1, segments))]
+    frames = np.concatenate(list(chunks))
+    size = plan.render_height, plan.render_width
+    wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
+    assert np.array_equal(frames, wanted)  # exact count, none repeated, none missing, none mixed
+    # Each segment is given the user's image and the end of the one before.
+    assert len(family.asked) == len(plan.segments)
+    assert all(np.array_equal(asked.image, family.asked[0].image) for asked in family.asked)
+    assert len({asked.seed for asked in family.asked}) == len(family.asked)
+
+
+def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: RequestFor) -> None:
+    spec = replace(CATALOG["wan-tiny"], max_area=32 * 32)
+    family: Any = LongRun(spec)
+    image = Image.new("RGB", (640, 360))
+    script = Script((ScriptShot("one", 8), ScriptShot("two", 7)))
+    plan = make_plan(request_for(duration=15), script, Media(image), spec, PlanLimits())
+    frames = np.concatenate(list(engine._frames(family, plan, image, "", Control())))
+    numbers = [int(frame[0, 0, 0]) * 256 + int(frame[0, 0, 1]) for frame in frames]
+    assert numbers == [*range(8 * 16), *range(7 * 16)]
+    first, second = (
+        [asked for asked in family.asked if asked.prompt == prompt] for prompt in ("one", "two")
+    )
+    assert first[0].carry is first[1].carry is not second[0].carry
 
 
 class SlidingPicture:
-    """A family that shows the segment's picture and slides it left, a pixel every eight frames."""
+    """A family that shows the user's picture and slides it left, a pixel every eight frames."""
 
     def __init__(self) -> None:
         self.spec = CATALOG["wan-tiny"]
+        self.ends = 0
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
         on_step(self.spec.steps)
         return segment
 
-    def decode(self, latents: Any) -> Iterator[np.ndarray]:
+    def decode(self, latents: Any, carry: Carry | None = None) -> Iterator[np.ndarray]:
+        first = 0 if carry is None or carry.frames is None else self.ends - len(carry.frames)
+        self.ends = first + latents.frames
         picture = np.asarray(latents.image)
-        frames = [np.roll(picture, -(index // 8), axis=1) for index in range(latents.frames)]
+        numbers = range(first, self.ends)
+        frames = [np.roll(picture, -(number // 8), axis=1) for number in numbers]
         yield np.stack(frames[:1])
         for start in range(1, len(frames), 4):
             yield np.stack(frames[start : start + 4])
@@ -347,8 +484,10 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
     seen = visible(original, plan)
     middle = slice(original.width // 8, -original.width // 4)  # what never wraps around
-    for number in (0, 40, 80, 81, 160, 161, 239):  # both joins, at 81 and 161, among them
-        pixels = number // 80 * 10 + number % 80 // 8
+    joins = list(accumulate(segment.keep for segment in plan.segments))
+    assert joins == [65, 125, 185, 240]
+    for number in (0, 40, *(join + step for join in joins[:-1] for step in (-5, -1, 0)), 239):
+        pixels = number // 8
         wanted = np.roll(seen, -round(pixels * original.width / plan.crop_width), axis=1)
         error = frames[number, :, middle].astype(float) - wanted[:, middle]
         assert np.sqrt((error**2).mean()) < 25, number
@@ -360,7 +499,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
 def test_an_expanded_prompt_is_what_the_model_gets_and_not_in_the_output(
     engine: Any, request_for: RequestFor
 ) -> None:
-    family = NumberedFrames()
+    family = LongRun(CATALOG["wan-tiny"])
     engine._family = family
     control = Control()
     result = engine.generate(request_for(enable_prompt_expansion=True), control)
@@ -378,7 +517,7 @@ def test_an_expansion_that_failed_is_a_warning(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     engine: Any = Engine(make_settings(prompt_url=url))
-    engine._family = NumberedFrames()
+    engine._family = LongRun(CATALOG["wan-tiny"])
     result = engine.generate(request_for(enable_prompt_expansion=True))
     assert any("Prompt expansion failed" in warning for warning in result.output()["warnings"])
     assert result.expanded_prompt.startswith("lift-off. ")
@@ -386,7 +525,7 @@ def test_an_expansion_that_failed_is_a_warning(
 
 @pytest.mark.parametrize("expanded", [False, True])
 def test_several_shots_need_expansion(engine: Any, request_for: RequestFor, expanded: bool) -> None:
-    family = NumberedFrames()
+    family = LongRun(CATALOG["wan-tiny"])
     engine._family = family
     engine.generate(request_for(shot_type="multi", enable_prompt_expansion=expanded))
     assert len(family.asked) == (2 if expanded else 1)
@@ -582,6 +721,70 @@ def test_cfg_for_the_second_expert_alone_is_refused(make_settings: MakeSettings)
         Engine(make_settings(guidance_scale=1, guidance_scale_2=3))
 
 
+def test_how_a_clip_goes_on_is_a_setting(make_settings: MakeSettings) -> None:
+    def chosen(**settings: Any) -> tuple[str, int]:
+        spec = Engine(make_settings(**settings)).spec
+        return spec.continuation, spec.overlap_frames
+
+    assert chosen() == ("last_frames", 5)
+    assert chosen(continuation="last_frame") == ("last_frames", 1)
+    assert chosen(model="wan-tiny-ti2v") == ("latents", 5)
+    assert chosen(model="wan-tiny-ti2v", continuation="last_frames") == ("last_frames", 5)
+
+
+def test_a_continuation_that_the_model_cannot_do_is_refused(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigurationError, match="svi, which wan-tiny-ti2v cannot do: it takes"):
+        Engine(make_settings(model="wan-tiny-ti2v", continuation="svi"))
+    with pytest.raises(ConfigurationError, match="auto or last_frames or svi"):
+        Engine(make_settings(continuation="latents"))
+    row = CATALOG["wan2.2-i2v-a14b-4step-svi"]
+    with pytest.raises(ConfigurationError, match="it takes auto or svi"):
+        with_overrides(row, make_settings(continuation="last_frames"))
+
+
+def test_svi_needs_its_pair(make_settings: MakeSettings, tmp_path: Path) -> None:
+    files = [tmp_path / f"{expert}.safetensors" for expert in ("high", "low")]
+    pair = tuple(Lora(path=path, expert=path.stem) for path in files)
+    for given in ((), pair[:1], (Lora(path=files[0]),)):
+        with pytest.raises(ConfigurationError, match="needs the Stable Video Infinity"):
+            with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=given))
+    spec = with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=pair))
+    assert spec.continuation == "svi"
+    row = CATALOG["wan2.2-i2v-a14b-4step-svi"]
+    assert with_overrides(row, make_settings(continuation="svi")).continuation == "svi"
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked", "used"),
+    [
+        ("add", None, "{own}"),
+        ("add", "green", "green, {own}"),
+        ("replace", None, "{own}"),
+        ("replace", "green", "green"),
+    ],
+)
+def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
+    make_settings: MakeSettings, request_for: RequestFor, mode: str, asked: str | None, used: str
+) -> None:
+    engine: Any = Engine(make_settings(negative_prompt=mode, preset="superfast"))
+    family = engine._family = LongRun(replace(CATALOG["wan-tiny"], max_area=32 * 32))
+    engine.spec = family.spec
+    result = engine.generate(request_for(negative_prompt=asked))
+    own = engine.spec.negative_prompt
+    assert {segment.negative_prompt for segment in family.asked} == {used.format(own=own)}
+    # The four-step rows work without CFG, which is what a negative prompt acts through.
+    assert ("works without CFG" in " ".join(result.warnings)) == (asked is not None)
+
+
+def test_with_cfg_a_negative_prompt_is_no_warning(
+    make_settings: MakeSettings, request_for: RequestFor
+) -> None:
+    engine: Any = Engine(make_settings(preset="superfast", guidance_scale=3))
+    engine._family = LongRun(replace(engine.spec, max_area=32 * 32))
+    engine.spec = engine._family.spec
+    assert "CFG" not in " ".join(engine.generate(request_for(negative_prompt="x")).warnings)
+
+
 def test_a_serverless_worker_needs_a_bucket(make_settings: MakeSettings) -> None:
     with pytest.raises(ConfigurationError, match="BUCKET_ENDPOINT_URL"):
         Engine(make_settings(), serverless=True)
@@ -716,7 +919,9 @@ def test_native_renders_the_full_size(
     engine: Any = Engine(make_settings(upscale="native"))
     media = Media(Image.new("RGB", (1600, 900)))
     plans = [
-        make_plan(request_for(size=size), Script((("", 5),)), media, engine.spec, PlanLimits())
+        make_plan(
+            request_for(size=size), Script((ScriptShot("", 5),)), media, engine.spec, PlanLimits()
+        )
         for size in ("1280*720", "1920*1080")
     ]
     assert [(plan.render_width, plan.render_height) for plan in plans] == [

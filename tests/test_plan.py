@@ -366,90 +366,121 @@ def test_every_segment_has_a_length_that_the_model_was_trained_for(
 
 @fuzz
 @given(script=scripts(), spec=rows)
-def test_only_the_first_segment_of_a_shot_shows_its_first_frame(
+def test_all_but_the_first_segment_of_a_shot_begin_with_what_was_shown(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
         first, *others = (segment.skip for segment in shot.segments)
-        assert (first, set(others)) in ((0, set()), (0, {1}))
+        assert (first, set(others)) in ((0, set()), (0, {spec.overlap_frames}))
+
+
+@fuzz
+@given(script=scripts(), spec=rows)
+def test_a_segment_holds_back_what_the_next_one_begins_with(
+    script: tuple[tuple[str, int], ...], spec: ModelSpec
+) -> None:
+    for shot in plan_of(spec=spec, shots=script).shots:
+        skips = [segment.skip for segment in shot.segments]
+        assert [segment.hold for segment in shot.segments] == [*skips[1:], 0]
 
 
 @pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
-@pytest.mark.parametrize("seconds", [5, 10, 15])
-def test_five_seconds_are_one_segment(spec: ModelSpec, seconds: int) -> None:
-    assert len(plan_of(spec=spec, shots=(("a", seconds),)).segments) == seconds // 5
+@pytest.mark.parametrize(("seconds", "one", "five"), [(5, 1, 1), (10, 2, 3), (15, 3, 4)])
+def test_how_many_segments_a_clip_has(spec: ModelSpec, seconds: int, one: int, five: int) -> None:
+    for overlap, count in ((1, one), (5, five)):
+        plan = plan_of(spec=replace(spec, overlap_frames=overlap), shots=(("a", seconds),))
+        assert len(plan.segments) == count
 
 
-layouts = {"count": st.integers(1, 2000), "latents": st.integers(1, 60)}
+layouts = {
+    "count": st.integers(1, 2000),
+    "latents": st.integers(1, 60),
+    "overlap": st.sampled_from([1, 5, 9, 13]),
+}
 
 
 @fuzz
 @given(**layouts)
-def test_segments_show_all_frames_and_no_more(count: int, latents: int) -> None:
-    assert sum(keep for *_, keep in segment_layout(count, 4 * latents + 1)) == count
+def test_segments_show_all_frames_and_no_more(count: int, latents: int, overlap: int) -> None:
+    assert sum(keep for *_, keep in segment_layout(count, 4 * latents + 1, overlap)) == count
 
 
 @fuzz
 @given(**layouts)
-def test_segments_are_no_longer_than_they_may_be(count: int, latents: int) -> None:
-    lengths = [length for length, *_ in segment_layout(count, 4 * latents + 1)]
+def test_segments_are_no_longer_than_they_may_be(count: int, latents: int, overlap: int) -> None:
+    lengths = [length for length, *_ in segment_layout(count, 4 * latents + 1, overlap)]
     assert [length for length in lengths if length % 4 != 1 or length > 4 * latents + 1] == []
 
 
 @fuzz
 @given(**layouts)
-def test_segments_are_equally_long(count: int, latents: int) -> None:
-    assert len({length for length, *_ in segment_layout(count, 4 * latents + 1)}) == 1
+def test_segments_are_equally_long(count: int, latents: int, overlap: int) -> None:
+    assert len({length for length, *_ in segment_layout(count, 4 * latents + 1, overlap)}) == 1
 
 
 @fuzz
 @given(**layouts)
-def test_segments_show_something_of_what_they_have(count: int, latents: int) -> None:
-    for length, skip, keep in segment_layout(count, 4 * latents + 1):
+def test_segments_show_something_of_what_they_have(count: int, latents: int, overlap: int) -> None:
+    for length, skip, keep in segment_layout(count, 4 * latents + 1, overlap):
         assert 1 <= keep <= length - skip
 
 
 @fuzz
 @given(**layouts)
-def test_a_segment_starts_from_the_last_frame_that_was_shown(count: int, latents: int) -> None:
-    layout = segment_layout(count, 4 * latents + 1)
-    assert [skip for _, skip, _ in layout] == [0] + [1] * (len(layout) - 1)
+def test_a_segment_begins_with_the_last_frames_that_were_shown(
+    count: int, latents: int, overlap: int
+) -> None:
+    layout = segment_layout(count, 4 * latents + 1, overlap)
+    common = min(overlap, 4 * latents - 3)
+    assert [skip for _, skip, _ in layout] == [0] + [common] * (len(layout) - 1)
     assert [keep for *_, keep in layout[:-1]] == [length - skip for length, skip, _ in layout[:-1]]
 
 
 @fuzz
 @given(**layouts)
-def test_there_are_no_more_segments_than_needed(count: int, latents: int) -> None:
-    needed = max(1, -(-(count - 1) // (4 * latents)))
-    assert len(segment_layout(count, 4 * latents + 1)) == needed
+def test_there_are_no_more_segments_than_needed(count: int, latents: int, overlap: int) -> None:
+    most, common = 4 * latents + 1, min(overlap, 4 * latents - 3)
+    needed = 1
+    while common + needed * (most - common) < count and count > most:
+        needed += 1
+    assert len(segment_layout(count, most, overlap)) == needed
 
 
 @fuzz
 @given(**layouts)
-def test_segments_do_not_render_a_latent_frame_in_vain(count: int, latents: int) -> None:
-    layout = segment_layout(count, 4 * latents + 1)
+def test_segments_do_not_render_a_latent_frame_in_vain(
+    count: int, latents: int, overlap: int
+) -> None:
+    layout = segment_layout(count, 4 * latents + 1, overlap)
     length, skip, keep = layout[-1]
     assert length - skip - keep < 4 * len(layout)
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "layout"),
+    ("count", "most", "overlap", "layout"),
     [
-        (80, 81, [(81, 0, 80)]),
-        (81, 81, [(81, 0, 81)]),
-        (82, 81, [(45, 0, 45), (45, 1, 37)]),
-        (160, 81, [(81, 0, 81), (81, 1, 79)]),
-        (240, 81, [(81, 0, 81), (81, 1, 80), (81, 1, 79)]),
-        (120, 121, [(121, 0, 120)]),
-        (360, 121, [(121, 0, 121), (121, 1, 120), (121, 1, 119)]),
-        (112, 81, [(57, 0, 57), (57, 1, 55)]),
-        (1, 81, [(1, 0, 1)]),
-        (2, 81, [(5, 0, 2)]),
-        (16, 5, [(5, 0, 5), (5, 1, 4), (5, 1, 4), (5, 1, 3)]),
+        (80, 81, 5, [(81, 0, 80)]),
+        (81, 81, 5, [(81, 0, 81)]),
+        (82, 81, 1, [(45, 0, 45), (45, 1, 37)]),
+        (82, 81, 5, [(45, 0, 45), (45, 5, 37)]),
+        (160, 81, 1, [(81, 0, 81), (81, 1, 79)]),
+        (160, 81, 5, [(57, 0, 57), (57, 5, 52), (57, 5, 51)]),
+        (240, 81, 1, [(81, 0, 81), (81, 1, 80), (81, 1, 79)]),
+        (240, 81, 5, [(65, 0, 65), (65, 5, 60), (65, 5, 60), (65, 5, 55)]),
+        (120, 121, 5, [(121, 0, 120)]),
+        (240, 121, 5, [(85, 0, 85), (85, 5, 80), (85, 5, 75)]),
+        (360, 121, 1, [(121, 0, 121), (121, 1, 120), (121, 1, 119)]),
+        (360, 121, 5, [(97, 0, 97), (97, 5, 92), (97, 5, 92), (97, 5, 79)]),
+        (112, 81, 1, [(57, 0, 57), (57, 1, 55)]),
+        (1, 81, 5, [(1, 0, 1)]),
+        (2, 81, 5, [(5, 0, 2)]),
+        (16, 5, 1, [(5, 0, 5), (5, 1, 4), (5, 1, 4), (5, 1, 3)]),
     ],
 )
-def test_a_known_layout(count: int, most: int, layout: list[tuple[int, int, int]]) -> None:
-    assert segment_layout(count, most) == layout
+def test_a_known_layout(
+    count: int, most: int, overlap: int, layout: list[tuple[int, int, int]]
+) -> None:
+    assert segment_layout(count, most, overlap) == layout
 
 
 # --- seeds ---------------------------------------------------------------------------------------

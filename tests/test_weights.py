@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -20,6 +21,7 @@ from wan_engine.weights import LocatedWriter
 MakeSettings = Callable[..., Settings]
 FAST = CATALOG["wan2.2-i2v-a14b-4step"]
 QUALITY = CATALOG["wan2.2-i2v-a14b"]
+SVI = CATALOG["wan2.2-i2v-a14b-4step-svi"]
 
 
 @pytest.fixture
@@ -45,8 +47,8 @@ def cached(hub: Path, repo: str, revision: str, source: Path, *, main: bool = Fa
     return folder
 
 
-def with_lora_pair(settings: Settings) -> None:
-    for lora in FAST.loras:
+def with_lora_pair(settings: Settings, row: ModelSpec = FAST) -> None:
+    for lora in row.loras:
         path = settings.models_dir / "loras" / Path(lora.path).name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"weights")
@@ -90,6 +92,38 @@ def test_a_missing_shard_is_named(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_built_model_is_made_when_it_is_asked_for(make_settings: MakeSettings) -> None:
     located = weights.resolve("wan-tiny", make_settings())
     assert weights.missing_files(located.folder) == []
+
+
+def test_auto_takes_svi_where_its_pair_was_put(
+    make_settings: MakeSettings, checkpoint: Path, hub: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(model="auto", models_dir=tmp_path / "models")
+    shutil.copytree(checkpoint, settings.models_dir / QUALITY.name)
+    with_lora_pair(settings)
+    located, _ = weights.select(settings, everything_fits, fallback=False)
+    assert located.spec == FAST
+    with_lora_pair(settings, SVI)
+    located, _ = weights.select(settings, everything_fits, fallback=False)
+    assert located.spec == SVI and located.spec.continuation == "svi"
+    assert [lora.expert for lora in located.loras] == ["high", "low", "high", "low"]
+
+
+def test_a_file_without_a_known_checksum_is_taken_and_said_to_be(
+    make_settings: MakeSettings, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned, unpinned = SVI.loras[0], SVI.loras[2]
+    file, told = tmp_path / "a.safetensors", list[str]()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: "")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(file))
+    for lora, message in ((unpinned, "not on this machine"), (pinned, "not the file that was")):
+        file.write_bytes(b"weights")
+        row = replace(SVI, loras=(lora,))
+        monkeypatch.setitem(weights.CATALOG, SVI.name, row)  # type: ignore[misc]
+        with pytest.raises(ModelMissing, match=message):
+            weights.download(SVI.name, make_settings(models_dir=tmp_path / "none"), told.append)
+        assert file.exists() == (lora is unpinned)
+    said = [line.endswith("(checksum not pinned)") for line in told if "safetensors" in line]
+    assert said == [True, False]
 
 
 def test_a_cache_that_cannot_be_written_is_not_the_end(

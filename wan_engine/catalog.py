@@ -15,6 +15,13 @@ from wan_engine.errors import ConfigurationError
 Sampler = Literal["unipc", "distilled-euler"]
 Expert = Literal["high", "low", "both"]
 ClassifierKind = Literal["prompt", "image"]
+Continuation = Literal["svi", "latents", "last_frames"]
+"""How a segment goes on from the one before it, where a clip is longer than the model's own length.
+
+`svi`: the condition of Stable Video Infinity 2.0 Pro, which needs its LoRA pair. `latents`: the
+last clean latents are the first ones of the next segment. `last_frames`: the last frames are
+encoded again into the condition.
+"""
 
 # Wan-Video/Wan2.2 wan/configs/shared_config.py; the models were tuned with this exact Chinese text.
 _NEGATIVE_PROMPT = (
@@ -26,11 +33,11 @@ _NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA on the Hub that belongs to a row. `sha256` pins what `download` accepts."""
+    """A LoRA on the Hub that belongs to a row. `sha256` pins what `download` accepts; None: any."""
 
     repo: str
     path: str
-    sha256: str
+    sha256: str | None
     expert: Expert
     scale: float = 1.0
 
@@ -43,7 +50,9 @@ class ModelSpec:
     trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
     the low-noise one (the order of diffusers; the official configuration has it the other way
     round). 1.0 switches CFG off. `resident_gb`: accelerator memory to keep everything loaded;
-    `offload_gb`: with one network at a time.
+    `offload_gb`: with one network at a time. `continuations`: what the model's condition can hold,
+    `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
+    common with the one before it.
     """
 
     name: str
@@ -59,6 +68,9 @@ class ModelSpec:
     flow_shift: float
     sampler: Sampler = "unipc"
     negative_prompt: str = _NEGATIVE_PROMPT
+    continuation: Continuation = "last_frames"
+    continuations: tuple[Continuation, ...] = ("last_frames", "svi")
+    overlap_frames: int = 5
     repo: str | None = None
     revision: str | None = None
     loras: tuple[LoraFile, ...] = ()
@@ -100,6 +112,8 @@ _TI2V_5B = ModelSpec(
     guidance_scale=5.0,
     guidance_scale_2=None,
     flow_shift=5.0,
+    continuation="latents",
+    continuations=("latents", "last_frames"),
     repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     revision="b8fff7315c768468a5333511427288870b2e9635",
     download_gb=34.2,
@@ -111,31 +125,52 @@ _KIJAI = (
     "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
 )
 
-_ROWS = (
-    replace(
-        _I2V_A14B,
-        name="wan2.2-i2v-a14b-4step",
-        title="Wan2.2 I2V A14B with the lightx2v four-step LoRA pair (April 2026): the fast tier",
-        steps=4,
-        guidance_scale=1.0,
-        guidance_scale_2=1.0,
-        sampler="distilled-euler",
-        loras=(
-            LoraFile(
-                "Kijai/WanVideo_comfy",
-                _KIJAI.format("HIGH"),
-                "8e0a86e765ade42a1deca52eb7411348254a019147be8c4eed88c7ad465d3399",
-                "high",
-            ),
-            LoraFile(
-                "Kijai/WanVideo_comfy",
-                _KIJAI.format("LOW"),
-                "09e10abd98460b66439bd77ea671e94c10fdc8251e0b986aa196d1904e3cc583",
-                "low",
-            ),
+_SVI = (
+    "LoRAs/Stable-Video-Infinity/v2.0/SVI_v2_PRO_Wan2.2-I2V-A14B_{}_lora_rank_128_fp16.safetensors"
+)
+
+_FOUR_STEP = replace(
+    _I2V_A14B,
+    name="wan2.2-i2v-a14b-4step",
+    title="Wan2.2 I2V A14B with the lightx2v four-step LoRA pair (April 2026): the fast tier",
+    steps=4,
+    guidance_scale=1.0,
+    guidance_scale_2=1.0,
+    sampler="distilled-euler",
+    loras=(
+        LoraFile(
+            "Kijai/WanVideo_comfy",
+            _KIJAI.format("HIGH"),
+            "8e0a86e765ade42a1deca52eb7411348254a019147be8c4eed88c7ad465d3399",
+            "high",
         ),
-        download_gb=127.5,
+        LoraFile(
+            "Kijai/WanVideo_comfy",
+            _KIJAI.format("LOW"),
+            "09e10abd98460b66439bd77ea671e94c10fdc8251e0b986aa196d1904e3cc583",
+            "low",
+        ),
     ),
+    download_gb=127.5,
+)
+
+_ROWS = (
+    # First, so that `auto` takes it where somebody has put the SVI pair.
+    replace(
+        _FOUR_STEP,
+        name="wan2.2-i2v-a14b-4step-svi",
+        title="The fast tier with the Stable Video Infinity 2.0 Pro LoRA pair: for 10 and 15 s",
+        continuation="svi",
+        continuations=("svi",),  # with any other condition the pair misbehaves
+        # No checksum of the pair could be found in public, so any file of the name is taken.
+        loras=(
+            *_FOUR_STEP.loras,
+            LoraFile("Kijai/WanVideo_comfy", _SVI.format("HIGH"), None, "high"),
+            LoraFile("Kijai/WanVideo_comfy", _SVI.format("LOW"), None, "low"),
+        ),
+        download_gb=130.0,
+    ),
+    _FOUR_STEP,
     _I2V_A14B,
     _TI2V_5B,
     replace(
@@ -332,7 +367,12 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
         row = _I2V_A14B
     else:
         # A single expert, such as Wan2.1 I2V 14B: guidance 5.0 throughout.
-        row = replace(_I2V_A14B, guidance_scale=5.0, guidance_scale_2=None)
+        row = replace(
+            _I2V_A14B,
+            guidance_scale=5.0,
+            guidance_scale_2=None,
+            continuations=("last_frames",),
+        )
     return replace(
         row, name=name, title=f"own checkpoint {name}", repo=None, revision=None, licence="unknown"
     )

@@ -25,6 +25,7 @@ from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.framing import cropped, subject
 from wan_engine.media.images import ImageLimits, fit, open_image
+from wan_engine.media.joins import Joined
 from wan_engine.media.rife import Rife
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.plan import PlanLimits, make_plan
@@ -33,6 +34,7 @@ from wan_engine.prompts import Expansion, open_expander
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
+    Carry,
     EncodedVideo,
     Media,
     Plan,
@@ -203,7 +205,7 @@ class Engine:
         )
         options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
         control.enter("queue")
-        negative = request.negative_prompt or self.spec.negative_prompt
+        negative = _negative_prompt(request, self.spec, self.settings)
 
         def once() -> EncodedVideo:
             control.enter("load")
@@ -286,24 +288,24 @@ class Engine:
             control.progress("denoise", done_steps + count, all_steps)
 
         for shot in plan.shots:
-            start = fit(cropped(image, shot.crop), *size)
+            start, carry = fit(cropped(image, shot.crop), *size), Carry()
+            joined = Joined(blend=family.spec.continuation == "last_frames")
             for segment in shot.segments:
                 on_step(0)
-                latents = family.denoise(
-                    SegmentInput(shot.prompt, negative, start, *size, segment.frames, segment.seed),
-                    on_step,
-                )
+                numbers = *size, segment.frames, segment.seed
+                asked = SegmentInput(shot.prompt, negative, start, *numbers, carry)
+                latents = family.denoise(asked, on_step)
                 done_steps += steps
-                skip, keep = segment.skip, segment.keep
-                for chunk in family.decode(latents):
+                joined.begin(segment)
+                for chunk in family.decode(latents, carry):
                     control.progress("decode", decoded, plan.source_frames)
-                    shown = chunk[skip : skip + keep]
-                    skip, keep = max(0, skip - len(chunk)), keep - len(shown)
+                    shown = joined.add(chunk)
                     decoded += len(shown)
                     if len(shown):
                         yield shown
                         control.enter("decode")
-                start = Image.fromarray(chunk[-1])  # where the next segment begins
+                if segment.hold:
+                    carry.frames = joined.tail
         control.progress("encode", 0, 1)
 
     def _finished(
@@ -362,6 +364,8 @@ class Engine:
             warnings += self.safety.warnings()
         if expansion.warning:
             warnings.append(expansion.warning)
+        if request.negative_prompt and self.spec.guidance_scale <= 1:
+            warnings.append(f"{self.spec.name} works without CFG: no negative prompt is used")
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
@@ -418,7 +422,7 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
         "max_area": settings.render_area or (_FULL_AREA if settings.upscale == "native" else None),
     }
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
-    spec = replace(spec, **given)
+    spec = _with_continuation(replace(spec, **given), settings)
     # The pipeline decides by the first scale alone whether there is a second forward.
     if spec.guidance_scale <= 1 < (spec.guidance_scale_2 or 1):
         raise ConfigurationError(
@@ -427,6 +431,36 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
             "above 1."
         )
     return spec
+
+
+def _with_continuation(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    wanted, overlap = settings.continuation, spec.overlap_frames
+    if wanted == "auto":
+        return spec
+    if wanted == "last_frame":
+        wanted, overlap = "last_frames", 1
+    if wanted not in spec.continuations:
+        raise ConfigurationError(
+            f"WAN_CONTINUATION is {settings.continuation}, which {spec.name} cannot do: it takes "
+            f"{' or '.join(('auto', *spec.continuations))}."
+        )
+    pair = {lora.expert for lora in settings.lora}
+    if wanted == "svi" and spec.continuation != "svi" and not pair >= {"high", "low"}:
+        raise ConfigurationError(
+            "WAN_CONTINUATION is svi, which needs the Stable Video Infinity 2.0 Pro LoRA pair: set "
+            "WAN_MODEL=wan2.2-i2v-a14b-4step-svi, or name the pair in WAN_LORA, one file for the "
+            "expert `high` and one for `low`."
+        )
+    return replace(spec, continuation=wanted, overlap_frames=overlap)
+
+
+def _negative_prompt(request: VideoRequest, spec: ModelSpec, settings: Settings) -> str:
+    if request.negative_prompt is None:
+        return spec.negative_prompt
+    if settings.negative_prompt == "replace":
+        return request.negative_prompt
+    # The caller's words first: what is longer than the text encoder takes is cut at the end.
+    return f"{request.negative_prompt}, {spec.negative_prompt}"
 
 
 def _result(

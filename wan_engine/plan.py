@@ -61,7 +61,9 @@ def make_plan(
     fps = limits.fps or spec.fps
     for scripted in script.shots:
         layout = _covering_layout(scripted.seconds, fps, spec)
-        segments = tuple(Segment(next(seeds), *numbers) for numbers in layout)
+        holds = [skip for _, skip, _ in layout[1:]] + [0]
+        numbers = zip(layout, holds, seeds, strict=False)  # the seeds last: they never end
+        segments = tuple(Segment(seed, *row, hold) for row, hold, seed in numbers)
         crop = punch_in(scripted.framing, media.subject)
         shots.append(Shot(scripted.text, segments, scripted.seconds * fps, crop))
     return Plan(
@@ -141,23 +143,31 @@ def _covering_layout(seconds: int, fps: int, spec: ModelSpec) -> list[tuple[int,
     81 frames are sampled for 5 s of 16 fps, so it is there already. Where it would take one more
     segment it is left out, and the last source frame stays for less than its own time.
     """
-    plain = segment_layout(seconds * spec.fps, spec.max_frames)
+    plain = segment_layout(seconds * spec.fps, spec.max_frames, spec.overlap_frames)
     needed = frames_to_cover(seconds * fps, fps, spec.fps)
-    covering = segment_layout(needed, spec.max_frames)
+    covering = segment_layout(needed, spec.max_frames, spec.overlap_frames)
     return covering if len(covering) <= len(plain) else plain
 
 
-def segment_layout(frames: int, max_frames: int) -> list[tuple[int, int, int]]:
+def segment_layout(frames: int, max_frames: int, overlap: int = 1) -> list[tuple[int, int, int]]:
     """`(frames, skip, keep)` of each segment: lengths 4n + 1, at most `max_frames`, `keep` adding
     up to `frames`.
 
-    Lengths are even rather than full with a short rest: the last segment moves like the others.
+    Each later segment has `overlap` frames, 4m + 1, in common with the one before, so it adds
+    `length - overlap`. There are as few segments as can be, for each join is a risk, and all are
+    equally long rather than full with a short rest: the last one moves like the others, and one
+    shape is compiled. Fewer than four frames a segment are sampled in vain.
     """
-    count = max(1, math.ceil((frames - 1) / (max_frames - 1)))
-    length = _TEMPORAL_STRIDE * math.ceil((frames - 1) / count / _TEMPORAL_STRIDE) + 1
+    assert overlap % _TEMPORAL_STRIDE == 1, "the overlap is whole latent frames"
+    if frames <= max_frames:
+        overlap = 1  # one segment: only the rounding to 4n + 1 is left
+    overlap = min(overlap, max_frames - _TEMPORAL_STRIDE)  # what is left has to be new
+    count = max(1, math.ceil((frames - overlap) / (max_frames - overlap)))
+    added = math.ceil((frames - overlap) / count / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE
+    length = overlap + added
     layout = []
     for index in range(count):
-        skip = 1 if index else 0
+        skip = overlap if index else 0
         keep = min(length - skip, frames)
         layout.append((length, skip, keep))
         frames -= keep

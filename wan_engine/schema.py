@@ -17,6 +17,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -287,16 +289,17 @@ class Script:
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of the model: `frames` are sampled, the first `skip` are not shown, then `keep` are.
+    """One run of the model: `frames` are sampled, the first `skip` are not new, then `keep` are.
 
-    `skip` is 1 where the segment starts from the last frame of the one before, which was shown
-    already.
+    The first `skip` show what the last ones of the segment before show. `hold`: how many frames at
+    the end the next segment begins with; 0 for the last one of a shot.
     """
 
     seed: int
     frames: int
     skip: int
     keep: int
+    hold: int = 0
 
 
 @dataclass(frozen=True)
@@ -352,9 +355,24 @@ class Plan:
         return tuple(end / self.fps for end in ends)
 
 
+@dataclass
+class Carry:
+    """What the segments of a shot hand on, written while they run: empty before the first.
+
+    `frames` are the last ones as they are shown, uint8 [k, height, width, 3], from the engine.
+    `latents` (the last normalised ones, [1, c, n, h, w]) and `decoder` (what the VAE's decoder
+    remembers, one entry a convolution) are the family's own; nobody else looks at them.
+    """
+
+    frames: NDArray[np.uint8] | None = None
+    latents: Any = None
+    decoder: list[Any] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class SegmentInput:
-    """What one run of the model needs. `image` has the shape of `width` x `height` already."""
+    """What one run of the model needs. `image` is the user's, with the shape of `width` x `height`
+    already; `carry` is where the segment before ended."""
 
     prompt: str
     negative_prompt: str
@@ -363,6 +381,7 @@ class SegmentInput:
     height: int
     frames: int
     seed: int
+    carry: Carry = field(default_factory=Carry)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,14 @@ class Settings(BaseSettings):
         "faster and takes less memory, and the clip is scaled up to its size",
     )
 
+    continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
+        default="auto",
+        description="How clips longer than the model's own length go on: `auto`: as the model's "
+        "row says; `svi`: Stable Video Infinity 2.0 Pro, with its LoRA pair (A14B); `latents`: "
+        "the last latents (TI2V); `last_frames`: the last five frames as a condition, with colour "
+        "match and cross-fade; `last_frame`: the same with one frame, which needs fewer segments",
+    )
+
     # what comes in
     frame: Literal["image", "exact"] = Field(
         default="image",
@@ -142,6 +150,11 @@ class Settings(BaseSettings):
         default={},
         description="Labels of that classifier that are flagged, each from which probability on, "
         'as JSON: `{"nsfw": 0.6}`; instead of those in the catalogue',
+    )
+    negative_prompt: Literal["add", "replace"] = Field(
+        default="add",
+        description="What the request's `negative_prompt` does with the model's own text, which "
+        "the model was tuned with: `add` puts it in front, `replace` leaves the model's out",
     )
     image_min_side: int = Field(
         default=240, ge=1, description="Smallest side of an image, in pixels"

@@ -251,10 +251,10 @@ def download(name: str, settings: Settings, on_file: Callable[[str], None]) -> L
     with hub.translated(repo):
         snapshot_download(repo, revision=revision, allow_patterns=list(_DOWNLOAD_PATTERNS))
     for lora in spec.loras if spec else ():
-        on_file(f"{lora.repo}: {lora.path}")
+        on_file(f"{lora.repo}: {lora.path}" + ("" if lora.sha256 else " (checksum not pinned)"))
         with hub.translated(lora.repo):
             path = Path(hf_hub_download(lora.repo, lora.path))
-        if _sha256(path) != lora.sha256:
+        if lora.sha256 is not None and _sha256(path) != lora.sha256:
             path.resolve().unlink()
             raise ModelMissing(
                 f"{lora.path} of {lora.repo} is not the file that was pinned "

@@ -10,11 +10,15 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.media.video import Frames
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import Carry, SegmentInput
 
 
 class Family(Protocol):
-    """One loaded model. `denoise` and `decode` are called on one thread at a time."""
+    """One loaded model. `denoise` and `decode` are called on one thread at a time.
+
+    A later segment of a shot goes on from what `carry` holds: `denoise` finds it in its input,
+    `decode` is given the same object. The family takes its own from it and leaves its own in it.
+    """
 
     spec: ModelSpec
 
@@ -23,26 +27,41 @@ class Family(Protocol):
         the parts of a step too; what it raises ends the run."""
         ...
 
-    def decode(self, latents: torch.Tensor) -> Iterator[Frames]:
-        """Frames of the latents, uint8 [n, height, width, 3], a latent frame at a time."""
+    def decode(self, latents: torch.Tensor, carry: Carry | None = None) -> Iterator[Frames]:
+        """Frames of the latents, uint8 [n, height, width, 3], a latent frame at a time.
+
+        As many as were sampled: those that a later segment has in common with the one before come
+        first.
+        """
         ...
 
 
-def stream_decode(vae: Any, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+def stream_decode(
+    vae: Any, latents: torch.Tensor, memory: list[Any] | None = None
+) -> Iterator[torch.Tensor]:
     """Decode `latents` [1, c, t, h, w] (de-normalised) a latent frame at a time.
 
     Yields [1, 3, n, H, W] in -1..1, n = 1 and then 4. This is the loop of
     `AutoencoderKLWan._decode` (diffusers 0.42.1) without its growing concatenation: the same
     numbers, memory flat in the length.
+
+    `memory` is what the causal decoder remembers: empty before the first latents of a shot, filled
+    when these are decoded. With it, decoding a and then b is decoding the two in one run.
     """
     vae.clear_cache()
+    if memory:
+        vae._feat_map = list(memory)
     try:
         with torch.inference_mode():
             latents = vae.post_quant_conv(latents)
         for index in range(latents.shape[2]):
             # Not one block around the loop: a generator would leave its mode to the caller.
             with torch.inference_mode():
-                yield _decode_frame(vae, latents[:, :, index : index + 1], first=index == 0)
+                first = index == 0 and not memory
+                sample = _decode_frame(vae, latents[:, :, index : index + 1], first=first)
+            yield sample
+        if memory is not None:
+            memory[:] = vae._feat_map
     finally:
         vae.clear_cache()
 

@@ -17,15 +17,16 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
 )
+from PIL import Image
 
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
+from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.media.video import Frames
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import Carry, SegmentInput
 from wan_engine.weights import LoraWeights
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class ImageToVideo:
         """Weights from a folder in diffusers layout; the VAE stays float32, for frames go through
         it twice."""
         dtype = getattr(torch, recipe.dtype)
-        pipeline = WanImageToVideoPipeline.from_pretrained(
+        pipeline = ContinuingPipeline.from_pretrained(
             str(folder),
             dtype={"default": dtype, "vae": torch.float32},
             local_files_only=True,
@@ -112,9 +113,13 @@ class ImageToVideo:
             for part in (*parts, self.pipeline.vae.encoder)
             if part is not None
         ]
+        start = self.pipeline.start = self._start(segment.carry)
+        image = segment.image
+        if start is not None and start.frames is not None:
+            image = Image.fromarray(start.frames[0])  # what a model with an image encoder looks at
         try:
             output = self.pipeline(
-                image=segment.image,
+                image=image,
                 prompt=segment.prompt,
                 negative_prompt=segment.negative_prompt,
                 width=segment.width,
@@ -133,20 +138,48 @@ class ImageToVideo:
         finally:
             for hook in hooks:
                 hook.remove()
+            self.pipeline.start = None
             self.pipeline.maybe_free_model_hooks()
         latents: torch.Tensor = output.frames
+        if self._latents_handed_on:
+            segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
         return latents
 
-    def decode(self, latents: torch.Tensor) -> Iterator[Frames]:
-        """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame."""
+    @property
+    def _latents_handed_on(self) -> int:
+        """How many of a segment's last latents the next one is given."""
+        if self.spec.continuation == "latents":
+            stride: int = self.pipeline.vae_scale_factor_temporal
+            return (self.spec.overlap_frames - 1) // stride + 1
+        return 1 if self.spec.continuation == "svi" else 0
+
+    def _start(self, carry: Carry) -> Start | None:
+        if self.spec.continuation == "svi":
+            return Start(latents=carry.latents, anchored=True)  # the first segment too
+        if self.spec.continuation == "latents":
+            return None if carry.latents is None else Start(latents=carry.latents)
+        return None if carry.frames is None else Start(frames=carry.frames)
+
+    def decode(self, latents: torch.Tensor, carry: Carry | None = None) -> Iterator[Frames]:
+        """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame.
+
+        Where latents are handed on, a later segment gives the frames of `carry` first and then what
+        the decoder makes of the new latents, as if it had never stopped. What it remembers (6.4 GB
+        in float32 for TI2V-5B at 1280x704) stays on its device: a part of what decoding takes.
+        """
+        memory = None
+        if carry is not None and self.spec.continuation == "latents":
+            memory = carry.decoder
+            if memory and carry.frames is not None:
+                latents = latents[:, :, self._latents_handed_on :]
+                yield carry.frames
         vae = self.pipeline.vae
         try:
             if hook := getattr(vae, "_hf_hook", None):
                 hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
             latents = latents.to(vae.device, vae.dtype)
-            mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(latents)
-            std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latents)
-            for sample in stream_decode(vae, latents * std + mean):
+            mean, std = latent_moments(vae, latents)
+            for sample in stream_decode(vae, latents * std + mean, memory):
                 yield to_frames(sample)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(self.spec) from error

@@ -1,0 +1,124 @@
+"""The stock image-to-video pipeline with a condition that may be more than one image.
+
+Only `prepare_latents` differs; loop, schedule and experts are those of diffusers 0.42.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import WanImageToVideoPipeline
+from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
+
+from wan_engine.media.video import Frames
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first latents of a segment are given, instead of the image alone.
+
+    `frames`, uint8 [4m + 1, H, W, 3]: encoded into the first m + 1 latents. `latents`, normalised
+    [1, c, n, h, w]: taken as they are. `anchored`: the layout of Stable Video Infinity 2.0 Pro, the
+    image in front of `latents`.
+    """
+
+    frames: Frames | None = None
+    latents: torch.Tensor | None = None
+    anchored: bool = False
+
+
+class ContinuingPipeline(WanImageToVideoPipeline):
+    """`WanImageToVideoPipeline` whose condition follows `start`, where that is set."""
+
+    start: Start | None = None
+
+    def prepare_latents(
+        self,
+        image: torch.Tensor,
+        batch_size: int,
+        num_channels_latents: int = 16,
+        height: int = 480,
+        width: int = 832,
+        num_frames: int = 81,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        last_image: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Noise and condition as the stock loop takes them (`image`: [1, 3, H, W] in -1..1).
+
+        `expand_timesteps`: (noise, clean latents, mask that is 0 where they are); else (noise, 4
+        mask and c condition channels), the mask 1 where the condition is given.
+        """
+        start = self.start
+        if start is None:
+            return super().prepare_latents(  # type: ignore[no-any-return]
+                image,
+                batch_size,
+                num_channels_latents,
+                height,
+                width,
+                num_frames,
+                dtype,
+                device,
+                generator,
+                latents,
+                last_image,
+            )
+        spatial = height // self.vae_scale_factor_spatial, width // self.vae_scale_factor_spatial
+        count = (num_frames - 1) // self.vae_scale_factor_temporal + 1
+        shape = (1, num_channels_latents, count, *spatial)
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        condition = torch.zeros_like(noise)  # in normalised space: not what grey is encoded to
+        if start.anchored:
+            given = [self._encoded(image.unsqueeze(2), noise)]
+            if start.latents is not None:
+                given.append(start.latents.to(noise))
+            given_latents = torch.cat(given, dim=2)
+            known = 1  # the mask says so of the anchor alone
+        elif start.latents is not None:
+            given_latents = start.latents.to(noise)
+            known = given_latents.shape[2]
+        else:
+            assert start.frames is not None, "a start has frames, latents or an anchor"
+            pixels = to_pixels(start.frames).to(image)  # [1, 3, k, H, W]
+            known = (len(start.frames) - 1) // self.vae_scale_factor_temporal + 1
+            if not self.config.expand_timesteps:  # trained with mid-grey where nothing is known
+                rest = pixels.new_zeros(1, 3, num_frames - pixels.shape[2], height, width)
+                pixels = torch.cat([pixels, rest], dim=2)
+            given_latents = self._encoded(pixels, noise)
+        condition[:, :, : given_latents.shape[2]] = given_latents
+        if self.config.expand_timesteps:
+            mask = torch.ones(1, 1, count, *spatial).to(noise)
+            mask[:, :, :known] = 0
+            return noise, condition, mask
+        mask = torch.zeros(1, self.vae_scale_factor_temporal, count, *spatial).to(noise)
+        mask[:, :, :known] = 1
+        return noise, torch.cat([mask, condition], dim=1)
+
+    def _encoded(self, pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Normalised latents of `pixels` [1, 3, n, H, W]: the distribution's mode, as stock."""
+        vae = self.vae
+        pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
+        latents = vae.encode(pixels).latent_dist.mode().to(like)
+        mean, std = latent_moments(vae, like)
+        normalised: torch.Tensor = (latents - mean) * (1.0 / std)  # stock's order: the same bits
+        return normalised
+
+
+def latent_moments(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the VAE's latents, [1, c, 1, 1, 1] each."""
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(like)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
+
+
+def to_pixels(frames: Frames) -> torch.Tensor:
+    """uint8 [k, H, W, 3] to float32 [1, 3, k, H, W] in -1..1, as stock does with an image."""
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None]
+    return pixels.float() / 255.0 * 2.0 - 1.0

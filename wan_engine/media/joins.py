@@ -1,0 +1,115 @@
+"""From the overlapping segments of a shot to one row of frames: nothing repeated, nothing missing.
+
+Pure arithmetic on frames in host memory; it holds the overlap and the chunk that comes in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wan_engine.media.video import Frames
+from wan_engine.schema import Segment
+
+# A join of one clip is off by a few levels; what is more is another picture, not another colour.
+_MOST_GAIN = 1.1
+_MOST_SHIFT_LEVELS = 10.0
+
+ColourTable = NDArray[np.uint8]
+"""uint8 [256, 3]: what becomes of each level of each channel."""
+
+
+class Joined:
+    """Takes the frames of one segment after the other and gives those that are shown.
+
+    The last `Segment.hold` frames wait for the next segment, whose first `skip` frames show the
+    same. With `blend` these are cross-faded and the whole segment takes the colours of the one
+    before; without it the older frames are shown and the newer left out.
+    """
+
+    def __init__(self, *, blend: bool) -> None:
+        self._blend = blend
+        self._waiting: Frames | None = None
+        self._segment: Segment
+        self._seen = 0  # frames of the segment
+        self._repeated: Frames | None = None
+        self._table: ColourTable | None = None
+
+    def begin(self, segment: Segment) -> None:
+        """What `add` gets from now on belongs to `segment`."""
+        self._segment, self._seen, self._repeated, self._table = segment, 0, None, None
+
+    @property
+    def tail(self) -> Frames:
+        """The frames that wait, uint8 [hold, height, width, 3]: where the next segment begins."""
+        assert self._waiting is not None, "no frame came yet"
+        return self._waiting
+
+    def add(self, chunk: Frames) -> Frames:
+        """Frames of the segment in, frames to show out; often another number of them."""
+        segment, before = self._segment, self._seen
+        self._seen += len(chunk)
+        repeated = chunk[: max(0, segment.skip - before)]
+        new = chunk[len(repeated) : max(0, segment.skip + segment.keep - before)]
+        if len(repeated):
+            self._repeated = _after(self._repeated, repeated)
+            if len(self._repeated) == segment.skip:
+                self._join(self._repeated)
+        if self._seen < segment.skip:
+            return chunk[:0]  # what waits is not final before all of the overlap is here
+        waiting = _after(self._waiting, self._coloured(new))
+        ready = max(0, len(waiting) - segment.hold)
+        self._waiting = waiting[ready:]
+        return waiting[:ready]
+
+    def _join(self, newer: Frames) -> None:
+        self._repeated = None
+        if self._blend:
+            older = self.tail[-len(newer) :]
+            self._table = colour_table(newer, older)
+            mixed = cross_fade(older, self._coloured(newer))
+            self._waiting = np.concatenate([self.tail[: -len(newer)], mixed])
+
+    def _coloured(self, frames: Frames) -> Frames:
+        if self._table is None:
+            return frames
+        channels = [self._table[frames[..., channel], channel] for channel in range(3)]
+        return np.stack(channels, axis=-1)
+
+
+def _after(first: Frames | None, second: Frames) -> Frames:
+    if first is None or not len(first):
+        return second
+    return np.concatenate([first, second])
+
+
+def colour_table(source: Frames, target: Frames) -> ColourTable:
+    """Levels that give `source` the mean and the standard deviation of `target`, each channel alone
+    (Reinhard et al. 2001, without their colour space), as far as the limits let it.
+
+    Both show the same scene, so that a difference is one of colour and not of content.
+    """
+    levels = np.arange(256, dtype=np.float64)[:, None]
+    moments = []
+    for frames in (source, target):
+        pixels = frames.reshape(-1, 3)
+        moments.append((pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=float)))
+    (mean, deviation), (wanted_mean, wanted_deviation) = moments
+    # One level is added to both, so that a flat picture has a gain of one and not of noise.
+    gain = np.clip((wanted_deviation + 1) / (deviation + 1), 1 / _MOST_GAIN, _MOST_GAIN)
+    shift = np.clip(wanted_mean - mean, -_MOST_SHIFT_LEVELS, _MOST_SHIFT_LEVELS)
+    table = (levels - mean) * gain + mean + shift
+    rounded: ColourTable = np.clip(np.rint(table), 0, 255).astype(np.uint8)
+    return rounded
+
+
+def cross_fade(older: Frames, newer: Frames) -> Frames:
+    """From `older` to `newer` with linear weights: of k frames, frame i is (i + 1) / (k + 1) new.
+
+    Where both are equal, so is the result.
+    """
+    count = len(newer)
+    weights = (np.arange(1, count + 1, dtype=np.float32) / (count + 1)).reshape(-1, 1, 1, 1)
+    mixed = older + (newer.astype(np.float32) - older) * weights
+    rounded: Frames = np.rint(mixed).astype(np.uint8)
+    return rounded
