@@ -6,7 +6,8 @@ share of them that are smaller. A join that cannot be told from the rest has a r
 rank that is not near 1. `colour_shift` is how the mean of each channel changes at the join, and
 `colour_ratio` the largest of the three against the median of the same inside segments.
 
-With cross-fade the change is spread over the overlap: the largest of its pairs counts. Clips of
+With cross-fade the change is spread over the overlap: the largest of its k pairs counts, whose rank
+is k / (k + 1) by chance alone. Clips of
 random weights (wan-tiny) show that this runs and say nothing about how a real model joins.
 """
 
@@ -151,7 +152,9 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
     plan = make_plan(request, script, media, engine.spec, PlanLimits(engine.settings.frame))
     negative = engine.spec.negative_prompt
     frames = engine._frames(engine.load(), plan, media.image, negative, control)
-    return measure(frames, *joins_of(plan))
+    joins, overlap = joins_of(plan)
+    faded = engine.spec.continuation == "last_frames"  # else the newer frames are left out
+    return measure(frames, joins, overlap if faded else 1)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -375,7 +375,7 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "most"), [(256, 144, 64), (1280, 720, 4), (1920, 1080, 2), (3840, 2160, 1)]
+    ("width", "height", "most"), [(256, 144, 64), (1280, 720, 3), (1920, 1080, 1), (3840, 2160, 1)]
 )
 def test_windows_at_work_are_limited_by_their_memory(
     width: int, height: int, most: int, monkeypatch: pytest.MonkeyPatch

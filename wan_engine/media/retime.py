@@ -43,7 +43,7 @@ _STAGE = "interpolate"
 _WINDOW_FRAMES = 4  # at least; ffmpeg takes 50 ms to start and then 200 a frame of 720p
 _FILTER_SIDE = 32  # minterpolate takes nothing smaller
 _FILTER_BYTES_A_PIXEL = 290  # 32 vectors, weights and references (libavfilter vf_minterpolate.c)
-_WORKING_BYTES = 1_900 * 10**6  # all windows at work together: four of 720p, two of 1080p
+_WORKING_BYTES = 1_500 * 10**6  # all windows at work together: three of 720p, one of 1080p
 
 
 def choose(settings: Settings) -> tuple[Interpolation, str]:
