@@ -30,7 +30,6 @@ from PIL import Image
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
 from wan_engine.acceleration import Gpu, Recipe
 from wan_engine.catalog import CATALOG, ModelSpec
-from wan_engine.engine import with_overrides
 from wan_engine.errors import (
     Cancelled,
     ConfigurationError,
@@ -42,6 +41,7 @@ from wan_engine.errors import (
 from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.media.framing import subject
+from wan_engine.overrides import with_overrides
 from wan_engine.plan import PlanLimits, make_plan, punch_in
 from wan_engine.schema import Carry, Media, Plan, Script, ScriptShot, SegmentInput
 from wan_engine.settings import Lora
@@ -853,7 +853,7 @@ def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
     small = {"preset": "superfast", "render_area": 64 * 48, "fps": 30}
     asked: Any = Engine(make_settings(interpolation="blend", **small))
     forced: Any = Engine(make_settings(**small))
-    forced.interpolation = "blend"  # as on an ffmpeg without the other filter
+    forced.finish.interpolation = "blend"  # as on an ffmpeg without the other filter
     told = []
     for engine in (asked, forced):
         engine._family = SlidingPicture()
@@ -905,7 +905,8 @@ def test_a_network_enlarges_before_frames_are_made_between(
 ) -> None:
     small = {"preset": "superfast", "render_area": 256 * 144, "fps": 30, "interpolation": "blend"}
     engine: Any = Engine(make_settings(**small))
-    engine._family, engine._upscaler, engine.upscaling = SlidingPicture(), Doubler(), "realesrgan"
+    engine._family = SlidingPicture()
+    engine.finish._upscaler, engine.finish.upscaling = Doubler(), "realesrgan"
     with caplog.at_level("INFO"):
         path = local(engine.generate(request_for()).video_url)
     assert len(frame_hashes(path)) == 150 and "1280x720" in probe(path)

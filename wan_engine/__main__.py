@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -27,6 +28,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
+from rich.text import Text
 
 from wan_engine import acceleration, logs, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
@@ -35,6 +37,7 @@ from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.fetch import data_uri
+from wan_engine.media.sheet import choose_frames, write_sheet
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
 from wan_engine.storage import LocalStorage
@@ -53,6 +56,18 @@ out = Console()
 _INTERRUPTED = 130
 
 
+Image = Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")]
+Prompt = Annotated[str, typer.Option(help="What is to be seen.")]
+Audio = Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")]
+Size = Annotated[str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")]
+Duration = Annotated[str, typer.Option(help="5, 10 or 15 seconds.")]
+ShotType = Annotated[str, typer.Option(help="`single` or `multi`.")]
+Seed = Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")]
+ExpandPrompt = Annotated[bool, typer.Option("--expand-prompt", help="Expand the prompt.")]
+Model = Annotated[str, typer.Option(help="Instead of WAN_MODEL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+
 @app.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -67,44 +82,43 @@ def main(
     '--prompt "Leaves sway" --out clip.mp4`'
 )
 def generate(
-    image: Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")] = "",
-    prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
-    audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = "",
-    size: Annotated[
-        str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")
-    ] = "1280*720",
-    duration: Annotated[str, typer.Option(help="5, 10 or 15 seconds.")] = "5",
-    shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single",
-    seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1",
+    image: Image = "",
+    prompt: Prompt = "",
+    audio: Audio = "",
+    size: Size = "1280*720",
+    duration: Duration = "5",
+    shot_type: ShotType = "single",
+    seed: Seed = "-1",
     negative_prompt: Annotated[str, typer.Option(help="What is not to be seen.")] = "",
-    expand_prompt: Annotated[
-        bool, typer.Option("--expand-prompt", help="Expand the prompt.")
-    ] = False,
+    expand_prompt: ExpandPrompt = False,
     no_safety_checker: Annotated[
         bool, typer.Option("--no-safety-checker", help="Do not check the content.")
     ] = False,
-    model: Annotated[str, typer.Option(help="Instead of WAN_MODEL.")] = "",
+    model: Model = "",
     out_file: Annotated[str, typer.Option("--out", help="Write the mp4 here.")] = "",
+    sheet: Annotated[
+        str, typer.Option(help="Write a contact sheet with times and cuts here, as PNG.")
+    ] = "",
     jobs: Annotated[
         str,
         typer.Option(help="A file with one request a line, as JSON, rendered on one loaded model."),
     ] = "",
 ) -> None:
     """Render one clip, or with --jobs many; print each result as one line of JSON."""
-    request: dict[str, Any] = {
-        "prompt": prompt,
-        "image": image,
-        "audio": audio,
-        "negative_prompt": negative_prompt,
-        "size": size,
-        "duration": duration,
-        "shot_type": shot_type,
-        "seed": seed,
-        "enable_prompt_expansion": expand_prompt,
-        "enable_safety_checker": not no_safety_checker,
-        "out": out_file,
-    }
-    request = {name: value for name, value in request.items() if value != ""}
+    request = _given(
+        prompt=prompt,
+        image=image,
+        audio=audio,
+        negative_prompt=negative_prompt,
+        size=size,
+        duration=duration,
+        shot_type=shot_type,
+        seed=seed,
+        enable_prompt_expansion=expand_prompt,
+        enable_safety_checker=not no_safety_checker,
+        out=out_file,
+        sheet=sheet,
+    )
     requests = _read_jobs(Path(jobs)) if jobs else [request]
     with _failing_clearly():
         settings = _settings(model)
@@ -115,8 +129,41 @@ def generate(
     raise typer.Exit(0 if all(rendered) else 1)
 
 
+@app.command(
+    epilog="Example: `python -m wan_engine plan --image photo.jpg --duration 15 --size 1080p "
+    '--prompt "Leaves sway" --json`'
+)
+def plan(
+    image: Image = "",
+    prompt: Prompt = "",
+    size: Size = "1280*720",
+    duration: Duration = "5",
+    shot_type: ShotType = "single",
+    seed: Seed = "-1",
+    expand_prompt: ExpandPrompt = False,
+    model: Model = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what `generate` would render, in which pieces and for what price, and render nothing."""
+    request = _given(
+        prompt=prompt,
+        image=image,
+        size=size,
+        duration=duration,
+        shot_type=shot_type,
+        seed=seed,
+        enable_prompt_expansion=expand_prompt,
+    )
+    with _failing_clearly():
+        found = Engine(_settings(model)).dry_run(VideoRequest.parse(_with_files(request)))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _show_plan(found)
+
+
 @app.command(epilog="Example: `python -m wan_engine doctor --json`")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Say what is here, what was chosen for this machine and why, and what is missing."""
     with _failing_clearly():
         checks = list(machine_checks(_settings("")))
@@ -131,7 +178,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 @app.command(epilog="Example: `python -m wan_engine models --json`")
-def models(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+def models(as_json: AsJson = False) -> None:
     """List the models of the catalogue, and which of them are on this machine."""
     with _failing_clearly():
         settings = _settings("")
@@ -214,7 +261,7 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: `python -m wan_engine settings --json`")
-def settings(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+def settings(as_json: AsJson = False) -> None:
     """List every environment variable with its default and meaning."""
     rows = described()
     if as_json:
@@ -229,20 +276,28 @@ def settings(as_json: Annotated[bool, typer.Option("--json", help="For scripts."
 # --- one clip ----------------------------------------------------------------------------------
 
 
+def _given(**fields: Any) -> dict[str, Any]:
+    """What was said on the command line."""
+    return {name: value for name, value in fields.items() if value != ""}
+
+
 def _check(payload: Mapping[str, Any]) -> None:
     VideoRequest.parse(_with_files(payload))
-    _target(payload)
+    _target(payload, "out")
+    _target(payload, "sheet")
 
 
 def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
     """Render one request and print its result; False when it failed."""
     try:
-        target = _target(payload)
+        target, sheet = _target(payload, "out"), _target(payload, "sheet")
         request = VideoRequest.parse(_with_files(payload))
         with _progress() as on_progress:
             seconds = engine.settings.job_seconds
             control = Control(deadline_seconds=seconds, on_progress=on_progress)
             result = _generate_to(engine, request, control, target)
+        if sheet is not None:
+            _draw_sheet(result, sheet)
     except EngineError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         err.print(str(error), style="red", markup=False)
@@ -271,21 +326,32 @@ def _generate_to(
     return replace(result, video_url=target.as_uri())
 
 
-def _target(payload: Mapping[str, Any]) -> Path | None:
-    """The file that --out, or `out` in a jobs file, names."""
-    if not payload.get("out"):
+def _draw_sheet(result: VideoResult, target: Path) -> None:
+    address = urlsplit(result.video_url)
+    if address.scheme != "file":
+        raise InvalidRequest("--sheet: the clip is in the bucket; keep it here with --out")
+    if result.plan is None:
+        raise InvalidRequest("--sheet: the clip was made before, and its plan is not known")
+    plan = result.plan
+    shown = choose_frames(plan.frames, plan.fps, plan.cut_seconds)
+    write_sheet(Path(unquote(address.path)), shown, plan.fps, target)
+
+
+def _target(payload: Mapping[str, Any], field: str) -> Path | None:
+    """The file that --out or --sheet, or `out` or `sheet` in a jobs file, names."""
+    if not payload.get(field):
         return None
-    path = Path(str(payload["out"])).expanduser().resolve()
+    path = Path(str(payload[field])).expanduser().resolve()
     if not path.parent.is_dir():
-        raise InvalidRequest(f"--out: the folder {path.parent} does not exist")
+        raise InvalidRequest(f"--{field}: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise InvalidRequest(f"--out: {path} is a folder, not a file")
+        raise InvalidRequest(f"--{field}: {path} is a folder, not a file")
     return path
 
 
 def _with_files(payload: Mapping[str, Any]) -> dict[str, Any]:
     """The request with local paths made into data URIs, which is all that a request may carry."""
-    request = {key: value for key, value in payload.items() if key != "out"}
+    request = {key: value for key, value in payload.items() if key not in ("out", "sheet")}
     for field in ("image", "audio"):
         value = request.get(field)
         if isinstance(value, str) and value and not _is_address(value):
@@ -345,6 +411,43 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
             bar.update(stages[progress.stage], completed=progress.step, visible=True)
 
         yield show
+
+
+def _show_plan(found: Mapping[str, Any]) -> None:
+    width, height = found["size"]
+    rendered = "x".join(str(side) for side in found["rendered"])
+    facts = Table("", "", show_header=False, show_edge=False)
+    facts.add_row(
+        "model", f"{found['model']}, {found['steps']} steps, goes on by {found['continuation']}"
+    )
+    facts.add_row(
+        "clip",
+        f"{width}x{height}, {found['seconds']:g} s, {found['frames']} frames at {found['fps']} fps",
+    )
+    how = f" ({found['made_by']})" if found["made_by"] else ""
+    facts.add_row(
+        "rendered", f"{rendered}, {found['source_frames']} frames at {found['source_fps']} fps{how}"
+    )
+    took = found["expected_seconds"]
+    facts.add_row(
+        "expected",
+        "not known before the first clip of this kind" if took is None else f"{took:g} s",
+    )
+    facts.add_row("cost", f"${found['cost']:.2f}, seed {found['seed']}")
+    out.print(facts)
+    table = Table(
+        "from", "to", "part of the image", "segments (sampled, repeated, shown)", "prompt"
+    )
+    for shot in found["shots"]:
+        segments = "\n".join(
+            f"{one['sampled']:>3} {one['repeated']:>2} {one['shown']:>3}  seed {one['seed']}"
+            for one in shot["segments"]
+        )
+        left, top, right, bottom = (f"{side:.0%}" for side in shot["crop"])
+        part = "whole" if shot["crop"] == [0, 0, 1, 1] else f"{left}-{right} x {top}-{bottom}"
+        end = shot["start"] + shot["seconds"]
+        table.add_row(f"{shot['start']:g} s", f"{end:g} s", part, segments, Text(shot["prompt"]))
+    out.print(table)
 
 
 # --- what every command needs -------------------------------------------------------------------

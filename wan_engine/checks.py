@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from wan_engine import acceleration, scratch, weights
 from wan_engine.catalog import ModelSpec
-from wan_engine.engine import with_overrides
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg, retime, upscale
+from wan_engine.overrides import with_overrides
 from wan_engine.prompts import open_expander
 from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings

@@ -11,23 +11,24 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
-from wan_engine import acceleration, memory, weights
+from wan_engine import acceleration, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
 from wan_engine.families import load_family
-from wan_engine.media import retime, upscale
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
+from wan_engine.media.finish import Finish
 from wan_engine.media.framing import cropped, subject
 from wan_engine.media.images import ImageLimits, fit, open_image
 from wan_engine.media.joins import Joined
-from wan_engine.media.rife import Rife
 from wan_engine.media.video import EncodeOptions, Frames, encode
+from wan_engine.outline import outline
+from wan_engine.overrides import with_overrides
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
@@ -38,6 +39,7 @@ from wan_engine.schema import (
     EncodedVideo,
     Media,
     Plan,
+    Script,
     SegmentInput,
     VideoRequest,
     VideoResult,
@@ -52,8 +54,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_NETWORKS = ("realesrgan", "kandinsky-sr")
-_FULL_AREA = 1920 * 1088  # 1080p in sides that are multiples of 16
 _POLL_SECONDS = 0.1
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
 
@@ -78,8 +78,7 @@ class Engine:
         self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
         device = acceleration.beside(self.spec, gpu, self.recipe)
         self.safety = open_safety(settings, required=serverless, device=device)
-        self.interpolation, self.interpolation_reason = retime.choose(settings)
-        self.upscaling, self.upscaling_reason = upscale.choose(settings)
+        self.finish = Finish(settings, self.recipe.device)
         self.storage = open_storage(settings)
         self._starts = (
             Starts(settings.spool_dir, keep_days=settings.keep_days) if settings.spool_dir else None
@@ -88,8 +87,6 @@ class Engine:
         self._family: Family | None = None
         spare_gb = acceleration.spare_gb(self.spec, gpu, self.recipe)
         self.expander = open_expander(settings, self.recipe.device, spare_gb, self._device_for)
-        self._rife: Rife | None = None
-        self._upscaler: upscale.Upscaler | None = None
 
     def load(self) -> Family:
         """The weights, read once, the safety classifiers' too.
@@ -100,15 +97,10 @@ class Engine:
             self.safety.load()
             log.info("model %s (%s)", self.spec.name, self.model_reason)
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
-            log.info("frames between by %s (%s)", self.interpolation, self.interpolation_reason)
-            log.info("larger pictures by %s (%s)", self.upscaling, self.upscaling_reason)
             clear_abandoned(self.settings)
             threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
             self._family = self._or_leaner(self._load)
-            if self.interpolation == "rife":
-                self._between()  # now, so that wrong weights refuse to start
-            if self.upscaling in _NETWORKS:
-                self._load_upscaler()
+            self.finish.load()
         return self._family
 
     def _load(self) -> Family:
@@ -122,19 +114,42 @@ class Engine:
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _result(url, record)
-        if request.seed < 0:
-            request = request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
+        request = _settled(request)
         memory.reset_peaks()
         with self._counted(control.job_id), job_folder(self.settings) as folder:
             media, expansion = self.prepare(request, folder, control)
-            fps = self.settings.fps
-            limits = PlanLimits(self.settings.frame, None if fps == "native" else fps)
-            plan = make_plan(request, expansion.script, media, self.spec, limits)
+            plan = self._plan(request, expansion.script, media)
             video = self.render(request, plan, media, folder, control)
             warnings = self._warnings(request, plan, media, expansion)
             result = self.publish(request, plan, warnings, video, control)
         self._log_summary(request, plan, video, control)
-        return replace(result, expanded_prompt=expansion.text)
+        timings.remember(self.settings, plan, self._how(), control.stage_seconds)
+        return replace(result, expanded_prompt=expansion.text, plan=plan)
+
+    def dry_run(self, request: VideoRequest, control: Control | None = None) -> dict[str, Any]:
+        """What `generate` would render, as `outline` has it. Fetches what the request points to and
+        expands the prompt, as a plan depends on both; checks, renders and stores nothing."""
+        request = _settled(request.model_copy(update={"enable_safety_checker": False}))
+        with job_folder(self.settings) as folder:
+            media, expansion = self.prepare(request, folder, control or Control())
+            plan = self._plan(request, expansion.script, media)
+        return outline(
+            plan,
+            self.spec,
+            made_by=self.finish.describe(plan).strip(", "),
+            seconds=timings.expected_seconds(self.settings, plan, self._how()),
+            price=cost(request.size, request.duration, self.settings.prices),
+        )
+
+    def _plan(self, request: VideoRequest, script: Script, media: Media) -> Plan:
+        fps = self.settings.fps
+        limits = PlanLimits(self.settings.frame, None if fps == "native" else fps)
+        return make_plan(request, script, media, self.spec, limits)
+
+    def _how(self) -> str:
+        """What decides how long a frame takes, beside its size."""
+        how = (self.finish.interpolation, self.finish.upscaling)
+        return f"{self.spec.name}, {self.spec.steps} steps, {self.recipe}, {', '.join(how)}"
 
     @contextmanager
     def _counted(self, job_id: str) -> Iterator[None]:
@@ -214,7 +229,7 @@ class Engine:
             if request.enable_safety_checker:
                 frames = self.safety.watch(frames, plan.source_fps, control)
             # A generator that an error's traceback keeps would clear the VAE under the next job.
-            stream, shown = self._finished(frames, plan, control)
+            stream, shown = self.finish.apply(frames, plan, control)
             with closing(stream):
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
@@ -308,37 +323,6 @@ class Engine:
                     carry.frames = joined.tail
         control.progress("encode", 0, 1)
 
-    def _finished(
-        self, frames: Generator[Frames, None, None], plan: Plan, control: Control
-    ) -> tuple[Generator[Frames, None, None], Plan]:
-        """The model's frames as the clip has them, and the plan by which they are encoded. Closes
-        what it was given when it is closed."""
-        if self._enlarges(plan):
-            frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
-            plan = upscale.upscaled(plan)
-        if plan.fps != plan.source_fps:
-            frames = retime.retime(frames, plan, self._between(), control)
-        return frames, plan
-
-    def _enlarges(self, plan: Plan) -> bool:
-        return self.upscaling in _NETWORKS and upscale.is_larger(plan)
-
-    def _load_upscaler(self) -> upscale.Upscaler:
-        if self._upscaler is None:
-            assert self.settings.upscale_weights is not None, "checked at start"
-            weights = self.settings.upscale_weights
-            self._upscaler = upscale.load(self.upscaling, weights, self.recipe.device)
-        return self._upscaler
-
-    def _between(self) -> retime.Between | Literal["mci"]:
-        if self.interpolation != "rife":
-            return "mci" if self.interpolation == "mci" else retime.blend
-        if self._rife is None:
-            assert self.settings.rife_weights is not None, "checked at start"
-            self._rife = Rife(self.settings.rife_weights, self.recipe.device)
-        self._rife.forget()
-        return self._rife.between
-
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
         return FetchLimits(
             max_bytes=max_bytes,
@@ -349,13 +333,7 @@ class Engine:
     def _warnings(
         self, request: VideoRequest, plan: Plan, media: Media, expansion: Expansion
     ) -> list[str]:
-        warnings = []
-        blended = self.interpolation == "blend" and self.settings.interpolation == "auto"
-        if blended and plan.fps != plan.source_fps:
-            warnings.append(
-                f"Frames between the model's {plan.source_fps} a second are means of two: "
-                "moving edges are double"
-            )
+        warnings = self.finish.warnings(plan)
         if self.spec.built:
             warnings.append(
                 f"{self.spec.name} has random weights: the clip shows texture, not the image"
@@ -369,16 +347,6 @@ class Engine:
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
-
-    def _made_by(self, plan: Plan) -> str:
-        """What is not the model's own in the clip, for the log."""
-        parts = []
-        if upscale.is_larger(plan):
-            how = self.upscaling if self._enlarges(plan) else "lanczos"
-            parts.append(f", {plan.crop_width}x{plan.crop_height} enlarged by {how}")
-        if plan.fps != plan.source_fps:
-            parts.append(f", from {plan.source_fps} fps by {self.interpolation}")
-        return "".join(parts)
 
     def _log_summary(
         self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control
@@ -396,11 +364,18 @@ class Engine:
             self.spec.name,
             video.frames,
             plan.fps,
-            self._made_by(plan),
+            self.finish.describe(plan),
             video.bytes,
             stages,
             ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
         )
+
+
+def _settled(request: VideoRequest) -> VideoRequest:
+    """The request with a seed of its own where it left that open."""
+    if request.seed >= 0:
+        return request
+    return request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
 
 
 def _check_settings(settings: Settings, *, serverless: bool) -> None:
@@ -410,48 +385,6 @@ def _check_settings(settings: Settings, *, serverless: bool) -> None:
             "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, or "
             "WAN_STORAGE=local to keep clips here."
         )
-
-
-def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    """The row with what the operator set differently."""
-    overrides = {
-        "steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_scale_2": settings.guidance_scale_2,
-        "flow_shift": settings.flow_shift,
-        "max_area": settings.render_area or (_FULL_AREA if settings.upscale == "native" else None),
-    }
-    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
-    spec = _with_continuation(replace(spec, **given), settings)
-    # The pipeline decides by the first scale alone whether there is a second forward.
-    if spec.guidance_scale <= 1 < (spec.guidance_scale_2 or 1):
-        raise ConfigurationError(
-            "WAN_GUIDANCE_SCALE is 1, which switches CFG off for both experts, but "
-            f"WAN_GUIDANCE_SCALE_2 is {spec.guidance_scale_2:g}. Set both to 1, or the first "
-            "above 1."
-        )
-    return spec
-
-
-def _with_continuation(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    wanted, overlap = settings.continuation, spec.overlap_frames
-    if wanted == "auto":
-        return spec
-    if wanted == "last_frame":
-        wanted, overlap = "last_frames", 1
-    if wanted not in spec.continuations:
-        raise ConfigurationError(
-            f"WAN_CONTINUATION is {settings.continuation}, which {spec.name} cannot do: it takes "
-            f"{' or '.join(('auto', *spec.continuations))}."
-        )
-    pair = {lora.expert for lora in settings.lora}
-    if wanted == "svi" and spec.continuation != "svi" and not pair >= {"high", "low"}:
-        raise ConfigurationError(
-            "WAN_CONTINUATION is svi, which needs the Stable Video Infinity 2.0 Pro LoRA pair: set "
-            "WAN_MODEL=wan2.2-i2v-a14b-4step-svi, or name the pair in WAN_LORA, one file for the "
-            "expert `high` and one for `low`."
-        )
-    return replace(spec, continuation=wanted, overlap_frames=overlap)
 
 
 def _negative_prompt(request: VideoRequest, spec: ModelSpec, settings: Settings) -> str:

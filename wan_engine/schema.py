@@ -405,6 +405,7 @@ class VideoResult:
     model: str = ""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     expanded_prompt: str = ""
+    plan: Plan | None = None
 
     def output(self) -> dict[str, Any]:
         """The documented `output`: `video_url`, `cost`, and what decision 8 adds to it."""

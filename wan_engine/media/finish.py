@@ -1,0 +1,93 @@
+"""From the model's frames to the clip's: larger pictures, then more of them a second.
+
+What does it is decided when the engine is made; the networks among them are read with the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from typing import Literal
+
+from wan_engine.control import Control
+from wan_engine.media import retime, upscale
+from wan_engine.media.rife import Rife
+from wan_engine.media.video import Frames
+from wan_engine.schema import Plan
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_NETWORKS = ("realesrgan", "kandinsky-sr")
+
+
+class Finish:
+    """Raises `ConfigurationError` when made or loaded for what a setting names and is not here."""
+
+    def __init__(self, settings: Settings, device: str) -> None:
+        self._settings = settings
+        self._device = device
+        self.interpolation, self._interpolation_reason = retime.choose(settings)
+        self.upscaling, self._upscaling_reason = upscale.choose(settings)
+        self._rife: Rife | None = None
+        self._upscaler: upscale.Upscaler | None = None
+
+    def load(self) -> None:
+        """The weights of networks, so that wrong ones refuse to start."""
+        log.info("frames between by %s (%s)", self.interpolation, self._interpolation_reason)
+        log.info("larger pictures by %s (%s)", self.upscaling, self._upscaling_reason)
+        if self.interpolation == "rife":
+            self._between()
+        if self.upscaling in _NETWORKS:
+            self._load_upscaler()
+
+    def apply(
+        self, frames: Generator[Frames, None, None], plan: Plan, control: Control
+    ) -> tuple[Generator[Frames, None, None], Plan]:
+        """The model's frames as the clip has them, and the plan by which they are encoded. Closes
+        what it was given when it is closed."""
+        if self._enlarges(plan):
+            frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
+            plan = upscale.upscaled(plan)
+        if plan.fps != plan.source_fps:
+            frames = retime.retime(frames, plan, self._between(), control)
+        return frames, plan
+
+    def describe(self, plan: Plan) -> str:
+        """What is not the model's own in a clip, for the log."""
+        parts = []
+        if upscale.is_larger(plan):
+            how = self.upscaling if self._enlarges(plan) else "lanczos"
+            parts.append(f", {plan.crop_width}x{plan.crop_height} enlarged by {how}")
+        if plan.fps != plan.source_fps:
+            parts.append(f", from {plan.source_fps} fps by {self.interpolation}")
+        return "".join(parts)
+
+    def warnings(self, plan: Plan) -> list[str]:
+        """What a result has to say about it."""
+        chosen = self._settings.interpolation == "auto"
+        if chosen and self.interpolation == "blend" and plan.fps != plan.source_fps:
+            return [
+                f"Frames between the model's {plan.source_fps} a second are means of two: "
+                "moving edges are double"
+            ]
+        return []
+
+    def _enlarges(self, plan: Plan) -> bool:
+        return self.upscaling in _NETWORKS and upscale.is_larger(plan)
+
+    def _load_upscaler(self) -> upscale.Upscaler:
+        if self._upscaler is None:
+            assert self._settings.upscale_weights is not None, "checked at start"
+            weights = self._settings.upscale_weights
+            self._upscaler = upscale.load(self.upscaling, weights, self._device)
+        return self._upscaler
+
+    def _between(self) -> retime.Between | Literal["mci"]:
+        if self.interpolation != "rife":
+            return "mci" if self.interpolation == "mci" else retime.blend
+        if self._rife is None:
+            assert self._settings.rife_weights is not None, "checked at start"
+            self._rife = Rife(self._settings.rife_weights, self._device)
+        self._rife.forget()
+        return self._rife.between
