@@ -11,6 +11,8 @@ import pytest
 
 from wan_engine.settings import Settings
 
+# Tensors this small gain nothing from a second thread, and lose a lot on a machine that is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The Hub's client reads this when it is first imported, which may be while tests are collected.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

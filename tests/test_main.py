@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.schema import VideoRequest
@@ -32,7 +33,9 @@ def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
                 "PYTHONPATH": str(ROOT),
                 "COLUMNS": "200",
                 "WAN_CACHE_DIR": str(tiny_cache),
+                "OMP_NUM_THREADS": "1",
                 "WAN_PRESET": "superfast",
+                "WAN_RENDER_AREA": "3072",
                 "WAN_SAFETY_PROMPT_MODEL": "tiny-prompt-guard",
                 "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",
                 **environment,
@@ -64,7 +67,6 @@ def test_an_expanded_prompt_is_shown(wan: Wan, data: Path) -> None:
     done = wan(
         *("generate", "--prompt", "lift-off", "--expand-prompt", "--shot-type", "multi"),
         *("--image", str(data / "rocket_640x360.jpg"), "--out", "clip.mp4"),
-        WAN_RENDER_AREA="3072",
     )
     assert done.returncode == 0, done.stderr
     text = json.loads(done.stdout)["expanded_prompt"]
@@ -83,6 +85,43 @@ def test_many_jobs_on_one_loaded_model(wan: Wan, data: Path, tmp_path: Path) -> 
     assert first["video_url"].endswith("/a.mp4") and third["video_url"].endswith("/b.mp4")
     assert second == {"error": 'field "duration" must be one of [5, 10, 15], got number 7'}
     assert done.stderr.count("recipe") == 1
+
+
+def test_a_plan_is_told_without_rendering(wan: Wan, data: Path, tmp_path: Path) -> None:
+    request = ("--prompt", "lift-off", "--image", str(data / "rocket_640x360.jpg"), "--seed", "3")
+    multi = ("--duration", "10", "--size", "1080p", "--shot-type", "multi", "--expand-prompt")
+    done = wan("plan", *request, *multi, "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert (plan["size"], plan["frames"], plan["fps"], plan["cost"]) == ([1920, 1080], 300, 30, 1.5)
+    assert plan["cut_seconds"] == [4.0, 7.0] and len(plan["shots"]) == 3
+    assert sum(shot["seconds"] for shot in plan["shots"]) == 10
+    assert plan["shots"][0]["crop"] == [0, 0, 1, 1] != plan["shots"][1]["crop"]
+    assert plan["shots"][0]["segments"][0]["seed"] == 3
+    assert list(tmp_path.iterdir()) == []
+    shown = wan("plan", *request, *multi).stdout
+    assert "1920x1080, 10 s, 300 frames at 30 fps" in shown and "$1.50, seed 3" in shown
+    assert wan("plan", "--prompt", "x").returncode == 1
+
+
+def test_a_plan_knows_what_the_last_clip_took(wan: Wan, data: Path, tmp_path: Path) -> None:
+    request = ("--prompt", "lift-off", "--image", str(data / "rocket_640x360.jpg"))
+    cache = str(tmp_path / "cache")
+    before = json.loads(wan("plan", *request, "--json", WAN_CACHE_DIR=cache).stdout)
+    assert before["expected_seconds"] is None
+    assert wan("generate", *request, "--out", "a.mp4", WAN_CACHE_DIR=cache).returncode == 0
+    after = json.loads(wan("plan", *request, "--json", WAN_CACHE_DIR=cache).stdout)
+    assert 0 < after["expected_seconds"] < 300
+
+
+def test_a_contact_sheet_is_drawn(wan: Wan, data: Path, tmp_path: Path) -> None:
+    request = ("--prompt", "lift-off", "--image", str(data / "rocket_640x360.jpg"))
+    done = wan("generate", *request, "--out", "clip.mp4", "--sheet", "sheet.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG" and sheet.size == (6 * 244 + 4, 2 * 162 + 4)
+    done = wan("generate", *request, "--out", "clip.mp4", "--sheet", "no/such/sheet.png")
+    assert done.returncode == 1 and "--sheet: the folder" in done.stderr
 
 
 @pytest.mark.parametrize(

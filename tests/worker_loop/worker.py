@@ -99,6 +99,7 @@ def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Work
     environment = {
         **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
         **plane.environment(),
+        "OMP_NUM_THREADS": "1",  # the frames are tiny, and other tests' processes run beside it
         "WAN_MODEL": "wan-tiny",
         "WAN_RENDER_AREA": "3072",
         "WAN_FPS": "native",

@@ -67,8 +67,9 @@ def make_scheduler(spec: ModelSpec) -> SchedulerMixin:
 class ImageToVideo:
     """A loaded pipeline with the settings of its row. Implements `Family`."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+    def __init__(self, pipeline: Any, spec: ModelSpec, *, offloaded: bool = False) -> None:
         self.spec = spec
+        self._offloaded = offloaded
         self.pipeline = pipeline
         self.pipeline.scheduler = make_scheduler(spec)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -90,7 +91,7 @@ class ImageToVideo:
             place(pipeline, recipe)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(spec) from error
-        return cls(pipeline, spec)
+        return cls(pipeline, spec, offloaded=recipe.offload != "none")
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
         """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1."""
@@ -165,7 +166,7 @@ class ImageToVideo:
 
         Where latents are handed on, a later segment gives the frames of `carry` first and then what
         the decoder makes of the new latents, as if it had never stopped. What it remembers (6.4 GB
-        in float32 for TI2V-5B at 1280x704) stays on its device: a part of what decoding takes.
+        in float32 for TI2V-5B at 1280x704) stays on its device, where networks do too.
         """
         memory = None
         if carry is not None and self.spec.continuation == "latents":
@@ -179,12 +180,21 @@ class ImageToVideo:
                 hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
             latents = latents.to(vae.device, vae.dtype)
             mean, std = latent_moments(vae, latents)
+            if memory:
+                memory[:] = _moved(memory, vae.device)
             for sample in stream_decode(vae, latents * std + mean, memory):
                 yield to_frames(sample)
+            if memory and self._offloaded:
+                memory[:] = _moved(memory, "cpu")
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(self.spec) from error
         finally:
             self.pipeline.maybe_free_model_hooks()
+
+
+def _moved(memory: list[Any], device: Any) -> list[Any]:
+    """The decoder's memory on `device`; it has marks that are no tensors too."""
+    return [item.to(device) if isinstance(item, torch.Tensor) else item for item in memory]
 
 
 def place(pipeline: Any, recipe: Recipe) -> None:
