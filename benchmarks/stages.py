@@ -133,10 +133,13 @@ def _cpu_seconds() -> float:
 
 
 def _children() -> list[int]:
+    """The ffmpeg processes of this one. A child that has not become ffmpeg yet shows the memory of
+    its parent, which it shares."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            if name.startswith("ffmpeg") and int(rest.split()[1]) == os.getpid():
                 found.append(int(path.parent.name))
     return found
 
