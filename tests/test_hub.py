@@ -20,6 +20,7 @@ from wan_engine import weights
 from wan_engine.catalog import CLASSIFIERS
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
+from wan_engine.weights import files
 
 MakeSettings = Callable[..., Settings]
 COMMIT = CLASSIFIERS["qwen3guard-gen-0.6b"].revision
@@ -45,10 +46,10 @@ class HubHandler(BaseHTTPRequestHandler):
         if folder is None:
             self.answer(self.server.status, b"", **{"X-Error-Code": self.server.code})
         elif "/tree/" in self.path:
-            files = [
+            listed = [
                 {"type": "file", "path": path.name, **about(path)} for path in folder.iterdir()
             ]
-            self.answer(200, json.dumps(files).encode())
+            self.answer(200, json.dumps(listed).encode())
         elif "/resolve/" in self.path:
             path = folder / self.path.rpartition("/")[2]
             if self.command == "GET":
@@ -84,12 +85,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as server:
         constants = huggingface_hub.constants
         here = f"http://127.0.0.1:{server.server_port}"
-        files = here + "/{repo_id}/resolve/{revision}/{filename}"
+        template = here + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", here)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+        monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server

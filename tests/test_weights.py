@@ -16,7 +16,7 @@ from wan_engine import weights
 from wan_engine.catalog import CATALOG, WRITERS, ModelSpec
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Lora, Settings
-from wan_engine.weights import LocatedWriter
+from wan_engine.weights import LocatedWriter, files
 
 MakeSettings = Callable[..., Settings]
 FAST = CATALOG["wan2.2-i2v-a14b-4step"]
@@ -33,7 +33,7 @@ def checkpoint(tiny_cache: Path) -> Path:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty Hub cache, and none of Runpod's."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+    monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
     return tmp_path / "hub"
 
 
@@ -118,7 +118,7 @@ def test_a_file_without_a_known_checksum_is_taken_and_said_to_be(
     for lora, message in ((unpinned, "not on this machine"), (pinned, "not the file that was")):
         file.write_bytes(b"weights")
         row = replace(SVI, loras=(lora,))
-        monkeypatch.setitem(weights.CATALOG, SVI.name, row)  # type: ignore[misc]
+        monkeypatch.setitem(CATALOG, SVI.name, row)  # type: ignore[misc]
         with pytest.raises(ModelMissing, match=message):
             weights.download(SVI.name, make_settings(models_dir=tmp_path / "none"), told.append)
         assert file.exists() == (lora is unpinned)
@@ -197,7 +197,7 @@ def test_runpods_cached_model_comes_first(
 ) -> None:
     assert QUALITY.repo and QUALITY.revision
     cached(hub, QUALITY.repo, QUALITY.revision, checkpoint)
-    mounted = cached(weights.RUNPOD_HUB_CACHE, QUALITY.repo, QUALITY.revision, checkpoint)
+    mounted = cached(files.RUNPOD_HUB_CACHE, QUALITY.repo, QUALITY.revision, checkpoint)
     assert weights.resolve(QUALITY.name, make_settings()).folder == mounted
 
 
