@@ -5,8 +5,15 @@ It knows folders and the Hub's cache layout; it does not load weights into memor
 
 from wan_engine.weights.built import quiet_libraries
 from wan_engine.weights.download import download, download_classifier, download_writer
-from wan_engine.weights.files import missing_files
-from wan_engine.weights.models import Located, LoraWeights, locate, own_loras, resolve, select
+from wan_engine.weights.models import (
+    Located,
+    LoraWeights,
+    locate,
+    missing_files,
+    own_loras,
+    resolve,
+    select,
+)
 from wan_engine.weights.small import (
     LocatedClassifier,
     LocatedWriter,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ serverless/endpoints/model-caching)."""
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
 
 
-def missing_files(folder: Path) -> list[str]:
-    """What a checkpoint in diffusers layout lacks, relative to `folder`; empty when it is
-    complete."""
+def missing_in_layout(folder: Path) -> list[str]:
+    """What a checkpoint in diffusers layout lacks by its own index and headers, relative to
+    `folder`."""
     if not (folder / "model_index.json").is_file():
         return ["model_index.json"]
     missing = []
@@ -113,10 +113,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def sha256(path: Path) -> str:
-    """A file's hash in hexadecimal, read in blocks."""
+def sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """A file's hash in hexadecimal; `on_bytes` is told the size of each block that was read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
+            on_bytes(len(chunk))
     return digest.hexdigest()

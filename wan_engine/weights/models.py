@@ -10,8 +10,9 @@ from pathlib import Path
 from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Settings
+from wan_engine.weights import manifest
 from wan_engine.weights.built import built
-from wan_engine.weights.files import cached_file, missing_files, read_json, snapshots
+from wan_engine.weights.files import cached_file, missing_in_layout, read_json, snapshots
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def resolve(name: str, settings: Settings) -> Located:
             )
         folder = found
     _require_complete(name, folder)
+    if prepared := _prepared_as(folder):
+        return Located(prepared, folder, own_loras(settings))
     # A folder's path is nobody's business but the operator's: the name goes into clips and records.
     shown = name if name.count("/") == 1 and not Path(name).is_dir() else folder.resolve().name
     spec = infer(shown, read_json(folder / "model_index.json"))
@@ -97,16 +100,21 @@ def locate(spec: ModelSpec, settings: Settings) -> Located | None:
     same = [row.name for row in CATALOG.values() if (row.repo, row.revision) == source]
     folders = (settings.models_dir / name for name in dict.fromkeys((spec.name, *same)))
     cached = snapshots(spec.repo, spec.revision) if spec.repo else iter(())
-    folder = next((one for one in chain(folders, cached) if not missing_files(one)), None)
-    if folder is None:
-        return None
-    files = [_lora_path(lora, settings) for lora in spec.loras]
-    loras = tuple(
-        LoraWeights(path, lora.scale, lora.expert)
-        for path, lora in zip(files, spec.loras, strict=True)
-        if path is not None
-    )
-    return None if len(loras) < len(files) else Located(spec, folder, loras + own_loras(settings))
+    for folder in chain(folders, cached):
+        if missing_files(folder):
+            continue
+        loras = _loras(spec, folder, settings)
+        if loras is not None:
+            return Located(spec, folder, loras + own_loras(settings))
+    return None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a checkpoint in diffusers layout lacks, relative to `folder`; empty when it is complete.
+
+    With a manifest every file has to be there and of its size. Content is not read.
+    """
+    return manifest.absent(folder) or missing_in_layout(folder)
 
 
 def own_loras(settings: Settings) -> tuple[LoraWeights, ...]:
@@ -115,6 +123,31 @@ def own_loras(settings: Settings) -> tuple[LoraWeights, ...]:
         if not lora.path.is_file():
             raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
     return tuple(LoraWeights(lora.path, lora.scale, lora.expert) for lora in settings.lora)
+
+
+def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LoraWeights, ...] | None:
+    """The row's LoRA files that the weights in `folder` still need; None when one of them is
+    missing, or when the weights have others in them and so are not this model."""
+    left = _left_to_fuse(spec, folder)
+    if left is None:
+        return None
+    found = [(_lora_path(lora, settings), lora) for lora in left]
+    loras = tuple(LoraWeights(path, lora.scale, lora.expert) for path, lora in found if path)
+    return loras if len(loras) == len(found) else None
+
+
+def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[LoraFile, ...] | None:
+    found = manifest.read(folder)
+    fused = found.fused if found else ()
+    left = tuple(lora for lora in spec.loras if not any(one.is_from(lora) for one in fused))
+    return left if len(spec.loras) - len(left) == len(fused) else None
+
+
+def _prepared_as(folder: Path) -> ModelSpec | None:
+    """The row that a folder with a manifest is, wherever it was put since."""
+    found = manifest.read(folder)
+    spec = CATALOG.get(found.model) if found else None
+    return spec if spec and _left_to_fuse(spec, folder) == () else None
 
 
 def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
