@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -106,24 +105,6 @@ def test_auto_takes_svi_where_its_pair_was_put(
     located, _ = weights.select(settings, everything_fits, fallback=False)
     assert located.spec == SVI and located.spec.continuation == "svi"
     assert [lora.expert for lora in located.loras] == ["high", "low", "high", "low"]
-
-
-def test_a_file_without_a_known_checksum_is_taken_and_said_to_be(
-    make_settings: MakeSettings, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pinned, unpinned = SVI.loras[0], SVI.loras[2]
-    file, told = tmp_path / "a.safetensors", list[str]()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: "")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(file))
-    for lora, message in ((unpinned, "not on this machine"), (pinned, "not the file that was")):
-        file.write_bytes(b"weights")
-        row = replace(SVI, loras=(lora,))
-        monkeypatch.setitem(CATALOG, SVI.name, row)  # type: ignore[misc]
-        with pytest.raises(ModelMissing, match=message):
-            weights.download(SVI.name, make_settings(models_dir=tmp_path / "none"), told.append)
-        assert file.exists() == (lora is unpinned)
-    said = [line.endswith("(checksum not pinned)") for line in told if "safetensors" in line]
-    assert said == [True, False]
 
 
 def test_a_cache_that_cannot_be_written_is_not_the_end(

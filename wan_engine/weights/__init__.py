@@ -4,7 +4,12 @@ It knows folders and the Hub's cache layout; it does not load weights into memor
 """
 
 from wan_engine.weights.built import quiet_libraries
-from wan_engine.weights.download import download, download_classifier, download_writer
+from wan_engine.weights.download import (
+    download,
+    download_classifier,
+    download_writer,
+    verify,
+)
 from wan_engine.weights.models import (
     Located,
     LoraWeights,
@@ -47,4 +52,5 @@ __all__ = [
     "resolve_classifier",
     "resolve_writer",
     "select",
+    "verify",
 ]

@@ -38,7 +38,7 @@ def missing_in(folder: Path) -> list[str]:
     """Names of what is absent or cut off in the folder of one component."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return ["(all files)"]
-    if cut := sorted(path.name for path in folder.glob("*.safetensors") if not _is_whole(path)):
+    if cut := cut_off(folder, "*.safetensors"):
         return cut
     indexes = list(folder.glob("*.safetensors.index.json"))
     if indexes:
@@ -50,6 +50,13 @@ def missing_in(folder: Path) -> list[str]:
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
         return ["*.safetensors"]
     return []
+
+
+def cut_off(folder: Path, pattern: str = "**/*.safetensors") -> list[str]:
+    """The safetensors files in `folder` that are not as long as their headers say."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not _is_whole(path)
+    )
 
 
 def _is_whole(path: Path) -> bool:
