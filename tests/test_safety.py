@@ -77,6 +77,7 @@ def nothing_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """Empty caches, and the Hub's."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+    monkeypatch.setattr(files, "BAKED_HUB_CACHE", tmp_path / "image")
     return tmp_path / "hub"
 
 
@@ -645,7 +646,7 @@ def test_a_chat_template_inside_the_configuration_will_do(
     assert flagged(lambda: safety.check_prompt("forbidden", Control())) == "prompt"
 
 
-@pytest.mark.parametrize("place", ["models_dir", "hub", "runpod"])
+@pytest.mark.parametrize("place", ["models_dir", "hub", "runpod", "image"])
 def test_a_known_classifier_is_found_where_models_are(
     make_settings: MakeSettings,
     copied: Copied,
@@ -660,6 +661,7 @@ def test_a_known_classifier_is_found_where_models_are(
         "models_dir": models / name,
         "hub": nothing_on_the_machine / home,
         "runpod": files.RUNPOD_HUB_CACHE / home,
+        "image": files.BAKED_HUB_CACHE / home,
     }
     shutil.copytree(copied("tiny-prompt-guard"), folders[place])
     made = make_settings(models_dir=models, safety_prompt_model=name)

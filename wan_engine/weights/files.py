@@ -18,6 +18,9 @@ RUNPOD_HUB_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 """Where Runpod puts an endpoint's cached model (docs.runpod.io,
 serverless/endpoints/model-caching)."""
 
+BAKED_HUB_CACHE = Path("/opt/wan/huggingface/hub")
+"""Where the image has the models that are part of it."""
+
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
 
 
@@ -94,11 +97,11 @@ def snapshots(repo: str, revision: str | None) -> Iterator[Path]:
             yield folder
 
 
-def caches() -> tuple[Path, Path]:
+def caches() -> tuple[Path, ...]:
     """The folders in the Hub's cache layout, in the order in which they are looked at."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return RUNPOD_HUB_CACHE, Path(HF_HUB_CACHE)
+    return RUNPOD_HUB_CACHE, Path(HF_HUB_CACHE), BAKED_HUB_CACHE
 
 
 def _home(cache: Path, repo: str) -> Path:
