@@ -158,3 +158,28 @@ def test_a_prepared_folder_is_its_row_wherever_it_lies(
     write(checkpoint, FAST, fused=FAST)
     located = weights.resolve(str(checkpoint), make_settings())
     assert located == weights.Located(FAST, checkpoint, ()) and located.spec.steps == 4
+
+
+def test_a_ready_set_as_an_endpoints_cached_model_is_its_row(
+    make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
+) -> None:
+    write(checkpoint, FAST, fused=FAST)
+    home = files.RUNPOD_HUB_CACHE / "models--me--ready"
+    shutil.copytree(checkpoint, home / "snapshots" / "abc")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    located = weights.resolve("me/ready", make_settings())
+    assert located == weights.Located(FAST, home / "snapshots" / "abc", ())
+
+
+def test_a_whole_copy_is_taken_where_runpods_is_cut_off(
+    make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
+) -> None:
+    assert QUALITY.repo and QUALITY.revision
+    name = f"models--{QUALITY.repo.replace('/', '--')}/snapshots/{QUALITY.revision}"
+    whole = Path(huggingface_hub.constants.HF_HUB_CACHE) / name
+    for folder in (files.RUNPOD_HUB_CACHE / name, whole):
+        shutil.copytree(checkpoint, folder)
+    (files.RUNPOD_HUB_CACHE / name / WEIGHTS).write_bytes(b"cut")
+    located = weights.locate(QUALITY, make_settings(models_dir=empty_caches))
+    assert located is not None and located.folder == whole

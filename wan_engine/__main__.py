@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -230,10 +231,7 @@ def _classifiers(settings: Settings) -> Table:
     return table
 
 
-@app.command(
-    epilog="Examples: `python -m wan_engine download wan2.2-ti2v-5b`, "
-    "`HF_ENDPOINT=https://mirror.example python -m wan_engine download safety`"
-)
+@app.command(epilog="Example: `python -m wan_engine download wan2.2-ti2v-5b`")
 def download(
     model: Annotated[
         str,
@@ -249,10 +247,7 @@ def download(
     Says size, licence and free disk first; a second call goes on where the first one ended.
     HF_TOKEN is the Hub's key, HF_ENDPOINT a mirror.
     """
-
-    def tell(line: str) -> None:
-        err.print(line, markup=False, highlight=False)
-
+    tell = partial(err.print, markup=False, highlight=False, soft_wrap=True)
     with _failing_clearly():
         settings = _settings("")
         if verify:
