@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import importlib
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -173,8 +174,12 @@ def _alone(target: Path) -> Iterator[Path]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(f"Another process is preparing {target}") from error
+            # One that ended in between has deleted the file that is locked here.
+            alone = os.path.samestat(lock.stat(), os.fstat(file.fileno()))
+        except OSError:
+            alone = False
+        if not alone:
+            raise ConfigurationError(f"Another process is preparing {target}; try again later")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -226,6 +231,9 @@ def main(
         print(prepare(model, out.expanduser(), Settings.load(), tell, fp8=fp8))
     except EngineError as error:
         tell(str(error))
+        raise typer.Exit(1) from None
+    except OSError as error:
+        tell(f"{out} was not made: {error.strerror or error}")
         raise typer.Exit(1) from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -220,4 +219,11 @@ def test_the_command_has_an_example_and_says_what_is_missing(tmp_path: Path) -> 
     assert shown.returncode == 0 and "python -m builder.prepare wan2.2" in shown.stdout
     done = command(NAME, "--out", str(tmp_path / "set"), WAN_MODELS_DIR=str(tmp_path))
     assert done.returncode == 1 and done.stderr.startswith("The files of wan2.2-i2v-a14b-4step")
-    assert json.dumps("Traceback") not in done.stderr and not (tmp_path / "set").exists()
+    assert "Traceback" not in done.stderr and not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, tiny_cache: Path) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "set"
+    done = command("wan-tiny", "--out", str(target), WAN_CACHE_DIR=str(tiny_cache))
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"{target} was not")
