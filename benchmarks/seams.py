@@ -148,8 +148,10 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
     fields = {"prompt": prompt, "image": data_uri(image), "duration": duration, "seed": seed}
     request = VideoRequest.parse(fields)
     with tempfile.TemporaryDirectory(prefix="seams-") as folder:
-        media, script = engine.prepare(request, Path(folder), control)
-    plan = make_plan(request, script, media, engine.spec, PlanLimits(engine.settings.frame))
+        media, expansion = engine.prepare(request, Path(folder), control)
+    plan = make_plan(
+        request, expansion.script, media, engine.spec, PlanLimits(engine.settings.frame)
+    )
     negative = engine.spec.negative_prompt
     frames = engine._frames(engine.load(), plan, media.image, negative, control)
     joins, overlap = joins_of(plan)

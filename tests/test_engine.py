@@ -701,7 +701,7 @@ def test_the_summary_of_a_job_has_its_stages_and_peak_memory_and_no_prompt(
 ) -> None:
     with caplog.at_level("INFO"):
         engine.generate(request_for(prompt="a secret wish"), Control("job-7"))
-    line = next(line for line in caplog.messages if line.startswith("job job-7: "))
+    line = next(line for line in caplog.messages if line.startswith("job job-7: 1280"))
     pattern = (
         r"job job-7: 1280\*720 5s 1280x720 seed 3 model wan-tiny, 80 frames at 16 fps, "
         r"57x32 enlarged by lanczos, \d+ bytes; "
@@ -814,7 +814,7 @@ def test_a_clip_has_thirty_frames_a_second_unless_told_otherwise(
 class Flashing(SlidingPicture):
     """Black, but for one white frame at two seconds."""
 
-    def decode(self, latents: Any) -> Iterator[np.ndarray]:
+    def decode(self, latents: Any, carry: Any = None) -> Iterator[np.ndarray]:
         for index in range(latents.frames):
             value = 255 if index == 2 * self.spec.fps else 0
             yield np.full((1, latents.height, latents.width, 3), value, np.uint8)
@@ -868,7 +868,7 @@ def test_a_cancel_between_frames_leaves_no_process(
     control = Control()
 
     class Cancelling(SlidingPicture):
-        def decode(self, latents: Any) -> Iterator[np.ndarray]:
+        def decode(self, latents: Any, carry: Any = None) -> Iterator[np.ndarray]:
             for index, chunk in enumerate(super().decode(latents)):
                 if index == 12:
                     control.cancel()
