@@ -1,7 +1,7 @@
 # run    one clip from test_input.json, from nothing but Python 3.11 or newer
 # test   the tests that need only the Python index; test-system those that need system packages
 # soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
-# check  linter, formatter, types
+# check  linters, formatter, types
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,7 @@ check: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: .venv/test.ok
 	$(BIN)/ruff check --fix .

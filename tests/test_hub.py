@@ -5,21 +5,28 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import huggingface_hub.constants
 import pytest
 
 from builder import tiny
 from wan_engine import weights
-from wan_engine.catalog import CLASSIFIERS
+from wan_engine.catalog import CATALOG, CLASSIFIERS, LoraFile
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
+from wan_engine.weights import files, manifest
 
 MakeSettings = Callable[..., Settings]
 COMMIT = CLASSIFIERS["qwen3guard-gen-0.6b"].revision
@@ -29,12 +36,19 @@ assert COMMIT
 class Hub(ThreadingHTTPServer):
     """The few routes that a download needs, for one folder; or one answer for every request."""
 
+    daemon_threads = True
+
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.status, self.code = 404, ""
         self.broken = ""  # this file ends in the middle
+        self.stalled = ""  # this file too, and then nothing comes any more
         self.served: list[str] = []
+        self.reached, self.released = threading.Event(), threading.Event()
         super().__init__(("127.0.0.1", 0), HubHandler)
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed is what some tests are about."""
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -45,15 +59,19 @@ class HubHandler(BaseHTTPRequestHandler):
         if folder is None:
             self.answer(self.server.status, b"", **{"X-Error-Code": self.server.code})
         elif "/tree/" in self.path:
-            files = [
-                {"type": "file", "path": path.name, **about(path)} for path in folder.iterdir()
+            listed = [
+                {"type": "file", "path": path.relative_to(folder).as_posix(), **about(path)}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
             ]
-            self.answer(200, json.dumps(files).encode())
+            self.answer(200, json.dumps(listed).encode())
         elif "/resolve/" in self.path:
-            path = folder / self.path.rpartition("/")[2]
+            name = unquote(self.path.partition("/resolve/")[2].partition("/")[2])
+            path = folder / name
             if self.command == "GET":
-                self.server.served.append(path.name)
-            headers = {"ETag": f'"{about(path)["oid"]}"', "X-Repo-Commit": str(COMMIT)}
+                self.server.served.append(name)
+            oid = about(path).get("lfs", about(path))["oid"]
+            headers = {"ETag": f'"{oid}"', "X-Repo-Commit": str(COMMIT)}
             self.answer(200, path.read_bytes(), **headers)
         else:
             self.answer(200, json.dumps({"id": "a/b", "sha": COMMIT, "siblings": []}).encode())
@@ -68,14 +86,25 @@ class HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             broken = self.server.broken and self.path.endswith(self.server.broken)
-            self.wfile.write(body[: len(body) // 2] if broken else body)
+            stalled = self.server.stalled and self.path.endswith(self.server.stalled)
+            self.wfile.write(body[: len(body) // 2] if broken or stalled else body)
+            if stalled:
+                self.wfile.flush()
+                self.server.reached.set()
+                self.server.released.wait(30)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
 
 
 def about(path: Path) -> dict[str, Any]:
-    return {"oid": hashlib.sha1(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+    """As the Hub's listing has it: large files are named by their SHA-256."""
+    content = path.read_bytes()
+    entry: dict[str, Any] = {"oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
+    if path.suffix == ".safetensors":
+        oid = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
+    return entry
 
 
 @pytest.fixture
@@ -84,12 +113,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as server:
         constants = huggingface_hub.constants
         here = f"http://127.0.0.1:{server.server_port}"
-        files = here + "/{repo_id}/resolve/{revision}/{filename}"
+        template = here + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", here)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+        monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
@@ -110,7 +139,9 @@ def test_a_classifier_is_fetched_at_its_pinned_revision(
     (hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
     told: list[str] = []
     located = weights.download_classifier(name, "prompt", make_settings(), told.append)
-    assert located.folder.name == COMMIT and told == [f"Qwen/Qwen3Guard-Gen-0.6B at {COMMIT}"]
+    assert located.folder.name == COMMIT
+    assert told[0].startswith("Qwen3Guard-Gen 0.6B: prompts in 119 languages; licence: Apache-2.0;")
+    assert told[1:] == [f"fetching Qwen/Qwen3Guard-Gen-0.6B at {COMMIT}"]
     assert "chat_template.jinja" in hub.served and "model.safetensors" in hub.served
     assert "pytorch_model.bin" not in hub.served
     assert weights.resolve_classifier(name, "prompt", make_settings()).folder == located.folder
@@ -182,3 +213,167 @@ def test_a_disk_that_takes_no_more_is_told(
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(ModelMissing, match=sentence):
         weights.download_classifier("me/mine", "prompt", make_settings(), nothing)
+
+
+# --- whole models --------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+BIG = "transformer_2/diffusion_pytorch_model.safetensors"
+ROW = replace(CATALOG["wan2.2-i2v-a14b"], repo="me/mine", revision=COMMIT)
+
+
+@pytest.fixture
+def repository(hub: Hub, tiny_cache: Path, tmp_path: Path) -> Path:
+    """What the Hub has: a tiny checkpoint of the two-expert kind."""
+    hub.folder = tmp_path / "repository"
+    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), hub.folder)
+    return hub.folder
+
+
+@pytest.fixture
+def volume(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runpod's volume, on which the Hub's client is told to keep its cache."""
+    cache = tmp_path / "runpod-volume" / "huggingface-cache" / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", cache)
+    return cache
+
+
+def no_files(hub: Hub) -> None:
+    """From here on, the Hub answers nothing but an error."""
+    hub.folder, hub.status = None, 500
+
+
+def test_a_row_is_fetched_once_and_then_needs_no_hub(
+    hub: Hub,
+    repository: Path,
+    volume: Path,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(CATALOG, ROW.name, ROW)  # type: ignore[misc]
+    told: list[str] = []
+    located = weights.download(ROW.name, make_settings(), told.append)
+    assert located.folder == volume / "models--me--mine" / "snapshots" / str(COMMIT)
+    assert re.match(r".*; licence: Apache-2.0; \d+\.\d GB to fetch, \d+\.\d GB free in ", told[0])
+    made = manifest.read(located.folder)
+    assert made and (made.model, made.repo, made.revision) == (ROW.name, "me/mine", COMMIT)
+    published = hashlib.sha256((repository / BIG).read_bytes()).hexdigest()
+    assert {file.path: file.sha256 for file in made.files}[BIG] == published
+    weights.verify(located.folder)
+    no_files(hub)
+    assert weights.download(ROW.name, make_settings(), told.append) == located
+    assert told[-1].startswith("complete in ")
+    assert weights.resolve(ROW.name, make_settings()) == located
+
+
+def test_a_model_for_which_the_disk_is_too_small_is_refused_before_it_is_fetched(
+    hub: Hub,
+    repository: Path,
+    volume: Path,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = shutil.disk_usage(repository)._replace(free=100_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(ModelMissing, match=r"needs 0\.\d GB more and .* has 0\.1 GB free"):
+        weights.download("me/mine", make_settings(), nothing)
+    assert [name for name in hub.served if name.endswith(".safetensors")] == []
+
+
+def test_a_download_that_was_killed_is_incomplete_and_then_goes_on(
+    hub: Hub, repository: Path, volume: Path, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    hub.stalled = BIG
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wan_engine", "download", "me/mine"],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HUB_CACHE": str(volume),
+        },
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert hub.reached.wait(60)
+        whole = volume / "models--me--mine" / "snapshots" / str(COMMIT) / "vae"
+        for _ in range(600):
+            if list(whole.glob("*.safetensors")):
+                break
+            hub.released.wait(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+        hub.released.set()
+    assert process.returncode == -9
+    with pytest.raises(ModelMissing, match=r"missing or cut off: .*transformer_2"):
+        weights.resolve("me/mine", make_settings())
+    hub.stalled, before = "", len(hub.served)
+    located = weights.download("me/mine", make_settings(), nothing)
+    weights.verify(located.folder)
+    again = hub.served[before:]
+    assert BIG in again and "vae/diffusion_pytorch_model.safetensors" not in again
+
+
+def test_a_file_that_was_cut_off_in_the_cache_is_fetched_again(
+    hub: Hub, repository: Path, volume: Path, make_settings: MakeSettings
+) -> None:
+    folder = weights.download("me/mine", make_settings(), nothing).folder
+    blob = (folder / BIG).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1])
+    with pytest.raises(ModelMissing, match=re.escape(f"1 files are missing or cut off: {BIG}")):
+        weights.resolve("me/mine", make_settings())
+    told: list[str] = []
+    weights.download("me/mine", make_settings(), told.append)
+    assert f"removed what was cut off: {BIG}" in told
+    assert (folder / BIG).read_bytes() == (repository / BIG).read_bytes()
+
+
+def test_a_damaged_file_of_the_right_size_is_found_and_fetched_again(
+    hub: Hub, repository: Path, volume: Path, make_settings: MakeSettings
+) -> None:
+    folder = weights.download("me/mine", make_settings(), nothing).folder
+    blob = (folder / BIG).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelMissing, match=re.escape(f"{BIG}; they were removed")):
+        weights.verify(folder)
+    weights.download("me/mine", make_settings(), nothing)
+    weights.verify(folder)
+
+
+def test_a_damaged_file_of_ones_own_folder_is_told_and_not_deleted(repository: Path) -> None:
+    with pytest.raises(ModelMissing, match=r"has no manifest\.json to compare with"):
+        weights.verify(repository)
+    manifest.Manifest("mine", None, None, manifest.list_files(repository)).write(repository)
+    weights.verify(repository)
+    (repository / BIG).write_bytes(b"?")
+    with pytest.raises(ModelMissing, match=re.escape(f"{BIG}; replace them")):
+        weights.verify(repository)
+    assert (repository / BIG).is_file()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_lora_file_is_held_against_its_checksum_where_there_is_one(
+    hub: Hub,
+    repository: Path,
+    volume: Path,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    pinned: bool,
+) -> None:
+    (repository / "lora.safetensors").write_bytes(b"weights")
+    lora = LoraFile("me/lora", "lora.safetensors", "0" * 64 if pinned else None, "high")
+    monkeypatch.setitem(CATALOG, ROW.name, replace(ROW, loras=(lora,)))  # type: ignore[misc]
+    told: list[str] = []
+    if pinned:
+        with pytest.raises(ModelMissing, match=r"not the file that was pinned.*it was removed"):
+            weights.download(ROW.name, make_settings(), told.append)
+    else:
+        located = weights.download(ROW.name, make_settings(), told.append)
+        assert located.loras[0].path.read_bytes() == b"weights"
+    assert told[-1].endswith("(checksum not pinned)") == (not pinned)
+    assert len(list(volume.glob("models--me--lora/blobs/*"))) == (0 if pinned else 1)

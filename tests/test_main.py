@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from builder import tiny
 from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import VERSION, described
+from wan_engine.weights import manifest
 
 ROOT = Path(__file__).parents[1]
 Wan = Callable[..., subprocess.CompletedProcess[str]]
@@ -202,6 +205,18 @@ def test_download_safety_gives_both_folders(wan: Wan, tiny_cache: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = [Path(line).name for line in done.stdout.splitlines()]
     assert names == ["tiny-prompt-guard", "tiny-image-classifier"]
+
+
+def test_verify_reads_every_file_of_a_folder(wan: Wan, tiny_cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
+    manifest.Manifest("own", None, None, manifest.list_files(folder)).write(folder)
+    done = wan("download", str(folder), "--verify")
+    assert done.stdout == f"{folder}\n" and done.returncode == 0, done.stderr
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    done = wan("download", str(folder), "--verify")
+    assert done.returncode == 1 and "damaged" in done.stderr
 
 
 def test_a_download_without_a_network_is_one_sentence(wan: Wan, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from wan_engine.errors import (
 from wan_engine.prompts import Expansion
 from wan_engine.safety import PromptGuard, Safety, open_safety, readable
 from wan_engine.schema import Script, ScriptShot, SegmentInput
-from wan_engine.weights import LocatedClassifier
+from wan_engine.weights import LocatedClassifier, files
 
 MakeSettings = Callable[..., Settings]
 MAGENTA, GREY = (255, 0, 255), (90, 90, 90)
@@ -76,7 +76,8 @@ def copied(tiny_cache: Path, tmp_path: Path) -> Callable[[str], Path]:
 def nothing_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty caches, and the Hub's."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+    monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+    monkeypatch.setattr(files, "BAKED_HUB_CACHE", tmp_path / "image")
     return tmp_path / "hub"
 
 
@@ -645,7 +646,7 @@ def test_a_chat_template_inside_the_configuration_will_do(
     assert flagged(lambda: safety.check_prompt("forbidden", Control())) == "prompt"
 
 
-@pytest.mark.parametrize("place", ["models_dir", "hub", "runpod"])
+@pytest.mark.parametrize("place", ["models_dir", "hub", "runpod", "image"])
 def test_a_known_classifier_is_found_where_models_are(
     make_settings: MakeSettings,
     copied: Copied,
@@ -659,7 +660,8 @@ def test_a_known_classifier_is_found_where_models_are(
     folders = {
         "models_dir": models / name,
         "hub": nothing_on_the_machine / home,
-        "runpod": weights.RUNPOD_HUB_CACHE / home,
+        "runpod": files.RUNPOD_HUB_CACHE / home,
+        "image": files.BAKED_HUB_CACHE / home,
     }
     shutil.copytree(copied("tiny-prompt-guard"), folders[place])
     made = make_settings(models_dir=models, safety_prompt_model=name)

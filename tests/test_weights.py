@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -16,7 +15,7 @@ from wan_engine import weights
 from wan_engine.catalog import CATALOG, WRITERS, ModelSpec
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Lora, Settings
-from wan_engine.weights import LocatedWriter
+from wan_engine.weights import LocatedWriter, files
 
 MakeSettings = Callable[..., Settings]
 FAST = CATALOG["wan2.2-i2v-a14b-4step"]
@@ -33,7 +32,7 @@ def checkpoint(tiny_cache: Path) -> Path:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty Hub cache, and none of Runpod's."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
+    monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
     return tmp_path / "hub"
 
 
@@ -108,24 +107,6 @@ def test_auto_takes_svi_where_its_pair_was_put(
     assert [lora.expert for lora in located.loras] == ["high", "low", "high", "low"]
 
 
-def test_a_file_without_a_known_checksum_is_taken_and_said_to_be(
-    make_settings: MakeSettings, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pinned, unpinned = SVI.loras[0], SVI.loras[2]
-    file, told = tmp_path / "a.safetensors", list[str]()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: "")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(file))
-    for lora, message in ((unpinned, "not on this machine"), (pinned, "not the file that was")):
-        file.write_bytes(b"weights")
-        row = replace(SVI, loras=(lora,))
-        monkeypatch.setitem(weights.CATALOG, SVI.name, row)  # type: ignore[misc]
-        with pytest.raises(ModelMissing, match=message):
-            weights.download(SVI.name, make_settings(models_dir=tmp_path / "none"), told.append)
-        assert file.exists() == (lora is unpinned)
-    said = [line.endswith("(checksum not pinned)") for line in told if "safetensors" in line]
-    assert said == [True, False]
-
-
 def test_a_cache_that_cannot_be_written_is_not_the_end(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +178,7 @@ def test_runpods_cached_model_comes_first(
 ) -> None:
     assert QUALITY.repo and QUALITY.revision
     cached(hub, QUALITY.repo, QUALITY.revision, checkpoint)
-    mounted = cached(weights.RUNPOD_HUB_CACHE, QUALITY.repo, QUALITY.revision, checkpoint)
+    mounted = cached(files.RUNPOD_HUB_CACHE, QUALITY.repo, QUALITY.revision, checkpoint)
     assert weights.resolve(QUALITY.name, make_settings()).folder == mounted
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     TaskID,
     TextColumn,
@@ -235,23 +237,39 @@ def download(
         str,
         typer.Argument(help="A catalogue name, a Hub id, or `safety` for the safety classifiers."),
     ],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Fetch nothing; compare each file here with its hash."),
+    ] = False,
 ) -> None:
-    """Fetch a model's files at the pinned revision into the Hub's cache (HF_HOME)."""
+    """Fetch a model's files at the pinned revision into the Hub's cache (HF_HOME).
 
-    def on_file(name: str) -> None:
-        err.print(f"fetching {name}", markup=False)
-
+    Says size, licence and free disk first; a second call goes on where the first one ended.
+    HF_TOKEN is the Hub's key, HF_ENDPOINT a mirror.
+    """
+    tell = partial(err.print, markup=False, highlight=False, soft_wrap=True)
     with _failing_clearly():
         settings = _settings("")
-        if model == "safety":
+        if verify:
+            _verify(weights.resolve(model, settings).folder)
+        elif model == "safety":
             for kind, name in weights.configured_classifiers(settings).items():
-                print(weights.download_classifier(name, kind, settings, on_file).folder)
+                print(weights.download_classifier(name, kind, settings, tell).folder)
         elif spec := CLASSIFIERS.get(model):
-            print(weights.download_classifier(model, spec.kind, settings, on_file).folder)
+            print(weights.download_classifier(model, spec.kind, settings, tell).folder)
         elif model in WRITERS:
-            print(weights.download_writer(model, settings, on_file))
+            print(weights.download_writer(model, settings, tell))
         else:
-            print(weights.download(model, settings, on_file).folder)
+            print(weights.download(model, settings, tell).folder)
+
+
+def _verify(folder: Path) -> None:
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        weights.verify(folder, lambda size: bar.advance(task, size))
+    print(folder)
 
 
 @app.command(epilog="Example: `python -m wan_engine schema > input.schema.json`")

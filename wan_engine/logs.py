@@ -84,3 +84,4 @@ def set_up(
     handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=replace)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client: a line a request

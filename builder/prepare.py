@@ -1,0 +1,241 @@
+"""Make one ready set of weights from a catalogue row: LoRA files fused, networks in the precision
+in which they run, a manifest with hashes.
+
+A worker that starts from such a set reads a third to a half of what is published and fuses nothing.
+Networks are loaded, fused and saved one after the other, so that the host needs memory for one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from safetensors import safe_open
+
+from wan_engine import weights
+from wan_engine.catalog import Expert, ModelSpec
+from wan_engine.errors import ConfigurationError, EngineError
+from wan_engine.settings import VERSION, Settings
+from wan_engine.weights import LoraWeights, manifest
+from wan_engine.weights.files import read_json, sha256
+from wan_engine.weights.manifest import Fused, Manifest
+
+Precision = Literal["bfloat16", "float32"]
+Tell = Callable[[str], None]
+
+_EXPERTS: dict[str, Expert] = {"transformer": "high", "transformer_2": "low"}
+_LOADED = ("text_encoder", *_EXPERTS)  # the rest is small, or stays in float32 as the VAE does
+_BYTES: dict[Precision, int] = {"bfloat16": 2, "float32": 4}
+_SHARD = "5GB"  # several files are read side by side
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def prepare(
+    name: str,
+    target: Path,
+    settings: Settings,
+    tell: Tell,
+    *,
+    precision: Precision = "bfloat16",
+    fp8: bool = False,
+) -> Path:
+    """Make the set of the row `name` in `target`, which appears whole or not at all. Returns it.
+
+    `fp8` keeps the matrices of the experts' blocks as float8_e4m3fn. It is a plain cast, without
+    scales: half the bytes to store and read, three bits of mantissa. They are widened when they are
+    loaded, so that it saves no memory on the GPU by itself.
+
+    Raises `ConfigurationError` when the target exists, another process makes it or the disk is too
+    small, and `ModelMissing` when the row's files are not here.
+    """
+    # What WAN_LORA names is the operator's, and not part of a row.
+    located = weights.resolve(name, settings.model_copy(update={"lora": ()}))
+    spec, source = located.spec, located.folder
+    if target.exists():
+        raise ConfigurationError(f"{target} exists already; name another folder, or remove it")
+    needed = _size(source, 1 if fp8 else _BYTES[precision], _BYTES[precision])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    tell(
+        f"{spec.title}; licence: {spec.licence}; about {_gb(needed)}, {_gb(free)} free in {target}"
+    )
+    if needed > free:
+        raise ConfigurationError(f"{target} needs {_gb(needed)} and its disk has {_gb(free)} free")
+    with _alone(target) as partial:
+        shutil.copy(source / "model_index.json", partial)
+        for component, entry in read_json(source / "model_index.json").items():
+            if not isinstance(entry, list) or entry[0] is None:
+                continue
+            if component not in _LOADED:
+                tell(f"{component}: copied")
+                shutil.copytree(source / component, partial / component)
+                continue
+            loras = _for_component(component, located.loras)
+            tell(f"{component}: {precision}{f', {len(loras)} LoRA files' if loras else ''}")
+            network = _load(source / component, entry, precision)
+            if component in _EXPERTS:
+                _fuse(network, component, loras)
+                if fp8:
+                    to_fp8(network)
+            network.save_pretrained(partial / component, max_shard_size=_SHARD)
+            del network
+            gc.collect()
+        tell("hashing")
+        _describe(spec, source, partial, located.loras, "float8_e4m3fn" if fp8 else precision)
+        partial.rename(target)
+    return target
+
+
+def _for_component(component: str, loras: Sequence[LoraWeights]) -> list[LoraWeights]:
+    """Those that go into one expert, each meant for it alone."""
+    if component not in _EXPERTS:
+        return []
+    expert = _EXPERTS[component]
+    return [replace(one, expert=expert) for one in loras if one.expert in ("both", expert)]
+
+
+def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
+    """The network in `folder`, of the library and class that the pipeline's index names."""
+    import torch
+
+    library, kind = entry
+    loader = getattr(importlib.import_module(library), kind)
+    dtype = getattr(torch, precision)
+    return loader.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+
+
+def _fuse(network: Any, component: str, loras: Sequence[LoraWeights]) -> None:
+    from diffusers import WanImageToVideoPipeline
+
+    from wan_engine.families.i2v import fuse_loras
+
+    parts = dict.fromkeys(
+        ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "transformer_2")
+    )
+    # Whichever expert it is for, diffusers looks at the first one when it reads a LoRA's keys.
+    pipeline = WanImageToVideoPipeline(**{**parts, "transformer": network, component: network})
+    fuse_loras(pipeline, tuple(loras))
+
+
+def to_fp8(network: Any) -> None:
+    """Cast the matrices of a transformer's blocks to float8_e4m3fn, in place. Norms, biases,
+    embeddings and the head stay: they are small, and their errors are not."""
+    import torch
+
+    for block in network.blocks:
+        for layer in block.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+
+
+def _describe(
+    spec: ModelSpec,
+    source: Path,
+    partial: Path,
+    loras: Sequence[LoraWeights],
+    precision: str,
+) -> None:
+    before = manifest.read(source)
+    added = [Fused(one.path.name, sha256(one.path), one.scale, one.expert) for one in loras]
+    Manifest(
+        spec.name,
+        spec.repo,
+        spec.revision,
+        manifest.list_files(partial),
+        fused=((*before.fused,) if before else ()) + tuple(added),
+        precision=precision,
+        made_with={
+            "wan_engine": VERSION,
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+    ).write(partial)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill, which this process alone has; what a killed one left in it
+    is removed."""
+    partial = target.with_name(f".{target.name}.partial")
+    lock = target.with_name(f".{target.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that ended in between has deleted the file that is locked here.
+            alone = os.path.samestat(lock.stat(), os.fstat(file.fileno()))
+        except OSError:
+            alone = False
+        if not alone:
+            raise ConfigurationError(f"Another process is preparing {target}; try again later")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink()
+
+
+def _size(source: Path, block_bytes: int, other_bytes: int) -> int:
+    """Bytes of the set, to within a percent of what the cast of norms and biases leaves out."""
+    total = 0
+    for path in source.rglob("*.safetensors"):
+        component = path.parent.name
+        if component not in _LOADED:
+            total += path.stat().st_size
+            continue
+        each = block_bytes if component in _EXPERTS else other_bytes
+        with safe_open(path, "np") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                count = 1
+                for side in file.get_slice(key).get_shape():
+                    count *= side
+                total += count * each
+    return total
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+@app.command(
+    epilog="Example: `python -m builder.prepare wan2.2-i2v-a14b-4step "
+    "--out /runpod-volume/models/wan2.2-i2v-a14b-4step --fp8`"
+)
+def main(
+    model: Annotated[str, typer.Argument(help="A catalogue name whose files are here.")],
+    out: Annotated[Path, typer.Option(help="The folder to make; found under WAN_MODELS_DIR/NAME.")],
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Experts as float8_e4m3fn: half their bytes on disk.")
+    ] = False,
+) -> None:
+    """Fuse a model's LoRA files, store it in bfloat16 or fp8, and write its manifest."""
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    try:
+        print(prepare(model, out.expanduser(), Settings.load(), tell, fp8=fp8))
+    except EngineError as error:
+        tell(str(error))
+        raise typer.Exit(1) from None
+    except OSError as error:
+        tell(f"{out} was not made: {error.strerror or error}")
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,155 @@
+"""`.runpod/hub.json` and `.runpod/tests.json`, made from the settings and the catalogue.
+
+`python -m builder.runpod_hub` writes them; a test fails when they are not what the code makes.
+Schema: docs.runpod.io, hub/publishing-guide.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from wan_engine.catalog import FALLBACK
+from wan_engine.settings import Settings, described, env_name
+
+ROOT = Path(__file__).parents[1]
+
+_SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
+"""Asked for at once, with the bucket; the rest is behind "advanced"."""
+
+_LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
+"""Of no use, or of no good, on an endpoint."""
+
+_CUDA = ["13.0"]
+"""What the wheels in requirements.lock are built for."""
+
+_PRESETS = {
+    "Quality A14B": {"WAN_MODEL": "wan2.2-i2v-a14b"},
+    "Fast four-step": {"WAN_MODEL": "wan2.2-i2v-a14b-4step"},
+    "24 GB 5B": {"WAN_MODEL": "wan2.2-ti2v-5b"},
+    "Smoke": {"WAN_MODEL": FALLBACK, "WAN_STORAGE": "local", "WAN_SAFETY": "auto"},
+}
+
+
+def hub() -> dict[str, Any]:
+    """The content of hub.json."""
+    return {
+        "title": "WAN 2.6 image-to-video, self-hosted",
+        "description": "The hosted wan-2-6-i2v API, request and answer, on open Wan 2.2 weights",
+        "type": "serverless",
+        "category": "video",
+        "config": {
+            "runsOn": "GPU",
+            "containerDiskInGb": 40,
+            "gpuCount": 1,
+            "gpuIds": "HOPPER_141,ADA_80_PRO,AMPERE_80,ADA_48_PRO,AMPERE_48,ADA_24",
+            "allowedCudaVersions": _CUDA,
+            "presets": [
+                {"name": name, "defaults": defaults} for name, defaults in _PRESETS.items()
+            ],
+            "env": [
+                {"key": env_name(name), "input": _input(name, field)}
+                for name, field in Settings.model_fields.items()
+                if name not in _LEFT_OUT
+            ],
+        },
+    }
+
+
+def tests() -> dict[str, Any]:
+    """The content of tests.json: one job that needs no network, no weights and no bucket."""
+    return {
+        "tests": [
+            {
+                "name": "five seconds from a picture in the request",
+                "input": {
+                    "prompt": "A light moves over a wall",
+                    "image": _picture(),
+                    "duration": 5,
+                    "seed": 1,
+                },
+                "timeout": 300_000,
+            }
+        ],
+        "config": {
+            "gpuTypeId": "NVIDIA GeForce RTX 4090",
+            "gpuCount": 1,
+            "env": [{"key": key, "value": value} for key, value in _PRESETS["Smoke"].items()],
+            "allowedCudaVersions": _CUDA,
+        },
+    }
+
+
+def _input(name: str, field: FieldInfo) -> dict[str, Any]:
+    row = next(row for row in described() if row.variable == env_name(name))
+    bucket = name.startswith("bucket_")
+    shown: dict[str, Any] = {
+        "name": name.replace("_", " ").capitalize(),
+        "description": row.meaning,
+        "required": False,
+        "advanced": not bucket and name not in _SHOWN,
+    }
+    kinds = _members(field.annotation)
+    options = [value for kind in kinds for value in get_args(kind) if get_origin(kind) is Literal]
+    default: Any = row.default
+    if kinds == [bool]:
+        shown |= {"type": "boolean", "trueValue": "1", "falseValue": "0"}
+        default = bool(field.default)
+    elif kinds in ([int], [float]):
+        shown |= {"type": "number", **_limits(field)}
+        default = field.default
+    elif options and len(kinds) == 1:
+        unset = [] if field.default in options else [{"label": "(not set)", "value": ""}]
+        shown["type"] = "string"
+        shown["options"] = unset + [{"label": value, "value": value} for value in options]
+    else:
+        shown["type"] = "string"
+    if default is not None:
+        shown["default"] = default
+    return shown
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The kinds that a field takes, without None and without what pydantic is told beside them."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        found = [one for member in get_args(annotation) for one in _members(member)]
+        return [one for one in found if one is not type(None)]
+    if hasattr(annotation, "__metadata__"):
+        return _members(get_args(annotation)[0])
+    return [annotation]
+
+
+def _limits(field: FieldInfo) -> dict[str, float]:
+    limits = {}
+    for rule in field.metadata:
+        for mark, name in (("ge", "min"), ("gt", "min"), ("le", "max")):
+            if (limit := getattr(rule, mark, None)) is not None:
+                limits[name] = limit
+    return limits
+
+
+def _picture() -> str:
+    """A ramp of black and white dots of the smallest size that is taken, as a data URI; a BMP has
+    the same bytes whatever made it."""
+    from PIL import Image
+
+    picture = Image.linear_gradient("L").resize((240, 240)).convert("1")
+    file = io.BytesIO()
+    picture.save(file, "BMP")
+    return "data:image/bmp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def text(content: dict[str, Any]) -> str:
+    """As it is in the file."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    for file_name, made in (("hub.json", hub()), ("tests.json", tests())):
+        (ROOT / ".runpod" / file_name).write_text(text(made), "utf-8")

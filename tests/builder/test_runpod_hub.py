@@ -1,0 +1,100 @@
+"""What Runpod's Hub is told: made from the settings, and its test is a job that works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder import runpod_hub
+from wan_engine import Engine, VideoRequest
+from wan_engine.catalog import CATALOG
+from wan_engine.settings import Settings, described
+
+ROOT = Path(__file__).parents[2]
+ENTRIES: list[dict[str, Any]] = runpod_hub.hub()["config"]["env"]
+TYPES = {"string", "number", "boolean"}
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("hub.json", runpod_hub.hub()), ("tests.json", runpod_hub.tests())]
+)
+def test_the_file_is_what_the_code_makes(name: str, made: dict[str, Any]) -> None:
+    written = (ROOT / ".runpod" / name).read_text("utf-8")
+    assert written == runpod_hub.text(made), "run `python -m builder.runpod_hub`, which writes it"
+
+
+def test_the_required_fields_are_there_and_of_their_kinds() -> None:
+    hub = runpod_hub.hub()
+    assert (hub["type"], hub["category"], hub["config"]["runsOn"]) == ("serverless", "video", "GPU")
+    assert hub["title"] and hub["description"] and isinstance(hub["config"]["gpuCount"], int)
+    assert isinstance(hub["config"]["containerDiskInGb"], int)
+    assert all(isinstance(version, str) for version in hub["config"]["allowedCudaVersions"])
+    for entry in ENTRIES:
+        shown = entry["input"]
+        assert shown["type"] in TYPES and shown["name"] and shown["description"]
+        for option in shown.get("options", []):
+            assert set(option) == {"label", "value"} and isinstance(option["value"], str)
+
+
+def test_every_setting_is_asked_for_or_left_out_by_name() -> None:
+    keys = [entry["key"] for entry in ENTRIES]
+    left_out = {runpod_hub.env_name(name) for name in runpod_hub._LEFT_OUT}
+    assert len(keys) == len(set(keys))
+    assert set(keys) | left_out == {row.variable for row in described()}
+    assert not set(keys) & left_out and left_out <= {row.variable for row in described()}
+
+
+def test_the_defaults_as_they_are_shown_are_the_settings_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for entry in ENTRIES:
+        value = entry["input"].get("default", "")
+        if isinstance(value, bool):
+            value = entry["input"]["trueValue" if value else "falseValue"]
+        monkeypatch.setenv(entry["key"], str(value))
+    assert Settings.load() == Settings()
+
+
+def test_options_are_those_that_a_setting_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = [entry for entry in ENTRIES if "options" in entry["input"]]
+    assert {"WAN_SAFETY", "WAN_UPSCALE", "WAN_STORAGE"} <= {entry["key"] for entry in choices}
+    for entry in choices:
+        for option in entry["input"]["options"]:
+            with monkeypatch.context() as patched:
+                patched.setenv(entry["key"], option["value"])
+                Settings.load()
+
+
+def test_presets_name_models_of_the_catalogue_and_settings_that_exist() -> None:
+    presets = {one["name"]: one["defaults"] for one in runpod_hub.hub()["config"]["presets"]}
+    assert list(presets) == ["Quality A14B", "Fast four-step", "24 GB 5B", "Smoke"]
+    variables = {row.variable for row in described()}
+    for defaults in presets.values():
+        assert defaults["WAN_MODEL"] in CATALOG and set(defaults) <= variables
+    assert CATALOG[presets["24 GB 5B"]["WAN_MODEL"]].offload_gb < 24
+    assert CATALOG[presets["Fast four-step"]["WAN_MODEL"]].steps == 4
+
+
+def test_the_hubs_test_is_a_job_that_works_without_network_weights_and_bucket(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runpod_hub.tests()
+    environment = {entry["key"]: entry["value"] for entry in made["config"]["env"]}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    loaded = Settings.load()
+    assert (loaded.model, loaded.storage) == ("wan-tiny", "local")
+    [test] = made["tests"]
+    assert test["input"]["image"].startswith("data:") and test["timeout"] >= 300_000
+    settings = make_settings(storage="local", render_area=3072, preset="superfast")
+    output = Engine(settings, serverless=True).generate(VideoRequest.parse(test["input"])).output()
+    assert output["video_url"].startswith("file://") and output["seed"] == test["input"]["seed"]
+
+
+def test_both_files_are_json() -> None:
+    for name in ("hub.json", "tests.json"):
+        assert isinstance(json.loads((ROOT / ".runpod" / name).read_text("utf-8")), dict)

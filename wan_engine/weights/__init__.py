@@ -1,0 +1,56 @@
+"""Where a model's files are, whether they are all there, and how they get there.
+
+It knows folders and the Hub's cache layout; it does not load weights into memory.
+"""
+
+from wan_engine.weights.built import quiet_libraries
+from wan_engine.weights.download import (
+    download,
+    download_classifier,
+    download_writer,
+    verify,
+)
+from wan_engine.weights.models import (
+    Located,
+    LoraWeights,
+    locate,
+    missing_files,
+    own_loras,
+    resolve,
+    select,
+)
+from wan_engine.weights.small import (
+    LocatedClassifier,
+    LocatedWriter,
+    configured_classifiers,
+    has_classifier,
+    locate_writer,
+    missing_classifier_files,
+    plain_checkpoint,
+    resolve_classifier,
+    resolve_writer,
+)
+
+__all__ = [
+    "Located",
+    "LocatedClassifier",
+    "LocatedWriter",
+    "LoraWeights",
+    "configured_classifiers",
+    "download",
+    "download_classifier",
+    "download_writer",
+    "has_classifier",
+    "locate",
+    "locate_writer",
+    "missing_classifier_files",
+    "missing_files",
+    "own_loras",
+    "plain_checkpoint",
+    "quiet_libraries",
+    "resolve",
+    "resolve_classifier",
+    "resolve_writer",
+    "select",
+    "verify",
+]

@@ -1,0 +1,222 @@
+"""Fetching from the Hub: pinned revisions into its cache, with size, licence and disk told before.
+
+Resuming, locks between processes and renames of whole files are huggingface_hub's, as are HF_TOKEN,
+HF_ENDPOINT (a mirror) and HF_HOME (where the cache is).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from wan_engine import hub
+from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS, ClassifierKind, LoraFile
+from wan_engine.errors import ModelMissing
+from wan_engine.settings import Settings
+from wan_engine.weights import manifest
+from wan_engine.weights.built import built_writer
+from wan_engine.weights.files import cut_off, sha256, snapshots
+from wan_engine.weights.manifest import Manifest
+from wan_engine.weights.models import Located, locate, resolve
+from wan_engine.weights.small import (
+    LocatedClassifier,
+    has_classifier,
+    locate_writer,
+    resolve_classifier,
+    resolve_writer,
+)
+
+Tell = Callable[[str], None]
+"""Takes one line for whoever waits."""
+
+_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_SPARE_BYTES = 200_000_000  # what the system and the cache's own files need beside the weights
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A repository, or one file of it. `revision` None: its newest."""
+
+    repo: str
+    revision: str | None = None
+    path: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As a message shows it."""
+        return self.path or f"{self.repo} at {self.revision or 'its newest revision'}"
+
+
+def download(name: str, settings: Settings, tell: Tell) -> Located:
+    """Fetch a catalogue row at its pinned revision, or a Hub id, into the Hub's cache.
+
+    Raises `ModelMissing` with what to do when that fails, and before anything is fetched when the
+    disk is too small for it.
+    """
+    spec = CATALOG.get(name)
+    if spec is not None:
+        located = locate(spec, settings)
+        if spec.built or (located and _is_pinned(located.folder, spec.revision, settings, tell)):
+            return resolve(name, settings)
+    loras = spec.loras if spec else ()
+    source = _Source(spec.repo or name, spec.revision) if spec else _Source(name)
+    sources = [source, *(_Source(lora.repo, path=lora.path) for lora in loras)]
+    _announce(spec.title if spec else name, spec.licence if spec else "", sources, tell)
+    folder = _fetch(source, tell)
+    for lora in loras:
+        _fetch_lora(lora, tell)
+    _describe(folder, Manifest(name, source.repo, folder.name, ()))
+    return resolve(name, settings)
+
+
+def download_writer(name: str, settings: Settings, tell: Tell) -> Path:
+    """Fetch a prompt writer of the catalogue at its pinned revision into the Hub's cache. Raises
+    `ModelMissing` as `download` does."""
+    spec = WRITERS[name]
+    if spec.repo is None:
+        return built_writer(settings)
+    settings = settings.model_copy(update={"prompt_model": name})
+    located = locate_writer(settings)
+    if located and _is_pinned(located.folder, spec.revision, settings, tell):
+        return located.folder
+    source = _Source(spec.repo, spec.revision)
+    _announce(spec.title, spec.licence, [source], tell)
+    _fetch(source, tell)
+    return resolve_writer(settings).folder
+
+
+def download_classifier(
+    name: str, kind: ClassifierKind, settings: Settings, tell: Tell
+) -> LocatedClassifier:
+    """Fetch a classifier at its pinned revision, or a Hub id, into the Hub's cache. A folder is
+    taken as it is. Raises `ModelMissing` as `download` does."""
+    spec = CLASSIFIERS.get(name)
+    if spec.built if spec else Path(name).expanduser().is_dir():
+        return resolve_classifier(name, kind, settings)
+    if spec is not None and has_classifier(name, settings):
+        located = resolve_classifier(name, kind, settings)
+        if _is_pinned(located.folder, spec.revision, settings, tell):
+            return located
+    source = _Source(spec.repo or name, spec.revision) if spec else _Source(name)
+    _announce(spec.title if spec else name, spec.licence if spec else "", [source], tell)
+    _fetch(source, tell)
+    return resolve_classifier(name, kind, settings)
+
+
+def verify(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+    """Compare every file in `folder` with the hash in its manifest; `on_bytes` is told what was
+    read. A damaged file in the Hub's cache is deleted, so that it is fetched again.
+
+    Raises `ModelMissing` with the files that are absent or damaged, or without a manifest.
+    """
+    found = manifest.read(folder)
+    if found is None:
+        raise ModelMissing(
+            f"{folder.name} has no {manifest.NAME} to compare with. `python -m wan_engine "
+            "download` and `python -m builder.prepare` write one."
+        )
+    if damaged := manifest.damaged(folder, found.files, on_bytes):
+        gone = "they were removed: download again" if discard(folder, damaged) else "replace them"
+        raise ModelMissing(f"Absent or damaged in {folder}: {', '.join(damaged)}; {gone}")
+
+
+def discard(folder: Path, names: Sequence[str]) -> list[str]:
+    """Delete files of a folder in the Hub's cache and what they link to, so that they are fetched
+    again; returns those that were. Files elsewhere are somebody's own, and stay."""
+    links = [folder / name for name in names if (folder / name).is_symlink()]
+    for link in links:
+        link.resolve().unlink(missing_ok=True)
+        link.unlink()
+    return [link.relative_to(folder).as_posix() for link in links]
+
+
+def _is_pinned(folder: Path, revision: str | None, settings: Settings, tell: Tell) -> bool:
+    """Whether a complete folder is what would be fetched; then nothing has to be asked."""
+    pinned = folder.name == revision or folder.is_relative_to(settings.models_dir)
+    if pinned:
+        tell(f"complete in {folder}: nothing to fetch")
+    return pinned
+
+
+def _announce(title: str, licence: str, sources: Sequence[_Source], tell: Tell) -> None:
+    """Say what will be fetched and whether there is room for it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for folder in chain(*(snapshots(source.repo, source.revision) for source in sources)):
+        # The client takes a file that is there for whole, whatever its length.
+        if cut := discard(folder, cut_off(folder)):
+            tell(f"removed what was cut off: {', '.join(cut)}")
+    needed = sum(
+        entry.file_size or 0
+        for source in sources
+        for entry in _contents(source)
+        if entry.will_download
+    )
+    cache = Path(HF_HUB_CACHE)
+    there = next(parent for parent in (cache, *cache.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    tell(
+        f"{title}; licence: {licence or 'see its page on the Hub'}; {_gb(needed)} to fetch, "
+        f"{_gb(free)} free in {cache}"
+    )
+    if needed and needed + _SPARE_BYTES > free:
+        raise ModelMissing(
+            f"{title} was not fetched: it needs {_gb(needed)} more and {cache} has {_gb(free)} "
+            "free. Make room, or set HF_HOME to a larger disk."
+        )
+
+
+def _contents(source: _Source) -> list[Any]:
+    """What the Hub says of the files, each with its size and whether it would be fetched."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    with hub.translated(source.repo):
+        if source.path is not None:
+            return [hf_hub_download(source.repo, source.path, dry_run=True)]
+        patterns = list(_PATTERNS)
+        listed: Any = snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=patterns, dry_run=True
+        )
+        return list(listed)
+
+
+def _fetch(source: _Source, tell: Tell) -> Path:
+    from huggingface_hub import snapshot_download
+
+    tell(f"fetching {source.name}")
+    with hub.translated(source.repo):
+        return Path(
+            snapshot_download(source.repo, revision=source.revision, allow_patterns=list(_PATTERNS))
+        )
+
+
+def _fetch_lora(lora: LoraFile, tell: Tell) -> None:
+    from huggingface_hub import hf_hub_download
+
+    tell(f"fetching {lora.repo}: {lora.path}" + ("" if lora.sha256 else " (checksum not pinned)"))
+    with hub.translated(lora.repo):
+        path = Path(hf_hub_download(lora.repo, lora.path))
+    if lora.sha256 is not None and sha256(path) != lora.sha256:
+        path.resolve().unlink()
+        raise ModelMissing(
+            f"{lora.path} of {lora.repo} is not the file that was pinned "
+            f"(sha256 {lora.sha256}); it was removed. Fetch it again, or report the change."
+        )
+
+
+def _describe(folder: Path, made: Manifest) -> None:
+    """Write the manifest of a folder that was fetched, unless it came with one of ours."""
+    try:
+        found = manifest.read(folder)
+    except ModelMissing:  # damaged
+        found = None
+    if found is None:
+        replace(made, files=manifest.list_files(folder)).write(folder)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,167 @@
+"""Which model is meant, and where on this machine its files are. Never downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
+from wan_engine.errors import ConfigurationError, ModelMissing
+from wan_engine.settings import Settings
+from wan_engine.weights import manifest
+from wan_engine.weights.built import built
+from wan_engine.weights.files import cached_file, missing_in_layout, read_json, snapshots
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """A LoRA file on disk, for one expert or both."""
+
+    path: Path
+    scale: float
+    expert: Expert
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that is complete on this machine."""
+
+    spec: ModelSpec
+    folder: Path
+    loras: tuple[LoraWeights, ...] = ()
+
+
+def resolve(name: str, settings: Settings) -> Located:
+    """Find the model that `name` means: a catalogue row, a folder or a Hub id.
+
+    Builds the tiny ones; never downloads. Raises `ModelMissing` with what to do.
+    """
+    spec = CATALOG.get(name)
+    if spec is not None:
+        located = locate(spec, settings)
+        if located is None:
+            raise ModelMissing(
+                f"The files of {name} are not on this machine ({spec.download_gb:g} GB). "
+                f"Fetch them with `python -m wan_engine download {name}`, or name a folder in "
+                "WAN_MODEL."
+            )
+        return located
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        found = next(snapshots(name, None), None) if name.count("/") == 1 else None
+        if found is None:
+            raise ModelMissing(
+                f"WAN_MODEL={name} is no catalogue name ({', '.join(CATALOG)}), no folder, "
+                f"and no Hub id whose files are here. `python -m wan_engine download {name}` "
+                "fetches a Hub id."
+            )
+        folder = found
+    _require_complete(name, folder)
+    if prepared := _prepared_as(folder):
+        return Located(prepared, folder, own_loras(settings))
+    # A folder's path is nobody's business but the operator's: the name goes into clips and records.
+    shown = name if name.count("/") == 1 and not Path(name).is_dir() else folder.resolve().name
+    spec = infer(shown, read_json(folder / "model_index.json"))
+    return Located(spec, folder, own_loras(settings))
+
+
+def select(
+    settings: Settings, fits: Callable[[ModelSpec], bool], *, fallback: bool
+) -> tuple[Located, str]:
+    """The model that WAN_MODEL means, and why. `auto` is the first row that `fits` and is present.
+
+    With none, `auto` is the tiny model where `fallback` allows that, else `ModelMissing`.
+    """
+    if settings.model != "auto":
+        return resolve(settings.model, settings), "named by WAN_MODEL"
+    for spec in CATALOG.values():
+        if not spec.built and fits(spec):
+            located = locate(spec, settings)
+            if located is not None:
+                return located, "auto: the best model whose files are here and that fits this GPU"
+    if not fallback:
+        raise ModelMissing(
+            "No model was found: WAN_MODEL is `auto` and no catalogue model is present that fits "
+            "this GPU. List them with `python -m wan_engine models`, set the endpoint's cached "
+            "model or "
+            f"fetch one with `download`; WAN_MODEL={FALLBACK} runs without weights, for tests only."
+        )
+    return resolve(FALLBACK, settings), "auto: no real model is present that fits this machine"
+
+
+def locate(spec: ModelSpec, settings: Settings) -> Located | None:
+    """The files of a catalogue row, or None while one is missing."""
+    if spec.built:
+        return Located(spec, built(spec.name, settings), own_loras(settings))
+    # Rows that differ only in LoRA files and settings share a folder.
+    source = spec.repo, spec.revision
+    same = [row.name for row in CATALOG.values() if (row.repo, row.revision) == source]
+    folders = (settings.models_dir / name for name in dict.fromkeys((spec.name, *same)))
+    cached = snapshots(spec.repo, spec.revision) if spec.repo else iter(())
+    for folder in chain(folders, cached):
+        if missing_files(folder):
+            continue
+        loras = _loras(spec, folder, settings)
+        if loras is not None:
+            return Located(spec, folder, loras + own_loras(settings))
+    return None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a checkpoint in diffusers layout lacks, relative to `folder`; empty when it is complete.
+
+    With a manifest every file has to be there and of its size. Content is not read.
+    """
+    return manifest.absent(folder) or missing_in_layout(folder)
+
+
+def own_loras(settings: Settings) -> tuple[LoraWeights, ...]:
+    """The files that WAN_LORA names. Raises `ConfigurationError` for one that is not there."""
+    for lora in settings.lora:
+        if not lora.path.is_file():
+            raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
+    return tuple(LoraWeights(lora.path, lora.scale, lora.expert) for lora in settings.lora)
+
+
+def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LoraWeights, ...] | None:
+    """The row's LoRA files that the weights in `folder` still need; None when one of them is
+    missing, or when the weights have others in them and so are not this model."""
+    left = _left_to_fuse(spec, folder)
+    if left is None:
+        return None
+    found = [(_lora_path(lora, settings), lora) for lora in left]
+    loras = tuple(LoraWeights(path, lora.scale, lora.expert) for path, lora in found if path)
+    return loras if len(loras) == len(found) else None
+
+
+def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[LoraFile, ...] | None:
+    found = manifest.read(folder)
+    fused = found.fused if found else ()
+    left = tuple(lora for lora in spec.loras if not any(one.is_from(lora) for one in fused))
+    return left if len(spec.loras) - len(left) == len(fused) else None
+
+
+def _prepared_as(folder: Path) -> ModelSpec | None:
+    """The row that a folder with a manifest is, wherever it was put since."""
+    found = manifest.read(folder)
+    spec = CATALOG.get(found.model) if found else None
+    return spec if spec and _left_to_fuse(spec, folder) == () else None
+
+
+def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
+    beside = settings.models_dir / "loras" / Path(lora.path).name
+    if beside.is_file():
+        return beside
+    return cached_file(lora.repo, lora.path)
+
+
+def _require_complete(name: str, folder: Path) -> None:
+    missing = missing_files(folder)
+    if missing:
+        shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise ModelMissing(
+            f"The model {name} is incomplete, {len(missing)} files are missing or cut off: "
+            f"{shown}. Fetch or copy them again."
+        )

@@ -1,0 +1,174 @@
+"""Where the small models beside the video model are: safety classifiers and prompt writers. Never
+downloads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wan_engine.catalog import (
+    CLASSIFIERS,
+    WELL_KNOWN_UNSAFE,
+    WRITERS,
+    ClassifierKind,
+    ClassifierSpec,
+    WriterSpec,
+)
+from wan_engine.errors import ConfigurationError, ModelMissing
+from wan_engine.settings import Settings
+from wan_engine.weights.built import built, built_writer
+from wan_engine.weights.files import missing_in, read_json, snapshots
+
+_OWN_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class LocatedClassifier:
+    """A classifier of the safety checker that is complete on this machine."""
+
+    spec: ClassifierSpec
+    folder: Path
+
+
+@dataclass(frozen=True)
+class LocatedWriter:
+    """A prompt writer that is complete on this machine."""
+
+    folder: Path
+    resident_gb: float
+    built: bool = False
+
+
+def locate_writer(settings: Settings) -> LocatedWriter | None:
+    """The files of WAN_PROMPT_MODEL, or None while one is missing. Builds the tiny one."""
+    name = settings.prompt_model
+    spec = WRITERS.get(name, WriterSpec(name, f"own checkpoint {name}"))
+    if spec.built:
+        return LocatedWriter(built_writer(settings), spec.resident_gb, built=True)
+    folder = plain_checkpoint(name, spec.repo or name, spec.revision, settings)
+    if folder is None:
+        return None
+    # What a checkpoint of somebody's own takes: its files, and room for an answer.
+    size_gb = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+    return LocatedWriter(folder, spec.resident_gb or size_gb * 1.1 + 1.5)
+
+
+def resolve_writer(settings: Settings) -> LocatedWriter:
+    """The files of WAN_PROMPT_MODEL. Raises `ModelMissing` with what to do."""
+    located = locate_writer(settings)
+    if located is None:
+        name = settings.prompt_model
+        raise ModelMissing(
+            f"WAN_PROMPT_MODEL={name} is not on this machine. Fetch it with `python -m wan_engine "
+            f"download {name}`, name a folder, or set WAN_PROMPT_BACKEND to `auto` or `template`."
+        )
+    return located
+
+
+def plain_checkpoint(name: str, repo: str, revision: str | None, settings: Settings) -> Path | None:
+    """The folder of a complete transformers checkpoint: named itself, in WAN_MODELS_DIR, or in a
+    Hub cache."""
+    folders = [Path(name).expanduser(), settings.models_dir / name]
+    if repo.count("/") == 1:
+        folders += snapshots(repo, revision)
+    complete = (
+        folder
+        for folder in folders
+        if (folder / "config.json").is_file() and not missing_in(folder)
+    )
+    return next(complete, None)
+
+
+def configured_classifiers(settings: Settings) -> dict[ClassifierKind, str]:
+    """The names that the settings give, by kind."""
+    return {"prompt": settings.safety_prompt_model, "image": settings.safety_image_model}
+
+
+def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> LocatedClassifier:
+    """Find the classifier that `name` means: a catalogue row, a folder or a Hub id.
+
+    Builds the tiny ones; never downloads. Raises `ModelMissing` when files are missing, and
+    `ConfigurationError` for labels that the classifier does not have.
+    """
+    spec = CLASSIFIERS.get(name)
+    variable = f"WAN_SAFETY_{kind.upper()}_MODEL"
+    if spec is not None and spec.kind != kind:
+        raise ConfigurationError(f"{variable} is {name}, which is a classifier of {spec.kind}s")
+    if spec is not None and spec.built:
+        folder: Path | None = built(name, settings)
+    elif spec is not None:
+        folder = settings.models_dir / name
+        if missing_classifier_files(folder, kind):
+            folder = next(snapshots(spec.repo, spec.revision), None) if spec.repo else None
+    else:
+        spec = ClassifierSpec(name, f"own classifier {name}", kind, licence="unknown")
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = next(snapshots(name, None), None) if name.count("/") == 1 else None
+    if folder is None:
+        raise ModelMissing(
+            f"The safety classifier {name} is not on this machine. Fetch it with `python -m "
+            f"wan_engine download safety`, or name a folder in {variable}."
+        )
+    if missing := missing_classifier_files(folder, kind):
+        raise ModelMissing(
+            f"The safety classifier {name} is incomplete, missing or cut off: "
+            f"{', '.join(missing)}. Fetch it again with `python -m wan_engine download safety`."
+        )
+    if kind == "image":
+        spec = replace(spec, flagged=_flagged(spec, folder, settings))
+    return LocatedClassifier(spec, folder)
+
+
+def has_classifier(name: str, settings: Settings) -> bool:
+    """Whether the files of a configured or known classifier are on this machine."""
+    configured = {used: kind for kind, used in configured_classifiers(settings).items()}
+    kind = CLASSIFIERS[name].kind if name in CLASSIFIERS else configured[name]
+    try:
+        resolve_classifier(name, kind, settings)
+    except ModelMissing:
+        return False
+    except ConfigurationError:  # its labels are wrong; its files are here
+        return True
+    return True
+
+
+def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
+    """What a classifier in transformers layout lacks; empty when it is complete."""
+    if not (folder / "config.json").is_file():
+        return ["config.json"]
+    missing = missing_in(folder)
+    needed = ["tokenizer.json", "tokenizer_config.json"]
+    if kind == "image":
+        needed = ["preprocessor_config.json"]
+    missing += [name for name in needed if not (folder / name).is_file()]
+    # The template is a file of its own in newer repositories, and in the configuration of others.
+    if kind == "prompt" and not missing and not (folder / "chat_template.jinja").is_file():
+        config = read_json(folder / "tokenizer_config.json")
+        missing += [] if config.get("chat_template") else ["chat_template.jinja"]
+    return missing
+
+
+def _flagged(spec: ClassifierSpec, folder: Path, settings: Settings) -> dict[str, float]:
+    """The labels that are hits, in lower case, from the setting, the row or their names."""
+    labels = [label.lower() for label in _labels(folder)]
+    given = settings.safety_image_labels or spec.flagged
+    flagged = {label.lower(): threshold for label, threshold in given.items()}
+    if not flagged:
+        flagged = {label: _OWN_THRESHOLD for label in labels if label in WELL_KNOWN_UNSAFE}
+    unknown = [label for label in flagged if label not in labels]
+    if unknown or not flagged:
+        why = f"has no label {', '.join(unknown)}" if unknown else "has no label of a known name"
+        raise ConfigurationError(
+            f"The image classifier {spec.name} {why}; it has {', '.join(sorted(labels))}. Set "
+            'WAN_SAFETY_IMAGE_LABELS to those that are flagged, such as {"nsfw": 0.6}.'
+        )
+    return flagged
+
+
+def _labels(folder: Path) -> list[str]:
+    config = read_json(folder / "config.json")
+    # Without names, transformers has two labels with these.
+    return [
+        str(label) for label in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).values()
+    ]
