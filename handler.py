@@ -1,4 +1,4 @@
-"""The Runpod entry: settings, the engine, and an async handler that runs it in one thread.
+"""The Runpod entry: settings, the engine, and an async handler that runs each job in a thread.
 
 python handler.py                       runs test_input.json once
 python handler.py --test_input '{...}'  runs one job from the shell
@@ -37,7 +37,10 @@ def in_runpod_loop() -> bool:
 
 
 class Handler:
-    """Runs jobs on one engine, one at a time; a cancelled one ends at its next step or chunk.
+    """Runs jobs on one engine; a cancelled one ends at its next step or chunk.
+
+    One at a time, or two with WAN_PREFETCH: the engine gives the device to one of them, while the
+    other downloads, waits or uploads.
 
     Called with the SDK's job, returns the `output` object, or `{"error": sentence}`.
     """
@@ -46,7 +49,17 @@ class Handler:
         self._engine = engine
         self._settings = settings
         self._report = report
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+        self._slots = 2 if settings.prefetch else 1
+        self._threads = ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="job")
+
+    def slots(self, _current: int) -> int:
+        """The SDK's `concurrency_modifier`: how many jobs it may hold, asked before it takes one.
+
+        At one, the SDK takes the next job only after the result of the last one, so nothing of two
+        jobs can overlap. It changes the number only while it holds no job, so it cannot be raised
+        for the time of an upload.
+        """
+        return self._slots
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         # The SDK gives all local jobs one name, and a finished job's id gives its old clip again.
@@ -62,14 +75,14 @@ class Handler:
             deadline_seconds=self._settings.job_seconds,
             on_progress=on_progress if self._report else _StageLog(job_id),
         )
-        work = loop.run_in_executor(self._thread, self._run, job.get("input"), control)
+        work = loop.run_in_executor(self._threads, self._run, job.get("input"), control)
         reporter = asyncio.create_task(self._send_progress(job, latest)) if self._report else None
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             stage, stopped = control.stage, time.monotonic()
             control.cancel()
-            # The SDK takes the next job as soon as this returns: the device must be free by then.
+            # The SDK takes the next job as soon as this returns: the thread must be free by then.
             while not work.done():
                 with suppress(asyncio.CancelledError):  # a second cancel changes nothing
                     await asyncio.wait([work])
@@ -84,7 +97,7 @@ class Handler:
                     log.warning("progress of job %s was not sent: %r", job_id, failure)
 
     def _run(self, payload: object, control: Control) -> dict[str, Any]:
-        """One job on the worker thread. Failures are returned, for the SDK posts what is raised to
+        """One job on a worker thread. Failures are returned, for the SDK posts what is raised to
         the caller, traceback and host name included."""
         _job_id.set(control.job_id)
         try:
@@ -246,7 +259,7 @@ def main() -> None:
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)
     # The method, not the object: the SDK tells kinds of handler apart with `inspect`.
-    runpod.serverless.start({"handler": handler.__call__})
+    runpod.serverless.start({"handler": handler.__call__, "concurrency_modifier": handler.slots})
 
 
 if __name__ == "__main__":

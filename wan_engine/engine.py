@@ -115,14 +115,15 @@ class Engine:
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _result(url, record)
         request = _settled(request)
-        memory.reset_peaks()
-        with self._counted(control.job_id), job_folder(self.settings) as folder:
-            media, expansion = self.prepare(request, folder, control)
-            plan = self._plan(request, expansion.script, media)
-            video = self.render(request, plan, media, folder, control)
-            warnings = self._warnings(request, plan, media, expansion)
-            result = self.publish(request, plan, warnings, video, control)
-        self._log_summary(request, plan, video, control)
+        with memory.measured():
+            counted = self._counted(control.job_id, not self.settings.prefetch)
+            with counted, job_folder(self.settings) as folder:
+                media, expansion = self.prepare(request, folder, control)
+                plan = self._plan(request, expansion.script, media)
+                video = self.render(request, plan, media, folder, control)
+                warnings = self._warnings(request, plan, media, expansion)
+                result = self.publish(request, plan, warnings, video, control)
+            self._log_summary(request, plan, video, control)
         timings.remember(self.settings, plan, self._how(), control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
@@ -152,9 +153,11 @@ class Engine:
         return f"{self.spec.name}, {self.spec.steps} steps, {self.recipe}, {', '.join(how)}"
 
     @contextmanager
-    def _counted(self, job_id: str) -> Iterator[None]:
-        """Refuse a job that has killed its worker before, whichever worker that was."""
-        if self._starts is None:
+    def _counted(self, job_id: str, here: bool) -> Iterator[None]:
+        """Refuse a job that has killed its worker before, whichever worker that was; nothing
+        unless `here`: around the whole job, or its render alone where jobs overlap, so that the
+        one that waits is not blamed for what the other does."""
+        if self._starts is None or not here:
             yield
             return
         self._starts.begin(job_id)
@@ -233,7 +236,7 @@ class Engine:
             with closing(stream):
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
-        with self._device_for(control):
+        with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
             return self._or_leaner(once)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:

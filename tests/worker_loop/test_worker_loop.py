@@ -104,6 +104,8 @@ def test_a_job_that_arrives_while_another_runs_waits_for_it(
     plane.result("next")
     assert "output" in plane.result("now") and "output" in plane.result("next")
     assert plane.taken.index("now") < plane.taken.index("next")
+    assert plane.events.index(("result", "now")) < plane.events.index(("taken", "next"))
+    assert plane.batches == []
     text = worker.log.read_text()
     assert text.index("job now: 1280") < text.index("job next: 1280")
 
