@@ -21,6 +21,7 @@ from typing import Any
 from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest, logs
 from wan_engine.checks import machine_checks
 from wan_engine.errors import ConfigurationError
+from wan_engine.startup import Startup
 
 log = logging.getLogger("wan_engine.handler")
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
@@ -238,16 +239,19 @@ def main() -> None:
     """Load the engine, then hand over to the SDK. A wrong setting ends here with what to do."""
     # The SDK logs whole jobs at its default, DEBUG: prompts, pictures and signed URLs.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
-    serverless = in_runpod_loop()
+    serverless, startup = in_runpod_loop(), Startup()
     try:
         settings = Settings.load()
         import runpod  # before logging is set up: it calls basicConfig itself
 
         set_up_logging(settings, as_json=serverless)
+        startup.done("imports")
         engine = Engine(settings, serverless=serverless)
-        engine.load()
+        startup.done("choice")
         if serverless:
-            engine.expander.load()  # or the first job that asks for it pays for that
+            engine.start(startup)
+        else:
+            engine.load()
         keep_results()
         keep_late_jobs()
 
@@ -258,8 +262,15 @@ def main() -> None:
     except EngineError as error:  # ConfigurationError, or too little memory for any recipe
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)
+
+    def slots(current: int) -> int:
+        if "checks" not in startup.stage_seconds:  # the SDK asks before it takes its first job
+            startup.done("checks")
+            log.info("the worker takes jobs %s", startup)
+        return handler.slots(current)
+
     # The method, not the object: the SDK tells kinds of handler apart with `inspect`.
-    runpod.serverless.start({"handler": handler.__call__, "concurrency_modifier": handler.slots})
+    runpod.serverless.start({"handler": handler.__call__, "concurrency_modifier": slots})
 
 
 if __name__ == "__main__":

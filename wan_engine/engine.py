@@ -7,11 +7,12 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from PIL import Image
 
@@ -19,7 +20,7 @@ from wan_engine import acceleration, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
-from wan_engine.families import load_family
+from wan_engine.families import import_family, load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.finish import Finish
@@ -40,12 +41,15 @@ from wan_engine.schema import (
     Media,
     Plan,
     Script,
+    ScriptShot,
     SegmentInput,
+    Size,
     VideoRequest,
     VideoResult,
 )
 from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
+from wan_engine.startup import Startup
 from wan_engine.storage import Starts, open_storage
 
 if TYPE_CHECKING:
@@ -55,7 +59,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
+_WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
+
+
+class _Warm(Exception):
+    """Ends the warm-up after its first step."""
 
 
 class Engine:
@@ -102,6 +111,48 @@ class Engine:
             self._family = self._or_leaner(self._load)
             self.finish.load()
         return self._family
+
+    def start(self, startup: Startup) -> None:
+        """All that the first job would wait for, each part a stage of `startup`.
+
+        Raises `OutOfMemory` as `load` does, and `ConfigurationError` for a prompt writer that
+        cannot be read.
+        """
+        import_family(self.spec)
+        startup.done("libraries")
+        self.safety.load()
+        startup.done("safety")
+        self.load()
+        startup.done("model")
+        self.expander.load()
+        startup.done("writer")
+        self.warm_up()
+        startup.done("warm-up")
+
+    def warm_up(self) -> None:
+        """One step of the model at each size as a 16:9 picture is rendered, for CUDA loads a kernel
+        when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
+        if self.recipe.device == "cpu":
+            return
+        shot = Script((ScriptShot("", 5),))
+        media = Media(Image.new("RGB", (1280, 720)), None)
+        sizes = set()
+        for name in get_args(Size):
+            request = VideoRequest(prompt="x", image="data:,", size=name, seed=0)
+            plan = self._plan(request, shot, media)
+            sizes.add((plan.render_width, plan.render_height))
+        with self._device:
+            for size in sorted(sizes):
+                self._or_leaner(partial(self._one_step, size))
+
+    def _one_step(self, size: tuple[int, int]) -> None:
+        def on_step(count: int) -> None:
+            if count > 0:
+                raise _Warm
+
+        asked = SegmentInput("", "", Image.new("RGB", size), *size, _WARM_FRAMES, seed=0)
+        with suppress(_Warm):
+            self.load().denoise(asked, on_step)
 
     def _load(self) -> Family:
         located = self.located
