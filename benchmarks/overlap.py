@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import re
 import sys
@@ -21,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # where this file is run as a script
@@ -89,17 +91,20 @@ def device_seconds(log: str) -> float:
     return sum(float(took) for name, took in stages if name not in _BESIDE)
 
 
-def measure(mode: str, jobs: int, delay_seconds: float, bucket: Bucket) -> dict[str, Any]:
-    """`jobs` five-second clips that all wait when the worker starts."""
+def measure(
+    mode: str, jobs: int, delay_seconds: float, bucket: Bucket, duration: int = 5
+) -> dict[str, Any]:
+    """`jobs` clips of `duration` seconds, all of which wait when the worker starts."""
     photo = ROOT / "tests" / "data" / "rocket_640x360.jpg"
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         image_server(photo, delay_seconds) as url,
         ControlPlane() as plane,
     ):
-        names = [f"{mode}-{number}" for number in range(jobs)]
+        names = [f"{uuid4().hex}-{number}" for number in range(jobs)]  # an old id is not rendered
         for name in names:
-            plane.submit(name, {"prompt": "lift-off", "image": url, "seed": 1})
+            request = {"prompt": "lift-off", "image": url, "duration": duration, "seed": 1}
+            plane.submit(name, request)
         settings = {
             **bucket.settings(),
             "WAN_PREFETCH": MODES[mode],
@@ -109,13 +114,14 @@ def measure(mode: str, jobs: int, delay_seconds: float, bucket: Bucket) -> dict[
         with started(plane, Path(folder) / "worker", **settings) as worker:
             plane.wait_until(lambda: bool(plane.taken), seconds=120)
             begun = time.monotonic()
-            results = [plane.result(name, seconds=120) for name in names]
+            results = [plane.result(name, seconds=300) for name in names]
             seconds = time.monotonic() - begun
             assert all("output" in result for result in results), results
             device = device_seconds(worker.log.read_text())
     return {
         "mode": mode,
         "jobs": jobs,
+        "duration": duration,
         "delay_seconds": delay_seconds,
         "seconds": round(seconds, 2),
         "jobs_per_minute": round(60 * jobs / seconds, 2),
@@ -132,14 +138,17 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--jobs", type=int, default=8, help="of each mode")
     parser.add_argument("--delay", type=float, default=2, help="seconds of each fetch and upload")
+    parser.add_argument("--duration", type=int, default=5, choices=(5, 10, 15), help="of a clip")
     parser.add_argument("--repeats", type=int, default=1, help="turns of both modes")
     given = parser.parse_args(arguments)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request to the bucket
     print(json.dumps({"python": platform.python_version(), "machine": platform.machine()}))
     with opened_bucket() as bucket:
         slow_uploads(bucket, given.delay)
         for _ in range(given.repeats):
             for mode in MODES:
-                print(json.dumps(measure(mode, given.jobs, given.delay, bucket)), flush=True)
+                line = measure(mode, given.jobs, given.delay, bucket, given.duration)
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class ControlPlane:
         self._jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._changed = threading.Condition()
+        self._closing = False
         self._loop = asyncio.new_event_loop()
         self._runner: web.AppRunner
         self.port = 0
@@ -62,6 +63,7 @@ class ControlPlane:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing = True
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -126,7 +128,7 @@ class ControlPlane:
     async def _held(self, source: queue.SimpleQueue[Any]) -> Any:
         """The next item within the hold time, else None. An instant 204 makes the SDK spin."""
         end = time.monotonic() + _HOLD_SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end and not self._closing:
             try:
                 return source.get_nowait()
             except queue.Empty:
