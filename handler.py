@@ -1,4 +1,4 @@
-"""The Runpod entry: settings, the engine, and an async handler that runs it in one thread.
+"""The Runpod entry: settings, the engine, and an async handler that runs each job in a thread.
 
 python handler.py                       runs test_input.json once
 python handler.py --test_input '{...}'  runs one job from the shell
@@ -21,6 +21,7 @@ from typing import Any
 from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest, logs
 from wan_engine.checks import machine_checks
 from wan_engine.errors import ConfigurationError
+from wan_engine.startup import Startup
 
 log = logging.getLogger("wan_engine.handler")
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
@@ -37,7 +38,10 @@ def in_runpod_loop() -> bool:
 
 
 class Handler:
-    """Runs jobs on one engine, one at a time; a cancelled one ends at its next step or chunk.
+    """Runs jobs on one engine; a cancelled one ends at its next step or chunk.
+
+    One at a time, or two with WAN_PREFETCH: the engine gives the device to one of them, while the
+    other downloads, waits or uploads.
 
     Called with the SDK's job, returns the `output` object, or `{"error": sentence}`.
     """
@@ -46,7 +50,17 @@ class Handler:
         self._engine = engine
         self._settings = settings
         self._report = report
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+        self._slots = 2 if settings.prefetch else 1
+        self._threads = ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="job")
+
+    def slots(self, _current: int) -> int:
+        """The SDK's `concurrency_modifier`: how many jobs it may hold, asked before it takes one.
+
+        At one, the SDK takes the next job only after the result of the last one, so nothing of two
+        jobs can overlap. It changes the number only while it holds no job, so it cannot be raised
+        for the time of an upload.
+        """
+        return self._slots
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         # The SDK gives all local jobs one name, and a finished job's id gives its old clip again.
@@ -62,14 +76,14 @@ class Handler:
             deadline_seconds=self._settings.job_seconds,
             on_progress=on_progress if self._report else _StageLog(job_id),
         )
-        work = loop.run_in_executor(self._thread, self._run, job.get("input"), control)
+        work = loop.run_in_executor(self._threads, self._run, job.get("input"), control)
         reporter = asyncio.create_task(self._send_progress(job, latest)) if self._report else None
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             stage, stopped = control.stage, time.monotonic()
             control.cancel()
-            # The SDK takes the next job as soon as this returns: the device must be free by then.
+            # The SDK takes the next job as soon as this returns: the thread must be free by then.
             while not work.done():
                 with suppress(asyncio.CancelledError):  # a second cancel changes nothing
                     await asyncio.wait([work])
@@ -84,7 +98,7 @@ class Handler:
                     log.warning("progress of job %s was not sent: %r", job_id, failure)
 
     def _run(self, payload: object, control: Control) -> dict[str, Any]:
-        """One job on the worker thread. Failures are returned, for the SDK posts what is raised to
+        """One job on a worker thread. Failures are returned, for the SDK posts what is raised to
         the caller, traceback and host name included."""
         _job_id.set(control.job_id)
         try:
@@ -225,16 +239,19 @@ def main() -> None:
     """Load the engine, then hand over to the SDK. A wrong setting ends here with what to do."""
     # The SDK logs whole jobs at its default, DEBUG: prompts, pictures and signed URLs.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
-    serverless = in_runpod_loop()
+    serverless, startup = in_runpod_loop(), Startup()
     try:
         settings = Settings.load()
         import runpod  # before logging is set up: it calls basicConfig itself
 
         set_up_logging(settings, as_json=serverless)
+        startup.done("imports")
         engine = Engine(settings, serverless=serverless)
-        engine.load()
+        startup.done("choice")
         if serverless:
-            engine.expander.load()  # or the first job that asks for it pays for that
+            engine.start(startup)
+        else:
+            engine.load()
         keep_results()
         keep_late_jobs()
 
@@ -245,8 +262,15 @@ def main() -> None:
     except EngineError as error:  # ConfigurationError, or too little memory for any recipe
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)
+
+    def slots(current: int) -> int:
+        if "checks" not in startup.stage_seconds:  # the SDK asks before it takes its first job
+            startup.done("checks")
+            log.info("the worker takes jobs %s", startup)
+        return handler.slots(current)
+
     # The method, not the object: the SDK tells kinds of handler apart with `inspect`.
-    runpod.serverless.start({"handler": handler.__call__})
+    runpod.serverless.start({"handler": handler.__call__, "concurrency_modifier": slots})
 
 
 if __name__ == "__main__":

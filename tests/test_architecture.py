@@ -30,6 +30,7 @@ LAYERS = {
     "errors": 0,
     "settings": 1,
     "control": 1,
+    "startup": 1,
     "memory": 1,
     "schema": 1,
     "pricing": 1,
@@ -192,6 +193,13 @@ print("imported")
 def test_importing_the_package_loads_none_of_the_heavy_libraries() -> None:
     loaded = f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
     assert run(f"import sys, wan_engine; {loaded}") == ""
+
+
+def test_importing_the_package_takes_less_than_half_a_second_of_the_cpu() -> None:
+    program = "import time; begun = time.process_time(); import wan_engine; "
+    program += "print(time.process_time() - begun)"
+    # A machine that is busy makes some turns slow, but none fast.
+    assert any(float(run(program)) < 0.5 for _ in range(8))
 
 
 def test_the_modules_that_may_need_torch_exist() -> None:

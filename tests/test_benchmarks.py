@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import media_path, safety, seams, stages
+from benchmarks import media_path, overlap, safety, seams, stages
+from tests.worker_loop.conftest import opened_bucket
 from wan_engine.control import Control
 from wan_engine.media.video import EncodeOptions, encode
 from wan_engine.schema import Plan, Segment, Shot
@@ -34,7 +35,7 @@ def test_the_table_tells_how_memory_grows() -> None:
     assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
 
 
-@pytest.mark.parametrize("script", [media_path, safety, stages])
+@pytest.mark.parametrize("script", [media_path, overlap, safety, stages])
 def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])
@@ -73,6 +74,20 @@ def test_growth_is_from_the_shortest_to_the_longest() -> None:
     ]
     grown = {"720": {"duration": 3.0, "seconds": 3.0, "cpu_seconds": 3.0, "host_peak": 1.1}}
     assert stages.growth(rows) == {"growth": grown}
+
+
+def test_the_device_is_busy_in_the_stages_that_need_it() -> None:
+    stages = "prepare 2.1s queue 3.0s load 0.0s denoise 1.5s decode 0.7s encode 0.3s publish 2.0s"
+    lines = [f'"job {name}: 1280*720 5s seed 1; {stages}; peak memory 1 MB"' for name in "ab"]
+    assert overlap.device_seconds("\n".join([*lines, "another line"])) == pytest.approx(5.0)
+
+
+def test_jobs_behind_a_slow_network_are_measured_in_the_real_loop() -> None:
+    with opened_bucket() as bucket:
+        overlap.slow_uploads(bucket, 0.2)
+        line = overlap.measure("prefetch", 2, 0.2, bucket)
+    assert line["jobs_per_minute"] > 0 and 0 < line["device_seconds"] < line["seconds"]
+    assert bucket.proxy.injected["wait"] == 2
 
 
 # --- seams ---------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from builder import tiny
 from handler import check_machine
 from wan_engine import Settings
 from wan_engine.acceleration import Gpu
-from wan_engine.checks import Check, machine_checks
+from wan_engine.checks import Check, machine_checks, start_checks
 from wan_engine.errors import ConfigurationError
+from wan_engine.startup import Startup
 
 MakeSettings = Callable[..., Settings]
 
@@ -28,6 +29,11 @@ def test_a_machine_with_all_it_needs_passes(make_settings: MakeSettings) -> None
     assert [check for check in checks.values() if not check.ok] == []
     assert set(checks) >= {"gpu", "ffmpeg", "scratch", "model", "memory", "recipe", "storage"}
     check_machine(make_settings())
+
+
+def test_a_start_that_fails_is_one_line_that_says_why(make_settings: MakeSettings) -> None:
+    (check,) = start_checks(make_settings(interpolation="rife"), Startup())
+    assert (check.what, check.ok) == ("start", False) and "WAN_RIFE_WEIGHTS" in check.found
 
 
 def broken_model(tiny_cache: Path, folder: Path, *, cut: bool) -> Path:

@@ -173,6 +173,18 @@ def test_doctor_says_what_was_chosen(wan: Wan) -> None:
     }
     assert "template (auto: " in checks["prompts"]["found"]
     assert "wan-tiny" in checks["model"]["found"] and "random" in checks["model"]["found"]
+    assert not any(what.startswith("start") for what in checks)  # no model was loaded
+
+
+def test_doctor_says_where_the_seconds_of_a_start_go(wan: Wan) -> None:
+    done = wan("doctor", "--json", "--timing", WAN_DEVICE="cpu")
+    assert done.returncode == 0, done.stderr
+    found = {check["what"]: check["found"] for check in json.loads(done.stdout)}
+    stages = ["imports", "checks", "choice", "libraries", "safety", "model", "writer", "warm-up"]
+    assert [what for what in found if what.startswith("start: ")] == [f"start: {s}" for s in stages]
+    each = [float(found[f"start: {stage}"].removesuffix(" s")) for stage in stages]
+    in_all = float(found["start"].removesuffix(" s in all"))
+    assert sum(each) == pytest.approx(in_all, abs=0.05) and min(each[0], each[5]) > 0
 
 
 def test_doctor_fails_when_no_job_could_run(wan: Wan, tmp_path: Path) -> None:

@@ -33,3 +33,12 @@ def test_where_there_is_no_proc_the_peak_of_the_process_is_shown(
     shown = memory.peaks()["host"]
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
     assert memory.peaks()["host"] == pytest.approx(shown, rel=0.5)
+
+
+def test_a_job_beside_another_does_not_forget_its_peak() -> None:
+    with memory.measured():
+        block = np.ones(200_000_000, np.uint8)
+        with_block = memory.peaks()["host"]
+        del block
+        with memory.measured():
+            assert memory.peaks()["host"] >= with_block

@@ -34,7 +34,7 @@ from rich.text import Text
 
 from wan_engine import acceleration, logs, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
-from wan_engine.checks import machine_checks
+from wan_engine.checks import machine_checks, start_checks
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError, InvalidRequest
@@ -42,6 +42,7 @@ from wan_engine.media.fetch import data_uri
 from wan_engine.media.sheet import choose_frames, write_sheet
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
+from wan_engine.startup import Startup
 from wan_engine.storage import LocalStorage
 
 app = typer.Typer(
@@ -164,11 +165,22 @@ def plan(
         _show_plan(found)
 
 
-@app.command(epilog="Example: `python -m wan_engine doctor --json`")
-def doctor(as_json: AsJson = False) -> None:
+@app.command(epilog="Example: `python -m wan_engine doctor --timing`")
+def doctor(
+    as_json: AsJson = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Start as a worker does and say what took how long.")
+    ] = False,
+) -> None:
     """Say what is here, what was chosen for this machine and why, and what is missing."""
     with _failing_clearly():
-        checks = list(machine_checks(_settings("")))
+        startup = Startup()
+        settings = _settings("")
+        startup.done("imports")
+        checks = list(machine_checks(settings))
+        startup.done("checks")
+        if timing and all(check.ok for check in checks):
+            checks += start_checks(settings, startup)
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from wan_engine import acceleration, scratch, weights
 from wan_engine.catalog import ModelSpec
+from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.media import ffmpeg, retime, upscale
 from wan_engine.overrides import with_overrides
 from wan_engine.prompts import open_expander
 from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings
+from wan_engine.startup import Startup
 from wan_engine.storage import open_storage
 
 
@@ -57,6 +59,19 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     yield _checked("storage", lambda: open_storage(settings).check())
     yield _checked("safety", lambda: open_safety(settings, required=False).describe())
+
+
+def start_checks(settings: Settings, startup: Startup) -> list[Check]:
+    """The start of a worker, done: a line for each stage of `startup`, and one for all of them."""
+    try:
+        engine = Engine(settings)
+        startup.done("choice")
+        engine.start(startup)
+    except EngineError as error:
+        return [Check("start", False, str(error))]
+    stages = startup.stage_seconds.items()
+    lines = [Check(f"start: {stage}", True, f"{took:.2f} s") for stage, took in stages]
+    return [*lines, Check("start", True, f"{startup.seconds:.2f} s in all")]
 
 
 def _checked(what: str, look: Callable[[], str]) -> Check:

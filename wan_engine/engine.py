@@ -7,11 +7,12 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from PIL import Image
 
@@ -19,7 +20,7 @@ from wan_engine import acceleration, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
-from wan_engine.families import load_family
+from wan_engine.families import import_family, load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.finish import Finish
@@ -40,12 +41,15 @@ from wan_engine.schema import (
     Media,
     Plan,
     Script,
+    ScriptShot,
     SegmentInput,
+    Size,
     VideoRequest,
     VideoResult,
 )
 from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
+from wan_engine.startup import Startup
 from wan_engine.storage import Starts, open_storage
 
 if TYPE_CHECKING:
@@ -55,7 +59,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
+_WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
+
+
+class _Warm(Exception):
+    """Ends the warm-up after its first step."""
 
 
 class Engine:
@@ -103,6 +112,48 @@ class Engine:
             self.finish.load()
         return self._family
 
+    def start(self, startup: Startup) -> None:
+        """All that the first job would wait for, each part a stage of `startup`.
+
+        Raises `OutOfMemory` as `load` does, and `ConfigurationError` for a prompt writer that
+        cannot be read.
+        """
+        import_family(self.spec)
+        startup.done("libraries")
+        self.safety.load()
+        startup.done("safety")
+        self.load()
+        startup.done("model")
+        self.expander.load()
+        startup.done("writer")
+        self.warm_up()
+        startup.done("warm-up")
+
+    def warm_up(self) -> None:
+        """One step of the model at each size as a 16:9 picture is rendered, for CUDA loads a kernel
+        when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
+        if self.recipe.device == "cpu":
+            return
+        shot = Script((ScriptShot("", 5),))
+        media = Media(Image.new("RGB", (1280, 720)), None)
+        sizes = set()
+        for name in get_args(Size):
+            request = VideoRequest(prompt="x", image="data:,", size=name, seed=0)
+            plan = self._plan(request, shot, media)
+            sizes.add((plan.render_width, plan.render_height))
+        with self._device:
+            for size in sorted(sizes):
+                self._or_leaner(partial(self._one_step, size))
+
+    def _one_step(self, size: tuple[int, int]) -> None:
+        def on_step(count: int) -> None:
+            if count > 0:
+                raise _Warm
+
+        asked = SegmentInput("", "", Image.new("RGB", size), *size, _WARM_FRAMES, seed=0)
+        with suppress(_Warm):
+            self.load().denoise(asked, on_step)
+
     def _load(self) -> Family:
         located = self.located
         return load_family(self.spec, located.folder, self.recipe, located.loras)
@@ -115,14 +166,15 @@ class Engine:
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _result(url, record)
         request = _settled(request)
-        memory.reset_peaks()
-        with self._counted(control.job_id), job_folder(self.settings) as folder:
-            media, expansion = self.prepare(request, folder, control)
-            plan = self._plan(request, expansion.script, media)
-            video = self.render(request, plan, media, folder, control)
-            warnings = self._warnings(request, plan, media, expansion)
-            result = self.publish(request, plan, warnings, video, control)
-        self._log_summary(request, plan, video, control)
+        with memory.measured():
+            counted = self._counted(control.job_id, not self.settings.prefetch)
+            with counted, job_folder(self.settings) as folder:
+                media, expansion = self.prepare(request, folder, control)
+                plan = self._plan(request, expansion.script, media)
+                video = self.render(request, plan, media, folder, control)
+                warnings = self._warnings(request, plan, media, expansion)
+                result = self.publish(request, plan, warnings, video, control)
+            self._log_summary(request, plan, video, control)
         timings.remember(self.settings, plan, self._how(), control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
@@ -152,9 +204,11 @@ class Engine:
         return f"{self.spec.name}, {self.spec.steps} steps, {self.recipe}, {', '.join(how)}"
 
     @contextmanager
-    def _counted(self, job_id: str) -> Iterator[None]:
-        """Refuse a job that has killed its worker before, whichever worker that was."""
-        if self._starts is None:
+    def _counted(self, job_id: str, here: bool) -> Iterator[None]:
+        """Refuse a job that has killed its worker before, whichever worker that was; nothing
+        unless `here`: around the whole job, or its render alone where jobs overlap, so that the
+        one that waits is not blamed for what the other does."""
+        if self._starts is None or not here:
             yield
             return
         self._starts.begin(job_id)
@@ -233,7 +287,7 @@ class Engine:
             with closing(stream):
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
-        with self._device_for(control):
+        with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
             return self._or_leaner(once)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:

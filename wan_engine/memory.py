@@ -5,13 +5,38 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _CLEAR_PEAK = "5"  # proc(5): resets the peak resident set size to what it is now
+
+
+_lock = threading.Lock()
+_jobs = 0
+
+
+@contextmanager
+def measured() -> Iterator[None]:
+    """Begin a new measurement for one job, unless another is inside.
+
+    There is one peak a process: jobs at the same time share it, and it is then the highest since
+    the first of them began, never too low.
+    """
+    global _jobs
+    with _lock:
+        if _jobs == 0:
+            reset_peaks()
+        _jobs += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _jobs -= 1
 
 
 def reset_peaks() -> None:

@@ -283,6 +283,14 @@ class Settings(BaseSettings):
     job_seconds: float | None = Field(
         default=None, gt=0, description="A job that runs longer fails"
     )
+    prefetch: bool = Field(
+        default=False,
+        description="`1`: a Runpod worker takes a second job while it renders the first, so that "
+        "the downloads of one and the upload of the other run beside a render. It costs: the "
+        "second job waits here where another worker may be idle, its wait counts against "
+        "WAN_JOB_SECONDS and the endpoint's execution timeout, and a worker that dies takes both "
+        "with it. For endpoints whose workers are always busy",
+    )
     progress_seconds: float = Field(
         default=2,
         ge=0,

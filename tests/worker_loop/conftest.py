@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ class Bucket:
         return [item["Key"] for item in answer.get("Contents", []) if item["Key"].endswith(".mp4")]
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
+@contextmanager
+def opened_bucket() -> Iterator[Bucket]:
+    """An empty bucket of moto's server, behind its proxy."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -49,6 +51,12 @@ def bucket() -> Iterator[Bucket]:
     proxy.close()
     client.close()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with opened_bucket() as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A Runpod control plane on loopback: what the SDK's worker loop asks for, and faults on request.
 
-Only what the pinned SDK calls: job-take and job-stop (held, as production does), job-done for
-progress and results, ping. It runs in a thread of the test's process.
+Only what the pinned SDK calls: job-take, job-take-batch and job-stop (held, as production does),
+job-done for progress and results, ping. It runs in a thread of the test's process.
 """
 
 from __future__ import annotations
@@ -36,17 +36,22 @@ class ControlPlane:
     """`submit` and `stop` are safe from the test's thread.
 
     `faults` are the answers to the next result posts: a status, or "drop" to close the connection.
+    `events` are what happened, in order, as (what, job): "taken", the stage of a progress post,
+    "result". `batches` are the sizes that job-take-batch was asked for.
     """
 
     def __init__(self) -> None:
         self.posts: dict[str, Posts] = defaultdict(Posts)
         self.faults: list[int | str] = []
         self.taken: list[str] = []
+        self.batches: list[int] = []
+        self.events: list[tuple[str, str]] = []
         self.polls = 0
         self.pings = 0
         self._jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._changed = threading.Condition()
+        self._closing = False
         self._loop = asyncio.new_event_loop()
         self._runner: web.AppRunner
         self.port = 0
@@ -58,6 +63,7 @@ class ControlPlane:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing = True
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -108,6 +114,7 @@ class ControlPlane:
         asyncio.set_event_loop(self._loop)
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_get(f"/v2/{ENDPOINT}/job-take/{{worker}}", self._take)
+        app.router.add_get(f"/v2/{ENDPOINT}/job-take-batch/{{worker}}", self._take_batch)
         app.router.add_get(f"/v2/{ENDPOINT}/job-stop/{{worker}}", self._stop_signals)
         app.router.add_post(f"/v2/{ENDPOINT}/job-done/{{worker}}/{{job}}", self._done)
         app.router.add_get(f"/v2/{ENDPOINT}/ping/{{worker}}", self._ping)
@@ -121,7 +128,7 @@ class ControlPlane:
     async def _held(self, source: queue.SimpleQueue[Any]) -> Any:
         """The next item within the hold time, else None. An instant 204 makes the SDK spin."""
         end = time.monotonic() + _HOLD_SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end and not self._closing:
             try:
                 return source.get_nowait()
             except queue.Empty:
@@ -133,8 +140,29 @@ class ControlPlane:
         job = await self._held(self._jobs)
         if job is None:
             return web.Response(status=204)
-        self._note(lambda: self.taken.append(job["id"]))
+        self._note_taken(job)
         return web.json_response(job)
+
+    async def _take_batch(self, request: web.Request) -> web.Response:
+        """As many jobs as wait, up to the batch: it is held for the first of them only."""
+        self.polls += 1
+        size = int(request.query["batch_size"])
+        self.batches.append(size)
+        first = await self._held(self._jobs)
+        if first is None:
+            return web.Response(status=204)
+        jobs = [first]
+        while len(jobs) < size:
+            try:
+                jobs.append(self._jobs.get_nowait())
+            except queue.Empty:
+                break
+        for job in jobs:
+            self._note_taken(job)
+        return web.json_response(jobs)
+
+    def _note_taken(self, job: dict[str, Any]) -> None:
+        self._note(lambda: self.taken.append(job["id"]), ("taken", job["id"]))
 
     async def _stop_signals(self, _request: web.Request) -> web.Response:
         job_id = await self._held(self._stops)
@@ -143,12 +171,14 @@ class ControlPlane:
         return web.json_response({"jobsToStop": [job_id]})
 
     async def _done(self, request: web.Request) -> web.Response:
-        posts = self.posts[request.match_info["job"]]
+        job_id = request.match_info["job"]
+        posts = self.posts[job_id]
         body = json.loads(await request.text())
         if body.get("status") == "IN_PROGRESS":
             late = bool(posts.results)
             posts.after_result += late
-            self._note(lambda: posts.progress.append(body["output"]))
+            output = body["output"]
+            self._note(lambda: posts.progress.append(output), (output["stage"], job_id))
             return web.Response()
         fault = self.faults.pop(0) if self.faults else None
         if fault is not None:
@@ -158,14 +188,15 @@ class ControlPlane:
                 request.transport.close()
                 return web.Response()
             return web.Response(status=int(fault))
-        self._note(lambda: posts.results.append(body))
+        self._note(lambda: posts.results.append(body), ("result", job_id))
         return web.Response()
 
     async def _ping(self, _request: web.Request) -> web.Response:
         self.pings += 1
         return web.Response()
 
-    def _note(self, change: Callable[[], None]) -> None:
+    def _note(self, change: Callable[[], None], event: tuple[str, str]) -> None:
         with self._changed:
             change()
+            self.events.append(event)
             self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -42,6 +43,19 @@ def test_a_job_is_done_and_its_progress_comes_in_order(
     order = ["prepare", "denoise", "decode", "encode", "publish"]
     places = [order.index(item["stage"]) for item in plane.posts["first"].progress]
     assert places and places == sorted(places)
+
+
+def test_the_log_says_where_the_seconds_of_the_start_went(
+    plane: ControlPlane, worker: Worker
+) -> None:
+    plane.wait_until(lambda: plane.polls > 0, seconds=60)
+    text = worker.log.read_text()
+    line = r"the worker takes jobs ([\d.]+) s after its start \((.*?)\)"
+    (seconds, stages), *others = re.findall(line, text)
+    spent = dict(stage.rsplit(" ", 1) for stage in stages.split(", "))
+    order = ["imports", "choice", "libraries", "safety", "model", "writer", "warm-up", "checks"]
+    assert list(spent) == order and others == []
+    assert sum(map(float, spent.values())) == pytest.approx(float(seconds), abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +118,8 @@ def test_a_job_that_arrives_while_another_runs_waits_for_it(
     plane.result("next")
     assert "output" in plane.result("now") and "output" in plane.result("next")
     assert plane.taken.index("now") < plane.taken.index("next")
+    assert plane.events.index(("result", "now")) < plane.events.index(("taken", "next"))
+    assert plane.batches == []
     text = worker.log.read_text()
     assert text.index("job now: 1280") < text.index("job next: 1280")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, str] = {"i2v": "wan_engine.families.i2v:ImageToVideo"}
 
 
+def import_family(spec: ModelSpec) -> Any:
+    """The class of a row's family, with the libraries under it: seconds, on a cold disk many."""
+    quiet_libraries(bars=not spec.built)
+    module, name = FAMILIES[spec.family].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def load_family(
     spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...] = ()
 ) -> Family:
     """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models."""
-    quiet_libraries(bars=not spec.built)
-    module, name = FAMILIES[spec.family].split(":")
-    family: Family = getattr(importlib.import_module(module), name).load(
-        spec, folder, recipe, loras
-    )
+    family: Family = import_family(spec).load(spec, folder, recipe, loras)
     return family
