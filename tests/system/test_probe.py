@@ -41,7 +41,7 @@ def test_a_clip_with_sound(tmp_path: Path, data: Path, tiny_cache: Path) -> None
     video, sound = report["streams"]
     assert (video["codec_name"], video["profile"], video["pix_fmt"]) == ("h264", "High", "yuv420p")
     assert (video["width"], video["height"]) == (1280, 720)
-    assert (video["nb_frames"], video["r_frame_rate"]) == ("80", "16/1")
+    assert (video["nb_frames"], video["r_frame_rate"]) == ("150", "30/1")
     colours = ("color_space", "color_primaries", "color_transfer", "color_range")
     assert [video[name] for name in colours] == ["bt709", "bt709", "bt709", "tv"]
     assert (sound["codec_name"], sound["sample_rate"], sound["channels"]) == ("aac", "48000", 2)
