@@ -30,7 +30,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
-from rich.text import Text
 
 from wan_engine import acceleration, logs, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
@@ -40,6 +39,7 @@ from wan_engine.engine import Engine
 from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.fetch import data_uri
 from wan_engine.media.sheet import choose_frames, write_sheet
+from wan_engine.outline import tables
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
 from wan_engine.startup import Startup
@@ -162,7 +162,8 @@ def plan(
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        _show_plan(found)
+        for table in tables(found):
+            out.print(table)
 
 
 @app.command(epilog="Example: `python -m wan_engine doctor --timing`")
@@ -441,43 +442,6 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
             bar.update(stages[progress.stage], completed=progress.step, visible=True)
 
         yield show
-
-
-def _show_plan(found: Mapping[str, Any]) -> None:
-    width, height = found["size"]
-    rendered = "x".join(str(side) for side in found["rendered"])
-    facts = Table("", "", show_header=False, show_edge=False)
-    facts.add_row(
-        "model", f"{found['model']}, {found['steps']} steps, goes on by {found['continuation']}"
-    )
-    facts.add_row(
-        "clip",
-        f"{width}x{height}, {found['seconds']:g} s, {found['frames']} frames at {found['fps']} fps",
-    )
-    how = f" ({found['made_by']})" if found["made_by"] else ""
-    facts.add_row(
-        "rendered", f"{rendered}, {found['source_frames']} frames at {found['source_fps']} fps{how}"
-    )
-    took = found["expected_seconds"]
-    facts.add_row(
-        "expected",
-        "not known before the first clip of this kind" if took is None else f"{took:g} s",
-    )
-    facts.add_row("cost", f"${found['cost']:.2f}, seed {found['seed']}")
-    out.print(facts)
-    table = Table(
-        "from", "to", "part of the image", "segments (sampled, repeated, shown)", "prompt"
-    )
-    for shot in found["shots"]:
-        segments = "\n".join(
-            f"{one['sampled']:>3} {one['repeated']:>2} {one['shown']:>3}  seed {one['seed']}"
-            for one in shot["segments"]
-        )
-        left, top, right, bottom = (f"{side:.0%}" for side in shot["crop"])
-        part = "whole" if shot["crop"] == [0, 0, 1, 1] else f"{left}-{right} x {top}-{bottom}"
-        end = shot["start"] + shot["seconds"]
-        table.add_row(f"{shot['start']:g} s", f"{end:g} s", part, segments, Text(shot["prompt"]))
-    out.print(table)
 
 
 # --- what every command needs -------------------------------------------------------------------

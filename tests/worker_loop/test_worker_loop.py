@@ -155,8 +155,14 @@ def test_a_job_delivered_again_is_not_rendered_again(
     assert plane.posts["twice"].results[1] == first and worker.clips() == clips
 
 
-def test_the_log_holds_no_prompt_and_no_picture(worker: Worker, good: dict[str, Any]) -> None:
+def test_the_log_holds_no_prompt_and_no_picture(
+    plane: ControlPlane, worker: Worker, good: dict[str, Any]
+) -> None:
+    prompt = "a marmalade zeppelin"
+    plane.submit("expanded", {**good, "prompt": prompt, "enable_prompt_expansion": True})
+    assert "output" in plane.result("expanded")
     text = worker.log.read_text()
+    assert "prompt expanded by template" in text and prompt not in text
     assert good["prompt"] not in text and good["image"][-60:] not in text
 
 
