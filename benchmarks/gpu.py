@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ PARTS = {
     "encode": 60,
     "offload": 120,
     "loading": 120,
+    "job": 330,
+    "cards": 300,
 }
 """The parts in order, with the seconds after which each is given up."""
 
@@ -59,14 +61,18 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def part(name: str, scale_name: str) -> Iterator[dict[str, Any]]:
+def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The cases of one part, measured in this process."""
+    import gpu_job
     import gpu_parts
     from gpu_networks import SCALES
 
-    measure: Callable[..., Iterator[dict[str, Any]]] = getattr(gpu_parts, name)
+    gpu_parts.chosen = frozenset(cases)
+    where = gpu_job if name in ("job", "cards") else gpu_parts
+    measure: Callable[..., Iterator[dict[str, Any]]] = getattr(where, name)
     for case in measure(SCALES[scale_name]):
-        yield {"part": name, **case}
+        if "skipped" not in case:
+            yield {"part": name, **case}
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -74,6 +80,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in arguments.parts:
         command = [sys.executable, __file__, "--inside", name, "--scale", arguments.scale]
+        if arguments.cases:
+            command += ["--cases", *arguments.cases]
         started, limit = time.monotonic(), arguments.limit or PARTS[name]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment())
         assert process.stdout is not None
@@ -144,13 +152,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--cases", nargs="+", default=[], help="only these, by name")
     parser.add_argument("--scale", default="a14b", help="a14b or tiny")
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     parser.add_argument("--limit", type=float, help="seconds for each part, instead of its own")
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
-        for row in part(arguments.inside, arguments.scale):
+        for row in part(arguments.inside, arguments.scale, arguments.cases):
             print(json.dumps(row), flush=True)
         return
     about = {"part": "about", "case": arguments.scale, **versions()}

@@ -27,13 +27,22 @@ from gpu_networks import (
     vae,
 )
 
+from wan_engine.families.float8 import convert_blocks
+from wan_engine.families.placement import set_attention
+
 Case = dict[str, Any]
 _OFFLOAD_LAYERS = 10  # enough to see what a block costs; 28.6 GB of pinned memory take long
 _VAE_FRAMES = 7  # latent frames: the first, and six alike
 
 
+chosen: frozenset[str] = frozenset()
+"""Names of the cases that are measured; empty: all."""
+
+
 def attempt(case: Case, work: Callable[[], Case]) -> Case:
-    """`case` with what `work` measured, or with its error."""
+    """`case` with what `work` measured, or with its error; as it is where it was not chosen."""
+    if chosen and case["case"] not in chosen:
+        return {**case, "skipped": True}
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -104,33 +113,22 @@ def attention(scale: Scale) -> Iterator[Case]:
 
 
 def _float8_attention(scale: Scale, operations: int) -> Iterator[Case]:
-    shape = (1, scale.tokens, scale.heads, scale.head_width)
+    from wan_engine.families import attention8
 
-    def work(per_head: bool) -> Case:
-        from gpu_float8 import Float8Attention
-
-        query, key, value = (
-            torch.randn(shape, device=device(), dtype=torch.bfloat16) for _ in range(3)
-        )
-        run = Float8Attention(shape, per_head=per_head)
-        output = run(query, key, value)
-        few = slice(0, 256)
-        exact = torch.nn.functional.scaled_dot_product_attention(
-            *(part.transpose(1, 2).float() for part in (query[:, few], key, value))
-        ).transpose(1, 2)
-        error = (output[:, few].float() - exact).norm() / exact.norm()
-        took = seconds_of(lambda: run(query, key, value))
-        inner = seconds_of(lambda: run.attend(), 3, 1)
+    def work() -> Case:
+        error = attention8.check(scale.heads, scale.head_width, device())
+        shape = (1, scale.tokens, scale.heads, scale.head_width)
+        given = [torch.randn(shape, device=device(), dtype=torch.bfloat16) for _ in range(3)]
+        run = torch.compile(attention8.attention)
+        took = seconds_of(lambda: run(*given))
         return {
             "ms": took * 1e3,
             "tflops": operations / took / 1e12,
-            "kernel_ms": inner * 1e3,
-            "relative_error": float(error),
+            "relative_error": error,
+            "kernel": kernel_of(lambda: run(*given), 4),
         }
 
-    for per_head in (False, True):
-        name = "float8, a scale a head" if per_head else "float8, one scale"
-        yield attempt({"case": name}, lambda per_head=per_head: work(per_head))
+    yield attempt({"case": "float8"}, work)
 
 
 def kernel_of(work: Callable[[], Any], most: int = 1) -> str:
@@ -161,13 +159,6 @@ def flops_of_forward(scale: Scale, layers: int) -> float:
     return float(layers * (attend + matrices))
 
 
-def quantize(module: Any) -> None:
-    """float8, a scale a row, for the matrices of the blocks."""
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-    quantize_(module, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
-
-
 def block(scale: Scale) -> Iterator[Case]:
     """One transformer block: as it is, compiled, compiled with float8 matrices."""
     operations = flops_of_forward(scale, 1)
@@ -175,9 +166,9 @@ def block(scale: Scale) -> Iterator[Case]:
     def timed(*, float8: bool, compiled: bool, dynamic: bool | None, backend: str) -> Case:
         torch.compiler.reset()
         whole = transformer(scale, layers=1)
-        whole.set_attention_backend(backend)
+        set_attention(whole, backend, device())
         if float8:
-            quantize(whole.blocks)
+            convert_blocks(whole, device())
         if compiled:
             whole.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
         arguments = block_arguments(scale, whole)
@@ -202,9 +193,14 @@ def block(scale: Scale) -> Iterator[Case]:
         "eager, native": {"backend": "native"},
         "eager, cudnn": {"backend": cudnn},
         "compiled, dynamic": {"backend": cudnn, "compiled": True, "dynamic": True},
-        "compiled, float8": {"backend": cudnn, "compiled": True, "float8": True},
         "compiled, dynamic, float8": {
             "backend": cudnn,
+            "compiled": True,
+            "dynamic": True,
+            "float8": True,
+        },
+        "compiled, dynamic, float8 and its attention": {
+            "backend": "float8" if torch.cuda.is_available() else "native",
             "compiled": True,
             "dynamic": True,
             "float8": True,
@@ -223,9 +219,9 @@ def whole(scale: Scale) -> Iterator[Case]:
     def timed(*, compiled: bool, float8: bool) -> Case:
         torch.compiler.reset()
         model = transformer(scale)
-        model.set_attention_backend(cudnn)
+        set_attention(model, cudnn, device())
         if float8:
-            quantize(model.blocks)
+            convert_blocks(model, device())
         if compiled:
             model.compile_repeated_blocks(fullgraph=True, dynamic=True)
         arguments = forward_arguments(scale)
@@ -263,8 +259,7 @@ def decode(scale: Scale) -> Iterator[Case]:
 
     shape = (1, 16, min(_VAE_FRAMES, scale.latent_frames), scale.height // 8, scale.width // 8)
 
-    def timed(dtype: torch.dtype, *, channels_last: bool, benchmark: bool) -> Case:
-        torch.backends.cudnn.benchmark = benchmark
+    def timed(dtype: torch.dtype, *, channels_last: bool) -> Case:
         model = vae(scale, dtype)
         if channels_last:
             channels_last_3d(model)
@@ -291,26 +286,19 @@ def decode(scale: Scale) -> Iterator[Case]:
 
     for dtype in (torch.bfloat16, torch.float32):
         for channels_last in (False, True):
-            for benchmark in (False, True):
-                case = {
-                    "case": str(dtype).removeprefix("torch."),
-                    "channels_last": channels_last,
-                    "cudnn_benchmark": benchmark,
-                }
-                options = {"channels_last": channels_last, "benchmark": benchmark}
-                yield attempt(case, lambda d=dtype, o=options: timed(d, **o))
-    torch.backends.cudnn.benchmark = False
+            case = {"case": _name(dtype), "channels_last": channels_last}
+            yield attempt(case, lambda d=dtype, c=channels_last: timed(d, channels_last=c))
 
 
 def encode(scale: Scale) -> Iterator[Case]:
     """Encode of the condition: the image and mid-grey after it, as many frames as the clip has."""
     shape = (1, 3, scale.frames, scale.height, scale.width)
 
-    def timed(dtype: torch.dtype, frames: int, *, channels_last: bool) -> Case:
+    def timed(dtype: torch.dtype, *, channels_last: bool) -> Case:
         model = vae(scale, dtype)
         if channels_last:
             channels_last_3d(model)
-        pixels = torch.zeros(shape, device=device(), dtype=dtype)[:, :, :frames]
+        pixels = torch.zeros(shape, device=device(), dtype=dtype)
         pixels[:, :, 0].normal_()
         with torch.inference_mode():
             took = seconds_of(lambda: model.encode(pixels), 1, 1)
@@ -318,15 +306,12 @@ def encode(scale: Scale) -> Iterator[Case]:
 
     for dtype in (torch.bfloat16, torch.float32):
         for channels_last in (False, True):
-            case = {
-                "case": str(dtype).removeprefix("torch."),
-                "frames": scale.frames,
-                "channels_last": channels_last,
-            }
-            yield attempt(
-                case,
-                lambda d=dtype, c=channels_last: timed(d, scale.frames, channels_last=c),
-            )
+            case = {"case": _name(dtype), "channels_last": channels_last}
+            yield attempt(case, lambda d=dtype, c=channels_last: timed(d, channels_last=c))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # --- offload and loading -------------------------------------------------------------------------
@@ -340,9 +325,9 @@ def offload(scale: Scale) -> Iterator[Case]:
     def timed(*, streamed: bool, compiled: bool, float8: bool) -> Case:
         torch.compiler.reset()
         model = transformer(scale, layers)
-        model.set_attention_backend(cudnn)
+        set_attention(model, cudnn, device())
         if float8:
-            quantize(model.blocks)
+            convert_blocks(model, device())
         arguments = forward_arguments(scale)
         started = time.perf_counter()
         if streamed:
