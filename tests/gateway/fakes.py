@@ -19,6 +19,7 @@ class InstantBackend:
 
     def __init__(self, folder: Path, slots: int = 1) -> None:
         self.slots = slots
+        self.outlives = False
         self.rendered: list[str] = []
         self.stopped: list[str] = []
         self.requests: dict[str, object] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +13,23 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
 
-from wan_engine.gateway import runpod_door
+from wan_engine.gateway import health, runpod_door
 from wan_engine.gateway.backends import Backend, open_backend
 from wan_engine.gateway.context import Context, Door
 from wan_engine.gateway.database import open_database
 from wan_engine.gateway.dispatch import Dispatcher
-from wan_engine.gateway.guard import Guard, door_of
+from wan_engine.gateway.guard import Guard, Rules, door_of, refusal
 from wan_engine.gateway.jobs import Jobs
 from wan_engine.gateway.keys import Keys, RateLimit
-from wan_engine.gateway.links import PATH, Links
+from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import STATUS, Code, Problem
 from wan_engine.gateway.store import Store
+from wan_engine.gateway.sweep import sweep
+from wan_engine.gateway.webhooks import Webhooks
 from wan_engine.settings import VERSION, Settings
 
 log = logging.getLogger(__name__)
@@ -33,68 +37,99 @@ log = logging.getLogger(__name__)
 DOORS: tuple[Callable[[Context], Door], ...] = (runpod_door.door,)
 """Every hosted API that is served."""
 
+_EXPOSED = ("Retry-After", "Content-Range", "Accept-Ranges", "ETag")
+
 
 @dataclass
 class Gateway:
-    """What is open while the application runs: `context` for the doors, the rest to start and end
-    it."""
+    """What is open and at work, all but HTTP."""
 
     context: Context
+    doors: list[Door]
+    store: Store
     backend: Backend
-    dispatcher: Dispatcher
 
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, backend: Backend | None = None, metrics: Metrics | None = None
+    settings: Settings,
+    backend: Backend | None = None,
+    metrics: Metrics | None = None,
+    *,
+    webhook_again_seconds: float = 10.0,
 ) -> AsyncIterator[Gateway]:
-    """Everything but HTTP: at work inside, ended and stored after it. Raises
-    `ConfigurationError`."""
+    """At work inside of it; at its end, what runs is waited for or put back into the queue.
+
+    Raises `ConfigurationError`.
+    """
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
         store = Store(await stack.enter_async_context(open_database(settings)))
         jobs = Jobs(store, metrics, queue_max=settings.queue_max)
         await jobs.start()
-        secret = await store.fact("link secret", secrets.token_urlsafe(32))
-        context = Context(settings, jobs, Links(settings, secret), metrics)
-        dispatcher = Dispatcher(jobs, backend, metrics, settings)
+        links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
+        context = Context(settings, jobs, links, metrics, backend.waiting_for)
+        doors = [door(context) for door in DOORS]
         metrics.backend_ready(lambda: backend.waiting_for() is None)
         stack.push_async_callback(backend.close)
         await backend.start()
+        private = settings.allow_private_urls
+        webhooks = Webhooks(
+            jobs, store, metrics, allow_private=private, again_seconds=webhook_again_seconds
+        )
+        await stack.enter_async_context(_beside(webhooks.run(doors)))
+        await stack.enter_async_context(_beside(sweep(jobs, store, links, settings.keep_jobs_days)))
+        dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, backend, dispatcher)
+        yield Gateway(context, doors, store, backend)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` as a task, for as long as this is open."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_complain)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a part of the gateway has ended", exc_info=error)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP side of an open gateway."""
-    context = gateway.context
+    context, doors = gateway.context, gateway.doors
     settings = context.settings
-    doors = [door(context) for door in DOORS]
-    app = FastAPI(title="wan_engine gateway", version=VERSION)
+    app = FastAPI(title="wan_engine gateway", version=VERSION, docs_url="/docs", redoc_url=None)
     for door in doors:
         app.include_router(door.router)
-    _add_own_routes(app, gateway)
+    app.include_router(health.router(context, gateway.store))
     _add_refusals(app, doors)
-    app.add_middleware(
-        Guard,
-        doors=doors,
+    rules = Rules(
         keys=Keys(settings.api_keys),
         rate=RateLimit(settings.rate_limit),
-        metrics=context.metrics,
         max_bytes=settings.request_max_bytes,
+        public_url=settings.public_url,
+        origins=settings.cors_origins,
     )
+    app.add_middleware(Guard, doors=doors, rules=rules, metrics=context.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED,
+        )
     return app
-
-
-def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
-    links = gateway.context.links
-
-    @app.api_route(PATH + "/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-    async def result(name: str, expires: str = "", signature: str = "") -> Response:
-        return links.serve(name, expires, signature)
 
 
 _CODES: dict[int, Code] = {status: code for code, status in reversed(STATUS.items())}
@@ -105,13 +140,7 @@ def _add_refusals(app: FastAPI, doors: list[Door]) -> None:
 
     def refuse(request: Request, problem: Problem) -> JSONResponse:
         found = door_of(request.url.path, doors)
-        if found is None:
-            response = JSONResponse({"error": problem.message}, problem.status)
-        else:
-            response = found[0].refuse(problem)
-        if problem.retry_after_seconds is not None:
-            response.headers["Retry-After"] = str(problem.retry_after_seconds)
-        return response
+        return refusal(problem, found[0] if found else None)
 
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> JSONResponse:
@@ -127,8 +156,8 @@ def _add_refusals(app: FastAPI, doors: list[Door]) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first: Any = error.errors()[0]
-        where = first["loc"][-1]
-        return refuse(request, Problem("invalid_request", f'field "{where}": {first["msg"]}'))
+        sentence = f'field "{first["loc"][-1]}": {first["msg"]}'
+        return refuse(request, Problem("invalid_request", sentence))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

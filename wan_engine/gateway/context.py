@@ -33,6 +33,8 @@ class Context:
     jobs: Jobs
     links: Links
     metrics: Metrics
+    waiting_for: Callable[[], str | None]
+    """What rendering waits for, in words for the operator; None when it can begin."""
 
     def price(self, size: str, seconds: int) -> Decimal:
         """USD for a clip of `size` ("1280*720" or "1920*1080")."""

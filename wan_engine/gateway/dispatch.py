@@ -44,7 +44,7 @@ class Dispatcher:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
-        if self._runs:
+        if self._runs and not self._backend.outlives:
             log.info("waiting for %d jobs, %g s at most", len(self._runs), seconds)
             await asyncio.wait(self._runs, timeout=seconds)
         for run in self._runs:
@@ -105,6 +105,7 @@ class Dispatcher:
             begin=partial(self._jobs.begin, job.id),
             progress=partial(self._jobs.progress, job.id),
             remote=partial(self._jobs.remote, job.id),
+            leaving=lambda: self._closing,
         )
         return await self._backend.run(work)
 

@@ -49,6 +49,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=list(settings.trusted_proxies),
             timeout_graceful_shutdown=10,
+            timeout_keep_alive=75,  # longer than SDKs and proxies wait between two polls
             lifespan="off",
         )
         server = _Server(config, gateway)

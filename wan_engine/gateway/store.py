@@ -120,7 +120,7 @@ class Store:
             asked = asked.where(jobs.c.model == model)
         async with self._read() as connection:
             rows = (await connection.execute(asked.group_by(jobs.c.state))).all()
-        return {state: count for state, count, _ in rows}, sum(retries for *_, retries in rows)
+        return {state: count for state, count, _ in rows}, sum(int(retries) for *_, retries in rows)
 
     async def remove(self, job_ids: Collection[str]) -> None:
         async with self._write() as connection:

@@ -14,7 +14,8 @@ class Work:
     """One start of a job. `seconds` is how long it may run from its begin.
 
     `remote_id` is what an earlier start told `remote`. `begin` must be awaited when the work really
-    begins, with the worker's name if it has one; `progress` may be called at any time.
+    begins, with the worker's name if it has one; `progress` may be called at any time. `leaving`
+    tells, when the run is cancelled, whether the gateway ends and the job will be run again.
     """
 
     job_id: str
@@ -24,6 +25,7 @@ class Work:
     begin: Callable[[str | None], Awaitable[None]]
     progress: Callable[[Progress], None]
     remote: Callable[[str | None], Awaitable[None]]
+    leaving: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class WorkerLost(Exception):
 
 
 class Backend(Protocol):
-    """`run` may be called `slots` times at once."""
+    """`run` may be called `slots` times at once. What is rendered `outlives` this process, where
+    it goes on elsewhere and is found again by `Work.remote_id`."""
 
     slots: int
+    outlives: bool
 
     async def start(self) -> None:
         """Begin to get ready; returns at once."""

@@ -38,6 +38,7 @@ class LocalBackend:
         *,
         command: tuple[str, ...] = ("-m", "wan_engine.gateway.backends.engine_process"),
     ) -> None:
+        self.outlives = False
         self.slots = 2 if settings.prefetch else 1
         self._settings = settings
         self._metrics = metrics
