@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -62,13 +63,28 @@ class Door:
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON, whatever its content type says. Raises `Problem`; the size was checked
-    before, and NaN, which is not JSON, is refused."""
+    """The body as JSON, whatever its content type says, its size checked before. Raises `Problem`,
+    also for NaN, which is not JSON. Halves of surrogate pairs become question marks, as no answer
+    could be encoded with them."""
     body = await request.body()
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body, parse_constant=_no_constant)
+        return _encodable(found) if _SURROGATE.search(body) else found
     except (ValueError, RecursionError):
         raise Problem("invalid_request", "The body is not valid JSON") from None
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
 
 
 def _no_constant(name: str) -> None:
