@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wan_engine.gateway.jobs import Job
+from wan_engine.gateway.job import Job
 from wan_engine.gateway.oxen import models, wire
 from wan_engine.pricing import HOSTED_PRICES
 from wan_engine.schema import SEED_MAX, VideoRequest
@@ -51,6 +51,10 @@ def test_the_minimal_sample_is_five_seconds_at_1080p_with_an_expanded_prompt() -
     assert (found.shot_type, found.seed, found.audio) == ("single", -1, None)
 
 
+def test_the_first_frame_of_a_gif_is_taken() -> None:
+    assert request().first_frame is True
+
+
 @pytest.mark.parametrize("duration", [10, "10", 10.0])
 def test_a_duration_may_be_an_integral_string(duration: object) -> None:
     assert request(duration=duration).duration == 10
@@ -78,6 +82,7 @@ def test_what_is_passed_on_to_the_provider_is_honoured() -> None:
         shot_type="multi",
         enable_prompt_expansion=False,
         enable_safety_checker=False,
+        first_frame=True,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from wan_engine.gateway.jobs import Job, State
+from wan_engine.gateway.job import Job, State
 from wan_engine.schema import SEED_MAX
 
 MAX_GENERATIONS = 4
@@ -173,6 +173,7 @@ class VideoParameters(BaseModel):
             "seed": seed,
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
+            "first_frame": True,  # the page takes GIF
         }
 
 
