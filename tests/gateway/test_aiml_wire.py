@@ -31,9 +31,13 @@ def job(**values: Any) -> Job:
         "owner": "ann",
         "state": "queued",
         "payload": SAMPLE,
-        "request": {},
-        "options": {},
+        "base_url": "http://127.0.0.1",
+        "webhook": None,
+        "run_seconds": None,
+        "ttl_seconds": 86_400,
         "created_ms": 1_767_718_000_000,
+        "queued_ms": 1_767_718_000_000,
+        "expires_ms": 1_767_804_400_000,
     }
     return Job(**{**known, **values})
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wan_engine.gateway.job import Job
-from wan_engine.gateway.oxen import models, wire
+from wan_engine.gateway.oxen import models, parameters, wire
 from wan_engine.pricing import HOSTED_PRICES
 from wan_engine.schema import SEED_MAX, VideoRequest
 
@@ -29,15 +29,19 @@ def job(**values: Any) -> Job:
         "owner": "ann",
         "state": "queued",
         "payload": SAMPLE,
-        "request": {},
-        "options": {},
+        "base_url": "http://127.0.0.1",
+        "webhook": None,
+        "run_seconds": None,
+        "ttl_seconds": 86_400,
         "created_ms": 1_775_091_431_900,
+        "queued_ms": 1_775_091_431_900,
+        "expires_ms": 1_775_177_831_900,
     }
     return Job(**{**known, **values})
 
 
 def request(**changes: Any) -> VideoRequest:
-    return VideoRequest.parse(wire.parse({**SAMPLE, **changes}).fields())
+    return VideoRequest.parse(parameters.parse({**SAMPLE, **changes}).fields())
 
 
 # --- requests ------------------------------------------------------------------------------------
@@ -117,32 +121,58 @@ def test_null_is_absent() -> None:
     ],
 )
 def test_a_wrong_parameter_is_named(name: str, value: object, why: str) -> None:
-    with pytest.raises(wire.ProviderError) as refused:
-        wire.parse({**SAMPLE, name: value})
+    with pytest.raises(parameters.ProviderError) as refused:
+        parameters.parse({**SAMPLE, name: value})
     assert str(refused.value) == f"Getting model response error: 422 - {why}"
 
 
 def test_several_generations_with_a_seed_are_several_clips() -> None:
-    seeded = wire.parse({**SAMPLE, "seed": SEED_MAX})
+    seeded = parameters.parse({**SAMPLE, "seed": SEED_MAX})
     assert [seeded.fields(number)["seed"] for number in range(3)] == [SEED_MAX, 0, 1]
-    assert wire.parse(SAMPLE).fields(3)["seed"] == -1
+    assert parameters.parse(SAMPLE).fields(3)["seed"] == -1
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 1), (1, 1), (4, 4), ("3", 3), (2.0, 2)])
 def test_one_to_four_generations(asked: object, expected: int) -> None:
-    assert wire.number_of_generations({"num_generations": asked}) == expected
+    assert parameters.number_of_generations({"num_generations": asked}) == expected
 
 
 @pytest.mark.parametrize("asked", [0, 5, -1, "many", 1.5, True, [], {}])
 def test_other_numbers_of_generations_are_none(asked: object) -> None:
-    assert wire.number_of_generations({"num_generations": asked}) is None
+    assert parameters.number_of_generations({"num_generations": asked}) is None
 
 
 def test_a_video_comes_as_a_link_or_inline() -> None:
-    assert wire.response_format({}) == "url"
-    assert wire.response_format({"response_format": "b64_json"}) == "b64_json"
-    with pytest.raises(wire.ProviderError, match="'url' or 'b64_json'"):
-        wire.response_format({"response_format": "mp4"})
+    assert parameters.response_format({}) == "url"
+    assert parameters.response_format({"response_format": "b64_json"}) == "b64_json"
+    with pytest.raises(parameters.ProviderError, match="'url' or 'b64_json'"):
+        parameters.response_format({"response_format": "mp4"})
+
+
+# --- what is kept to be shown again --------------------------------------------------------------
+
+
+def test_what_was_submitted_is_kept_as_it_was() -> None:
+    body = {**SAMPLE, "duration": "10", "seed": 1, "tags": ["a", {"b": None}], "x": 1.5}
+    assert wire.submitted(body) == body
+
+
+def test_a_picture_in_a_data_uri_is_kept_by_its_begin() -> None:
+    uri = "data:image/png;base64," + "A" * 1_000_000
+    kept = wire.submitted({"input_image": uri, "input_images": [uri]})
+    assert kept == {"input_image": uri[:64] + "...", "input_images": [uri[:64] + "..."]}
+
+
+def test_what_is_kept_is_small_and_can_be_written() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    body = {"prompt": "x" * 10**6, "deep": deep, "infinite": float("inf"), "y" * 10**6: 1}
+    body |= {f"key {count}": "z" * 3000 for count in range(100)}
+    kept = wire.submitted(body)
+    assert len(json.dumps(kept, allow_nan=False)) < 40_000
+    assert kept["prompt"] == "x" * 4000 + "..."
+    assert {"deep", "infinite"}.isdisjoint(kept)
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -205,7 +235,8 @@ def test_states_have_this_api_s_names(state: Any, status: str) -> None:
 
 def test_the_event_of_a_finished_clip_is_compact_and_ends_its_lines_with_lf() -> None:
     wired = wire.event(job(state="completed"), "https://example.com/v.mp4")
-    assert wired == (
+    assert wired is not None
+    assert wired.decode() == (
         "event: media_generation_completed\n"
         f'data: {{"generation_id":"{ID}","status":"succeeded","media_type":"video",'
         '"model":"wan-v2-6-image-to-video","url":"https://example.com/v.mp4"}\n\n'
@@ -215,8 +246,8 @@ def test_the_event_of_a_finished_clip_is_compact_and_ends_its_lines_with_lf() ->
 def test_the_event_of_a_failure_has_the_error_and_no_model() -> None:
     wired = wire.event(job(state="failed", error="no\r\nroom \u2028"), None)
     assert wired is not None
-    lines = wired.split("\n")
-    assert len(lines) == 4 and "\r" not in wired
+    lines = wired.decode().split("\n")
+    assert len(lines) == 4 and b"\r" not in wired
     assert json.loads(lines[1].removeprefix("data: ")) == {
         "generation_id": ID,
         "status": "failed",
@@ -303,7 +334,7 @@ def test_models_are_found_by_a_part_of_their_name() -> None:
 
 def test_the_schema_that_is_shown_and_the_one_that_is_checked_agree() -> None:
     shown = models.MODELS[models.IMAGE_TO_VIDEO].schema
-    checked = wire.VideoParameters.model_json_schema()
+    checked = parameters.VideoParameters.model_json_schema()
     assert checked["required"] == shown["required"]
     for name, field in shown["properties"].items():
         assert name in checked["properties"]

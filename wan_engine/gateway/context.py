@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,6 +20,8 @@ from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 from wan_engine.pricing import cost
 from wan_engine.settings import Settings
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Door:
-    """One hosted API: `prefixes` are the paths that are its own, `refuse` is how it says no.
+    """One hosted API: `prefixes` are the paths that are its own, `refuse` is how it says no, told
+    the path that was asked for.
 
     `max_bytes` gives the largest body by the rest of a path after the prefix, where the API has
     limits of its own; `webhook_body` what a finished job's webhook is told.
@@ -56,17 +60,21 @@ class Door:
     name: str
     prefixes: tuple[str, ...]
     router: APIRouter
-    refuse: Callable[[Problem], JSONResponse]
+    refuse: Callable[[Problem, str], JSONResponse]
     max_bytes: Callable[[str], int | None] = lambda path: None
     webhook_body: Callable[[Job, dict[str, Any]], dict[str, Any]] | None = None
 
 
 async def read_json(request: Request) -> Any:
     """The body as JSON, whatever its content type says. Raises `Problem`; the size was checked
-    before, and NaN, which is not JSON, is refused."""
+    before, and NaN, which is not JSON, is refused. Text in it can be stored and sent again."""
     body = await request.body()
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
+        if _SURROGATE.search(body):  # half of a pair is no text, and no answer could repeat it
+            text = json.dumps(found, ensure_ascii=False)
+            found = json.loads(text.encode("utf-8", "replace"))
+        return found
     except (ValueError, RecursionError):
         raise Problem("invalid_request", "The body is not valid JSON") from None
 

@@ -8,14 +8,16 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import JSONResponse, Response
 
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import Job, NewJob, State
-from wan_engine.gateway.oxen import models, pages, wire
+from wan_engine.gateway.oxen import models, pages, parameters, wire
 from wan_engine.gateway.problems import Code, Problem
 from wan_engine.pricing import HOSTED_PRICES
 
@@ -26,8 +28,6 @@ KEEP_ALIVE_SECONDS = 15.0
 """How long the stream of events is silent at most."""
 
 _WAIT_SECONDS = 2.0  # between looks at whether the caller of the sync route is still there
-_INLINE = "data:"
-_SHOWN_DATA_URI_CHARACTERS = 64
 _KINDS: Mapping[Code, str] = {
     "unauthenticated": "unauthenticated",
     "not_found": "resource_not_found",
@@ -56,7 +56,7 @@ def door(context: Context) -> Door:
     return Door(NAME, PREFIXES, router, refuse)
 
 
-def refuse(problem: Problem, request: Request) -> JSONResponse:
+def refuse(problem: Problem, _path: str) -> JSONResponse:
     """This API's answer to what the gateway refuses."""
     kind = _KINDS.get(problem.code, "invalid_params")
     detail = None if kind in ("unauthenticated", "resource_not_found") else problem.message
@@ -84,14 +84,6 @@ async def _asked(request: Request) -> tuple[str, dict[str, Any]]:
     return name, body
 
 
-def _echo(value: object) -> object:
-    """A submitted value as it is shown again: a picture in a data URI is not sent at every poll."""
-    if isinstance(value, str) and value[: len(_INLINE)].lower() == _INLINE:
-        cut = value[:_SHOWN_DATA_URI_CHARACTERS]
-        return cut if cut == value else f"{cut}..."
-    return [_echo(one) for one in value] if isinstance(value, list) else value
-
-
 class _Videos:
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -101,18 +93,18 @@ class _Videos:
         else knows of it."""
         try:
             model, body = await _asked(request)
-            given = wire.response_format(body)
-            parameters = wire.parse(body)
+            given = parameters.response_format(body)
+            wanted = parameters.parse(body)
         except _Refused as refused:
             return refused.answer
-        except wire.ProviderError as error:
+        except parameters.ProviderError as error:
             return JSONResponse(wire.message(str(error)), 400)
         new = NewJob(
             id=str(uuid.uuid4()),
             door=NAME,
             model=model,
             owner=request.state.owner,
-            request=parameters.fields(),
+            request=wanted.fields(),
             base_url=self._context.base_url(request),
             payload={"waited_for": True},
         )
@@ -121,7 +113,7 @@ class _Videos:
         if job.state != "completed":
             why = job.error or "The generation was stopped"
             status = 400 if job.callers_fault else 500
-            sentence = wire.provider_error(why, 422 if job.callers_fault else 500)
+            sentence = parameters.provider_error(why, 422 if job.callers_fault else 500)
             return JSONResponse(wire.message(sentence), status)
         return JSONResponse(
             wire.videos(model, job.created_ms // 1000, await self._video(job, given))
@@ -131,13 +123,14 @@ class _Videos:
         """The job once it has ended, or as it is when the gateway is about to."""
         jobs = self._context.jobs
         while not (job := await jobs.wait(job, _WAIT_SECONDS)).final:
-            if jobs.closed:
-                raise Problem("unavailable", "The server is restarting, please ask again")
-            if await request.is_disconnected():
-                return await jobs.cancel(job)
+            closed = jobs.closed
+            if closed or await request.is_disconnected():
+                job = await jobs.cancel(job)
+            if closed and not job.final:
+                raise Problem("unavailable", "The server is about to end, please ask again")
         return job
 
-    async def _video(self, job: Job, given: wire.ResponseFormat) -> dict[str, str]:
+    async def _video(self, job: Job, given: parameters.ResponseFormat) -> dict[str, str]:
         if given == "url":
             return {"url": self._context.links.url(job)}
         data = await self._context.links.read(job)
@@ -155,15 +148,17 @@ class _Queue:
             model, body = await _asked(request)
         except _Refused as refused:
             return refused.answer
-        number = wire.number_of_generations(body)
+        number = parameters.number_of_generations(body)
         if number is None:
-            sentence = f"num_generations must be an integer between 1 and {wire.MAX_GENERATIONS}"
+            sentence = (
+                f"num_generations must be an integer between 1 and {parameters.MAX_GENERATIONS}"
+            )
             return JSONResponse(wire.message(sentence), 400)
         refused_for, requests = None, [dict[str, Any]()] * number
         try:
-            parameters = wire.parse(body)
-            requests = [parameters.fields(count) for count in range(number)]
-        except wire.ProviderError as error:
+            wanted = parameters.parse(body)
+            requests = [wanted.fields(count) for count in range(number)]
+        except parameters.ProviderError as error:
             refused_for = str(error)
         new = [
             NewJob(
@@ -173,7 +168,7 @@ class _Queue:
                 owner=request.state.owner,
                 request=fields,
                 base_url=self._context.base_url(request),
-                payload={key: _echo(value) for key, value in body.items()},
+                payload=wire.submitted(body),
                 refused=refused_for,
             )
             for fields in requests
@@ -192,11 +187,11 @@ class _Queue:
         folder: str | None = Query(None, description="No repositories here: matches nothing."),
     ) -> JSONResponse:
         """The caller's generations, the newest first."""
-        wanted = _states(status)
-        if repo or folder or media_type not in (None, "", "video"):
+        wanted, owner = _states(status), request.state.owner
+        elsewhere = repo or folder or media_type not in (None, "", "video")
+        if elsewhere or (model and model not in models.MODELS):
             return JSONResponse(wire.generations([]))
-        owner = request.state.owner
-        found = await self._context.jobs.list(NAME, owner, states=wanted, model=model or None)
+        found = await self._context.jobs.of_owner(NAME, owner, states=wanted, model=model or None)
         shown = [
             self._shown(job)
             for job in found
@@ -215,33 +210,21 @@ class _Queue:
         await self._context.jobs.cancel(job)
         return JSONResponse(wire.cancelled(job.id))
 
-    async def events(self, request: Request) -> StreamingResponse:
+    async def events(self, request: Request) -> EventSourceResponse:
         """A stream of the caller's generations as they end, the last minute's first."""
-        return StreamingResponse(
+        return EventSourceResponse(
             self._stream(request.state.owner),
-            media_type="text/event-stream",
-            # Proxies such as nginx would collect events before they send them on.
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            ping=KEEP_ALIVE_SECONDS,
+            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+            sep="\n",
         )
 
-    async def _stream(self, owner: str) -> AsyncIterator[str]:
+    async def _stream(self, owner: str) -> AsyncIterator[bytes]:
         async with aclosing(self._context.jobs.events(owner)) as changes:
-            following = asyncio.ensure_future(anext(changes, None))
-            try:
-                while True:
-                    done, _ = await asyncio.wait([following], timeout=KEEP_ALIVE_SECONDS)
-                    if not done:
-                        yield ": keep-alive\n\n"
-                        continue
-                    if (job := following.result()) is None:
-                        return
-                    following = asyncio.ensure_future(anext(changes, None))
-                    if job.door == NAME and _in_queue(job):
-                        if event := wire.event(job, self._url(job)):
-                            yield event
-            finally:
-                following.cancel()
-                await asyncio.wait([following])
+            async for job in changes:
+                ours = job.door == NAME and _in_queue(job)
+                if ours and (event := wire.event(job, self._url(job))) is not None:
+                    yield event
 
     async def _found(self, request: Request, generation_id: str) -> Job:
         job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
@@ -273,7 +256,8 @@ def _states(status: str | None) -> list[State]:
 
 class _Models:
     def __init__(self, context: Context) -> None:
-        self._prices = {**HOSTED_PRICES, **context.settings.prices}
+        self._prices: dict[str, Decimal] = {**HOSTED_PRICES}
+        self._prices.update(context.settings.prices.items())
         self._created = int(time.time())
 
     async def all(self, search: str = Query("", description="A part of a name.")) -> JSONResponse:

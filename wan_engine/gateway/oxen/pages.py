@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from wan_engine.gateway.oxen import models, wire
+from sse_starlette import EventSourceResponse
+
+from wan_engine.gateway.oxen import models, parameters, wire
 
 _ID = "bb8f5eb7-361e-4e13-ab73-67457bc8057e"
 _MODEL = models.IMAGE_TO_VIDEO
@@ -78,12 +80,12 @@ def _answer(description: str, schema: dict[str, Any], example: object) -> dict[s
 
 def _body(**more: dict[str, Any]) -> dict[str, Any]:
     """The body of a request: the model, its parameters, and what the route adds to them."""
-    parameters = wire.VideoParameters.model_json_schema()
+    known = parameters.VideoParameters.model_json_schema()
     model = {"type": "string", "enum": list(models.MODELS)}
     schema = {
-        **parameters,
-        "required": ["model", *parameters["required"]],
-        "properties": {"model": model, **parameters["properties"], **more},
+        **known,
+        "required": ["model", *known["required"]],
+        "properties": {"model": model, **known["properties"], **more},
     }
     content = {"application/json": {"schema": schema, "example": _SAMPLE}}
     return {"requestBody": {"required": True, "content": content}}
@@ -134,7 +136,7 @@ GENERATE: dict[str, Any] = {
         400: _answer(
             "A parameter is wrong",
             _ERROR,
-            wire.message(wire.provider_error("duration: Input should be 5, 10 or 15")),
+            wire.message(parameters.provider_error("duration: Input should be 5, 10 or 15")),
         ),
         **_REFUSALS,
     },
@@ -146,7 +148,7 @@ ENQUEUE: dict[str, Any] = {
         num_generations={
             "type": "integer",
             "minimum": 1,
-            "maximum": wire.MAX_GENERATIONS,
+            "maximum": parameters.MAX_GENERATIONS,
             "default": 1,
         },
         target_namespace={"type": "string"},
@@ -233,6 +235,7 @@ CANCEL: dict[str, Any] = {
 EVENTS: dict[str, Any] = {
     "operation_id": "oxen_events",
     "summary": "Generations as they end",
+    "response_class": EventSourceResponse,
     "responses": {
         200: {
             "description": "Server-sent events, without end. Cancelled generations have none.",
