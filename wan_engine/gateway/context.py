@@ -21,8 +21,6 @@ from wan_engine.gateway.problems import Problem
 from wan_engine.pricing import cost
 from wan_engine.settings import Settings
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
 
 @dataclass(frozen=True)
 class Context:
@@ -66,17 +64,28 @@ class Door:
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON, whatever its content type says. Raises `Problem`; the size was checked
-    before, and NaN, which is not JSON, is refused. Text in it can be stored and sent again."""
+    """The body as JSON, whatever its content type says, its size checked before. Raises `Problem`,
+    also for NaN, which is not JSON. Halves of surrogate pairs become question marks, as no answer
+    could be encoded with them."""
     body = await request.body()
     try:
         found = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
-        if _SURROGATE.search(body):  # half of a pair is no text, and no answer could repeat it
-            text = json.dumps(found, ensure_ascii=False)
-            found = json.loads(text.encode("utf-8", "replace"))
-        return found
+        return _encodable(found) if _SURROGATE.search(body) else found
     except (ValueError, RecursionError):
         raise Problem("invalid_request", "The body is not valid JSON") from None
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
 
 
 def _no_constant(name: str) -> None:

@@ -63,7 +63,7 @@ class Job:
     The request is not in it, as it may be megabytes: `Jobs.request(id)`. `result` is
     `VideoResult.output()`; its URLs may be `file:` ones, so give callers `Links.url(job)`.
     `error` is the sentence for the caller, `error_code` a code of `wan_engine.errors`.
-    `progress` and `worker` are known while the job runs here, and not kept.
+    `progress` is known while the job runs, and not kept.
     """
 
     id: str
@@ -87,8 +87,8 @@ class Job:
     starts: int = 0
     retries: int = 0
     remote_id: str | None = None
-    progress: Progress | None = None
     worker: str | None = None
+    progress: Progress | None = None
 
     @property
     def final(self) -> bool:

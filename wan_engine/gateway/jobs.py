@@ -155,8 +155,8 @@ class Jobs:
         return self._now(job)
 
     def events(self, owner: str) -> AsyncGenerator[Job]:
-        """This owner's jobs at each change of state, from now on until the gateway ends; before
-        that those that have ended within the last minute."""
+        """This owner's jobs at each change of state, from the first step on until the gateway ends;
+        before that those that had ended within the minute before this call."""
         since = now_ms() - REPLAY_SECONDS * 1000
         ended = [job for job in self._recent.values() if (job.finished_ms or 0) >= since]
         return self._events.of(owner, [job for job in ended if job.owner == owner])
@@ -190,7 +190,9 @@ class Jobs:
         """The work has begun."""
 
         def begun(job: Job) -> Job:
-            return replace(job, state="running", started_ms=now_ms(), worker=worker)
+            return replace(
+                job, state="running", started_ms=now_ms(), worker=(worker or "")[:64] or None
+            )
 
         await self._move(job_id, _QUEUED, begun)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,22 +13,26 @@ import uvicorn
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
-from wan_engine.gateway.backends import open_backend
+from wan_engine.gateway.backends import Backend, open_backend
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 
+OpenBackend = Callable[[Settings, Metrics, Callable[[str], None]], Backend]
 
-def serve(settings: Settings, host: str, port: int) -> None:
+
+def serve(
+    settings: Settings, host: str, port: int, open_backend: OpenBackend = open_backend
+) -> None:
     """Until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     if not settings.api_keys and not _is_loopback(host):
         raise ConfigurationError(
             f"Without keys the gateway listens on this machine only, not on {host}: make a key "
             "with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
         )
-    asyncio.run(_serve(settings, host, port))
+    asyncio.run(_serve(settings, host, port, open_backend))
 
 
-async def _serve(settings: Settings, host: str, port: int) -> None:
+async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBackend) -> None:
     fatal: list[str] = []
     server: _Server | None = None
 

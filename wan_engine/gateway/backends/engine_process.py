@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -108,7 +109,7 @@ def _lines(out: BinaryIO) -> Tell:
     return tell
 
 
-def main() -> None:
+def main(open_engine: Callable[[Settings], Engine] = Engine) -> None:
     """Serve one gateway, and end with it."""
     # What libraries print must not get between the answers: stdout becomes stderr for all of them.
     out = os.fdopen(os.dup(1), "wb")
@@ -121,24 +122,24 @@ def main() -> None:
     layout = logs.RedactingFormatter("%(levelname)-7s| %(message)s", logs.secrets_of(settings))
     logs.set_up(settings, logging.StreamHandler(), layout)
     logging.getLogger("wan_engine.prompts.text").setLevel(logging.WARNING)
-    started = threading.Thread(target=_start, args=(settings, tell), daemon=True)
-    started.start()
-    process: EngineProcess | None = None
+    # Read beside the start, which may take minutes, so that the end of the gateway is seen then too.
+    orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(orders,), daemon=True).start()
+    process = EngineProcess(_started(open_engine, settings, tell), tell)
+    while True:
+        process.obey(orders.get())
+
+
+def _read(orders: queue.SimpleQueue[Any]) -> None:
     for line in sys.stdin.buffer:
-        order = json.loads(line)
-        if process is None:  # no order comes before "ready" was told
-            process = EngineProcess(_engines[0], tell)
-        process.obey(order)
+        orders.put(json.loads(line))
     os._exit(0)  # the gateway has closed the pipe, or is dead: nobody waits for what runs here
 
 
-_engines: list[Engine] = []
-
-
-def _start(settings: Settings, tell: Tell) -> None:
+def _started(open_engine: Callable[[Settings], Engine], settings: Settings, tell: Tell) -> Engine:
     startup = Startup()
     try:
-        engine = Engine(settings)
+        engine = open_engine(settings)
         startup.done("choice")
         engine.start(startup)
     except EngineError as error:
@@ -148,8 +149,8 @@ def _start(settings: Settings, tell: Tell) -> None:
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
-    _engines.append(engine)
     tell({"told": "ready", "model": engine.spec.name})
+    return engine
 
 
 if __name__ == "__main__":

@@ -127,7 +127,12 @@ class LocalBackend:
     async def _one_life(self) -> None:
         self._metrics.engine_started()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *self._command, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE
+            sys.executable,
+            *self._command,
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=_LONGEST_LINE,
+            start_new_session=True,  # what a terminal sends to end the gateway is not for it
         )
         self._process = process
         try:

@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("starts", sa.Integer, nullable=False),
         sa.Column("retries", sa.Integer, nullable=False),
         sa.Column("remote_id", sa.String(128)),
+        sa.Column("worker", sa.String(64)),
     )
     op.create_index("jobs_by_owner", "jobs", ["door", "owner", "created_ms"])
     op.create_index("jobs_by_state", "jobs", ["state", "finished_ms"])
