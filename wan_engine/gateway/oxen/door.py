@@ -224,7 +224,7 @@ class _Queue:
             async for job in changes:
                 ours = job.door == NAME and _in_queue(job)
                 if ours and (event := wire.event(job, self._url(job))) is not None:
-                    yield event
+                    yield event + wire.PADDING
 
     async def _found(self, request: Request, generation_id: str) -> Job:
         job = await self._context.jobs.find(NAME, request.state.owner, generation_id)

@@ -9,6 +9,9 @@ from typing import Any
 from wan_engine.gateway.job import Job, State
 
 EVENT = "media_generation_completed"
+PADDING = b": " + b" " * 4096 + b"\n\n"
+"""A comment that follows each event. The documented client reads the stream with awk; mawk, which
+that is on Debian and Ubuntu, sees nothing of a pipe until it has 4096 bytes of it."""
 
 STATUS: Mapping[State, str] = {
     "queued": "queued",
