@@ -326,7 +326,8 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
     """Make an API key for the gateway; it is shown this once, and only its hash is kept."""
     from wan_engine.gateway import keys
 
-    made, entry = keys.new_entry(name)
+    with _failing_clearly():
+        made, entry = keys.new_entry(name)
     err.print("Add the second line to WAN_API_KEYS; give the first to the caller.")
     print(made)
     print(entry)

@@ -142,21 +142,26 @@ def test_a_failed_job_can_be_retried_and_begins_anew(serve: Serve) -> None:
     asyncio.run(line())
 
 
-@pytest.mark.parametrize("prompt", ["hang", "Leaves sway"])
-def test_a_job_ends_when_its_time_is_over(serve: Serve, prompt: str) -> None:
-    """Running or waiting."""
-
+def test_a_waiting_job_ends_when_its_time_is_over(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
             first = await submitted(served)
-            job = first if prompt == "hang" else await submitted(served, prompt)
-            late = await submitted(served, prompt, ttl_seconds=0.05)
-            job = await ended(served, late)
-            assert (job.state, job.error_code) == ("expired", "deadline_exceeded")
+            late = await ended(served, await submitted(served, ttl_seconds=0.05))
+            assert (late.state, late.error_code) == ("expired", "deadline_exceeded")
             served.backend.release()
             assert (await ended(served, first)).state == "completed"
-            assert late.id not in served.backend.rendered
+            assert served.backend.rendered == [first.id]
+
+    asyncio.run(line())
+
+
+def test_a_running_job_is_stopped_when_its_time_is_over(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            late = await ended(served, await submitted(served, "hang", ttl_seconds=0.2))
+            assert late.state == "expired" and late.started_ms is not None
+            await eventually(lambda: served.backend.stopped == [late.id])
 
     asyncio.run(line())
 

@@ -132,7 +132,7 @@ def _url(settings: Settings) -> sa.URL:
     try:
         url = sa.make_url(settings.database_url)
         driver = _DRIVERS.get(url.drivername, url.drivername)
-        if driver not in _DRIVERS.values():
+        if driver not in _DRIVERS.values() or url.database in (None, "", ":memory:"):
             raise ArgumentError(driver)
         return url.set(drivername=driver)
     except (ArgumentError, NoSuchModuleError, ValueError):
@@ -159,6 +159,8 @@ async def _file_lock(path: Path) -> AsyncIterator[None]:
     """The system frees it when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Prompts and the secret of the links are in it: for its owner alone.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         held = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigurationError(

@@ -122,7 +122,7 @@ def main(open_engine: Callable[[Settings], Engine] = Engine) -> None:
     layout = logs.RedactingFormatter("%(levelname)-7s| %(message)s", logs.secrets_of(settings))
     logs.set_up(settings, logging.StreamHandler(), layout)
     logging.getLogger("wan_engine.prompts.text").setLevel(logging.WARNING)
-    # Read beside the start, which may take minutes, so that the end of the gateway is seen then too.
+    # Read beside the start, which may take minutes: the end of the gateway is seen then too.
     orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
     process = EngineProcess(_started(open_engine, settings, tell), tell)
