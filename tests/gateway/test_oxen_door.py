@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 import uuid
+from collections.abc import Callable
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 from httpx import Response
 
-from tests.gateway.conftest import Serve, Served, eventually
+from tests.gateway.conftest import Listening, Serve, Served, eventually
 from tests.gateway.fakes import CLIP
 from wan_engine.gateway.keys import new_entry
 
@@ -446,3 +449,20 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
             assert_message(answer, 404, "Model not found: bad-model-name")
 
     asyncio.run(line())
+
+
+# --- a caller that goes away ---------------------------------------------------------------------
+
+
+def test_a_caller_that_goes_away_ends_the_work(listen: Callable[..., Listening]) -> None:
+    here = listen()
+    connection = HTTPConnection(here.url.removeprefix("http://"), timeout=10)
+    connection.request("POST", GENERATE, json.dumps({**SAMPLE, "prompt": "hang"}))
+    deadline = time.monotonic() + 10
+    while not here.backend.requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    connection.close()
+    while not here.backend.stopped:
+        assert time.monotonic() < deadline, "the work goes on"
+        time.sleep(0.05)

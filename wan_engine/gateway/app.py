@@ -28,6 +28,7 @@ from wan_engine.gateway.jobs import Jobs
 from wan_engine.gateway.keys import Keys, RateLimit
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.openapi import DescribedApp
 from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.problems import STATUS, Code, Problem
 from wan_engine.gateway.store import Store
@@ -115,7 +116,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP side of an open gateway."""
     context, doors = gateway.context, gateway.doors
     settings = context.settings
-    app = FastAPI(title="wan_engine gateway", version=VERSION, docs_url="/docs", redoc_url=None)
+    app = DescribedApp(
+        [door.router for door in doors],
+        title="wan_engine gateway",
+        version=VERSION,
+        docs_url="/docs",
+        redoc_url=None,
+    )
     # Only so that the document says it: the guard has looked at the key before.
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
     for door in doors:
