@@ -140,7 +140,9 @@ class Process:
 
 
 @contextmanager
-def gateway_process(folder: Path, port: int, **environment: str) -> Iterator[Process]:
+def gateway_process(
+    folder: Path, port: int, program: str = "serve_fake", **environment: str
+) -> Iterator[Process]:
     """Started and answering; killed at the end if it still runs."""
     values = {
         "PATH": "/usr/bin:/bin",
@@ -149,7 +151,7 @@ def gateway_process(folder: Path, port: int, **environment: str) -> Iterator[Pro
         "WAN_SHUTDOWN_SECONDS": "0.2",
         **environment,
     }
-    command = [sys.executable, "-m", "tests.gateway.serve_fake", str(port)]
+    command = [sys.executable, "-m", f"tests.gateway.{program}", str(port)]
     with (folder / "gateway.log").open("ab") as log:
         popen = subprocess.Popen(command, env=values, cwd=folder, stdout=log, stderr=log)
     process = Process(f"http://127.0.0.1:{port}", popen)

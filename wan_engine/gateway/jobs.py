@@ -269,8 +269,6 @@ class Jobs:
         moved = await self._move(job.id, _UNFINISHED, ended)
         if moved is None:
             return await self.get(job.id) or job
-        self._queue.pop(job.id, None)
-        self._metrics.ended(moved)
         if state == "completed" and (took := moved.execution_ms) is not None:
             self._run_seconds += (took / 1000 - self._run_seconds) / 5
         stop = self._stops.pop(job.id, None)
@@ -311,7 +309,9 @@ class Jobs:
     def _changed(self, job: Job, *, told: bool = True) -> None:
         if job.final:
             self._live.pop(job.id, None)
+            self._queue.pop(job.id, None)
             self._remember(job)
+            self._metrics.ended(job)
         else:
             self._recent.pop(job.id, None)
             self._live[job.id] = job

@@ -57,8 +57,6 @@ class Metrics:
 
     def accepted(self, job: Job) -> None:
         self._accepted.labels(job.door).inc()
-        if job.final:
-            self.ended(job)
 
     def ended(self, job: Job) -> None:
         self._ended.labels(job.door, job.state).inc()

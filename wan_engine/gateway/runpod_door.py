@@ -9,10 +9,11 @@ from __future__ import annotations
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import WithJsonSchema
 from starlette.responses import JSONResponse
 
 from wan_engine.gateway.context import Context, Door, read_json
@@ -42,7 +43,15 @@ _STATUS: Mapping[State, str] = {
 
 _WAITING: tuple[State, ...] = ("queued",)
 
-Wait = Query(default=None, description="How long to wait for the end, in ms: 1000 to 300000.")
+# Checked by hand, as a number that is out of range is taken for the nearest.
+Wait = Annotated[
+    str | None,
+    Query(description="How long to wait for the end, in ms."),
+    WithJsonSchema({"type": "integer", "minimum": _WAIT_MS[0], "maximum": _WAIT_MS[1]}),
+]
+Endpoint = Annotated[
+    str, Path(description="One of WAN_ENDPOINTS.", examples=["wan-2-6-i2v"], max_length=128)
+]
 
 
 def door(context: Context) -> Door:
@@ -87,13 +96,13 @@ class _Routes:
         router.post("/purge-queue", responses=PURGED)(self.purge_queue)
         router.get("/health", responses=HEALTH)(self.health)
 
-    async def run(self, endpoint: str, request: Request) -> JSONResponse:
+    async def run(self, endpoint: Endpoint, request: Request) -> JSONResponse:
         """Queue a job and answer at once."""
         job = await self._submit(endpoint, request, "")
         return JSONResponse({"id": job.id, "status": "IN_QUEUE"})
 
     async def runsync(
-        self, endpoint: str, request: Request, wait: str | None = Wait
+        self, endpoint: Endpoint, request: Request, wait: Wait = None
     ) -> JSONResponse:
         """Queue a job and wait for its end; a job that lasts longer is found by its `id`."""
         wait_seconds = _wait_seconds(wait)
@@ -102,19 +111,19 @@ class _Routes:
         bad = job.state == "failed" and job.callers_fault
         return JSONResponse(self._body(job), 400 if bad else 200)
 
-    async def status(self, endpoint: str, job_id: str, request: Request) -> JSONResponse:
+    async def status(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """A job as it is now."""
         return JSONResponse(self._body(await self._shown(endpoint, job_id, request)))
 
     async def status_sync(
-        self, endpoint: str, job_id: str, request: Request, wait: str | None = Wait
+        self, endpoint: Endpoint, job_id: str, request: Request, wait: Wait = None
     ) -> JSONResponse:
         """A job at its end, or as it is after `wait`."""
         wait_seconds = _wait_seconds(wait)
         job = await self._shown(endpoint, job_id, request)
         return JSONResponse(self._body(await self._context.jobs.wait(job, wait_seconds)))
 
-    async def stream(self, endpoint: str, job_id: str, request: Request) -> JSONResponse:
+    async def stream(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """What has come out since the last call: the output of a job is one part, given once."""
         job = await self._shown(endpoint, job_id, request)
         parts = []
@@ -125,18 +134,18 @@ class _Routes:
             self._streamed.popitem(last=False)
         return JSONResponse({"status": _STATUS[job.state], "stream": parts})
 
-    async def cancel(self, endpoint: str, job_id: str, request: Request) -> JSONResponse:
+    async def cancel(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """End a job that waits or runs; one that has ended stays as it is."""
         job = await self._shown(endpoint, job_id, request)
         return JSONResponse(_brief(await self._context.jobs.cancel(job)))
 
-    async def retry(self, endpoint: str, job_id: str, request: Request) -> JSONResponse:
+    async def retry(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """Queue a job again that has failed or timed out."""
         job = await self._context.jobs.retry(await self._found(endpoint, job_id, request))
         self._streamed.pop(job.id, None)
         return JSONResponse(_brief(job))
 
-    async def purge_queue(self, endpoint: str, request: Request) -> JSONResponse:
+    async def purge_queue(self, endpoint: Endpoint, request: Request) -> JSONResponse:
         """Cancel all of the caller's jobs that wait."""
         self._check(endpoint)
         jobs, owner = self._context.jobs, request.state.owner
@@ -145,7 +154,7 @@ class _Routes:
         removed = sum(job.state == "cancelled" for job in ended)
         return JSONResponse({"removed": removed, "status": "completed"})
 
-    async def health(self, endpoint: str) -> JSONResponse:
+    async def health(self, endpoint: Endpoint) -> JSONResponse:
         """How many jobs and workers there are."""
         self._check(endpoint)
         counts, retried = await self._context.jobs.counts(NAME, endpoint)
