@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,28 +27,39 @@ from tests.gateway.conftest import Listening
 from tests.gateway.fakes import CLIP
 from wan_engine.gateway.keys import new_entry
 
+README = Path(__file__).parents[2] / "README.md"
 SAMPLES = Path(__file__).parents[1] / "data" / "clients"
 NODE_PACKAGES = Path(__file__).parents[1] / "system" / "node_modules"
-HOSTED = {
-    "aiml": "https://api.aimlapi.com",
-    "oxen": "https://hub.oxen.ai",
-    "runpod": "https://api.runpod.ai",
-}
 KEY, ENTRY = new_entry("ann")
 SECONDS = 120.0
 
 Listen = Callable[..., Listening]
 
 
-def sample(name: str, url: str) -> str:
-    """A page's client, sent to `url` and with a key of the gateway."""
-    text = (SAMPLES / f"{name}.txt").read_text("utf-8")
-    host = HOSTED[name.partition(".")[0].partition("_")[0]]
-    assert host in text
-    text = text.replace("<YOUR_AIMLAPI_KEY>", KEY)
-    for prefix in ("/v2", "/api/ai", "/api/events"):  # not the host of a sample picture
-        text = text.replace(f"{host}{prefix}", f"{url}{prefix}")
+def moves() -> list[tuple[str, str]]:
+    """What the README's section "Move from the hosted API" says to replace, and by what."""
+    section = README.read_text("utf-8").partition("## Move from the hosted API\n")[2]
+    rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| `([^`]+localhost[^`]+)` \|$", section, re.M)
+    assert len(rows) == 7
+    return rows
+
+
+def moved(text: str, url: str) -> str:
+    """A hosted API's client, sent to `url` as the README says."""
+    count = 0
+    for old, new in moves():
+        whole = re.escape(old) + (r"\b" if old[-1].isalnum() else "")  # runpod, but not runpodSdk
+        here = re.sub(r"https?://localhost:8000", url, new)
+        text, found = re.subn(whole, lambda _, here=here: here, text)
+        count += found
+    assert count, "no line of the README's table is in this client"
     return text
+
+
+def sample(name: str, url: str) -> str:
+    """A page's client, sent to `url` with a key of the gateway."""
+    text = (SAMPLES / f"{name}.txt").read_text("utf-8")
+    return moved(text.replace("<YOUR_AIMLAPI_KEY>", KEY), url)
 
 
 def run(
@@ -91,6 +103,12 @@ def assert_sample_was_run(listening: Listening, **expected: object) -> None:
     (request,) = listening.backend.requests.values()
     assert isinstance(request, dict)
     assert {name: request[name] for name in expected} == expected
+
+
+def test_every_line_of_the_readme_is_in_a_client_that_runs_here() -> None:
+    texts = [path.read_text("utf-8") for path in SAMPLES.iterdir()]
+    texts += [RUNPOD_PACKAGE, RUNPOD_SDK]
+    assert [old for old, _ in moves() if not any(old in text for text in texts)] == []
 
 
 # --- Python --------------------------------------------------------------------------------------
@@ -141,6 +159,20 @@ def test_runpod_in_python(listen: Listen, tmp_path: Path) -> None:
     text = f"RUNPOD_API_KEY = {KEY!r}\n" + sample("runpod.py", here.url)
     assert_clip(python(text, tmp_path).strip())
     assert_sample_was_run(here, duration=5, size="1280*720", enable_prompt_expansion=False)
+
+
+RUNPOD_PACKAGE = """
+import runpod
+runpod.api_key = KEY
+endpoint = runpod.Endpoint("wan-2-6-i2v")
+print(endpoint.run_sync({"prompt": "Leaves sway", "image": "https://example.com/a.jpg"}))
+"""
+
+
+def test_runpod_s_python_client(listen: Listen, tmp_path: Path) -> None:
+    here = listen(api_keys=ENTRY)
+    text = moved(RUNPOD_PACKAGE, here.url).replace("= KEY", f"= {KEY!r}")
+    assert_clip(ast.literal_eval(python(text, tmp_path))["video_url"])
 
 
 def test_with_a_wrong_key_the_samples_say_so(listen: Listen, tmp_path: Path) -> None:
@@ -250,7 +282,8 @@ def test_runpod_in_javascript(listen: Listen, tmp_path: Path) -> None:
 
 RUNPOD_SDK = """
 import runpodSdk from "runpod-sdk";
-const runpod = runpodSdk(process.env.RUNPOD_API_KEY, { baseUrl: "URL/v2" });
+const { RUNPOD_API_KEY } = process.env;
+const runpod = runpodSdk(RUNPOD_API_KEY);
 const endpoint = runpod.endpoint("wan-2-6-i2v");
 const input = { prompt: "Leaves sway", image: "https://example.com/a.jpg" };
 const found = {};
@@ -275,7 +308,7 @@ def test_runpod_s_javascript_client(listen: Listen, tmp_path: Path) -> None:
     assert (NODE_PACKAGES / "runpod-sdk").is_dir(), "npm ci --prefix tests/system"
     (tmp_path / "node_modules").symlink_to(NODE_PACKAGES)
     here = listen(api_keys=ENTRY)
-    printed = run(["node"], RUNPOD_SDK.replace("URL", here.url), tmp_path, ".mjs")
+    printed = run(["node"], moved(RUNPOD_SDK, here.url), tmp_path, ".mjs")
     found = json.loads(printed.splitlines()[-1])
     sync = found["sync"]
     assert (sync["status"], sync["completed"], sync["succeeded"]) == ("COMPLETED", True, True)
