@@ -62,7 +62,7 @@ def crash(folder: Path, rounds: int, seed: int) -> None:
     client.start()
     try:
         while kills:
-            with gateway_process(folder, port, WAN_JOB_STARTS="20") as process:
+            with gateway_process(folder, port, WAN_JOB_STARTS="20", WAN_RATE_LIMIT="0") as process:
                 while kills:
                     time.sleep(dice.uniform(0.05, 0.9))
                     kill = kills.pop()
@@ -73,7 +73,7 @@ def crash(folder: Path, rounds: int, seed: int) -> None:
         client.stopped.set()
         client.join()
     assert len(client.accepted) > 3 * rounds
-    with gateway_process(folder, port, WAN_JOB_STARTS="20") as process:
+    with gateway_process(folder, port, WAN_JOB_STARTS="20", WAN_RATE_LIMIT="0") as process:
         states = final_states(process, client.accepted)
     assert Counter(states.values()) == {"COMPLETED": len(client.accepted)}
     renders = Counter((folder / "outputs" / "renders.log").read_text().split())

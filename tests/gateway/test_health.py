@@ -13,7 +13,7 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 async def numbers(served: Served) -> dict[tuple[str, ...], float]:
-    """Each sample by its name and the values of its labels."""
+    """Each sample by its name and the values of its labels, in the order of their names."""
     text = (await served.http.get("/metrics")).text
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -52,8 +52,8 @@ def test_metrics_follow_the_queue_the_stages_and_the_failures(serve: Serve) -> N
             assert found[("wan_backend_ready",)] == 1
             assert found[("wan_jobs_accepted_total", "runpod")] == 5
             assert found[("wan_jobs_ended_total", "runpod", "completed")] == 1
-            assert found[("wan_failures_total", "runpod", "encode_failed")] == 1
-            assert found[("wan_failures_total", "runpod", "invalid_request")] == 1
+            assert found[("wan_failures_total", "encode_failed", "runpod")] == 1
+            assert found[("wan_failures_total", "invalid_request", "runpod")] == 1
             assert found[("wan_stage_seconds_count", "denoise")] == 1
             assert found[("wan_stage_seconds_sum", "denoise")] == 0.01
             assert found[("wan_stage_seconds_count", "waiting")] == 3
