@@ -156,7 +156,7 @@ def test_another_kind_of_link_is_refused(url: str) -> None:
         wire.parse({**SAMPLE, "image_url": url})
 
 
-@pytest.mark.parametrize("name", ["model", "prompt", "image_url"])
+@pytest.mark.parametrize("name", ["prompt", "image_url"])
 def test_what_is_required_is_named(name: str) -> None:
     for body in (
         {key: value for key, value in SAMPLE.items() if key != name},
@@ -175,6 +175,8 @@ def test_an_unknown_model_is_refused_in_the_documented_words() -> None:
         "'alibaba/wan2.6-i2v' | 'alibaba/wan2-6-i2v' | 'alibaba/wan-2-6-image-to-video-flash', "
         "received 'alibaba/nope' at \"model\""
     )
+    with pytest.raises(wire.BodyError, match="received undefined at"):
+        wire.parse({**SAMPLE, "model": None})
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,6 @@ def _seed(value: object) -> int:
 
 def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
     numbers = isinstance(allowed[0], int)
-    expected = " | ".join(_shown(value) for value in allowed)
 
     def check(value: object) -> Any:
         found = _integer(value) if numbers else value
@@ -135,9 +134,14 @@ def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
             return found
         plain = isinstance(value, int | float | str) and not isinstance(value, bool)
         received = _shown(value) if plain else _kind(value)
-        raise _refuse(f"Invalid enum value. Expected {expected}, received {received}")
+        raise _refuse(_wrong(allowed, received))
 
     return BeforeValidator(check)
+
+
+def _wrong(allowed: tuple[Any, ...], received: str) -> str:
+    expected = " | ".join(_shown(value) for value in allowed)
+    return f"Invalid enum value. Expected {expected}, received {received}"
 
 
 def _url(value: object) -> str:
@@ -235,11 +239,15 @@ def parse(body: object) -> GenerationRequest:
     try:
         return GenerationRequest.model_validate(known)
     except ValidationError as error:
-        hints = [
-            f'{"Required" if issue["type"] == "missing" else issue["msg"]} at "{issue["loc"][0]}"'
-            for issue in error.errors(include_url=False, include_input=False)
-        ]
+        issues = error.errors(include_url=False, include_input=False)
+        hints = [_hint(str(issue["loc"][0]), issue["type"], issue["msg"]) for issue in issues]
         raise BodyError("\n".join(["Body validation error", *hints])) from None
+
+
+def _hint(name: str, kind: str, sentence: str) -> str:
+    if kind == "missing":
+        sentence = _wrong(get_args(Model), "undefined") if name == "model" else "Required"
+    return f'{sentence} at "{name}"'
 
 
 # --- the answers ---------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ STATUS: Mapping[State, str] = {
 }
 ACTIVE = ("queued", "processing")
 _NOT_SHOWN = ("model", "num_generations", "target_namespace")
-_KEPT_BYTES = 32 * 1024
-_KEPT_CHARACTERS = 4000
+_KEPT_BYTES = 8 * 1024
+_KEPT_CHARACTERS = 2000
 _DATA_URI_CHARACTERS = 64
 _TITLES = {
     "unauthenticated": "You must be authenticated to access this resource",
