@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,33 @@ def serve(tmp_path: Path) -> Serve:
 class Listening:
     url: str
     backend: InstantBackend
+    stop: Callable[[], None]
 
 
 @pytest.fixture
 def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
     """`listen(queue_max=3)` is a gateway behind a real server, for clients that cannot wait for
-    this process. Ends with the test."""
+    this process; with `tls=(certificate, key)` it speaks https. Ends with the test."""
     stops: list[Callable[[], None]] = []
 
-    def begin(**settings: Any) -> Listening:
+    def begin(tls: tuple[Path, Path] | None = None, **settings: Any) -> Listening:
         values = {"output_dir": tmp_path / "outputs", "shutdown_seconds": 0.1, **settings}
         backend = InstantBackend(tmp_path / "outputs")
+        certificate, key = tls or (None, None)
         found: list[uvicorn.Server] = []
+        ends: list[Callable[[], object]] = []
 
         async def run() -> None:
             async with open_gateway(Settings(**values), backend) as gateway:
+                loop, close = asyncio.get_running_loop(), gateway.context.jobs.close
+                ends.append(partial(loop.call_soon_threadsafe, close))
                 config = uvicorn.Config(
-                    create_app(gateway), port=0, log_config=None, lifespan="off"
+                    create_app(gateway),
+                    port=0,
+                    log_config=None,
+                    lifespan="off",
+                    ssl_certfile=certificate,
+                    ssl_keyfile=key,
                 )
                 found.append(uvicorn.Server(config))
                 await found[0].serve()
@@ -93,15 +104,17 @@ def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
         thread.start()
 
         def stop() -> None:
-            if found:
-                found[0].should_exit = True
+            for end in ends if thread.is_alive() else []:
+                end()
+            for server in found:
+                server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
 
         stops.append(stop)
         _until(lambda: bool(found) and found[0].started)
         port = found[0].servers[0].sockets[0].getsockname()[1]
-        return Listening(f"http://127.0.0.1:{port}", backend)
+        return Listening(f"http{'s' if tls else ''}://127.0.0.1:{port}", backend, stop)
 
     yield begin
     for stop in stops:

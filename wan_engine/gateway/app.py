@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from wan_engine.gateway import health, runpod_door
+from wan_engine.gateway.aiml import door as aiml_door
 from wan_engine.gateway.backends import Backend, open_backend
 from wan_engine.gateway.context import Context, Door
 from wan_engine.gateway.database import open_database
@@ -27,6 +28,8 @@ from wan_engine.gateway.jobs import Jobs
 from wan_engine.gateway.keys import Keys, RateLimit
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.openapi import DescribedApp
+from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.problems import STATUS, Code, Problem
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.sweep import sweep
@@ -35,7 +38,11 @@ from wan_engine.settings import VERSION, Settings
 
 log = logging.getLogger(__name__)
 
-DOORS: tuple[Callable[[Context], Door], ...] = (runpod_door.door,)
+DOORS: tuple[Callable[[Context], Door], ...] = (
+    runpod_door.door,
+    aiml_door.door,
+    oxen_door.door,
+)
 """Every hosted API that is served."""
 
 _EXPOSED = ("Retry-After", "Content-Range", "Accept-Ranges", "ETag")
@@ -109,7 +116,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP side of an open gateway. No page of FastAPI's own: they load scripts of others."""
     context, doors = gateway.context, gateway.doors
     settings = context.settings
-    app = FastAPI(title="wan_engine gateway", version=VERSION, docs_url=None, redoc_url=None)
+    app = DescribedApp(
+        [door.router for door in doors],
+        title="wan_engine gateway",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+    )
     # Only so that the document says it: the guard has looked at the key before.
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
     for door in doors:
@@ -142,8 +155,9 @@ def _add_refusals(app: FastAPI, doors: list[Door]) -> None:
     """Whatever a route raises is told in the words of the API that its path belongs to."""
 
     def refuse(request: Request, problem: Problem) -> JSONResponse:
-        found = door_of(request.url.path, doors)
-        return refusal(problem, found[0] if found else None)
+        path = request.url.path
+        found = door_of(path, doors)
+        return refusal(problem, found[0] if found else None, path)
 
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> JSONResponse:

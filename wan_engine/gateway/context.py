@@ -48,7 +48,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Door:
-    """One hosted API: `prefixes` are the paths that are its own, `refuse` is how it says no.
+    """One hosted API: `prefixes` are the paths that are its own, `refuse` is how it says no, told
+    the path that was asked for.
 
     `max_bytes` gives the largest body by the rest of a path after the prefix, where the API has
     limits of its own; `webhook_body` what a finished job's webhook is told.
@@ -57,7 +58,7 @@ class Door:
     name: str
     prefixes: tuple[str, ...]
     router: APIRouter
-    refuse: Callable[[Problem], JSONResponse]
+    refuse: Callable[[Problem, str], JSONResponse]
     max_bytes: Callable[[str], int | None] = lambda path: None
     webhook_body: Callable[[Job, dict[str, Any]], dict[str, Any]] | None = None
 
@@ -68,7 +69,7 @@ async def read_json(request: Request) -> Any:
     could be encoded with them."""
     body = await request.body()
     try:
-        found = json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
         return _encodable(found) if _SURROGATE.search(body) else found
     except (ValueError, RecursionError):
         raise Problem("invalid_request", "The body is not valid JSON") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from wan_engine.gateway.job import Job
 
@@ -14,7 +14,7 @@ class Events:
     def __init__(self) -> None:
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._subscribers: dict[asyncio.Queue[Job | None], str] = {}
-        self._closed = False
+        self.closed = False
 
     def tell(self, job: Job) -> None:
         """It has changed."""
@@ -26,7 +26,7 @@ class Events:
 
     def close(self) -> None:
         """Nobody waits any longer."""
-        self._closed = True
+        self.closed = True
         for waiters in self._waiters.values():
             _release(waiters)
         for events in self._subscribers:
@@ -34,7 +34,7 @@ class Events:
 
     async def ended(self, job_id: str, seconds: float) -> None:
         """Return when the job has ended, `seconds` are over, or the gateway ends."""
-        if self._closed or seconds <= 0:
+        if self.closed or seconds <= 0:
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(job_id, set()).add(waiter)
@@ -47,13 +47,13 @@ class Events:
             if not waiters:
                 self._waiters.pop(job_id, None)
 
-    async def of(self, owner: str, before: Iterable[Job]) -> AsyncIterator[Job]:
+    async def of(self, owner: str, before: Iterable[Job]) -> AsyncGenerator[Job]:
         """`before`, then this owner's jobs at each change, until the gateway ends or the reader is
         too far behind."""
         events: asyncio.Queue[Job | None] = asyncio.Queue(_SUBSCRIBER_EVENTS)
         for job in before:
             _put(events, job)
-        if self._closed:
+        if self.closed:
             _put(events, None)
         self._subscribers[events] = owner
         try:

@@ -52,12 +52,12 @@ def door_of(path: str, doors: Sequence[Door]) -> tuple[Door, str] | None:
     return door, path[length:]
 
 
-def refusal(problem: Problem, door: Door | None) -> JSONResponse:
+def refusal(problem: Problem, door: Door | None, path: str) -> JSONResponse:
     """The answer in the door's own words, with `Retry-After` where that is known."""
     if door is None:
         response = JSONResponse({"error": problem.message}, problem.status)
     else:
-        response = door.refuse(problem)
+        response = door.refuse(problem, path)
     if problem.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(problem.retry_after_seconds)
     if problem.code == "unauthenticated":
@@ -91,7 +91,7 @@ class Guard:
             read = await body.read(min(limits))
         except Problem as problem:
             await body.drain()
-            response = refusal(problem, door)
+            response = refusal(problem, door, scope["path"])
             response.headers["Connection"] = "close"  # there may be more of the body
             await response(scope, receive, send)
             return

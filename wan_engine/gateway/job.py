@@ -36,6 +36,7 @@ class NewJob:
     """What a door hands in. The door makes `id`, in its API's own form, not to be guessed.
 
     `request` has the fields of `VideoRequest`, unchecked: a wrong one makes a job that has failed.
+    So does a sentence in `refused`, where the door has found the fault, in its API's own words.
     `payload` is small and for the door alone, to answer with: it stays in memory with the job.
     `base_url` is where this caller reaches the gateway, for the links in its answers.
     `webhook` gets the door's answer by POST when the job has ended.
@@ -52,6 +53,7 @@ class NewJob:
     webhook: str | None = None
     ttl_seconds: float = DAY_SECONDS
     run_seconds: float | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)

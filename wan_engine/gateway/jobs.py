@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -75,6 +75,11 @@ class Jobs:
     def close(self) -> None:
         """Nobody waits any longer: not for a job's end, nor for events."""
         self._events.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the gateway ends, so that waiting is of no use."""
+        return self._events.closed
 
     # --- for doors -------------------------------------------------------------------------------
 
@@ -149,7 +154,7 @@ class Jobs:
             await self._events.ended(job.id, seconds)
         return self._now(job)
 
-    def events(self, owner: str) -> AsyncIterator[Job]:
+    def events(self, owner: str) -> AsyncGenerator[Job]:
         """This owner's jobs at each change of state, from the first step on until the gateway ends;
         before that those that had ended within the minute before this call."""
         since = now_ms() - REPLAY_SECONDS * 1000
@@ -361,6 +366,8 @@ def _made(new: NewJob) -> Job:
         expires_ms=now + round(new.ttl_seconds * 1000),
     )
     try:
+        if new.refused is not None:
+            raise InvalidRequest(new.refused)
         VideoRequest.parse(new.request)
     except InvalidRequest as error:
         job = replace(job, state="failed", started_ms=now, finished_ms=now)

@@ -66,7 +66,7 @@ def door(context: Context) -> Door:
     )
 
 
-def refuse(problem: Problem) -> JSONResponse:
+def refuse(problem: Problem, _path: str) -> JSONResponse:
     """`status` as well, for the SDK's async client reads that of every answer."""
     if problem.code == "not_found":
         body = {"error": problem.message, "status": 404, "title": "Not Found"}
