@@ -342,7 +342,9 @@ class Settings(BaseSettings):
     )
     runpod_key: str | None = Field(default=None, description="Its API key", repr=False)
     runpod_url: str = Field(
-        default="https://api.runpod.ai/v2", description="Where that endpoint's API is"
+        default="https://api.runpod.ai/v2",
+        pattern="^https?://[^/]",
+        description="Where that endpoint's API is",
     )
     api_keys: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(
         default={},

@@ -180,7 +180,12 @@ def test_jobs_live_in_postgres_as_well(
 
 
 @pytest.mark.system
-def test_a_connection_that_postgres_ends_is_made_again(serve: Serve, postgres: str) -> None:
+def test_connections_that_postgres_ends_are_made_again_and_the_lock_is_taken_again(
+    serve: Serve, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(database, "_KEEP_SECONDS", 0.05)
+
     async def line() -> None:
         async with serve(database_url=postgres) as served:
             await ended(served, await submitted(served))
@@ -188,6 +193,9 @@ def test_a_connection_that_postgres_ends_is_made_again(serve: Serve, postgres: s
                 kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 kill += "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 await connection.execute(sa.text(kill))
+            await asyncio.sleep(0.3)
+            with pytest.raises(ConfigurationError, match="Another gateway"):
+                await _open(Settings(database_url=postgres))
             assert (await ended(served, await submitted(served))).state == "completed"
 
     asyncio.run(line())

@@ -91,6 +91,20 @@ def test_a_gateway_that_is_told_to_end_answers_who_waits_and_keeps_the_job(
         assert process.ask("GET", STATUS + job_id)["status"] in ("IN_QUEUE", "IN_PROGRESS")
 
 
+def test_a_second_signal_does_not_wait_for_what_runs(tmp_path: Path) -> None:
+    port = free_port()
+    with gateway_process(tmp_path, port, WAN_SHUTDOWN_SECONDS="60") as process:
+        job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 50")})["id"]
+        _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+        process.popen.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.popen.poll() is None
+        process.popen.send_signal(signal.SIGINT)
+        process.popen.wait(15)
+    with gateway_process(tmp_path, port) as process:
+        assert process.ask("GET", STATUS + job_id)["status"] in ("IN_QUEUE", "IN_PROGRESS")
+
+
 def test_a_job_that_ends_in_time_is_not_given_back(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_SHUTDOWN_SECONDS="20") as process:

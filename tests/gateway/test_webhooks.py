@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,6 +14,9 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import Serve, eventually, wish
+from wan_engine.control import Control
+from wan_engine.errors import InvalidMedia
+from wan_engine.media.fetch import FetchLimits, post
 
 BASE = "/v2/wan-2-6-i2v"
 
@@ -114,6 +119,15 @@ def test_a_webhook_that_waits_is_posted_by_the_next_gateway(
             await eventually(lambda: len(receiver.bodies) == 2)
 
     asyncio.run(line())
+
+
+def test_a_receiver_that_does_not_answer_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/hook"
+        begun = time.monotonic()
+        with pytest.raises(InvalidMedia, match="Invalid webhook URL: the download took longer"):
+            post(url, b"{}", FetchLimits(1000, 0.5, allow_private=True), Control())
+        assert time.monotonic() - begun < 5
 
 
 def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Receiver) -> None:

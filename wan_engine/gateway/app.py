@@ -113,14 +113,14 @@ def _complain(task: asyncio.Task[None]) -> None:
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """The HTTP side of an open gateway."""
+    """The HTTP side of an open gateway. No page of FastAPI's own: they load scripts of others."""
     context, doors = gateway.context, gateway.doors
     settings = context.settings
     app = DescribedApp(
         [door.router for door in doors],
         title="wan_engine gateway",
         version=VERSION,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     # Only so that the document says it: the guard has looked at the key before.

@@ -11,8 +11,8 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_SECONDS = 20.0  # a gateway that is being replaced ends within this, or it is not ending
 _POLL_SECONDS = 0.2
+_KEEP_SECONDS = 5.0
 _ADVISORY_LOCK = 0x57414E  # any number that is ours
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -184,20 +185,59 @@ async def _file_lock(path: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _advisory_lock(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Held by a connection of its own; the server frees it when that ends."""
-    connection: AsyncConnection
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-
-        async def try_once() -> bool:
-            asked = sa.select(sa.func.pg_try_advisory_lock(_ADVISORY_LOCK))
-            return bool((await connection.execute(asked)).scalar())
-
-        await _until(try_once)
+    """Held by a connection of its own, and taken again when that is lost: the server frees it
+    then."""
+    held = _Held(engine)
+    await _until(held.again)
+    keeper = asyncio.create_task(held.keep(), name="database lock")
+    try:
         yield
+    finally:
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        await held.close()
 
 
-async def _until(try_once: Any) -> None:
+class _Held:
+    """A connection with the lock, or none."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+
+    async def again(self) -> bool:
+        """Whether the lock is held, after an attempt to take it where it was not."""
+        if self._connection is not None:
+            await self._connection.execute(sa.select(1))
+            return True
+        connection = await self._engine.connect()
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        asked = sa.select(sa.func.pg_try_advisory_lock(_ADVISORY_LOCK))
+        if (await connection.execute(asked)).scalar():
+            self._connection = connection
+            return True
+        await connection.close()
+        return False
+
+    async def keep(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_SECONDS)
+            try:
+                if not await self.again():
+                    log.critical("another gateway has taken this database: end one of the two")
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("the lock of the database is lost, to be taken again: %s", error)
+                await self.close()
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(SQLAlchemyError, OSError):
+                await connection.invalidate()
+                await connection.close()
+
+
+async def _until(try_once: Callable[[], Awaitable[bool]]) -> None:
     deadline = asyncio.get_running_loop().time() + _LOCK_SECONDS
     while not await try_once():
         if asyncio.get_running_loop().time() > deadline:

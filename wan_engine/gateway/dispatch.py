@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ class Dispatcher:
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._dispatch(), name="dispatch")
+        self._loop.add_done_callback(_complain)
 
     async def close(self, seconds: float) -> None:
         """Take nothing more; what runs has `seconds` to end, the rest goes back into the queue."""
@@ -85,7 +87,8 @@ class Dispatcher:
         except asyncio.CancelledError:
             # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends.
             if self._closing:
-                await _stored(partial(self._jobs.give_back, claimed.id, count=False))
+                with suppress(Problem):  # then the next gateway finds it running, and queues it
+                    await self._jobs.give_back(claimed.id, count=False)
         except Exception:
             reference = uuid.uuid4().hex[:8]
             log.exception("job %s failed, reference %s", claimed.id, reference)
@@ -96,18 +99,29 @@ class Dispatcher:
             await _stored(partial(self._jobs.complete, claimed, done.output))
 
     async def _work(self, job: Job) -> Done:
+        async def begin(worker: str | None) -> None:
+            await _stored(partial(self._jobs.begin, job.id, worker))
+
+        async def remote(remote_id: str | None) -> None:
+            await _stored(partial(self._jobs.remote, job.id, remote_id))
+
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,
             request=await _stored(partial(self._jobs.request, job.id)),
             seconds=min(limits, default=None),
             remote_id=job.remote_id,
-            begin=partial(self._jobs.begin, job.id),
+            begin=begin,
             progress=partial(self._jobs.progress, job.id),
-            remote=partial(self._jobs.remote, job.id),
+            remote=remote,
             leaving=lambda: self._closing,
         )
         return await self._backend.run(work)
+
+
+def _complain(loop: asyncio.Task[None]) -> None:
+    if not loop.cancelled() and (error := loop.exception()) is not None:
+        log.critical("no jobs are begun any longer", exc_info=error)
 
 
 async def _stored(change: Callable[[], Awaitable[T]]) -> T:

@@ -269,6 +269,9 @@ class Jobs:
         moved = await self._move(job.id, _UNFINISHED, ended)
         if moved is None:
             return await self.get(job.id) or job
+        # The sentence may quote the caller's words, so it is not for the log.
+        how = f"{state} ({moved.error_code})" if moved.error_code else state
+        log.info("job %s (%s, %s) %s", moved.id, moved.door, moved.owner, how)
         if state == "completed" and (took := moved.execution_ms) is not None:
             self._run_seconds += (took / 1000 - self._run_seconds) / 5
         stop = self._stops.pop(job.id, None)

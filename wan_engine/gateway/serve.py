@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from wan_engine.gateway.backends import Backend, open_backend
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 
+log = logging.getLogger(__name__)
+
 OpenBackend = Callable[[Settings, Metrics, Callable[[str], None]], Backend]
 
 
@@ -29,7 +32,12 @@ def serve(
             f"Without keys the gateway listens on this machine only, not on {host}: make a key "
             "with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
         )
-    asyncio.run(_serve(settings, host, port, open_backend))
+    if not settings.api_keys:
+        log.warning("no WAN_API_KEYS: only programs of this machine are answered")
+    try:
+        asyncio.run(_serve(settings, host, port, open_backend))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBackend) -> None:
@@ -73,11 +81,17 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own sends the signal again once the server has ended, which would end the
         process before running jobs are back in the queue."""
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def end(number: signal.Signals) -> None:
+            if self.should_exit and task is not None:
+                task.cancel()  # a second one: what runs is not waited for
+            self.handle_exit(number, None)
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, end, number)
         yield
-        # They stay: a second one must not cut short what is still to be stored.
+        # They stay until the process ends.
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._gateway.context.jobs.close()

@@ -79,7 +79,8 @@ class LocalBackend:
                 raise WorkFailed("deadline_exceeded", "The job ran longer than it may take")
             return ended.result()
         except asyncio.CancelledError:
-            await self._stop(work.job_id, ended)
+            if not work.leaving():  # else its process ends anyway
+                await self._stop(work.job_id, ended)
             raise
         finally:
             del self._works[work.job_id]
@@ -120,8 +121,8 @@ class LocalBackend:
             await asyncio.sleep(pause)
             try:
                 await self._one_life()
-            except OSError as error:
-                log.error("the engine cannot be started: %s", error)
+            except (OSError, ValueError, KeyError, TypeError):
+                log.exception("the engine cannot be started, or is not understood")
             self._failed_starts += 1
 
     async def _one_life(self) -> None:
@@ -153,12 +154,8 @@ class LocalBackend:
     async def _listen(self, process: Process) -> None:
         assert process.stdout is not None
         while line := await process.stdout.readline():
-            try:
-                told = json.loads(line)
-                what = told["told"]
-            except (ValueError, KeyError, TypeError):
-                log.error("the engine said what is not understood: %r", line[:200])
-                continue
+            told = json.loads(line)
+            what = told["told"]
             if what == "ready":
                 self._failed_starts = -1
                 self._ready.set()
