@@ -74,7 +74,6 @@ async def open_gateway(
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
         store = Store(await stack.enter_async_context(open_database(settings)))
-        stack.push_async_callback(store.close)
         jobs = Jobs(store, metrics, queue_max=settings.queue_max)
         await jobs.start()
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
@@ -22,10 +22,10 @@ from wan_engine.gateway.job import RETRYABLE, Job, NewJob, State, now_ms
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.store import Store
+from wan_engine.gateway.whole import whole
 from wan_engine.schema import VideoRequest
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 REPLAY_SECONDS = 60
 """How long after a job's end a new subscriber is still told of it."""
@@ -88,7 +88,7 @@ class Jobs:
 
         A job with a wrong request is stored as failed. Raises `Problem` "queue_full".
         """
-        return await _whole(self._submit(new))
+        return await whole(self._submit(new))
 
     def queue_full(self) -> Problem:
         """The refusal of a job beyond the bound, with when to come again."""
@@ -288,7 +288,7 @@ class Jobs:
         told: bool = True,
     ) -> Job | None:
         """The job after `change`, stored; None when it is in none of the states `before`."""
-        return await _whole(self._locked_move(job_id, before, change, told))
+        return await whole(self._locked_move(job_id, before, change, told))
 
     async def _locked_move(
         self, job_id: str, before: Collection[State], change: Callable[[Job], Job], told: bool
@@ -325,11 +325,6 @@ class Jobs:
         self._recent[job.id] = job
         while len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
-
-
-async def _whole(work: Coroutine[Any, Any, T]) -> T:
-    """All of `work`, also when who waits for it is cancelled: what is stored is then in memory."""
-    return await asyncio.shield(asyncio.ensure_future(work))
 
 
 def _queued_again(job: Job) -> Job:
