@@ -16,14 +16,20 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
-from wan_engine.errors import InvalidRequest
 from wan_engine.gateway.events import Events
-from wan_engine.gateway.job import RETRYABLE, Job, NewJob, State, now_ms
+from wan_engine.gateway.job import (
+    RETRYABLE,
+    Job,
+    NewJob,
+    State,
+    accepted,
+    now_ms,
+    queued_again,
+)
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.whole import whole
-from wan_engine.schema import VideoRequest
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ class Jobs:
         for job in await self._store.unfinished():
             self._live[job.id] = job
             if job.state == "running":
-                await self._move(job.id, _RUNNING, _queued_again)
+                await self._move(job.id, _RUNNING, queued_again)
             self._enqueue(job.id)
         if self._queue:
             log.info("%d jobs of the last run go on", len(self._queue))
@@ -139,7 +145,7 @@ class Jobs:
         def again(job: Job) -> Job:
             now = now_ms()
             expires = now + round(job.ttl_seconds * 1000)
-            job = replace(_queued_again(job), queued_ms=now, expires_ms=expires)
+            job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, starts=0, retries=job.retries + 1)
 
         moved = await self._move(job.id, RETRYABLE, again)
@@ -224,7 +230,7 @@ class Jobs:
         so that a job that ends its worker is not run for ever."""
 
         def again(job: Job) -> Job:
-            return replace(_queued_again(job), starts=max(0, job.starts - (not count)))
+            return replace(queued_again(job), starts=max(0, job.starts - (not count)))
 
         if await self._move(job_id, _UNFINISHED, again) is not None:
             self._stops.pop(job_id, None)
@@ -246,7 +252,7 @@ class Jobs:
         return self._live.get(job.id) or self._recent.get(job.id) or job
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
-        made = [(_made(one), one.request) for one in new]
+        made = [(accepted(one), one.request) for one in new]
         waiting = sum(not job.final for job, _ in made)
         if waiting and len(self._queue) + self._incoming + waiting > self._queue_max:
             raise self.queue_full()
@@ -325,46 +331,3 @@ class Jobs:
         self._recent[job.id] = job
         while len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
-
-
-def _queued_again(job: Job) -> Job:
-    """As before it was begun. Its `remote_id` stays, so that it is followed and not sent again."""
-    return replace(
-        job,
-        state="queued",
-        started_ms=None,
-        finished_ms=None,
-        result=None,
-        error=None,
-        error_code=None,
-        remote_id=None if job.final else job.remote_id,
-        progress=None,
-        worker=None,
-    )
-
-
-def _made(new: NewJob) -> Job:
-    now = now_ms()
-    job = Job(
-        id=new.id,
-        door=new.door,
-        model=new.model,
-        owner=new.owner,
-        state="queued",
-        payload=dict(new.payload),
-        base_url=new.base_url,
-        webhook=new.webhook,
-        run_seconds=new.run_seconds,
-        ttl_seconds=new.ttl_seconds,
-        created_ms=now,
-        queued_ms=now,
-        expires_ms=now + round(new.ttl_seconds * 1000),
-    )
-    try:
-        if new.refused is not None:
-            raise InvalidRequest(new.refused)
-        VideoRequest.parse(new.request)
-    except InvalidRequest as error:
-        job = replace(job, state="failed", started_ms=now, finished_ms=now)
-        return replace(job, error=str(error), error_code=error.code)
-    return job
