@@ -3,10 +3,6 @@
 Random weights of the real sizes: honest for time and memory, not for quality. Needs torch,
 transformers and diffusers; torchao for the float8 cases, what the worker needs for `job`. Each part
 runs in a process of its own with a time limit, so that one that fails costs only itself.
-
-    python benchmarks/gpu.py --out gpu.jsonl
-    python benchmarks/gpu.py --parts attention block --out gpu.jsonl
-    python benchmarks/gpu.py --scale tiny            # on any machine: does it run?
 """
 
 from __future__ import annotations
@@ -139,7 +135,10 @@ def _short(value: Any) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example: python benchmarks/gpu.py --parts attention block --out gpu.jsonl\n"
+        "         python benchmarks/gpu.py --scale tiny      on any machine: does it run?",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cases", nargs="+", default=[], help="only these, by name")
