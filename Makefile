@@ -21,7 +21,12 @@ soak: .venv/test.ok
 	$(BIN)/python -m pytest -m slow tests/worker_loop/test_soak.py
 
 test-system: .venv/test.ok
-	@command -v ffprobe >/dev/null || { echo "test-system needs ffprobe: apt-get install ffmpeg"; exit 1; }
+	@for need in ffprobe:ffmpeg node:nodejs curl:curl jq:jq awk:mawk; do command -v $${need%%:*} >/dev/null || \
+		{ echo "test-system needs $${need%%:*}: apt-get install $${need##*:}"; exit 1; }; done
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+		{ echo "test-system needs PostgreSQL: apt-get install postgresql"; exit 1; }
+	@test -d tests/system/node_modules/runpod-sdk || \
+		{ echo "test-system needs Runpod's JavaScript client: npm ci --prefix tests/system"; exit 1; }
 	$(BIN)/python -m pytest -m "system and not gpu"
 
 check: .venv/test.ok

@@ -23,8 +23,13 @@ ROOT = Path(__file__).parents[1]
 _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
 """Asked for at once, with the bucket; the rest is behind "advanced"."""
 
-_LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
-"""Of no use, or of no good, on an endpoint."""
+_LEFT_OUT = (
+    *("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls"),
+    *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "api_keys", "endpoints"),
+    *("database_url", "queue_max", "job_starts", "keep_jobs_days", "request_max_bytes"),
+    *("rate_limit", "public_url", "trusted_proxies", "cors_origins", "shutdown_seconds"),
+)
+"""Of no use, or of no good, on an endpoint, as all of the gateway's is."""
 
 _CUDA = ["13.0"]
 """What the wheels in requirements.lock are built for."""

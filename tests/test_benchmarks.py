@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import media_path, overlap, safety, seams, stages
+from benchmarks import gateway_load, media_path, overlap, safety, seams, stages
 from tests.worker_loop.conftest import opened_bucket
 from wan_engine.control import Control
 from wan_engine.media.video import EncodeOptions, encode
@@ -35,7 +35,7 @@ def test_the_table_tells_how_memory_grows() -> None:
     assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
 
 
-@pytest.mark.parametrize("script", [media_path, overlap, safety, stages])
+@pytest.mark.parametrize("script", [gateway_load, media_path, overlap, safety, stages])
 def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])
@@ -183,3 +183,10 @@ def test_the_help_of_seams_has_an_example(capsys: pytest.CaptureFixture[str]) ->
     assert "python benchmarks/seams.py --video clip.mp4" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         seams.main(["--video", "clip.mp4"])
+
+
+def test_a_load_on_the_gateway_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    gateway_load.main(["--clients", "4", "--jobs", "20", "--poll-seconds", "0.02"])
+    line = json.loads(capsys.readouterr().out)
+    assert (line["jobs"], line["lost"]) == (20, 0) and line["polls"] >= 20
+    assert min(line["status_p50_ms"], line["bare_p50_ms"], line["p99_ratio"]) > 0

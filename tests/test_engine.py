@@ -216,6 +216,20 @@ def test_nothing_is_left_in_scratch(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_an_animation_is_animated_from_its_first_frame_where_that_is_asked(
+    engine: Engine, request_for: RequestFor, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (320, 240), colour) for colour in ("red", "blue")]
+    gif = tmp_path / "a.gif"
+    frames[0].save(gif, save_all=True, append_images=frames[1:])
+    request = request_for(image=data_uri(gif), first_frame=True)
+    media, _ = engine.prepare(request, tmp_path, Control())
+    red, green, blue = media.image.getpixel((160, 120))
+    assert red > 200 and max(green, blue) < 50
+    with pytest.raises(InvalidMedia, match="not a JPEG, PNG, BMP or WEBP image"):
+        engine.prepare(request_for(image=data_uri(gif)), tmp_path, Control())
+
+
 def test_short_audio_is_a_warning(engine: Engine, request_for: RequestFor, data: Path) -> None:
     result = engine.generate(request_for(audio=data_uri(data / "chime_1s.wav")))
     assert "The audio is only 1.0 seconds long" in result.warnings

@@ -229,7 +229,8 @@ class Engine:
         if request.enable_safety_checker:
             self.safety.check_prompt(request.prompt, control)
         data = fetch(request.image, "image", self._fetch_limits(settings.image_max_bytes), control)
-        image = open_image(data, ImageLimits(settings.image_min_side, settings.image_max_side))
+        sides = ImageLimits(settings.image_min_side, settings.image_max_side)
+        image = open_image(data, sides, first_frame=request.first_frame)
         if request.enable_safety_checker:
             self.safety.check_image(image, control)
         audio = None

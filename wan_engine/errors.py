@@ -47,7 +47,7 @@ class InvalidRequest(EngineError):
 
 
 class InvalidMedia(InvalidRequest):
-    """`field` is "image" or "audio"; the sentence becomes `Invalid image URL: <why>`."""
+    """`field` is "image", "audio" or "webhook"; the sentence becomes `Invalid image URL: <why>`."""
 
     code = "invalid_media"
 
