@@ -1,5 +1,5 @@
-"""How long clips took on this machine, so that a plan can say what the next one will take, and a job
-that cannot end in its time is not begun.
+"""How long clips took on this machine, so that a plan can say what the next one will take, and a
+job that cannot end in its time is not begun.
 
 A few numbers for each kind of work: seconds for a frame that the model samples. They are guesses
 from the last clips of the kind, and absent before the first.
