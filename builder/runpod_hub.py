@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from wan_engine.acceleration import Gpu
+from builder.gpu_table import CARDS
 from wan_engine.catalog import FALLBACK
 from wan_engine.settings import Settings, described, env_name
 
@@ -41,14 +41,7 @@ _SELDOM = (
 """Runpod's templates hold 50 variables. These are as the hosted API has them, and can be added to
 an endpoint by hand."""
 
-POOLS = {
-    "HOPPER_141": Gpu("H200", 150.1, (9, 0)),
-    "ADA_80_PRO": Gpu("H100", 85.0, (9, 0)),
-    "AMPERE_80": Gpu("A100", 85.1, (8, 0)),
-    "ADA_48_PRO": Gpu("L40S", 47.7, (8, 9)),
-    "AMPERE_48": Gpu("A40", 47.7, (8, 6)),
-    "ADA_24": Gpu("RTX 4090", 25.3, (8, 9)),
-}
+POOLS = {card.pool: card.gpu for card in CARDS if card.pool}
 """Runpod's names of cards that hold every preset's model, best first. AMPERE_24 is not among them:
 it has no float8 matrices, and 75 GB of host memory would be needed beside it."""
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from builder import runpod_hub
+from builder.gpu_table import HOST
 from wan_engine import Engine, VideoRequest
-from wan_engine.acceleration import Gpu, Host, choose, fits
+from wan_engine.acceleration import Gpu, choose, fits
 from wan_engine.catalog import CATALOG
 from wan_engine.settings import Settings, described
 
 ROOT = Path(__file__).parents[2]
 ENTRIES: list[dict[str, Any]] = runpod_hub.hub()["config"]["env"]
-HOST = Host(memory_gb=64.0)  # what a worker has beside its card is nowhere promised
 TYPES = {"string", "number", "boolean"}
 
 
