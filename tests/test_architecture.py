@@ -50,6 +50,7 @@ LAYERS = {
     "safety": 4,
     "prompts": 4,
     "acceleration": 4,
+    "compilation": 5,
     "families": 5,
     "engine": 6,
     "checks": 7,
@@ -61,8 +62,10 @@ LAYERS = {
 
 HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
 NEEDS_TORCH = (
+    "wan_engine.families.attention8",
     "wan_engine.families.base",
     "wan_engine.families.continuation",
+    "wan_engine.families.float8",
     "wan_engine.families.i2v",
     "wan_engine.families.placement",
     "wan_engine.families.text",

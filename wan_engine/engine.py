@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from PIL import Image
 
-from wan_engine import acceleration, memory, timings, weights
+from wan_engine import acceleration, compilation, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
@@ -127,7 +127,12 @@ class Engine:
         startup.done("model")
         self.expander.load()
         startup.done("writer")
+        if self.recipe.compiled:
+            kept = compilation.Kept(compilation.file_for(self.settings, self.gpu, self.recipe))
+            startup.done("compiled code")
         self.warm_up()
+        if self.recipe.compiled:
+            kept.keep()
         startup.done("warm-up")
 
     def warm_up(self) -> None:

@@ -145,6 +145,11 @@ class Settings(BaseSettings):
         description="Compile the transformers' blocks when they are first used. `auto`: where they "
         "stay on a GPU",
     )
+    compile_cache_dir: Path | None = Field(
+        default=None,
+        description="Where compiled code is kept for later starts; a folder `compiled` beside "
+        "WAN_MODELS_DIR where that is there, else in WAN_CACHE_DIR",
+    )
     step_cache: float | None = Field(
         default=None,
         gt=0,
