@@ -81,8 +81,8 @@ def _recipe(card: Card) -> Recipe:
 def table() -> str:
     """As Markdown."""
     lines = [
-        "| card | Runpod's pool | what it does (`doctor` says it too) | GPU GB | host GB | seconds a "
-        "clip | clips an hour |",
+        "| card | Runpod's pool | what it does (`doctor` says it too) | GPU GB | host GB | "
+        "seconds a clip | clips an hour |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for card in CARDS:
