@@ -1,7 +1,7 @@
 # run    one clip from test_input.json, from nothing but Python 3.11 or newer
 # test   the tests that need only the Python index; test-system those that need system packages
 # soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
-# check  linters, formatter, types
+# check  linters, formatter, types; also of the Dockerfile, compose file and workflows
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,9 @@ check: .venv/test.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	$(BIN)/zizmor --offline --no-progress --quiet .github
 
 format: .venv/test.ok
 	$(BIN)/ruff check --fix .

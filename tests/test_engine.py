@@ -37,6 +37,7 @@ from wan_engine.errors import (
     DiskFull,
     InvalidMedia,
     OutOfMemory,
+    TimeLimitTooShort,
 )
 from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
@@ -353,6 +354,44 @@ def test_a_job_that_takes_too_long_is_ended(engine: Engine, request_for: Request
     engine.load()
     with pytest.raises(DeadlineExceeded, match=r"0\.5 seconds"):
         engine.generate(request_for(duration=15), Control(deadline_seconds=0.5))
+
+
+def test_a_job_that_would_take_too_long_is_refused_before_it_is_rendered(
+    make_settings: MakeSettings, request_for: RequestFor, tmp_path: Path
+) -> None:
+    smallest = {"preset": "superfast", "render_area": 64 * 48}
+    settings = make_settings(**smallest, cache_dir=tmp_path / "cache")
+    first, stages = Engine(settings), list[str]()
+    first.generate(request_for(), Control(deadline_seconds=60))  # nothing is known: no refusal
+    took = first.dry_run(request_for(duration=15))["expected_seconds"]
+    second = Engine(settings)  # as another process would
+    second.load()
+    control = Control(
+        deadline_seconds=took / 2, on_progress=lambda progress: stages.append(progress.stage)
+    )
+    sentence = rf"about {took:.0f} s here, and the job has \d+ s: a shorter duration takes less$"
+    with pytest.raises(TimeLimitTooShort, match=sentence):
+        second.generate(request_for(duration=15), control)
+    assert set(stages) == {"prepare"}
+    assert list((tmp_path / "scratch").iterdir()) == []
+    second.gpu = Gpu("another card", 24.0, (8, 9))
+    assert second.dry_run(request_for())["expected_seconds"] is None
+
+
+def test_a_clip_that_was_rendered_twice_is_no_measure(
+    engine: Engine,
+    request_for: RequestFor,
+    small_card: Callable[..., SmallCard],
+    tmp_path: Path,
+) -> None:
+    card = small_card("transformer_2", "stream")
+    engine.recipe = Recipe("cuda", "bfloat16", text_encoder="moved")
+    engine.settings = engine.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
+    engine.generate(request_for())
+    assert card.tried == ["none", "stream"]
+    assert engine.dry_run(request_for())["expected_seconds"] is None
+    engine.generate(request_for())
+    assert engine.dry_run(request_for())["expected_seconds"] > 0
 
 
 def test_a_blocked_download_is_cancelled(make_settings: MakeSettings) -> None:

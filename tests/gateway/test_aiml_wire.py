@@ -285,6 +285,7 @@ def test_a_poll_goes_from_queued_to_the_video() -> None:
         ("invalid_request", "InvalidParameter"),
         ("content_policy", "DataInspectionFailed"),
         ("deadline_exceeded", "InternalError.Timeout"),
+        ("time_limit_too_short", "InternalError.Timeout"),
         ("internal_error", "InternalError"),
         ("out_of_memory", "InternalError"),
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from tests.gateway.conftest import Served, eventually, wish
 from tests.gateway.fakes import InstantBackend
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import ConfigurationError, TimeLimitTooShort
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends import open_backend
 from wan_engine.gateway.backends.endpoint import EndpointBackend
@@ -146,6 +146,7 @@ def test_waiting_and_running_are_told_apart_and_progress_comes_through(tmp_path:
     [
         ("Invalid image URL: the server answered 404", "invalid_media", 400),
         ("Content policy: image was flagged", "content_policy", 400),
+        (str(TimeLimitTooShort(310, 118)), "time_limit_too_short", 400),
         ("The finished clip could not be stored", "internal_error", 200),
         ('{"error_type": "KeyError", "error_traceback": "/app/x.py"}', "internal_error", 200),
     ],

@@ -111,7 +111,13 @@ def test_a_wait_that_is_no_number_is_refused(serve: Serve, wait: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "http"), [("invalid_media", 400), ("content_policy", 400), ("encode_failed", 200)]
+    ("code", "http"),
+    [
+        ("invalid_media", 400),
+        ("content_policy", 400),
+        ("time_limit_too_short", 400),
+        ("encode_failed", 200),
+    ],
 )
 def test_a_callers_fault_is_400_on_runsync_and_200_on_status(
     serve: Serve, code: str, http: int

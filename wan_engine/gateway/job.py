@@ -21,7 +21,7 @@ STATES: tuple[State, ...] = get_args(State)
 FINAL: tuple[State, ...] = ("completed", "failed", "cancelled", "expired")
 RETRYABLE: tuple[State, ...] = ("failed", "expired")
 
-CALLERS_FAULTS = ("invalid_request", "invalid_media", "content_policy")
+CALLERS_FAULTS = ("invalid_request", "invalid_media", "content_policy", "time_limit_too_short")
 """Codes of `wan_engine.errors` that the caller can mend; any other is the engine's or the
 operator's."""
 

@@ -51,6 +51,7 @@ _ERROR_NAMES = {
     "invalid_request": "InvalidParameter",
     "content_policy": "DataInspectionFailed",
     "deadline_exceeded": "InternalError.Timeout",
+    "time_limit_too_short": "InternalError.Timeout",
     "cancelled": "TaskCanceled",
 }
 # A picture in bare base64 begins with what its file begins with.

@@ -38,6 +38,7 @@ _CODES = (  # how the sentences begin that our worker gives for what the caller 
     ("Invalid image URL", "invalid_media"),
     ("Invalid audio URL", "invalid_media"),
     ("Content policy", "content_policy"),
+    ("The clip should take about ", "time_limit_too_short"),
     ("executionTimeout exceeded", "deadline_exceeded"),
 )
 
