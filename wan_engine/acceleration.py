@@ -202,7 +202,6 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
         "cuda" if settings.device == "auto" else settings.device,
         dtype,
         attention=_attention(gpu, dtype, settings),
-        decode_dtype=dtype,
         step_cache=settings.step_cache,
     )
     offloads: tuple[Offload, ...] = ("none", "stream", "layer")
@@ -215,6 +214,8 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
                 yield replace(
                     plain,
                     offload=offload,
+                    # A second decoder is for a VAE that stays.
+                    decode_dtype=dtype if movable else "float32",
                     text_encoder=text_encoder,
                     float8=float8,
                     compiled=_compiled(spec, settings, host, offload),
@@ -236,7 +237,7 @@ def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload)
             raise ConfigurationError("WAN_COMPILE is on, which needs package triton")
         return True
     auto = settings.compile == "auto" and host.compiler and not spec.built
-    return auto and offload in ("none", "model")
+    return auto and offload == "none"
 
 
 def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:
