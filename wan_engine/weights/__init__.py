@@ -10,6 +10,7 @@ from wan_engine.weights.download import (
     download_writer,
     verify,
 )
+from wan_engine.weights.files import over_a_network
 from wan_engine.weights.models import (
     Located,
     LoraWeights,
@@ -45,6 +46,7 @@ __all__ = [
     "locate_writer",
     "missing_classifier_files",
     "missing_files",
+    "over_a_network",
     "own_loras",
     "plain_checkpoint",
     "quiet_libraries",
