@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from builder import tiny_networks
-from builder.training import evaluation, vae as vae_module
+from builder.training import evaluation
+from builder.training import experts as experts_module
+from builder.training import vae as vae_module
 from builder.training.experts import Clips, ExpertsStage, Prompts
 from builder.training.loop import Budget, Log, Position, Stage, run_stage
 from builder.training.pictures import Pictures
@@ -70,7 +72,7 @@ class Training:
         options.checkpoint = options.checkpoint or options.out / "train.checkpoint"
         self.started = time.perf_counter()
         if options.device == "cuda":
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = False
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(options.seed)
         self.tokenizer = tiny_networks.make_tokenizer()
@@ -85,6 +87,8 @@ class Training:
                 "text_encoder": tiny_networks.make_text_encoder(len(self.tokenizer)),
             }
             vae_module.initialise(parts["vae"])
+            for expert in (high, low):
+                experts_module.initialise(expert)
         parts.pop("tokenizer", None)
         self.parts = {name: network.to(options.device).train() for name, network in parts.items()}
         self.experts = (self.parts["transformer"], self.parts["transformer_2"])

@@ -7,6 +7,7 @@ points from where the networks came to at that end.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -32,6 +33,69 @@ def sigmas(steps: int = STEPS, shift: float = SHIFT) -> list[float]:
     """1 and on: what the four-step sampler visits (timesteps 1000, 937.5, 833.3, 625), then 0."""
     plain = [1 - step / steps for step in range(steps)]
     return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in plain] + [0.0]
+
+
+def initialise(expert: Any) -> None:
+    """Start with a network that lets the noise through, subtracts the condition and looks near."""
+    _let_through(expert)
+    _look_near(expert)
+
+
+def _let_through(expert: Any) -> None:
+    """Each input has a place of its own in the width, from which the output is read."""
+    width, channels = expert.patch_embedding.weight.shape[:2]
+    patch = expert.patch_embedding.weight[0, 0].numel()
+    inputs, out = channels * patch, expert.config.out_channels
+    assert inputs <= width
+    with torch.no_grad():
+        flat = torch.eye(inputs, width).T  # input c, patch place p is at width c * patch + p
+        expert.patch_embedding.weight.copy_(flat.view_as(expert.patch_embedding.weight))
+        expert.patch_embedding.bias.zero_()
+        # The output is in the order patch place, channel.
+        noisy = torch.arange(out * patch).view(out, patch).T.flatten()
+        expert.proj_out.weight.mul_(0.1)
+        expert.proj_out.bias.zero_()
+        rows = torch.arange(out * patch)
+        expert.proj_out.weight[rows, noisy] += 1.0
+        expert.proj_out.weight[rows, noisy + (out + 4) * patch] -= 1.0
+
+
+def _look_near(expert: Any) -> None:
+    """Start with heads that look at one place and its neighbours, in every frame.
+
+    Queries and keys are normalised, so attention that is sharp in place needs large gains, which
+    take thousands of steps to grow. Constant queries and keys with gains on the two fastest
+    rotations of height and width give it from the first step.
+    """
+    offsets = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+    side = 2 * (expert.config.attention_head_dim // 6)
+    time = expert.config.attention_head_dim - 2 * side
+    with torch.no_grad():
+        for block in expert.blocks:
+            attention = block.attn1
+            heads = attention.heads
+            for layer in (attention.to_q, attention.to_k):
+                layer.weight.mul_(0.5)
+                layer.bias.zero_()
+            parts = [
+                tensor.view(heads, -1)
+                for tensor in (
+                    attention.to_q.bias,
+                    attention.to_k.bias,
+                    attention.norm_q.weight,
+                    attention.norm_k.weight,
+                )
+            ]
+            for head in range(heads):
+                for axis, offset in enumerate(offsets[head % len(offsets)]):
+                    for turn in range(2):
+                        frequency = 10000.0 ** (-2 * turn / side)
+                        real = time + axis * side + 2 * turn
+                        query, key, query_gain, key_gain = (part[head] for part in parts)
+                        query[real] = math.cos(frequency * offset)
+                        query[real + 1] = math.sin(frequency * offset)
+                        key[real] = 1.0
+                        query_gain[real : real + 2] = key_gain[real : real + 2] = 2.0
 
 
 class Prompts:
