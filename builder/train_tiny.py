@@ -26,10 +26,11 @@ from builder.training import evaluation
 from builder.training import experts as experts_module
 from builder.training import vae as vae_module
 from builder.training.experts import Clips, ExpertsStage, Prompts
+from builder.training.fast import make_fast
 from builder.training.loop import Budget, Log, Position, Stage, run_stage
 from builder.training.pictures import Pictures
 
-_SHARE = {"vae": 0.4, "experts": 0.6}
+_SHARE = {"vae": 0.42, "experts": 0.58}
 """Of the seconds or steps of `--stage all`."""
 
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", help="instead of seconds, a stage: vae=4000,experts=900")
     parser.add_argument("--stage", choices=("vae", "experts", "all"), default="all")
     parser.add_argument("--scale", type=float, default=1.0, help="of batches; 0.1 for a CPU")
+    parser.add_argument("--rate", type=float, default=1.0, help="of the usual learning rate")
     parser.add_argument("--start", type=Path, help="weights to begin with instead of random ones")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="default: train.checkpoint in --out")
@@ -72,7 +74,6 @@ class Training:
         options.checkpoint = options.checkpoint or options.out / "train.checkpoint"
         self.started = time.perf_counter()
         if options.device == "cuda":
-            torch.backends.cudnn.benchmark = False
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(options.seed)
         self.tokenizer = tiny_networks.make_tokenizer()
@@ -91,6 +92,8 @@ class Training:
                 experts_module.initialise(expert)
         parts.pop("tokenizer", None)
         self.parts = {name: network.to(options.device).train() for name, network in parts.items()}
+        for network in self.parts.values():
+            make_fast(network)
         self.experts = (self.parts["transformer"], self.parts["transformer_2"])
         self.generator = torch.Generator(options.device).manual_seed(options.seed)
         count = max(8, round(160 * min(1.0, options.scale)))
@@ -115,9 +118,12 @@ class Training:
             if position.done:
                 continue
             self.stage = self._make_stage(name)
+            rate = self.stage.optimizer.param_groups[0]["lr"] * self.options.rate
             if self._stage_state is not None:
                 self.stage.load_state_dict(self._stage_state)
                 self._stage_state = None
+            for group in self.stage.optimizer.param_groups:
+                group["lr"] = rate
             run_stage(self.stage, budget, position, self.log, save=self.save)
             if name == "vae":
                 self._finish_vae()
@@ -206,8 +212,9 @@ class Training:
                     self.tokenizer,
                     pixels,
                 )
-                evaluation.write_sheet(self.options.out / f"{photo.stem}.jpg", strips)
+                evaluation.write_sheet(self.options.out / f"{photo.stem}.png", strips)
             photos[photo.name] = figures
+            self.log("photo", of=photo.name, **_short(figures))
         summary = {
             "command": " ".join(["python -m builder.train_tiny", *sys.argv[1:]]),
             "device": _device_name(self.options.device),
@@ -218,6 +225,14 @@ class Training:
         }
         (self.options.out / "figures.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(json.dumps(summary), flush=True)
+
+
+def _short(figures: dict[str, Any]) -> dict[str, Any]:
+    moves = figures.get("moves", {})
+    return figures["vae"] | {
+        move: f"{row['first_frame_db']:.1f}/{row['last_frame_db']:.1f}dB seen as {row['seen_as']}"
+        for move, row in moves.items()
+    }
 
 
 def _device_name(device: str) -> str:

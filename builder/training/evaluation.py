@@ -139,12 +139,12 @@ def evaluate_clips(
 
 
 def write_sheet(path: Path, strips: torch.Tensor) -> None:
-    """A JPEG of `strips` [rows, columns, 3, h, w] in -1..1."""
+    """A picture of `strips` [rows, columns, 3, h, w] in -1..1."""
     from PIL import Image
 
     rows, columns, _, height, width = strips.shape
     pixels = ((strips.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     sheet = pixels.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
-    Image.fromarray(sheet.numpy()).save(path, quality=85)
+    Image.fromarray(sheet.numpy()).save(path)
 
 

@@ -223,7 +223,7 @@ class ExpertsStage:
         """Four sampler steps of one batch, a gradient from each."""
         self._steps += 1
         shape = _SHAPES[self._steps % len(_SHAPES)]
-        moves, clean, condition = self._clips.sample(shape, self._batch, max(1, self._batch // 4))
+        moves, clean, condition = self._clips.sample(shape, self._batch, max(1, self._batch // 8))
         length = self._length(progress)
         clean, condition = clean[:, :, :length].float(), condition[:, :, :length].float()
         tokens, mask = self._prompts.sample(moves, self._generator)

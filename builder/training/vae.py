@@ -119,11 +119,11 @@ class VaeStage:
 
     def _batch(self, progress: float) -> tuple[str, torch.Tensor]:
         if progress < _FIRST_CLIPS or (progress < _FIRST_LARGE and self._steps % 3 == 0):
-            return "picture", self._pictures.sample(self._count(48), 128, 128)[:, :, None]
+            return "picture", self._pictures.sample(self._count(64), 128, 128)[:, :, None]
         if progress < _FIRST_LARGE:
             if self._steps % 8 == 1:
-                return "long", self._clips(self._count(3), 33, 96, 96)
-            return "clip", self._clips(self._count(10), 9, 128, 128)
+                return "long", self._clips(self._count(4), 33, 96, 96)
+            return "clip", self._clips(self._count(16), 9, 128, 128)
         if self._steps % 8 == 1:
             return "long", self._clips(self._count(2), 81, 96, 96)
         if self._steps % 2:
