@@ -267,6 +267,7 @@ class ExpertsStage:
             losses[f"step{index + 1}"] = loss.detach()
             state = state + (following - sigma) * velocity
         total.backward()
+        losses[f"{clean.shape[2]}_latents_loss"] = total.detach()
         losses["last_frame"] = F.mse_loss(end[:, :, -1], clean[:, :, -1]).detach()
         losses["first_frame"] = F.mse_loss(end[:, :, 0], clean[:, :, 0]).detach()
         return losses

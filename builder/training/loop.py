@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 _WARM_UP_STEPS = 60
+_COLLAPSE = 2.5  # times the best loss
 _FIRST_DECAY = 0.5  # of the budget: constant until here, then down to nearly nothing
 
 
@@ -82,6 +84,34 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+class Guard:
+    """Takes a stage back to where it was well, at half the rate, when it has collapsed."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._best: dict[str, float] = {}
+        self._well: dict[str, Any] | None = None
+        self._before: dict[str, Any] | None = None
+
+    def check(self, losses: dict[str, float], rates: list[float], log: Log) -> None:
+        """Compare the means of a window with the best ones so far; `rates` are halved in place."""
+        losses = {name: value for name, value in losses.items() if name.endswith("loss")}
+        collapsed = [
+            name
+            for name, value in losses.items()
+            if math.isnan(value) or value > _COLLAPSE * self._best.get(name, math.inf)
+        ]
+        if collapsed and self._before is not None:
+            self._stage.load_state_dict(copy.deepcopy(self._before))
+            rates[:] = [rate / 2 for rate in rates]
+            log("collapsed", of=collapsed[0], loss=losses[collapsed[0]], rate=rates[0])
+            return
+        for name, value in losses.items():
+            self._best[name] = min(value, self._best.get(name, math.inf))
+        # Two windows back: the latest may already be on its way down.
+        self._before, self._well = self._well, copy.deepcopy(self._stage.state_dict())
+
+
 def run_stage(
     stage: Stage,
     budget: Budget,
@@ -98,7 +128,7 @@ def run_stage(
     before = position.seconds
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
-    since = 0
+    since, guard = 0, Guard(stage)
     while (progress := budget.progress(position.steps, position.seconds)) < 1.0:
         factor = learning_rate_factor(position.steps, progress)
         for group, rate in zip(stage.optimizer.param_groups, rates, strict=True):
@@ -117,8 +147,7 @@ def run_stage(
             pace = since / (now - logged)
             log(stage.name, step=position.steps, progress=progress, **means, steps_a_second=pace)
             sums, counts, since, logged = {}, {}, 0, time.perf_counter()
-            if any(math.isnan(value) for value in means.values()):
-                raise FloatingPointError(f"the loss of {stage.name} is not a number")
+            guard.check(means, rates, log)
         if now - saved >= save_seconds:
             save()
             saved = time.perf_counter()
