@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from builder.training.moves import words
+from builder.training.prompts import words
 
-_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+#@*"
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+#@*"
 TEXT_WIDTH = 32
 LATENT_CHANNELS = 16
 
@@ -68,7 +68,7 @@ def make_tokenizer() -> Any:
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(character, -3.0) for character in _CHARACTERS]
+    pieces += [(character, -3.0) for character in CHARACTERS]
     pieces += [(f"▁{word}", -4.0) for word in words()]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
 

@@ -3,10 +3,10 @@
     python -m builder.train_tiny --device cuda --seconds 200 --out outputs/train_tiny
 
 First the VAE, then the two experts with the text encoder. Writes `wan-tiny.safetensors` (what
-`builder/tiny.py` makes the checkpoint of), `figures.json`, `train.log` and a sheet of each `--photo`
-to `--out`. A run that is broken off goes on from `train.checkpoint` with `--resume`. With `--steps`
-the same seed gives the same pictures, prompts and noise; with `--seconds` it takes as many steps as
-the machine manages, and figures.json says how many those were.
+`builder/tiny.py` makes the checkpoint of), `figures.json`, `train.log` and a sheet of each
+`--photo` to `--out`. A run that is broken off goes on from `train.checkpoint` with `--resume`. With
+`--steps` the same seed gives the same pictures, prompts and noise; with `--seconds` it takes as
+many steps as the machine manages, and figures.json says how many those were.
 """
 
 from __future__ import annotations
@@ -150,9 +150,7 @@ class Training:
         batch = max(2, round(16 * scale))
         clips = Clips(vae, self.pictures, self.generator, size=16 * batch, chunk=min(8, batch))
         text_encoder = self.parts["text_encoder"]
-        return ExpertsStage(
-            self.experts, text_encoder, prompts, clips, self.generator, batch=batch
-        )
+        return ExpertsStage(self.experts, text_encoder, prompts, clips, self.generator, batch=batch)
 
     def _finish_vae(self) -> None:
         vae = self.parts["vae"].eval()

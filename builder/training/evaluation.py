@@ -1,4 +1,4 @@
-"""What a trained `wan-tiny` does with photographs: figures, by means that know nothing of training."""
+"""What a trained `wan-tiny` does with photographs, in figures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 
 from builder.training import experts as experts_module
-from builder.training.moves import MOVES, warp
+from builder.training.moves import warp
+from builder.training.prompts import MOVES
 from builder.training.vae import decode, denormalise, encode, psnr
 
 _LEAST_ZOOM = 1.04  # what counts as a move, over 5 s
@@ -68,7 +69,11 @@ def find_motion(picture: torch.Tensor, frame: torch.Tensor) -> Motion:
     """
     picture, frame = (F.avg_pool2d(x.float().cpu(), 2) for x in (picture, frame))
     best = (0.0, 0.0, 0.0)
-    for width, count in (((0.24, 0.16, 0.16), 9), ((0.05, 0.03, 0.03), 7), ((0.012, 0.008, 0.008), 5)):
+    for width, count in (
+        ((0.24, 0.16, 0.16), 9),
+        ((0.05, 0.03, 0.03), 7),
+        ((0.012, 0.008, 0.008), 5),
+    ):
         axes = [
             torch.linspace(-span, span, count) + middle
             for span, middle in zip(width, best, strict=True)
@@ -146,5 +151,3 @@ def write_sheet(path: Path, strips: torch.Tensor) -> None:
     pixels = ((strips.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     sheet = pixels.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
     Image.fromarray(sheet.numpy()).save(path)
-
-

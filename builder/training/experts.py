@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 
-from builder.training.moves import MOVES, prompt, warp
+from builder.training.moves import warp
 from builder.training.pictures import Pictures
+from builder.training.prompts import MOVES, prompt
 from builder.training.vae import encode, normalise
 
 LEARNING_RATE = 1.2e-3
@@ -110,9 +112,7 @@ class Prompts:
     def sample(
         self, moves: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        which = torch.randint(
-            self._each, moves.shape, generator=generator, device=generator.device
-        )
+        which = torch.randint(self._each, moves.shape, generator=generator, device=generator.device)
         index = moves * self._each + which
         return self.tokens[index], self.mask[index]
 
@@ -159,7 +159,7 @@ class Clips:
         self._stores: dict[tuple[int, int], list[tuple[torch.Tensor, ...]]] = {}
 
     def sample(self, shape: tuple[int, int], count: int, fresh: int) -> tuple[torch.Tensor, ...]:
-        """Moves [n], clean latents and conditions [n, c, 21, h, w]; `fresh` new ones go in first."""
+        """Moves [n], clean latents and conditions [n, c, 21, h, w]. `fresh` new ones go in."""
         store = self._stores.setdefault(shape, [])
         fresh = max(fresh, count - len(store))
         while fresh > 0:
@@ -251,7 +251,7 @@ class ExpertsStage:
         schedule = sigmas()
         state, losses = noise, {}
         total = clean.new_zeros(())
-        for index, (sigma, following) in enumerate(zip(schedule, schedule[1:], strict=False)):
+        for index, (sigma, following) in enumerate(pairwise(schedule)):
             straight = (1 - sigma) * clean + sigma * noise
             state = torch.where(own[:, None, None, None, None], state, straight).detach()
             low = sigma < BOUNDARY
@@ -295,7 +295,7 @@ def sample(
     """Clean latents [n, c, t, h, w], as the pipeline samples them."""
     state = torch.randn(condition[:, 4:].shape, generator=generator, device=condition.device)
     schedule = sigmas()
-    for sigma, following in zip(schedule, schedule[1:], strict=False):
+    for sigma, following in pairwise(schedule):
         velocity = experts[sigma < BOUNDARY](
             hidden_states=torch.cat([state, condition], dim=1),
             timestep=torch.full((len(state),), 1000 * sigma, device=state.device),

@@ -1,4 +1,4 @@
-"""One stage of a training: steps until a budget is spent, a line every few seconds, a checkpoint."""
+"""One stage of a training: steps until a budget is spent, with lines and checkpoints on the way."""
 
 from __future__ import annotations
 

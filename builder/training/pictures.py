@@ -1,8 +1,8 @@
-"""Drawings with the statistics of photographs, made on the device: dead leaves, gradients, textures,
-strokes, glyphs, soft shapes. Nothing is read from disk.
+"""Drawings with the statistics of photographs, made on the device: dead leaves, gradients,
+textures, strokes, glyphs, soft shapes. Nothing is read from disk.
 
-A bank of large drawings is kept; what is trained on are cut-outs of it, turned, scaled, mirrored and
-recoloured, so that a drawing serves many times.
+A bank of large drawings is kept; what is trained on are cut-outs of it, turned, scaled, mirrored
+and recoloured, so that a drawing serves many times.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 
 _LEAVES = 90
 
@@ -150,7 +150,9 @@ def _glyphs(
         return low + (high - low) * values
 
     marks = torch.rand(count, 1, 48, 64, generator=generator, device=device) < 0.6
-    letter = (torch.arange(64, device=device) % 4 != 3) & (torch.arange(64, device=device) % 23 < 19)
+    letter = (torch.arange(64, device=device) % 4 != 3) & (
+        torch.arange(64, device=device) % 23 < 19
+    )
     line = torch.arange(48, device=device) % 8 < 5
     marks = (marks & letter & line[:, None]).float()
     angle, block_px = random(-0.3, 0.3), random(2, 5)

@@ -1,4 +1,4 @@
-"""Fits the tiny VAE: pictures first, then short clips through the causal path, then the real size."""
+"""Fits the tiny VAE: pictures, then short clips through the causal path, then the real size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanCausalConv3d,
     WanResidualBlock,
@@ -14,8 +14,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     unpatchify,
 )
 
-from builder.training.moves import MOVES, warp
+from builder.training.moves import warp
 from builder.training.pictures import Pictures
+from builder.training.prompts import MOVES
 
 LEARNING_RATE = 1.2e-3
 NOISE = 0.12
@@ -162,7 +163,10 @@ def _distance(seen: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, t
     error = seen - pixels
     squared = error.square().mean()
     edges = sum(
-        (error.narrow(axis, 1, error.shape[axis] - 1) - error.narrow(axis, 0, error.shape[axis] - 1))
+        (
+            error.narrow(axis, 1, error.shape[axis] - 1)
+            - error.narrow(axis, 0, error.shape[axis] - 1)
+        )
         .abs()
         .mean()
         for axis in (3, 4)
