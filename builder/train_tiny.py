@@ -127,6 +127,8 @@ class Training:
             run_stage(self.stage, budget, position, self.log, save=self.save)
             if name == "vae":
                 self._finish_vae()
+            position.done = True
+            self.save()
             self.write()
         self.evaluate()
 

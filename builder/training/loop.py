@@ -122,7 +122,7 @@ def run_stage(
     log_seconds: float = 4.0,
     save_seconds: float = 30.0,
 ) -> None:
-    """Take steps until `budget` is spent. `save` is called every `save_seconds` and at the end."""
+    """Take steps until `budget` is spent. `save` is called every `save_seconds`."""
     rates = [group["lr"] for group in stage.optimizer.param_groups]
     started = logged = saved = time.perf_counter()
     before = position.seconds
@@ -153,6 +153,4 @@ def run_stage(
             saved = time.perf_counter()
     for group, rate in zip(stage.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    position.done = True
     log(f"{stage.name} done", steps=position.steps, seconds=position.seconds)
-    save()
