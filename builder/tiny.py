@@ -70,7 +70,7 @@ def _two_experts(folder: Path) -> None:
     from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
     torch.manual_seed(_SEED)
-    tokenizer, text_encoder = _text_parts()
+    characters, text_encoder = _text_parts()
     vae = AutoencoderKLWan(
         base_dim=4,
         z_dim=16,
@@ -79,7 +79,7 @@ def _two_experts(folder: Path) -> None:
         temperal_downsample=[False, True, True],  # the library's own spelling
     )
     pipeline = WanImageToVideoPipeline(
-        tokenizer=tokenizer,
+        tokenizer=characters,
         text_encoder=text_encoder,
         vae=vae.eval(),
         scheduler=_scheduler(),
@@ -97,7 +97,7 @@ def _expand_timesteps(folder: Path) -> None:
     from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
     torch.manual_seed(_SEED)
-    tokenizer, text_encoder = _text_parts()
+    characters, text_encoder = _text_parts()
     vae = AutoencoderKLWan(
         base_dim=4,
         decoder_base_dim=4,
@@ -114,7 +114,7 @@ def _expand_timesteps(folder: Path) -> None:
         latents_std=[1.0] * 48,
     )
     pipeline = WanImageToVideoPipeline(
-        tokenizer=tokenizer,
+        tokenizer=characters,
         text_encoder=text_encoder,
         vae=vae.eval(),
         scheduler=_scheduler(),
@@ -125,17 +125,23 @@ def _expand_timesteps(folder: Path) -> None:
 
 
 def _text_parts() -> tuple[Any, Any]:
-    """A character tokenizer with a fixed vocabulary (a trained one differs between runs) and its
-    UMT5 encoder."""
-    from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+    """A character tokenizer and its UMT5 encoder."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    characters = tokenizer()
+    config = UMT5Config(
+        vocab_size=len(characters), d_model=_TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+    )
+    return characters, UMT5EncoderModel(config).eval()
+
+
+def tokenizer() -> Any:
+    """Characters, with a fixed vocabulary: a trained one differs between runs."""
+    from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(character, -3.0) for character in tiny_networks.CHARACTERS]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
-    config = UMT5Config(
-        vocab_size=len(tokenizer), d_model=_TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4
-    )
-    return tokenizer, UMT5EncoderModel(config).eval()
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 def _transformer(*, in_channels: int, out_channels: int) -> Any:

@@ -20,6 +20,7 @@ if str(ROOT) not in sys.path:  # where this file is run as a script
     sys.path.insert(0, str(ROOT))
 
 import wan_engine  # noqa: E402
+from wan_engine.acceleration import least_gb  # noqa: E402
 from wan_engine.catalog import CATALOG, CLASSIFIERS  # noqa: E402
 from wan_engine.settings import described  # noqa: E402
 
@@ -62,6 +63,8 @@ NEEDS_TORCH = (
     "wan_engine.families.base",
     "wan_engine.families.continuation",
     "wan_engine.families.i2v",
+    "wan_engine.families.placement",
+    "wan_engine.families.text",
 )
 
 
@@ -253,7 +256,7 @@ def models_table() -> str:
                 f"`{row.name}`",
                 row.title,
                 *(f"{number:g}" for number in (row.fps, row.max_frames, row.steps)),
-                *(f"{number:g}" for number in (row.download_gb, row.offload_gb)),
+                *(f"{number:g}" for number in (row.download_gb, round(least_gb(row), 1))),
                 row.licence,
             ]
             for row in CATALOG.values()

@@ -40,11 +40,12 @@ def test_rows_are_found_by_their_own_name() -> None:
 
 
 def test_the_best_models_come_first() -> None:
-    assert [row.resident_gb for row in REAL] == sorted(row.resident_gb for row in REAL)[::-1]
+    sizes = [row.networks.expert_gb * row.networks.experts for row in REAL]
+    assert sizes == sorted(sizes)[::-1]
 
 
 def test_of_two_models_of_a_size_the_faster_comes_first() -> None:
-    pairs = [(one, other) for one, other in pairwise(REAL) if one.resident_gb == other.resident_gb]
+    pairs = [(one, other) for one, other in pairwise(REAL) if one.networks == other.networks]
     assert [one.name for one, other in pairs if one.steps > other.steps] == []
 
 
@@ -135,8 +136,11 @@ def test_the_licence_is_named(spec: ModelSpec) -> None:
 
 
 @each(ROWS)
-def test_one_network_at_a_time_needs_no_more_memory_than_all(spec: ModelSpec) -> None:
-    assert 0 < spec.offload_gb <= spec.resident_gb
+def test_every_network_has_a_size_and_its_work_takes_memory(spec: ModelSpec) -> None:
+    networks = spec.networks
+    assert networks.experts == (2 if spec.guidance_scale_2 is not None else 1)
+    sizes = (networks.expert_gb, networks.text_encoder_gb, networks.vae_gb, spec.working_gb)
+    assert all(size > 0 for size in sizes)
 
 
 @each(REAL)

@@ -205,7 +205,7 @@ def models(as_json: AsJson = False) -> None:
                 "present": spec.built or weights.locate(spec, settings) is not None,
                 "fits": acceleration.fits(spec, gpu),
                 "download_gb": spec.download_gb,
-                "gpu_gb": spec.offload_gb,
+                "gpu_gb": round(acceleration.least_gb(spec), 1),
                 "licence": spec.licence,
                 "repo": spec.repo,
                 "revision": spec.revision,

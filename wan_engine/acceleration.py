@@ -1,40 +1,130 @@
-"""How a model runs on this machine: device, precision, offload. Every choice comes with its
-reason, and has a leaner one behind it for when memory does not suffice."""
+"""How a model runs on this machine: precision, attention, compilation, what stays on the device.
+
+Every choice comes with its reason, and has a leaner one behind it for when memory does not suffice.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import ConfigurationError
+from wan_engine.settings import Settings
 
-Offload = Literal["none", "model", "layer"]
-"""What stays on the device between uses: everything, one network at a time, one layer at a time."""
+Offload = Literal["none", "model", "stream", "layer"]
+"""What stays on the device between uses: everything; one network at a time; everything but the
+experts' blocks, each of which is copied from pinned host memory while the one before it works; one
+layer at a time."""
 
-_LEANER: dict[Offload, Offload] = {"none": "model", "model": "layer"}
+TextEncoder = Literal["kept", "moved"]
+"""Whether the text encoder stays on the device or is copied there for each new prompt."""
+
+_LEANER: dict[Offload, Offload] = {"none": "stream", "model": "layer", "stream": "layer"}
 _BFLOAT16_SINCE = (8, 0)
 """Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
+_FLOAT8_SINCE = (8, 9)
+"""Ada and Hopper: the first with float8 matrix products."""
+_CUDNN_ATTENTION = ((9, 0), (10, 0), (10, 3))
+"""Hopper and the server kind of Blackwell. Elsewhere flash attention is as fast or faster
+(huggingface/transformers#48163)."""
 
 _SMALL_GB = 2.0  # a guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and what they compute with
+_CONTEXT_GB = 1.5  # the CUDA context, and what the allocator holds in pieces
+_FLOAT8_SHARE = 0.52  # of bfloat16: what is outside the blocks stays, and every row has a scale
+_STREAMED_SHARE = 0.08  # of an expert: two of its 40 blocks and what is outside them
+_LAYER_SHARE = 0.03
+_HOST_GB = 6.0  # the process itself, decoded frames, ffmpeg
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What decides. `total_gb` is 10^9 bytes, as the catalogue counts."""
+    """What decides. Memory is in 10^9 bytes, as the catalogue counts; `free_gb` is what no other
+    process holds (None: all of it)."""
 
     name: str
     total_gb: float
     capability: tuple[int, int]
+    free_gb: float | None = None
+
+    @property
+    def usable_gb(self) -> float:
+        return self.total_gb if self.free_gb is None else min(self.free_gb, self.total_gb)
+
+    @property
+    def sm(self) -> str:
+        return f"sm{self.capability[0]}{self.capability[1]}"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the machine around the GPU has: memory in 10^9 bytes, and whether what torch compiles
+    with (package triton) is installed."""
+
+    memory_gb: float
+    compiler: bool = True
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`dtype` is the name of a torch dtype."""
+    """How a model is run. `dtype` and `decode_dtype` (of a clip's last decode) are names of torch
+    dtypes, `attention` is a name of diffusers' backends, `step_cache` the threshold of its first
+    block cache. Raises `ConfigurationError` for what cannot go together."""
 
     device: str
     dtype: str
     offload: Offload = "none"
+    text_encoder: TextEncoder = "kept"
+    float8: bool = False
+    compiled: bool = False
+    attention: str = "native"
+    decode_dtype: str = "float32"
+    step_cache: float | None = None
+
+    def __post_init__(self) -> None:
+        for wrong, why in self._wrong():
+            if wrong:
+                raise ConfigurationError(why)
+
+    def _wrong(self) -> Iterator[tuple[bool, str]]:
+        cpu = self.device == "cpu"
+        yield self.float8 and cpu, "WAN_PRECISION is float8, which needs a GPU."
+        yield (
+            self.float8 and self.dtype != "bfloat16",
+            "WAN_PRECISION is float8, which needs a GPU that computes in bfloat16 beside it.",
+        )
+        yield (
+            self.float8 and self.offload == "layer",
+            "WAN_PRECISION is float8 and WAN_OFFLOAD is layer: float8 weights move in whole "
+            "blocks. Set WAN_OFFLOAD=stream, or WAN_PRECISION=bfloat16.",
+        )
+        yield (
+            self.compiled and self.offload in ("stream", "layer"),
+            f"WAN_COMPILE is on and WAN_OFFLOAD is {self.offload}, which moves weights inside what "
+            "would be compiled. Set WAN_COMPILE=off, or WAN_OFFLOAD=none.",
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{'float8' if self.float8 else self.dtype} on {self.device}"]
+        if self.offload != "none":
+            parts.append(f"offload {self.offload}")
+        if self.text_encoder == "moved":
+            parts.append("text encoder moved")
+        if self.device != "cpu":
+            parts.append(f"attention {self.attention.strip('_')}")
+            parts.append(f"last decode in {self.decode_dtype}")
+        if self.compiled:
+            parts.append("compiled")
+        if self.step_cache is not None:
+            parts.append(f"step cache {self.step_cache:g}")
+        return ", ".join(parts)
+
+
+# --- what is here --------------------------------------------------------------------------------
 
 
 def detect(device: str) -> Gpu | None:
@@ -57,34 +147,187 @@ def detect(device: str) -> Gpu | None:
         )
     properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)
-    return Gpu(properties.name, properties.total_memory / 1e9, capability)
+    free, _ = torch.cuda.mem_get_info(index)
+    return Gpu(properties.name, properties.total_memory / 1e9, capability, free / 1e9)
 
 
-def choose(spec: ModelSpec, gpu: Gpu | None, device: str) -> tuple[Recipe, str]:
-    """The recipe for `spec` on `gpu`, and why."""
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # version 2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
+
+
+def detect_host() -> Host:
+    """Memory of the machine or of its container, and the packages."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdigit():  # `max` where there is no limit
+            sizes.append(int(text))
+    return Host(min(sizes) / 1e9, compiler=importlib.util.find_spec("triton") is not None)
+
+
+# --- what it is used for -------------------------------------------------------------------------
+
+
+def choose(
+    spec: ModelSpec, gpu: Gpu | None, settings: Settings, host: Host | None = None
+) -> tuple[Recipe, str]:
+    """The recipe for `spec` on `gpu`, and why. Settings that say otherwise than `auto` are kept.
+
+    Raises `ConfigurationError` for settings that do not go together, or that this machine cannot
+    do.
+    """
     if gpu is None:
-        return Recipe("cpu", "float32"), "no GPU: float32 on the CPU"
-    target = "cuda" if device == "auto" else device
+        return _on_cpu(settings), "no GPU: float32 on the CPU"
+    host = host or detect_host()
+    where = f"{gpu.name} ({gpu.sm}) with {gpu.usable_gb:.0f} GB"
+    recipes = list(_candidates(spec, gpu, settings, host))
+    for recipe in recipes:
+        lacking = _lacking(spec, recipe, gpu, host)
+        if not lacking:
+            return recipe, f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
+    # Nothing fits by our figures: the leanest is tried, as figures err on the safe side.
+    return recipes[-1], f"{where} is little for {spec.name}: {lacking}"
+
+
+def _on_cpu(settings: Settings) -> Recipe:
+    return Recipe(
+        "cpu",
+        "float32",
+        "none" if settings.offload == "auto" else settings.offload,
+        float8=settings.precision == "float8",
+        compiled=settings.compile == "on",
+        step_cache=settings.step_cache,
+    )
+
+
+def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> Iterator[Recipe]:
+    """What the settings leave open, fastest first."""
     dtype = "bfloat16" if gpu.capability >= _BFLOAT16_SINCE else "float32"
-    where = f"{gpu.name} with {gpu.total_gb:.0f} GB"
-    resident_gb = spec.resident_gb * (2 if dtype == "float32" else 1)
-    if gpu.total_gb >= resident_gb:
-        return Recipe(target, dtype), f"{where} keeps all of the model's {resident_gb:g} GB"
-    reason = f"{where} is less than {resident_gb:g} GB: one network at a time"
-    return Recipe(target, dtype, "model"), reason
+    able8 = gpu.capability >= _FLOAT8_SINCE
+    if settings.precision == "float8" and not able8:
+        raise ConfigurationError(
+            f"WAN_PRECISION is float8, which needs sm89 or newer; {gpu.name} is {gpu.sm}"
+        )
+    plain = Recipe(
+        "cuda" if settings.device == "auto" else settings.device,
+        dtype,
+        attention=_attention(gpu, dtype, settings),
+        decode_dtype=dtype,
+        step_cache=settings.step_cache,
+    )
+    offloads: tuple[Offload, ...] = ("none", "stream", "layer")
+    if settings.offload != "auto":
+        offloads = (settings.offload,)
+    for offload in offloads:
+        movable = offload in ("none", "stream")
+        for text_encoder in ("kept", "moved") if movable else ("kept",):
+            for float8 in _precisions(spec, settings, able8, offload):
+                yield replace(
+                    plain,
+                    offload=offload,
+                    text_encoder=text_encoder,
+                    float8=float8,
+                    compiled=_compiled(spec, settings, host, offload),
+                )
+
+
+def _precisions(spec: ModelSpec, settings: Settings, able8: bool, offload: Offload) -> list[bool]:
+    if settings.precision == "float8":
+        return [True]
+    if settings.precision == "bfloat16" or not able8 or spec.built or offload == "layer":
+        return [False]
+    # Resident float8 is faster, with compiled blocks; streamed it is only smaller in host memory.
+    return [True, False] if offload == "none" else [False, True]
+
+
+def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> bool:
+    if settings.compile == "on":
+        if not host.compiler:
+            raise ConfigurationError("WAN_COMPILE is on, which needs package triton")
+        return True
+    auto = settings.compile == "auto" and host.compiler and not spec.built
+    return auto and offload in ("none", "model")
+
+
+def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:
+    names = {
+        "native": "native",
+        "cudnn": "_native_cudnn",
+        "flash": "_native_flash",
+        "float8": "float8",
+    }
+    if settings.attention in names:
+        return names[settings.attention]
+    if dtype == "float32":
+        return "native"
+    return names["cudnn" if gpu.capability in _CUDNN_ATTENTION else "flash"]
+
+
+def _lacking(spec: ModelSpec, recipe: Recipe, gpu: Gpu, host: Host) -> str:
+    """What `recipe` needs and is not here; empty when all is."""
+    needed, kept = needs_gb(spec, recipe), host_gb(spec, recipe)
+    if needed > gpu.usable_gb:
+        return f"it needs {needed:.0f} GB of GPU memory"
+    if kept > host.memory_gb:
+        return f"it needs {kept:.0f} GB of host memory, and {host.memory_gb:.0f} are here"
+    return ""
+
+
+def needs_gb(spec: ModelSpec, recipe: Recipe) -> float:
+    """GPU memory at the peak of a clip: weights that stay, and what computing takes."""
+    networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
+    expert_gb = networks.expert_gb * wide * (_FLOAT8_SHARE if recipe.float8 else 1)
+    text_gb, working_gb = networks.text_encoder_gb * wide, spec.working_gb * wide
+    # Once in float32, for what is encoded; once more where the last decode is in bfloat16.
+    vae_gb = networks.vae_gb * (2 if recipe.decode_dtype == "float32" else 3)
+    if recipe.offload == "model":
+        return max(expert_gb + working_gb, text_gb, vae_gb + working_gb) + _CONTEXT_GB
+    if recipe.offload == "layer":
+        return max(expert_gb, text_gb) * _LAYER_SHARE + working_gb + _CONTEXT_GB
+    share = networks.experts if recipe.offload == "none" else _STREAMED_SHARE
+    peak = text_gb + working_gb if recipe.text_encoder == "kept" else max(text_gb, working_gb)
+    return expert_gb * share + vae_gb + peak + _CONTEXT_GB
+
+
+def host_gb(spec: ModelSpec, recipe: Recipe) -> float:
+    """Host memory for weights that are not on the device, and the process itself."""
+    networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
+    held = 0.0
+    if recipe.offload != "none":
+        share = _FLOAT8_SHARE if recipe.float8 else 1
+        held += networks.expert_gb * networks.experts * wide * share
+    if recipe.text_encoder == "moved" or recipe.offload in ("model", "layer"):
+        held += networks.text_encoder_gb * wide
+    return held + _HOST_GB
+
+
+def least_gb(spec: ModelSpec) -> float:
+    """The GPU memory below which a clip of this model cannot be made in useful time."""
+    return needs_gb(spec, Recipe("cuda", "bfloat16", "stream", "moved", decode_dtype="bfloat16"))
 
 
 def leaner(recipe: Recipe) -> Recipe | None:
     """The recipe that takes the next less memory and more time; None when there is none."""
-    if recipe.device == "cpu" or recipe.offload not in _LEANER:
+    if recipe.device == "cpu":
         return None
-    return replace(recipe, offload=_LEANER[recipe.offload])
+    if recipe.offload in ("none", "stream") and recipe.text_encoder == "kept":
+        return replace(recipe, text_encoder="moved")
+    if recipe.offload not in _LEANER:
+        return None
+    offload = _LEANER[recipe.offload]
+    float8 = recipe.float8 and offload != "layer"
+    text_encoder: TextEncoder = "moved" if offload == "stream" else "kept"
+    return replace(
+        recipe, offload=offload, float8=float8, compiled=False, text_encoder=text_encoder
+    )
 
 
 def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
     """What needs less memory than `spec` on `gpu` and should fit, as the end of a sentence."""
     area = f"a WAN_RENDER_AREA below {spec.max_area} needs less"
-    rows = (row for row in CATALOG.values() if not row.built and row.offload_gb < spec.offload_gb)
+    rows = (row for row in CATALOG.values() if not row.built and least_gb(row) < least_gb(spec))
     names = [row.name for row in rows if fits(row, gpu)]
     return f"{' or '.join(names)} would fit, or {area}" if names else area
 
@@ -94,21 +337,26 @@ def beside(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> str:
     model where both stay in memory, else the CPU."""
     if gpu is None or recipe.offload != "none" or recipe.dtype != "bfloat16":
         return "cpu"
-    return recipe.device if gpu.total_gb >= spec.resident_gb + _SMALL_GB else "cpu"
+    return recipe.device if gpu.usable_gb >= needs_gb(spec, recipe) + _SMALL_GB else "cpu"
 
 
-def fits(spec: ModelSpec, gpu: Gpu | None) -> bool:
+def fits(spec: ModelSpec, gpu: Gpu | None, host: Host | None = None) -> bool:
     """Whether a clip of this model can be made here in useful time."""
-    if gpu is None:
+    if gpu is None or spec.built:
         return spec.built
-    return gpu.total_gb >= spec.offload_gb and (spec.built or gpu.capability >= _BFLOAT16_SINCE)
+    if gpu.capability < _BFLOAT16_SINCE:
+        return False
+    host = host or detect_host()
+    recipes = _candidates(spec, gpu, Settings.model_construct(), host)
+    useful = (recipe for recipe in recipes if recipe.offload != "layer")
+    return any(not _lacking(spec, recipe, gpu, host) for recipe in useful)
 
 
 def spare_gb(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> float:
     """GPU memory that the model leaves free at its peak, for a smaller model beside it."""
-    if gpu is None or recipe.dtype == "float32":  # the catalogue's figures are of bfloat16
+    if gpu is None or recipe.dtype == "float32":
         return 0.0
-    used_gb = spec.resident_gb if recipe.offload == "none" else spec.offload_gb
+    used_gb = needs_gb(spec, recipe)
     if beside(spec, gpu, recipe) != "cpu":
         used_gb += _SMALL_GB
-    return max(0.0, gpu.total_gb - used_gb)
+    return max(0.0, gpu.usable_gb - used_gb)

@@ -43,14 +43,25 @@ class LoraFile:
 
 
 @dataclass(frozen=True)
+class Networks:
+    """What decides how a model fits into memory: weights in bfloat16 and 10^9 bytes, and what
+    computing takes beside them, in bytes a pixel of the rendered area, at the trained length."""
+
+    expert_gb: float
+    experts: int
+    text_encoder_gb: float
+    vae_gb: float
+    working_bytes: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One checkpoint and the settings it was trained for.
 
     `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
     trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
     the low-noise one (the order of diffusers; the official configuration has it the other way
-    round). 1.0 switches CFG off. `resident_gb`: accelerator memory to keep everything loaded;
-    `offload_gb`: with one network at a time. `continuations`: what the model's condition can hold,
+    round). 1.0 switches CFG off. `continuations`: what the model's condition can hold,
     `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
     common with the one before it. `caveat`: what a user must be told of a model that is built here
     and not fetched.
@@ -79,8 +90,12 @@ class ModelSpec:
     caveat: str = ""
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
-    resident_gb: float = 0.0
-    offload_gb: float = 0.0
+    networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes=1000)
+
+    @property
+    def working_gb(self) -> float:
+        """Accelerator memory beside the weights at the largest area that is rendered."""
+        return self.networks.working_bytes * self.max_area / 1e9
 
 
 _I2V_A14B = ModelSpec(
@@ -98,8 +113,7 @@ _I2V_A14B = ModelSpec(
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
-    resident_gb=88.0,  # 69 GB of bf16 weights, activations and the decoder's features at 720p
-    offload_gb=46.0,  # one expert of 28.6 GB at a time; a card of 48 GB shows less than that
+    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=13_000),
 )
 
 _TI2V_5B = ModelSpec(
@@ -119,8 +133,7 @@ _TI2V_5B = ModelSpec(
     repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     revision="b8fff7315c768468a5333511427288870b2e9635",
     download_gb=34.2,
-    resident_gb=34.0,
-    offload_gb=22.8,  # official figure for 720p, README of Wan-Video/Wan2.2
+    networks=Networks(10.02, 1, 11.36, 1.41, working_bytes=10_000),
 )
 
 _KIJAI = (
@@ -189,8 +202,7 @@ _ROWS = (
         built=True,
         caveat="a toy trained on drawings, for trying the path, not for use",
         download_gb=0.0,
-        resident_gb=1.0,
-        offload_gb=1.0,
+        networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
     ),
     replace(
         _TI2V_5B,
@@ -203,8 +215,7 @@ _ROWS = (
         built=True,
         caveat="a toy with random weights: the clip shows texture, not the image",
         download_gb=0.0,
-        resident_gb=1.0,
-        offload_gb=1.0,
+        networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
     ),
 )
 

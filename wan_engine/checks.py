@@ -50,8 +50,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){caveat}")
         yield _checked("settings", lambda: _overrides(located.spec, settings))
         yield _checked("memory", lambda: _memory(located.spec, gpu))
-        recipe, why = acceleration.choose(located.spec, gpu, settings.device)
-        yield Check("recipe", True, f"{recipe.dtype} on {recipe.device} ({why})")
+        yield _checked("recipe", lambda: _recipe(located.spec, gpu, settings))
     yield _checked("fps", lambda: "frames between by {} ({})".format(*retime.choose(settings)))
     yield _checked(
         "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))
@@ -92,10 +91,16 @@ def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
     if not acceleration.fits(spec, gpu):
         raise ConfigurationError(
             f"{gpu.name} has {gpu.total_gb:.0f} GB (sm{gpu.capability[0]}{gpu.capability[1]}); "
-            f"{spec.name} needs {spec.offload_gb:g} GB and bfloat16 (sm80 or newer): "
+            f"{spec.name} needs {acceleration.least_gb(spec):.0f} GB and bfloat16 (sm80 or newer): "
             f"{acceleration.smaller(spec, gpu)}"
         )
-    return f"{gpu.total_gb:.0f} GB, {spec.name} needs {spec.offload_gb:g} GB or more"
+    least_gb = acceleration.least_gb(spec)
+    return f"{gpu.usable_gb:.0f} GB free, {spec.name} needs {least_gb:.0f} GB or more"
+
+
+def _recipe(spec: ModelSpec, gpu: acceleration.Gpu | None, settings: Settings) -> str:
+    recipe, why = acceleration.choose(with_overrides(spec, settings), gpu, settings)
+    return f"{recipe} ({why})"
 
 
 def _prompts(settings: Settings, device: str) -> str:

@@ -84,7 +84,7 @@ class Engine:
             settings, lambda spec: acceleration.fits(spec, gpu), fallback=not serverless
         )
         self.spec = with_overrides(self.located.spec, settings)
-        self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings.device)
+        self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings)
         device = acceleration.beside(self.spec, gpu, self.recipe)
         self.safety = open_safety(settings, required=serverless, device=device)
         self.finish = Finish(settings, self.recipe.device)
@@ -366,7 +366,7 @@ class Engine:
                 latents = family.denoise(asked, on_step)
                 done_steps += steps
                 joined.begin(segment)
-                for chunk in family.decode(latents, carry):
+                for chunk in family.decode(latents, carry, continued=segment.hold > 0):
                     control.progress("decode", decoded, plan.source_frames)
                     shown = joined.add(chunk)
                     decoded += len(shown)

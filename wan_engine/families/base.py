@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -27,18 +28,20 @@ class Family(Protocol):
         the parts of a step too; what it raises ends the run."""
         ...
 
-    def decode(self, latents: torch.Tensor, carry: Carry | None = None) -> Iterator[Frames]:
+    def decode(
+        self, latents: torch.Tensor, carry: Carry | None = None, *, continued: bool = False
+    ) -> Iterator[Frames]:
         """Frames of the latents, uint8 [n, height, width, 3], a latent frame at a time.
 
         As many as were sampled: those that a later segment has in common with the one before come
-        first.
+        first. `continued`: the last of them are what the next segment starts from.
         """
         ...
 
 
 def stream_decode(
     vae: Any, latents: torch.Tensor, memory: list[Any] | None = None
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Decode `latents` [1, c, t, h, w] (de-normalised) a latent frame at a time.
 
     Yields [1, 3, n, H, W] in -1..1, n = 1 and then 4. This is the loop of
@@ -75,7 +78,40 @@ def _decode_frame(vae: Any, latent: torch.Tensor, *, first: bool) -> torch.Tenso
     return torch.clamp(sample, min=-1.0, max=1.0)
 
 
-def to_frames(sample: torch.Tensor) -> Frames:
-    """[1, 3, n, H, W] in -1..1 to uint8 [n, H, W, 3] in host memory."""
-    pixels = sample[0].permute(1, 2, 3, 0).float().add(1.0).mul(127.5).round_()
-    return pixels.to(torch.uint8).cpu().contiguous().numpy()
+def to_frames(samples: Generator[torch.Tensor, None, None]) -> Iterator[Frames]:
+    """Each [1, 3, n, H, W] in -1..1 as uint8 [n, H, W, 3] in host memory.
+
+    From a GPU one sample behind: it is copied while the next one is decoded, and the encoder gets
+    the one before that meanwhile.
+    """
+    waiting: _Copied | None = None
+    with closing(samples):
+        for sample in samples:
+            pixels = sample[0].permute(1, 2, 3, 0).float().add(1.0).mul(127.5).round_()
+            copied = _Copied(pixels.to(torch.uint8).contiguous())
+            if waiting is not None:
+                yield waiting.frames()
+            waiting = copied if copied.on_its_way else None
+            if waiting is None:
+                yield copied.frames()
+        if waiting is not None:
+            yield waiting.frames()
+
+
+class _Copied:
+    """Pixels on their way to host memory."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.on_its_way = pixels.device.type == "cuda"
+        if not self.on_its_way:
+            self._host = pixels
+            return
+        self._host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        self._host.copy_(pixels, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(pixels.device))
+
+    def frames(self) -> Frames:
+        if self.on_its_way:
+            self._arrived.synchronize()
+        return self._host.numpy()

@@ -7,6 +7,7 @@ weights.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
+from wan_engine.families.placement import apply
+from wan_engine.families.text import PromptEncoder
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
 from wan_engine.weights import LoraWeights
@@ -67,19 +70,24 @@ def make_scheduler(spec: ModelSpec) -> SchedulerMixin:
 class ImageToVideo:
     """A loaded pipeline with the settings of its row. Implements `Family`."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec, *, offloaded: bool = False) -> None:
+    def __init__(self, pipeline: Any, spec: ModelSpec, recipe: Recipe) -> None:
         self.spec = spec
-        self._offloaded = offloaded
         self.pipeline = pipeline
         self.pipeline.scheduler = make_scheduler(spec)
         self.pipeline.set_progress_bar_config(disable=True)
+        self._offloaded = recipe.offload in ("model", "layer")
+        device = torch.device(recipe.device)
+        self._texts = PromptEncoder(pipeline, device, moved=recipe.text_encoder == "moved")
+        self._decoder = pipeline.vae
+        if recipe.decode_dtype != "float32" and not self._offloaded:
+            self._decoder = _decoder_only(pipeline.vae, getattr(torch, recipe.decode_dtype))
 
     @classmethod
     def load(
         cls, spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...]
     ) -> ImageToVideo:
-        """Weights from a folder in diffusers layout; the VAE stays float32, for frames go through
-        it twice."""
+        """Weights from a folder in diffusers layout. The VAE is float32, for what is encoded stays
+        in the picture for good."""
         dtype = getattr(torch, recipe.dtype)
         pipeline = ContinuingPipeline.from_pretrained(
             str(folder),
@@ -88,10 +96,10 @@ class ImageToVideo:
         )
         fuse_loras(pipeline, loras)
         try:
-            place(pipeline, recipe)
+            apply(pipeline, recipe)
+            return cls(pipeline, spec, recipe)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(spec) from error
-        return cls(pipeline, spec, offloaded=recipe.offload != "none")
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
         """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1."""
@@ -119,10 +127,13 @@ class ImageToVideo:
         if start is not None and start.frames is not None:
             image = Image.fromarray(start.frames[0])  # what a model with an image encoder looks at
         try:
+            guided = spec.guidance_scale > 1
             output = self.pipeline(
                 image=image,
-                prompt=segment.prompt,
-                negative_prompt=segment.negative_prompt,
+                prompt_embeds=self._texts.embed(segment.prompt),
+                negative_prompt_embeds=(
+                    self._texts.embed(segment.negative_prompt) if guided else None
+                ),
                 width=segment.width,
                 height=segment.height,
                 num_frames=segment.frames,
@@ -161,8 +172,13 @@ class ImageToVideo:
             return None if carry.latents is None else Start(latents=carry.latents)
         return None if carry.frames is None else Start(frames=carry.frames)
 
-    def decode(self, latents: torch.Tensor, carry: Carry | None = None) -> Iterator[Frames]:
+    def decode(
+        self, latents: torch.Tensor, carry: Carry | None = None, *, continued: bool = False
+    ) -> Iterator[Frames]:
         """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame.
+
+        In the recipe's `decode_dtype`, but in float32 where the next segment is to encode the
+        last of them again.
 
         Where latents are handed on, a later segment gives the frames of `carry` first and then what
         the decoder makes of the new latents, as if it had never stopped. What it remembers (6.4 GB
@@ -174,7 +190,8 @@ class ImageToVideo:
             if memory and carry.frames is not None:
                 latents = latents[:, :, self._latents_handed_on :]
                 yield carry.frames
-        vae = self.pipeline.vae
+        encoded_again = continued and self.spec.continuation == "last_frames"
+        vae = self.pipeline.vae if encoded_again else self._decoder
         try:
             if hook := getattr(vae, "_hf_hook", None):
                 hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
@@ -182,8 +199,7 @@ class ImageToVideo:
             mean, std = latent_moments(vae, latents)
             if memory:
                 memory[:] = _moved(memory, vae.device)
-            for sample in stream_decode(vae, latents * std + mean, memory):
-                yield to_frames(sample)
+            yield from to_frames(stream_decode(vae, latents * std + mean, memory))
             if memory and self._offloaded:
                 memory[:] = _moved(memory, "cpu")
         except torch.OutOfMemoryError as error:
@@ -197,14 +213,14 @@ def _moved(memory: list[Any], device: Any) -> list[Any]:
     return [item.to(device) if isinstance(item, torch.Tensor) else item for item in memory]
 
 
-def place(pipeline: Any, recipe: Recipe) -> None:
-    """Put the networks where `recipe` wants them."""
-    if recipe.offload == "none":
-        pipeline.to(recipe.device)
-    elif recipe.offload == "model":
-        pipeline.enable_model_cpu_offload(device=recipe.device)
-    else:
-        pipeline.enable_group_offload(torch.device(recipe.device), offload_type="leaf_level")
+def _decoder_only(vae: Any, dtype: torch.dtype) -> Any:
+    """A copy of the VAE that decodes in `dtype`, without the encoder's weights."""
+    encoder, vae.encoder = vae.encoder, None
+    try:
+        copied = copy.deepcopy(vae)
+    finally:
+        vae.encoder = encoder
+    return copied.to(dtype)
 
 
 def fuse_loras(pipeline: Any, loras: tuple[LoraWeights, ...]) -> None:

@@ -1,0 +1,220 @@
+"""A whole clip on this device with full-size random networks: the engine against stock diffusers.
+
+Both sides have the same networks, prompt, picture, steps and frames. Ours goes through
+`Engine.generate`, from a data URI to a stored mp4; stock is `WanImageToVideoPipeline` as its
+documentation has it, with `export_to_video`, from an opened picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_networks import Scale, device, peak_gb, synchronize, text_encoder, transformer, vae
+from gpu_parts import Case, attempt
+
+_PROMPT = "The camera moves slowly towards the mountains while clouds drift over the lake."
+_ROW = "wan2.2-i2v-a14b-4step"
+
+
+def pipeline(scale: Scale, *, on: torch.device) -> Any:
+    """The parts of a four-step A14B, on the device `on`."""
+    from diffusers import AutoencoderKLWan
+
+    from builder.tiny import tokenizer
+    from wan_engine.catalog import CATALOG
+    from wan_engine.families.continuation import ContinuingPipeline
+    from wan_engine.families.i2v import make_scheduler
+
+    assert AutoencoderKLWan  # imported before the networks, so that no import is timed
+    return ContinuingPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=text_encoder(scale).to(on),
+        vae=vae(scale, torch.float32).to(on),
+        scheduler=make_scheduler(CATALOG[_ROW]),
+        transformer=transformer(scale).to(on),
+        transformer_2=transformer(scale).to(on),
+        boundary_ratio=0.9,
+    )
+
+
+def job(scale: Scale) -> Iterator[Case]:
+    """Seconds and memory of one clip, stock and ours, each after a short run of one step."""
+    started = time.perf_counter()
+    from wan_engine.families.placement import set_attention
+
+    parts = pipeline(scale, on=device())
+    synchronize()
+    yield {"case": "networks made", "seconds": time.perf_counter() - started}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        short = replace(scale, frames=5)
+        yield attempt({"case": "stock, short"}, lambda: _stock(parts, short, folder / "s.mp4", 1))
+        yield attempt({"case": "stock"}, lambda: _stock(parts, scale, folder / "stock.mp4", 4))
+        made: list[Any] = []
+
+        def set_up(precision: str) -> Case:
+            engine = _engine(parts, scale, folder, None, precision=precision)
+            started = time.perf_counter()
+            engine.warm_up()
+            synchronize()
+            made.append(engine)
+            return {"set_up_s": engine.set_up_s, "warm_up_s": time.perf_counter() - started}
+
+        yield attempt({"case": "ours, set up"}, lambda: set_up("auto"))
+        if not made:  # float8 does not work on this machine
+            parts = pipeline(scale, on=device())
+            yield attempt({"case": "ours, set up"}, lambda: set_up("bfloat16"))
+        for fps in ("native", "30"):
+            yield attempt({"case": f"ours, {fps} fps"}, lambda f=fps: _ours(made[0], scale, f))
+
+        def eight_bits() -> Case:
+            started = time.perf_counter()
+            for expert in (parts.transformer, parts.transformer_2):
+                set_attention(expert, "float8", device())
+            made[0].warm_up()
+            synchronize()
+            return {"warm_up_s": time.perf_counter() - started}
+
+        yield attempt({"case": "8-bit attention, set up"}, eight_bits)
+        yield attempt({"case": "ours, 8-bit attention"}, lambda: _ours(made[0], scale, "30"))
+
+
+def cards(scale: Scale) -> Iterator[Case]:
+    """The recipes that smaller cards get, with this one's memory cut down to theirs: does a clip
+    fit, and what does a step cost? Two steps, one for each expert; this card's speed."""
+    from wan_engine.acceleration import Gpu
+
+    total = torch.cuda.get_device_properties(0).total_memory / 1e9 if _gpu() else 1.0
+    for gb in (25.3, 34.2, 47.7, 85.0):
+
+        def work(gb: float = gb) -> Case:
+            card = Gpu(f"a card of {gb:g} GB", gb, (8, 9))
+            if _gpu():
+                torch.cuda.set_per_process_memory_fraction(1.0)
+            parts = pipeline(scale, on=torch.device("cpu"))
+            gc.collect()
+            if _gpu():
+                torch.cuda.empty_cache()
+                torch.cuda.set_per_process_memory_fraction(min(1.0, gb / total))
+            with tempfile.TemporaryDirectory() as name:
+                engine = _engine(parts, scale, Path(name), card if _gpu() else None, steps=2)
+                found = _ours(engine, scale, "native")
+            return {**found, "weights": "random"}
+
+        yield attempt({"case": f"{gb:g} GB"}, work)
+
+
+def _gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def _picture(scale: Scale) -> Any:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(1)
+    small = torch.randint(0, 255, (9, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+    return Image.fromarray(small).resize((max(scale.width, 320), max(scale.height, 240)))
+
+
+def _stock(parts: Any, scale: Scale, path: Path, steps: int) -> Case:
+    from diffusers import WanImageToVideoPipeline
+    from diffusers.utils import export_to_video
+
+    stock = WanImageToVideoPipeline(**parts.components, boundary_ratio=0.9)
+    stock.set_progress_bar_config(disable=True)
+    synchronize()
+    started = time.perf_counter()
+    output = stock(
+        image=_picture(scale),
+        prompt=_PROMPT,
+        height=scale.height,
+        width=scale.width,
+        num_frames=scale.frames,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(1),
+    ).frames[0]
+    sampled = time.perf_counter()
+    export_to_video(output, str(path), fps=16)
+    done = time.perf_counter()
+    return {
+        "seconds": done - started,
+        "export_s": done - sampled,
+        "peak_gb": peak_gb(),
+        "clip_bytes": path.stat().st_size,
+    }
+
+
+def _engine(
+    parts: Any,
+    scale: Scale,
+    folder: Path,
+    card: Any,
+    steps: int | None = None,
+    precision: Any = "auto",
+) -> Any:
+    """An engine whose model is `parts`, placed by the recipe for `card` (None: the one here)."""
+    from wan_engine import Settings, acceleration
+    from wan_engine.catalog import CATALOG
+    from wan_engine.engine import Engine
+    from wan_engine.families.i2v import ImageToVideo
+    from wan_engine.families.placement import apply
+
+    settings = Settings(
+        model="wan-tiny",
+        safety="off",
+        precision=precision,
+        scratch_dir=folder,
+        output_dir=folder / "outputs",
+        cache_dir=folder / "cache",
+        scratch_min_gb=0.1,
+    )
+    engine = Engine(settings)
+    engine.spec = replace(
+        CATALOG[_ROW],
+        steps=steps or 4,
+        max_area=scale.width * scale.height,
+        max_frames=max(scale.frames, 81),
+    )
+    engine.gpu = card or engine.gpu
+    engine.recipe, engine.recipe_reason = acceleration.choose(engine.spec, engine.gpu, settings)
+    started = time.perf_counter()
+    apply(parts, engine.recipe)
+    engine._family = ImageToVideo(parts, engine.spec, engine.recipe)
+    engine.set_up_s = time.perf_counter() - started
+    return engine
+
+
+def _ours(engine: Any, scale: Scale, fps: str) -> Case:
+    from wan_engine import VideoRequest
+
+    engine.settings = engine.settings.model_copy(
+        update={"fps": "native" if fps == "native" else int(fps)}
+    )
+    buffer = io.BytesIO()
+    _picture(scale).save(buffer, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    request = VideoRequest(prompt=_PROMPT, image=uri, seed=1, duration=5)
+    peak_gb(reset=True)
+    synchronize()
+    started = time.perf_counter()
+    result = engine.generate(request)
+    took = time.perf_counter() - started
+    stages = {stage: round(seconds, 2) for stage, seconds in result.stage_seconds.items()}
+    return {
+        "seconds": took,
+        "stages": stages,
+        "recipe": str(engine.recipe),
+        "reason": engine.recipe_reason,
+        "set_up_s": engine.set_up_s,
+        "peak_gb": peak_gb(),
+    }

@@ -1,0 +1,105 @@
+"""A recipe applied to a loaded pipeline, in the one order that works: float8, attention, step
+cache, place, compile."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from wan_engine.acceleration import Recipe
+from wan_engine.families import attention8
+from wan_engine.families.float8 import convert_blocks
+
+log = logging.getLogger(__name__)
+
+
+def experts(pipeline: Any) -> Iterator[Any]:
+    """The transformers of a pipeline: one or two."""
+    for name in ("transformer", "transformer_2"):
+        if (expert := getattr(pipeline, name, None)) is not None:
+            yield expert
+
+
+def apply(pipeline: Any, recipe: Recipe) -> None:
+    """Make `pipeline` run as `recipe` says. Called once, after LoRA files are fused."""
+    for expert in experts(pipeline):
+        if recipe.float8:
+            convert_blocks(expert, torch.device(recipe.device))
+        if recipe.attention != "native":
+            set_attention(expert, recipe.attention, torch.device(recipe.device))
+        if recipe.step_cache is not None:
+            cache_steps(expert, recipe.step_cache)
+    place(pipeline, recipe)
+    if recipe.compiled:
+        for expert in experts(pipeline):
+            # Pictures have many shapes: one graph with the number of tokens left open serves all.
+            expert.compile_repeated_blocks(fullgraph=recipe.step_cache is None, dynamic=True)
+
+
+def set_attention(expert: Any, backend: str, device: torch.device) -> None:
+    """One of diffusers' attention backends for every block, or `float8` for self-attention with
+    cuDNN's beside it, once that has passed a test of its numbers here."""
+    if backend == "float8":
+        backend = "_native_cudnn"
+        config = expert.config
+        try:
+            error = attention8.check(config.num_attention_heads, config.attention_head_dim, device)
+        except attention8.Unsupported as reason:
+            log.warning("8-bit attention is not used: %s", reason)
+        else:
+            log.info("8-bit attention is off by %.3f of the norm on random numbers", error)
+            for block in expert.blocks:
+                block.attn1.processor = attention8.Float8AttnProcessor()
+    noisy = logging.getLogger("diffusers.models.modeling_utils")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)  # it warns of its own interface each time
+    try:
+        expert.set_attention_backend(backend)
+    finally:
+        noisy.setLevel(level)
+
+
+def cache_steps(expert: Any, threshold: float) -> None:
+    """Leave out the blocks after the first where that one's output hardly changed since the last
+    step. The only step cache of diffusers 0.42.1 that acts in this pipeline without calibration."""
+    from diffusers import FirstBlockCacheConfig
+
+    expert.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+
+
+def place(pipeline: Any, recipe: Recipe) -> None:
+    """Put the networks where `recipe` wants them."""
+    device = torch.device(recipe.device)
+    if recipe.offload == "model":
+        pipeline.enable_model_cpu_offload(device=recipe.device)
+    elif recipe.offload == "layer":
+        pipeline.enable_group_offload(device, offload_type="leaf_level")
+    else:
+        streamed = recipe.offload == "stream"
+        still = [pipeline.vae, getattr(pipeline, "image_encoder", None)]
+        if recipe.text_encoder == "kept":
+            still.append(pipeline.text_encoder)
+        for expert in experts(pipeline):
+            if streamed:
+                _stream(expert, device)
+            else:
+                still.append(expert)
+        for network in still:
+            if network is not None:
+                network.to(device)
+
+
+def _stream(expert: Any, device: torch.device) -> None:
+    """Blocks are copied from pinned host memory, each while the one before it works."""
+    on_gpu = device.type == "cuda"
+    expert.enable_group_offload(
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=on_gpu,
+        record_stream=on_gpu,
+    )
