@@ -28,6 +28,8 @@ TEXT_LENGTH = 512  # to which the pipeline pads the prompt's states with zeros
 _LONGEST_PROMPT = 160
 
 _SHAPES = ((144, 256), (144, 256), (192, 192), (144, 256), (256, 144), (144, 256), (160, 224))
+_STEPS_A_BATCH = 8
+"""New clips come a batch at a time: making one costs a GPU as long as making many."""
 _KNOWN_FRAMES = (1, 1, 1, 5)  # 5: a later segment, which is given what it has in common
 
 
@@ -38,9 +40,11 @@ def sigmas(steps: int = STEPS, shift: float = SHIFT) -> list[float]:
 
 
 def initialise(expert: Any) -> None:
-    """Start with a network that lets the noise through, subtracts the condition and looks near."""
+    """Start with a network that lets the noise through, subtracts the condition, looks near, and
+    sees the words among the padding."""
     _let_through(expert)
     _look_near(expert)
+    _see_words(expert)
 
 
 def _let_through(expert: Any) -> None:
@@ -98,6 +102,22 @@ def _look_near(expert: Any) -> None:
                         query[real + 1] = math.sin(frequency * offset)
                         key[real] = 1.0
                         query_gain[real : real + 2] = key_gain[real : real + 2] = 2.0
+
+
+def _see_words(expert: Any) -> None:
+    """Start with cross-attention to which padding is nothing.
+
+    A prompt is some twenty states among 512 that are zero, so attention that is even gives its
+    words a thirtieth of the whole. Without biases a zero state has the score 0, and gains make the
+    scores of words large, either way.
+    """
+    text = expert.condition_embedder.text_embedder
+    with torch.no_grad():
+        for layer in (text.linear_1, text.linear_2, *(b.attn2.to_k for b in expert.blocks)):
+            layer.bias.zero_()
+        for block in expert.blocks:
+            block.attn2.norm_q.weight.fill_(2.0)
+            block.attn2.norm_k.weight.fill_(2.0)
 
 
 class Prompts:
@@ -223,7 +243,8 @@ class ExpertsStage:
         """Four sampler steps of one batch, a gradient from each."""
         self._steps += 1
         shape = _SHAPES[self._steps % len(_SHAPES)]
-        moves, clean, condition = self._clips.sample(shape, self._batch, max(1, self._batch // 8))
+        fresh = self._batch if self._steps % _STEPS_A_BATCH == 0 else 0
+        moves, clean, condition = self._clips.sample(shape, self._batch, fresh)
         length = self._length(progress)
         clean, condition = clean[:, :, :length].float(), condition[:, :, :length].float()
         tokens, mask = self._prompts.sample(moves, self._generator)

@@ -72,7 +72,7 @@ def recolour(generator: torch.Generator, pictures: torch.Tensor) -> torch.Tensor
     sign = torch.where(random(count, 1, 1, 1) < 0.3, -1.0, 1.0)
     contrast, brightness = 0.6 + 0.7 * random(count, 1, 1, 1), 0.6 * random(count, 1, 1, 1) - 0.3
     grey = pictures.mean(dim=1, keepdim=True)
-    pictures = grey + (pictures - grey) * (1.2 * random(count, 1, 1, 1))  # less saturated, mostly
+    pictures = grey + (pictures - grey) * (0.2 + 1.8 * random(count, 1, 1, 1))
     return (pictures * sign * contrast + brightness).clamp(-1, 1)
 
 
@@ -131,7 +131,7 @@ def _leaf(
     distance = torch.where(random() < 0.4, box, (u**2 + v**2).sqrt()) - 1  # in radii
     soft_px = torch.where(random() < 0.75, random(0.2, 0.7), radius_px * random(0.05, 0.5))
     alpha = torch.sigmoid(-distance * radius_px * aspect / soft_px) * random(0.6, 1.3).clamp_max(1)
-    colour = random(-1, 1) + 0.5 * random(-1, 1, channels=3)
+    colour = random(-1, 1) + random(0.1, 1) * random(-1, 1, channels=3)
     shade = u * random(-0.4, 0.4) + v * random(-0.4, 0.4)
     stripes = torch.sin(u * random(3, 40)) * (random() < 0.15) * random(0, 0.4)
     fill = colour + shade.clamp(-1, 1) + stripes + detail * random(-0.15, 0.4).clamp_min(0)

@@ -76,6 +76,28 @@ def test_an_expert_begins_with_the_noise_let_through_and_the_condition_taken_off
     assert torch.corrcoef(flat)[0, 1] > 0.9
 
 
+def test_a_still_clip_begins_as_a_row_of_equal_pictures(pictures: Pictures) -> None:
+    network = tiny_networks.make_vae()
+    vae.initialise(network)
+    clip = pictures.sample(1, 32, 48)[:, :, None].expand(-1, -1, 13, -1, -1)
+    with torch.no_grad():
+        latents = vae.encode(network, clip)
+        frames = vae.decode(network, latents)
+    assert latents.std() > 0.01 and frames.std() > 0.01
+    assert torch.allclose(latents[:, :, 1], latents[:, :, 3], atol=1e-6)
+    assert torch.allclose(frames[:, :, 1], frames[:, :, 12], atol=1e-5)
+
+
+def test_padding_of_a_prompt_begins_as_nothing_to_an_expert() -> None:
+    expert = tiny_networks.make_expert(layers=1)
+    experts.initialise(expert)
+    text = torch.cat([torch.randn(1, 3, 32), torch.zeros(1, 2, 32)], dim=1)
+    with torch.no_grad():
+        keys = expert.blocks[0].attn2.to_k(expert.condition_embedder.text_embedder(text))
+    assert (keys[0, 3:] == 0).all()
+    assert (keys[0, :3].abs().amax(dim=-1) > 0).all()
+
+
 def test_frame_0_of_a_move_is_the_picture(pictures: Pictures) -> None:
     picture = pictures.sample(len(prompts.MOVES), 48, 64)
     every = torch.arange(len(prompts.MOVES))
