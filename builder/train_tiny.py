@@ -149,8 +149,8 @@ class Training:
             return vae_module.VaeStage(vae, self.pictures, self.generator, scale=scale)
         vae.eval().requires_grad_(False)
         prompts = Prompts(self.tokenizer, self.options.seed, self.generator.device)
-        batch = max(2, round(16 * scale))
-        clips = Clips(vae, self.pictures, self.generator, size=16 * batch, chunk=min(8, batch))
+        batch = max(2, round(32 * scale))
+        clips = Clips(vae, self.pictures, self.generator, size=8 * batch, chunk=min(8, batch))
         text_encoder = self.parts["text_encoder"]
         return ExpertsStage(self.experts, text_encoder, prompts, clips, self.generator, batch=batch)
 

@@ -223,7 +223,7 @@ class ExpertsStage:
         clips: Clips,
         generator: torch.Generator,
         *,
-        batch: int = 16,
+        batch: int = 32,
     ) -> None:
         self.experts, self.text_encoder = experts, text_encoder
         self._prompts, self._clips, self._generator = prompts, clips, generator

@@ -24,7 +24,7 @@ NOISE = 0.12
 the decoder must bear it."""
 _SIZE_WEIGHT = 0.02
 
-_FIRST_CLIPS, _FIRST_LARGE = 0.4, 0.8  # progress
+_FIRST_CLIPS, _FIRST_LARGE = 0.3, 0.8  # progress
 
 
 def initialise(vae: Any) -> None:
