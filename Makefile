@@ -1,7 +1,7 @@
 # run    one clip from test_input.json, from nothing but Python 3.11 or newer
 # test   the tests that need only the Python index; test-system those that need system packages
 # soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
-# check  linters, formatter, types
+# check  linters, formatter, types; also of the Dockerfile, compose file and workflows
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +21,12 @@ soak: .venv/test.ok
 	$(BIN)/python -m pytest -m slow tests/worker_loop/test_soak.py
 
 test-system: .venv/test.ok
-	@command -v ffprobe >/dev/null || { echo "test-system needs ffprobe: apt-get install ffmpeg"; exit 1; }
+	@for need in ffprobe:ffmpeg node:nodejs curl:curl jq:jq awk:mawk; do command -v $${need%%:*} >/dev/null || \
+		{ echo "test-system needs $${need%%:*}: apt-get install $${need##*:}"; exit 1; }; done
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+		{ echo "test-system needs PostgreSQL: apt-get install postgresql"; exit 1; }
+	@test -d tests/system/node_modules/runpod-sdk || \
+		{ echo "test-system needs Runpod's JavaScript client: npm ci --prefix tests/system"; exit 1; }
 	$(BIN)/python -m pytest -m "system and not gpu"
 
 check: .venv/test.ok
@@ -29,6 +34,9 @@ check: .venv/test.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	$(BIN)/zizmor --offline --no-progress --quiet .github
 
 format: .venv/test.ok
 	$(BIN)/ruff check --fix .

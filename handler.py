@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
@@ -73,7 +74,7 @@ class Handler:
 
         control = Control(
             job_id,
-            deadline_seconds=self._settings.job_seconds,
+            deadline_seconds=_time_limit(job, self._settings),
             on_progress=on_progress if self._report else _StageLog(job_id),
         )
         work = loop.run_in_executor(self._threads, self._run, job.get("input"), control)
@@ -126,6 +127,17 @@ class Handler:
                 output = {"stage": progress.stage, "step": progress.step, "steps": progress.steps}
                 await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
                 await latest.pause(self._settings.progress_seconds)
+
+
+def _time_limit(job: Mapping[str, Any], settings: Settings) -> float | None:
+    """Seconds that the job may take: WAN_JOB_SECONDS, or the job's own `policy.executionTimeout`
+    (milliseconds) where that is shorter and the platform sends it along, which no page promises."""
+    policy = job.get("policy")
+    asked = policy.get("executionTimeout") if isinstance(policy, dict) else None
+    limits = [settings.job_seconds] if settings.job_seconds else []
+    if type(asked) is int and asked > 0:
+        limits.append(asked / 1000)
+    return min(limits, default=None)
 
 
 class _StageLog:

@@ -3,10 +3,6 @@
 Random weights of the real sizes: honest for time and memory, not for quality. Needs torch,
 transformers and diffusers; torchao for the float8 cases, what the worker needs for `job`. Each part
 runs in a process of its own with a time limit, so that one that fails costs only itself.
-
-    python benchmarks/gpu.py --out gpu.jsonl
-    python benchmarks/gpu.py --parts attention block --out gpu.jsonl
-    python benchmarks/gpu.py --scale tiny            # on any machine: does it run?
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,36 +80,23 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if arguments.cases:
             command += ["--cases", *arguments.cases]
         started, limit = time.monotonic(), arguments.limit or PARTS[name]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment())
-        assert process.stdout is not None
-        watch = _Watch(process, limit)
-        for line in process.stdout:
-            row = _parsed(line)
-            if row is None:
-                print(line, end="", file=sys.stderr)
-                continue
-            rows.append(row)
-            _keep(arguments.out, row)
-            print(json.dumps(row), flush=True)
-        code = process.wait()
-        watch.stop()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=_environment()
+        ) as process:
+            watch = threading.Timer(limit, process.kill)
+            watch.start()
+            try:
+                for row in filter(None, map(_parsed, process.stdout or ())):
+                    rows.append(row)
+                    _keep(arguments.out, row)
+                    print(json.dumps(row), flush=True)
+            finally:
+                watch.cancel()
+        code = process.returncode
         row = {"part": name, "case": "end", "exit": code, "wall_s": time.monotonic() - started}
         _keep(arguments.out, row)
         print(json.dumps(row), flush=True)
     return rows
-
-
-class _Watch:
-    """Ends a part that takes too long."""
-
-    def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
-        import threading
-
-        self._timer = threading.Timer(seconds, process.kill)
-        self._timer.start()
-
-    def stop(self) -> None:
-        self._timer.cancel()
 
 
 def _environment() -> dict[str, str]:
@@ -120,9 +104,11 @@ def _environment() -> dict[str, str]:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
+    """A case; what is printed beside them goes on to stderr."""
     try:
         row = json.loads(line)
     except ValueError:
+        print(line, end="", file=sys.stderr)
         return None
     return row if isinstance(row, dict) and "part" in row else None
 
@@ -147,9 +133,12 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example: python benchmarks/gpu.py --parts attention block --out gpu.jsonl\n"
+        "         python benchmarks/gpu.py --scale tiny      on any machine: does it run?",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cases", nargs="+", default=[], help="only these, by name")
@@ -157,7 +146,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     parser.add_argument("--limit", type=float, help="seconds for each part, instead of its own")
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.inside:
         for row in part(arguments.inside, arguments.scale, arguments.cases):
             print(json.dumps(row), flush=True)

@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from builder.gpu_table import CARDS
 from wan_engine.catalog import FALLBACK
 from wan_engine.settings import Settings, described, env_name
 
@@ -25,6 +26,28 @@ _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
 
 _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
 """Of no use, or of no good, on an endpoint."""
+
+_GATEWAY = (
+    *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "api_keys", "endpoints"),
+    *("database_url", "queue_max", "job_starts", "keep_jobs_days", "request_max_bytes"),
+    *("rate_limit", "public_url", "trusted_proxies", "cors_origins", "shutdown_seconds"),
+)
+"""A worker has no gateway."""
+
+_SELDOM = (
+    *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
+    *("audio_max_bytes", "fetch_seconds", "scratch_min_gb", "progress_seconds"),
+)
+"""Runpod's templates hold 50 variables. These are as the hosted API has them, and can be added to
+an endpoint by hand."""
+
+POOLS = {card.pool: card.gpu for card in CARDS if card.pool}
+"""Runpod's names of cards that hold every preset's model, best first. AMPERE_24 is not among them:
+it has no float8 matrices, and 75 GB of host memory would be needed beside it."""
+
+_DISK_GB = 40
+"""The image, with its classifiers, is 8 GB; a job's files are less than 1 GB, and the SDK refuses
+to start below a tenth of free space. Models are on a volume."""
 
 _CUDA = ["13.0"]
 """What the wheels in requirements.lock are built for."""
@@ -46,9 +69,9 @@ def hub() -> dict[str, Any]:
         "category": "video",
         "config": {
             "runsOn": "GPU",
-            "containerDiskInGb": 40,
+            "containerDiskInGb": _DISK_GB,
             "gpuCount": 1,
-            "gpuIds": "HOPPER_141,ADA_80_PRO,AMPERE_80,ADA_48_PRO,AMPERE_48,ADA_24",
+            "gpuIds": ",".join(POOLS),
             "allowedCudaVersions": _CUDA,
             "presets": [
                 {"name": name, "defaults": defaults} for name, defaults in _PRESETS.items()
@@ -56,7 +79,7 @@ def hub() -> dict[str, Any]:
             "env": [
                 {"key": env_name(name), "input": _input(name, field)}
                 for name, field in Settings.model_fields.items()
-                if name not in _LEFT_OUT
+                if name not in (*_LEFT_OUT, *_GATEWAY, *_SELDOM)
             ],
         },
     }

@@ -21,7 +21,7 @@ JSON_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 FIELDS = (
     "prompt", "image", "audio", "negative_prompt", "size", "duration", "shot_type", "seed",
-    "enable_prompt_expansion", "enable_safety_checker",
+    "enable_prompt_expansion", "enable_safety_checker", "first_frame",
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def _is_harmless(field: str, value: Any) -> bool:
         return True
     if field == "seed":
         return not isinstance(value, bool) and value in (0, -1)
-    if field.startswith("enable_"):
+    if field.startswith("enable_") or field == "first_frame":
         return value is True
     return field == "negative_prompt" and isinstance(value, str)
 

@@ -136,12 +136,12 @@ def test_memory_that_others_hold_is_not_counted() -> None:
         ),
         (
             Gpu("A100", 85.1, (8, 0)),
-            "bfloat16 on cuda, attention native_flash, last decode in bfloat16, compiled",
+            "bfloat16 on cuda, text encoder moved, attention native_flash, last decode in "
+            "bfloat16, compiled",
         ),
         (
             Gpu("L40S", 47.7, (8, 9)),
-            "float8 on cuda, text encoder moved, attention native_flash, last decode in bfloat16, "
-            "compiled",
+            "bfloat16 on cuda, offload stream, attention native_flash, last decode in bfloat16",
         ),
         (
             Gpu("A40", 47.7, (8, 6)),

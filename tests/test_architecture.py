@@ -20,6 +20,7 @@ if str(ROOT) not in sys.path:  # where this file is run as a script
     sys.path.insert(0, str(ROOT))
 
 import wan_engine  # noqa: E402
+from builder import gpu_table  # noqa: E402
 from wan_engine.acceleration import least_gb  # noqa: E402
 from wan_engine.catalog import CATALOG, CLASSIFIERS  # noqa: E402
 from wan_engine.settings import described  # noqa: E402
@@ -49,6 +50,7 @@ LAYERS = {
     "safety": 4,
     "prompts": 4,
     "acceleration": 4,
+    "compilation": 5,
     "families": 5,
     "engine": 6,
     "checks": 7,
@@ -60,8 +62,10 @@ LAYERS = {
 
 HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
 NEEDS_TORCH = (
+    "wan_engine.families.attention8",
     "wan_engine.families.base",
     "wan_engine.families.continuation",
+    "wan_engine.families.float8",
     "wan_engine.families.i2v",
     "wan_engine.families.placement",
     "wan_engine.families.text",
@@ -285,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "models": models_table,
     "classifiers": classifiers_table,
+    "gpus": gpu_table.table,
 }
 
 
@@ -325,6 +330,7 @@ def test_a_table_has_a_row_for_each_of_its_things() -> None:
         "settings": len(described()),
         "models": len(CATALOG),
         "classifiers": len(CLASSIFIERS),
+        "gpus": len(gpu_table.CARDS),
     }
 
 
@@ -334,7 +340,7 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
 
 def test_rewriting_the_readme_changes_only_what_is_between_the_markers() -> None:
     text = "a\n<!-- models -->\nold\n<!-- /models -->\nb\n<!-- settings --><!-- /settings -->\nc\n"
-    text += "<!-- classifiers --><!-- /classifiers -->"
+    text += "<!-- gpus --><!-- /gpus -->\n<!-- classifiers --><!-- /classifiers -->"
     done = rewritten(text)
     assert done.startswith(f"a\n<!-- models -->\n{models_table()}\n<!-- /models -->\nb\n")
     assert f"b\n<!-- settings -->\n{settings_table()}\n<!-- /settings -->\nc\n" in done

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import media_path, overlap, safety, seams, stages
+from benchmarks import gateway_load, gpu, media_path, overlap, safety, seams, stages
 from tests.worker_loop.conftest import opened_bucket
 from wan_engine.control import Control
 from wan_engine.media.video import EncodeOptions, encode
@@ -24,6 +25,30 @@ def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
     assert min(ours.peak_mib, plain.peak_mib) > -1  # a clip this small needs next to nothing
 
 
+def test_each_part_of_a_gpus_figures_is_measured_at_a_tiny_size(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "gpu.jsonl"
+    parts = ["ceilings", "attention", "encode", "decode", "loading"]
+    gpu.main(["--scale", "tiny", "--out", str(out), "--parts", *parts])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows[0]["part"] == "about" and rows[0]["torch"]
+    ends = [row for row in rows if row["case"] == "end"]
+    assert [(row["part"], row["exit"]) for row in ends] == [(part, 0) for part in parts]
+    failed = {row["case"] for row in rows if "error" in row}
+    assert failed == ({"cudnn", "float8"} if not torch.cuda.is_available() else set())
+    assert "| decode | bfloat16 |" in capfd.readouterr().out
+
+
+def test_a_whole_clip_of_the_engine_is_measured_at_a_tiny_size(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    cases = ["--cases", "ours, set up", "ours, native fps"]
+    gpu.main(["--scale", "tiny", "--out", str(out), "--parts", "job", *cases])
+    rows = {row["case"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert rows["end"]["exit"] == 0
+    assert {"denoise", "decode", "encode"} <= set(rows["ours, native fps"]["stages"])
+
+
 def test_the_table_tells_how_memory_grows() -> None:
     seconds = {"ours_seconds": [2.0, 1.0, 3.0], "plain_seconds": [4.0]}
     rows = [
@@ -35,7 +60,7 @@ def test_the_table_tells_how_memory_grows() -> None:
     assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
 
 
-@pytest.mark.parametrize("script", [media_path, overlap, safety, stages])
+@pytest.mark.parametrize("script", [gateway_load, gpu, media_path, overlap, safety, stages])
 def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])
@@ -183,3 +208,10 @@ def test_the_help_of_seams_has_an_example(capsys: pytest.CaptureFixture[str]) ->
     assert "python benchmarks/seams.py --video clip.mp4" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         seams.main(["--video", "clip.mp4"])
+
+
+def test_a_load_on_the_gateway_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    gateway_load.main(["--clients", "4", "--jobs", "20", "--poll-seconds", "0.02"])
+    line = json.loads(capsys.readouterr().out)
+    assert (line["jobs"], line["lost"]) == (20, 0) and line["polls"] >= 20
+    assert min(line["status_p50_ms"], line["bare_p50_ms"], line["p99_ratio"]) > 0

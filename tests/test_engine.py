@@ -37,6 +37,7 @@ from wan_engine.errors import (
     DiskFull,
     InvalidMedia,
     OutOfMemory,
+    TimeLimitTooShort,
 )
 from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
@@ -216,6 +217,20 @@ def test_nothing_is_left_in_scratch(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_an_animation_is_animated_from_its_first_frame_where_that_is_asked(
+    engine: Engine, request_for: RequestFor, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (320, 240), colour) for colour in ("red", "blue")]
+    gif = tmp_path / "a.gif"
+    frames[0].save(gif, save_all=True, append_images=frames[1:])
+    request = request_for(image=data_uri(gif), first_frame=True)
+    media, _ = engine.prepare(request, tmp_path, Control())
+    red, green, blue = media.image.getpixel((160, 120))
+    assert red > 200 and max(green, blue) < 50
+    with pytest.raises(InvalidMedia, match="not a JPEG, PNG, BMP or WEBP image"):
+        engine.prepare(request_for(image=data_uri(gif)), tmp_path, Control())
+
+
 def test_short_audio_is_a_warning(engine: Engine, request_for: RequestFor, data: Path) -> None:
     result = engine.generate(request_for(audio=data_uri(data / "chime_1s.wav")))
     assert "The audio is only 1.0 seconds long" in result.warnings
@@ -341,6 +356,44 @@ def test_a_job_that_takes_too_long_is_ended(engine: Engine, request_for: Request
         engine.generate(request_for(duration=15), Control(deadline_seconds=0.5))
 
 
+def test_a_job_that_would_take_too_long_is_refused_before_it_is_rendered(
+    make_settings: MakeSettings, request_for: RequestFor, tmp_path: Path
+) -> None:
+    smallest = {"preset": "superfast", "render_area": 64 * 48}
+    settings = make_settings(**smallest, cache_dir=tmp_path / "cache")
+    first, stages = Engine(settings), list[str]()
+    first.generate(request_for(), Control(deadline_seconds=60))  # nothing is known: no refusal
+    took = first.dry_run(request_for(duration=15))["expected_seconds"]
+    second = Engine(settings)  # as another process would
+    second.load()
+    control = Control(
+        deadline_seconds=took / 2, on_progress=lambda progress: stages.append(progress.stage)
+    )
+    sentence = rf"about {took:.0f} s here, and the job has \d+ s: a shorter duration takes less$"
+    with pytest.raises(TimeLimitTooShort, match=sentence):
+        second.generate(request_for(duration=15), control)
+    assert set(stages) == {"prepare"}
+    assert list((tmp_path / "scratch").iterdir()) == []
+    second.gpu = Gpu("another card", 24.0, (8, 9))
+    assert second.dry_run(request_for())["expected_seconds"] is None
+
+
+def test_a_clip_that_was_rendered_twice_is_no_measure(
+    engine: Engine,
+    request_for: RequestFor,
+    small_card: Callable[..., SmallCard],
+    tmp_path: Path,
+) -> None:
+    card = small_card("transformer_2", "stream")
+    engine.recipe = Recipe("cuda", "bfloat16", text_encoder="moved")
+    engine.settings = engine.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
+    engine.generate(request_for())
+    assert card.tried == ["none", "stream"]
+    assert engine.dry_run(request_for())["expected_seconds"] is None
+    engine.generate(request_for())
+    assert engine.dry_run(request_for())["expected_seconds"] > 0
+
+
 def test_a_blocked_download_is_cancelled(make_settings: MakeSettings) -> None:
     engine = Engine(make_settings(allow_private_urls=True))
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -376,7 +429,9 @@ class LongRun:
             on_step(step + 1)
         return segment
 
-    def decode(self, latents: Any, carry: Carry | None = None) -> Iterator[np.ndarray]:
+    def decode(
+        self, latents: Any, carry: Carry | None = None, *, continued: bool = False
+    ) -> Iterator[np.ndarray]:
         assert carry is latents.carry
         first = 0 if carry.frames is None else self.ends - len(carry.frames)
         self.ends = first + latents.frames
@@ -457,7 +512,9 @@ class SlidingPicture:
         on_step(self.spec.steps)
         return segment
 
-    def decode(self, latents: Any, carry: Carry | None = None) -> Iterator[np.ndarray]:
+    def decode(
+        self, latents: Any, carry: Carry | None = None, *, continued: bool = False
+    ) -> Iterator[np.ndarray]:
         first = 0 if carry is None or carry.frames is None else self.ends - len(carry.frames)
         self.ends = first + latents.frames
         picture = np.asarray(latents.image)
@@ -593,33 +650,36 @@ def visible(original: Image.Image, plan: Plan) -> np.ndarray:
     return np.asarray(original.resize(original.size, Image.Resampling.BILINEAR, box=box))
 
 
+KEPT, MOVED = ("none", "kept"), ("none", "moved")
+
+
 class SmallCard:
-    """Loads the real tiny model on the CPU as if on a card that holds `offload` and leaner alone.
+    """Loads the real tiny model on the CPU as if on a card that holds `enough` and leaner alone.
 
     Before that, `part` of the pipeline fails as CUDA does when its memory is full.
     """
 
-    def __init__(self, part: str, offload: str | None) -> None:
+    def __init__(self, part: str, enough: tuple[str, str] | None) -> None:
         self.part = part
-        self.enough = offload
-        self.tried: list[str] = []
+        self.enough = enough
+        self.tried: list[tuple[str, str]] = []
 
     def load(self, spec: Any, folder: Path, recipe: Recipe, loras: Any) -> Any:
-        self.tried.append(recipe.offload)
+        self.tried.append((recipe.offload, recipe.text_encoder))
         family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras)
 
         def full(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-        if recipe.offload != self.enough:
+        if self.tried[-1] != self.enough:
             attrgetter(self.part)(family.pipeline).register_forward_pre_hook(full)
         return family
 
 
 @pytest.fixture
 def small_card(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallCard]:
-    def make(part: str, offload: str | None) -> SmallCard:
-        card = SmallCard(part, offload)
+    def make(part: str, enough: tuple[str, str] | None) -> SmallCard:
+        card = SmallCard(part, enough)
         monkeypatch.setattr("wan_engine.engine.load_family", card.load)
         engine.recipe = Recipe("cuda", "bfloat16")
         return card
@@ -635,10 +695,10 @@ def test_out_of_memory_is_tried_again_on_a_leaner_recipe(
     part: str,
     tmp_path: Path,
 ) -> None:
-    card = small_card(part, "model")
+    card = small_card(part, MOVED)
     first = engine.generate(request_for())
     engine.generate(request_for())
-    assert card.tried == ["none", "model"]  # and the leaner one is kept
+    assert card.tried == [KEPT, MOVED]  # and the leaner one is kept
     assert len(frame_hashes(local(first.video_url))) == 80
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -648,7 +708,7 @@ def test_the_leaner_recipe_gives_the_same_frames(
 ) -> None:
     plain = frame_hashes(local(engine.generate(request_for()).video_url))
     engine._family = None
-    small_card("vae.decoder", "model")
+    small_card("vae.decoder", MOVED)
     assert frame_hashes(local(engine.generate(request_for()).video_url)) == plain
 
 
@@ -657,13 +717,14 @@ def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
 ) -> None:
     card = small_card("transformer", None)
     engine.gpu = Gpu("RTX 4090", 25.3, (8, 9))
-    engine.spec = replace(engine.spec, name="wan2.2-i2v-a14b", offload_gb=46.0)
+    large = CATALOG["wan2.2-i2v-a14b"].networks
+    engine.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
     with pytest.raises(OutOfMemory) as caught:
         engine.generate(request_for())
-    assert card.tried == ["none", "model"]
+    assert card.tried == [KEPT, MOVED]
     assert str(caught.value) == (
         "The worker has too little GPU memory for wan2.2-i2v-a14b: "
-        "wan2.2-ti2v-5b would fit, or a WAN_RENDER_AREA below 3072 needs less"
+        "a WAN_RENDER_AREA below 3072 needs less"
     )
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list(tmp_path.glob("outputs/*.mp4")) == []
@@ -672,7 +733,7 @@ def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
 def test_a_failed_run_is_freed_before_the_next_recipe_is_loaded(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
 ) -> None:
-    card, alive = small_card("vae.decoder", "model"), []
+    card, alive = small_card("vae.decoder", MOVED), []
     families: list[weakref.ref[Any]] = []
 
     def load(*arguments: Any) -> Any:
@@ -814,7 +875,7 @@ def test_a_clip_has_thirty_frames_a_second_unless_told_otherwise(
 class Flashing(SlidingPicture):
     """Black, but for one white frame at two seconds."""
 
-    def decode(self, latents: Any, carry: Any = None) -> Iterator[np.ndarray]:
+    def decode(self, latents: Any, carry: Any = None, **_: Any) -> Iterator[np.ndarray]:
         for index in range(latents.frames):
             value = 255 if index == 2 * self.spec.fps else 0
             yield np.full((1, latents.height, latents.width, 3), value, np.uint8)
@@ -868,7 +929,7 @@ def test_a_cancel_between_frames_leaves_no_process(
     control = Control()
 
     class Cancelling(SlidingPicture):
-        def decode(self, latents: Any, carry: Any = None) -> Iterator[np.ndarray]:
+        def decode(self, latents: Any, carry: Any = None, **_: Any) -> Iterator[np.ndarray]:
             for index, chunk in enumerate(super().decode(latents)):
                 if index == 12:
                     control.cancel()

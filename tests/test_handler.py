@@ -18,6 +18,7 @@ from handler import Handler
 from tests.hostile import hostile_inputs, listening
 from wan_engine import Engine, Settings, data_uri, memory
 from wan_engine.control import Control
+from wan_engine.errors import Cancelled
 
 ROOT = Path(__file__).parents[1]
 GIF = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -99,6 +100,39 @@ def test_a_bug_is_a_reference_and_its_traceback_is_in_the_log(
     output = asyncio.run(handler({"id": "job", "input": good}))
     assert output["error"].startswith("Internal error, reference ")
     assert "/secret/path" not in output["error"] and "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("configured", "policy", "seconds"),
+    [
+        (None, None, None),
+        (60.0, None, 60),
+        (60.0, {"executionTimeout": 12_000}, 12),
+        (60.0, {"executionTimeout": 600_000}, 60),
+        (None, {"executionTimeout": 12_500}, 12.5),
+        (None, {"ttl": 1000}, None),
+        (60.0, {"executionTimeout": True}, 60),
+        (60.0, {"executionTimeout": "5"}, 60),
+        (60.0, [], 60),
+    ],
+)
+def test_the_shorter_time_limit_holds(
+    make_settings: Callable[..., Settings],
+    good: dict[str, Any],
+    configured: float | None,
+    policy: object,
+    seconds: float | None,
+) -> None:
+    class Asked:
+        def generate(self, _request: object, control: Control) -> None:
+            left.append(control.seconds_left)
+            raise Cancelled
+
+    left: list[float | None] = []
+    asked: Any = Asked()
+    handler = Handler(asked, make_settings(job_seconds=configured), report=False)
+    asyncio.run(handler({"id": "job", "input": good, "policy": policy}))
+    assert left == [seconds if seconds is None else pytest.approx(seconds, abs=1)]
 
 
 class Waiting:

@@ -251,7 +251,7 @@ def test_version(wan: Wan) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "doctor", "models", "download", "schema", "settings"]
+    "command", ["generate", "doctor", "models", "download", "schema", "settings", "serve", "key"]
 )
 def test_every_command_has_help_with_an_example(wan: Wan, command: str) -> None:
     done = wan(command, "--help")

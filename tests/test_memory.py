@@ -10,6 +10,16 @@ import pytest
 from wan_engine import memory
 
 
+def test_a_containers_limit_counts_where_it_is_less(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = memory.host_bytes()
+    for text, expected in (("max", whole), (str(10**8), 10**8), (str(2**62), whole)):
+        (tmp_path / "memory.max").write_text(f"{text}\n")
+        monkeypatch.setattr(memory, "_CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "no"))
+        assert memory.host_bytes() == expected
+
+
 def test_a_peak_is_seen_after_it_has_passed() -> None:
     memory.reset_peaks()
     before = memory.peaks()["host"]

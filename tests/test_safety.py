@@ -731,7 +731,7 @@ class Painted:
         self.denoised += 1
         return segment
 
-    def decode(self, latents: SegmentInput, carry: Any = None) -> Iterator[np.ndarray]:
+    def decode(self, latents: SegmentInput, carry: Any = None, **_: Any) -> Iterator[np.ndarray]:
         for number in range(latents.frames):
             colour = MAGENTA if number in self.magenta else GREY
             shape = (1, latents.height, latents.width, 3)

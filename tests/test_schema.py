@@ -36,8 +36,9 @@ WRONG_TYPE = {
     "seed": "an integer",
     "enable_prompt_expansion": "a boolean",
     "enable_safety_checker": "a boolean",
+    "first_frame": "a boolean",
 }
-"""Every field in the page's order, and what a value of no use at all is told."""
+"""Every field in the page's order, then ours, and what a value of no use at all is told."""
 
 OF_EACH_TYPE: list[tuple[Any, str]] = [
     (True, "boolean true"),
@@ -54,7 +55,7 @@ OF_EACH_TYPE: list[tuple[Any, str]] = [
 FITTING: dict[str, type | None] = dict.fromkeys(("size", "duration", "shot_type"))
 FITTING |= dict.fromkeys(("prompt", "image", "audio", "negative_prompt"), str)
 FITTING["seed"] = int
-FITTING |= dict.fromkeys(("enable_prompt_expansion", "enable_safety_checker"), bool)
+FITTING |= dict.fromkeys(("enable_prompt_expansion", "enable_safety_checker", "first_frame"), bool)
 MISFITS = [
     (field, value, f'field "{field}" must be {allowed}, got {shown}')
     for field, allowed in WRONG_TYPE.items()
@@ -89,6 +90,7 @@ def test_a_minimal_request_gets_the_defaults_of_the_page() -> None:
         "seed": -1,
         "enable_prompt_expansion": False,
         "enable_safety_checker": True,
+        "first_frame": False,
     }
 
 
@@ -117,6 +119,7 @@ def test_a_full_request_is_taken_as_it_is() -> None:
         "seed": 42,
         "enable_prompt_expansion": True,
         "enable_safety_checker": False,
+        "first_frame": True,
     }
     assert VideoRequest.parse(full).model_dump() == full
 
@@ -125,7 +128,7 @@ def test_the_fields_are_in_the_order_of_the_page() -> None:
     assert list(VideoRequest.model_fields) == list(WRONG_TYPE)
 
 
-def test_the_exported_schema_is_the_page() -> None:
+def test_the_exported_schema_is_the_page_and_one_field_of_ours() -> None:
     text, truth = {"type": "string"}, {"type": "boolean"}
     maybe_text = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
     exported = VideoRequest.model_json_schema()
@@ -144,6 +147,7 @@ def test_the_exported_schema_is_the_page() -> None:
         "seed": {"type": "integer", "minimum": -1, "maximum": 2147483647, "default": -1},
         "enable_prompt_expansion": {**truth, "default": False},
         "enable_safety_checker": {**truth, "default": True},
+        "first_frame": {**truth, "default": False},
     }
     assert (exported["type"], exported["required"]) == ("object", ["prompt", "image"])
 

@@ -304,6 +304,31 @@ def settings(as_json: AsJson = False) -> None:
     out.print(table)
 
 
+@app.command(epilog="Example: `python -m wan_engine serve --port 8080`")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any.")] = 8000,
+    model: Model = "",
+) -> None:
+    """Serve the hosted APIs from this machine, or from a Runpod endpoint."""
+    with _failing_clearly():
+        from wan_engine.gateway import serve as gateway  # a web server, for this command alone
+
+        gateway.serve(_settings(model), host, port)
+
+
+@app.command(epilog="Example: `python -m wan_engine key alice`")
+def key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+    """Make an API key for the gateway; it is shown this once, and only its hash is kept."""
+    from wan_engine.gateway import keys
+
+    with _failing_clearly():
+        made, entry = keys.new_entry(name)
+    err.print("Add the second line to WAN_API_KEYS; give the first to the caller.")
+    print(made)
+    print(entry)
+
+
 # --- one clip ----------------------------------------------------------------------------------
 
 

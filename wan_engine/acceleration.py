@@ -6,12 +6,11 @@ Every choice comes with its reason, and has a leaner one behind it for when memo
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
+from wan_engine import memory
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Settings
@@ -151,20 +150,9 @@ def detect(device: str) -> Gpu | None:
     return Gpu(properties.name, properties.total_memory / 1e9, capability, free / 1e9)
 
 
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),  # version 2
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
-)
-
-
 def detect_host() -> Host:
-    """Memory of the machine or of its container, and the packages."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _CGROUP_LIMITS:
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdigit():  # `max` where there is no limit
-            sizes.append(int(text))
-    return Host(min(sizes) / 1e9, compiler=importlib.util.find_spec("triton") is not None)
+    """What this machine, or its container, has."""
+    return Host(memory.host_bytes() / 1e9, compiler=importlib.util.find_spec("triton") is not None)
 
 
 # --- what it is used for -------------------------------------------------------------------------
@@ -214,7 +202,6 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
         "cuda" if settings.device == "auto" else settings.device,
         dtype,
         attention=_attention(gpu, dtype, settings),
-        decode_dtype=dtype,
         step_cache=settings.step_cache,
     )
     offloads: tuple[Offload, ...] = ("none", "stream", "layer")
@@ -227,6 +214,8 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
                 yield replace(
                     plain,
                     offload=offload,
+                    # A second decoder is for a VAE that stays.
+                    decode_dtype=dtype if movable else "float32",
                     text_encoder=text_encoder,
                     float8=float8,
                     compiled=_compiled(spec, settings, host, offload),
@@ -248,7 +237,7 @@ def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload)
             raise ConfigurationError("WAN_COMPILE is on, which needs package triton")
         return True
     auto = settings.compile == "auto" and host.compiler and not spec.built
-    return auto and offload in ("none", "model")
+    return auto and offload == "none"
 
 
 def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:

@@ -48,9 +48,11 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     else:
         caveat = f"; {located.spec.caveat}" if located.spec.caveat else ""
         yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){caveat}")
-        yield _checked("settings", lambda: _overrides(located.spec, settings))
+        overrides = _checked("settings", lambda: _overrides(located.spec, settings))
+        yield overrides
         yield _checked("memory", lambda: _memory(located.spec, gpu))
-        yield _checked("recipe", lambda: _recipe(located.spec, gpu, settings))
+        if overrides.ok:
+            yield _checked("recipe", lambda: _recipe(located.spec, gpu, settings))
     yield _checked("fps", lambda: "frames between by {} ({})".format(*retime.choose(settings)))
     yield _checked(
         "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))

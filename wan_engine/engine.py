@@ -4,6 +4,7 @@ else."""
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from PIL import Image
 
-from wan_engine import acceleration, memory, timings, weights
+from wan_engine import acceleration, compilation, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
@@ -126,7 +127,12 @@ class Engine:
         startup.done("model")
         self.expander.load()
         startup.done("writer")
+        if self.recipe.compiled:
+            kept = compilation.Kept(compilation.file_for(self.settings, self.gpu, self.recipe))
+            startup.done("compiled code")
         self.warm_up()
+        if self.recipe.compiled:
+            kept.keep()
         startup.done("warm-up")
 
     def warm_up(self) -> None:
@@ -170,12 +176,14 @@ class Engine:
             counted = self._counted(control.job_id, not self.settings.prefetch)
             with counted, job_folder(self.settings) as folder:
                 media, expansion = self.prepare(request, folder, control)
-                plan = self._plan(request, expansion.script, media)
+                plan, how = self._plan(request, expansion.script, media), self._how()
+                timings.refuse_if_too_long(self.settings, request, plan, how, control)
                 video = self.render(request, plan, media, folder, control)
                 warnings = self._warnings(request, plan, media, expansion)
                 result = self.publish(request, plan, warnings, video, control)
             self._log_summary(request, plan, video, control)
-        timings.remember(self.settings, plan, self._how(), control.stage_seconds)
+        if how == self._how():  # else it was rendered twice, the first time in vain
+            timings.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
     def dry_run(self, request: VideoRequest, control: Control | None = None) -> dict[str, Any]:
@@ -199,8 +207,10 @@ class Engine:
         return make_plan(request, script, media, self.spec, limits)
 
     def _how(self) -> str:
-        """What decides how long a frame takes, beside its size."""
-        how = (self.finish.interpolation, self.finish.upscaling)
+        """What decides how long a frame takes, beside its size. The machine is a part of it, as
+        several may share one cache folder."""
+        where = f"{self.gpu.name if self.gpu else 'no GPU'}, {os.cpu_count()} cores"
+        how = (self.finish.interpolation, self.finish.upscaling, where)
         return f"{self.spec.name}, {self.spec.steps} steps, {self.recipe}, {', '.join(how)}"
 
     @contextmanager
@@ -229,7 +239,8 @@ class Engine:
         if request.enable_safety_checker:
             self.safety.check_prompt(request.prompt, control)
         data = fetch(request.image, "image", self._fetch_limits(settings.image_max_bytes), control)
-        image = open_image(data, ImageLimits(settings.image_min_side, settings.image_max_side))
+        sides = ImageLimits(settings.image_min_side, settings.image_max_side)
+        image = open_image(data, sides, first_frame=request.first_frame)
         if request.enable_safety_checker:
             self.safety.check_image(image, control)
         audio = None

@@ -4,6 +4,7 @@ or traceback.
 EngineError               something failed that is nobody's input
 |- InvalidRequest         a field of the request is wrong; the caller can mend it
 |  '- InvalidMedia        an image or sound that cannot be fetched, read or used
+|- TimeLimitTooShort      the job would surely run longer than it may, and was not begun
 |- ContentPolicy          the safety checker flagged the prompt, the image or the clip
 |- Cancelled              the caller asked for the job to stop
 |- DeadlineExceeded       the job ran longer than it may
@@ -26,6 +27,7 @@ and asks for a new worker when the GPU's context is broken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 
@@ -47,7 +49,7 @@ class InvalidRequest(EngineError):
 
 
 class InvalidMedia(InvalidRequest):
-    """`field` is "image" or "audio"; the sentence becomes `Invalid image URL: <why>`."""
+    """`field` is "image", "audio" or "webhook"; the sentence becomes `Invalid image URL: <why>`."""
 
     code = "invalid_media"
 
@@ -83,6 +85,21 @@ class DeadlineExceeded(EngineError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The job ran longer than the {seconds:g} seconds that it may take")
+
+
+class TimeLimitTooShort(EngineError):
+    """`seconds` is the estimate, `left` what is left of the job's time; `less` names what would
+    take less."""
+
+    code = "time_limit_too_short"
+    http_status = 400
+
+    def __init__(self, seconds: float, left: float, less: Sequence[str] = ()) -> None:
+        advice = f"{' or '.join(less)} takes less" if less else "it needs a longer time limit"
+        super().__init__(
+            f"The clip should take about {seconds:.0f} s here, and the job has {left:.0f} s: "
+            f"{advice}"
+        )
 
 
 class OutOfMemory(EngineError):

@@ -27,7 +27,12 @@ _HIDDEN = (
         r"\1...",
     ),
 )
-_SECRET_FIELDS = ("bucket_access_key_id", "bucket_secret_access_key", "prompt_api_key")
+_SECRET_FIELDS = (
+    "bucket_access_key_id",
+    "bucket_secret_access_key",
+    "prompt_api_key",
+    "runpod_key",
+)
 _LONGEST_LINE = 20_000  # what is longer has somebody's data in it, and takes time to look through
 _SHORTEST_SECRET = 6  # shorter ones would blot out ordinary words
 
@@ -84,4 +89,5 @@ def set_up(
     handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=replace)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client: a line a request
+    for name in ("httpx2", "httpx"):  # of the Hub's client and the gateway: a line a request
+        logging.getLogger(name).setLevel(logging.WARNING)

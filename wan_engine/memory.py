@@ -1,8 +1,10 @@
-"""The most memory that a job took, in the process and on the accelerator."""
+"""How much memory there is, and the most of it that a job took, in the process and on the
+accelerator."""
 
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
 import threading
@@ -14,10 +16,23 @@ from typing import Any
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _CLEAR_PEAK = "5"  # proc(5): resets the peak resident set size to what it is now
-
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # version 2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
 
 _lock = threading.Lock()
 _jobs = 0
+
+
+def host_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError):
+            if (text := path.read_text().strip()).isdigit():  # `max` where there is no limit
+                sizes.append(int(text))
+    return min(sizes)
 
 
 @contextmanager

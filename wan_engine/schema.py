@@ -210,6 +210,11 @@ class VideoRequest(BaseModel):
     enable_safety_checker: Annotated[bool, _boolean("enable_safety_checker")] = Field(
         default=True, description="Enable content safety checking."
     )
+    first_frame: Annotated[bool, _boolean("first_frame")] = Field(
+        default=False,
+        description="Not on the hosted page: take the first frame of an animated image, and GIF "
+        "as well, instead of refusing it.",
+    )
 
     @classmethod
     def parse(cls, payload: object) -> VideoRequest:

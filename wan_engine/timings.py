@@ -1,18 +1,22 @@
-"""How long clips took on this machine, so that a plan can say what the next one will take.
+"""How long clips took on this machine, so that a plan can say what the next one will take, and a
+job that cannot end in its time is not begun.
 
-One number for each kind of work: seconds for a frame that the model samples. It is a guess from the
-last clip of the kind, and absent before the first.
+A few numbers for each kind of work: seconds for a frame that the model samples. They are guesses
+from the last clips of the kind, and absent before the first.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
-from wan_engine.schema import Plan
+from wan_engine.control import Control
+from wan_engine.errors import TimeLimitTooShort
+from wan_engine.schema import Plan, VideoRequest
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -21,41 +25,80 @@ _FILE = "timings.json"
 _OUTSIDE = ("prepare", "expand", "safety", "queue", "load", "publish")
 """Stages that do not grow with the clip."""
 
+_KEPT = 5  # clips of a kind
+_FRESH_SECONDS = 24 * 3600.0
+"""Older clips refuse nothing. A job that is refused measures nothing, so a figure from an hour in
+which the machine did other work would otherwise refuse for ever."""
+
+_SURELY = 0.8
+"""A job is refused when even this share of its estimate is more than it has. The first clip of a
+process may have compiled its kernels: 15 s beside 65 s on an H200, so 0.81 is the next one's share
+of it."""
+
 
 def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[str, float]) -> None:
-    """Note what a clip took. `how` is whatever else decides: model, recipe, steps. Never fails."""
+    """Note what a clip took. `how` is whatever else decides: machine, model, recipe, steps. Never
+    fails."""
     seconds = sum(took for stage, took in stage_seconds.items() if stage not in _OUTSIDE)
-    path = _path(settings)
+    path, kind = _path(settings), _kind(plan, how)
     half = path.with_name(f".{uuid4().hex}.part")
+    clips = _read(path)
+    clips[kind] = [*clips.get(kind, []), (seconds / _sampled(plan), time.time())][-_KEPT:]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps({**_read(path), _key(plan, how): seconds / _sampled(plan)}))
+        half.write_text(json.dumps(clips))
         half.replace(path)
     except OSError as error:
         log.debug("timings not kept in %s: %s", path, error)
 
 
 def expected_seconds(settings: Settings, plan: Plan, how: str) -> float | None:
-    """Seconds that rendering `plan` should take; None when no clip of its kind was made here."""
-    each = _read(_path(settings)).get(_key(plan, how))
-    return None if each is None else each * _sampled(plan)
+    """Seconds that rendering `plan` should take, as the last clip of its kind did; None when no
+    such clip was made here."""
+    clips = _read(_path(settings)).get(_kind(plan, how), [])
+    return clips[-1][0] * _sampled(plan) if clips else None
+
+
+def refuse_if_too_long(
+    settings: Settings, request: VideoRequest, plan: Plan, how: str, control: Control
+) -> None:
+    """Raise `TimeLimitTooShort` when rendering `plan` would surely end after the job's deadline: by
+    the fastest of the last clips of its kind, and with a margin."""
+    left = control.seconds_left
+    if left is None:
+        return
+    since = time.time() - _FRESH_SECONDS
+    clips = _read(_path(settings)).get(_kind(plan, how), [])
+    seconds = min((each for each, at in clips if at > since), default=0.0) * _sampled(plan)
+    if seconds * _SURELY > left > 0:
+        raise TimeLimitTooShort(seconds, left, _what_takes_less(request))
+
+
+def _what_takes_less(request: VideoRequest) -> tuple[str, ...]:
+    shorter = ("a shorter duration",) if request.duration > 5 else ()
+    return (*shorter, "the smaller size") if request.size == "1920*1080" else shorter
 
 
 def _path(settings: Settings) -> Path:
     return settings.cache_dir.expanduser() / _FILE
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """By kind, oldest first: seconds a sampled frame, and when that was in seconds since 1970."""
     try:
         found = json.loads(path.read_text())
-        return {str(key): float(value) for key, value in found.items()}
+        return {
+            str(kind): [(float(each), float(at)) for each, at in clips]
+            for kind, clips in found.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _key(plan: Plan, how: str) -> str:
-    rendered = f"{plan.render_width}x{plan.render_height}"
-    return f"{how}, {rendered} to {plan.width}x{plan.height} at {plan.fps} fps"
+def _kind(plan: Plan, how: str) -> str:
+    """Pictures of other shapes have about the same number of pixels, and take as long."""
+    rendered, shown = plan.render_width * plan.render_height, plan.width * plan.height
+    return f"{how}, {rendered:.2g} to {shown:.2g} pixels at {plan.fps} fps"
 
 
 def _sampled(plan: Plan) -> int:

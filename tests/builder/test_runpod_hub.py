@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from builder import runpod_hub
+from builder.gpu_table import HOST
 from wan_engine import Engine, VideoRequest
+from wan_engine.acceleration import Gpu, choose, fits
 from wan_engine.catalog import CATALOG
 from wan_engine.settings import Settings, described
 
@@ -42,10 +44,12 @@ def test_the_required_fields_are_there_and_of_their_kinds() -> None:
 
 def test_every_setting_is_asked_for_or_left_out_by_name() -> None:
     keys = [entry["key"] for entry in ENTRIES]
-    left_out = {runpod_hub.env_name(name) for name in runpod_hub._LEFT_OUT}
+    named = (*runpod_hub._LEFT_OUT, *runpod_hub._GATEWAY, *runpod_hub._SELDOM)
+    left_out = {runpod_hub.env_name(name) for name in named}
     assert len(keys) == len(set(keys))
     assert set(keys) | left_out == {row.variable for row in described()}
     assert not set(keys) & left_out and left_out <= {row.variable for row in described()}
+    assert len(keys) <= 50  # a template of Runpod holds no more
 
 
 def test_the_defaults_as_they_are_shown_are_the_settings_own(
@@ -75,8 +79,28 @@ def test_presets_name_models_of_the_catalogue_and_settings_that_exist() -> None:
     variables = {row.variable for row in described()}
     for defaults in presets.values():
         assert defaults["WAN_MODEL"] in CATALOG and set(defaults) <= variables
-    assert CATALOG[presets["24 GB 5B"]["WAN_MODEL"]].offload_gb < 24
     assert CATALOG[presets["Fast four-step"]["WAN_MODEL"]].steps == 4
+    card = Gpu("a card of 24 GB", 24.0, (8, 9))
+    recipe, _ = choose(CATALOG[presets["24 GB 5B"]["WAN_MODEL"]], card, Settings(), HOST)
+    assert recipe.offload == "none"
+
+
+@pytest.mark.parametrize(
+    "preset", runpod_hub.hub()["config"]["presets"], ids=lambda one: one["name"]
+)
+@pytest.mark.parametrize("pool", runpod_hub.POOLS)
+def test_every_presets_model_fits_every_card_that_is_named(
+    preset: dict[str, Any], pool: str
+) -> None:
+    assert pool in runpod_hub.hub()["config"]["gpuIds"].split(",")
+    spec = CATALOG[preset["defaults"]["WAN_MODEL"]]
+    assert fits(spec, runpod_hub.POOLS[pool], HOST)
+
+
+def test_a_card_that_is_not_named_would_not_hold_a_preset() -> None:
+    left_out = Gpu("RTX A5000", 25.3, (8, 6))  # of AMPERE_24
+    models = [one["WAN_MODEL"] for one in runpod_hub._PRESETS.values()]
+    assert not all(fits(CATALOG[name], left_out, HOST) for name in models)
 
 
 def test_the_hubs_test_is_a_job_that_works_without_network_weights_and_bucket(

@@ -222,6 +222,32 @@ def test_an_animated_gif_is_refused_as_a_gif() -> None:
     assert refusal(data) == OTHER_FORMAT
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_is_its_first_frame_where_that_is_asked(kind: str) -> None:
+    frames = [plain(colour) for colour in ("red", "green", "blue")]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(data)).is_animated
+    image = open_image(data, LIMITS, first_frame=True)
+    assert (image.mode, image.size) == ("RGB", frames[0].size)
+    assert near(image.getpixel((20, 20)), RED)
+
+
+def test_a_gif_with_a_clear_colour_is_on_white() -> None:
+    image = Image.new("P", (SIDE, SIDE), 0)
+    image.putpalette([255, 0, 0])
+    data = encoded(image, "GIF", transparency=0)
+    assert near(open_image(data, LIMITS, first_frame=True).getpixel((0, 0)), WHITE)
+
+
+def test_the_limits_hold_for_a_gif_and_its_formats_are_named() -> None:
+    with pytest.raises(InvalidMedia, match="each side must be 240 to 8000 pixels, got 9x9"):
+        open_image(encoded(plain(side=9), "GIF"), LIMITS, first_frame=True)
+    with pytest.raises(InvalidMedia, match="the file is not a JPEG, PNG, BMP, WEBP or GIF image"):
+        open_image(b"%PDF-1.7", LIMITS, first_frame=True)
+    with pytest.raises(InvalidMedia, match="the image is damaged"):
+        open_image(encoded(plain(), "GIF")[:60], LIMITS, first_frame=True)
+
+
 def test_a_png_with_one_animation_frame_is_a_picture() -> None:
     assert near(pixel(encoded(plain(), "PNG", save_all=True, append_images=[])), RED)
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wan_engine import memory
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed
 from wan_engine.media.retime import Between, _windows_at_once, blend, choose, retime
@@ -375,12 +376,21 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "most"), [(256, 144, 64), (1280, 720, 3), (1920, 1080, 1), (3840, 2160, 1)]
+    ("width", "height", "memory_gb", "most"),
+    [
+        (256, 144, 24, 64),
+        (1280, 720, 24, 3),
+        (1920, 1080, 24, 1),
+        (3840, 2160, 24, 1),
+        (1280, 720, 128, 20),
+        (1920, 1080, 128, 8),
+    ],
 )
 def test_windows_at_work_are_limited_by_their_memory(
-    width: int, height: int, most: int, monkeypatch: pytest.MonkeyPatch
+    width: int, height: int, memory_gb: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(memory, "host_bytes", lambda: memory_gb * 10**9)
     window = np.lib.stride_tricks.as_strided(grey(0), (9, height, width, 3), (0, 0, 0, 1))
     assert _windows_at_once(window, 15) == most
 

@@ -36,6 +36,7 @@ _AGAIN_SECONDS = (0.5, 1.5)  # waits before the second and the third try, halved
 _BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"User-Agent": "wan-engine", "Accept": "*/*", "Accept-Encoding": "identity"}
+_JSON_HEADERS = {**_HEADERS, "Content-Type": "application/json"}
 _BAD_URL = "the URL is not valid"
 # Outside of 2000::/3 lie NAT64, site-local, IPv4-mapped and IPv4-compatible addresses. The networks
 # below look public to the SDK, or do on some Python versions: Teredo and 6to4 (IPv4 addresses in
@@ -81,6 +82,24 @@ def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> byt
         log.info("%s not fetched: %s", field, refused)
         raise InvalidMedia(field, str(refused)) from refused
     return data
+
+
+def post(url: str, body: bytes, limits: FetchLimits, control: Control) -> int:
+    """The status of the answer to `body`, JSON, sent once to an http(s) URL. The answer is not read
+    and no redirect followed. Raises `InvalidMedia` of the field "webhook"."""
+    # Imported before the clock starts, as in `_download`.
+    import requests  # noqa: F401
+    from runpod.serverless.utils import rp_ssrf  # noqa: F401
+
+    line = _Line(limits.seconds, control)
+    try:
+        with closing(line), control.watch(line.cut, limits.seconds):
+            response = _ask(url, limits, line, body)
+            with closing(response.connection), closing(response):
+                line.left()
+                return int(response.status_code)
+    except _Refused as refused:
+        raise InvalidMedia("webhook", str(refused)) from refused
 
 
 def data_uri(path: Path | str) -> str:
@@ -275,13 +294,15 @@ def _follow(url: str, limits: FetchLimits, line: _Line) -> bytes:
     raise _Refused("too many redirects")
 
 
-def _ask(url: str, limits: FetchLimits, line: _Line) -> Any:
-    """The `requests.Response`, its body unread, of the first address that gives one."""
+def _ask(url: str, limits: FetchLimits, line: _Line, body: bytes | None = None) -> Any:
+    """The `requests.Response`, its body unread, of the first address that gives one. With `body`,
+    JSON, it is a POST."""
     import requests
 
     with _told_as(_BAD_URL, line):
         # No session: nothing of the environment (proxies, .netrc) and no cookies.
-        request = requests.Request("GET", url, headers=_HEADERS).prepare()
+        method, headers = ("GET", _HEADERS) if body is None else ("POST", _JSON_HEADERS)
+        request = requests.Request(method, url, headers=headers, data=body).prepare()
         parts = urlsplit(str(request.url))  # only this text counts: parsers differ on raw ones
         host = parts.hostname
     if parts.scheme not in ("http", "https"):

@@ -44,19 +44,21 @@ class ImageLimits:
     max_side: int = 8000
 
 
-def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
+def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -> Image.Image:
     """The picture in `data`: EXIF orientation applied, alpha on white, sRGB, mode RGB.
 
     Raises `InvalidMedia` for other formats, animations, sides outside `limits` and damaged files.
+    With `first_frame`, GIF is a format too, and of an animation its first frame is taken.
     """
+    formats = (*_FORMATS, "GIF") if first_frame else _FORMATS
     try:
         _check_size(
             _webp_size(data), limits
         )  # Pillow prepares a WEBP canvas before it can be asked
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
         _check_size(image.size, limits)
         # MPO is a JPEG with further pictures after it, as phones make them; the first one is meant.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
+        if not first_frame and image.format != "MPO" and getattr(image, "is_animated", False):
             raise InvalidMedia("image", "animated images are not supported")
         if image.format in ("JPEG", "MPO") and _scans(data) > _MAX_SCANS:
             raise InvalidMedia("image", "the image is damaged")
@@ -67,7 +69,8 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidMedia("image", "the image has too many pixels") from error
     except UnidentifiedImageError as error:
-        raise InvalidMedia("image", "the file is not a JPEG, PNG, BMP or WEBP image") from error
+        known = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        raise InvalidMedia("image", f"the file is not a {known} image") from error
     except Exception as error:
         # Pillow answers damaged files with almost any exception: OSError, struct.error ...
         raise InvalidMedia("image", "the image is damaged") from error

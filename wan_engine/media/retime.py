@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wan_engine import memory
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, EncodeFailed
 from wan_engine.media import ffmpeg, rife
@@ -44,6 +45,7 @@ _WINDOW_FRAMES = 4  # at least; ffmpeg takes 50 ms to start and then 200 a frame
 _FILTER_SIDE = 32  # minterpolate takes nothing smaller
 _FILTER_BYTES_A_PIXEL = 290  # 32 vectors, weights and references (libavfilter vf_minterpolate.c)
 _WORKING_BYTES = 1_500 * 10**6  # all windows at work together: three of 720p, one of 1080p
+_WORKING_SHARE = 1 / 16  # of the machine's memory, where that is more
 
 
 def choose(settings: Settings) -> tuple[Interpolation, str]:
@@ -233,9 +235,11 @@ def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
 
 
 def _windows_at_once(window: Frames, shown: int) -> int:
-    """As many as there are cores, within the memory that they may take."""
+    """As many as there are cores, within the memory that they may take: of a model that renders
+    for a minute on a large machine the rest should not wait for three cores."""
     frame = window[0]
     raw = 2 * (len(window) + shown) * frame.nbytes  # here, and as YUV in ffmpeg's queues
     filtering = frame.shape[0] * frame.shape[1] * _FILTER_BYTES_A_PIXEL
-    fitting = int(_WORKING_BYTES // (raw + filtering))
+    working = max(_WORKING_BYTES, memory.host_bytes() * _WORKING_SHARE)
+    fitting = int(working // (raw + filtering))
     return max(1, min(os.cpu_count() or 1, fitting))

@@ -1,0 +1,45 @@
+"""The README's cards: one row is what was measured, the others follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from builder.gpu_table import CARDS, HOST, MEASURED, MODEL, Card, seconds, table
+from wan_engine.acceleration import fits
+from wan_engine.catalog import CATALOG
+
+ESTIMATED = pytest.mark.parametrize("card", CARDS[1:], ids=lambda card: card.gpu.name)
+
+
+def test_one_row_is_measured_and_is_the_sum_of_its_stages() -> None:
+    assert seconds(CARDS[0]) == pytest.approx(sum(MEASURED.values())) == pytest.approx(65.2)
+    marked = [line for line in table().splitlines() if ", measured" in line]
+    assert len(marked) == 1 and "| H200 |" in marked[0] and "| 65.2, measured | 55 |" in marked[0]
+    assert table().count(", estimated") == len(CARDS) - 1
+
+
+@ESTIMATED
+def test_no_card_beats_the_measured_one_and_host_seconds_stay(card: Card) -> None:
+    on_the_host = MEASURED["interpolate"] + MEASURED["encode"]
+    assert seconds(CARDS[0]) < seconds(card)
+    fast = replace(card, bfloat16=card.bfloat16 * 1e6, float8=1e9, memory=card.memory * 1e6)
+    assert seconds(fast) == pytest.approx(on_the_host, abs=0.1)
+
+
+@ESTIMATED
+def test_half_the_rates_are_twice_the_seconds_of_the_card(card: Card) -> None:
+    on_the_host = MEASURED["interpolate"] + MEASURED["encode"]
+    half = replace(
+        card,
+        bfloat16=card.bfloat16 / 2,
+        float8=card.float8 and card.float8 / 2,
+        memory=card.memory / 2,
+    )
+    assert seconds(half) - on_the_host == pytest.approx(2 * (seconds(card) - on_the_host))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.gpu.name)
+def test_every_card_that_is_named_holds_the_model(card: Card) -> None:
+    assert fits(CATALOG[MODEL], card.gpu, HOST)

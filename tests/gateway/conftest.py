@@ -1,0 +1,197 @@
+"""An open gateway on the instant backend: in this process, or listening on a port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from tests.gateway.fakes import InstantBackend
+from wan_engine.gateway.app import Gateway, create_app, open_gateway
+from wan_engine.gateway.jobs import Jobs
+from wan_engine.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PICTURE = "https://example.com/picture.jpg"
+
+
+@dataclass
+class Served:
+    """`http` talks to the application in this process; `backend` is what renders."""
+
+    gateway: Gateway
+    backend: InstantBackend
+    http: httpx.AsyncClient
+
+    @property
+    def jobs(self) -> Jobs:
+        return self.gateway.context.jobs
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """`async with serve(queue_max=3) as served`: settings by name, all files in `tmp_path`."""
+
+    @asynccontextmanager
+    async def served(
+        *, slots: int = 1, webhook_again_seconds: float = 0.05, **settings: Any
+    ) -> AsyncIterator[Served]:
+        values = {"output_dir": tmp_path / "outputs", "shutdown_seconds": 0.1, **settings}
+        backend = InstantBackend(tmp_path / "outputs", slots)
+        opened = open_gateway(
+            Settings(**values), backend, webhook_again_seconds=webhook_again_seconds
+        )
+        async with opened as gateway:
+            transport = httpx.ASGITransport(create_app(gateway), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                yield Served(gateway, backend, http)
+
+    return served
+
+
+@dataclass
+class Listening:
+    url: str
+    backend: InstantBackend
+    stop: Callable[[], None]
+
+
+@pytest.fixture
+def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
+    """`listen(queue_max=3)` is a gateway behind a real server, for clients that cannot wait for
+    this process; with `tls=(certificate, key)` it speaks https. Ends with the test."""
+    stops: list[Callable[[], None]] = []
+
+    def begin(tls: tuple[Path, Path] | None = None, **settings: Any) -> Listening:
+        values = {"output_dir": tmp_path / "outputs", "shutdown_seconds": 0.1, **settings}
+        backend = InstantBackend(tmp_path / "outputs")
+        certificate, key = tls or (None, None)
+        found: list[uvicorn.Server] = []
+        ends: list[Callable[[], object]] = []
+
+        async def run() -> None:
+            async with open_gateway(Settings(**values), backend) as gateway:
+                loop, close = asyncio.get_running_loop(), gateway.context.jobs.close
+                ends.append(partial(loop.call_soon_threadsafe, close))
+                config = uvicorn.Config(
+                    create_app(gateway),
+                    port=0,
+                    log_config=None,
+                    lifespan="off",
+                    ssl_certfile=certificate,
+                    ssl_keyfile=key,
+                )
+                found.append(uvicorn.Server(config))
+                await found[0].serve()
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread.start()
+
+        def stop() -> None:
+            for end in ends if thread.is_alive() else []:
+                end()
+            for server in found:
+                server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+        stops.append(stop)
+        _until(lambda: bool(found) and found[0].started)
+        port = found[0].servers[0].sockets[0].getsockname()[1]
+        return Listening(f"http{'s' if tls else ''}://127.0.0.1:{port}", backend, stop)
+
+    yield begin
+    for stop in stops:
+        stop()
+
+
+@dataclass
+class Process:
+    """`python -m tests.gateway.serve_fake`: the whole gateway with its engine's process."""
+
+    url: str
+    popen: subprocess.Popen[bytes]
+
+    def ask(self, method: str, path: str, **options: Any) -> Any:
+        return httpx.request(method, self.url + path, timeout=30, **options).json()
+
+    def engine_pids(self) -> list[int]:
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
+        try:
+            return [int(pid) for pid in children.read_text().split()]
+        except FileNotFoundError:
+            return []
+
+
+@contextmanager
+def gateway_process(
+    folder: Path, port: int, program: str = "serve_fake", **environment: str
+) -> Iterator[Process]:
+    """Started and answering; killed at the end if it still runs."""
+    values = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "WAN_OUTPUT_DIR": str(folder / "outputs"),
+        "WAN_SHUTDOWN_SECONDS": "0.2",
+        **environment,
+    }
+    command = [sys.executable, "-m", f"tests.gateway.{program}", str(port)]
+    with (folder / "gateway.log").open("ab") as log:
+        popen = subprocess.Popen(command, env=values, cwd=folder, stdout=log, stderr=log)
+    process = Process(f"http://127.0.0.1:{port}", popen)
+    try:
+        _until(lambda: popen.poll() is not None or _answers(process.url))
+        yield process
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.02)
+
+
+def wish(**fields: Any) -> dict[str, Any]:
+    """A request's fields, right unless a test says otherwise."""
+    return {"prompt": "Leaves sway", "image": PICTURE, **fields}
+
+
+async def eventually(true: Callable[[], Any], seconds: float = 10) -> Any:
+    """What `true` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, "it did not become true in time"
+        await asyncio.sleep(0.005)
+    return found

@@ -1,0 +1,68 @@
+"""An engine process without a model: the real protocol and the real storage around nothing.
+
+`prompt` says what happens: "sleep 0.5" takes that long, "fail" is refused, "die" kills the process,
+"deaf" cannot be stopped, "raise" is a bug. Each render is a line in `renders.log`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError, ContentPolicy
+from wan_engine.gateway.backends import engine_process
+from wan_engine.schema import VideoRequest, VideoResult
+from wan_engine.settings import Settings
+from wan_engine.startup import Startup
+from wan_engine.storage import LocalStorage
+
+STEPS = 10
+
+
+class FakeEngine:
+    def __init__(self, settings: Settings) -> None:
+        if settings.model == "missing":
+            raise ConfigurationError("There is no model here")
+        self._storage = LocalStorage(settings.output_dir)
+        self._log = settings.output_dir / "renders.log"
+        self.spec = SimpleNamespace(name="fake")
+
+    def start(self, startup: Startup) -> None:
+        print("libraries print to stdout")
+        startup.done("model")
+
+    def generate(self, request: VideoRequest, control: Control) -> VideoResult:
+        if (done := self._storage.finished(control.job_id, control)) is not None:
+            return VideoResult(done[0], Decimal(done[1]["cost"]), done[1]["seed"])
+        what, _, number = request.prompt.partition(" ")
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "fail":
+            raise ContentPolicy("prompt")
+        if what == "raise":
+            raise RuntimeError("a secret path: /etc/passwd")
+        if what == "deaf":
+            time.sleep(3600)
+        for step in range(STEPS):
+            control.progress("denoise", step, STEPS)
+            time.sleep(float(number or 0) / STEPS)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("a") as log:
+            log.write(f"{control.job_id}\n")
+        with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+            file.write(b"clip of " + control.job_id.encode())
+            file.flush()
+            record = {"cost": "0.5", "seed": 7}
+            url = self._storage.put(Path(file.name), control.job_id, record, control)
+        control.enter(None)
+        return VideoResult(url, Decimal("0.5"), 7, stage_seconds=control.stage_seconds)
+
+
+if __name__ == "__main__":
+    engine_process.main(FakeEngine)  # type: ignore[arg-type]

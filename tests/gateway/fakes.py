@@ -1,0 +1,68 @@
+"""A backend that renders nothing: at once, or as long as a test holds it. For tests and loads of
+the gateway alone; it writes a small real file, so that links lead somewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from uuid import uuid4
+
+from wan_engine.control import Progress
+from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+
+CLIP = bytes(range(256)) * 40
+
+
+class InstantBackend:
+    """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:", or "lose:",
+    ends as these say; "hang" ends only when it is cancelled."""
+
+    def __init__(self, folder: Path, slots: int = 1) -> None:
+        self.slots = slots
+        self.outlives = False
+        self.rendered: list[str] = []
+        self.stopped: list[str] = []
+        self.requests: dict[str, object] = {}
+        self.why: str | None = None
+        self._folder = folder
+        self._go = asyncio.Event()
+        self._go.set()
+
+    def hold(self) -> None:
+        self._go.clear()
+
+    def release(self) -> None:
+        self._go.set()
+
+    async def start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def waiting_for(self) -> str | None:
+        return self.why
+
+    async def close(self) -> None:
+        self._go.set()
+
+    async def run(self, work: Work) -> Done:
+        await work.begin("worker-1")
+        self.requests[work.job_id] = work.request
+        prompt = str(work.request["prompt"])
+        work.progress(Progress("denoise", 1, 4))
+        try:
+            await self._go.wait()
+            if prompt.startswith("hang"):
+                await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.stopped.append(work.job_id)
+            raise
+        if prompt.startswith("fail:"):
+            code, _, sentence = prompt.removeprefix("fail:").partition(":")
+            raise WorkFailed(code, sentence)
+        if prompt.startswith("lose:"):
+            raise WorkerLost
+        path = self._folder / f"{uuid4().hex}.mp4"
+        path.write_bytes(CLIP)
+        self.rendered.append(work.job_id)
+        url = path.resolve().as_uri()
+        output = {"video_url": url, "result": url, "cost": 0.5, "seed": 7}
+        return Done(output, {"denoise": 0.01})

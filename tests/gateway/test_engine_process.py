@@ -1,0 +1,58 @@
+"""The real engine in its process, on the tiny model: the whole line from HTTP to an mp4."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from tests.gateway.conftest import wish
+from wan_engine.gateway.app import create_app, open_gateway
+from wan_engine.media.fetch import data_uri
+from wan_engine.settings import Settings
+
+BASE = "/v2/wan-2-6-i2v"
+
+
+def test_a_clip_is_rendered_stopped_and_rendered_again(
+    make_settings: Callable[..., Settings], data: Path
+) -> None:
+    settings = make_settings(render_area=4096, preset="superfast", safety="off")
+    request = wish(image=data_uri(data / "rocket_640x360.jpg"), seed=3)
+
+    async def line() -> None:
+        async with open_gateway(settings) as gateway:
+            transport = httpx.ASGITransport(create_app(gateway))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                hopeless = wish(image="data:image/png;base64,AAAA")
+                bad = await http.post(f"{BASE}/runsync", json={"input": hopeless}, timeout=120)
+                assert bad.status_code == 400
+                assert bad.json()["error"].startswith("Invalid image URL: ")
+
+                stopped = (await http.post(f"{BASE}/run", json={"input": request})).json()["id"]
+                await in_stage(http, stopped, "denoise", "decode", "encode")
+                body = (await http.post(f"{BASE}/cancel/{stopped}")).json()
+                assert body["status"] == "CANCELLED"
+
+                done = await http.post(f"{BASE}/runsync", json={"input": request}, timeout=120)
+                body = done.json()
+                assert (done.status_code, body["status"]) == (200, "COMPLETED")
+                assert body["output"]["seed"] == 3 and body["output"]["cost"] == 0.5
+                assert body["output"]["warnings"]
+                clip = await http.get(body["output"]["video_url"])
+                assert clip.content[4:8] == b"ftyp"
+                metrics = (await http.get("/metrics")).text
+                assert 'wan_stage_seconds_count{stage="denoise"} 1.0' in metrics
+
+    asyncio.run(line())
+
+
+async def in_stage(http: httpx.AsyncClient, job_id: str, *stages: str) -> None:
+    for _ in range(2000):
+        body = (await http.get(f"{BASE}/status/{job_id}")).json()
+        if body.get("output", {}).get("stage") in stages:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(body)

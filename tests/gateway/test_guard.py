@@ -1,0 +1,258 @@
+"""Keys, rates, sizes and pages: what is refused before a door is reached."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import Listening, Serve, wish
+from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.keys import Keys, RateLimit, digest, new_entry
+from wan_engine.gateway.problems import Problem
+from wan_engine.settings import Settings
+
+BASE = "/v2/wan-2-6-i2v"
+ANN, BOB = "wan_ann", "wan_bob"
+KEYS = f"ann:{digest(ANN)},bob:{digest(BOB)}"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("header", [f"Bearer {ANN}", f"bearer  {ANN} ", ANN])
+def test_a_key_is_taken_with_and_without_bearer(serve: Serve, header: str) -> None:
+    async def line() -> None:
+        async with serve(api_keys=KEYS) as served:
+            answer = await served.http.get(f"{BASE}/health", headers={"Authorization": header})
+            assert answer.status_code == 200
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wan_eve", "Basic YTpi", "wan_annx"])
+def test_no_key_or_a_wrong_one_is_401_on_every_route(serve: Serve, header: str | None) -> None:
+    async def line() -> None:
+        async with serve(api_keys=KEYS) as served:
+            headers = {} if header is None else {"Authorization": header}
+            for method, path in (
+                ("GET", f"{BASE}/health"),
+                ("POST", f"{BASE}/run"),
+                ("GET", f"{BASE}/status/x"),
+                ("GET", "/v2/nope"),
+            ):
+                answer = await served.http.request(method, path, headers=headers)
+                assert answer.status_code == 401 and answer.json()["error"], path
+                assert answer.headers["www-authenticate"] == "Bearer"
+
+    asyncio.run(line())
+
+
+def test_a_key_finds_its_own_jobs_only(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(api_keys=KEYS) as served:
+            served.backend.hold()
+            answer = await served.http.post(
+                f"{BASE}/run", json={"input": wish()}, headers=bearer(ANN)
+            )
+            job_id = answer.json()["id"]
+            for method, path in (
+                ("GET", f"{BASE}/status/{job_id}"),
+                ("GET", f"{BASE}/stream/{job_id}"),
+                ("POST", f"{BASE}/cancel/{job_id}"),
+                ("POST", f"{BASE}/retry/{job_id}"),
+            ):
+                answer = await served.http.request(method, path, headers=bearer(BOB))
+                assert answer.status_code == 404, path
+            purged = await served.http.post(f"{BASE}/purge-queue", headers=bearer(BOB))
+            assert purged.json()["removed"] == 0
+            mine = await served.http.get(f"{BASE}/status/{job_id}", headers=bearer(ANN))
+            assert mine.json()["status"] in ("IN_QUEUE", "IN_PROGRESS")
+
+    asyncio.run(line())
+
+
+def test_what_is_no_door_needs_no_key(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(api_keys=KEYS) as served:
+            for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+                assert (await served.http.get(path)).status_code == 200, path
+
+    asyncio.run(line())
+
+
+def test_keys_are_made_with_their_entry_and_only_the_hash_is_kept() -> None:
+    key, entry = new_entry("ann")
+    settings = Settings(api_keys=f"{entry}, bob:{digest(BOB)}")  # type: ignore[arg-type]
+    keys = Keys(settings.api_keys)
+    assert keys.owner(f"Bearer {key}") == "ann" and keys.owner(BOB) == "bob"
+    assert key not in entry and key not in repr(settings) and digest(key) not in repr(settings)
+    assert new_entry("ann")[0] != key
+    with pytest.raises(ConfigurationError):
+        new_entry("an:n")
+
+
+@pytest.mark.parametrize("value", ["ann", "ann:abc", f"ann:{digest('a')},ann:{digest('b')}", ":"])
+def test_wrong_keys_are_refused_with_the_name_of_their_variable(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("WAN_API_KEYS", value)
+    with pytest.raises(ConfigurationError, match="WAN_API_KEYS"):
+        Settings.load()
+
+
+# --- rates ---------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_kept_for_each_key_by_itself() -> None:
+    now = [0.0]
+    rate = RateLimit(2, clock=lambda: now[0])
+    for _ in range(20):  # ten seconds' worth
+        rate.count("ann")
+    with pytest.raises(Problem) as raised:
+        rate.count("ann")
+    assert (raised.value.code, raised.value.retry_after_seconds) == ("rate_limited", 1)
+    rate.count("bob")
+    now[0] = 0.5
+    rate.count("ann")
+    with pytest.raises(Problem):
+        rate.count("ann")
+
+
+def test_no_limit_counts_nothing() -> None:
+    rate = RateLimit(0)
+    for _ in range(1000):
+        rate.count("ann")
+
+
+def test_too_many_requests_are_429_with_when_to_come_again(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(rate_limit=0.1) as served:
+            assert (await served.http.get(f"{BASE}/health")).status_code == 200
+            answer = await served.http.get(f"{BASE}/health")
+            assert answer.status_code == 429 and answer.json()["error"] == "Too many requests"
+            assert 9 <= int(answer.headers["retry-after"]) <= 11
+
+    asyncio.run(line())
+
+
+# --- bodies, over a real connection --------------------------------------------------------------
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    for _ in range(size // 65536 + 1):
+        yield b"x" * 65536
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused_and_the_refusal_arrives(
+    listen: Callable[..., Listening], chunked: bool
+) -> None:
+    listening = listen(request_max_bytes=1_000_000)
+
+    async def line() -> None:
+        async with httpx.AsyncClient(base_url=listening.url) as http:
+            body: Any = chunks(5_000_000) if chunked else b"x" * 5_000_000
+            answer = await http.post(f"{BASE}/run", content=body)
+            assert answer.status_code == 413 and "0.95" in answer.json()["error"]
+            assert (await http.get("/healthz")).status_code == 200
+
+    asyncio.run(line())
+
+
+def test_a_body_one_byte_too_large_in_its_last_chunk_is_answered_at_once(
+    listen: Callable[..., Listening],
+) -> None:
+    listening = listen(request_max_bytes=100_000)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 100_001
+
+    async def line() -> None:
+        async with httpx.AsyncClient(base_url=listening.url) as http:
+            begun = time.monotonic()
+            answer = await http.post(f"{BASE}/run", content=body())
+            assert answer.status_code == 413 and time.monotonic() - begun < 2
+
+    asyncio.run(line())
+
+
+def test_who_asks_before_sending_is_refused_without_sending(
+    listen: Callable[..., Listening],
+) -> None:
+    listening = listen()
+    host, port = listening.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(
+            f"POST {BASE}/run HTTP/1.1\r\nHost: {host}\r\nContent-Length: 900000000\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_without_keys_other_peoples_pages_are_refused(
+    serve: Serve, headers: dict[str, str], status: int
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            answer = await served.http.get(f"{BASE}/health", headers=headers)
+            assert answer.status_code == status
+
+    asyncio.run(line())
+
+
+def test_behind_a_public_name_without_keys_that_name_is_right(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(public_url="https://video.example.com") as served:
+            answer = await served.http.get(f"{BASE}/health", headers={"Host": "video.example.com"})
+            assert answer.status_code == 200
+
+    asyncio.run(line())
+
+
+def test_pages_may_call_when_their_origin_is_named(serve: Serve) -> None:
+    async def line() -> None:
+        origin = "https://app.example"
+        ask = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        async with serve(cors_origins=origin, api_keys=KEYS) as served:
+            answer = await served.http.options(f"{BASE}/run", headers=ask)
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == origin
+            headers = {**bearer(ANN), "Origin": origin}
+            answer = await served.http.get(f"{BASE}/health", headers=headers)
+            assert answer.headers["access-control-allow-origin"] == origin
+            other = {**ask, "Origin": "https://evil.example"}
+            assert (await served.http.options(f"{BASE}/run", headers=other)).status_code == 400
+        async with serve(api_keys=KEYS) as served:
+            answer = await served.http.options(f"{BASE}/run", headers=ask)
+            assert "access-control-allow-origin" not in answer.headers
+
+    asyncio.run(line())

@@ -1,0 +1,81 @@
+"""Health, readiness and what Prometheus reads."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.gateway.conftest import Serve, Served, eventually, wish
+from tests.gateway.test_jobs import ended, running_one, submitted
+
+BASE = "/v2/wan-2-6-i2v"
+
+
+async def numbers(served: Served) -> dict[tuple[str, ...], float]:
+    """Each sample by its name and the values of its labels, in the order of their names."""
+    text = (await served.http.get("/metrics")).text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_it_is_healthy_before_it_is_ready(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            ready = await served.http.get("/readyz")
+            assert (ready.status_code, ready.json()) == (200, {"ready": True, "waiting_for": []})
+            served.backend.why = "the engine is starting"
+            ready = await served.http.get("/readyz")
+            assert ready.status_code == 503
+            assert ready.json() == {"ready": False, "waiting_for": ["the engine is starting"]}
+            assert (await served.http.get("/healthz")).status_code == 200
+
+    asyncio.run(line())
+
+
+def test_metrics_follow_the_queue_the_stages_and_the_failures(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            await ended(served, await submitted(served))
+            await ended(served, await submitted(served, "fail:encode_failed:no"))
+            await submitted(served, request=wish(duration=7))
+            served.backend.hold()
+            running = await submitted(served)
+            await eventually(lambda: running_one(served, running))
+            waiting = await submitted(served)
+            found = await numbers(served)
+            assert found[("wan_queue_length",)] == 1
+            assert found[("wan_jobs_running",)] == 1
+            assert found[("wan_backend_ready",)] == 1
+            assert found[("wan_jobs_accepted_total", "runpod")] == 5
+            assert found[("wan_jobs_ended_total", "runpod", "completed")] == 1
+            assert found[("wan_failures_total", "encode_failed", "runpod")] == 1
+            assert found[("wan_failures_total", "invalid_request", "runpod")] == 1
+            assert found[("wan_stage_seconds_count", "denoise")] == 1
+            assert found[("wan_stage_seconds_sum", "denoise")] == 0.01
+            assert found[("wan_stage_seconds_count", "waiting")] == 3
+            await served.jobs.cancel(waiting)
+            found = await numbers(served)
+            assert found[("wan_queue_length",)] == 0
+            assert found[("wan_jobs_ended_total", "runpod", "cancelled")] == 1
+
+    asyncio.run(line())
+
+
+def test_answers_are_counted_by_door_and_status_and_not_by_what_strangers_send(
+    serve: Serve,
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            await served.http.get(f"{BASE}/health")
+            await served.http.get(f"{BASE}/status/nope")
+            await served.http.request("BREW", f"{BASE}/health")
+            found = await numbers(served)
+            assert found[("wan_answer_seconds_count", "runpod", "GET", "200")] == 1
+            assert found[("wan_answer_seconds_count", "runpod", "GET", "404")] == 1
+            assert found[("wan_answer_seconds_count", "runpod", "other", "405")] == 1
+
+    asyncio.run(line())

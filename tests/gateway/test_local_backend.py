@@ -1,0 +1,219 @@
+"""The engine's process: real processes and pipes, around an engine that renders nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.conftest import PICTURE, eventually
+from wan_engine.control import Progress
+from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.backends.local import LocalBackend
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.settings import Settings
+
+FAKE = ("-m", "tests.gateway.fake_engine")
+
+
+@dataclass
+class Asked:
+    """One piece of work, and what was told of it."""
+
+    backend: LocalBackend
+    progress: list[Progress] = field(default_factory=list)
+    begun: bool = False
+
+    def run(self, prompt: str, job_id: str = "job-1", seconds: float | None = None) -> Any:
+        async def begin(worker: str | None) -> None:
+            self.begun = True
+
+        async def remote(remote_id: str | None) -> None:
+            raise AssertionError("there is no queue but the gateway's")
+
+        return self.backend.run(
+            Work(
+                job_id=job_id,
+                request={"prompt": prompt, "image": PICTURE},
+                seconds=seconds,
+                remote_id=None,
+                begin=begin,
+                progress=self.progress.append,
+                remote=remote,
+            )
+        )
+
+
+@asynccontextmanager
+async def opened(
+    tmp_path: Path, on_fatal: Callable[[str], None] | None = None, **settings: Any
+) -> AsyncIterator[Asked]:
+    values = {"output_dir": tmp_path / "outputs", **settings}
+    backend = LocalBackend(Settings(**values), Metrics(), on_fatal, command=FAKE)
+    await backend.start()
+    try:
+        yield Asked(backend)
+    finally:
+        await backend.close()
+
+
+def pid_of(asked: Asked) -> int:
+    assert asked.backend._process is not None
+    return asked.backend._process.pid
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_clip_is_rendered_with_progress(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            done: Done = await asked.run("sleep 1")
+            assert asked.begun
+            assert done.output["cost"] == 0.5 and done.output["seed"] == 7
+            assert done.output["video_url"].startswith("file://")
+            assert done.stage_seconds["denoise"] > 0.5
+            steps = [told.step for told in asked.progress]
+            assert len(steps) >= 3 and steps == sorted(steps)
+            assert asked.backend.waiting_for() is None
+
+    asyncio.run(line())
+
+
+def test_a_clip_that_was_stored_before_is_not_rendered_again(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            first = await asked.run("sleep 0")
+            again = await asked.run("sleep 0")
+            assert again.output == first.output
+        renders = (tmp_path / "outputs" / "renders.log").read_text().split()
+        assert renders == ["job-1"]
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "sentence"),
+    [
+        ("fail", "content_policy", "Content policy: prompt was flagged"),
+        ("raise", "internal_error", "Internal error, reference"),
+    ],
+)
+def test_a_failure_has_its_code_and_no_secret(
+    tmp_path: Path, prompt: str, code: str, sentence: str
+) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            with pytest.raises(WorkFailed) as raised:
+                await asked.run(prompt)
+            assert raised.value.code == code and raised.value.sentence.startswith(sentence)
+            assert "passwd" not in raised.value.sentence
+            assert await asked.run("sleep 0", "job-2")
+
+    asyncio.run(line())
+
+
+def test_a_deadline_ends_a_job(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            with pytest.raises(WorkFailed) as raised:
+                await asked.run("sleep 20", seconds=0.3)
+            assert raised.value.code == "deadline_exceeded"
+
+    asyncio.run(line())
+
+
+def test_a_cancelled_job_has_ended_when_the_run_has(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            run = asyncio.create_task(asked.run("sleep 5"))
+            await eventually(lambda: asked.progress)
+            pid = pid_of(asked)
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(run, 5)
+            assert await asked.run("sleep 0", "job-2")
+            assert pid_of(asked) == pid  # the model stays loaded
+        assert "job-1" not in (tmp_path / "outputs" / "renders.log").read_text()
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize("why", ["killed", "killed by its job"])
+def test_an_engine_that_dies_loses_its_job_and_is_begun_again(tmp_path: Path, why: str) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            run = asyncio.create_task(asked.run("die" if why != "killed" else "sleep 30"))
+            if why == "killed":
+                await eventually(lambda: asked.progress)
+                os.kill(pid_of(asked), signal.SIGKILL)
+            with pytest.raises(WorkerLost):
+                await run
+            assert await asked.run("sleep 0", "job-2")
+
+    asyncio.run(line())
+
+
+def test_an_engine_that_does_not_stop_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.backends.local._GRACE_SECONDS", 0.3)
+
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            with pytest.raises(WorkFailed):
+                await asked.run("deaf", seconds=0.1)
+            run = asyncio.create_task(asked.run("deaf", "job-2"))
+            await eventually(lambda: "job-2" in asked.backend._works)
+            await asyncio.sleep(0.2)
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            assert await asked.run("sleep 0", "job-3")
+
+    asyncio.run(line())
+
+
+def test_an_engine_that_can_never_start_says_why(tmp_path: Path) -> None:
+    async def line() -> None:
+        fatal: list[str] = []
+        async with opened(tmp_path, fatal.append, model="missing") as asked:
+            await eventually(lambda: fatal)
+            assert fatal == ["There is no model here"]
+            assert asked.backend.waiting_for() is not None
+
+    asyncio.run(line())
+
+
+def test_the_process_ends_with_its_pipe_also_in_the_middle_of_a_job(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            run = asyncio.create_task(asked.run("deaf"))
+            await eventually(lambda: asked.begun)
+            pid = pid_of(asked)
+        with pytest.raises(WorkerLost):
+            await run
+        assert not alive(pid)
+
+    asyncio.run(line())
+
+
+def test_two_jobs_overlap_where_that_is_asked_for(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path, prefetch=True) as asked:
+            assert asked.backend.slots == 2
+            await asyncio.gather(asked.run("sleep 0.1"), asked.run("sleep 0.1", "job-2"))
+
+    asyncio.run(line())

@@ -1,0 +1,151 @@
+"""Webhooks, over real HTTP to a receiver in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.gateway.conftest import Serve, eventually, wish
+from wan_engine.control import Control
+from wan_engine.errors import InvalidMedia
+from wan_engine.media.fetch import FetchLimits, post
+
+BASE = "/v2/wan-2-6-i2v"
+
+
+class Receiver:
+    """Answers with the next of `statuses`, and then with 200."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.bodies.append(json.loads(body))
+                receiver.headers.append(dict(self.headers))
+                status = receiver.statuses.pop(0) if receiver.statuses else 200
+                self.send_response(status)
+                self.send_header("Location", "http://127.0.0.1:9/other")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, "COMPLETED"),
+        ({"prompt": "fail:encode_failed:It went wrong"}, "FAILED"),
+        ({"duration": 7}, "FAILED"),
+    ],
+)
+def test_the_end_of_a_job_is_posted_with_its_request(
+    serve: Serve, receiver: Receiver, fields: dict[str, Any], status: str
+) -> None:
+    async def line() -> None:
+        async with serve(allow_private_urls=True) as served:
+            wished = {"input": wish(**fields), "webhook": receiver.url}
+            job_id = (await served.http.post(f"{BASE}/run", json=wished)).json()["id"]
+            await eventually(lambda: receiver.bodies)
+            told = (await served.http.get(f"{BASE}/status/{job_id}")).json()
+            assert receiver.bodies == [{**told, "input": wished["input"], "webhook": receiver.url}]
+            assert told["status"] == status
+            assert receiver.headers[0]["Content-Type"] == "application/json"
+            await asyncio.sleep(0.7)
+            assert len(receiver.bodies) == 1
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize(("statuses", "tries"), [([500], 2), ([302, 404], 3), ([500] * 9, 3)])
+def test_what_is_not_taken_is_posted_twice_more(
+    serve: Serve, receiver: Receiver, statuses: list[int], tries: int
+) -> None:
+    async def line() -> None:
+        async with serve(allow_private_urls=True) as served:
+            receiver.statuses = list(statuses)
+            wished = {"input": wish(), "webhook": receiver.url}
+            await served.http.post(f"{BASE}/runsync", json=wished)
+            await eventually(lambda: len(receiver.bodies) == tries)
+            store = served.gateway.store
+            await asyncio.sleep(0.7)
+            assert await store.due_webhooks(2**60, 10) == []
+            assert len(receiver.bodies) == tries
+            assert all(body == receiver.bodies[0] for body in receiver.bodies)
+
+    asyncio.run(line())
+
+
+def test_a_webhook_that_waits_is_posted_by_the_next_gateway(
+    serve: Serve, receiver: Receiver
+) -> None:
+    async def line() -> None:
+        receiver.statuses = [503]
+        options = {"allow_private_urls": True, "webhook_again_seconds": 1.0}
+        async with serve(**options) as served:
+            wished = {"input": wish(), "webhook": receiver.url}
+            await served.http.post(f"{BASE}/runsync", json=wished)
+            await eventually(lambda: receiver.bodies)
+        assert len(receiver.bodies) == 1
+        async with serve(**options):
+            await eventually(lambda: len(receiver.bodies) == 2)
+
+    asyncio.run(line())
+
+
+def test_a_receiver_that_does_not_answer_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/hook"
+        begun = time.monotonic()
+        with pytest.raises(InvalidMedia, match="Invalid webhook URL: the download took longer"):
+            post(url, b"{}", FetchLimits(1000, 0.5, allow_private=True), Control())
+        assert time.monotonic() - begun < 5
+
+
+def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Receiver) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            wished = {"input": wish(), "webhook": receiver.url}
+            answer = await served.http.post(f"{BASE}/runsync", json=wished)
+            assert answer.json()["status"] == "COMPLETED"
+
+            async def given_up() -> bool:
+                return await served.gateway.store.due_webhooks(2**60, 10) == []
+
+            for _ in range(500):
+                if await given_up():
+                    break
+                await asyncio.sleep(0.02)
+            assert await given_up() and receiver.bodies == []
+            metrics = (await served.http.get("/metrics")).text
+            assert 'wan_webhooks_total{outcome="given up"} 1.0' in metrics
+
+    asyncio.run(line())

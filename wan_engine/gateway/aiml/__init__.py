@@ -1,0 +1,1 @@
+"""The AI/ML API door: `/v2/video/generations` and its older paths."""

@@ -1,0 +1,181 @@
+"""The application: opens the database, starts the backend, and puts the doors behind the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+
+from wan_engine.gateway import health, runpod_door
+from wan_engine.gateway.aiml import door as aiml_door
+from wan_engine.gateway.backends import Backend, open_backend
+from wan_engine.gateway.context import Context, Door
+from wan_engine.gateway.database import open_database
+from wan_engine.gateway.dispatch import Dispatcher
+from wan_engine.gateway.guard import Guard, Rules, door_of, refusal
+from wan_engine.gateway.jobs import Jobs
+from wan_engine.gateway.keys import Keys, RateLimit
+from wan_engine.gateway.links import Links
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.openapi import DescribedApp
+from wan_engine.gateway.oxen import door as oxen_door
+from wan_engine.gateway.problems import STATUS, Code, Problem
+from wan_engine.gateway.store import Store
+from wan_engine.gateway.sweep import sweep
+from wan_engine.gateway.webhooks import Webhooks
+from wan_engine.settings import VERSION, Settings
+
+log = logging.getLogger(__name__)
+
+DOORS: tuple[Callable[[Context], Door], ...] = (
+    runpod_door.door,
+    aiml_door.door,
+    oxen_door.door,
+)
+"""Every hosted API that is served."""
+
+_EXPOSED = ("Retry-After", "Content-Range", "Accept-Ranges", "ETag")
+
+
+@dataclass
+class Gateway:
+    """What is open and at work, all but HTTP."""
+
+    context: Context
+    doors: list[Door]
+    store: Store
+    backend: Backend
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings,
+    backend: Backend | None = None,
+    metrics: Metrics | None = None,
+    *,
+    webhook_again_seconds: float = 10.0,
+) -> AsyncIterator[Gateway]:
+    """At work inside of it; at its end, what runs is waited for or put back into the queue.
+
+    Raises `ConfigurationError`.
+    """
+    metrics = metrics or Metrics()
+    backend = backend or open_backend(settings, metrics)
+    async with AsyncExitStack() as stack:
+        store = Store(await stack.enter_async_context(open_database(settings)))
+        jobs = Jobs(store, metrics, queue_max=settings.queue_max)
+        await jobs.start()
+        links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
+        context = Context(settings, jobs, links, metrics, backend.waiting_for)
+        doors = [door(context) for door in DOORS]
+        metrics.backend_ready(lambda: backend.waiting_for() is None)
+        stack.push_async_callback(backend.close)
+        await backend.start()
+        private = settings.allow_private_urls
+        webhooks = Webhooks(
+            jobs, store, metrics, allow_private=private, again_seconds=webhook_again_seconds
+        )
+        await stack.enter_async_context(_beside(webhooks.run(doors)))
+        await stack.enter_async_context(_beside(sweep(jobs, store, links, settings.keep_jobs_days)))
+        dispatcher = Dispatcher(jobs, backend, metrics, settings)
+        stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
+        dispatcher.start()
+        stack.callback(jobs.close)
+        yield Gateway(context, doors, store, backend)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` as a task, for as long as this is open."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_complain)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a part of the gateway has ended", exc_info=error)
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The HTTP side of an open gateway. No page of FastAPI's own: they load scripts of others."""
+    context, doors = gateway.context, gateway.doors
+    settings = context.settings
+    app = DescribedApp(
+        [door.router for door in doors],
+        title="wan_engine gateway",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+    )
+    # Only so that the document says it: the guard has looked at the key before.
+    bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
+    for door in doors:
+        app.include_router(door.router, dependencies=[bearer])
+    app.include_router(health.router(context, gateway.store))
+    _add_refusals(app, doors)
+    rules = Rules(
+        keys=Keys(settings.api_keys),
+        rate=RateLimit(settings.rate_limit),
+        max_bytes=settings.request_max_bytes,
+        public_url=settings.public_url,
+        origins=settings.cors_origins,
+    )
+    app.add_middleware(Guard, doors=doors, rules=rules, metrics=context.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED,
+        )
+    return app
+
+
+_CODES: dict[int, Code] = {status: code for code, status in reversed(STATUS.items())}
+
+
+def _add_refusals(app: FastAPI, doors: list[Door]) -> None:
+    """Whatever a route raises is told in the words of the API that its path belongs to."""
+
+    def refuse(request: Request, problem: Problem) -> JSONResponse:
+        path = request.url.path
+        found = door_of(path, doors)
+        return refusal(problem, found[0] if found else None, path)
+
+    @app.exception_handler(Problem)
+    async def problem(request: Request, error: Problem) -> JSONResponse:
+        return refuse(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = _CODES.get(error.status_code, "invalid_request")
+        response = refuse(request, Problem(code, str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first: Any = error.errors()[0]
+        sentence = f'field "{first["loc"][-1]}": {first["msg"]}'
+        return refuse(request, Problem("invalid_request", sentence))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return refuse(request, Problem("internal_error", "Internal error"))

@@ -1,0 +1,74 @@
+"""The protocol between the dispatcher and who renders."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from wan_engine.control import Progress
+
+
+@dataclass(frozen=True)
+class Work:
+    """One start of a job. `seconds` is how long it may run from its begin.
+
+    `remote_id` is what an earlier start told `remote`. `begin` must be awaited when the work really
+    begins, with the worker's name if it has one; `progress` may be called at any time. `leaving`
+    tells, when the run is cancelled, whether the gateway ends and the job will be run again.
+    """
+
+    job_id: str
+    request: Mapping[str, Any]
+    seconds: float | None
+    remote_id: str | None
+    begin: Callable[[str | None], Awaitable[None]]
+    progress: Callable[[Progress], None]
+    remote: Callable[[str | None], Awaitable[None]]
+    leaving: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Done:
+    """`output` as `VideoResult.output()` has it."""
+
+    output: Mapping[str, Any]
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class WorkFailed(Exception):
+    """The job has failed for good: a code of `wan_engine.errors` and the sentence for the
+    caller."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+class WorkerLost(Exception):
+    """Whoever worked on it is gone, and nothing is known of the job: another may take it.
+
+    A clip that was stored before is found by the job's id and not rendered again.
+    """
+
+
+class Backend(Protocol):
+    """`run` may be called `slots` times at once. What is rendered `outlives` this process, where
+    it goes on elsewhere and is found again by `Work.remote_id`."""
+
+    slots: int
+    outlives: bool
+
+    async def start(self) -> None:
+        """Begin to get ready; returns at once."""
+
+    async def run(self, work: Work) -> Done:
+        """Render. Raises `WorkFailed` and `WorkerLost`. Cancelled, it ends the work, waits until
+        nothing of it runs any longer, and raises `CancelledError`."""
+
+    def waiting_for(self) -> str | None:
+        """What is not ready yet, in words for the operator; None when jobs can be rendered."""
+
+    async def close(self) -> None:
+        """End everything that `start` began."""

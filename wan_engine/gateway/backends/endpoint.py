@@ -1,0 +1,232 @@
+"""A Runpod endpoint renders: submit, follow, cancel. Its queue, its machines and its scaling are
+Runpod's; whatever answers like Runpod's API will do.
+
+A busy or broken API is asked again for as long as the job lives, less and less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from wan_engine.control import Progress
+from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.pricing import cost
+from wan_engine.schema import VideoRequest
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_SLOTS = 500
+_HTTP_SECONDS = 30.0
+_FIRST_POLL_SECONDS = 1.0
+_LONGEST_POLL_SECONDS = 5.0
+_LONGEST_BACKOFF_SECONDS = 60.0
+_HEALTH_SECONDS = 30.0
+_CANCEL_TRIES = 4
+_LONGEST_SENTENCE = 500
+_REFUSALS = (400, 413, 422)
+_CODES = (  # how the sentences begin that our worker gives for what the caller can mend
+    ('field "', "invalid_request"),
+    ("Invalid image URL", "invalid_media"),
+    ("Invalid audio URL", "invalid_media"),
+    ("Content policy", "content_policy"),
+    ("The clip should take about ", "time_limit_too_short"),
+    ("executionTimeout exceeded", "deadline_exceeded"),
+)
+
+
+class _Away(Exception):
+    """The API did not answer, or not now; `status` is None where there was no answer."""
+
+    def __init__(self, status: int | None, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class EndpointBackend:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        poll_seconds: float = _FIRST_POLL_SECONDS,
+    ) -> None:
+        if not settings.runpod_endpoint or not settings.runpod_key:
+            raise ConfigurationError(
+                "A Runpod endpoint as backend needs WAN_RUNPOD_ENDPOINT and WAN_RUNPOD_KEY: set "
+                "both, or WAN_BACKEND to local"
+            )
+        self.slots = _SLOTS
+        self.outlives = True
+        self._settings = settings
+        self._poll_seconds = poll_seconds
+        self._why: str | None = "the endpoint has not answered yet"
+        self._looker: asyncio.Task[None] | None = None
+        self._http = httpx.AsyncClient(
+            base_url=f"{settings.runpod_url.rstrip('/')}/{settings.runpod_endpoint}",
+            headers={"Authorization": f"Bearer {settings.runpod_key}"},
+            timeout=_HTTP_SECONDS,
+            limits=httpx.Limits(max_connections=50),
+            transport=transport,
+        )
+
+    async def start(self) -> None:
+        self._looker = asyncio.create_task(self._look(), name="endpoint")
+
+    def waiting_for(self) -> str | None:
+        return self._why
+
+    async def close(self) -> None:
+        if self._looker is not None:
+            self._looker.cancel()
+            await asyncio.wait([self._looker])
+        await self._http.aclose()
+
+    async def run(self, work: Work) -> Done:
+        remote_id = work.remote_id
+        try:
+            if remote_id is None:
+                remote_id = await self._submit(work)
+                await work.remote(remote_id)
+            return await self._follow(work, remote_id)
+        except asyncio.CancelledError:
+            if remote_id is not None and not work.leaving():
+                await self._cancel(remote_id)
+            raise
+
+    async def _submit(self, work: Work) -> str:
+        body: dict[str, Any] = {"input": dict(work.request)}
+        if work.seconds is not None:
+            body["policy"] = {"executionTimeout": max(5_000, round(work.seconds * 1000))}
+        waits = _Waits(self._poll_seconds, _LONGEST_BACKOFF_SECONDS)
+        while True:
+            try:
+                answer = await self._ask("POST", "/run", body)
+            except _Away as away:
+                if away.status in _REFUSALS:
+                    raise WorkFailed("invalid_request", str(away)) from away
+                log.warning("the endpoint does not take job %s: %s", work.job_id, away)
+                self._why = f"the endpoint does not take jobs: {away}"
+                await waits.next()
+            else:
+                self._why = None
+                return str(answer["id"])
+
+    async def _follow(self, work: Work, remote_id: str) -> Done:
+        begun = False
+        waits = _Waits(self._poll_seconds, _LONGEST_POLL_SECONDS)
+        while True:
+            try:
+                told = await self._ask("GET", f"/status/{remote_id}")
+            except _Away as away:
+                if away.status == 404:
+                    log.error("the endpoint does not know job %s any longer", work.job_id)
+                    await work.remote(None)
+                    raise WorkerLost from away
+                log.warning("no news of job %s: %s", work.job_id, away)
+                await waits.next()
+                continue
+            status = told.get("status")
+            if not begun and status not in ("IN_QUEUE", "CANCELLED"):
+                worker = told.get("workerId")
+                await work.begin(worker if isinstance(worker, str) else None)
+                begun = True
+            if status == "COMPLETED":
+                return Done(self._output(told.get("output"), work.request))
+            if status == "CANCELLED":
+                raise WorkFailed("cancelled", "The job was cancelled at the endpoint")
+            if status in ("FAILED", "TIMED_OUT"):
+                raise _failure(told)
+            if (progress := _progress(told.get("output"))) is not None:
+                work.progress(progress)
+            await waits.next()
+
+    async def _cancel(self, remote_id: str) -> None:
+        waits = _Waits(self._poll_seconds, _LONGEST_POLL_SECONDS)
+        for _ in range(_CANCEL_TRIES):
+            try:
+                await self._ask("POST", f"/cancel/{remote_id}")
+            except _Away as away:
+                if away.status == 404:
+                    return
+                log.warning("a job at the endpoint is not cancelled yet: %s", away)
+                await waits.next()
+            else:
+                return
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer, an object. Raises `_Away`."""
+        try:
+            response = await self._http.request(method, path, json=body)
+            answer = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise _Away(None, type(error).__name__) from error
+        if response.status_code >= 400 or not isinstance(answer, dict):
+            said = answer.get("error") if isinstance(answer, dict) else None
+            why = said if isinstance(said, str) else f"it answered {response.status_code}"
+            raise _Away(response.status_code, why[:_LONGEST_SENTENCE])
+        return answer
+
+    async def _look(self) -> None:
+        """Whether it is there, at all times."""
+        while True:
+            try:
+                await self._ask("GET", "/health")
+            except _Away as away:
+                self._why = f"the endpoint does not answer: {away}"
+            else:
+                self._why = None
+            await asyncio.sleep(_HEALTH_SECONDS)
+
+    def _output(self, output: object, request: Mapping[str, Any]) -> dict[str, Any]:
+        """As `VideoResult.output()` has it, of what a worker gave that may be another's."""
+        url = None
+        if isinstance(output, dict):
+            url = output.get("video_url") or output.get("result")
+        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+            log.error("the endpoint's output has no URL of a video")
+            raise WorkFailed("internal_error", "The endpoint gave no video")
+        assert isinstance(output, dict)
+        asked = VideoRequest.parse(request)
+        price = float(cost(asked.size, asked.duration, self._settings.prices))
+        return {"cost": price, "seed": asked.seed, **output, "video_url": url, "result": url}
+
+
+class _Waits:
+    """Longer and longer, a little at random so that many do not come at once."""
+
+    def __init__(self, first_seconds: float, longest_seconds: float) -> None:
+        self._seconds = first_seconds
+        self._longest = max(first_seconds, longest_seconds)
+
+    async def next(self) -> None:
+        await asyncio.sleep(self._seconds * random.uniform(0.8, 1.2))
+        self._seconds = min(self._seconds * 1.4, self._longest)
+
+
+def _failure(told: Mapping[str, Any]) -> WorkFailed:
+    """With the worker's sentence, unless it is a traceback, which the SDK makes of an exception."""
+    said = told.get("error")
+    if told.get("status") == "TIMED_OUT":
+        return WorkFailed("deadline_exceeded", "The job ran longer than it may take")
+    if not isinstance(said, str) or not said or said.startswith("{") or "Traceback" in said:
+        log.error("the endpoint's worker failed: %.2000s", said)
+        return WorkFailed("internal_error", "The endpoint's worker failed")
+    code = next((code for begin, code in _CODES if said.startswith(begin)), "internal_error")
+    return WorkFailed(code, said[:_LONGEST_SENTENCE])
+
+
+def _progress(output: object) -> Progress | None:
+    if not isinstance(output, dict):
+        return None
+    with suppress(KeyError, TypeError, ValueError):
+        return Progress(str(output["stage"]), int(output["step"]), int(output["steps"]))
+    return None

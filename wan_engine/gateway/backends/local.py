@@ -1,0 +1,194 @@
+"""The engine in a process of its own: begun again when it dies, so that a broken GPU context or a
+killed process costs one start of one job and not the gateway.
+
+The two speak in lines of JSON over pipes (`engine_process.py` is the other end). The process ends
+by itself when its pipe from here closes, so a gateway that is killed leaves none behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from wan_engine.control import Progress
+from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LONGEST_LINE = 1 << 20
+_AGAIN_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)  # before the next start, the more have failed in a row
+_GRACE_SECONDS = 60.0  # a job that must end has this long for its step, chunk or part of an upload
+_EXIT_SECONDS = 10.0
+
+
+class LocalBackend:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        on_fatal: Callable[[str], None] | None = None,
+        *,
+        command: tuple[str, ...] = ("-m", "wan_engine.gateway.backends.engine_process"),
+    ) -> None:
+        self.outlives = False
+        self.slots = 2 if settings.prefetch else 1
+        self._settings = settings
+        self._metrics = metrics
+        self._on_fatal = on_fatal
+        self._command = command
+        self._keeper: asyncio.Task[None] | None = None
+        self._process: Process | None = None
+        self._ready = asyncio.Event()
+        self._works: dict[str, tuple[Work, asyncio.Future[Done]]] = {}
+        self._failed_starts = 0
+        self._why = "the engine is starting"
+
+    async def start(self) -> None:
+        self._keeper = asyncio.create_task(self._keep(), name="engine")
+
+    def waiting_for(self) -> str | None:
+        return None if self._ready.is_set() else self._why
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+
+    async def run(self, work: Work) -> Done:
+        await self._ready.wait()
+        ended: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._works[work.job_id] = work, ended
+        try:
+            await work.begin(None)
+            order = {"do": "run", "id": work.job_id, "request": work.request}
+            await self._send({**order, "seconds": work.seconds})
+            limit = None if work.seconds is None else work.seconds + _GRACE_SECONDS
+            done, _ = await asyncio.wait([ended], timeout=limit)
+            if not done:
+                log.error("job %s did not end in time: its engine is killed", work.job_id)
+                self._kill()
+                raise WorkFailed("deadline_exceeded", "The job ran longer than it may take")
+            return ended.result()
+        except asyncio.CancelledError:
+            if not work.leaving():  # else its process ends anyway
+                await self._stop(work.job_id, ended)
+            raise
+        finally:
+            del self._works[work.job_id]
+            if ended.done() and not ended.cancelled():
+                ended.exception()  # looked at, or asyncio complains that nobody did
+
+    async def _stop(self, job_id: str, ended: asyncio.Future[Done]) -> None:
+        """The work ends at its next step; when it does not, its process does."""
+        with suppress(WorkerLost):
+            await self._send({"do": "cancel", "id": job_id})
+        done, _ = await asyncio.wait([ended], timeout=_GRACE_SECONDS)
+        if not done:
+            log.error("job %s could not be stopped: its engine is killed", job_id)
+            self._kill()
+
+    async def _send(self, order: Mapping[str, Any]) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise WorkerLost
+        try:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            await process.stdin.drain()
+        except (ConnectionError, RuntimeError) as error:
+            raise WorkerLost from error
+
+    def _kill(self) -> None:
+        self._ready.clear()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    # --- the process -----------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """A process at all times, until cancelled."""
+        while True:
+            pause = _AGAIN_SECONDS[min(self._failed_starts, len(_AGAIN_SECONDS) - 1)]
+            await asyncio.sleep(pause)
+            try:
+                await self._one_life()
+            except (OSError, ValueError, KeyError, TypeError):
+                log.exception("the engine cannot be started, or is not understood")
+            self._failed_starts += 1
+
+    async def _one_life(self) -> None:
+        self._metrics.engine_started()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *self._command,
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=_LONGEST_LINE,
+            start_new_session=True,  # what a terminal sends to end the gateway is not for it
+        )
+        self._process = process
+        try:
+            with suppress(WorkerLost):
+                await self._send({"settings": self._settings.model_dump(mode="json")})
+            await self._listen(process)
+        finally:
+            self._ready.clear()
+            self._why = "the engine is starting again"
+            await _end(process)
+            self._process = None
+            if self._works:
+                log.error("the engine ended (%s) with a job in it", process.returncode)
+            for _, ended in self._works.values():
+                if not ended.done():
+                    ended.set_exception(WorkerLost())
+
+    async def _listen(self, process: Process) -> None:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            told = json.loads(line)
+            what = told["told"]
+            if what == "ready":
+                self._failed_starts = -1
+                self._ready.set()
+                log.info("the engine is ready: %s", told["model"])
+            elif what == "unusable":
+                self._unusable(told["error"])
+            else:
+                self._hear(what, told)
+
+    def _unusable(self, why: str) -> None:
+        self._why = why
+        log.error("the engine cannot start: %s", why)
+        if self._on_fatal is not None and self._failed_starts == 0:
+            self._on_fatal(why)
+
+    def _hear(self, what: str, told: Mapping[str, Any]) -> None:
+        work, ended = self._works.get(told["id"], (None, None))
+        if work is None or ended is None or ended.done():
+            return
+        if what == "progress":
+            work.progress(Progress(told["stage"], told["step"], told["steps"]))
+        elif what == "done":
+            ended.set_result(Done(told["output"], told["stage_seconds"]))
+        elif what == "failed":
+            ended.set_exception(WorkFailed(told["code"], told["error"]))
+
+
+async def _end(process: Process) -> None:
+    """Close its pipe, which tells it to end, and wait; kill it when it does not."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

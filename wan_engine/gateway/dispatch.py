@@ -1,0 +1,134 @@
+"""From the queue to the backend and back: each job is run until it has ended, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+from wan_engine.errors import EngineError, JobRefused
+from wan_engine.gateway.backends.base import Backend, Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.job import Job
+from wan_engine.gateway.jobs import Jobs
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.problems import Problem
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AGAIN_SECONDS = 2.0  # while the database is away
+
+
+class Dispatcher:
+    def __init__(self, jobs: Jobs, backend: Backend, metrics: Metrics, settings: Settings) -> None:
+        self._jobs = jobs
+        self._backend = backend
+        self._metrics = metrics
+        self._settings = settings
+        self._slots = asyncio.Semaphore(backend.slots)
+        self._runs: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._closing = False
+        metrics.running(lambda: len(self._runs))
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._dispatch(), name="dispatch")
+        self._loop.add_done_callback(_complain)
+
+    async def close(self, seconds: float) -> None:
+        """Take nothing more; what runs has `seconds` to end, the rest goes back into the queue."""
+        self._closing = True
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+        if self._runs and not self._backend.outlives:
+            log.info("waiting for %d jobs, %g s at most", len(self._runs), seconds)
+            await asyncio.wait(self._runs, timeout=seconds)
+        for run in self._runs:
+            run.cancel()
+        if self._runs:
+            await asyncio.wait(self._runs)
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._slots.acquire()
+            job = await self._jobs.take()
+            run = asyncio.create_task(self._run(job), name=f"job {job.id}")
+            self._runs.add(run)
+            run.add_done_callback(self._free)
+
+    def _free(self, run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        self._slots.release()
+        if not run.cancelled() and (error := run.exception()) is not None:
+            log.error("a run ended with what nobody expected", exc_info=error)
+
+    async def _run(self, job: Job) -> None:
+        run = asyncio.current_task()
+        assert run is not None
+        claimed = await _stored(partial(self._jobs.claim, job.id, run.cancel))
+        if claimed is None:
+            return
+        try:
+            if claimed.starts > self._settings.job_starts:
+                raise WorkFailed(JobRefused.code, str(JobRefused(claimed.starts - 1)))
+            done = await self._work(claimed)
+        except WorkFailed as failure:
+            fail = partial(self._jobs.fail, claimed, failure.code, failure.sentence)
+            await _stored(fail)
+        except WorkerLost:
+            log.warning("job %s lost its worker at start %d", claimed.id, claimed.starts)
+            await _stored(partial(self._jobs.give_back, claimed.id, count=True))
+        except asyncio.CancelledError:
+            # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends.
+            if self._closing:
+                with suppress(Problem):  # then the next gateway finds it running, and queues it
+                    await self._jobs.give_back(claimed.id, count=False)
+        except Exception:
+            reference = uuid.uuid4().hex[:8]
+            log.exception("job %s failed, reference %s", claimed.id, reference)
+            sentence = f"Internal error, reference {reference}"
+            await _stored(partial(self._jobs.fail, claimed, EngineError.code, sentence))
+        else:
+            self._metrics.stages(done.stage_seconds)
+            await _stored(partial(self._jobs.complete, claimed, done.output))
+
+    async def _work(self, job: Job) -> Done:
+        async def begin(worker: str | None) -> None:
+            await _stored(partial(self._jobs.begin, job.id, worker))
+
+        async def remote(remote_id: str | None) -> None:
+            await _stored(partial(self._jobs.remote, job.id, remote_id))
+
+        limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
+        work = Work(
+            job_id=job.id,
+            request=await _stored(partial(self._jobs.request, job.id)),
+            seconds=min(limits, default=None),
+            remote_id=job.remote_id,
+            begin=begin,
+            progress=partial(self._jobs.progress, job.id),
+            remote=remote,
+            leaving=lambda: self._closing,
+        )
+        return await self._backend.run(work)
+
+
+def _complain(loop: asyncio.Task[None]) -> None:
+    if not loop.cancelled() and (error := loop.exception()) is not None:
+        log.critical("no jobs are begun any longer", exc_info=error)
+
+
+async def _stored(change: Callable[[], Awaitable[T]]) -> T:
+    """What `change` gives, once the database takes it: a result is not lost while that is away."""
+    while True:
+        try:
+            return await change()
+        except Problem as problem:
+            log.warning("%s: trying again", problem.message)
+            await asyncio.sleep(_AGAIN_SECONDS)

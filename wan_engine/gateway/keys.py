@@ -1,0 +1,85 @@
+"""Who is calling: keys by their hash, and how often each may call."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Mapping
+
+from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.problems import Problem
+from wan_engine.settings import HASHED_KEY
+
+NOBODY = "local"
+"""The owner of all jobs where there are no keys."""
+
+_BURST_SECONDS = 10
+
+
+def new_entry(name: str) -> tuple[str, str]:
+    """A key, and the entry for it that WAN_API_KEYS takes. Raises `ConfigurationError`."""
+    key = f"wan_{secrets.token_urlsafe(32)}"
+    entry = f"{name}:{digest(key)}"
+    if not HASHED_KEY.fullmatch(entry):
+        raise ConfigurationError(
+            "A key's name has up to 64 letters, digits, dots, dashes and underscores"
+        )
+    return key, entry
+
+
+def digest(key: str) -> str:
+    """SHA-256: keys are made by `new_entry` and have 256 bits, so no slow hash is needed."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class Keys:
+    """`hashes` by name, as WAN_API_KEYS has them."""
+
+    def __init__(self, hashes: Mapping[str, str]) -> None:
+        self._hashes = dict(hashes)
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def owner(self, authorization: str | None) -> str:
+        """The name of the key in a header `Authorization: Bearer KEY`, or `KEY` alone, as some of
+        the hosted samples send it. Raises `Problem`."""
+        if not self._hashes:
+            return NOBODY
+        scheme, _, rest = (authorization or "").strip().partition(" ")
+        key = rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
+        if not key:
+            raise Problem("unauthenticated", "No API key was given")
+        given, found = digest(key), None
+        for name, right in self._hashes.items():  # all of them, so that the time tells nothing
+            if hmac.compare_digest(given, right):
+                found = name
+        if found is None:
+            raise Problem("unauthenticated", "The API key is not valid")
+        return found
+
+
+class RateLimit:
+    """A bucket of tokens an owner: `per_second` for ever, ten seconds' worth at once; 0 is no
+    limit."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._most = max(1.0, per_second * _BURST_SECONDS)
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def count(self, owner: str) -> None:
+        """One request. Raises `Problem` "rate_limited" with when to come again."""
+        if self._per_second <= 0:
+            return
+        now = self._clock()
+        tokens, filled = self._buckets.get(owner, (self._most, now))
+        tokens = min(self._most, tokens + (now - filled) * self._per_second)
+        if tokens < 1:
+            self._buckets[owner] = tokens, now
+            wait_seconds = max(1, round((1 - tokens) / self._per_second + 0.5))
+            raise Problem("rate_limited", "Too many requests", wait_seconds)
+        self._buckets[owner] = tokens - 1, now

@@ -1,0 +1,106 @@
+"""Addresses of finished clips: the store's own, or signed ones of this gateway for its own files.
+
+A signature is good for one file until one second, and is the same at every poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from starlette.responses import FileResponse, Response
+
+from wan_engine.control import Control
+from wan_engine.gateway.job import Job, now_ms
+from wan_engine.gateway.problems import Problem
+from wan_engine.media.fetch import FetchLimits, fetch
+from wan_engine.settings import Settings
+from wan_engine.storage import LocalStorage
+
+WEEK_SECONDS = 7 * 86_400
+PATH = "/results"
+_CLIP_MAX_BYTES = 1 << 30
+_CLIP_SECONDS = 120.0
+
+
+class Links:
+    def __init__(self, settings: Settings, secret: str) -> None:
+        self._folder = settings.output_dir.expanduser().resolve()
+        self._storage = LocalStorage(self._folder)
+        self._secret = secret.encode()
+
+    def url(self, job: Job, seconds: int = WEEK_SECONDS) -> str:
+        """Where a completed job's clip is, for `seconds` from its end.
+
+        A bucket's own link lives as long as the bucket signed it for.
+        """
+        assert job.result is not None
+        stored = str(job.result["video_url"])
+        path = self._path(stored)
+        if path is None:
+            return stored
+        expires = (job.finished_ms or now_ms()) // 1000 + seconds
+        signature = self._signature(path.name, expires)
+        name = quote(path.name)
+        return f"{job.base_url}{PATH}/{name}?expires={expires}&signature={signature}"
+
+    def output(self, job: Job, seconds: int = WEEK_SECONDS) -> dict[str, object]:
+        """`VideoResult.output()` of a completed job, with a URL for its caller."""
+        url = self.url(job, seconds)
+        return {**(job.result or {}), "video_url": url, "result": url}
+
+    async def read(self, job: Job) -> bytes:
+        """The mp4 itself. Raises `Problem` "gone", and `InvalidMedia` when the store is away."""
+        assert job.result is not None
+        stored = str(job.result["video_url"])
+        if (path := self._path(stored)) is not None:
+            try:
+                return await asyncio.to_thread(path.read_bytes)
+            except FileNotFoundError:
+                raise Problem("gone", "The clip is no longer kept") from None
+        # The operator's own store, which may well be in a private network.
+        limits = FetchLimits(_CLIP_MAX_BYTES, _CLIP_SECONDS, allow_private=True)
+        return await asyncio.to_thread(fetch, stored, "video", limits, Control())
+
+    def serve(self, name: str, expires: str, signature: str) -> Response:
+        """The file behind a link of `url`, in ranges if asked. Raises `Problem`."""
+        if not (expires.isascii() and expires.isdigit() and len(expires) < 15):
+            raise Problem("forbidden", "The link is not valid")
+        right = self._signature(name, int(expires))
+        if not hmac.compare_digest(right.encode(), signature.encode("utf-8", "replace")):
+            raise Problem("forbidden", "The link is not valid")
+        left = int(expires) - int(time.time())
+        if left <= 0:
+            raise Problem("gone", "The link has expired")
+        path = self._folder / name
+        if path.parent != self._folder or not path.is_file():
+            raise Problem("not_found", "The clip is no longer kept")
+        headers = {"Cache-Control": f"private, max-age={left}", "X-Content-Type-Options": "nosniff"}
+        return FileResponse(
+            path,
+            media_type="video/mp4",
+            headers=headers,
+            filename=name,
+            content_disposition_type="inline",
+        )
+
+    def remove(self, job: Job) -> None:
+        """The file of a job that is no longer kept, and what the store remembers of it."""
+        if job.result and (path := self._path(str(job.result["video_url"]))):
+            path.unlink(missing_ok=True)
+            self._storage.forget(job.id)
+
+    def _path(self, stored: str) -> Path | None:
+        """The file of a `file:` URL, which is in the folder of clips or not served at all."""
+        parts = urlsplit(stored)
+        if parts.scheme != "file":
+            return None
+        return self._folder / Path(unquote(parts.path)).name
+
+    def _signature(self, name: str, expires: int) -> str:
+        signed = f"{name}\n{expires}".encode()
+        return hmac.new(self._secret, signed, hashlib.sha256).hexdigest()

@@ -1,0 +1,121 @@
+"""The models of the Oxen door as its models endpoint describes them.
+
+Both pages of the hosted API name the schema, each by another key: `json_request_schema` and
+`request_schema`. Both are here, and equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+IMAGE_TO_VIDEO = "wan-v2-6-image-to-video"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of this door. `schema` is the JSON Schema of its documented parameters."""
+
+    name: str
+    title: str
+    summary: str
+    description: str
+    inputs: tuple[str, ...]
+    schema: Mapping[str, Any]
+
+
+MODELS: Mapping[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            name=IMAGE_TO_VIDEO,
+            title="WAN 2.6 - Image to Video",
+            summary="A picture becomes a video",
+            description="Animates one picture by a prompt, with the sound that is given. Answered "
+            "by this server's own engine, not by the hosted model.",
+            inputs=("text", "image", "audio"),
+            schema={
+                "type": "object",
+                "required": ["prompt", "input_image"],
+                "basic": ["prompt", "input_image"],
+                "properties": {
+                    "prompt": {
+                        "type": "string",
+                        "title": "Prompt",
+                        "description": "What happens in the video.",
+                        "x-order": 0,
+                    },
+                    "input_image": {
+                        "type": "string",
+                        "format": "uri",
+                        "renderType": "image-url",
+                        "title": "Input Image",
+                        "description": "The first frame: JPEG, PNG, GIF, BMP or WEBP.",
+                        "x-order": 1,
+                    },
+                    "duration": {
+                        "type": "integer",
+                        "title": "Duration",
+                        "description": "Seconds of video.",
+                        "default": 5,
+                        "enum": [5, 10, 15],
+                        "x-order": 2,
+                    },
+                    "audio_url": {
+                        "type": "string",
+                        "format": "uri",
+                        "title": "Audio Url",
+                        "description": "The sound, WAV or MP3. Cut to the duration if longer, "
+                        "silence after it if shorter.",
+                        "x-order": 3,
+                    },
+                },
+            },
+        ),
+    )
+}
+
+
+def described(model: Model, created: int, prices: Mapping[str, Decimal]) -> dict[str, Any]:
+    """The model object. `created` in Unix seconds; `prices` in USD a second of video by size."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "oxen",
+        "display_name": model.title,
+        "description": model.description,
+        "summary": model.summary,
+        "model_type": "base",
+        "endpoint": "/videos/generate",
+        "capabilities": {"input": list(model.inputs), "output": ["video"]},
+        "pricing": {
+            "method": "per_video_output_second",
+            "input_cost_per_token": None,
+            "output_cost_per_token": None,
+            "cost_per_second": float(prices["1280*720"]),
+            "cost_per_image": None,
+            "cost_per_second_high_res": float(prices["1920*1080"]),
+            "cost_per_second_with_audio": None,
+        },
+        "fine_tuning": None,
+        "deployments": [],
+        "developer": {"name": "Alibaba", "logo": None},
+        "source_model": None,
+        "image_url": None,
+        "released_at": None,
+        "request_schema": model.schema,
+        "json_request_schema": model.schema,
+    }
+
+
+def found(search: str) -> list[Model]:
+    """The models whose name or title has `search` in it; all for an empty one."""
+    wanted = search.strip().lower()
+    return [
+        model
+        for model in MODELS.values()
+        if wanted in model.name.lower() or wanted in model.title.lower()
+    ]

@@ -1,0 +1,192 @@
+"""What a caller may ask Oxen's media API for: the model's parameters, checked in its words.
+
+Its defaults differ from the other doors', so no table of them is shared. Parameters that its WAN
+2.6 page does not list are passed on to the provider behind it (fal `wan/v2.6/image-to-video`),
+whose names and defaults are here as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from wan_engine.schema import SEED_MAX
+
+MAX_GENERATIONS = 4
+
+Resolution = Literal["720p", "1080p"]
+Duration = Literal[5, 10, 15]
+ResponseFormat = Literal["url", "b64_json"]
+
+_SIZES: Mapping[str, str] = {"720p": "1280*720", "1080p": "1920*1080"}
+_INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
+
+
+class ProviderError(Exception):
+    """The model's parameters are not what it takes. The text is for the caller."""
+
+
+# --- the request ---------------------------------------------------------------------------------
+
+
+def _refuse(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid_field", "{sentence}", {"sentence": sentence})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise _refuse("Input should be a valid string")
+    return value
+
+
+def _prompt(value: object) -> str:
+    text = _text(value)
+    if not text.strip():
+        raise _refuse("String should have at least 1 character")
+    return text
+
+
+def _url(value: object) -> str:
+    text = _text(value).strip()
+    if not text.lower().startswith(("http://", "https://", "data:")):
+        raise _refuse("Invalid URL")
+    return text
+
+
+def _image(value: object) -> str:
+    """The API's general page has a string or an array; this model animates one picture."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise _refuse("Input should be one image")
+        value = value[0]
+    return _url(value)
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _refuse("Input should be a valid boolean")
+    return value
+
+
+def _integer(value: object) -> object:
+    if isinstance(value, str) and _INTEGRAL.fullmatch(value):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _seed(value: object) -> int:
+    seed = _integer(value)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise _refuse("Input should be a valid integer")
+    if not 0 <= seed <= SEED_MAX:
+        raise _refuse(f"Input should be from 0 to {SEED_MAX}")
+    return seed
+
+
+def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
+    shown = [repr(value) for value in allowed]
+    expected = f"Input should be {', '.join(shown[:-1])} or {shown[-1]}"
+
+    def check(value: object) -> Any:
+        found = _integer(value) if isinstance(allowed[0], int) else value
+        if isinstance(found, bool) or not isinstance(found, int | str) or found not in allowed:
+            raise _refuse(expected)
+        return found
+
+    return BeforeValidator(check)
+
+
+class VideoParameters(BaseModel):
+    """The parameters of `wan-v2-6-image-to-video`: the page's four, then those that are passed on.
+    Other keys are ignored, `null` means absent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
+        description="What happens in the video."
+    )
+    input_image: Annotated[str, BeforeValidator(_image)] = Field(
+        description="A link (http, https) or data URI of the first frame: JPEG, PNG, GIF, BMP or "
+        "WEBP.",
+        json_schema_extra={"format": "uri"},
+    )
+    duration: Annotated[Duration, _one_of(get_args(Duration))] = Field(
+        default=5, description="Seconds of video."
+    )
+    audio_url: Annotated[str | None, BeforeValidator(_url)] = Field(
+        default=None,
+        description="A link or data URI of the sound, WAV or MP3. Cut to the duration if longer.",
+        json_schema_extra={"format": "uri"},
+    )
+    negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None, description="What is not to be seen."
+    )
+    resolution: Annotated[Resolution, _one_of(get_args(Resolution))] = Field(default="1080p")
+    seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
+        default=None, description="Random unless given.", ge=0, le=SEED_MAX
+    )
+    multi_shots: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=False, description="Several shots; acts only with `enable_prompt_expansion`."
+    )
+    enable_prompt_expansion: Annotated[bool, BeforeValidator(_boolean)] = True
+    enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
+    generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=True, description="Whether sound is made where `audio_url` gives none."
+    )
+
+    def fields(self, number: int = 0) -> dict[str, Any]:
+        """The same clip as `VideoRequest` fields. `number` counts the generations of one request
+        from 0: of those with a seed, each has another, or all would be one clip."""
+        seed = -1 if self.seed is None else (self.seed + number) % (SEED_MAX + 1)
+        return {
+            "prompt": self.prompt,
+            "image": self.input_image,
+            "audio": self.audio_url,
+            "negative_prompt": self.negative_prompt,
+            "size": _SIZES[self.resolution],
+            "duration": self.duration,
+            "shot_type": "multi" if self.multi_shots else "single",
+            "seed": seed,
+            "enable_prompt_expansion": self.enable_prompt_expansion,
+            "enable_safety_checker": self.enable_safety_checker,
+            "first_frame": True,  # the page takes GIF
+        }
+
+
+def parse(body: Mapping[str, Any]) -> VideoParameters:
+    """The model's parameters in a decoded body. Raises `ProviderError` that names the first wrong
+    field."""
+    known = {key: value for key, value in body.items() if value is not None}
+    try:
+        return VideoParameters.model_validate(known)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        why = "Field required" if first["type"] == "missing" else first["msg"]
+        raise ProviderError(provider_error(f"{first['loc'][0]}: {why}")) from None
+
+
+def response_format(body: Mapping[str, Any]) -> ResponseFormat:
+    """How the sync route gives the video. Raises `ProviderError`."""
+    asked = body.get("response_format") or "url"
+    for known in get_args(ResponseFormat):
+        if asked == known:
+            return known  # type: ignore[no-any-return]
+    raise ProviderError(provider_error("response_format: Input should be 'url' or 'b64_json'"))
+
+
+def number_of_generations(body: Mapping[str, Any]) -> int | None:
+    """How many clips a request to the queue asks for; None where that is not 1 to 4."""
+    asked = body.get("num_generations")
+    number = 1 if asked is None else _integer(asked)
+    if isinstance(number, bool) or not isinstance(number, int):
+        return None
+    return number if 1 <= number <= MAX_GENERATIONS else None
+
+
+def provider_error(why: str, status: int = 422) -> str:
+    """The sentence of an error that the model's provider answers."""
+    return f"Getting model response error: {status} - {why}"

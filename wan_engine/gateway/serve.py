@@ -1,0 +1,105 @@
+"""`python -m wan_engine serve`: one uvicorn server around one open gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.app import Gateway, create_app, open_gateway
+from wan_engine.gateway.backends import Backend, open_backend
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OpenBackend = Callable[[Settings, Metrics, Callable[[str], None]], Backend]
+
+
+def serve(
+    settings: Settings, host: str, port: int, open_backend: OpenBackend = open_backend
+) -> None:
+    """Until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    if not settings.api_keys and not _is_loopback(host):
+        raise ConfigurationError(
+            f"Without keys the gateway listens on this machine only, not on {host}: make a key "
+            "with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
+        )
+    if not settings.api_keys:
+        log.warning("no WAN_API_KEYS: only programs of this machine are answered")
+    try:
+        asyncio.run(_serve(settings, host, port, open_backend))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBackend) -> None:
+    fatal: list[str] = []
+    server: _Server | None = None
+
+    def on_fatal(why: str) -> None:
+        fatal.append(why)
+        if server is not None:
+            server.should_exit = True
+
+    metrics = Metrics()
+    backend = open_backend(settings, metrics, on_fatal)
+    async with open_gateway(settings, backend, metrics) as gateway:
+        config = uvicorn.Config(
+            create_app(gateway),
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=75,  # longer than SDKs and proxies wait between two polls
+            lifespan="off",
+        )
+        server = _Server(config, gateway)
+        await server.serve()
+    if fatal:
+        raise ConfigurationError(fatal[0])
+
+
+class _Server(uvicorn.Server):
+    """Answers those that wait before it waits for them, and leaves its end to who began it."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own sends the signal again once the server has ended, which would end the
+        process before running jobs are back in the queue."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def end(number: signal.Signals) -> None:
+            if self.should_exit and task is not None:
+                task.cancel()  # a second one: what runs is not waited for
+            self.handle_exit(number, None)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end, number)
+        yield
+        # They stay until the process ends.
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self._gateway.context.jobs.close()
+        await super().shutdown(sockets)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
