@@ -384,11 +384,10 @@ def test_a_clip_that_was_rendered_twice_is_no_measure(
     small_card: Callable[..., SmallCard],
     tmp_path: Path,
 ) -> None:
-    card = small_card("transformer_2", "stream")
-    engine.recipe = Recipe("cuda", "bfloat16", text_encoder="moved")
+    card = small_card("transformer_2", MOVED)
     engine.settings = engine.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
     engine.generate(request_for())
-    assert card.tried == ["none", "stream"]
+    assert card.tried == [KEPT, MOVED]
     assert engine.dry_run(request_for())["expected_seconds"] is None
     engine.generate(request_for())
     assert engine.dry_run(request_for())["expected_seconds"] > 0
