@@ -73,7 +73,7 @@ export class History {
 
 function button(text, entry, act) {
   const made = element("button", { type: "button", className: "quiet small", textContent: text });
-  made.append(element("span", { className: "visually-hidden", textContent: `: ${entry.options.prompt.slice(0, 80)}` }));
+  made.ariaLabel = `${text}: ${entry.options.prompt.slice(0, 80)}`;
   made.dataset.of = `${text} ${entry.id}`;
   made.addEventListener("click", act);
   return made;
