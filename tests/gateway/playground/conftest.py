@@ -19,8 +19,10 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For one file of tests: while it is open, this thread has a running loop, and other tests want
+    one of their own."""
     found = [path for name in PROGRAMS if (path := shutil.which(name))]
     assert found, "apt-get install chromium"
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []

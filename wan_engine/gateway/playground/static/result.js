@@ -86,7 +86,6 @@ export class Result {
     this.#source = url;
     byId("video").src = url;
     byId("download").href = url;
-    byId("download").download = `wan-${entry.seed}.mp4`;
     byId("warnings").replaceChildren(...(entry.warnings ?? []).map((text) => element("li", { textContent: text })));
     byId("facts").replaceChildren(...facts(entry));
     announce("The video is finished");
