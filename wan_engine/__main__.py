@@ -304,9 +304,6 @@ def settings(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-# --- the gateway ---------------------------------------------------------------------------------
-
-
 @app.command(epilog="Example: `python -m wan_engine serve --port 8080`")
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -315,8 +312,7 @@ def serve(
 ) -> None:
     """Serve the hosted APIs from this machine, or from a Runpod endpoint."""
     with _failing_clearly():
-        # Only this command needs a web server.
-        from wan_engine.gateway import serve as gateway
+        from wan_engine.gateway import serve as gateway  # a web server, for this command alone
 
         gateway.serve(_settings(model), host, port)
 

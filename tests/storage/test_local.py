@@ -85,3 +85,19 @@ def test_a_clip_without_a_record_is_still_a_clip(
     assert fetch(storage.put(clip, "job-1", RECORD, Control())) == clip.read_bytes()
     assert storage.finished("job-1", Control()) is None
     assert "no record of job job-1" in caplog.text
+
+
+def test_a_job_that_is_forgotten_leaves_nothing_and_takes_nothing_else(
+    tmp_path: Path, clip: Path
+) -> None:
+    store = local_store(tmp_path / "out")
+    for job_id in ("job-1", "job-2"):
+        store.storage.put(clip, job_id, RECORD, Control())
+    storage = LocalStorage(tmp_path / "out")
+    storage.forget("job-1")
+    storage.forget("job-1")
+    storage.forget("no such job")
+    assert store.records() == [".jobs/job-2.json"] and len(store.clips()) == 1
+    store.write(".jobs/job-2.json", json.dumps({"key": "../../clip.mp4"}).encode())
+    storage.forget("job-2")
+    assert clip.exists() and store.records() == [] and len(store.clips()) == 1

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from wan_engine.control import Progress
+from wan_engine.errors import InvalidRequest
+from wan_engine.schema import VideoRequest
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 STATES: tuple[State, ...] = get_args(State)
@@ -110,3 +112,47 @@ class Job:
         if self.started_ms is None or self.finished_ms is None:
             return None
         return max(0, self.finished_ms - self.started_ms)
+
+
+def queued_again(job: Job) -> Job:
+    """As before it was begun. Its `remote_id` stays, so that it is followed and not sent again."""
+    return replace(
+        job,
+        state="queued",
+        started_ms=None,
+        finished_ms=None,
+        result=None,
+        error=None,
+        error_code=None,
+        remote_id=None if job.final else job.remote_id,
+        progress=None,
+        worker=None,
+    )
+
+
+def accepted(new: NewJob) -> Job:
+    """The job that it begins as: queued, or failed where its request is wrong."""
+    now = now_ms()
+    job = Job(
+        id=new.id,
+        door=new.door,
+        model=new.model,
+        owner=new.owner,
+        state="queued",
+        payload=dict(new.payload),
+        base_url=new.base_url,
+        webhook=new.webhook,
+        run_seconds=new.run_seconds,
+        ttl_seconds=new.ttl_seconds,
+        created_ms=now,
+        queued_ms=now,
+        expires_ms=now + round(new.ttl_seconds * 1000),
+    )
+    try:
+        if new.refused is not None:
+            raise InvalidRequest(new.refused)
+        VideoRequest.parse(new.request)
+    except InvalidRequest as error:
+        job = replace(job, state="failed", started_ms=now, finished_ms=now)
+        return replace(job, error=str(error), error_code=error.code)
+    return job

@@ -10,22 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
-from wan_engine.errors import InvalidRequest
 from wan_engine.gateway.events import Events
-from wan_engine.gateway.job import RETRYABLE, Job, NewJob, State, now_ms
+from wan_engine.gateway.job import (
+    RETRYABLE,
+    Job,
+    NewJob,
+    State,
+    accepted,
+    now_ms,
+    queued_again,
+)
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.store import Store
-from wan_engine.schema import VideoRequest
+from wan_engine.gateway.whole import whole
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 REPLAY_SECONDS = 60
 """How long after a job's end a new subscriber is still told of it."""
@@ -67,7 +73,7 @@ class Jobs:
         for job in await self._store.unfinished():
             self._live[job.id] = job
             if job.state == "running":
-                await self._move(job.id, _RUNNING, _queued_again)
+                await self._move(job.id, _RUNNING, queued_again)
             self._enqueue(job.id)
         if self._queue:
             log.info("%d jobs of the last run go on", len(self._queue))
@@ -88,7 +94,7 @@ class Jobs:
 
         A job with a wrong request is stored as failed. Raises `Problem` "queue_full".
         """
-        return await _whole(self._submit(new))
+        return await whole(self._submit(new))
 
     def queue_full(self) -> Problem:
         """The refusal of a job beyond the bound, with when to come again."""
@@ -139,7 +145,7 @@ class Jobs:
         def again(job: Job) -> Job:
             now = now_ms()
             expires = now + round(job.ttl_seconds * 1000)
-            job = replace(_queued_again(job), queued_ms=now, expires_ms=expires)
+            job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, starts=0, retries=job.retries + 1)
 
         moved = await self._move(job.id, RETRYABLE, again)
@@ -224,7 +230,7 @@ class Jobs:
         so that a job that ends its worker is not run for ever."""
 
         def again(job: Job) -> Job:
-            return replace(_queued_again(job), starts=max(0, job.starts - (not count)))
+            return replace(queued_again(job), starts=max(0, job.starts - (not count)))
 
         if await self._move(job_id, _UNFINISHED, again) is not None:
             self._stops.pop(job_id, None)
@@ -246,7 +252,7 @@ class Jobs:
         return self._live.get(job.id) or self._recent.get(job.id) or job
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
-        made = [(_made(one), one.request) for one in new]
+        made = [(accepted(one), one.request) for one in new]
         waiting = sum(not job.final for job, _ in made)
         if waiting and len(self._queue) + self._incoming + waiting > self._queue_max:
             raise self.queue_full()
@@ -288,7 +294,7 @@ class Jobs:
         told: bool = True,
     ) -> Job | None:
         """The job after `change`, stored; None when it is in none of the states `before`."""
-        return await _whole(self._locked_move(job_id, before, change, told))
+        return await whole(self._locked_move(job_id, before, change, told))
 
     async def _locked_move(
         self, job_id: str, before: Collection[State], change: Callable[[Job], Job], told: bool
@@ -325,51 +331,3 @@ class Jobs:
         self._recent[job.id] = job
         while len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
-
-
-async def _whole(work: Coroutine[Any, Any, T]) -> T:
-    """All of `work`, also when who waits for it is cancelled: what is stored is then in memory."""
-    return await asyncio.shield(asyncio.ensure_future(work))
-
-
-def _queued_again(job: Job) -> Job:
-    """As before it was begun. Its `remote_id` stays, so that it is followed and not sent again."""
-    return replace(
-        job,
-        state="queued",
-        started_ms=None,
-        finished_ms=None,
-        result=None,
-        error=None,
-        error_code=None,
-        remote_id=None if job.final else job.remote_id,
-        progress=None,
-        worker=None,
-    )
-
-
-def _made(new: NewJob) -> Job:
-    now = now_ms()
-    job = Job(
-        id=new.id,
-        door=new.door,
-        model=new.model,
-        owner=new.owner,
-        state="queued",
-        payload=dict(new.payload),
-        base_url=new.base_url,
-        webhook=new.webhook,
-        run_seconds=new.run_seconds,
-        ttl_seconds=new.ttl_seconds,
-        created_ms=now,
-        queued_ms=now,
-        expires_ms=now + round(new.ttl_seconds * 1000),
-    )
-    try:
-        if new.refused is not None:
-            raise InvalidRequest(new.refused)
-        VideoRequest.parse(new.request)
-    except InvalidRequest as error:
-        job = replace(job, state="failed", started_ms=now, finished_ms=now)
-        return replace(job, error=str(error), error_code=error.code)
-    return job

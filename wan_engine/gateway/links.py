@@ -19,6 +19,7 @@ from wan_engine.gateway.job import Job, now_ms
 from wan_engine.gateway.problems import Problem
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.settings import Settings
+from wan_engine.storage import LocalStorage
 
 WEEK_SECONDS = 7 * 86_400
 PATH = "/results"
@@ -29,6 +30,7 @@ _CLIP_SECONDS = 120.0
 class Links:
     def __init__(self, settings: Settings, secret: str) -> None:
         self._folder = settings.output_dir.expanduser().resolve()
+        self._storage = LocalStorage(self._folder)
         self._secret = secret.encode()
 
     def url(self, job: Job, seconds: int = WEEK_SECONDS) -> str:
@@ -87,9 +89,10 @@ class Links:
         )
 
     def remove(self, job: Job) -> None:
-        """The file of a job that is no longer kept."""
+        """The file of a job that is no longer kept, and what the store remembers of it."""
         if job.result and (path := self._path(str(job.result["video_url"]))):
             path.unlink(missing_ok=True)
+            self._storage.forget(job.id)
 
     def _path(self, stored: str) -> Path | None:
         """The file of a `file:` URL, which is in the folder of clips or not served at all."""

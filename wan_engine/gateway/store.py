@@ -1,4 +1,5 @@
-"""What is asked of the database, in its words. Each method is one transaction.
+"""What is asked of the database, in its words. Each method is one transaction, which is finished
+also when who waits for it is cancelled.
 
 A change names the states that it may start from, and happens in the database or not at all, so a
 cancel and a result that come at once cannot both win.
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from wan_engine.gateway.database import facts, jobs, requests, webhooks
 from wan_engine.gateway.job import FINAL, Job, State
 from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.whole import always_whole
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Store:
             async with self._engine.connect() as connection:
                 yield connection
 
+    @always_whole
     async def add(self, new: Iterable[tuple[Job, Mapping[str, Any]]]) -> None:
         """Jobs with their requests, all or none; the webhooks of those that have ended as well."""
         new = list(new)
@@ -57,16 +60,19 @@ class Store:
             for job, _ in new:
                 await _note_webhook(connection, job)
 
+    @always_whole
     async def find(self, job_id: str) -> Job | None:
         async with self._read() as connection:
             row = (await connection.execute(sa.select(jobs).where(jobs.c.id == job_id))).first()
         return _job(row) if row else None
 
+    @always_whole
     async def request(self, job_id: str) -> dict[str, Any] | None:
         asked = sa.select(requests.c.request).where(requests.c.job_id == job_id)
         async with self._read() as connection:
             return (await connection.execute(asked)).scalar()
 
+    @always_whole
     async def change(self, job: Job, before: Collection[State]) -> bool:
         """Make the stored job `job`; False when it is in none of the states `before`."""
         values = _row(job)
@@ -82,19 +88,23 @@ class Store:
                 await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job.id))
         return True
 
+    @always_whole
     async def unfinished(self) -> list[Job]:
         """Queued and running, the oldest first."""
         asked = sa.select(jobs).where(jobs.c.state.not_in(FINAL)).order_by(jobs.c.queued_ms)
         return await self._jobs(asked)
 
+    @always_whole
     async def ended_since(self, since_ms: int) -> list[Job]:
         asked = sa.select(jobs).where(jobs.c.state.in_(FINAL), jobs.c.finished_ms >= since_ms)
         return await self._jobs(asked.order_by(jobs.c.finished_ms))
 
+    @always_whole
     async def ended_before(self, before_ms: int, limit: int) -> list[Job]:
         asked = sa.select(jobs).where(jobs.c.state.in_(FINAL), jobs.c.finished_ms < before_ms)
         return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
 
+    @always_whole
     async def of_owner(
         self,
         door: str,
@@ -111,6 +121,7 @@ class Store:
             asked = asked.where(jobs.c.model == model)
         return await self._jobs(asked.order_by(jobs.c.created_ms.desc()).limit(limit))
 
+    @always_whole
     async def counts(self, door: str | None, model: str | None) -> tuple[dict[str, int], int]:
         """Jobs by state, and how often one was retried."""
         asked = sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.retries))
@@ -122,11 +133,13 @@ class Store:
             rows = (await connection.execute(asked.group_by(jobs.c.state))).all()
         return {state: count for state, count, _ in rows}, sum(int(retries) for *_, retries in rows)
 
+    @always_whole
     async def remove(self, job_ids: Collection[str]) -> None:
         async with self._write() as connection:
             for table, column in ((requests, "job_id"), (webhooks, "job_id"), (jobs, "id")):
                 await connection.execute(sa.delete(table).where(table.c[column].in_(job_ids)))
 
+    @always_whole
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
         """Job id and tries so far."""
         asked = sa.select(webhooks.c.job_id, webhooks.c.tries).where(webhooks.c.next_ms <= now_ms)
@@ -134,15 +147,18 @@ class Store:
             rows = await connection.execute(asked.order_by(webhooks.c.next_ms).limit(limit))
             return [(job_id, tries) for job_id, tries in rows]
 
+    @always_whole
     async def postpone_webhook(self, job_id: str, tries: int, next_ms: int) -> None:
         change = sa.update(webhooks).where(webhooks.c.job_id == job_id)
         async with self._write() as connection:
             await connection.execute(change.values(tries=tries, next_ms=next_ms))
 
+    @always_whole
     async def drop_webhook(self, job_id: str) -> None:
         async with self._write() as connection:
             await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job_id))
 
+    @always_whole
     async def fact(self, name: str, new: str) -> str:
         """What is kept under `name`: `new`, unless there was something before."""
         async with self._write() as connection:
@@ -152,6 +168,7 @@ class Store:
             await connection.execute(sa.insert(facts).values(name=name, value=new))
             return new
 
+    @always_whole
     async def ping(self) -> None:
         """Nothing, unless the database is away."""
         async with self._read() as connection:

@@ -11,7 +11,7 @@ from typing import Any
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, StorageFailed
-from wan_engine.storage.files import whole_file
+from wan_engine.storage.files import read, remove, whole_file
 from wan_engine.storage.records import (
     NO_RECORD,
     NOT_READ,
@@ -64,6 +64,14 @@ class LocalStorage:
 
     def flush(self) -> None:
         """Nothing waits: a folder takes a clip at once or not at all."""
+
+    def forget(self, job_id: str) -> None:
+        """Remove the clip of a finished job and its record, where they are. Logs what cannot be."""
+        record = self._record_path(job_id)
+        found = decode_record(data, job_id) if (data := read(record)) is not None else None
+        if found is not None and Path(found[0]).name == found[0]:
+            remove(self._folder / found[0])
+        remove(record)
 
     def check(self) -> str:
         folder = self._folder.resolve()

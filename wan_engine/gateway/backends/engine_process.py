@@ -145,7 +145,7 @@ def _started(open_engine: Callable[[Settings], Engine], settings: Settings, tell
     except EngineError as error:
         tell({"told": "unusable", "error": str(error)})
         os._exit(1)
-    except BaseException:
+    except Exception:
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
