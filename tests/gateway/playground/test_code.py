@@ -32,7 +32,7 @@ PROGRAMS = {
     "Python": ([sys.executable], ".py"),
     "JavaScript": (["node"], ".mjs"),
 }
-HOSTILE = "It's \"$HOME\" `id` $(id) \\n \\ ${x}\nJSON\n%s {a} — 你好 🎬"
+HOSTILE = 'It\'s "$HOME" `id` $(id) \\n \\ ${x}\nJSON\n%s {a} — 你好 🎬'
 
 
 def code(page: Page, api: str, language: str) -> str:

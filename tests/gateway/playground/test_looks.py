@@ -105,7 +105,9 @@ def test_nothing_sticks_out_of_a_narrow_screen(listen: Listen, open_page: Open, 
     )
     everything_shown(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    outside = page.locator("button:visible, input:visible, textarea:visible, p:visible").evaluate_all(
+    outside = page.locator(
+        "button:visible, input:visible, textarea:visible, p:visible"
+    ).evaluate_all(
         """(all, width) => all.filter(one => !one.matches(".visually-hidden")).filter(one => {
             const box = one.getBoundingClientRect();
             return box.left < 0 || box.right > width;

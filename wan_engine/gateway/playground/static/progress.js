@@ -11,7 +11,8 @@ export const STAGES = [
 
 /**
  * Follows one job. Clips of several segments go back and forth between rendering and decoding,
- * with steps that count over the whole clip, so each stage's share is remembered.
+ * with steps that count over the whole clip, so each stage's share is remembered. Steps may pass
+ * between two polls: what is decoded was rendered before.
  */
 export class Bar {
   #shares = new Map();
@@ -20,7 +21,9 @@ export class Bar {
   /** `progress` is `{stage, step, steps}`. @returns from 0 to 1, never less than before. */
   at({ stage, step, steps }) {
     const index = STAGES.findIndex(({ name }) => name === stage);
-    if (index >= 0) this.#shares.set(stage, steps > 0 ? Math.min(1, step / steps) : 0);
+    const share = steps > 0 ? Math.min(1, step / steps) : 0;
+    if (index >= 0) this.#shares.set(stage, share);
+    if (stage === "decode") this.#shares.set("denoise", Math.max(share, this.#shares.get("denoise") ?? 0));
     const together = STAGES[index]?.name === "decode" ? ["denoise"] : [];
     let whole = 0;
     STAGES.forEach(({ name, weight }, place) => {
