@@ -80,4 +80,4 @@ def generate(page: Page) -> None:
 
 def pick(page: Page, group: str, name: str) -> None:
     """One of the buttons in a row, by its label."""
-    page.get_by_role("group", name=group).get_by_label(name, exact=True).check(force=True)
+    page.get_by_role("group", name=group).get_by_label(name, exact=True).check()

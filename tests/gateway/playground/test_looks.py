@@ -20,7 +20,8 @@ NO_CLIP = ("DEMUXER", "Failed to load resource")
 # it.
 FOCUSED = """() => {
     const field = document.activeElement;
-    const shown = field.matches(".visually-hidden, .segments input") ? field.nextElementSibling : field;
+    const hidden = field.matches(".visually-hidden, .segments input");
+    const shown = hidden ? field.nextElementSibling : field;
     const style = getComputedStyle(shown);
     const box = shown.getBoundingClientRect();
     const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
@@ -53,8 +54,8 @@ CONTRASTS = """() => {
         const pseudo = element.placeholder && !element.value ? "::placeholder" : null;
         const [one, other] = [rgb(getComputedStyle(element, pseudo).color), behind(element)]
             .map(luminance).sort((a, b) => b - a);
-        found.push([(one + 0.05) / (other + 0.05), element.id || element.className || element.tagName,
-            element.textContent.trim().slice(0, 40)]);
+        const name = element.id || element.className || element.tagName;
+        found.push([(one + 0.05) / (other + 0.05), name, element.textContent.trim().slice(0, 40)]);
     }
     return found;
 }"""
@@ -68,7 +69,7 @@ def everything_shown(page: Page) -> None:
         expect(page.locator("#history .state").first).to_have_text(state)
     page.get_by_role("button", name="Show: fail").click()
     expect(page.locator("#failure")).to_be_visible()
-    page.get_by_role("group", name="Shots").get_by_label("Several").check(force=True)
+    page.get_by_role("group", name="Shots").get_by_label("Several").check()
     page.get_by_label("Prompt", exact=True).fill("x" * 1501)
     page.get_by_label("Seed").fill("-5")
     generate(page)

@@ -103,7 +103,8 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
     index = texts["index.html"]
     assert re.findall(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=", index) == []
     assert re.findall(r'(?:src|href)="(?!#|{{assets}}/)[^"]*"', index) == []
-    assert re.findall(r"url\(|@import", texts["style.css"]) == []
+    sheets = [text for name, text in texts.items() if name.endswith(".css")]
+    assert len(sheets) == 3 and re.findall(r"url\(|@import", "".join(sheets)) == []
     assert all(".innerHTML" not in text and "eval(" not in text for text in texts.values())
 
 
