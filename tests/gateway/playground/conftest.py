@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 DATA = Path(__file__).parents[2] / "data"
 PHOTO = DATA / "rocket_640x360.jpg"
 SOUND = DATA / "chime_4s.mp3"
+NO_CLIP = ("DEMUXER", "Failed to load resource")
+"""What the browser says of the instant backend's clip, which is no video."""
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 Open = Callable[..., Page]
@@ -81,3 +83,7 @@ def generate(page: Page) -> None:
 def pick(page: Page, group: str, name: str) -> None:
     """One of the buttons in a row, by its label."""
     page.get_by_role("group", name=group).get_by_label(name, exact=True).check()
+
+
+def finished(page: Page) -> None:
+    page.get_by_role("link", name="Download").wait_for()

@@ -9,12 +9,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.gateway.conftest import Listening
-from tests.gateway.playground.conftest import PHOTO, Open, fill, generate
+from tests.gateway.playground.conftest import NO_CLIP, PHOTO, Open, fill, finished, generate
 
 pytestmark = pytest.mark.system
 
 Listen = Callable[..., Listening]
-NO_CLIP = ("DEMUXER", "Failed to load resource")
 
 # What has the focus: its name, and whether that can be seen on it or on the label that stands for
 # it.
@@ -165,7 +164,7 @@ def test_a_video_is_made_with_the_keyboard_alone(listen: Listen, open_page: Open
     tab_to("send")
     page.keyboard.press("Enter")
     expect(page.locator("#result")).to_be_focused()
-    page.get_by_role("link", name="Download").wait_for()
+    finished(page)
     tab_to("download")
     tab_to("again")
     page.keyboard.press("Enter")

@@ -13,24 +13,27 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.gateway.conftest import Listening
-from tests.gateway.fakes import CLIP
-from tests.gateway.playground.conftest import DATA, PHOTO, SOUND, Open, fill, generate, pick
-from wan_engine.gateway.keys import new_entry
+from tests.gateway.playground.conftest import (
+    DATA,
+    NO_CLIP,
+    PHOTO,
+    SOUND,
+    Open,
+    fill,
+    finished,
+    generate,
+    pick,
+)
 from wan_engine.pricing import cost
 from wan_engine.schema import Duration, Size
 
 pytestmark = pytest.mark.system
 
 Listen = Callable[..., Listening]
-NO_CLIP = ("DEMUXER", "Failed to load resource")  # the instant backend's clip is no video
 SIZES = {"720p": "1280*720", "1080p": "1920*1080"}
-
-
-def finished(page: Page) -> None:
-    page.get_by_role("link", name="Download").wait_for()
 
 
 def only_request(here: Listening) -> dict[str, Any]:
@@ -344,98 +347,32 @@ def test_a_server_that_is_away_is_asked_again(listen: Listen, open_page: Open) -
     expect(page.locator("#away")).to_be_empty()
 
 
-# --- the history ---------------------------------------------------------------------------------
+# What an engine tells of a clip of two segments, some of it missed between two polls.
+TOLD = [
+    ("prepare", 0, 1),
+    ("denoise", 1, 8),
+    ("denoise", 3, 8),
+    ("decode", 40, 80),
+    ("denoise", 5, 8),
+    ("decode", 60, 80),
+    ("encode", 0, 1),
+    ("publish", 0, 1),
+    ("publish", 1, 1),
+    ("unheard of", 0, 0),
+]
 
 
-def test_the_history_survives_a_reload_and_entries_are_removed(
-    listen: Listen, open_page: Open
-) -> None:
-    here = listen()
-    page = open_page(here.url, allowed=NO_CLIP)
-    fill(page, "The first")
-    page.get_by_label("Seed").fill("9")
-    pick(page, "Length", "10 s")
-    generate(page)
-    finished(page)
-    fill(page, "fail:invalid_media:Not like this")
-    generate(page)
-    expect(page.locator("#failure")).to_have_text("Not like this")
-    page.reload()
-    items = page.locator("#history li")
-    expect(items).to_have_count(2)
-    expect(page.locator("#failure")).to_have_text("Not like this")
-    expect(items.nth(1)).to_contain_text("The first")
-    expect(items.nth(1)).to_contain_text("10 s · 720p · $0.50 · seed 7")
-    items.nth(1).get_by_role("button", name="Show").click()
-    link = page.get_by_role("link", name="Download").get_attribute("href")
-    assert link and page.request.get(link).body() == CLIP
-    items.nth(1).get_by_role("button", name="Use again").click()
-    expect(page.get_by_label("Prompt", exact=True)).to_have_value("The first")
-    expect(page.get_by_label("Seed")).to_have_value("9")
-    assert page.get_by_role("group", name="Length").get_by_label("10 s").is_checked()
-    expect(page.locator("#image-note")).to_have_text(
-        "Choose rocket_640x360.jpg again: files are not kept."
+def test_the_bar_never_goes_back(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen().url)
+    values = page.evaluate(
+        """async (told) => {
+            const app = document.querySelector("script[type=module]").src;
+            const { Bar } = await import(app.replace("app.js", "progress.js"));
+            const bar = new Bar();
+            return told.map(([stage, step, steps]) => bar.at({ stage, step, steps }));
+        }""",
+        TOLD,
     )
-    items.nth(0).get_by_role("button", name="Remove").click()
-    expect(items).to_have_count(1)
-    page.reload()
-    expect(items).to_have_count(1)
-    page.get_by_role("button", name="Remove all").click()
-    expect(page.locator("#history-empty")).to_be_visible()
-    page.reload()
-    expect(page.locator("#history-empty")).to_be_visible()
-
-
-def test_a_job_that_runs_is_followed_again_after_a_reload(listen: Listen, open_page: Open) -> None:
-    here = listen()
-    here.backend.hold()
-    page = open_page(here.url, allowed=NO_CLIP)
-    fill(page)
-    generate(page)
-    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
-    page.reload()
-    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
-    here.backend.release()
-    finished(page)
-    expect(page.locator("#history .state")).to_have_text("finished")
-
-
-def test_another_tab_sees_the_same_history(listen: Listen, open_page: Open) -> None:
-    here = listen()
-    page = open_page(here.url, allowed=NO_CLIP)
-    other = page.context.new_page()
-    other.goto(here.url)
-    fill(page, "Seen by both")
-    generate(page)
-    expect(other.locator("#history li")).to_contain_text("Seen by both")
-
-
-# --- the key -------------------------------------------------------------------------------------
-
-
-def test_a_key_is_asked_for_used_and_never_written_down(listen: Listen, open_page: Open) -> None:
-    key, entry = new_entry("ann")
-    here = listen(api_keys=entry)
-    page = open_page(here.url, allowed=(*NO_CLIP, "401"))
-    expect(page.locator("#price-note")).to_have_text("the price is shown with a key")
-    field = page.get_by_role("textbox", name="API key")
-    field.fill("wrong")
-    field.press("Enter")
-    expect(page.locator("#key-note")).to_have_text("This key is not valid.")
-    fill(page, "With a key")
-    generate(page)
-    expect(page.locator("#form-error")).to_have_text("The API key is not valid")
-    expect(field).to_be_focused()
-    field.fill(key)
-    page.get_by_role("button", name="Use key").click()
-    expect(page.locator("#price")).to_have_text("$0.50")
-    generate(page)
-    finished(page)
-    assert page.evaluate("Object.values(sessionStorage)") == [key]
-    assert key not in page.evaluate("JSON.stringify(Object.values(localStorage))")
-    assert key not in page.content() and key not in page.locator("#code").inner_text()
-    page.reload()
-    finished(page)
-    page.get_by_role("button", name="Forget").click()
-    assert page.evaluate("sessionStorage.length") == 0
-    expect(page.locator("#price")).to_have_text("–")
+    assert values == sorted(values) and values[0] == 0
+    assert values[3] == pytest.approx(0.04 + 0.56 / 2 + 0.3 / 2)
+    assert values[-1] == values[-2] == pytest.approx(1)

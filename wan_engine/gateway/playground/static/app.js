@@ -31,6 +31,8 @@ function askForKey(sentence) {
   note.classList.toggle("bad", Boolean(gateway.key));
 }
 
+let unreached = false;
+
 /** The first question, which also says whether this gateway asks for a key. */
 async function connect() {
   if (limits.asksForKey && !gateway.key) {
@@ -38,6 +40,7 @@ async function connect() {
     form.setPrices(null, "the price is shown with a key");
     return false;
   }
+  unreached = false;
   try {
     form.setPrices(await gateway.prices());
     if (gateway.key) {
@@ -51,7 +54,11 @@ async function connect() {
     if (error.status === 401) {
       askForKey("This key is not valid.");
       form.setPrices(null, "the price is shown with a key");
-    } else form.setPrices(null, error.message);
+    } else {
+      unreached = true;
+      form.setPrices(null, error.message);
+      jobs.resume();
+    }
     return false;
   }
 }
@@ -60,7 +67,7 @@ async function useKey() {
   gateway.key = byId("key").value.trim() || gateway.key;
   byId("key").value = "";
   if (await connect()) {
-    result.draw();
+    result.show(result.id);
     byId("form-error").textContent = "";
   } else byId("key").focus();
 }
@@ -208,6 +215,7 @@ async function watchReadiness() {
   }
   if (badge.textContent !== text) badge.textContent = text;
   badge.dataset.state = state;
+  if (unreached && state !== "away") await connect();
   setTimeout(watchReadiness, state === "ready" ? READY_MS : NOT_READY_MS);
 }
 

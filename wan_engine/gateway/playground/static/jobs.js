@@ -11,12 +11,14 @@ const AWAY_MS = [1000, 2000, 4000, 8000, 15000];
 
 export const isFinal = (entry) => FINAL.includes(entry.state);
 
+const isEntry = (one) => typeof one?.id === "string" && typeof one.options?.prompt === "string";
+
 /** What is kept in localStorage, the newest first. Other tabs write it too, so it is read each time. */
 class Store {
   all() {
     try {
       const found = JSON.parse(localStorage.getItem(STORED) ?? "[]");
-      return Array.isArray(found) ? found.filter((entry) => typeof entry?.id === "string") : [];
+      return Array.isArray(found) ? found.filter(isEntry) : [];
     } catch {
       return [];
     }
@@ -103,7 +105,7 @@ export class Jobs extends EventTarget {
       await this.#ask(id);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      this.#refused(id, error);
+      this.#refused(id, error, "");
     }
   }
 
@@ -165,7 +167,7 @@ export class Jobs extends EventTarget {
   }
 
   /** Whether it makes sense to ask again. */
-  #refused(id, error) {
+  #refused(id, error, next = "; trying again") {
     if (error.status === 401) {
       this.dispatchEvent(new Event("key"));
       return false;
@@ -175,7 +177,7 @@ export class Jobs extends EventTarget {
       this.#tell(id);
       return false;
     }
-    this.#live.set(id, { ...this.live(id), away: `${error.message}; trying again` });
+    this.#live.set(id, { ...this.live(id), away: error.message + next });
     this.#tell(id);
     return true;
   }

@@ -12,6 +12,7 @@ export class Result {
   #id = null;
   #bar = new Bar();
   #source = "";
+  #asked = false;
 
   constructor(jobs) {
     this.#jobs = jobs;
@@ -25,6 +26,7 @@ export class Result {
   }
 
   show(id) {
+    this.#asked = false;
     if (id !== this.#id) {
       this.#id = id;
       this.#bar = new Bar();
@@ -76,10 +78,11 @@ export class Result {
     byId("elapsed").textContent = clock(Date.now() - (since ?? entry.at));
   }
 
-  #drawDone(entry, { url }) {
+  #drawDone(entry, { url, away }) {
     this.#part("done");
+    byId("actions").hidden = !url;
     if (!url) {
-      this.#jobs.refresh(entry.id); // the link is not kept, it is asked for
+      this.#askForLink(entry, away);
       return;
     }
     if (url === this.#source) return;
@@ -89,6 +92,15 @@ export class Result {
     byId("warnings").replaceChildren(...(entry.warnings ?? []).map((text) => element("li", { textContent: text })));
     byId("facts").replaceChildren(...facts(entry));
     announce("The video is finished");
+  }
+
+  /** The link is not kept, and asked for once each time that the job is shown. */
+  #askForLink(entry, away) {
+    byId("facts").replaceChildren(...facts(entry));
+    byId("warnings").replaceChildren(...(away ? [element("li", { textContent: away })] : []));
+    if (this.#asked) return;
+    this.#asked = true;
+    this.#jobs.refresh(entry.id);
   }
 
   #drawFailed(entry) {
