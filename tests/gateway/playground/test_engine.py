@@ -68,7 +68,7 @@ def test_a_picture_becomes_a_video(gateway: str, open_page: Open, tmp_path: Path
     assert {"Rendering", "Decoding"} <= {said for said, _ in told}
     values = [value for _, value in told]
     assert values == sorted(values) and len(set(values)) >= 4
-    expect(page.locator("#warnings")).to_contain_text("random weights")
+    expect(page.locator("#warnings")).to_contain_text("trained on drawings")
     assert page.locator("#facts").inner_text().split()[:8] == (
         ["Size", "720p", "Length", "5", "s", "Seed", "11", "Cost"]
     )
