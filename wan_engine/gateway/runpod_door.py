@@ -16,10 +16,10 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import WithJsonSchema
 from starlette.responses import JSONResponse
 
+from wan_engine.gateway import runpod_schema as schema
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.problems import Problem
-from wan_engine.gateway.runpod_schema import ANSWERS, HEALTH, PURGED, REQUEST
 
 NAME = "runpod"
 
@@ -90,16 +90,17 @@ class _Routes:
         self._context = context
         self._streamed: OrderedDict[str, None] = OrderedDict()
         self.router = router = APIRouter(prefix="/v2/{endpoint}", tags=["Runpod"])
-        router.post("/run", openapi_extra=REQUEST, responses=ANSWERS)(self.run)
-        router.post("/runsync", openapi_extra=REQUEST, responses=ANSWERS)(self.runsync)
-        router.get("/status/{job_id}", responses=ANSWERS)(self.status)
-        router.post("/status/{job_id}", responses=ANSWERS, include_in_schema=False)(self.status)
-        router.get("/status-sync/{job_id}", responses=ANSWERS)(self.status_sync)
-        router.get("/stream/{job_id}", responses=ANSWERS)(self.stream)
-        router.post("/cancel/{job_id}", responses=ANSWERS)(self.cancel)
-        router.post("/retry/{job_id}", responses=ANSWERS)(self.retry)
-        router.post("/purge-queue", responses=PURGED)(self.purge_queue)
-        router.get("/health", responses=HEALTH)(self.health)
+        asked = schema.REQUEST
+        router.post("/run", openapi_extra=asked, responses=schema.RUN)(self.run)
+        router.post("/runsync", openapi_extra=asked, responses=schema.RUNSYNC)(self.runsync)
+        router.get("/status/{job_id}", responses=schema.STATUS)(self.status)
+        router.post("/status/{job_id}", include_in_schema=False)(self.status)
+        router.get("/status-sync/{job_id}", responses=schema.STATUS_SYNC)(self.status_sync)
+        router.get("/stream/{job_id}", responses=schema.STREAMED)(self.stream)
+        router.post("/cancel/{job_id}", responses=schema.CANCELLED)(self.cancel)
+        router.post("/retry/{job_id}", responses=schema.RETRIED)(self.retry)
+        router.post("/purge-queue", responses=schema.PURGED)(self.purge_queue)
+        router.get("/health", responses=schema.HEALTH)(self.health)
 
     async def run(self, endpoint: Endpoint, request: Request) -> JSONResponse:
         """Queue a job and answer at once."""
