@@ -23,6 +23,8 @@ soak: .venv/test.ok
 test-system: .venv/test.ok
 	@for need in ffprobe:ffmpeg node:nodejs curl:curl jq:jq awk:mawk; do command -v $${need%%:*} >/dev/null || \
 		{ echo "test-system needs $${need%%:*}: apt-get install $${need##*:}"; exit 1; }; done
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+		{ echo "test-system needs Chromium: apt-get install chromium"; exit 1; }
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
 		{ echo "test-system needs PostgreSQL: apt-get install postgresql"; exit 1; }
 	@test -d tests/system/node_modules/runpod-sdk || \

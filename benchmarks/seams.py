@@ -7,8 +7,8 @@ rank that is not near 1. `colour_shift` is how the mean of each channel changes 
 `colour_ratio` the largest of the three against the median of the same inside segments.
 
 With cross-fade the change is spread over the overlap: the largest of its k pairs counts, whose rank
-is k / (k + 1) by chance alone. Clips of
-random weights (wan-tiny) show that this runs and say nothing about how a real model joins.
+is k / (k + 1) by chance alone. Clips of the toys (wan-tiny, wan-tiny-ti2v) show that this runs and
+say nothing about how a real model joins.
 """
 
 from __future__ import annotations

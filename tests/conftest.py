@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from builder import tiny
 from wan_engine.settings import Settings
 
 # Tensors this small gain nothing from a second thread, and lose a lot on a machine that is busy.
@@ -30,8 +31,22 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoints are built, once a run."""
-    return tmp_path_factory.mktemp("tiny")
+    """Where the tiny checkpoints are built, once a run.
+
+    `wan-tiny` is there already, with random weights: a twentieth of the trained one's size, for all
+    that does not look at the picture. What does takes `trained`.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    random = tiny.build("wan-tiny-random", folder / "wan-tiny")
+    (folder / f"tiny-{tiny.RECIPE}").mkdir()
+    (folder / f"tiny-{tiny.RECIPE}" / "wan-tiny").symlink_to(random, target_is_directory=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint `wan-tiny` as users get it: it shows the picture."""
+    return tiny.build("wan-tiny", tmp_path_factory.mktemp("trained") / "wan-tiny")
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_short_audio_is_a_warning(engine: Engine, request_for: RequestFor, data:
 
 def test_what_could_not_be_done_is_a_warning(engine: Engine, request_for: RequestFor) -> None:
     text = " ".join(engine.generate(request_for(enable_safety_checker=True)).warnings)
-    assert "safety" in text and "random weights" in text
+    assert "safety" in text and "wan-tiny is a toy trained on drawings" in text
     request = request_for(enable_safety_checker=False)
     assert "safety" not in " ".join(engine.generate(request).warnings)
 
@@ -350,7 +350,11 @@ def test_the_job_after_a_cancelled_one_works(engine: Engine, request_for: Reques
     assert frame_hashes(local(engine.generate(request_for()).video_url)) == clean
 
 
-def test_a_job_that_takes_too_long_is_ended(engine: Engine, request_for: RequestFor) -> None:
+def test_a_job_that_takes_too_long_is_ended(
+    engine: Engine, request_for: RequestFor, tmp_path: Path
+) -> None:
+    # An empty cache: with an estimate from the tests before, the job would be refused.
+    engine.settings = engine.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
     engine.load()
     with pytest.raises(DeadlineExceeded, match=r"0\.5 seconds"):
         engine.generate(request_for(duration=15), Control(deadline_seconds=0.5))
@@ -369,7 +373,7 @@ def test_a_job_that_would_take_too_long_is_refused_before_it_is_rendered(
     control = Control(
         deadline_seconds=took / 2, on_progress=lambda progress: stages.append(progress.stage)
     )
-    sentence = rf"about {took:.0f} s here, and the job has \d+ s: a shorter duration takes less$"
+    sentence = r"about \d+ s here, and the job has \d+ s: a shorter duration takes less$"
     with pytest.raises(TimeLimitTooShort, match=sentence):
         second.generate(request_for(duration=15), control)
     assert set(stages) == {"prepare"}
@@ -384,11 +388,10 @@ def test_a_clip_that_was_rendered_twice_is_no_measure(
     small_card: Callable[..., SmallCard],
     tmp_path: Path,
 ) -> None:
-    card = small_card("transformer_2", "stream")
-    engine.recipe = Recipe("cuda", "bfloat16", text_encoder="moved")
+    card = small_card("transformer_2", MOVED)
     engine.settings = engine.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
     engine.generate(request_for())
-    assert card.tried == ["none", "stream"]
+    assert card.tried == [KEPT, MOVED]
     assert engine.dry_run(request_for())["expected_seconds"] is None
     engine.generate(request_for())
     assert engine.dry_run(request_for())["expected_seconds"] > 0

@@ -172,7 +172,7 @@ def test_doctor_says_what_was_chosen(wan: Wan) -> None:
         "prompts",
     }
     assert "template (auto: " in checks["prompts"]["found"]
-    assert "wan-tiny" in checks["model"]["found"] and "random" in checks["model"]["found"]
+    assert "wan-tiny" in checks["model"]["found"] and "a toy" in checks["model"]["found"]
     assert not any(what.startswith("start") for what in checks)  # no model was loaded
 
 

@@ -63,7 +63,8 @@ class ModelSpec:
     the low-noise one (the order of diffusers; the official configuration has it the other way
     round). 1.0 switches CFG off. `continuations`: what the model's condition can hold,
     `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
-    common with the one before it.
+    common with the one before it. `caveat`: what a user must be told of a model that is built here
+    and not fetched.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ModelSpec:
     revision: str | None = None
     loras: tuple[LoraFile, ...] = ()
     built: bool = False
+    caveat: str = ""
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
     networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes=1000)
@@ -189,7 +191,7 @@ _ROWS = (
     replace(
         _I2V_A14B,
         name="wan-tiny",
-        title="two tiny random experts: the whole path on any CPU, the picture is texture",
+        title="a toy of two tiny experts, trained on drawings: tries the path on any CPU",
         max_area=256 * 144,
         steps=4,
         guidance_scale=1.0,
@@ -198,18 +200,21 @@ _ROWS = (
         repo=None,
         revision=None,
         built=True,
+        caveat="a toy trained on drawings, for trying the path, not for use: the clip is blurred, "
+        "loses its colour and hardly follows the prompt",
         download_gb=0.0,
         networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
     ),
     replace(
         _TI2V_5B,
         name="wan-tiny-ti2v",
-        title="a tiny random model of the TI2V kind: the picture is texture",
+        title="a tiny random model of the TI2V kind: its picture is texture",
         max_area=256 * 160,
         steps=6,
         repo=None,
         revision=None,
         built=True,
+        caveat="a toy with random weights: the clip shows texture, not the image",
         download_gb=0.0,
         networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
     ),

@@ -46,8 +46,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     except EngineError as error:
         yield Check("model", False, str(error))
     else:
-        texture = "; random weights, the picture is texture" if located.spec.built else ""
-        yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){texture}")
+        caveat = f"; {located.spec.caveat}" if located.spec.caveat else ""
+        yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){caveat}")
         overrides = _checked("settings", lambda: _overrides(located.spec, settings))
         yield overrides
         yield _checked("memory", lambda: _memory(located.spec, gpu))

@@ -399,10 +399,8 @@ class Engine:
         self, request: VideoRequest, plan: Plan, media: Media, expansion: Expansion
     ) -> list[str]:
         warnings = self.finish.warnings(plan)
-        if self.spec.built:
-            warnings.append(
-                f"{self.spec.name} has random weights: the clip shows texture, not the image"
-            )
+        if self.spec.caveat:
+            warnings.append(f"{self.spec.name} is {self.spec.caveat}")
         if request.enable_safety_checker:
             warnings += self.safety.warnings()
         if expansion.warning:

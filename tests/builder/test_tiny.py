@@ -10,14 +10,17 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from builder import tiny, tiny_safety
+from builder import tiny, tiny_networks, tiny_safety
 from wan_engine.catalog import GUARD_CATEGORIES, GUARD_VERDICTS, ClassifierKind
 from wan_engine.weights import missing_classifier_files, missing_files
 
-MODELS = ("wan-tiny", "wan-tiny-ti2v")
+MODELS = {"wan-tiny": 30_000_000, "wan-tiny-random": 4_000_000, "wan-tiny-ti2v": 4_000_000}
+"""And how many bytes each may have at most."""
 CLASSIFIERS = ("tiny-prompt-guard", "tiny-image-classifier")
-NAMES = MODELS + CLASSIFIERS
+NAMES = (*MODELS, *CLASSIFIERS)
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -32,7 +35,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_a_checkpoint_is_complete_and_small(tmp_path: Path, name: str) -> None:
     folder = tiny.build(name, tmp_path / name)
     assert missing_files(folder) == []
-    assert sum(path.stat().st_size for path in folder.rglob("*")) < 4_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < MODELS[name]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_several_threads_build_one_folder(tmp_path: Path) -> None:
 
     def build() -> None:
         try:
-            tiny.build("wan-tiny", folder)
+            tiny.build("wan-tiny-random", folder)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
             failures.append(error)
 
@@ -82,9 +85,37 @@ def test_several_threads_build_one_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["wan-tiny"]
 
 
+def test_the_trained_weights_are_small_enough_for_a_repository() -> None:
+    files = [path for path in tiny.WEIGHTS.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12_000_000
+
+
+def test_the_trained_weights_are_read_as_they_were_written(tmp_path: Path) -> None:
+    parts = tiny_networks.read_weights(tiny.WEIGHTS)
+    tokenizer = parts.pop("tokenizer")
+    tiny_networks.write_weights(tmp_path / "copy.safetensors", parts, {})
+    again = load_file(tmp_path / "copy.safetensors")
+    wanted = load_file(tiny.WEIGHTS)
+    assert again.keys() == wanted.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in wanted.items())
+    assert parts["text_encoder"].config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("zoom in", ["▁zoom", "▁in"]),
+        ("Pans to the left", ["▁Pans", "▁to", "▁the", "▁left"]),
+        ("the rye", ["▁the", "▁", "r", "y", "e"]),
+    ],
+)
+def test_words_of_camera_moves_are_one_piece_each(text: str, pieces: list[str]) -> None:
+    assert tiny_networks.make_tokenizer().tokenize(text) == pieces
+
+
 def test_the_checkpoint_carries_the_wrong_flow_shift_of_converted_repositories(
     tmp_path: Path,
 ) -> None:
-    folder = tiny.build("wan-tiny", tmp_path / "wan-tiny")
+    folder = tiny.build("wan-tiny-random", tmp_path / "wan-tiny")
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert config["flow_shift"] == 3.0

@@ -333,7 +333,7 @@ def test_a_job_ends_at_once_while_its_store_says_nothing(
     proxy.inject(Fault("stall", times=1000, then=control.soon))
     with pytest.raises(Cancelled if end == "cancel" else DeadlineExceeded):
         CALLS[call](S3Storage(behind, patience=SLOW), clip, control)
-    assert control.seconds_late < 1
+    assert control.seconds_late < 3
     assert proxy.injected["stall"] == 1
 
 
@@ -348,7 +348,7 @@ def test_a_cancel_in_any_request_of_an_upload(
         S3Storage(behind, patience=replace(QUICK, read_seconds=0.5)).put(
             make_clip(tmp_path, 17 * MIB), "job-1", RECORD, control
         )
-    assert control.seconds_late < 1
+    assert control.seconds_late < 3
     assert proxy.injected["stall"] == 1
 
     def empty() -> bool:

@@ -30,6 +30,7 @@ from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
 from wan_engine.gateway.oxen import door as oxen_door
+from wan_engine.gateway.playground import page
 from wan_engine.gateway.problems import STATUS, Code, Problem
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.sweep import sweep
@@ -128,6 +129,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     for door in doors:
         app.include_router(door.router, dependencies=[bearer])
     app.include_router(health.router(context, gateway.store))
+    app.include_router(page.router(settings))
     _add_refusals(app, doors)
     rules = Rules(
         keys=Keys(settings.api_keys),

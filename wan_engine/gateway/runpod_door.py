@@ -23,7 +23,7 @@ from wan_engine.gateway.problems import Problem
 
 NAME = "runpod"
 
-_RUN_MAX_BYTES = 10 * 2**20
+RUN_MAX_BYTES = 10 * 2**20
 _RUNSYNC_MAX_BYTES = 20 * 2**20
 _WAIT_MS = (1_000, 300_000)
 _DEFAULT_WAIT_MS = 300_000  # the documented 90 s are less than the documented sample ran
@@ -82,7 +82,7 @@ def refuse(problem: Problem, path: str) -> JSONResponse:
 
 def _max_bytes(rest: str) -> int | None:
     operation = rest.rpartition("/")[2]
-    return {"run": _RUN_MAX_BYTES, "runsync": _RUNSYNC_MAX_BYTES}.get(operation)
+    return {"run": RUN_MAX_BYTES, "runsync": _RUNSYNC_MAX_BYTES}.get(operation)
 
 
 class _Routes:

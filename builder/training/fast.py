@@ -1,0 +1,61 @@
+"""The layers of the networks in forms that train fast on a GPU. Same weights, same numbers.
+
+cuDNN is slow on small 3D convolutions in half precision, and torch on norms of mixed precision,
+which also leave all that follows in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
+
+
+class _ByFrames(WanCausalConv3d):
+    """A causal 3D convolution as a 2D one over frames, the frames before it as more channels."""
+
+    def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
+        taps, before = self.kernel_size[0], self._padding[4]
+        if cache_x is not None and before > 0:
+            x = torch.cat([cache_x, x], dim=2)
+            before -= cache_x.shape[2]
+        if x.shape[2] == 1 and before == taps - 1:  # a picture: the last tap alone sees it
+            frames, weight, count = x.transpose(1, 2), self.weight[:, :, -1], 1
+        else:
+            frames = F.pad(x, (0, 0, 0, 0, before, 0)).transpose(1, 2)  # [n, t, c, h, w]
+            stride = self.stride[0]
+            count = (frames.shape[1] - taps) // stride + 1
+            last = (count - 1) * stride + 1
+            frames = torch.cat([frames[:, k : k + last : stride] for k in range(taps)], dim=2)
+            weight = self.weight.transpose(1, 2).flatten(1, 2)
+        flat = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        padding = (self._padding[2], self._padding[0])
+        out = F.conv2d(flat, weight, self.bias, padding=padding)
+        return out.unflatten(0, (-1, count)).transpose(1, 2)
+
+
+class _RMSNorm(torch.nn.RMSNorm):
+    """With its gain in the precision of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class _ChannelNorm(WanRMS_norm):
+    """The same of the VAE's norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normalised = F.normalize(x.float(), dim=1).to(x.dtype)
+        return normalised * (self.scale * self.gamma).to(x.dtype)
+
+
+_FAST = {WanCausalConv3d: _ByFrames, torch.nn.RMSNorm: _RMSNorm, WanRMS_norm: _ChannelNorm}
+
+
+def make_fast(network: Any) -> None:
+    """Exchange the layers of `network` in place; its state keeps its names."""
+    for module in network.modules():
+        if type(module) in _FAST:
+            module.__class__ = _FAST[type(module)]

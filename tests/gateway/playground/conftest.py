@@ -1,0 +1,89 @@
+"""The page in the system's Chromium. Whatever the browser complains about fails the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+DATA = Path(__file__).parents[2] / "data"
+PHOTO = DATA / "rocket_640x360.jpg"
+SOUND = DATA / "chime_4s.mp3"
+NO_CLIP = ("DEMUXER", "Failed to load resource")
+"""What the browser says of the instant backend's clip, which is no video."""
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """For one file of tests: while it is open, this thread has a running loop, and other tests want
+    one of their own."""
+    found = [path for name in PROGRAMS if (path := shutil.which(name))]
+    assert found, "apt-get install chromium"
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """`open_page(url, viewport=..., allowed=("401",))`: a window of its own, without history. What
+    is `allowed` may be in a complaint of the browser."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_(url: str, *, allowed: tuple[str, ...] = (), **options: Any) -> Page:
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        context = browser.new_context(locale="en-GB", **options)
+        contexts.append(context)
+        context.set_default_timeout(15_000)
+        page = context.new_page()
+
+        def complain(text: str) -> None:
+            if not any(part in text for part in allowed):
+                complaints.append(text)
+
+        def log(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                complain(message.text)
+
+        page.on("console", log)
+        page.on("pageerror", lambda error: complain(str(error)))
+        page.goto(url)
+        page.locator("#ready[data-state]:not([data-state=unknown])").wait_for()
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def fill(page: Page, prompt: str = "Leaves sway", picture: Path | None = PHOTO) -> None:
+    """What a request needs at least."""
+    if picture is not None:
+        page.locator("#image-file").set_input_files(picture)
+        page.locator("#image .preview").wait_for()
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+
+
+def pick(page: Page, group: str, name: str) -> None:
+    """One of the buttons in a row, by its label."""
+    page.get_by_role("group", name=group).get_by_label(name, exact=True).check()
+
+
+def finished(page: Page) -> None:
+    page.get_by_role("link", name="Download").wait_for()

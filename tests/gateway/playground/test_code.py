@@ -1,0 +1,163 @@
+"""The code that the page shows is what a user runs: each text is taken from the page and run as it
+is, but for the key, and what arrives at the gateway is compared with what the page would send."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.gateway.conftest import Listening
+from tests.gateway.fakes import CLIP
+from tests.gateway.playground.conftest import PHOTO, SOUND, Open, fill, pick
+from tests.gateway.test_clients import run
+from wan_engine.gateway.keys import new_entry
+
+pytestmark = pytest.mark.system
+
+Listen = Callable[..., Listening]
+KEY, ENTRY = new_entry("ann")
+APIS = ("Runpod", "AI/ML API", "Oxen")
+PROGRAMS = {
+    "curl": (["bash", "-eu"], ".sh"),
+    "Python": ([sys.executable], ".py"),
+    "JavaScript": (["node"], ".mjs"),
+}
+HOSTILE = 'It\'s "$HOME" `id` $(id) \\n \\ ${x}\nJSON\n%s {a} — 你好 🎬'
+
+
+def code(page: Page, api: str, language: str) -> str:
+    """The text, with a key in it."""
+    pick(page, "API", api)
+    pick(page, "Language", language)
+    text = page.locator("#code").text_content() or ""
+    assert text.count("YOUR_API_KEY") >= 1 and KEY not in text
+    return text.replace("YOUR_API_KEY", KEY)
+
+
+def printed_url(text: str) -> str:
+    """The clip's address in what a client printed: itself, or somewhere in an answer."""
+    (url,) = set(re.findall(r"http://[^\s\"]+/results/[^\s\"]+", text))
+    return url
+
+
+def the_request(here: Listening) -> dict[str, Any]:
+    (request,) = here.backend.requests.values()
+    assert isinstance(request, dict)
+    return {key: value for key, value in request.items() if value is not None}
+
+
+@pytest.mark.parametrize("language", PROGRAMS)
+@pytest.mark.parametrize("api", APIS)
+def test_with_a_url_and_every_option_it_runs(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    page = open_page(here.url, allowed=("Failed to load resource",))
+    page.get_by_label("URL of the picture").fill(f"{here.url}/none.jpg?a='1'&b=\"2\"")
+    page.get_by_label("URL of the sound").fill(f"{here.url}/none.mp3")
+    fill(page, HOSTILE, picture=None)
+    page.get_by_label("Not to be seen").fill("it's $blur")
+    pick(page, "Size", "1080p")
+    pick(page, "Length", "10 s")
+    pick(page, "Shots", "Several")
+    page.get_by_label("Seed").fill("42")
+    page.get_by_label("Expand the prompt").check()
+    command, suffix = PROGRAMS[language]
+    printed = run(command, code(page, api, language), tmp_path, suffix)
+    assert httpx.get(printed_url(printed)).content == CLIP
+    request = the_request(here)
+    assert request.pop("first_frame", True) is True
+    assert request == {
+        "prompt": HOSTILE,
+        "image": f"{here.url}/none.jpg?a='1'&b=\"2\"",
+        "audio": f"{here.url}/none.mp3",
+        "negative_prompt": "it's $blur",
+        "size": "1920*1080",
+        "duration": 10,
+        "shot_type": "multi",
+        "seed": 42,
+        "enable_prompt_expansion": True,
+        "enable_safety_checker": True,
+    }
+
+
+@pytest.mark.parametrize("language", PROGRAMS)
+@pytest.mark.parametrize("api", APIS)
+def test_with_files_it_runs_beside_them(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    photo = tmp_path / "it's my $photo (1).jpg"
+    shutil.copy(PHOTO, photo)
+    shutil.copy(SOUND, tmp_path)
+    page = open_page(here.url)
+    fill(page, HOSTILE, picture=photo)
+    page.locator("#audio-file").set_input_files(SOUND)
+    page.locator("audio.preview").wait_for()
+    text = code(page, api, language)
+    assert len(text) < 3000  # the files themselves are not in it
+    command, suffix = PROGRAMS[language]
+    printed = run(command, text, tmp_path, suffix)
+    assert httpx.get(printed_url(printed)).content == CLIP
+    request = the_request(here)
+    for name, path, kind in (("image", PHOTO, "image/jpeg"), ("audio", SOUND, "audio/mpeg")):
+        assert request[name] == f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    assert request["prompt"] == HOSTILE
+    # What the form says, and not what an API has where nothing is said.
+    assert (request["size"], request["duration"], request["seed"]) == ("1280*720", 5, -1)
+    assert request["shot_type"] == "single" and request["enable_prompt_expansion"] is False
+
+
+@pytest.mark.parametrize("language", ["Python", "JavaScript"])
+@pytest.mark.parametrize("api", APIS)
+def test_a_failure_is_printed_and_ends_it(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    page = open_page(here.url)
+    fill(page, "fail:out_of_memory:The GPU is full", picture=None)
+    command, suffix = PROGRAMS[language]
+    text = code(page, api, language)
+    assert "The GPU is full" in run(command, text, tmp_path, suffix, fails=True)
+    denied = run(command, text.replace(KEY, "wrong"), tmp_path, suffix, fails=True)
+    assert re.search("valid API key|authenticated|not valid", denied)
+
+
+def test_it_is_copied(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen().url, permissions=["clipboard-read", "clipboard-write"])
+    pick(page, "Language", "Python")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#copy")).to_have_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.locator("#code").text_content()
+    compile(copied, "copied", "exec")
+    expect(page.locator("#copy")).to_have_text("Copy")
+
+
+def test_it_names_the_host_that_the_page_was_reached_by(listen: Listen, open_page: Open) -> None:
+    port = listen().url.rpartition(":")[2]
+    page = open_page(f"http://localhost:{port}/")
+    for api in APIS:
+        for language in PROGRAMS:
+            hosts = set(re.findall(r"https?://[\w.:]+", code(page, api, language)))
+            assert hosts == {f"http://localhost:{port}", "https://example.com"}
+
+
+def test_what_does_not_fit_in_a_request_is_said(
+    listen: Listen, open_page: Open, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.bmp"
+    Image.new("RGB", (2000, 1500)).save(large)
+    page = open_page(listen().url)
+    fill(page, picture=large)
+    expect(page.locator("#code-note")).to_contain_text("does not fit in a request (7.5 MB)")

@@ -1,0 +1,156 @@
+"""What the browser remembers: jobs in its history, and a key in a tab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.gateway.conftest import Listening
+from tests.gateway.fakes import CLIP
+from tests.gateway.playground.conftest import NO_CLIP, Open, fill, finished, generate, pick
+from wan_engine.gateway.keys import new_entry
+
+pytestmark = pytest.mark.system
+
+Listen = Callable[..., Listening]
+
+
+# --- the history ---------------------------------------------------------------------------------
+
+
+def test_the_history_survives_a_reload_and_entries_are_removed(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, "The first")
+    page.get_by_label("Seed").fill("9")
+    pick(page, "Length", "10 s")
+    generate(page)
+    finished(page)
+    fill(page, "fail:invalid_media:Not like this")
+    generate(page)
+    expect(page.locator("#failure")).to_have_text("Not like this")
+    page.reload()
+    items = page.locator("#history li")
+    expect(items).to_have_count(2)
+    expect(page.locator("#failure")).to_have_text("Not like this")
+    expect(items.nth(1)).to_contain_text("The first")
+    expect(items.nth(1)).to_contain_text("10 s · 720p · $0.50 · seed 7")
+    items.nth(1).get_by_role("button", name="Show").click()
+    link = page.get_by_role("link", name="Download").get_attribute("href")
+    assert link and page.request.get(link).body() == CLIP
+    items.nth(1).get_by_role("button", name="Use again").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("The first")
+    expect(page.get_by_label("Seed")).to_have_value("9")
+    assert page.get_by_role("group", name="Length").get_by_label("10 s").is_checked()
+    expect(page.locator("#image-note")).to_have_text(
+        "Choose rocket_640x360.jpg again: files are not kept."
+    )
+    items.nth(0).get_by_role("button", name="Remove").click()
+    expect(items).to_have_count(1)
+    page.reload()
+    expect(items).to_have_count(1)
+    page.get_by_role("button", name="Remove all").click()
+    expect(page.locator("#history-empty")).to_be_visible()
+    page.reload()
+    expect(page.locator("#history-empty")).to_be_visible()
+
+
+def test_a_job_that_runs_is_followed_again_after_a_reload(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.hold()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page)
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    page.reload()
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    here.backend.release()
+    finished(page)
+    expect(page.locator("#history .state")).to_have_text("finished")
+
+
+def test_another_tab_sees_the_same_history(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    other = page.context.new_page()
+    other.goto(here.url)
+    fill(page, "Seen by both")
+    generate(page)
+    expect(other.locator("#history li")).to_contain_text("Seen by both")
+
+
+def test_a_job_that_the_server_no_longer_keeps_is_said_to_be_gone(
+    listen: Listen, open_page: Open
+) -> None:
+    page = open_page(listen().url, allowed=("404",))
+    page.evaluate(
+        """() => localStorage.setItem("wan-playground-history", JSON.stringify([
+            { id: "gone-u1", endpoint: "wan-2-6-i2v", at: Date.now(), state: "IN_PROGRESS",
+              options: { prompt: "Long ago", duration: 5, size: "1280*720" } },
+            { id: 5 }, null, { id: "of another release" },
+        ]))"""
+    )
+    page.reload()
+    expect(page.locator("#history li")).to_have_count(1)
+    expect(page.locator("#history .state")).to_have_text("no longer kept")
+    expect(page.locator("#failed-title")).to_have_text("No longer there")
+
+
+def test_a_finished_job_is_asked_for_once_while_the_server_is_away(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=(*NO_CLIP, "ERR_CONNECTION_REFUSED"))
+    fill(page)
+    generate(page)
+    finished(page)
+    asked: list[str] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.abort("connectionrefused")
+
+    page.route("**/v2/**", refuse)
+    page.reload()
+    expect(page.locator("#warnings")).to_have_text("The server does not answer")
+    expect(page.get_by_role("link", name="Download")).to_be_hidden()
+    page.wait_for_timeout(1000)
+    assert len(asked) == 1
+    page.unroute("**/v2/**")
+    page.get_by_role("button", name="Show: Leaves sway").click()
+    finished(page)
+
+
+# --- the key -------------------------------------------------------------------------------------
+
+
+def test_a_key_is_asked_for_used_and_never_written_down(listen: Listen, open_page: Open) -> None:
+    key, entry = new_entry("ann")
+    here = listen(api_keys=entry)
+    page = open_page(here.url, allowed=(*NO_CLIP, "401"))
+    expect(page.locator("#price-note")).to_have_text("the price is shown with a key")
+    field = page.get_by_role("textbox", name="API key")
+    field.fill("wrong")
+    field.press("Enter")
+    expect(page.locator("#key-note")).to_have_text("This key is not valid.")
+    fill(page, "With a key")
+    generate(page)
+    expect(page.locator("#form-error")).to_have_text("The API key is not valid")
+    expect(field).to_be_focused()
+    field.fill(key)
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#price")).to_have_text("$0.50")
+    generate(page)
+    finished(page)
+    assert page.evaluate("Object.values(sessionStorage)") == [key]
+    assert key not in page.evaluate("JSON.stringify(Object.values(localStorage))")
+    assert key not in page.content() and key not in page.locator("#code").inner_text()
+    page.reload()
+    finished(page)
+    page.get_by_role("button", name="Forget").click()
+    assert page.evaluate("sessionStorage.length") == 0
+    expect(page.locator("#price")).to_have_text("–")

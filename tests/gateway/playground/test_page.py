@@ -1,0 +1,378 @@
+"""What the page does, on a gateway whose backend is instant."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.gateway.conftest import Listening
+from tests.gateway.playground.conftest import (
+    DATA,
+    NO_CLIP,
+    PHOTO,
+    SOUND,
+    Open,
+    fill,
+    finished,
+    generate,
+    pick,
+)
+from wan_engine.pricing import cost
+from wan_engine.schema import Duration, Size
+
+pytestmark = pytest.mark.system
+
+Listen = Callable[..., Listening]
+SIZES = {"720p": "1280*720", "1080p": "1920*1080"}
+
+
+def only_request(here: Listening) -> dict[str, Any]:
+    (request,) = here.backend.requests.values()
+    assert isinstance(request, dict)
+    return request
+
+
+def content(data_uri: str) -> bytes:
+    return base64.b64decode(data_uri.partition(";base64,")[2])
+
+
+# --- what is sent --------------------------------------------------------------------------------
+
+
+def test_all_options_are_sent_as_they_are_chosen(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, "She said “go” \\ $5\nsecond line 🎬")
+    page.locator("#audio-file").set_input_files(SOUND)
+    page.get_by_label("Not to be seen").fill("blur")
+    pick(page, "Size", "1080p")
+    pick(page, "Length", "15 s")
+    pick(page, "Shots", "Several")
+    page.get_by_label("Seed").fill("42")
+    page.get_by_label("Expand the prompt").check()
+    page.get_by_label("Safety checker").uncheck()
+    expect(page.locator("#price")).to_have_text("$2.25")
+    page.locator("audio.preview").wait_for()
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert content(request.pop("image")) == PHOTO.read_bytes()
+    assert content(request.pop("audio")) == SOUND.read_bytes()
+    assert request == {
+        "prompt": "She said “go” \\ $5\nsecond line 🎬",
+        "negative_prompt": "blur",
+        "size": "1920*1080",
+        "duration": 15,
+        "shot_type": "multi",
+        "seed": 42,
+        "enable_prompt_expansion": True,
+        "enable_safety_checker": False,
+    }
+
+
+def test_untouched_options_are_the_contract_s_defaults(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    page.get_by_label("URL of the picture").fill(f"{here.url}/playground/none.jpg")
+    fill(page, picture=None)
+    generate(page)
+    finished(page)
+    assert only_request(here) == {
+        "prompt": "Leaves sway",
+        "image": f"{here.url}/playground/none.jpg",
+        "size": "1280*720",
+        "duration": 5,
+        "shot_type": "single",
+        "seed": -1,
+        "enable_prompt_expansion": False,
+        "enable_safety_checker": True,
+    }
+    expect(page.locator("#image-note")).to_have_text(
+        "No preview here; the server fetches it by itself."
+    )
+
+
+def test_the_price_is_told_before_anything_is_sent(listen: Listen, open_page: Open) -> None:
+    here = listen(prices={"1280*720": "0.02"})
+    page = open_page(here.url)
+    values = page.locator("input[name=size], input[name=duration]").evaluate_all(
+        "inputs => inputs.map(input => input.value)"
+    )
+    assert values == [*get_args(Size), *map(str, get_args(Duration))]
+    for name, size in SIZES.items():
+        for seconds in get_args(Duration):
+            pick(page, "Size", name)
+            pick(page, "Length", f"{seconds} s")
+            rate = 0.02 if size == "1280*720" else float(cost(size, 1))
+            expect(page.locator("#price")).to_have_text(f"${rate * seconds:.2f}")
+    assert here.backend.requests == {}
+
+
+def test_what_is_missing_is_said_and_gone_to(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url)
+    page.get_by_label("Seed").fill("3.5")
+    generate(page)
+    expect(page.locator("#image-error")).to_contain_text("A picture is needed")
+    expect(page.locator("#prompt-error")).to_have_text("A prompt is needed")
+    expect(page.locator("#seed-error")).to_have_text("An integer from -1 to 2147483647")
+    expect(page.locator("#image-file")).to_be_focused()
+    fill(page)
+    page.get_by_label("Seed").fill("-2")
+    generate(page)
+    expect(page.get_by_label("Seed")).to_be_focused()
+    expect(page.get_by_label("Seed")).to_have_attribute("aria-invalid", "true")
+    assert here.backend.requests == {}
+
+
+def test_characters_are_counted_as_the_contract_counts_them(
+    listen: Listen, open_page: Open
+) -> None:
+    page = open_page(listen().url)
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("🎬" * 1500)
+    expect(page.locator("#prompt-count")).to_have_text("1500 / 1500")
+    prompt.fill("🎬" * 1500 + "abc")
+    expect(page.locator("#prompt-count")).to_have_text("1503 / 1500, the last 3 are cut")
+
+
+# --- pictures and sounds -------------------------------------------------------------------------
+
+
+def test_a_picture_larger_than_a_request_is_made_smaller(
+    listen: Listen, open_page: Open, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (2000, 4000, 3), np.uint8)
+    large = tmp_path / "large.png"
+    Image.fromarray(noise).save(large, compress_level=0)
+    assert large.stat().st_size > 20e6
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, picture=large)
+    expect(page.locator("#image-note")).to_contain_text("4000 × 2000, 22.9 MB; sent as a JPEG of")
+    page.locator("#audio-file").set_input_files(SOUND)
+    page.locator("audio.preview").wait_for()
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert len(request["image"]) + len(request["audio"]) < 10 * 2**20 - 1000
+    image = Image.open(io.BytesIO(content(request["image"])))
+    assert image.format == "JPEG" and 1900 < image.width <= 3840
+    assert image.width / image.height == pytest.approx(2, rel=0.01)
+    # Noise is hardest on JPEG; that it is the same noise, its mean over large squares shows.
+    small = np.asarray(image.resize((8, 4), Image.Resampling.BOX), float)
+    expected = np.asarray(Image.fromarray(noise).resize((8, 4), Image.Resampling.BOX), float)
+    assert np.abs(small - expected).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("long.png", (8400, 1200), (3840, 549)), ("animation.gif", (400, 300), (400, 300))],
+)
+def test_a_picture_with_sides_or_a_format_that_are_not_taken_is_made_one_that_is(
+    listen: Listen,
+    open_page: Open,
+    tmp_path: Path,
+    name: str,
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> None:
+    path = tmp_path / name
+    Image.new("RGB", before, "teal").save(path)
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, picture=path)
+    expect(page.locator("#image-note")).to_contain_text(f"JPEG of {after[0]} × {after[1]}")
+    generate(page)
+    finished(page)
+    image = Image.open(io.BytesIO(content(only_request(here)["image"])))
+    assert (image.format, image.size) == ("JPEG", after)
+
+
+def test_a_picture_on_its_side_is_sent_upright_when_it_is_made_smaller(
+    listen: Listen, open_page: Open, tmp_path: Path
+) -> None:
+    path = tmp_path / "side.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it right
+    Image.new("RGB", (8400, 1200)).save(path, exif=exif)
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, picture=path)
+    generate(page)
+    finished(page)
+    assert Image.open(io.BytesIO(content(only_request(here)["image"]))).size == (549, 3840)
+
+
+def test_files_that_cannot_be_used_are_refused_at_once(
+    listen: Listen, open_page: Open, tmp_path: Path
+) -> None:
+    small, text, long = tmp_path / "small.png", tmp_path / "text.png", tmp_path / "long.wav"
+    Image.new("RGB", (100, 300)).save(small)
+    text.write_text("no picture")
+    with wave.open(str(long), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 8000 * 31))
+    here = listen()
+    page = open_page(here.url)
+    picture, sound = page.locator("#image-file"), page.locator("#audio-file")
+    picture.set_input_files(small)
+    expect(page.locator("#image-error")).to_have_text(
+        "This picture has 100 × 300 pixels; each side needs 240 at least"
+    )
+    picture.set_input_files(text)
+    expect(page.locator("#image-error")).to_have_text(
+        "This browser cannot read text.png as a picture"
+    )
+    sound.set_input_files(long)
+    expect(page.locator("#audio-error")).to_have_text(
+        "This sound lasts 31.0 s; it may be 30 s long"
+    )
+    sound.set_input_files(text)
+    expect(page.locator("#audio-error")).to_have_text("text.png is neither a WAV nor an MP3 file")
+    fill(page)
+    generate(page)
+    expect(sound).to_be_focused()
+    assert here.backend.requests == {}
+
+
+DROP = """([name, type, data, where, kind]) => {
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type }));
+    const options = { bubbles: true, cancelable: true };
+    const event = kind === "paste"
+        ? new ClipboardEvent("paste", { ...options, clipboardData: transfer })
+        : new DragEvent("drop", { ...options, dataTransfer: transfer });
+    document.querySelector(where).dispatchEvent(event);
+    return event.defaultPrevented;
+}"""
+
+
+def test_files_are_dropped_and_pasted(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+
+    def give(path: Path, kind: str, where: str, how: str) -> None:
+        data = base64.b64encode(path.read_bytes()).decode()
+        assert page.evaluate(DROP, [path.name, kind, data, where, how])
+
+    give(DATA / "astronaut_360x480.png", "image/png", "#image .drop-label", "drop")
+    expect(page.locator("#image-note")).to_contain_text("astronaut_360x480.png, 360 × 480")
+    give(PHOTO, "image/jpeg", "body", "paste")
+    expect(page.locator("#image-note")).to_contain_text("rocket_640x360.jpg, 640 × 360")
+    give(SOUND, "audio/mpeg", "#result", "drop")
+    expect(page.locator("#audio-note")).to_contain_text("chime_4s.mp3, 4.0 s")
+    fill(page, picture=None)
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert content(request["image"]) == PHOTO.read_bytes()
+    assert content(request["audio"]) == SOUND.read_bytes()
+
+
+def test_a_data_uri_in_the_url_field_is_a_file(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen().url)
+    field = page.get_by_label("URL of the picture")
+    field.fill(f"data:image/jpeg;base64,{base64.b64encode(PHOTO.read_bytes()).decode()}")
+    field.blur()
+    expect(page.locator("#image-note")).to_contain_text("image.jpeg, 640 × 360")
+    field.fill("ftp://example.com/a.jpg")
+    field.blur()
+    expect(page.locator("#image-error")).to_have_text("It must start with http:// or https://")
+
+
+# --- its end -------------------------------------------------------------------------------------
+
+
+def test_a_failing_job_s_sentence_is_shown_as_text(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url)
+    fill(page, "fail:out_of_memory:The GPU is <b>full</b>: take 720p")
+    generate(page)
+    expect(page.locator("#failure")).to_have_text("The GPU is <b>full</b>: take 720p")
+    expect(page.locator("#failed")).to_have_attribute("role", "alert")
+    expect(page.locator("#history .state")).to_have_text("failed")
+    assert page.title() == "WAN playground"
+
+
+def test_progress_is_live_and_a_job_can_be_cancelled(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url)
+    fill(page, "hang")
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    expect(page.locator("#live")).to_have_text("Rendering")
+    bar = page.get_by_role("progressbar", name="Progress of the video")
+    assert bar.evaluate("bar => bar.value") == pytest.approx(0.04 + 0.56 / 4)
+    assert page.title() == "18 % · WAN playground"
+    page.locator("#running").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#failed-title")).to_have_text("Cancelled")
+    expect(page.locator("#history .state")).to_have_text("cancelled")
+    (job_id,) = here.backend.requests
+    assert here.backend.stopped == [job_id]
+
+
+def test_what_the_gateway_refuses_is_said_below_the_button(listen: Listen, open_page: Open) -> None:
+    here = listen(queue_max=1)
+    page = open_page(here.url, allowed=("429",))
+    fill(page, "hang")
+    for waiting in ("working", "in the queue"):
+        generate(page)
+        expect(page.locator("#history .state").first).to_have_text(waiting)
+    generate(page)
+    expect(page.locator("#form-error")).to_have_text(re.compile(r"queue.*Try again in \d+ s$"))
+    expect(page.locator("#history li")).to_have_count(2)
+
+
+def test_a_server_that_is_away_is_asked_again(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=(*NO_CLIP, "ERR_CONNECTION_REFUSED"))
+    fill(page, "hang")
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    page.route("**/status/**", lambda route: route.abort("connectionrefused"))
+    expect(page.locator("#away")).to_have_text("The server does not answer; trying again")
+    page.unroute("**/status/**")
+    expect(page.locator("#away")).to_be_empty()
+
+
+# What an engine tells of a clip of two segments, some of it missed between two polls.
+TOLD = [
+    ("prepare", 0, 1),
+    ("denoise", 1, 8),
+    ("denoise", 3, 8),
+    ("decode", 40, 80),
+    ("denoise", 5, 8),
+    ("decode", 60, 80),
+    ("encode", 0, 1),
+    ("publish", 0, 1),
+    ("publish", 1, 1),
+    ("unheard of", 0, 0),
+]
+
+
+def test_the_bar_never_goes_back(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen().url)
+    values = page.evaluate(
+        """async (told) => {
+            const app = document.querySelector("script[type=module]").src;
+            const { Bar } = await import(app.replace("app.js", "progress.js"));
+            const bar = new Bar();
+            return told.map(([stage, step, steps]) => bar.at({ stage, step, steps }));
+        }""",
+        TOLD,
+    )
+    assert values == sorted(values) and values[0] == 0
+    assert values[3] == pytest.approx(0.04 + 0.56 / 2 + 0.3 / 2)
+    assert values[-1] == values[-2] == pytest.approx(1)

@@ -1,0 +1,138 @@
+"""Serves the page: the files of `static/`, read once, as they are, without a build step.
+
+The page is asked for anew each time and names the others by a version, the hash of them all, so
+that a browser keeps those for ever and never mixes two releases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.runpod_door import RUN_MAX_BYTES
+from wan_engine.schema import (
+    NEGATIVE_PROMPT_MAX_CHARACTERS,
+    PROMPT_MAX_CHARACTERS,
+    SEED_MAX,
+    Duration,
+    Size,
+)
+from wan_engine.settings import Settings
+
+ASSETS = "/playground"
+_STATIC = Path(__file__).parent / "static"
+_INDEX = "index.html"
+_TYPES: Mapping[str, str] = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+# Clips and pictures may lie in any bucket; whatever runs, and whatever it talks to, is ours.
+_POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "connect-src 'self'",
+    "img-src 'self' blob: data: https: http:",
+    "media-src 'self' blob: https: http:",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+    "require-trusted-types-for 'script'",
+    "trusted-types 'none'",
+)
+_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": "; ".join(_POLICY),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_FOR_EVER = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    kind: str
+
+    @property
+    def etag(self) -> str:
+        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+
+
+def router(settings: Settings) -> APIRouter:
+    """The page and its files, none of them in the document of the APIs."""
+    files = {
+        path.name: _File(path.read_bytes(), _TYPES[path.suffix])
+        for path in sorted(_STATIC.iterdir())
+        if path.suffix in _TYPES
+    }
+    version = _version(files)
+    page = _page(files.pop(_INDEX), version, limits(settings))
+    routes = APIRouter(include_in_schema=False)
+
+    async def index(request: Request) -> Response:
+        return _answer(request, page, "no-cache")
+
+    async def asset(request: Request, given: str, name: str) -> Response:
+        if given != version or name not in files:
+            raise Problem("not_found", "There is no such file")
+        return _answer(request, files[name], _FOR_EVER)
+
+    routes.add_api_route("/", index, methods=["GET", "HEAD"])
+    routes.add_api_route(ASSETS + "/{given}/{name}", asset, methods=["GET", "HEAD"])
+    return routes
+
+
+def limits(settings: Settings) -> dict[str, Any]:
+    """What the page checks before it sends, as this gateway and its engine will."""
+    return {
+        "endpoint": settings.endpoints[0] if settings.endpoints else "wan-2-6-i2v",
+        "asksForKey": bool(settings.api_keys),
+        "sizes": get_args(Size),
+        "durations": get_args(Duration),
+        "requestMaxBytes": min(RUN_MAX_BYTES, settings.request_max_bytes),
+        "imageMinSide": settings.image_min_side,
+        "imageMaxSide": settings.image_max_side,
+        "imageMaxBytes": settings.image_max_bytes,
+        "audioMaxSeconds": settings.audio_max_seconds,
+        "audioMaxBytes": settings.audio_max_bytes,
+        "promptMaxCharacters": PROMPT_MAX_CHARACTERS,
+        "negativePromptMaxCharacters": NEGATIVE_PROMPT_MAX_CHARACTERS,
+        "seedMax": SEED_MAX,
+    }
+
+
+def _version(files: Mapping[str, _File]) -> str:
+    whole = hashlib.sha256()
+    for name, file in files.items():
+        whole.update(f"{name}\n{len(file.content)}\n".encode() + file.content)
+    return whole.hexdigest()[:16]
+
+
+def _page(index: _File, version: str, known: Mapping[str, Any]) -> _File:
+    """Addresses are relative, as a proxy may have put the gateway below a path of its own."""
+    text = index.content.decode("utf-8")
+    text = text.replace("{{assets}}", f"{ASSETS.lstrip('/')}/{version}")
+    text = text.replace("{{limits}}", html.escape(json.dumps(known)))
+    return _File(text.encode("utf-8"), index.kind)
+
+
+def _answer(request: Request, file: _File, keep: str) -> Response:
+    headers = {**_HEADERS, "ETag": file.etag, "Cache-Control": keep}
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if file.etag in known or f"W/{file.etag}" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.kind, headers=headers)

@@ -1,0 +1,44 @@
+// The few things that every part of the page does with its elements.
+
+/** @returns {HTMLElement} the element with this id, which is there. */
+export const byId = (id) => document.getElementById(id);
+
+/** A new element. `properties` are set as they are; text goes in as text, never as HTML. */
+export function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+/** The value of the radio button that is chosen. */
+export const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+
+export function choose(name, value) {
+  for (const input of document.querySelectorAll(`input[name="${name}"]`)) {
+    input.checked = input.value === String(value);
+  }
+}
+
+/** Shows `sentence` below a field and marks the field as wrong; an empty one clears it. */
+export function fault(field, place, sentence) {
+  place.textContent = sentence;
+  if (sentence) field.setAttribute("aria-invalid", "true");
+  else field.removeAttribute("aria-invalid");
+}
+
+/** Said by screen readers once they have time. */
+export function announce(sentence) {
+  const live = byId("live");
+  if (live.textContent !== sentence) live.textContent = sentence;
+}
+
+export const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
+
+export const dollars = (amount) => `$${amount.toFixed(2)}`;
+
+export const sizeName = (size) => `${Math.min(...size.split("*"))}p`;
+
+export function clock(milliseconds) {
+  const seconds = Math.max(0, Math.round(milliseconds / 1000));
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+}

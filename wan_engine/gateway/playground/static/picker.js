@@ -1,0 +1,165 @@
+// A picture or a sound, chosen by file, drop, paste or URL. What is wrong with it is said below it.
+
+import { byId, fault } from "./dom.js";
+import { Unusable } from "./media.js";
+
+/**
+ * `value` is null, `{url}`, or what `read` made of a file. Tells "change" when it is another.
+ */
+export class Picker extends EventTarget {
+  #root;
+  #file;
+  #url;
+  #note;
+  #error;
+  #preview;
+  #remove;
+  #turn = 0;
+
+  constructor(name, { read, describe }) {
+    super();
+    this.name = name;
+    this.value = null;
+    this.read = read;
+    this.describe = describe;
+    this.#root = byId(name);
+    this.#file = byId(`${name}-file`);
+    this.#url = byId(`${name}-url`);
+    this.#note = byId(`${name}-note`);
+    this.#error = byId(`${name}-error`);
+    this.#preview = this.#root.querySelector(".preview");
+    this.#remove = this.#root.querySelector(".remove");
+    this.#listen();
+  }
+
+  #listen() {
+    this.#file.addEventListener("change", () => {
+      if (this.#file.files.length) this.useFile(this.#file.files[0]);
+    });
+    this.#url.addEventListener("change", () => this.useUrl(this.#url.value.trim()));
+    this.#remove.addEventListener("click", () => {
+      this.clear();
+      this.#file.focus();
+    });
+    this.#preview.addEventListener("error", () => {
+      if (this.value?.url) this.#show("", "No preview here; the server fetches it by itself.");
+    });
+  }
+
+  get root() {
+    return this.#root;
+  }
+
+  /** Where a screen reader and a keyboard go when something is wrong here. */
+  get field() {
+    return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
+  }
+
+  async useFile(file) {
+    const turn = ++this.#turn;
+    this.#fail("");
+    this.#note.textContent = "Reading …";
+    try {
+      const value = await this.read(file);
+      if (turn !== this.#turn) return;
+      this.#url.value = "";
+      this.#set(value, URL.createObjectURL(value.file), this.describe(value));
+    } catch (error) {
+      if (turn !== this.#turn) return;
+      this.#set(null, "", "");
+      if (!(error instanceof Unusable)) throw error;
+      this.#fail(error.message);
+    }
+  }
+
+  /** A web address, or a data URI, which is a file. */
+  useUrl(text) {
+    const turn = ++this.#turn;
+    this.#fail("");
+    if (!text) {
+      if (this.value?.url) this.#set(null, "", "");
+      return undefined;
+    }
+    if (text.startsWith("data:")) return this.#useDataUri(text, turn);
+    const parsed = URL.canParse(text) ? new URL(text) : null;
+    if (!["http:", "https:"].includes(parsed?.protocol)) {
+      this.#set(null, "", "");
+      this.#fail("It must start with http:// or https://", this.#url);
+      return undefined;
+    }
+    this.#url.value = text;
+    this.#set({ url: text }, text, "The server fetches it from there.");
+    return undefined;
+  }
+
+  async #useDataUri(text, turn) {
+    const [, type, data] = text.match(/^data:([^;,]*)[^,]*;base64,(.*)$/s) ?? [];
+    try {
+      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+      await this.useFile(new File([bytes], `${this.name}.${type.split("/")[1] ?? "bin"}`, { type }));
+    } catch {
+      if (turn === this.#turn) this.#fail("This data URI is not in base64", this.#url);
+    }
+  }
+
+  clear() {
+    this.#turn++;
+    this.#url.value = "";
+    this.#fail("");
+    this.#set(null, "", "");
+  }
+
+  /** Says that it is needed, or otherwise wrong. */
+  fail(sentence) {
+    this.#fail(sentence);
+  }
+
+  #fail(sentence, field = this.#file) {
+    for (const one of [this.#file, this.#url]) fault(one, this.#error, "");
+    if (sentence) fault(field, this.#error, sentence);
+  }
+
+  #set(value, source, note) {
+    this.value = value;
+    if (!value?.file) this.#file.value = "";
+    this.#remove.hidden = value === null;
+    this.#show(source, note);
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #show(source, note) {
+    const before = this.#preview.getAttribute("src") ?? "";
+    if (before.startsWith("blob:") && before !== source) URL.revokeObjectURL(before);
+    this.#preview.hidden = !source;
+    if (source) this.#preview.setAttribute("src", source);
+    else this.#preview.removeAttribute("src");
+    this.#root.classList.toggle("has-preview", Boolean(source));
+    this.#note.textContent = note;
+  }
+}
+
+/** Files and addresses that are dropped anywhere, and pictures that are pasted, find their picker. */
+export function receive(image, audio) {
+  const target = (event, file) =>
+    event.target.closest?.("#audio") || file?.type.startsWith("audio/") ? audio : image;
+  const mark = (event, on) => event.target.closest?.(".picker")?.classList.toggle("over", on);
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    mark(event, true);
+  });
+  addEventListener("dragleave", (event) => mark(event, false));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    mark(event, false);
+    const [file] = event.dataTransfer.files;
+    const url = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
+    if (file) target(event, file).useFile(file);
+    else if (url) target(event).useUrl(url);
+  });
+  addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find((one) => /^(image|audio)\//.test(one.type));
+    if (!file) return;
+    event.preventDefault();
+    target(event, file).useFile(file);
+  });
+}
