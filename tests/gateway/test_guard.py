@@ -50,6 +50,8 @@ def test_no_key_or_a_wrong_one_is_401_on_every_route(serve: Serve, header: str |
                 answer = await served.http.request(method, path, headers=headers)
                 assert answer.status_code == 401 and answer.json()["error"], path
                 assert answer.headers["www-authenticate"] == "Bearer"
+                if not header:
+                    assert answer.json()["error"] == "no token provided", path
 
     asyncio.run(line())
 

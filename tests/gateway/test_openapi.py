@@ -115,6 +115,52 @@ def test_the_documented_examples_are_taken(
     assert set(promised["example"]) <= set(answer.json())
 
 
+def test_every_answer_of_the_runpod_door_is_as_it_is_described(
+    here: Listening, openapi: dict[str, Any]
+) -> None:
+    base = f"{here.url}/v2/wan-2-6-i2v"
+    fine = {"input": wish()}
+    done = httpx.post(f"{base}/runsync", json=fine).json()["id"]
+    fails = {"input": wish(prompt="fail:encode_failed:no")}
+    failed = httpx.post(f"{base}/runsync", json=fails).json()["id"]
+    waits = {"input": wish(prompt="hang")}
+    running = httpx.post(f"{base}/run", json=waits).json()["id"]
+    for method, path, job_id, body, status in (
+        ("post", "/run", "", fine, 200),
+        ("post", "/run", "", {}, 400),
+        ("post", "/runsync", "", {}, 400),
+        ("post", "/runsync", "", {"input": {}}, 400),
+        ("get", "/status/{job_id}", done, None, 200),
+        ("get", "/status/{job_id}", "none", None, 404),
+        ("get", "/status-sync/{job_id}", done, None, 200),
+        ("get", "/stream/{job_id}", done, None, 200),
+        ("get", "/stream/{job_id}", "none", None, 404),
+        ("post", "/cancel/{job_id}", running, None, 200),
+        ("post", "/cancel/{job_id}", "none", None, 404),
+        ("post", "/retry/{job_id}", failed, None, 200),
+        ("post", "/retry/{job_id}", done, None, 400),
+        ("post", "/retry/{job_id}", "none", None, 404),
+        ("post", "/purge-queue", "", None, 200),
+        ("get", "/health", "", None, 200),
+    ):
+        answer = httpx.request(method, base + path.format(job_id=job_id), json=body)
+        assert answer.status_code == status, path
+        described = openapi["paths"]["/v2/{endpoint}" + path][method]["responses"][str(status)]
+        content = described["content"]["application/json"]
+        jsonschema.validate(answer.json(), content["schema"])
+        assert set(content["example"]) <= set(answer.json()), (path, status)
+    for path in ("/v2/{endpoint}/health", "/v2/{endpoint}/purge-queue"):
+        (operation,) = openapi["paths"][path].values()
+        assert set(operation["responses"]) >= {"401", "404", "429"}
+
+
+def test_what_must_be_given_is_described_as_such(openapi: dict[str, Any]) -> None:
+    poll = openapi["paths"]["/v2/video/generations"]["get"]
+    (generation_id,) = poll["parameters"]
+    assert generation_id["name"] == "generation_id" and generation_id["required"]
+    assert generation_id["schema"]["type"] == "string"
+
+
 def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path) -> None:
     """schemathesis, with requests that the document allows and with such as it does not."""
     runpod = f"{here.url}/v2/wan-2-6-i2v"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
+from wan_engine.gateway.jobs import Jobs
 
 BASE = "/v2/wan-2-6-i2v"
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -196,6 +197,9 @@ def test_a_body_that_is_no_request_is_refused_in_one_sentence(
             if sentence is not None:
                 assert answer.status_code == 400 and sentence in answer.json()["error"]
                 assert answer.json()["status"] == "FAILED"
+                prefix = {"/run": "", "/runsync": "sync-"}[path]
+                assert re.fullmatch(f"{prefix}{UUID}-u1", answer.json()["id"])
+                assert list(answer.json()) == sorted(answer.json())
             assert answer.status_code < 500 and "Traceback" not in answer.text
 
     asyncio.run(line())
@@ -287,6 +291,25 @@ def test_purge_queue_removes_what_waits_and_leaves_what_runs(serve: Serve) -> No
             await status_of(served, running, "COMPLETED")
             other = await served.http.get(f"/v2/other/status/{elsewhere.json()['id']}")
             assert other.json()["status"] in ("IN_QUEUE", "IN_PROGRESS", "COMPLETED")
+
+    asyncio.run(line())
+
+
+def test_purge_queue_removes_all_of_a_long_queue(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Jobs.of_owner.__kwdefaults__, "limit", 2)
+
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.hold()
+            await status_of(served, await queued(served), "IN_PROGRESS")
+            for _ in range(5):
+                await queued(served)
+            assert await post(served, "/purge-queue") == (
+                200,
+                {"removed": 5, "status": "completed"},
+            )
 
     asyncio.run(line())
 

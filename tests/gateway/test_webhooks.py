@@ -78,6 +78,7 @@ def test_the_end_of_a_job_is_posted_with_its_request(
             told = (await served.http.get(f"{BASE}/status/{job_id}")).json()
             assert receiver.bodies == [{**told, "input": wished["input"], "webhook": receiver.url}]
             assert told["status"] == status
+            assert list(receiver.bodies[0]) == sorted(receiver.bodies[0])
             assert receiver.headers[0]["Content-Type"] == "application/json"
             await asyncio.sleep(0.7)
             assert len(receiver.bodies) == 1

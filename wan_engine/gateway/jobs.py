@@ -125,7 +125,7 @@ class Jobs:
         *,
         states: Collection[State] | None = None,
         model: str | None = None,
-        limit: int = _LIST_LIMIT,
+        limit: int | None = _LIST_LIMIT,
     ) -> list[Job]:
         """The newest first, with what is known of them in memory."""
         stored = await self._store.of_owner(door, owner, states, model, limit)

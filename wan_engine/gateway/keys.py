@@ -51,7 +51,7 @@ class Keys:
         scheme, _, rest = (authorization or "").strip().partition(" ")
         key = rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
         if not key:
-            raise Problem("unauthenticated", "No API key was given")
+            raise Problem("unauthenticated", "no token provided")  # the words of Runpod's API
         given, found = digest(key), None
         for name, right in self._hashes.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(given, right):

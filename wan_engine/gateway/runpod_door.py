@@ -16,10 +16,10 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import WithJsonSchema
 from starlette.responses import JSONResponse
 
+from wan_engine.gateway import runpod_schema as schema
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.problems import Problem
-from wan_engine.gateway.runpod_schema import ANSWERS, HEALTH, PURGED, REQUEST
 
 NAME = "runpod"
 
@@ -66,13 +66,18 @@ def door(context: Context) -> Door:
     )
 
 
-def refuse(problem: Problem, _path: str) -> JSONResponse:
-    """`status` as well, for the SDK's async client reads that of every answer."""
+def refuse(problem: Problem, path: str) -> JSONResponse:
+    """`status` as well, for the SDK's async client reads that of every answer; and what is no
+    request at all has an `id`, as every failed request of the page."""
     if problem.code == "not_found":
         body = {"error": problem.message, "status": 404, "title": "Not Found"}
         return JSONResponse(body, 404)
     status = 400 if problem.code == "conflict" else problem.status
-    return JSONResponse({"error": problem.message, "status": "FAILED"}, status)
+    body = {"error": problem.message, "status": "FAILED"}
+    operation = path.rpartition("/")[2]
+    if status == 400 and operation in ("run", "runsync"):
+        body["id"] = _new_id(operation)
+    return JSONResponse(_sorted(body), status)
 
 
 def _max_bytes(rest: str) -> int | None:
@@ -85,20 +90,21 @@ class _Routes:
         self._context = context
         self._streamed: OrderedDict[str, None] = OrderedDict()
         self.router = router = APIRouter(prefix="/v2/{endpoint}", tags=["Runpod"])
-        router.post("/run", openapi_extra=REQUEST, responses=ANSWERS)(self.run)
-        router.post("/runsync", openapi_extra=REQUEST, responses=ANSWERS)(self.runsync)
-        router.get("/status/{job_id}", responses=ANSWERS)(self.status)
-        router.post("/status/{job_id}", responses=ANSWERS, include_in_schema=False)(self.status)
-        router.get("/status-sync/{job_id}", responses=ANSWERS)(self.status_sync)
-        router.get("/stream/{job_id}", responses=ANSWERS)(self.stream)
-        router.post("/cancel/{job_id}", responses=ANSWERS)(self.cancel)
-        router.post("/retry/{job_id}", responses=ANSWERS)(self.retry)
-        router.post("/purge-queue", responses=PURGED)(self.purge_queue)
-        router.get("/health", responses=HEALTH)(self.health)
+        asked = schema.REQUEST
+        router.post("/run", openapi_extra=asked, responses=schema.RUN)(self.run)
+        router.post("/runsync", openapi_extra=asked, responses=schema.RUNSYNC)(self.runsync)
+        router.get("/status/{job_id}", responses=schema.STATUS)(self.status)
+        router.post("/status/{job_id}", include_in_schema=False)(self.status)
+        router.get("/status-sync/{job_id}", responses=schema.STATUS_SYNC)(self.status_sync)
+        router.get("/stream/{job_id}", responses=schema.STREAMED)(self.stream)
+        router.post("/cancel/{job_id}", responses=schema.CANCELLED)(self.cancel)
+        router.post("/retry/{job_id}", responses=schema.RETRIED)(self.retry)
+        router.post("/purge-queue", responses=schema.PURGED)(self.purge_queue)
+        router.get("/health", responses=schema.HEALTH)(self.health)
 
     async def run(self, endpoint: Endpoint, request: Request) -> JSONResponse:
         """Queue a job and answer at once."""
-        job = await self._submit(endpoint, request, "")
+        job = await self._submit(endpoint, request, "run")
         return JSONResponse({"id": job.id, "status": "IN_QUEUE"})
 
     async def runsync(
@@ -106,7 +112,7 @@ class _Routes:
     ) -> JSONResponse:
         """Queue a job and wait for its end; a job that lasts longer is found by its `id`."""
         wait_seconds = _wait_seconds(wait)
-        job = await self._submit(endpoint, request, "sync-")
+        job = await self._submit(endpoint, request, "runsync")
         job = await self._context.jobs.wait(job, wait_seconds)
         bad = job.state == "failed" and job.callers_fault
         return JSONResponse(self._body(job), 400 if bad else 200)
@@ -149,7 +155,7 @@ class _Routes:
         """Cancel all of the caller's jobs that wait."""
         self._check(endpoint)
         jobs, owner = self._context.jobs, request.state.owner
-        waiting = await jobs.of_owner(NAME, owner, states=_WAITING, model=endpoint)
+        waiting = await jobs.of_owner(NAME, owner, states=_WAITING, model=endpoint, limit=None)
         ended = [await jobs.cancel(job) for job in waiting]
         removed = sum(job.state == "cancelled" for job in ended)
         return JSONResponse({"removed": removed, "status": "completed"})
@@ -178,7 +184,7 @@ class _Routes:
         return JSONResponse({"jobs": jobs, "workers": workers})
 
     def webhook_body(self, job: Job, request: dict[str, Any]) -> dict[str, Any]:
-        return {**self._body(job), "input": request, "webhook": job.webhook}
+        return _sorted({**self._body(job), "input": request, "webhook": job.webhook})
 
     # --- what the routes share -------------------------------------------------------------------
 
@@ -200,7 +206,7 @@ class _Routes:
             raise Problem("not_found", "job not found")
         return job
 
-    async def _submit(self, endpoint: str, request: Request, prefix: str) -> Job:
+    async def _submit(self, endpoint: str, request: Request, operation: str) -> Job:
         self._check(endpoint)
         body = await read_json(request)
         if not isinstance(body, dict):
@@ -211,7 +217,7 @@ class _Routes:
             raise Problem("invalid_request", 'field "input" must be an object')
         execution_ms, ttl_ms = _policy(body.get("policy"))
         new = NewJob(
-            id=f"{prefix}{uuid.uuid4()}-u1",
+            id=_new_id(operation),
             door=NAME,
             model=endpoint,
             owner=request.state.owner,
@@ -240,7 +246,16 @@ class _Routes:
         if job.error is not None:
             late = job.state == "failed" and job.error_code == "deadline_exceeded"
             body["error"] = "executionTimeout exceeded" if late else job.error
-        return dict(sorted(body.items()))
+        return _sorted(body)
+
+
+def _new_id(operation: str) -> str:
+    return f"{'sync-' if operation == 'runsync' else ''}{uuid.uuid4()}-u1"
+
+
+def _sorted(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys in the order in which they come from Runpod."""
+    return dict(sorted(body.items()))
 
 
 def _brief(job: Job) -> dict[str, Any]:

@@ -59,40 +59,135 @@ REQUEST: dict[str, Any] = {
 """The body of `run` and `runsync`."""
 
 
-def _answer(description: str, example: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"example": example}}}
-
-
-ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: _answer(
-        "The job",
-        {
-            "delayTime": 28,
-            "executionTime": 95432,
-            "id": "sync-a1b2c3d4-e5f6-7890-abcd-ef1234567890-u1",
-            "output": {"video_url": "https://video.example.com/clip.mp4", "cost": 0.5},
-            "status": "COMPLETED",
+_ID = "a1b2c3d4-e5f6-7890-abcd-ef1234567890-u1"
+_STATUS = {
+    "type": "string",
+    "enum": ["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"],
+}
+_JOB = {
+    "type": "object",
+    "required": ["id", "status"],
+    "properties": {
+        "id": {"type": "string"},
+        "status": _STATUS,
+        "delayTime": {"type": "integer", "description": "In the queue, in ms."},
+        "executionTime": {"type": "integer", "description": "At work, in ms."},
+        "workerId": {"type": "string"},
+        "output": {
+            "type": "object",
+            "description": "Of a job that runs, how far it is: `stage`, `step`, `steps`.",
+            "properties": {
+                "video_url": {"type": "string", "format": "uri"},
+                "result": {"type": "string", "format": "uri", "description": "The same link."},
+                "cost": {"type": "number", "description": "USD."},
+                "seed": {"type": "integer", "description": "The seed that was used."},
+                "warnings": {"type": "array", "items": {"type": "string"}},
+            },
         },
-    ),
-    400: _answer(
+        "error": {"type": "string"},
+    },
+}
+_STREAM = {
+    "type": "object",
+    "required": ["status", "stream"],
+    "properties": {
+        "status": _STATUS,
+        "stream": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"output": {"type": "object"}}},
+        },
+    },
+}
+_COUNTS = {"type": "object", "additionalProperties": {"type": "integer"}}
+_HEALTH = {
+    "type": "object",
+    "required": ["jobs", "workers"],
+    "properties": {"jobs": _COUNTS, "workers": _COUNTS},
+}
+_PURGED = {
+    "type": "object",
+    "required": ["removed", "status"],
+    "properties": {"removed": {"type": "integer"}, "status": {"type": "string"}},
+}
+_REFUSED = {
+    "type": "object",
+    "required": ["error", "status"],
+    "properties": {"error": {"type": "string"}, "status": {"type": ["string", "integer"]}},
+}
+
+Answers = dict[int | str, dict[str, Any]]
+
+
+def _answer(description: str, schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    shown = {"schema": schema, "example": example}
+    return {"description": description, "content": {"application/json": shown}}
+
+
+def _refused(description: str, error: str, **more: object) -> dict[str, Any]:
+    return _answer(description, _REFUSED, {"error": error, "status": "FAILED", **more})
+
+
+_OUTPUT = {"video_url": "https://video.example.com/clip.mp4", "cost": 0.5}
+_FAILURES: Answers = {
+    401: _refused("No key, or one that is not known", "no token provided"),
+    404: _refused("No such endpoint or job", "job not found", status=404, title="Not Found"),
+    429: _refused("Too many requests, or the queue is full", "Too many requests"),
+}
+_REFUSALS: Answers = {
+    400: _refused(
         "The request cannot be used",
-        {
-            "id": "sync-a1b2c3d4-e5f6-7890-abcd-ef1234567890-u1",
-            "status": "FAILED",
-            "error": "Invalid image URL: the server answered 404",
-        },
+        "Invalid image URL: the server answered 404",
+        id=f"sync-{_ID}",
     ),
-    401: _answer("No key, or one that is not known", {"error": "No API key was given"}),
-    404: _answer("No such endpoint or job", {"error": "job not found"}),
-    413: _answer("Too large", {"error": "The body is larger than 10 MB"}),
-    429: _answer("Too many requests, or the queue is full", {"error": "Too many requests"}),
+    **_FAILURES,
+    413: _refused("Too large", "The body is larger than 10 MB"),
 }
-PURGED: dict[int | str, dict[str, Any]] = {
-    200: _answer("Done", {"removed": 2, "status": "completed"})
+_ENDED = _answer(
+    "The job, at its end or as it is",
+    _JOB,
+    {
+        "delayTime": 28,
+        "executionTime": 95432,
+        "id": f"sync-{_ID}",
+        "output": _OUTPUT,
+        "status": "COMPLETED",
+    },
+)
+_QUEUED = _answer("The job is in the queue", _JOB, {"id": _ID, "status": "IN_QUEUE"})
+
+RUN: Answers = {200: _QUEUED, **_REFUSALS}
+RUNSYNC: Answers = {200: _ENDED, **_REFUSALS}
+STATUS: Answers = {200: _ENDED, **_FAILURES}
+STATUS_SYNC: Answers = {
+    200: _ENDED,
+    400: _refused("`wait` is no number", 'field "wait" must be an integer from 1000 to 300000'),
+    **_FAILURES,
 }
-HEALTH: dict[int | str, dict[str, Any]] = {
+STREAMED: Answers = {
+    200: _answer(
+        "What has come out",
+        _STREAM,
+        {"status": "COMPLETED", "stream": [{"output": _OUTPUT}]},
+    ),
+    **_FAILURES,
+}
+CANCELLED: Answers = {
+    200: _answer("The job has ended", _JOB, {"id": _ID, "status": "CANCELLED"}),
+    **_FAILURES,
+}
+RETRIED: Answers = {
+    200: _QUEUED,
+    400: _refused("It has not failed", "Only a job that failed or timed out can be retried"),
+    **_FAILURES,
+}
+PURGED: Answers = {
+    200: _answer("Done", _PURGED, {"removed": 2, "status": "completed"}),
+    **_FAILURES,
+}
+HEALTH: Answers = {
     200: _answer(
         "Jobs and workers",
+        _HEALTH,
         {
             "jobs": {"completed": 1, "failed": 0, "inProgress": 1, "inQueue": 2, "retried": 0},
             "workers": {
@@ -104,5 +199,6 @@ HEALTH: dict[int | str, dict[str, Any]] = {
                 "unhealthy": 0,
             },
         },
-    )
+    ),
+    **_FAILURES,
 }

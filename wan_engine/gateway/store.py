@@ -111,7 +111,7 @@ class Store:
         owner: str,
         states: Collection[State] | None,
         model: str | None,
-        limit: int,
+        limit: int | None,
     ) -> list[Job]:
         """The newest first."""
         asked = sa.select(jobs).where(jobs.c.door == door, jobs.c.owner == owner)

@@ -66,7 +66,7 @@ class _Routes:
     async def poll(
         self,
         request: Request,
-        generation_id: str | None = Query(None, description="The `id` of the answer to the POST."),
+        generation_id: str | None = Query(None, include_in_schema=False),
     ) -> JSONResponse:
         """How far a video is, and where it is once it is finished. The link is good for 24 h."""
         if not generation_id:

@@ -102,6 +102,18 @@ CREATE: dict[str, Any] = {
 POLL: dict[str, Any] = {
     "operation_id": "aiml_poll",
     "summary": "Ask for a video",
+    # The route takes a request without it, to refuse it in this API's words.
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "generation_id",
+                "in": "query",
+                "required": True,
+                "description": "The `id` of the answer to the POST.",
+                "schema": {"type": "string"},
+            }
+        ]
+    },
     "responses": {
         200: _answer(
             "How far it is",

@@ -200,8 +200,8 @@ class GenerationRequest(BaseModel):
     )
     generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True,
-        description="Whether sound is made where `audio_url` gives none; it never mutes "
-        "`audio_url`.",
+        description="Taken, and without effect: no sound is made here where `audio_url` gives "
+        "none, and `audio_url` is never muted.",
     )
     seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
         default=None, description="Random unless given.", ge=0, le=SEED_MAX

@@ -135,7 +135,9 @@ class VideoParameters(BaseModel):
     enable_prompt_expansion: Annotated[bool, BeforeValidator(_boolean)] = True
     enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
     generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
-        default=True, description="Whether sound is made where `audio_url` gives none."
+        default=True,
+        description="Taken, and without effect: no sound is made here where `audio_url` gives "
+        "none.",
     )
 
     def fields(self, number: int = 0) -> dict[str, Any]:
