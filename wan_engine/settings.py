@@ -6,6 +6,7 @@ description.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -457,9 +458,9 @@ class Settings(BaseSettings):
             ) from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name = env_name(str(first["loc"][0]))
+            name, why = env_name(str(first["loc"][0])), first["msg"].removeprefix("Value error, ")
             raise ConfigurationError(
-                f"{name} is wrong: {first['msg']}. README lists what it takes."
+                f"{name} is wrong: {why}. README lists what it takes."
             ) from None
 
     @property
@@ -467,6 +468,11 @@ class Settings(BaseSettings):
         """The three variables that decide whether S3 is used (Runpod's own names)."""
         keys = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
         return all(keys)
+
+
+def tell_libraries() -> None:
+    """What diffusers reads when it is imported: the shards of a network are read side by side."""
+    os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
 
 
 @dataclass(frozen=True)

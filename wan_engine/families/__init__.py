@@ -4,13 +4,13 @@ asked for."""
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
+from wan_engine.settings import tell_libraries
 from wan_engine.weights import LoraWeights, quiet_libraries
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ FAMILIES: Mapping[str, str] = {"i2v": "wan_engine.families.i2v:ImageToVideo"}
 
 def import_family(spec: ModelSpec) -> Any:
     """The class of a row's family, with the libraries under it: seconds, on a cold disk many."""
-    # Read by diffusers when it is imported: the shards of a network are read side by side.
-    os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
+    tell_libraries()
     quiet_libraries(bars=not spec.built)
     module, name = FAMILIES[spec.family].split(":")
     return getattr(importlib.import_module(module), name)

@@ -123,6 +123,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         version=VERSION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would name the host that a proxy was asked by, without https
     )
     # Only so that the document says it: the guard has looked at the key before.
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
