@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
+from wan_engine.gateway.brief import brief
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import Job, NewJob, State
 from wan_engine.gateway.oxen import models, pages, parameters, wire
@@ -168,7 +169,7 @@ class _Queue:
                 owner=request.state.owner,
                 request=fields,
                 base_url=self._context.base_url(request),
-                payload=wire.submitted(body),
+                payload=brief(body),
                 refused=refused_for,
             )
             for fields in requests
