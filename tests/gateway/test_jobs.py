@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -90,6 +92,38 @@ def test_of_a_request_that_is_refused_only_what_is_small_is_kept(serve: Serve) -
             with pytest.raises(InvalidRequest) as raised:  # so that a retry fails in the same way
                 VideoRequest.parse(kept)
             assert str(raised.value) == job.error
+
+    asyncio.run(line())
+
+
+def test_retries_at_once_do_not_pass_the_bound_of_the_queue(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(queue_max=2) as served:
+            failed = [
+                await ended(served, await submitted(served, "fail:internal_error:no"))
+                for _ in range(6)
+            ]
+            served.backend.hold()
+            await submitted(served)
+            await eventually(lambda: not served.jobs._queue)
+            again = [served.jobs.retry(job) for job in failed]
+            retried = await asyncio.gather(*again, return_exceptions=True)
+            refused = [one for one in retried if isinstance(one, Problem)]
+            assert [problem.code for problem in refused] == ["queue_full"] * 4
+            assert len(served.jobs._queue) == 2
+
+    asyncio.run(line())
+
+
+def test_a_clip_that_cannot_be_removed_does_not_end_the_sweep(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job = await ended(served, await submitted(served))
+            clip = Path(urlsplit(str((job.result or {})["video_url"])).path)
+            clip.unlink()
+            clip.mkdir()  # as little to be removed as a file in a folder that is read only
+            store, links = served.gateway.store, served.gateway.context.links
+            assert await forget(served.jobs, store, links, now_ms() + 1000) == 1
 
     asyncio.run(line())
 
