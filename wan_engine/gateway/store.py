@@ -150,10 +150,20 @@ class Store:
 
     @always_whole
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
-        """Job id and tries so far."""
-        asked = sa.select(webhooks.c.job_id, webhooks.c.tries).where(webhooks.c.next_ms <= now_ms)
+        """Job id and tries so far: the first of every owner, then the second of each, and so on,
+        so that nobody waits for another's receivers."""
+        turn = sa.func.row_number().over(
+            partition_by=jobs.c.owner, order_by=(webhooks.c.next_ms, webhooks.c.job_id)
+        )
+        asked = (
+            sa.select(webhooks.c.job_id, webhooks.c.tries)
+            .join(jobs, jobs.c.id == webhooks.c.job_id)
+            .where(webhooks.c.next_ms <= now_ms)
+            .order_by(turn, webhooks.c.next_ms)
+            .limit(limit)
+        )
         async with self._read() as connection:
-            rows = await connection.execute(asked.order_by(webhooks.c.next_ms).limit(limit))
+            rows = await connection.execute(asked)
             return [(job_id, tries) for job_id, tries in rows]
 
     @always_whole
