@@ -162,7 +162,10 @@ class Jobs:
 
     def events(self, owner: str) -> AsyncGenerator[Job]:
         """This owner's jobs at each change of state, from the first step on until the gateway ends;
-        before that those that had ended within the minute before this call."""
+        before that those that had ended within the minute before this call. Raises `Problem`
+        "rate_limited" while too many of this owner's are open."""
+        if self._events.crowded(owner):
+            raise Problem("rate_limited", "Too many streams of events are open")
         since = now_ms() - REPLAY_SECONDS * 1000
         ended = [job for job in self._recent.values() if (job.finished_ms or 0) >= since]
         return self._events.of(owner, [job for job in ended if job.owner == owner])

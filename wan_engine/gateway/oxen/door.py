@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
@@ -214,14 +214,14 @@ class _Queue:
     async def events(self, request: Request) -> EventSourceResponse:
         """A stream of the caller's generations as they end, the last minute's first."""
         return EventSourceResponse(
-            self._stream(request.state.owner),
+            self._stream(self._context.jobs.events(request.state.owner)),
             ping=KEEP_ALIVE_SECONDS,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
             sep="\n",
         )
 
-    async def _stream(self, owner: str) -> AsyncIterator[bytes]:
-        async with aclosing(self._context.jobs.events(owner)) as changes:
+    async def _stream(self, events: AsyncGenerator[Job]) -> AsyncIterator[bytes]:
+        async with aclosing(events) as changes:
             async for job in changes:
                 ours = job.door == NAME and _in_queue(job)
                 if ours and (event := wire.event(job, self._url(job))) is not None:
