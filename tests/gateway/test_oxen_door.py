@@ -294,6 +294,17 @@ def test_odd_values_are_queued_and_shown(serve: Serve) -> None:
     asyncio.run(line())
 
 
+def test_no_word_of_a_caller_hides_a_generation_from_its_queue(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.hold()
+            (hidden,) = await enqueue(served, waited_for=True)
+            assert (await served.http.get(f"{QUEUE}/{hidden}")).status_code == 200
+            assert (await served.http.delete(f"{QUEUE}/{hidden}")).status_code == 200
+
+    asyncio.run(line())
+
+
 def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:

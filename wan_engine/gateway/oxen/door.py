@@ -29,6 +29,7 @@ KEEP_ALIVE_SECONDS = 15.0
 """How long the stream of events is silent at most."""
 
 _WAIT_SECONDS = 2.0  # between looks at whether the caller of the sync route is still there
+_WAITED_FOR = "waited_for"
 _KINDS: Mapping[Code, str] = {
     "unauthenticated": "unauthenticated",
     "not_found": "resource_not_found",
@@ -107,7 +108,7 @@ class _Videos:
             owner=request.state.owner,
             request=wanted.fields(),
             base_url=self._context.base_url(request),
-            payload={"waited_for": True},
+            payload={_WAITED_FOR: True},
         )
         (job,) = await self._context.jobs.submit(new)
         job = await self._ended(job, request)
@@ -161,6 +162,7 @@ class _Queue:
             requests = [wanted.fields(count) for count in range(number)]
         except parameters.ProviderError as error:
             refused_for = str(error)
+        shown = brief({key: value for key, value in body.items() if key != _WAITED_FOR})
         new = [
             NewJob(
                 id=str(uuid.uuid4()),
@@ -169,7 +171,7 @@ class _Queue:
                 owner=request.state.owner,
                 request=fields,
                 base_url=self._context.base_url(request),
-                payload=brief(body),
+                payload=shown,
                 refused=refused_for,
             )
             for fields in requests
@@ -242,7 +244,7 @@ class _Queue:
 
 def _in_queue(job: Job) -> bool:
     """Whether it came by the queue: who waits for the sync route knows no id."""
-    return "waited_for" not in job.payload
+    return _WAITED_FOR not in job.payload
 
 
 def _states(status: str | None) -> list[State]:
