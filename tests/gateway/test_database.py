@@ -104,6 +104,21 @@ def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "gateway.db").stat().st_mode) & 0o077 == 0
 
 
+def test_a_failure_of_the_database_logs_no_words_of_a_caller(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            async with served.gateway.store._engine.begin() as connection:
+                await connection.execute(sa.text("DROP TABLE requests"))
+            body = {"input": wish(prompt="my secret"), "webhook": "https://a.example/?token=secret"}
+            answer = await served.http.post("/v2/wan-2-6-i2v/run", json=body)
+            assert answer.status_code == 503
+
+    asyncio.run(line())
+    assert "the database failed" in caplog.text and "secret" not in caplog.text
+
+
 def test_while_the_database_is_away_callers_get_503_and_results_wait(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +190,25 @@ def test_jobs_live_in_postgres_as_well(
                 assert (await ended(served, job)).state == "completed"
             listed = await served.jobs.of_owner("runpod", "ann", states=("completed",))
             assert len(listed) == 4
+
+    asyncio.run(line())
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"input":{"prompt":"x","image":"https://a.example/"},"webhook":"http://a.example/\\u0000"}',
+        '{"input":{"prompt":"x","image":"https://a.example/","junk":[1e999]}}',
+    ],
+)
+def test_what_postgres_cannot_store_is_the_callers_fault(
+    serve: Serve, postgres: str, body: str
+) -> None:
+    async def line() -> None:
+        async with serve(database_url=postgres) as served:
+            answer = await served.http.post("/v2/wan-2-6-i2v/run", content=body)
+            assert answer.status_code == 400
 
     asyncio.run(line())
 

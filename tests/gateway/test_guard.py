@@ -198,6 +198,19 @@ def test_who_asks_before_sending_is_refused_without_sending(
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.parametrize("value", ["[]", "{}", "1", '""', '{"a":1}'])
+def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
+    listen: Callable[..., Listening], value: str
+) -> None:
+    """Parsed, they take a hundred times their size and seconds in which nobody is answered."""
+    listening = listen()
+    junk = ",".join([value] * (4_000_000 // len(value)))
+    body = f'{{"input":{{"prompt":"x","image":"https://a.example/a.png","junk":[{junk}]}}}}'
+    with httpx.Client(base_url=listening.url) as http:
+        answer = http.post(f"{BASE}/run", content=body)
+        assert (answer.status_code, answer.json()["error"]) == (400, "The body has too many values")
+
+
 # --- pages ---------------------------------------------------------------------------------------
 
 
@@ -214,6 +227,11 @@ def test_who_asks_before_sending_is_refused_without_sending(
         ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
     ],
 )
 def test_without_keys_other_peoples_pages_are_refused(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
+from wan_engine.errors import InvalidRequest
 from wan_engine.gateway.job import Job, NewJob, now_ms
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.sweep import forget
+from wan_engine.schema import VideoRequest
 
 WAIT_SECONDS = 10
 
@@ -36,6 +40,92 @@ async def ended(served: Served, job: Job) -> Job:
     job = await served.jobs.wait(job, WAIT_SECONDS)
     assert job.final, job
     return job
+
+
+HUGE = "data:image/png;base64," + "A" * 1_000_000
+
+
+@pytest.mark.parametrize("webhook", [None, "http://127.0.0.1:9/hook"])
+@pytest.mark.parametrize("ending", ["completed", "cancelled"])
+def test_a_picture_is_not_kept_once_nobody_can_need_it(
+    serve: Serve, ending: str, webhook: str | None
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.hold()
+            request = wish(image=HUGE)
+            job = await submitted(served, request=request, webhook=webhook)
+            assert await served.jobs.request(job.id) == request
+            if ending == "cancelled":
+                await served.jobs.cancel(job)
+            served.backend.release()
+            assert (await ended(served, job)).state == ending
+            # With a webhook it is, until that has been told or given up.
+            for _ in range(400):
+                if not await served.jobs.request(job.id):
+                    break
+                await asyncio.sleep(0.01)
+            assert await served.jobs.request(job.id) == {}
+
+    asyncio.run(line())
+
+
+def test_a_job_that_can_be_retried_keeps_its_picture(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            request = wish(prompt="fail:internal_error:no", image=HUGE)
+            job = await ended(served, await submitted(served, request=request))
+            assert (job.state, await served.jobs.request(job.id)) == ("failed", request)
+
+    asyncio.run(line())
+
+
+def test_of_a_request_that_is_refused_only_what_is_small_is_kept(serve: Serve) -> None:
+    """They take no place in the queue, so that nothing else bounds them."""
+
+    async def line() -> None:
+        async with serve() as served:
+            job = await submitted(served, request=wish(image=HUGE, duration=7, junk="x" * 10**6))
+            assert job.state == "failed"
+            kept = await served.jobs.request(job.id)
+            assert kept["duration"] == 7 and len(str(kept)) < 10_000
+            with pytest.raises(InvalidRequest) as raised:  # so that a retry fails in the same way
+                VideoRequest.parse(kept)
+            assert str(raised.value) == job.error
+
+    asyncio.run(line())
+
+
+def test_retries_at_once_do_not_pass_the_bound_of_the_queue(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(queue_max=2) as served:
+            failed = [
+                await ended(served, await submitted(served, "fail:internal_error:no"))
+                for _ in range(6)
+            ]
+            served.backend.hold()
+            await submitted(served)
+            await eventually(lambda: not served.jobs._queue)
+            again = [served.jobs.retry(job) for job in failed]
+            retried = await asyncio.gather(*again, return_exceptions=True)
+            refused = [one for one in retried if isinstance(one, Problem)]
+            assert [problem.code for problem in refused] == ["queue_full"] * 4
+            assert len(served.jobs._queue) == 2
+
+    asyncio.run(line())
+
+
+def test_a_clip_that_cannot_be_removed_does_not_end_the_sweep(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job = await ended(served, await submitted(served))
+            clip = Path(urlsplit(str((job.result or {})["video_url"])).path)
+            clip.unlink()
+            clip.mkdir()  # as little to be removed as a file in a folder that is read only
+            store, links = served.gateway.store, served.gateway.context.links
+            assert await forget(served.jobs, store, links, now_ms() + 1000) == 1
+
+    asyncio.run(line())
 
 
 def test_a_job_is_queued_runs_and_completes(serve: Serve) -> None:

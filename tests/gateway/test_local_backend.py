@@ -25,15 +25,20 @@ FAKE = ("-m", "tests.gateway.fake_engine")
 
 @dataclass
 class Asked:
-    """One piece of work, and what was told of it."""
+    """One piece of work, and what was told of it. Without `begins` its begin does not return."""
 
     backend: LocalBackend
     progress: list[Progress] = field(default_factory=list)
-    begun: bool = False
+    begun_count: int = 0
+    begins: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.begins.set()
 
     def run(self, prompt: str, job_id: str = "job-1", seconds: float | None = None) -> Any:
         async def begin(worker: str | None) -> None:
-            self.begun = True
+            self.begun_count += 1
+            await self.begins.wait()
 
         async def remote(remote_id: str | None) -> None:
             raise AssertionError("there is no queue but the gateway's")
@@ -81,7 +86,7 @@ def test_a_clip_is_rendered_with_progress(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path) as asked:
             done: Done = await asked.run("sleep 1")
-            assert asked.begun
+            assert asked.begun_count == 1
             assert done.output["cost"] == 0.5 and done.output["seed"] == 7
             assert done.output["video_url"].startswith("file://")
             assert done.stage_seconds["denoise"] > 0.5
@@ -151,6 +156,29 @@ def test_a_cancelled_job_has_ended_when_the_run_has(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
+def test_a_job_that_is_cancelled_before_the_engine_has_it_costs_neither_time_nor_the_engine(
+    tmp_path: Path,
+) -> None:
+    """As when it is cancelled at once after it was accepted: its begin waits for the database."""
+
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            assert await asked.run("sleep 0", "job-1")
+            pid = pid_of(asked)
+            asked.begins.clear()
+            run = asyncio.create_task(asked.run("sleep 0", "job-2"))
+            await eventually(lambda: asked.begun_count == 2)
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(run, 5)
+            asked.begins.set()
+            assert await asked.run("sleep 0", "job-3")
+            assert pid_of(asked) == pid
+        assert "job-2" not in (tmp_path / "outputs" / "renders.log").read_text()
+
+    asyncio.run(line())
+
+
 @pytest.mark.parametrize("why", ["killed", "killed by its job"])
 def test_an_engine_that_dies_loses_its_job_and_is_begun_again(tmp_path: Path, why: str) -> None:
     async def line() -> None:
@@ -201,7 +229,7 @@ def test_the_process_ends_with_its_pipe_also_in_the_middle_of_a_job(tmp_path: Pa
     async def line() -> None:
         async with opened(tmp_path) as asked:
             run = asyncio.create_task(asked.run("deaf"))
-            await eventually(lambda: asked.begun)
+            await eventually(lambda: asked.begun_count)
             pid = pid_of(asked)
         with pytest.raises(WorkerLost):
             await run

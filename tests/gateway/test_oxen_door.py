@@ -264,7 +264,9 @@ def test_a_model_that_is_not_here_is_not_found(serve: Serve, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [GENERATE, QUEUE])
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": null}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"model": null}', b"\xff", b"[" * 100_000, b'{"a": 1e999}']
+)
 def test_what_is_no_request_is_refused(serve: Serve, path: str, body: bytes) -> None:
     async def line() -> None:
         async with serve() as served:
@@ -283,11 +285,22 @@ def test_odd_values_are_queued_and_shown(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             sample = json.dumps(SAMPLE)[:-1]
-            body = f'{sample}, "a": "\\ud800", "b": 1e999, "c": "\\u0000", "d": {{"e": [1]}}}}'
+            body = f'{sample}, "a": "\\ud800", "c": "\\u0000", "d": {{"e": [1]}}}}'
             answer = await served.http.post(QUEUE, content=body.encode())
             found = await ended(served, answer.json()["generations"][0]["generation_id"])
             assert found["status"] == "succeeded"
             assert (found["a"], found["c"], found["d"]) == ("?", "\0", {"e": [1]})
+
+    asyncio.run(line())
+
+
+def test_no_word_of_a_caller_hides_a_generation_from_its_queue(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.hold()
+            (hidden,) = await enqueue(served, waited_for=True)
+            assert (await served.http.get(f"{QUEUE}/{hidden}")).status_code == 200
+            assert (await served.http.delete(f"{QUEUE}/{hidden}")).status_code == 200
 
     asyncio.run(line())
 

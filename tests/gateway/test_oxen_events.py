@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
-from tests.gateway.conftest import Listening
+from tests.gateway.conftest import Listening, _until
 from wan_engine.gateway.keys import new_entry
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -165,6 +166,27 @@ def test_a_silent_stream_is_kept_alive_every_fifteen_seconds(listen: Listen) -> 
     with subscribed(here.url) as stream:
         assert stream.until(KEEP_ALIVE, seconds=20) == KEEP_ALIVE
         assert 14 < time.monotonic() - begun < 17
+
+
+def test_one_caller_cannot_take_all_connections(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.events._SUBSCRIBERS_OF_OWNER", 2)
+    other, entry = new_entry("bob")
+    url = listen(api_keys=f"{ENTRY},{entry}").url
+    with subscribed(url), subscribed(url) as second:
+        assert second.answer.status == 200
+        for _ in range(3):
+            with subscribed(url) as third:
+                assert third.answer.status == 429
+        with subscribed(url, other) as another:
+            assert another.answer.status == 200
+
+    def taken() -> bool:
+        with subscribed(url) as again:
+            return again.answer.status == 200
+
+    _until(taken)
 
 
 def test_the_stream_ends_with_the_gateway(listen: Listen) -> None:

@@ -172,7 +172,8 @@ def test_a_wrong_field_fails_at_once_also_behind_a_full_queue(
         (b"{", "not valid JSON"),
         (b'{"input": NaN}', "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"[" * 9_000, "not valid JSON"),
+        (b"[" * 100_000, "too many values"),
         (b"[]", "must be a JSON object"),
         (b"{}", 'field "input" is required'),
         (b'{"input": null}', 'field "input" is required'),
@@ -183,24 +184,24 @@ def test_a_wrong_field_fails_at_once_also_behind_a_full_queue(
         (b'{"input": {}, "policy": {"executionTimeout": "5000"}}', "policy.executionTimeout"),
         (b'{"input": {}, "webhook": "ftp://example.com"}', "webhook"),
         (b'{"input": {}, "webhook": "http://[::1"}', "webhook"),
-        (b'{"input": {}, "webhook": "http://a\\u0000b"}', None),
+        (b'{"input": {}, "webhook": "http://a\\u0000b"}', "webhook"),
+        (b'{"input": {}, "webhook": "http://a/\\r\\nX: y"}', "webhook"),
+        (b'{"input": {"seed": 1e999}}', "not valid JSON"),
         (b'{"input": {}, "webhook": 1}', "webhook"),
     ],
 )
 @pytest.mark.parametrize("path", ["/run", "/runsync"])
 def test_a_body_that_is_no_request_is_refused_in_one_sentence(
-    serve: Serve, path: str, body: bytes, sentence: str | None
+    serve: Serve, path: str, body: bytes, sentence: str
 ) -> None:
     async def line() -> None:
         async with serve() as served:
             answer = await served.http.post(BASE + path, content=body)
-            if sentence is not None:
-                assert answer.status_code == 400 and sentence in answer.json()["error"]
-                assert answer.json()["status"] == "FAILED"
-                prefix = {"/run": "", "/runsync": "sync-"}[path]
-                assert re.fullmatch(f"{prefix}{UUID}-u1", answer.json()["id"])
-                assert list(answer.json()) == sorted(answer.json())
-            assert answer.status_code < 500 and "Traceback" not in answer.text
+            assert answer.status_code == 400 and sentence in answer.json()["error"]
+            assert answer.json()["status"] == "FAILED"
+            prefix = {"/run": "", "/runsync": "sync-"}[path]
+            assert re.fullmatch(f"{prefix}{UUID}-u1", answer.json()["id"])
+            assert list(answer.json()) == sorted(answer.json())
 
     asyncio.run(line())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -115,6 +116,23 @@ def test_a_job_that_ends_in_time_is_not_given_back(tmp_path: Path) -> None:
     with gateway_process(tmp_path, port) as process:
         assert process.ask("GET", STATUS + job_id)["status"] == "COMPLETED"
     assert (tmp_path / "outputs" / "renders.log").read_text().split() == [job_id]
+
+
+def test_headers_without_end_are_not_gathered(tmp_path: Path) -> None:
+    """By anybody: no key is looked at before the headers are whole."""
+    port = free_port()
+    with gateway_process(tmp_path, port, program="serve_instant"):
+        for part in (b"a" * 65_536, b"a: b\r\n" * 10_000):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ")
+                with pytest.raises(ConnectionError):
+                    for _ in range(200):
+                        connection.sendall(part)
+        large = {"prompt": "x", "image": "data:," + "a" * 3_000_000, "duration": 7}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            for _ in range(3):  # on one connection
+                answer = http.post("/v2/wan-2-6-i2v/runsync", json={"input": large})
+                assert "duration" in answer.json()["error"]
 
 
 def test_forwarded_headers_count_from_trusted_addresses_only(tmp_path: Path) -> None:

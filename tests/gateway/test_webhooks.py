@@ -8,12 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tests.gateway.conftest import Serve, eventually, wish
+from tests.gateway.test_jobs import new
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
 from wan_engine.media.fetch import FetchLimits, post
@@ -129,6 +131,44 @@ def test_a_receiver_that_does_not_answer_is_given_up_in_time() -> None:
         with pytest.raises(InvalidMedia, match="Invalid webhook URL: the download took longer"):
             post(url, b"{}", FetchLimits(1000, 0.5, allow_private=True), Control())
         assert time.monotonic() - begun < 5
+
+
+def test_receivers_that_do_not_answer_are_not_waited_for_by_other_callers(
+    serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a second here, ten in service, and is tried three times."""
+    monkeypatch.setattr("wan_engine.gateway.webhooks._ANSWER_SECONDS", 1.0)
+
+    async def line() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/hook"
+            refused = {"request": wish(duration=7)}
+            async with serve(allow_private_urls=True) as served:
+                many = [new(owner="eve", webhook=url, **refused) for _ in range(60)]
+                await served.jobs.submit(*many)
+                begun = time.monotonic()
+                await served.jobs.submit(new(owner="bob", webhook=receiver.url, **refused))
+                await eventually(lambda: receiver.bodies)
+                assert time.monotonic() - begun < 4
+
+    asyncio.run(line())
+
+
+def test_a_webhook_that_cannot_be_made_does_not_end_the_others(
+    serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def line() -> None:
+        async with serve(allow_private_urls=True) as served:
+            refused = {"request": wish(duration=7), "webhook": receiver.url}
+            (bad,) = await served.jobs.submit(new(**refused))
+            await eventually(lambda: receiver.bodies)
+            # A row that this version of the gateway does not understand.
+            await served.gateway.store.change(replace(bad, state="completed"), ("failed",))
+            served.jobs._recent[bad.id] = replace(bad, state="completed")
+            await served.jobs.submit(new(**refused))
+            await eventually(lambda: len(receiver.bodies) == 2)
+
+    asyncio.run(line())
 
 
 def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Receiver) -> None:

@@ -143,9 +143,10 @@ def _url(settings: Settings) -> sa.URL:
 
 
 def _options(url: sa.URL) -> dict[str, Any]:
+    hidden = {"hide_parameters": True}  # callers' words, in errors that are logged
     if url.get_backend_name() == "sqlite":
-        return {"pool_size": 4}
-    return {"pool_size": 8, "pool_pre_ping": True}
+        return {"pool_size": 4, **hidden}
+    return {"pool_size": 8, "pool_pre_ping": True, **hidden}
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:

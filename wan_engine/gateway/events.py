@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterable
 from wan_engine.gateway.job import Job
 
 _SUBSCRIBER_EVENTS = 1000  # a subscriber that is further behind than this is cut off
+_SUBSCRIBERS_OF_OWNER = 100  # each holds a connection for as long as its reader likes
 
 
 class Events:
@@ -47,13 +48,18 @@ class Events:
             if not waiters:
                 self._waiters.pop(job_id, None)
 
+    def crowded(self, owner: str) -> bool:
+        """Whether no more subscribers of this owner are taken."""
+        others = sum(one == owner for one in self._subscribers.values())
+        return others >= _SUBSCRIBERS_OF_OWNER
+
     async def of(self, owner: str, before: Iterable[Job]) -> AsyncGenerator[Job]:
         """`before`, then this owner's jobs at each change, until the gateway ends or the reader is
         too far behind."""
         events: asyncio.Queue[Job | None] = asyncio.Queue(_SUBSCRIBER_EVENTS)
         for job in before:
             _put(events, job)
-        if self.closed:
+        if self.closed or self.crowded(owner):
             _put(events, None)
         self._subscribers[events] = owner
         try:

@@ -88,7 +88,7 @@ class Guard:
             owner = self._rules.keys.owner(headers.get("authorization"))
             self._rules.rate.count(owner)
             limits = (self._rules.max_bytes, door.max_bytes(rest) or self._rules.max_bytes)
-            read = await body.read(min(limits))
+            replay = _replay(await body.read(min(limits)), receive)
         except Problem as problem:
             await body.drain()
             response = refusal(problem, door, scope["path"])
@@ -96,7 +96,7 @@ class Guard:
             await response(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
-        await self._app(scope, _replay(read, receive), send)
+        await self._app(scope, replay, send)
 
     def _counted(self, door: Door, method: str, send: Send) -> Send:
         begun = time.perf_counter()
@@ -119,9 +119,11 @@ def _check_page(headers: Headers, rules: Rules) -> None:
     if not _is_here(host, rules):
         raise Problem("forbidden", "Without keys the gateway answers to this machine's name only")
     origin = headers.get("origin")
-    if origin is None or "*" in rules.origins or origin in rules.origins:
+    if "*" in rules.origins or origin in rules.origins:
         return
-    if urlsplit(origin).netloc != host:
+    # A browser sends no origin with the GET of a picture or a link, but says where that came from.
+    elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    if elsewhere if origin is None else origin.partition("://")[2] != host:
         raise Problem("forbidden", "Web pages of other origins may not call: see WAN_CORS_ORIGINS")
 
 

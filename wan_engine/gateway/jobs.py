@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -139,8 +140,6 @@ class Jobs:
     async def retry(self, job: Job) -> Job:
         """The job in the queue again, with all of its time. Raises `Problem` "conflict" when it
         has not failed, "queue_full"."""
-        if len(self._queue) >= self._queue_max:
-            raise self.queue_full()
 
         def again(job: Job) -> Job:
             now = now_ms()
@@ -148,10 +147,11 @@ class Jobs:
             job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, starts=0, retries=job.retries + 1)
 
-        moved = await self._move(job.id, RETRYABLE, again)
-        if moved is None:
-            raise Problem("conflict", "Only a job that failed or timed out can be retried")
-        self._enqueue(moved.id)
+        with self._room(1):
+            moved = await self._move(job.id, RETRYABLE, again)
+            if moved is None:
+                raise Problem("conflict", "Only a job that failed or timed out can be retried")
+            self._enqueue(moved.id)
         return moved
 
     async def wait(self, job: Job, seconds: float) -> Job:
@@ -162,7 +162,10 @@ class Jobs:
 
     def events(self, owner: str) -> AsyncGenerator[Job]:
         """This owner's jobs at each change of state, from the first step on until the gateway ends;
-        before that those that had ended within the minute before this call."""
+        before that those that had ended within the minute before this call. Raises `Problem`
+        "rate_limited" while too many of this owner's are open."""
+        if self._events.crowded(owner):
+            raise Problem("rate_limited", "Too many streams of events are open")
         since = now_ms() - REPLAY_SECONDS * 1000
         ended = [job for job in self._recent.values() if (job.finished_ms or 0) >= since]
         return self._events.of(owner, [job for job in ended if job.owner == owner])
@@ -254,19 +257,25 @@ class Jobs:
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
         made = [(accepted(one), one.request) for one in new]
         waiting = sum(not job.final for job, _ in made)
-        if waiting and len(self._queue) + self._incoming + waiting > self._queue_max:
-            raise self.queue_full()
-        self._incoming += waiting
-        try:
+        with self._room(waiting):
             await self._store.add(made)
-        finally:
-            self._incoming -= waiting
         for job, _ in made:
             self._metrics.accepted(job)
             self._changed(job)
             if not job.final:
                 self._enqueue(job.id)
         return tuple(job for job, _ in made)
+
+    @contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Places in the queue for `count` jobs while they are being stored. Raises `Problem`."""
+        if count and len(self._queue) + self._incoming + count > self._queue_max:
+            raise self.queue_full()
+        self._incoming += count
+        try:
+            yield
+        finally:
+            self._incoming -= count
 
     async def _end(self, job: Job, state: State, **found: Any) -> Job:
         def ended(job: Job) -> Job:

@@ -20,6 +20,7 @@ from wan_engine.gateway.problems import Problem
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage
+from wan_engine.storage.files import remove
 
 WEEK_SECONDS = 7 * 86_400
 PATH = "/results"
@@ -89,9 +90,10 @@ class Links:
         )
 
     def remove(self, job: Job) -> None:
-        """The file of a job that is no longer kept, and what the store remembers of it."""
+        """The file of a job that is no longer kept, and what the store remembers of it. Logs what
+        cannot be removed."""
         if job.result and (path := self._path(str(job.result["video_url"]))):
-            path.unlink(missing_ok=True)
+            remove(path)
             self._storage.forget(job.id)
 
     def _path(self, stored: str) -> Path | None:

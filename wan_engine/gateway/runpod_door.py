@@ -296,7 +296,7 @@ def _milliseconds(policy: Mapping[str, Any], name: str, limits: tuple[int, int])
 def _webhook(value: object) -> str | None:
     if value is None or value == "":
         return None
-    if isinstance(value, str) and len(value) <= _WEBHOOK_MAX_CHARACTERS and value.isascii():
+    if isinstance(value, str) and len(value) <= _WEBHOOK_MAX_CHARACTERS and _plain(value):
         try:
             parts = urlsplit(value)
         except ValueError:
@@ -304,3 +304,7 @@ def _webhook(value: object) -> str | None:
         if parts.scheme in ("http", "https") and parts.hostname:
             return value
     raise Problem("invalid_request", 'field "webhook" must be an http or https URL')
+
+
+def _plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
@@ -19,6 +20,8 @@ from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_HEAD_MAX_BYTES = 64 * 1024
 
 OpenBackend = Callable[[Settings, Metrics, Callable[[str], None]], Backend]
 
@@ -56,6 +59,7 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
             create_app(gateway),
             host=host,
             port=port,
+            http=_Http,
             log_config=None,
             access_log=False,
             proxy_headers=bool(settings.trusted_proxies),
@@ -68,6 +72,32 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
         await server.serve()
     if fatal:
         raise ConfigurationError(fatal[0])
+
+
+class _Http(HttpToolsProtocol):
+    """Its parser gathers headers of any size, before anybody has looked at a key."""
+
+    _head_bytes = 0
+    _in_body = False
+    _head_ended = False
+
+    def data_received(self, data: bytes) -> None:
+        was_in_body, self._head_ended = self._in_body, False
+        super().data_received(data)
+        if was_in_body or self._head_ended:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _HEAD_MAX_BYTES and not self.transport.is_closing():
+            self.send_400_response("The headers are too large.")
+
+    def on_headers_complete(self) -> None:
+        self._head_ended = self._in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

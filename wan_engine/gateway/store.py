@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from wan_engine.gateway.brief import brief
 from wan_engine.gateway.database import facts, jobs, requests, webhooks
-from wan_engine.gateway.job import FINAL, Job, State
+from wan_engine.gateway.job import FINAL, RETRYABLE, Job, State
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.whole import always_whole
 
@@ -49,13 +50,20 @@ class Store:
 
     @always_whole
     async def add(self, new: Iterable[tuple[Job, Mapping[str, Any]]]) -> None:
-        """Jobs with their requests, all or none; the webhooks of those that have ended as well."""
+        """Jobs with their requests, all or none; the webhooks of those that have ended as well.
+
+        Of the request of a job that has been refused only what is small is kept, or anyone could
+        fill the disk without a place in the queue.
+        """
         new = list(new)
         async with self._write() as connection:
             await connection.execute(sa.insert(jobs), [_row(job) for job, _ in new])
             await connection.execute(
                 sa.insert(requests),
-                [{"job_id": job.id, "request": dict(request)} for job, request in new],
+                [
+                    {"job_id": job.id, "request": brief(request) if job.final else dict(request)}
+                    for job, request in new
+                ],
             )
             for job, _ in new:
                 await _note_webhook(connection, job)
@@ -84,6 +92,7 @@ class Store:
                 return False
             if job.final:
                 await _note_webhook(connection, job)
+                await _drop_request(connection, job.id)
             else:
                 await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job.id))
         return True
@@ -141,10 +150,20 @@ class Store:
 
     @always_whole
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
-        """Job id and tries so far."""
-        asked = sa.select(webhooks.c.job_id, webhooks.c.tries).where(webhooks.c.next_ms <= now_ms)
+        """Job id and tries so far: the first of every owner, then the second of each, and so on,
+        so that nobody waits for another's receivers."""
+        turn = sa.func.row_number().over(
+            partition_by=jobs.c.owner, order_by=(webhooks.c.next_ms, webhooks.c.job_id)
+        )
+        asked = (
+            sa.select(webhooks.c.job_id, webhooks.c.tries)
+            .join(jobs, jobs.c.id == webhooks.c.job_id)
+            .where(webhooks.c.next_ms <= now_ms)
+            .order_by(turn, webhooks.c.next_ms)
+            .limit(limit)
+        )
         async with self._read() as connection:
-            rows = await connection.execute(asked.order_by(webhooks.c.next_ms).limit(limit))
+            rows = await connection.execute(asked)
             return [(job_id, tries) for job_id, tries in rows]
 
     @always_whole
@@ -157,6 +176,7 @@ class Store:
     async def drop_webhook(self, job_id: str) -> None:
         async with self._write() as connection:
             await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job_id))
+            await _drop_request(connection, job_id)
 
     @always_whole
     async def fact(self, name: str, new: str) -> str:
@@ -196,6 +216,17 @@ async def _note_webhook(connection: AsyncConnection, job: Job) -> None:
         await connection.execute(sa.insert(webhooks).values(row))
 
 
+async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
+    """Once nobody can need it: neither a run, nor a retry, nor a webhook."""
+    over = sa.select(jobs.c.id).where(
+        jobs.c.id == job_id,
+        jobs.c.state.in_(_OVER),
+        jobs.c.id.not_in(sa.select(webhooks.c.job_id)),
+    )
+    await connection.execute(sa.delete(requests).where(requests.c.job_id.in_(over)))
+
+
+_OVER = tuple(state for state in FINAL if state not in RETRYABLE)
 _KEPT = tuple(column.name for column in jobs.columns)
 
 

@@ -55,7 +55,10 @@ class Webhooks:
             while True:
                 try:
                     due = await self._store.due_webhooks(now_ms(), _AT_ONCE)
-                    await asyncio.gather(*(self._tell(*one, by_name) for one in due))
+                    told = [self._tell(*one, by_name) for one in due]
+                    ends = await asyncio.gather(*told, return_exceptions=True)
+                    for (job_id, _), end in zip(due, ends, strict=True):
+                        await self._look_at(job_id, end)
                 except Problem as problem:  # the database is away
                     log.warning("no webhooks are sent: %s", problem.message)
                     due = []
@@ -63,6 +66,15 @@ class Webhooks:
                     await asyncio.sleep(_LOOK_SECONDS)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _look_at(self, job_id: str, end: BaseException | None) -> None:
+        """What cannot be told today cannot tomorrow, and is in nobody's way. Raises `Problem`."""
+        if isinstance(end, Problem):
+            raise end
+        if end is not None:
+            log.error("webhook of job %s cannot be made", job_id, exc_info=end)
+            self._metrics.webhook("given up")
+            await self._store.drop_webhook(job_id)
 
     async def _tell(self, job_id: str, tries: int, doors: dict[str, Door]) -> None:
         job = await self._jobs.get(job_id)

@@ -65,10 +65,10 @@ class LocalBackend:
 
     async def run(self, work: Work) -> Done:
         await self._ready.wait()
+        await work.begin(None)  # cancelled until here, there is nothing at work to be stopped
         ended: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._works[work.job_id] = work, ended
         try:
-            await work.begin(None)
             order = {"do": "run", "id": work.job_id, "request": work.request}
             await self._send({**order, "seconds": work.seconds})
             limit = None if work.seconds is None else work.seconds + _GRACE_SECONDS

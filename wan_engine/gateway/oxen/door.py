@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
+from wan_engine.gateway.brief import brief
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import Job, NewJob, State
 from wan_engine.gateway.oxen import models, pages, parameters, wire
@@ -28,6 +29,7 @@ KEEP_ALIVE_SECONDS = 15.0
 """How long the stream of events is silent at most."""
 
 _WAIT_SECONDS = 2.0  # between looks at whether the caller of the sync route is still there
+_WAITED_FOR = "waited_for"
 _KINDS: Mapping[Code, str] = {
     "unauthenticated": "unauthenticated",
     "not_found": "resource_not_found",
@@ -106,7 +108,7 @@ class _Videos:
             owner=request.state.owner,
             request=wanted.fields(),
             base_url=self._context.base_url(request),
-            payload={"waited_for": True},
+            payload={_WAITED_FOR: True},
         )
         (job,) = await self._context.jobs.submit(new)
         job = await self._ended(job, request)
@@ -160,6 +162,7 @@ class _Queue:
             requests = [wanted.fields(count) for count in range(number)]
         except parameters.ProviderError as error:
             refused_for = str(error)
+        shown = brief({key: value for key, value in body.items() if key != _WAITED_FOR})
         new = [
             NewJob(
                 id=str(uuid.uuid4()),
@@ -168,7 +171,7 @@ class _Queue:
                 owner=request.state.owner,
                 request=fields,
                 base_url=self._context.base_url(request),
-                payload=wire.submitted(body),
+                payload=shown,
                 refused=refused_for,
             )
             for fields in requests
@@ -213,14 +216,14 @@ class _Queue:
     async def events(self, request: Request) -> EventSourceResponse:
         """A stream of the caller's generations as they end, the last minute's first."""
         return EventSourceResponse(
-            self._stream(request.state.owner),
+            self._stream(self._context.jobs.events(request.state.owner)),
             ping=KEEP_ALIVE_SECONDS,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
             sep="\n",
         )
 
-    async def _stream(self, owner: str) -> AsyncIterator[bytes]:
-        async with aclosing(self._context.jobs.events(owner)) as changes:
+    async def _stream(self, events: AsyncGenerator[Job]) -> AsyncIterator[bytes]:
+        async with aclosing(events) as changes:
             async for job in changes:
                 ours = job.door == NAME and _in_queue(job)
                 if ours and (event := wire.event(job, self._url(job))) is not None:
@@ -241,7 +244,7 @@ class _Queue:
 
 def _in_queue(job: Job) -> bool:
     """Whether it came by the queue: who waits for the sync route knows no id."""
-    return "waited_for" not in job.payload
+    return _WAITED_FOR not in job.payload
 
 
 def _states(status: str | None) -> list[State]:

@@ -23,9 +23,6 @@ STATUS: Mapping[State, str] = {
 }
 ACTIVE = ("queued", "processing")
 _NOT_SHOWN = ("model", "num_generations", "target_namespace")
-_KEPT_BYTES = 8 * 1024
-_KEPT_CHARACTERS = 2000
-_DATA_URI_CHARACTERS = 64
 _TITLES = {
     "unauthenticated": "You must be authenticated to access this resource",
     "invalid_params": "Invalid parameters supplied, please check your request and try again.",
@@ -33,29 +30,6 @@ _TITLES = {
     "too_many_requests": "Too many requests, please try again later",
     "unknown_error": "Something went wrong",
 }
-
-
-def submitted(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a request is kept, to be shown again: all but what is huge, of which the begin is
-    kept or nothing. A picture in a data URI is not sent back at every poll."""
-    kept, left = dict[str, Any](), _KEPT_BYTES
-    for key, value in body.items():
-        shown = [_begin(one) for one in value] if isinstance(value, list) else _begin(value)
-        try:
-            size = len(json.dumps([key, shown], allow_nan=False))
-        except (ValueError, RecursionError):  # 1e999 is infinite, which no JSON can say
-            continue
-        if size <= left:
-            kept[key] = shown
-            left -= size
-    return kept
-
-
-def _begin(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    most = _DATA_URI_CHARACTERS if value[:5].lower() == "data:" else _KEPT_CHARACTERS
-    return value if len(value) <= most else f"{value[:most]}..."
 
 
 # --- the answers ---------------------------------------------------------------------------------
