@@ -66,7 +66,10 @@ def puts_of_clips(request: Any) -> bool:
     return request.method == "PUT" and ".mp4" in request.target
 
 
-@pytest.mark.parametrize("stage", ["prepare", "denoise", "decode", "encode", "publish"])
+STAGES = ["prepare", "denoise", "decode", "encode", "publish"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     plane: ControlPlane,
     worker: Worker,
@@ -93,7 +96,10 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     plane.submit(f"{job_id}-next", {**good, "seed": "x"})
     assert "seed" in plane.result(f"{job_id}-next")["error"]
     found = re.search(r"was stopped in (\w+),", worker.log_of(job_id))
-    assert found and found[1] in (stage, "safety")  # frames are checked while they are decoded
+    # Frames are checked while they are decoded. Four tiny steps may be over before the signal comes;
+    # what is held (the picture, the encoder, the bucket) cannot be.
+    late = ["decode"] if stage == "denoise" else []
+    assert found and found[1] in (stage, "safety", *late)
     assert worker.seconds_until_stopped(job_id) < 1
     assert posts.results == [] and worker.scratch() == [] and bucket.clips() == clips
 
