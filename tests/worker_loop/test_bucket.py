@@ -96,7 +96,7 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     plane.submit(f"{job_id}-next", {**good, "seed": "x"})
     assert "seed" in plane.result(f"{job_id}-next")["error"]
     found = re.search(r"was stopped in (\w+),", worker.log_of(job_id))
-    # Frames are checked while they are decoded. Four tiny steps may be over before the signal comes;
+    # Frames are checked while they are decoded. Four tiny steps may be over when the signal comes;
     # what is held (the picture, the encoder, the bucket) cannot be.
     late = ["decode"] if stage == "denoise" else []
     assert found and found[1] in (stage, "safety", *late)
