@@ -222,7 +222,7 @@ def sdk_run(
 def test_the_sdks_local_run_prints_the_result(tmp_path: Path) -> None:
     job = json.loads((ROOT / "test_input.json").read_text())
     (tmp_path / "test_input.json").write_text(json.dumps(job))
-    done = sdk_run(tmp_path)
+    done = sdk_run(tmp_path, WAN_RENDER_AREA="3072", WAN_PRESET="superfast")
     assert done.returncode == 0, done.stderr
     assert "'cost': 0.5" in done.stdout and len(list(tmp_path.glob("outputs/*.mp4"))) == 1
     # The SDK's default prints the whole job, base64 included.
