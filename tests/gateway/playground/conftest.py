@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 DATA = Path(__file__).parents[2] / "data"
 PHOTO = DATA / "rocket_640x360.jpg"
@@ -28,6 +28,7 @@ def browser() -> Iterator[Browser]:
     found = [path for name in PROGRAMS if (path := shutil.which(name))]
     assert found, "apt-get install chromium"
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    expect.set_options(timeout=20_000)  # on two busy cores five seconds are not much
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
         yield browser
