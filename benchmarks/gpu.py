@@ -1,7 +1,7 @@
 """What a GPU does with full-size Wan networks, part by part, and where the roofline is.
 
 Random weights of the real sizes: honest for time and memory, not for quality. Needs torch,
-transformers and diffusers; torchao for the float8 cases, what the worker needs for `job`. Each part
+transformers and diffusers, and what the worker needs for `decode`, `job` and `cards`. Each part
 runs in a process of its own with a time limit, so that one that fails costs only itself.
 """
 
