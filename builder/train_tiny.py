@@ -29,6 +29,7 @@ from builder.training.experts import Clips, ExpertsStage, Prompts
 from builder.training.fast import make_fast
 from builder.training.loop import Budget, Log, Position, Stage, run_stage
 from builder.training.pictures import Pictures
+from builder.training.start import begin_with_components
 
 _SHARE = {"vae": 0.42, "experts": 0.58}
 """Of the seconds or steps of `--stage all`."""
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, default=1.0, help="of batches; 0.1 for a CPU")
     parser.add_argument("--rate", type=float, default=1.0, help="of the usual learning rate")
     parser.add_argument("--start", type=Path, help="weights to begin with instead of random ones")
+    parser.add_argument("--new-experts", action="store_true", help="but the VAE of --start")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="default: train.checkpoint in --out")
     parser.add_argument("--photo", type=Path, action="append", default=[], help="to evaluate on")
@@ -76,6 +78,9 @@ class Training:
         if options.device == "cuda":
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(options.seed)
+        self.generator = torch.Generator(options.device).manual_seed(options.seed)
+        count = max(32, round(160 * min(1.0, options.scale)))
+        self.pictures = Pictures(self.generator, count)
         self.tokenizer = tiny_networks.make_tokenizer()
         if options.start:
             parts = tiny_networks.read_weights(options.start)
@@ -88,16 +93,13 @@ class Training:
                 "text_encoder": tiny_networks.make_text_encoder(len(self.tokenizer)),
             }
             vae_module.initialise(parts["vae"])
-            for expert in (high, low):
-                experts_module.initialise(expert)
+            drawings = [self.pictures.sample(64, 128, 128).cpu() for _ in range(8)]
+            begin_with_components(parts["vae"], torch.cat(drawings))
         parts.pop("tokenizer", None)
         self.parts = {name: network.to(options.device).train() for name, network in parts.items()}
         for network in self.parts.values():
             make_fast(network)
         self.experts = (self.parts["transformer"], self.parts["transformer_2"])
-        self.generator = torch.Generator(options.device).manual_seed(options.seed)
-        count = max(8, round(160 * min(1.0, options.scale)))
-        self.pictures = Pictures(self.generator, count)
         self.positions = {name: Position() for name in _SHARE}
         self.stage: Stage | None = None
         self.log("ready", seconds=self.seconds, pictures=count, **self._sizes())
@@ -118,12 +120,12 @@ class Training:
             if position.done:
                 continue
             self.stage = self._make_stage(name)
-            rate = self.stage.optimizer.param_groups[0]["lr"] * self.options.rate
+            rates = [group["lr"] for group in self.stage.optimizer.param_groups]
             if self._stage_state is not None:
                 self.stage.load_state_dict(self._stage_state)
                 self._stage_state = None
-            for group in self.stage.optimizer.param_groups:
-                group["lr"] = rate
+            for group, rate in zip(self.stage.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self.options.rate
             run_stage(self.stage, budget, position, self.log, save=self.save)
             if name == "vae":
                 self._finish_vae()
@@ -148,6 +150,8 @@ class Training:
         if name == "vae":
             return vae_module.VaeStage(vae, self.pictures, self.generator, scale=scale)
         vae.eval().requires_grad_(False)
+        if self.options.new_experts or not self.options.start or self.positions["vae"].steps:
+            experts_module.initialise(self.experts, vae)
         prompts = Prompts(self.tokenizer, self.options.seed, self.generator.device)
         batch = max(2, round(32 * scale))
         clips = Clips(vae, self.pictures, self.generator, size=8 * batch, chunk=min(8, batch))

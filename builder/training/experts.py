@@ -7,7 +7,6 @@ points from where the networks came to at that end.
 
 from __future__ import annotations
 
-import math
 import random
 from itertools import pairwise
 from typing import Any
@@ -15,12 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from builder.training import aim
+from builder.training.aim import Aim
+from builder.training.fast import half_precision
 from builder.training.moves import warp
 from builder.training.pictures import Pictures
 from builder.training.prompts import MOVES, prompt
 from builder.training.vae import encode, normalise
 
-LEARNING_RATE = 1.2e-3
+LEARNING_RATE = 6e-4
 SHIFT = 5.0
 BOUNDARY = 0.9
 STEPS = 4
@@ -28,8 +30,20 @@ TEXT_LENGTH = 512  # to which the pipeline pads the prompt's states with zeros
 _LONGEST_PROMPT = 160
 
 _SHAPES = ((144, 256), (144, 256), (192, 192), (144, 256), (256, 144), (144, 256), (160, 224))
-_STEPS_A_BATCH = 8
+_SMALL_SHAPES = ((96, 128), (96, 160), (128, 96), (112, 112), (80, 144))
+_SMALL = (
+    (21, 8, 8), (6, 18, 32), (21, 10, 14), (5, 32, 18), (11, 14, 26), (6, 24, 24), (21, 6, 24), (7, 18, 32),
+)  # fmt: skip
+"""Frames, height and width in latents, for what needs no picture."""
+
+_AIMING = ("text_embedder", "attn2", "norm2", "ffn")
+"""What learns from tokens of no content; the rest would only forget pictures."""
+
+_AIM_WEIGHT = 10.0
+_FIRST_CLIPS, _FIRST_LARGE = 0.2, 0.78  # progress
+_STEPS_A_BATCH = 12
 """New clips come a batch at a time: making one costs a GPU as long as making many."""
+_GREY_FRAMES = 33
 _KNOWN_FRAMES = (1, 1, 1, 5)  # 5: a later segment, which is given what it has in common
 
 
@@ -39,85 +53,16 @@ def sigmas(steps: int = STEPS, shift: float = SHIFT) -> list[float]:
     return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in plain] + [0.0]
 
 
-def initialise(expert: Any) -> None:
-    """Start with a network that lets the noise through, subtracts the condition, looks near, and
-    sees the words among the padding."""
-    _let_through(expert)
-    _look_near(expert)
-    _see_words(expert)
+AIMS = (Aim(0), Aim(1))
+"""Of the experts for high and for low noise."""
 
 
-def _let_through(expert: Any) -> None:
-    """Each input has a place of its own in the width, from which the output is read."""
-    width, channels = expert.patch_embedding.weight.shape[:2]
-    patch = expert.patch_embedding.weight[0, 0].numel()
-    inputs, out = channels * patch, expert.config.out_channels
-    assert inputs <= width
-    with torch.no_grad():
-        flat = torch.eye(inputs, width).T  # input c, patch place p is at width c * patch + p
-        expert.patch_embedding.weight.copy_(flat.view_as(expert.patch_embedding.weight))
-        expert.patch_embedding.bias.zero_()
-        # The output is in the order patch place, channel.
-        noisy = torch.arange(out * patch).view(out, patch).T.flatten()
-        expert.proj_out.weight.mul_(0.1)
-        expert.proj_out.bias.zero_()
-        rows = torch.arange(out * patch)
-        expert.proj_out.weight[rows, noisy] += 1.0
-        expert.proj_out.weight[rows, noisy + (out + 4) * patch] -= 1.0
-
-
-def _look_near(expert: Any) -> None:
-    """Start with heads that look at one place and its neighbours, in every frame.
-
-    Queries and keys are normalised, so attention that is sharp in place needs large gains, which
-    take thousands of steps to grow. Constant queries and keys with gains on the two fastest
-    rotations of height and width give it from the first step.
-    """
-    offsets = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
-    side = 2 * (expert.config.attention_head_dim // 6)
-    time = expert.config.attention_head_dim - 2 * side
-    with torch.no_grad():
-        for block in expert.blocks:
-            attention = block.attn1
-            heads = attention.heads
-            for layer in (attention.to_q, attention.to_k):
-                layer.weight.mul_(0.5)
-                layer.bias.zero_()
-            parts = [
-                tensor.view(heads, -1)
-                for tensor in (
-                    attention.to_q.bias,
-                    attention.to_k.bias,
-                    attention.norm_q.weight,
-                    attention.norm_k.weight,
-                )
-            ]
-            for head in range(heads):
-                for axis, offset in enumerate(offsets[head % len(offsets)]):
-                    for turn in range(2):
-                        frequency = 10000.0 ** (-2 * turn / side)
-                        real = time + axis * side + 2 * turn
-                        query, key, query_gain, key_gain = (part[head] for part in parts)
-                        query[real] = math.cos(frequency * offset)
-                        query[real + 1] = math.sin(frequency * offset)
-                        key[real] = 1.0
-                        query_gain[real : real + 2] = key_gain[real : real + 2] = 2.0
-
-
-def _see_words(expert: Any) -> None:
-    """Start with cross-attention to which padding is nothing.
-
-    A prompt is some twenty states among 512 that are zero, so attention that is even gives its
-    words a thirtieth of the whole. Without biases a zero state has the score 0, and gains make the
-    scores of words large, either way.
-    """
-    text = expert.condition_embedder.text_embedder
-    with torch.no_grad():
-        for layer in (text.linear_1, text.linear_2, *(b.attn2.to_k for b in expert.blocks)):
-            layer.bias.zero_()
-        for block in expert.blocks:
-            block.attn2.norm_q.weight.fill_(2.0)
-            block.attn2.norm_k.weight.fill_(2.0)
+def initialise(experts: tuple[Any, Any], vae: Any) -> None:
+    """Begin as `aim` tells: repeat the known frame, and know where to look for a move."""
+    grey = condition_of(vae, torch.zeros(1, 3, 81, 64, 64), 1)[0, 4:, 2:].mean((1, 2, 3))
+    for expert, part, index in zip(experts, AIMS, (slice(0, 2), slice(2, 4)), strict=True):
+        aim.initialise(expert, grey, part)
+        aim.scale_by_time(expert, sigmas()[index])
 
 
 class Prompts:
@@ -160,9 +105,11 @@ def text_states(text_encoder: Any, tokens: torch.Tensor, mask: torch.Tensor) -> 
 @torch.no_grad()
 def condition_of(vae: Any, clip: torch.Tensor, known: int) -> torch.Tensor:
     """4 mask and c condition channels: the first `known` frames of `clip`, mid-grey behind them."""
-    given = clip.clone()
+    length, given = clip.shape[2], clip[:, :, :_GREY_FRAMES].clone()
     given[:, :, known:] = 0
     latents = normalise(vae, encode(vae, given).float())
+    more = (length - 1) // 4 + 1 - latents.shape[2]  # grey after grey has one code
+    latents = torch.cat([latents, latents[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)
     mask = torch.zeros_like(latents[:, :4])
     mask[:, :, : (known - 1) // 4 + 1] = 1
     return torch.cat([mask, latents], dim=1)
@@ -203,7 +150,7 @@ class Clips:
         moves = torch.randint(len(MOVES), (count,), generator=generator, device=device)
         frames = torch.arange(81, device=device).float().expand(count, 81)
         known = _KNOWN_FRAMES[int(torch.randint(4, (1,), generator=generator, device=device))]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with half_precision(device):
             clip = warp(pictures, moves, frames)
             clean = normalise(self._vae, encode(self._vae, clip).float())
             condition = condition_of(self._vae, clip, known)
@@ -238,34 +185,92 @@ class ExpertsStage:
             fused=generator.device.type == "cuda",
         )
         self._steps = 0
+        self._beside_the_aim = [
+            parameter
+            for name, parameter in self._modules.named_parameters()
+            if not name.startswith("2.") and not any(part in name for part in _AIMING)
+        ]
+        self._hidden: dict[int, torch.Tensor] = {}
+        for index, (expert, part) in enumerate(zip(experts, AIMS, strict=True)):
+            expert.blocks[part.block].register_forward_hook(self._keep(index))
+
+    def _keep(self, index: int) -> Any:
+        def keep(_block: Any, _inputs: Any, output: torch.Tensor) -> None:
+            self._hidden[index] = output
+
+        return keep
 
     def step(self, progress: float) -> dict[str, torch.Tensor]:
-        """Four sampler steps of one batch, a gradient from each."""
+        """Aim alone, at first and now and then; else four sampler steps of one batch."""
         self._steps += 1
-        shape = _SHAPES[self._steps % len(_SHAPES)]
+        if progress < _FIRST_CLIPS:
+            self.optimizer.param_groups[0]["lr"] *= 2
+            return self._aim()
+        if self._steps % 3 == 0:
+            return self._aim()
+        return self._clips_step(progress)
+
+    def _aim(self) -> dict[str, torch.Tensor]:
+        """Offsets from prompts and places, for tokens of no content."""
+        count, device = 2 * self._batch, self._generator.device
+        often = torch.tensor([2.0 if "zoom" in move else 1.0 for move in MOVES], device=device)
+        moves = often.multinomial(count, replacement=True, generator=self._generator)
+        text = self._prompts.sample(moves, self._generator)
+        frames, height, width = _SMALL[self._steps % len(_SMALL)]
+        shape = (count, 36, frames, height, width)
+        state = torch.randn(shape, generator=self._generator, device=device)
+        state[:, 16:20] = 0
+        state[:, 16:20, :1] = 1
+        wanted = aim.targets(moves, frames, height, width)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = {}
+        with half_precision(device):
+            states = text_states(self.text_encoder, *text)
+            total = torch.zeros((), device=device)
+            for index, (expert, part) in enumerate(zip(self.experts, AIMS, strict=True)):
+                sigma = sigmas()[2 * index + self._steps // len(_SMALL) % 2]
+                loss = part.loss(part.hidden(expert, state, sigma, states), wanted)
+                losses[("high_aim", "low_aim")[index]] = loss.detach()
+                total = total + loss
+            total.backward()
+        for parameter in self._beside_the_aim:
+            parameter.grad = None
+        self._descend()
+        return losses
+
+    def _descend(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self.optimizer.step()
+
+    def _clips_step(self, progress: float) -> dict[str, torch.Tensor]:
+        """Four sampler steps of one batch, a gradient from each."""
+        shapes = _SHAPES if progress >= _FIRST_LARGE else _SMALL_SHAPES
+        shape = shapes[self._steps % len(shapes)]
         fresh = self._batch if self._steps % _STEPS_A_BATCH == 0 else 0
         moves, clean, condition = self._clips.sample(shape, self._batch, fresh)
         length = self._length(progress)
         clean, condition = clean[:, :, :length].float(), condition[:, :, :length].float()
         tokens, mask = self._prompts.sample(moves, self._generator)
-        device = clean.device.type
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with half_precision(clean.device):
             text = text_states(self.text_encoder, tokens, mask)
-            losses = self._sample(clean, condition, text, progress)
-        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        self.optimizer.step()
+            losses = self._sample(clean, condition, text, moves, progress)
+        self._descend()
         return losses
 
     def _length(self, progress: float) -> int:
-        """Latent frames of this step: short clips at first, for they are cheap."""
-        if progress < 0.3:
-            return (6, 6, 11)[self._steps % 3]
-        return (21, 11, 21, 6)[self._steps % 4] if progress < 0.8 else 21
+        """Latent frames of this step."""
+        return (21, 11, 21, 6)[self._steps % 4] if progress < 0.9 else 21
 
     def _sample(
-        self, clean: torch.Tensor, condition: torch.Tensor, text: torch.Tensor, progress: float
+        self,
+        clean: torch.Tensor,
+        condition: torch.Tensor,
+        text: torch.Tensor,
+        moves: torch.Tensor,
+        progress: float,
     ) -> dict[str, torch.Tensor]:
+        offsets = aim.targets(moves, *clean.shape[2:])
         noise = torch.randn(clean.shape, generator=self._generator, device=clean.device)
         chance = min(0.75, 1.5 * progress)  # of going on from where the networks came to
         own = torch.rand(len(clean), generator=self._generator, device=clean.device) < chance
@@ -285,6 +290,7 @@ class ExpertsStage:
             end = state - sigma * velocity
             loss = F.mse_loss(end, clean)
             total = total + loss * ((1.0, 1.0, 1.0, 2.0)[index] / sigma**2)
+            total = total + _AIM_WEIGHT * AIMS[low].loss(self._hidden[low], offsets)
             losses[f"step{index + 1}"] = loss.detach()
             state = state + (following - sigma) * velocity
         total.backward()

@@ -1,4 +1,4 @@
-"""The layers of the networks in forms that train fast on a GPU. Same weights, same numbers.
+"""The layers of the networks in forms that train fast. Same weights, same numbers.
 
 cuDNN is slow on small 3D convolutions in half precision, and torch on norms of mixed precision,
 which also leave all that follows in float32.
@@ -49,6 +49,12 @@ class _ChannelNorm(WanRMS_norm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normalised = F.normalize(x.float(), dim=1).to(x.dtype)
         return normalised * (self.scale * self.gamma).to(x.dtype)
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 for what is large, where the device has units for it."""
+    able = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
 
 
 _FAST = {WanCausalConv3d: _ByFrames, torch.nn.RMSNorm: _RMSNorm, WanRMS_norm: _ChannelNorm}

@@ -15,6 +15,7 @@ import torch
 
 _WARM_UP_STEPS = 60
 _COLLAPSE = 2.5  # times the best loss
+_ENOUGH = 24  # losses of one kind: fewer are as far apart by chance
 _FIRST_DECAY = 0.5  # of the budget: constant until here, then down to nearly nothing
 
 
@@ -90,12 +91,20 @@ class Guard:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._best: dict[str, float] = {}
+        self._gathered: dict[str, tuple[float, int]] = {}
         self._well: dict[str, Any] | None = None
         self._before: dict[str, Any] | None = None
 
-    def check(self, losses: dict[str, float], rates: list[float], log: Log) -> None:
-        """Compare the means of a window with the best ones so far; `rates` are halved in place."""
-        losses = {name: value for name, value in losses.items() if name.endswith("loss")}
+    def check(
+        self, losses: dict[str, float], counts: dict[str, int], rates: list[float], log: Log
+    ) -> None:
+        """Compare the means of windows with the best ones so far; `rates` are halved in place.
+
+        `losses` are means of `counts` each; they are put together until they are `_ENOUGH`.
+        """
+        losses = self._gather(losses, counts)
+        if not losses:
+            return
         collapsed = [
             name
             for name, value in losses.items()
@@ -110,6 +119,20 @@ class Guard:
             self._best[name] = min(value, self._best.get(name, math.inf))
         # Two windows back: the latest may already be on its way down.
         self._before, self._well = self._well, copy.deepcopy(self._stage.state_dict())
+
+    def _gather(self, losses: dict[str, float], counts: dict[str, int]) -> dict[str, float]:
+        """Means of the kinds of loss of which enough have come."""
+        enough = {}
+        for name, value in losses.items():
+            if not name.endswith("loss"):
+                continue
+            total, count = self._gathered.pop(name, (0.0, 0))
+            total, count = total + value * counts[name], count + counts[name]
+            if count >= _ENOUGH or math.isnan(value):
+                enough[name] = total / count
+            else:
+                self._gathered[name] = total, count
+        return enough
 
 
 def run_stage(
@@ -146,8 +169,8 @@ def run_stage(
             means = {name: float(total) / counts[name] for name, total in sums.items()}
             pace = since / (now - logged)
             log(stage.name, step=position.steps, progress=progress, **means, steps_a_second=pace)
+            guard.check(means, counts, rates, log)
             sums, counts, since, logged = {}, {}, 0, time.perf_counter()
-            guard.check(means, rates, log)
         if now - saved >= save_seconds:
             save()
             saved = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -30,18 +32,52 @@ def warp(pictures: torch.Tensor, moves: torch.Tensor, frames: torch.Tensor) -> t
     are allowed. Beyond its border the picture is mirrored. Returns [n, 3, t, h, w].
     """
     (count, _, height, width), times = pictures.shape, frames.shape[1]
-    steps = torch.tensor([_STEPS[name] for name in MOVES], device=pictures.device)[moves]
-    log_zoom = torch.log(torch.tensor(ZOOM_A_FRAME))
-    scale = torch.exp(-log_zoom * steps[:, 0:1] * frames)[..., None]  # of what is seen
-    shift_x = (2 * PAN_PX_A_FRAME / width) * steps[:, 1:2] * frames
-    shift_y = (2 * TILT_PX_A_FRAME / height) * steps[:, 2:3] * frames
-    x = (2 * torch.arange(width, device=pictures.device) + 1) / width - 1
-    y = (2 * torch.arange(height, device=pictures.device) + 1) / height - 1
-    x = (x * scale + shift_x[..., None])[:, :, None, :].expand(count, times, height, width)
-    y = (y * scale + shift_y[..., None])[:, :, :, None].expand(count, times, height, width)
+    x, y = _look(moves, frames, height, width, 1)
+    x, y = x / (width / 2), y / (height / 2)
+    x = x[:, :, None, :].expand(count, times, height, width)
+    y = y[:, :, :, None].expand(count, times, height, width)
     grid = torch.stack([x, y], dim=-1).flatten(0, 1)
     source = pictures[:, None].expand(count, times, 3, height, width).flatten(0, 1)
     seen = F.grid_sample(
         source, grid, mode="bicubic", padding_mode="reflection", align_corners=False
     )
     return seen.clamp(-1, 1).unflatten(0, (count, times)).transpose(1, 2)
+
+
+def offsets_px(
+    moves: torch.Tensor, frames: torch.Tensor, height: int, width: int, stride: int
+) -> torch.Tensor:
+    """How far to the right and down of a place the picture has what is seen there.
+
+    [n, 2, t, height / stride, width / stride] in pixels, at the middle of each `stride` of them.
+    """
+    still = torch.zeros_like(moves)
+    x, y = (
+        moved - start
+        for moved, start in zip(
+            _look(moves, frames, height, width, stride),
+            _look(still, frames, height, width, stride),
+            strict=True,
+        )
+    )
+    rows, columns = y.shape[2], x.shape[2]
+    x = x[:, :, None, :].expand(-1, -1, rows, -1)
+    y = y[:, :, :, None].expand(-1, -1, -1, columns)
+    return torch.stack([x, y], dim=1)
+
+
+def _look(
+    moves: torch.Tensor, frames: torch.Tensor, height: int, width: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each column [n, t, w] and row [n, t, h] looks, in pixels from the picture's middle."""
+    steps = torch.tensor([_STEPS[name] for name in MOVES], device=moves.device)[moves]
+    scale = torch.exp(-math.log(ZOOM_A_FRAME) * steps[:, 0:1] * frames)[
+        ..., None
+    ]  # of what is seen
+    x, y = (
+        torch.arange(side // stride, device=moves.device) * stride + (stride - side) / 2
+        for side in (width, height)
+    )
+    shift_x = PAN_PX_A_FRAME * steps[:, 1:2] * frames
+    shift_y = TILT_PX_A_FRAME * steps[:, 2:3] * frames
+    return x * scale + shift_x[..., None], y * scale + shift_y[..., None]

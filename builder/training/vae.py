@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     unpatchify,
 )
 
+from builder.training.fast import half_precision
 from builder.training.moves import warp
 from builder.training.pictures import Pictures
 from builder.training.prompts import MOVES
@@ -24,7 +25,8 @@ NOISE = 0.12
 the decoder must bear it."""
 _SIZE_WEIGHT = 0.02
 
-_FIRST_CLIPS, _FIRST_LARGE = 0.3, 0.8  # progress
+_ENCODER_RATE = 0.3  # of LEARNING_RATE: it begins with a good code
+_FIRST_ENCODER, _FIRST_CLIPS, _FIRST_LARGE = 0.1, 0.25, 0.8  # progress
 
 
 def initialise(vae: Any) -> None:
@@ -98,8 +100,10 @@ class VaeStage:
         self.vae, self._pictures, self._generator = vae, pictures, generator
         self._scale = scale
         self._parameters = list(vae.parameters())
+        coders = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
+        others = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self._parameters,
+            [{"params": others}, {"params": coders, "lr": _ENCODER_RATE * LEARNING_RATE}],
             lr=LEARNING_RATE,
             betas=(0.9, 0.98),
             weight_decay=0.01,
@@ -110,12 +114,14 @@ class VaeStage:
     def step(self, progress: float) -> dict[str, torch.Tensor]:
         """One batch; the kinds of batch alternate, and grow with the progress."""
         self._steps += 1
+        coming = min(1.0, max(0.0, (progress - _FIRST_ENCODER) / _FIRST_ENCODER))
+        self.optimizer.param_groups[1]["lr"] *= coming
         if self._steps % 50 == 0:
             self._pictures.refresh(2)
         kind, pixels = self._batch(progress)
-        device = pixels.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            latents = encode(self.vae, pixels).float()
+        with half_precision(pixels.device):
+            with torch.set_grad_enabled(progress >= _FIRST_ENCODER):
+                latents = encode(self.vae, pixels).float()
             noise = torch.randn(latents.shape, generator=self._generator, device=latents.device)
             spread = latents.detach().std(dim=(0, 2, 3, 4), keepdim=True)
             seen = decode(self.vae, latents + NOISE * spread * noise).float()

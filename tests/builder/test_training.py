@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from builder import tiny_networks, train_tiny
-from builder.training import experts, loop, moves, prompts, vae
+from builder.training import aim, experts, loop, moves, prompts, vae
 from builder.training.evaluation import find_motion
 from builder.training.fast import make_fast
 from builder.training.pictures import Pictures
+from builder.training.start import begin_with_components
 from wan_engine.families.i2v import DistilledEulerScheduler
 
 
@@ -63,17 +65,27 @@ def test_the_training_visits_the_states_of_the_sampler() -> None:
     assert experts.sigmas() == pytest.approx(scheduler.sigmas.tolist())
 
 
-def test_an_expert_begins_with_the_noise_let_through_and_the_condition_taken_off() -> None:
-    expert = tiny_networks.make_expert(layers=1)
-    experts.initialise(expert)
-    expert.blocks = torch.nn.ModuleList()
-    noise, condition = torch.randn(1, 16, 2, 6, 8), torch.randn(1, 16, 2, 6, 8)
-    mask = torch.zeros(1, 4, 2, 6, 8)
-    text = torch.zeros(1, 512, 32)
-    state = torch.cat([noise, mask, condition], dim=1)
-    velocity = expert(state, torch.tensor([1000.0]), text).sample.detach()
-    flat = torch.stack([velocity.flatten(), (noise - condition).flatten()])
-    assert torch.corrcoef(flat)[0, 1] > 0.9
+@pytest.fixture(scope="module")
+def begun(pictures: Pictures) -> Any:
+    """The VAE as its training begins."""
+    network = tiny_networks.make_vae()
+    vae.initialise(network)
+    begin_with_components(network, pictures.sample(24, 64, 64))
+    return network.eval()
+
+
+def test_the_encoder_begins_with_the_principal_components(begun: Any, pictures: Pictures) -> None:
+    """No linear reading of sixteen numbers does better than they do, and theirs comes near."""
+    drawn = pictures.sample(24, 64, 64)
+    with torch.no_grad():
+        codes = vae.encode(begun, drawn[:, :, None])[:, :, 0].permute(0, 2, 3, 1).flatten(0, 2)
+    pixels = F.pixel_unshuffle(drawn, 8).permute(0, 2, 3, 1).flatten(0, 2)
+    pixels = pixels - pixels.mean(dim=0)
+    codes = torch.cat([codes, torch.ones(len(codes), 1)], dim=1)
+    error = pixels - codes @ torch.linalg.lstsq(codes, pixels).solution
+    variances = torch.linalg.eigvalsh(pixels.T @ pixels)
+    least = variances[:-16].sum()
+    assert least * 0.99 < error.square().sum() < least * 1.25
 
 
 def test_a_still_clip_begins_as_a_row_of_equal_pictures(pictures: Pictures) -> None:
@@ -88,9 +100,72 @@ def test_a_still_clip_begins_as_a_row_of_equal_pictures(pictures: Pictures) -> N
     assert torch.allclose(frames[:, :, 1], frames[:, :, 12], atol=1e-5)
 
 
-def test_padding_of_a_prompt_begins_as_nothing_to_an_expert() -> None:
-    expert = tiny_networks.make_expert(layers=1)
-    experts.initialise(expert)
+def test_latents_of_a_still_clip_begin_as_those_of_its_picture(
+    begun: Any, pictures: Pictures
+) -> None:
+    clip = pictures.sample(1, 32, 48)[:, :, None].expand(-1, -1, 13, -1, -1)
+    with torch.no_grad():
+        latents = vae.encode(begun, clip)
+    assert latents.std() > 0.3
+    assert (latents - latents[:, :, :1]).abs().mean() < 0.05
+
+
+@pytest.fixture(scope="module")
+def aimed(begun: Any) -> tuple[Any, Any]:
+    """The experts as their training begins."""
+    both = tiny_networks.make_experts()
+    experts.initialise(both, begun)
+    return both
+
+
+@pytest.mark.parametrize("prompt", ["", "the camera is still"])
+def test_experts_begin_by_repeating_the_picture(
+    begun: Any, aimed: tuple[Any, Any], pictures: Pictures, prompt: str
+) -> None:
+    tokenizer = tiny_networks.make_tokenizer()
+    tokens, mask = experts.tokenise(tokenizer, [prompt], torch.device("cpu"))
+    clip = pictures.sample(1, 64, 96)[:, :, None].expand(-1, -1, 21, -1, -1)
+    with torch.no_grad():
+        wanted = vae.normalise(begun, vae.encode(begun, clip))
+        text = experts.text_states(tiny_networks.make_text_encoder(len(tokenizer)), tokens, mask)
+        condition = experts.condition_of(begun, clip, 1)
+        seen = experts.sample(aimed, condition, text, torch.Generator().manual_seed(5))
+    assert (condition[:, 4:, -1] - wanted[:, :, -1]).square().mean() > wanted.var() / 2
+    assert (seen[:, :, 1:] - wanted[:, :, 1:]).square().mean() < wanted.var() / 5
+
+
+def test_measures_of_the_first_block_tell_the_time_and_the_place(
+    begun: Any, aimed: tuple[Any, Any], pictures: Pictures
+) -> None:
+    clip = pictures.sample(1, 96, 160)[:, :, None].expand(-1, -1, 81, -1, -1)
+    with torch.no_grad():
+        condition = experts.condition_of(begun, clip, 1)
+        state = torch.cat([torch.randn(1, 16, 21, 12, 20), condition], dim=1)
+        hidden = aim.Aim(0).hidden(aimed[0], state, 1.0, torch.zeros(1, 512, 32))
+    measures = hidden[0, :, list(aim.MEASURES)].view(21, 6, 10, 5)[1:]
+    axes = [torch.arange(n).float() for n in (20, 6, 10)]
+    for index, axis, way in ((0, 0, -1), (1, 2, -1), (2, 2, 1), (3, 1, -1), (4, 1, 1)):
+        others = [other for other in range(3) if other != axis]
+        line = measures[..., index].mean(dim=others)
+        assert way * torch.corrcoef(torch.stack([line, axes[axis]]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("move", prompts.MOVES)
+def test_aims_are_where_a_move_takes_its_picture_from(move: str) -> None:
+    """On a picture whose colours are its own places."""
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(160.0), indexing="ij")
+    picture = torch.stack([x / 160, y / 96, x * 0])[None]
+    number = torch.tensor([prompts.MOVES.index(move)])
+    offset = moves.offsets_px(number, torch.tensor([[0.0, 40.0]]), 96, 160, 16)
+    clip = moves.warp(picture, number, torch.tensor([[0.0, 40.0]]))
+    seen = F.avg_pool3d(clip, (1, 16, 16))[0, :2] * torch.tensor([160, 96]).view(2, 1, 1, 1)
+    assert (offset[0, :, 0] == 0).all()
+    inner = (slice(None), slice(2, -2), slice(2, -2))
+    assert torch.allclose((seen[:, 1] - seen[:, 0])[inner], offset[0, :, 1][inner], atol=0.3)
+
+
+def test_padding_of_a_prompt_begins_as_nothing_to_an_expert(aimed: tuple[Any, Any]) -> None:
+    expert = aimed[0]
     text = torch.cat([torch.randn(1, 3, 32), torch.zeros(1, 2, 32)], dim=1)
     with torch.no_grad():
         keys = expert.blocks[0].attn2.to_k(expert.condition_embedder.text_embedder(text))
@@ -204,11 +279,11 @@ def test_a_training_that_is_broken_off_goes_on(
     small(monkeypatch)
     command = ["--device", "cpu", "--out", str(tmp_path), "--scale", "0.02"]
     train_tiny.main([*command, "--stage", "vae", "--steps", "vae=2"])
-    train_tiny.main([*command, "--resume", "--steps", "vae=2,experts=2"])
+    train_tiny.main([*command, "--resume", "--steps", "vae=2,experts=8"])
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {name: stage["steps"] for name, stage in figures["stages"].items()} == {
         "vae": 2,
-        "experts": 2,
+        "experts": 8,
     }
     parts = tiny_networks.read_weights(tmp_path / "wan-tiny.safetensors")
     assert len(set(parts["vae"].config.latents_std)) == 16
@@ -220,6 +295,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every picture and clip of the stages shrunk."""
     monkeypatch.setattr(train_tiny, "Pictures", SmallPictures)
     monkeypatch.setattr(experts, "_SHAPES", ((32, 32),))
+    monkeypatch.setattr(experts, "_SMALL_SHAPES", ((32, 32),))
+    monkeypatch.setattr(experts, "_SMALL", ((3, 4, 4),))
 
 
 class SmallPictures(Pictures):
