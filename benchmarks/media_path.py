@@ -26,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def ours(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Pat
 def plain(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
     path = folder / "clip.mp4"
     frames = _decode_all(engine.load().pipeline, latents)  # type: ignore[attr-defined]
-    _export_to_video(frames[0], path, case, engine.settings)
+    export_to_video(frames[0], path, case.plan, engine.settings)
     return path
 
 
@@ -122,17 +123,18 @@ def _decode_all(pipe: Any, latents: torch.Tensor) -> Any:
         return pipe.video_processor.postprocess_video(decoded, output_type="np")
 
 
-def _export_to_video(frames: Any, path: Path, case: Case, settings: Settings) -> None:
+def export_to_video(frames: Any, path: Path, plan: Plan, settings: Settings) -> None:
+    """The loop of diffusers' `export_to_video`, `frames` float32 [n, height, width, 3] in 0..1."""
     import numpy as np
 
     options = video.EncodeOptions(settings.crf, settings.preset)
-    words = video._arguments(case.plan, None, path, options)
+    words = video._arguments(plan, None, path, options)
     output = words[words.index("pipe:0") + 1 : words.index("mp4") - 1]
     pictures = [(frame * 255).astype(np.uint8) for frame in frames]
     writer = imageio_ffmpeg.write_frames(
         path,
-        case.render,
-        fps=_FPS,
+        (plan.render_width, plan.render_height),
+        fps=plan.fps,
         quality=None,
         codec="libx264",
         macro_block_size=1,
@@ -158,15 +160,21 @@ def measure(side: str, case: Case, cache: Path) -> Measured:
         noise = torch.Generator().manual_seed(_SEED)
         latents = torch.randn(1, channels, steps, height, width, generator=noise)
         list(engine.load().decode(latents[:, :, :1]))  # what libraries do once is not measured
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
-        before, began = _status_mib("VmRSS"), time.perf_counter()
-        path = {"ours": ours, "plain": plain}[side](engine, latents, case, Path(scratch))
-        seconds = time.perf_counter() - began
-        peak = _status_mib("VmHWM") - before
-        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-        assert frames == case.frames, f"{side} made {frames} frames instead of {case.frames}"
-        return Measured(seconds, peak, path.stat().st_size)
+        make = partial({"ours": ours, "plain": plain}[side], engine, latents, case, Path(scratch))
+        return measured(make, case.frames)
+
+
+def measured(make: Callable[[], Path], frames: int) -> Measured:
+    """What it takes to `make` an mp4, which must have as many `frames`."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
+    before, began = _status_mib("VmRSS"), time.perf_counter()
+    path = make()
+    seconds = time.perf_counter() - began
+    peak = _status_mib("VmHWM") - before
+    count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    assert count == frames, f"the clip has {count} frames instead of {frames}"
+    return Measured(seconds, peak, path.stat().st_size)
 
 
 def _status_mib(name: str) -> float:
@@ -177,10 +185,12 @@ def _status_mib(name: str) -> float:
 # --- all cases -----------------------------------------------------------------------------------
 
 
-def measure_apart(side: str, case: Case, cache: Path, **environment: str) -> Measured:
-    """`measure` in a fresh process."""
-    arguments = ["--side", side, "--cache", str(cache), *_options(case)]
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+def measure_apart(
+    script: Path, arguments: Sequence[str], cache: Path, side: str, **environment: str
+) -> Measured:
+    """One side in a fresh process: `script` with `arguments` prints what it measured."""
+    command = [sys.executable, str(script.resolve()), *arguments]
+    command += ["--side", side, "--cache", str(cache)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
     return Measured(**json.loads(done.stdout))
@@ -196,14 +206,24 @@ def _sizes(case: Case) -> list[tuple[str, tuple[int, int]]]:
 
 
 def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
-    """Both sides in turn, `repeats` times. `ratio` is the median of each turn's ours / plain."""
+    """Both sides of one case, as `in_turns` measures them."""
     result: dict[str, Any] = {"frames": case.frames, "preset": case.preset}
     result |= {name: f"{width}x{height}" for name, (width, height) in _sizes(case)}
+    apart = partial(measure_apart, Path(__file__), _options(case), cache)
+    return result | in_turns(apart, repeats)
+
+
+def in_turns(apart: Callable[..., Measured], repeats: int) -> dict[str, Any]:
+    """Both sides in turn, `repeats` times. `ratio` is the median of each turn's ours / plain.
+
+    `apart(side, **environment)` measures one in a process of its own.
+    """
+    result: dict[str, Any] = {}
     for side in SIDES:
-        held = measure_apart(side, case, cache, MALLOC_MMAP_THRESHOLD_="131072")
+        held = apart(side, MALLOC_MMAP_THRESHOLD_="131072")
         result[f"{side}_peak_mib"] = round(held.peak_mib, 1)
         result[f"{side}_clip_bytes"] = held.clip_bytes
-    turns = [{side: measure_apart(side, case, cache) for side in SIDES} for _ in range(repeats)]
+    turns = [{side: apart(side) for side in SIDES} for _ in range(repeats)]
     for side in SIDES:
         result[f"{side}_seconds"] = [round(turn[side].seconds, 2) for turn in turns]
     ratios = [turn["ours"].seconds / turn["plain"].seconds for turn in turns]
