@@ -2,7 +2,7 @@
 
 Both sides begin with a prompt, a decoded photo and loaded weights of `wan-tiny`, and end with a
 finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain is
-what a user of diffusers writes: the stock `WanImageToVideoPipeline` on the same networks, called
+what a user of diffusers writes: the stock `WanImageToVideoPipeline` with the same weights, called
 once with `output_type="np"`, then the loop of `export_to_video` (as in media_path.py). The same on
 both sides: photo, prompt, seed, scheduler, steps, guidance, rendered size, frames a second, output
 size, ffmpeg binary, filters and x264 options. Nothing is made between frames, no sound is added.
@@ -15,13 +15,15 @@ What differs is delivered, too, and is a part of the comparison:
   shown. Plain samples 161 and 241 in one run, at two and three times the trained length.
 - One run of 241 frames has three times the tokens of one of 81, and attention grows with their
   square: plain's time grows faster than the clip. This is how it is, and no fault of diffusers.
+- Ours computes the VAE's convolutions by oneDNN whatever their size (families/convolution.py) and
+  what its encoder makes of grey once (families/encoding.py): the same frames but for rounding.
 - Ours rounds to the nearest of 255 levels, the loop of `export_to_video` rounds down.
 - Ours can be cancelled and reports progress: a callback a step and a watching thread.
 
 Left out on both sides: safety checker, fetching, storing, metadata. Each measurement is a process
 of its own, the two sides take turns, and memory is measured apart from time, as in media_path.py.
-Before the clock starts, a clip of 5 frames at 32x32 goes through the stock pipeline: what libraries
-do once is not measured.
+Before the clock starts, a clip of 5 frames at 32x32 goes through the pipeline: what libraries do
+once is not measured.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from benchmarks.media_path import (  # noqa: E402
     in_turns,
     measure_apart,
     measured,
+    pipeline_of,
 )
 from wan_engine.control import Control  # noqa: E402
 from wan_engine.engine import Engine  # noqa: E402
@@ -137,24 +140,12 @@ def frames_of_one_run(plan: Plan) -> int:
     return -(-(plan.frames - 1) // _STRIDE) * _STRIDE + 1
 
 
-def stock_pipeline(engine: Engine) -> Any:
-    """diffusers' own pipeline around the networks and the scheduler of the engine's."""
-    from diffusers import WanImageToVideoPipeline
-
-    loaded = engine.load().pipeline  # type: ignore[attr-defined]
-    pipeline = WanImageToVideoPipeline(
-        **loaded.components, boundary_ratio=loaded.config.boundary_ratio
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def measure(side: str, case: Case, cache: Path) -> Measured:
     """Run one side in this process, which should be a fresh one."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         job = Job.of(case, cache_dir=cache, output_dir=folder)
-        pipeline, spec = stock_pipeline(job.engine), job.engine.spec
+        pipeline, spec = pipeline_of(side, job.engine), job.engine.spec
         picture = job.media.image.resize((_WARM["width"], _WARM["height"]))
         guidance = spec.guidance_scale
         steps = spec.steps  # of both experts

@@ -1,6 +1,7 @@
 """From latents to mp4: the engine's way against plain diffusers, in wall time and host memory.
 
-Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg.
+Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg, the
+convolutions by oneDNN whatever their size (families/convolution.py).
 Plain is what `WanImageToVideoPipeline` and `export_to_video` do (diffusers 0.42.1): `vae.decode` of
 all latents, `postprocess_video(output_type="np")`, a list of uint8 frames, each written to ffmpeg.
 
@@ -92,7 +93,24 @@ class GivenLatents:
         return self._latents
 
 
-def ours(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
+def pipeline_of(side: str, engine: Engine) -> Any:
+    """What computes on one side: the engine's own, or stock with weights read once more, for the
+    engine changes how those that it holds are computed."""
+    if side == "ours":
+        return engine.load().pipeline  # type: ignore[attr-defined]
+    from diffusers import WanImageToVideoPipeline
+
+    from wan_engine.families.i2v import make_scheduler
+
+    pipeline = WanImageToVideoPipeline.from_pretrained(
+        str(engine.located.folder), local_files_only=True
+    )
+    pipeline.scheduler = make_scheduler(engine.spec)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def ours(engine: Engine, _pipeline: Any, latents: torch.Tensor, case: Case, folder: Path) -> Path:
     from PIL import Image
 
     family = GivenLatents(engine.load(), latents)
@@ -102,9 +120,9 @@ def ours(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Pat
     return engine.render(request, case.plan, media, folder, Control()).path
 
 
-def plain(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
+def plain(engine: Engine, pipeline: Any, latents: torch.Tensor, case: Case, folder: Path) -> Path:
     path = folder / "clip.mp4"
-    frames = _decode_all(engine.load().pipeline, latents)  # type: ignore[attr-defined]
+    frames = _decode_all(pipeline, latents)
     export_to_video(frames[0], path, case.plan, engine.settings)
     return path
 
@@ -154,14 +172,16 @@ def measure(side: str, case: Case, cache: Path) -> Measured:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         values = {"cache_dir": cache, "output_dir": scratch, "metadata": False}
         engine = Engine(Settings(model="wan-tiny", device="cpu", preset=case.preset, **values))
-        channels = engine.load().pipeline.vae.config.z_dim  # type: ignore[attr-defined]
+        pipeline = pipeline_of(side, engine)
+        channels = pipeline.vae.config.z_dim
         steps = (case.frames - 1) // 4 + 1
         width, height = (pixels // _STRIDE for pixels in case.render)
         noise = torch.Generator().manual_seed(_SEED)
         latents = torch.randn(1, channels, steps, height, width, generator=noise)
-        list(engine.load().decode(latents[:, :, :1]))  # what libraries do once is not measured
-        make = partial({"ours": ours, "plain": plain}[side], engine, latents, case, Path(scratch))
-        return measured(make, case.frames)
+        _decode_all(pipeline, latents[:, :, :1])  # what libraries do once is not measured
+        make = {"ours": ours, "plain": plain}[side]
+        made = partial(make, engine, pipeline, latents, case, Path(scratch))
+        return measured(made, case.frames)
 
 
 def measured(make: Callable[[], Path], frames: int) -> Measured:
