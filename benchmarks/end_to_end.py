@@ -7,7 +7,7 @@ once with `output_type="np"`, then the loop of `export_to_video` (as in media_pa
 both sides: photo, prompt, seed, scheduler, steps, guidance, rendered size, frames a second, output
 size, ffmpeg binary, filters and x264 options. Nothing is made between frames, no sound is added.
 
-What differs is delivered, too, and is a part of the comparison:
+What differs, in what is delivered and in how it is made:
 
 - The trained length is 81 frames. Of 5 s both sample that. A longer clip is several segments here,
   each going on from the last 5 frames of the one before, whose colours it takes and into which it
