@@ -1,6 +1,7 @@
 """From latents to mp4: the engine's way against plain diffusers, in wall time and host memory.
 
-Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg.
+Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg, the
+convolutions by oneDNN whatever their size (families/convolution.py).
 Plain is what `WanImageToVideoPipeline` and `export_to_video` do (diffusers 0.42.1): `vae.decode` of
 all latents, `postprocess_video(output_type="np")`, a list of uint8 frames, each written to ffmpeg.
 
@@ -26,8 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +93,24 @@ class GivenLatents:
         return self._latents
 
 
-def ours(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
+def pipeline_of(side: str, engine: Engine) -> Any:
+    """What computes on one side: the engine's own, or stock with weights read once more, for the
+    engine changes how those that it holds are computed."""
+    if side == "ours":
+        return engine.load().pipeline  # type: ignore[attr-defined]
+    from diffusers import WanImageToVideoPipeline
+
+    from wan_engine.families.i2v import make_scheduler
+
+    pipeline = WanImageToVideoPipeline.from_pretrained(
+        str(engine.located.folder), local_files_only=True
+    )
+    pipeline.scheduler = make_scheduler(engine.spec)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def ours(engine: Engine, _pipeline: Any, latents: torch.Tensor, case: Case, folder: Path) -> Path:
     from PIL import Image
 
     family = GivenLatents(engine.load(), latents)
@@ -101,10 +120,10 @@ def ours(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Pat
     return engine.render(request, case.plan, media, folder, Control()).path
 
 
-def plain(engine: Engine, latents: torch.Tensor, case: Case, folder: Path) -> Path:
+def plain(engine: Engine, pipeline: Any, latents: torch.Tensor, case: Case, folder: Path) -> Path:
     path = folder / "clip.mp4"
-    frames = _decode_all(engine.load().pipeline, latents)  # type: ignore[attr-defined]
-    _export_to_video(frames[0], path, case, engine.settings)
+    frames = _decode_all(pipeline, latents)
+    export_to_video(frames[0], path, case.plan, engine.settings)
     return path
 
 
@@ -122,17 +141,18 @@ def _decode_all(pipe: Any, latents: torch.Tensor) -> Any:
         return pipe.video_processor.postprocess_video(decoded, output_type="np")
 
 
-def _export_to_video(frames: Any, path: Path, case: Case, settings: Settings) -> None:
+def export_to_video(frames: Any, path: Path, plan: Plan, settings: Settings) -> None:
+    """The loop of diffusers' `export_to_video`, `frames` float32 [n, height, width, 3] in 0..1."""
     import numpy as np
 
     options = video.EncodeOptions(settings.crf, settings.preset)
-    words = video._arguments(case.plan, None, path, options)
+    words = video._arguments(plan, None, path, options)
     output = words[words.index("pipe:0") + 1 : words.index("mp4") - 1]
     pictures = [(frame * 255).astype(np.uint8) for frame in frames]
     writer = imageio_ffmpeg.write_frames(
         path,
-        case.render,
-        fps=_FPS,
+        (plan.render_width, plan.render_height),
+        fps=plan.fps,
         quality=None,
         codec="libx264",
         macro_block_size=1,
@@ -152,21 +172,29 @@ def measure(side: str, case: Case, cache: Path) -> Measured:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         values = {"cache_dir": cache, "output_dir": scratch, "metadata": False}
         engine = Engine(Settings(model="wan-tiny", device="cpu", preset=case.preset, **values))
-        channels = engine.load().pipeline.vae.config.z_dim  # type: ignore[attr-defined]
+        pipeline = pipeline_of(side, engine)
+        channels = pipeline.vae.config.z_dim
         steps = (case.frames - 1) // 4 + 1
         width, height = (pixels // _STRIDE for pixels in case.render)
         noise = torch.Generator().manual_seed(_SEED)
         latents = torch.randn(1, channels, steps, height, width, generator=noise)
-        list(engine.load().decode(latents[:, :, :1]))  # what libraries do once is not measured
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
-        before, began = _status_mib("VmRSS"), time.perf_counter()
-        path = {"ours": ours, "plain": plain}[side](engine, latents, case, Path(scratch))
-        seconds = time.perf_counter() - began
-        peak = _status_mib("VmHWM") - before
-        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-        assert frames == case.frames, f"{side} made {frames} frames instead of {case.frames}"
-        return Measured(seconds, peak, path.stat().st_size)
+        _decode_all(pipeline, latents[:, :, :1])  # what libraries do once is not measured
+        make = {"ours": ours, "plain": plain}[side]
+        made = partial(make, engine, pipeline, latents, case, Path(scratch))
+        return measured(made, case.frames)
+
+
+def measured(make: Callable[[], Path], frames: int) -> Measured:
+    """What it takes to `make` an mp4, which must have as many `frames`."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
+    before, began = _status_mib("VmRSS"), time.perf_counter()
+    path = make()
+    seconds = time.perf_counter() - began
+    peak = _status_mib("VmHWM") - before
+    count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    assert count == frames, f"the clip has {count} frames instead of {frames}"
+    return Measured(seconds, peak, path.stat().st_size)
 
 
 def _status_mib(name: str) -> float:
@@ -177,10 +205,12 @@ def _status_mib(name: str) -> float:
 # --- all cases -----------------------------------------------------------------------------------
 
 
-def measure_apart(side: str, case: Case, cache: Path, **environment: str) -> Measured:
-    """`measure` in a fresh process."""
-    arguments = ["--side", side, "--cache", str(cache), *_options(case)]
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+def measure_apart(
+    script: Path, arguments: Sequence[str], cache: Path, side: str, **environment: str
+) -> Measured:
+    """One side in a fresh process: `script` with `arguments` prints what it measured."""
+    command = [sys.executable, str(script.resolve()), *arguments]
+    command += ["--side", side, "--cache", str(cache)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
     return Measured(**json.loads(done.stdout))
@@ -196,14 +226,24 @@ def _sizes(case: Case) -> list[tuple[str, tuple[int, int]]]:
 
 
 def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
-    """Both sides in turn, `repeats` times. `ratio` is the median of each turn's ours / plain."""
+    """Both sides of one case, as `in_turns` measures them."""
     result: dict[str, Any] = {"frames": case.frames, "preset": case.preset}
     result |= {name: f"{width}x{height}" for name, (width, height) in _sizes(case)}
+    apart = partial(measure_apart, Path(__file__), _options(case), cache)
+    return result | in_turns(apart, repeats)
+
+
+def in_turns(apart: Callable[..., Measured], repeats: int) -> dict[str, Any]:
+    """Both sides in turn, `repeats` times. `ratio` is the median of each turn's ours / plain.
+
+    `apart(side, **environment)` measures one in a process of its own.
+    """
+    result: dict[str, Any] = {}
     for side in SIDES:
-        held = measure_apart(side, case, cache, MALLOC_MMAP_THRESHOLD_="131072")
+        held = apart(side, MALLOC_MMAP_THRESHOLD_="131072")
         result[f"{side}_peak_mib"] = round(held.peak_mib, 1)
         result[f"{side}_clip_bytes"] = held.clip_bytes
-    turns = [{side: measure_apart(side, case, cache) for side in SIDES} for _ in range(repeats)]
+    turns = [{side: apart(side) for side in SIDES} for _ in range(repeats)]
     for side in SIDES:
         result[f"{side}_seconds"] = [round(turn[side].seconds, 2) for turn in turns]
     ratios = [turn["ours"].seconds / turn["plain"].seconds for turn in turns]

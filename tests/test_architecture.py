@@ -65,6 +65,8 @@ NEEDS_TORCH = (
     "wan_engine.families.attention8",
     "wan_engine.families.base",
     "wan_engine.families.continuation",
+    "wan_engine.families.convolution",
+    "wan_engine.families.encoding",
     "wan_engine.families.float8",
     "wan_engine.families.i2v",
     "wan_engine.families.placement",

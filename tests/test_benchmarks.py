@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline
 
-from benchmarks import gateway_load, gpu, media_path, overlap, safety, seams, stages
+from benchmarks import end_to_end, gateway_load, gpu, media_path, overlap, safety, seams, stages
 from tests.worker_loop.conftest import opened_bucket
 from wan_engine.control import Control
 from wan_engine.media.video import EncodeOptions, encode
@@ -23,6 +24,48 @@ def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
     assert ours.clip_bytes == pytest.approx(plain.clip_bytes, rel=0.05)  # the same picture
     assert min(ours.seconds, plain.seconds) > 0
     assert min(ours.peak_mib, plain.peak_mib) > -1  # a clip this small needs next to nothing
+
+
+def test_a_whole_clip_is_the_same_on_both_sides(tiny_cache: Path, tmp_path: Path) -> None:
+    case = end_to_end.Case(5, "superfast", render_area=1024)
+    job = end_to_end.Job.of(case, cache_dir=tiny_cache, output_dir=tmp_path)
+    clips = []
+    for name, side in (("ours", end_to_end.ours), ("plain", end_to_end.plain)):
+        folder = tmp_path / name
+        folder.mkdir()
+        pipeline = media_path.pipeline_of(name, job.engine)
+        assert (type(pipeline) is WanImageToVideoPipeline) == (name == "plain")
+        frames = seams.read_frames(side(job, pipeline, folder))
+        clips.append(np.concatenate([frame[:, ::8, ::8] for frame in frames]))
+    assert len(clips[0]) == len(clips[1]) == 80
+    difference = clips[0].astype(int) - clips[1]  # one side rounds, the other cuts off
+    assert 0 < difference.mean() < 1 and abs(difference).mean() < 1.5
+
+
+def test_a_whole_clip_is_measured(tiny_cache: Path) -> None:
+    case = end_to_end.Case(5, "superfast", render_area=1024)
+    took = end_to_end.measure("ours", case, tiny_cache)
+    assert took.seconds > 0 and took.peak_mib > -1 and took.clip_bytes > 0
+
+
+def test_longer_clips_are_segments_here_and_one_run_there(tiny_cache: Path, tmp_path: Path) -> None:
+    sampled = []
+    for seconds in (5, 10, 15):
+        case = end_to_end.Case(seconds, "superfast")
+        plan = end_to_end.Job.of(case, cache_dir=tiny_cache, output_dir=tmp_path).plan
+        assert (plan.frames, plan.fps) == (16 * seconds, plan.source_fps)
+        segments = [segment.frames for segment in plan.segments]
+        sampled.append((segments, end_to_end.frames_of_one_run(plan)))
+    # As the script's own words have it.
+    assert sampled == [([81], 81), ([57] * 3, 161), ([65] * 4, 241)]
+
+
+def test_the_table_of_whole_clips_has_both_ratios() -> None:
+    sampled = {"duration": 15, "ours_sampled": [65] * 4, "plain_sampled": 241}
+    seconds = {"ours_seconds": [2.0, 1.0, 3.0], "plain_seconds": [4.0], "ratio": 0.5}
+    peaks = {"ours_peak_mib": 10.4, "plain_peak_mib": 40.0, "memory_ratio": 0.26}
+    *_, row = end_to_end.table([sampled | seconds | peaks])
+    assert row == "| 15 s | 4 x 65 | 241 | 2.00 | 4.00 | 0.50 | 10 | 40 | 0.26 |"
 
 
 @pytest.mark.parametrize("part", ["ceilings", "attention", "encode", "decode"])
@@ -65,7 +108,9 @@ def test_the_table_tells_how_memory_grows() -> None:
     assert lines[-1] == "Memory from 81 to 241 frames: ours x1.00, plain x3.00."
 
 
-@pytest.mark.parametrize("script", [gateway_load, gpu, media_path, overlap, safety, stages])
+@pytest.mark.parametrize(
+    "script", [end_to_end, gateway_load, gpu, media_path, overlap, safety, stages]
+)
 def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])

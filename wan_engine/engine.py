@@ -384,6 +384,9 @@ class Engine:
                     if len(shown):
                         yield shown
                         control.enter("decode")
+                    # Before the last segment the decoder must come to its end, to be gone on from.
+                    if joined.complete and not segment.hold:
+                        break
                 if segment.hold:
                     carry.frames = joined.tail
         control.progress("encode", 0, 1)

@@ -8,12 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import WanImageToVideoPipeline
 
 from builder import tiny
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.weights import LoraWeights
+
+
+def stock(pipeline: Any) -> Any:
+    """diffusers' own pipeline around the networks of ours."""
+    config = pipeline.config
+    made = WanImageToVideoPipeline(
+        **pipeline.components,
+        boundary_ratio=config.boundary_ratio,
+        expand_timesteps=config.expand_timesteps,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 @pytest.fixture(scope="session")

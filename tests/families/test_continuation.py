@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from builder import tiny
+from tests.families.conftest import stock
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
@@ -122,13 +123,13 @@ def test_one_last_frame_is_what_the_stock_pipeline_makes_of_that_image(
     ours = prepared(family, Start(frames=frame))
     generator, channels = torch.Generator().manual_seed(4), pipeline.vae.config.z_dim
     with torch.no_grad():
-        stock = pipeline.prepare_latents(
+        wanted = stock(pipeline).prepare_latents(
             image, 1, channels, SIZE, SIZE, 17, torch.float32, "cpu", generator
         )
-    assert torch.equal(ours[0], stock[0])
-    assert torch.equal(ours[1][:, :, : stock[1].shape[2]], stock[1])
+    assert torch.equal(ours[0], wanted[0])
+    assert torch.equal(ours[1][:, :, : wanted[1].shape[2]], wanted[1])
     if name == "wan-tiny-ti2v":
-        assert torch.equal(ours[2], stock[2])
+        assert torch.equal(ours[2], wanted[2])
 
 
 @pytest.mark.parametrize("latents", [1, 2, 3])
@@ -188,7 +189,7 @@ def test_the_vae_that_encodes_again_is_float32(loaded: Loaded, tiny_cache: Path)
     folder = tiny.build("wan-tiny", tiny_cache / "wan-tiny")
     family: Any = load_family(CATALOG["wan-tiny"], folder, Recipe("cpu", "bfloat16"))
     seen: list[torch.dtype] = []
-    family.pipeline.vae.encoder.register_forward_pre_hook(
+    family.pipeline.vae.encoder.conv_in.register_forward_pre_hook(
         lambda _module, inputs: seen.append(inputs[0].dtype)
     )
     carry = Carry()
@@ -320,7 +321,7 @@ def test_a_first_segment_is_the_stock_pipelines(loaded: Loaded, name: str) -> No
     family = loaded(name, CATALOG[name].continuation)
     latents, _ = run(family, Carry(), seed=5)
     spec = family.spec
-    stock = family.pipeline(
+    wanted = stock(family.pipeline)(
         image=Image.linear_gradient("L").convert("RGB").resize((SIZE, SIZE)),
         prompt="a rocket rises",
         negative_prompt="blurry",
@@ -332,4 +333,4 @@ def test_a_first_segment_is_the_stock_pipelines(loaded: Loaded, name: str) -> No
         generator=torch.Generator().manual_seed(5),
         output_type="latent",
     ).frames
-    assert torch.equal(latents, stock)
+    assert torch.equal(latents, wanted)

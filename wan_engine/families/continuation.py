@@ -12,6 +12,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 
+from wan_engine.families.encoding import encode_then_grey
 from wan_engine.media.video import Frames
 
 
@@ -30,7 +31,8 @@ class Start:
 
 
 class ContinuingPipeline(WanImageToVideoPipeline):
-    """`WanImageToVideoPipeline` whose condition follows `start`, where that is set."""
+    """`WanImageToVideoPipeline` whose condition follows `start`, where that is set. Without it the
+    condition is stock's, to the bit."""
 
     start: Start | None = None
 
@@ -54,7 +56,9 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         mask and c condition channels), the mask 1 where the condition is given.
         """
         start = self.start
-        if start is None:
+        if start is None and (
+            self.config.expand_timesteps or last_image is not None or batch_size > 1
+        ):
             return super().prepare_latents(  # type: ignore[no-any-return]
                 image,
                 batch_size,
@@ -73,7 +77,10 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         shape = (1, num_channels_latents, count, *spatial)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         condition = torch.zeros_like(noise)  # in normalised space: not what grey is encoded to
-        if start.anchored:
+        if start is None:
+            given_latents = self._encoded(image.unsqueeze(2), noise, num_frames)
+            known = 1
+        elif start.anchored:
             given = [self._encoded(image.unsqueeze(2), noise)]
             if start.latents is not None:
                 given.append(start.latents.to(noise))
@@ -86,10 +93,9 @@ class ContinuingPipeline(WanImageToVideoPipeline):
             assert start.frames is not None, "a start has frames, latents or an anchor"
             pixels = to_pixels(start.frames).to(image)  # [1, 3, k, H, W]
             known = (len(start.frames) - 1) // self.vae_scale_factor_temporal + 1
-            if not self.config.expand_timesteps:  # trained with mid-grey where nothing is known
-                rest = pixels.new_zeros(1, 3, num_frames - pixels.shape[2], height, width)
-                pixels = torch.cat([pixels, rest], dim=2)
-            given_latents = self._encoded(pixels, noise)
+            # The other kind was trained with mid-grey where nothing is known.
+            frames = pixels.shape[2] if self.config.expand_timesteps else num_frames
+            given_latents = self._encoded(pixels, noise, frames)
         condition[:, :, : given_latents.shape[2]] = given_latents
         if self.config.expand_timesteps:
             mask = torch.ones(1, 1, count, *spatial).to(noise)
@@ -99,11 +105,14 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         mask[:, :, :known] = 1
         return noise, torch.cat([mask, condition], dim=1)
 
-    def _encoded(self, pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Normalised latents of `pixels` [1, 3, n, H, W]: the distribution's mode, as stock."""
+    def _encoded(
+        self, pixels: torch.Tensor, like: torch.Tensor, frames: int | None = None
+    ) -> torch.Tensor:
+        """Normalised latents of `pixels` [1, 3, n, H, W] and of mid-grey behind them, `frames` in
+        all: the distribution's mode, as stock."""
         vae = self.vae
         pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
-        latents = vae.encode(pixels).latent_dist.mode().to(like)
+        latents = encode_then_grey(vae, pixels, frames or pixels.shape[2]).to(like)
         mean, std = latent_moments(vae, like)
         normalised: torch.Tensor = (latents - mean) * (1.0 / std)  # stock's order: the same bits
         return normalised

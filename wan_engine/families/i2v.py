@@ -121,7 +121,7 @@ class ImageToVideo:
         parts = [getattr(self.pipeline, name, None) for name in _PARTS]
         hooks = [
             part.register_forward_pre_hook(lambda *_: on_step(done))
-            for part in (*parts, self.pipeline.vae.encoder)
+            for part in (*parts, self.pipeline.vae.encoder.conv_out)  # once a latent
             if part is not None
         ]
         start = self.pipeline.start = self._start(segment.carry)

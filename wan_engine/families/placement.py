@@ -11,6 +11,7 @@ import torch
 
 from wan_engine.acceleration import Recipe
 from wan_engine.families import attention8
+from wan_engine.families.convolution import use_onednn
 from wan_engine.families.float8 import convert_blocks
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ def experts(pipeline: Any) -> Iterator[Any]:
 
 def apply(pipeline: Any, recipe: Recipe) -> None:
     """Make `pipeline` run as `recipe` says. Called once, after LoRA files are fused."""
+    if recipe.device == "cpu":
+        use_onednn(pipeline.vae)
     for expert in experts(pipeline):
         if recipe.float8:
             convert_blocks(expert, torch.device(recipe.device))

@@ -46,6 +46,12 @@ class Joined:
         assert self._waiting is not None, "no frame came yet"
         return self._waiting
 
+    @property
+    def complete(self) -> bool:
+        """Whether the segment's frames that are shown are here; what follows was sampled to make
+        whole latents of them."""
+        return self._seen >= self._segment.skip + self._segment.keep
+
     def add(self, chunk: Frames) -> Frames:
         """Frames of the segment in, frames to show out; often another number of them."""
         segment, before = self._segment, self._seen

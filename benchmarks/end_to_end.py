@@ -1,0 +1,238 @@
+"""From a request to its mp4: the engine against plain diffusers, in wall time and host memory.
+
+Both sides begin with a prompt, a decoded photo and loaded weights of `wan-tiny`, and end with a
+finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain is
+what a user of diffusers writes: the stock `WanImageToVideoPipeline` with the same weights, called
+once with `output_type="np"`, then the loop of `export_to_video` (as in media_path.py). The same on
+both sides: photo, prompt, seed, scheduler, steps, guidance, rendered size, frames a second, output
+size, ffmpeg binary, filters and x264 options. Nothing is made between frames, no sound is added.
+
+What differs, in what is delivered and in how it is made:
+
+- The trained length is 81 frames. Of 5 s both sample that. A longer clip is several segments here,
+  each going on from the last 5 frames of the one before, whose colours it takes and into which it
+  is faded: 3 of 57 frames for 10 s, 4 of 65 for 15 s, 171 and 260 frames sampled for 160 and 240
+  shown. Plain samples 161 and 241 in one run, at two and three times the trained length.
+- One run of 241 frames has three times the tokens of one of 81, and attention grows with their
+  square: plain's time grows faster than the clip. This is how it is, and no fault of diffusers.
+- Ours computes the VAE's convolutions by oneDNN whatever their size (families/convolution.py) and
+  what its encoder makes of grey once (families/encoding.py): the same frames but for rounding.
+- Ours rounds to the nearest of 255 levels, the loop of `export_to_video` rounds down.
+- Ours can be cancelled and reports progress: a callback a step and a watching thread.
+
+Left out on both sides: safety checker, fetching, storing, metadata. Each measurement is a process
+of its own, the two sides take turns, and memory is measured apart from time, as in media_path.py.
+Before the clock starts, a clip of 5 frames at 32x32 goes through the pipeline: what libraries do
+once is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:  # where this file is run as a script
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.media_path import (  # noqa: E402
+    SIDES,
+    Measured,
+    export_to_video,
+    in_turns,
+    measure_apart,
+    measured,
+    pipeline_of,
+)
+from wan_engine.control import Control  # noqa: E402
+from wan_engine.engine import Engine  # noqa: E402
+from wan_engine.plan import PlanLimits, make_plan  # noqa: E402
+from wan_engine.prompts import Expansion  # noqa: E402
+from wan_engine.schema import Duration, Media, Plan, VideoRequest  # noqa: E402
+from wan_engine.settings import Settings  # noqa: E402
+
+_MODEL = "wan-tiny"
+_PHOTO = ROOT / "tests" / "data" / "astronaut_360x480.png"
+_PROMPT = "The camera pans left, slowly"
+_SEED = 7
+_STRIDE = 4  # frames a latent, in all Wan VAEs
+_WARM = {"width": 32, "height": 32, "num_frames": 5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is made: a clip of `duration` seconds. `render_area` in pixels; None is the model's."""
+
+    duration: int
+    preset: str
+    render_area: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case as the engine sees it: its request, media and plan, and the engine itself."""
+
+    engine: Engine
+    request: VideoRequest
+    media: Media
+    plan: Plan
+
+    @classmethod
+    def of(cls, case: Case, **folders: Path) -> Job:
+        settings = Settings(
+            model=_MODEL,
+            device="cpu",
+            fps="native",
+            safety="off",
+            metadata=False,
+            preset=case.preset,
+            render_area=case.render_area,
+            **folders,
+        )
+        engine = Engine(settings)
+        fields = {"duration": case.duration, "seed": _SEED, "enable_safety_checker": False}
+        request = VideoRequest(prompt=_PROMPT, image="data:,", **fields)
+        media = Media(Image.open(_PHOTO).convert("RGB"))
+        script = Expansion.none(request).script
+        plan = make_plan(request, script, media, engine.spec, PlanLimits(settings.frame))
+        return cls(engine, request, media, plan)
+
+
+# --- one side, in its own process ----------------------------------------------------------------
+
+
+def ours(job: Job, _pipeline: Any, folder: Path) -> Path:
+    return job.engine.render(job.request, job.plan, job.media, folder, Control()).path
+
+
+def plain(job: Job, pipeline: Any, folder: Path) -> Path:
+    import torch
+
+    plan, spec, path = job.plan, job.engine.spec, folder / "clip.mp4"
+    size = plan.render_width, plan.render_height
+    frames = pipeline(
+        image=job.media.image.resize(size),
+        prompt=job.request.prompt,
+        width=plan.render_width,
+        height=plan.render_height,
+        num_frames=frames_of_one_run(plan),
+        num_inference_steps=spec.steps,
+        guidance_scale=spec.guidance_scale,
+        generator=torch.Generator().manual_seed(plan.seed),
+        output_type="np",
+    ).frames[0]
+    export_to_video(frames[: plan.frames], path, plan, job.engine.settings)
+    return path
+
+
+def frames_of_one_run(plan: Plan) -> int:
+    """The least 4n + 1 that cover the clip."""
+    return -(-(plan.frames - 1) // _STRIDE) * _STRIDE + 1
+
+
+def measure(side: str, case: Case, cache: Path) -> Measured:
+    """Run one side in this process, which should be a fresh one."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        job = Job.of(case, cache_dir=cache, output_dir=folder)
+        pipeline, spec = pipeline_of(side, job.engine), job.engine.spec
+        picture = job.media.image.resize((_WARM["width"], _WARM["height"]))
+        guidance = spec.guidance_scale
+        steps = spec.steps  # of both experts
+        pipeline(picture, "x", num_inference_steps=steps, guidance_scale=guidance, **_WARM)
+        make = partial({"ours": ours, "plain": plain}[side], job, pipeline, folder)
+        return measured(make, job.plan.frames)
+
+
+# --- all cases -----------------------------------------------------------------------------------
+
+
+def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
+    """Both sides of one case, as `in_turns` measures them, and what each of them samples."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        job = Job.of(case, cache_dir=cache, output_dir=Path(folder))
+    plan = job.plan
+    apart = partial(measure_apart, Path(__file__), _options(case), cache)
+    result = {
+        "duration": case.duration,
+        "frames": plan.frames,
+        "ours_sampled": [segment.frames for segment in plan.segments],
+        "plain_sampled": frames_of_one_run(plan),
+        "steps": job.engine.spec.steps,
+        "render": f"{plan.render_width}x{plan.render_height}",
+        "output": f"{plan.width}x{plan.height}",
+        "preset": case.preset,
+    }
+    result |= in_turns(apart, repeats)
+    peaks = [result[f"{side}_peak_mib"] for side in SIDES]
+    result["memory_ratio"] = round(peaks[0] / peaks[1], 3)
+    return result
+
+
+def _options(case: Case) -> list[str]:
+    area = [] if case.render_area is None else [f"--render-area={case.render_area}"]
+    return [f"--durations={case.duration}", f"--preset={case.preset}", *area]
+
+
+def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The cases as a Markdown table; ratios are ours / plain."""
+    names = ["clip", "ours samples", "plain samples", "ours, s", "plain, s", "time"]
+    names += ["ours, MiB", "plain, MiB", "memory"]
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'---|' * len(names)}"
+    for row in results:
+        segments = row["ours_sampled"]
+        cells = [f"{row['duration']} s", f"{len(segments)} x {segments[0]}"]
+        cells.append(str(row["plain_sampled"]))
+        cells += [f"{statistics.median(row[f'{side}_seconds']):.2f}" for side in SIDES]
+        cells += [f"{row['ratio']:.2f}", *(f"{row[f'{side}_peak_mib']:.0f}" for side in SIDES)]
+        cells.append(f"{row['memory_ratio']:.2f}")
+        yield f"| {' | '.join(cells)} |"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python benchmarks/end_to_end.py --durations 5 15 --repeats 5",
+    )
+    durations = get_args(Duration)
+    parser.add_argument(
+        "--durations", type=int, nargs="+", choices=durations, default=list(durations)
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
+    parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
+    parser.add_argument("--preset", default="medium", help="of x264, on both sides")
+    parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    cases = [Case(seconds, given.preset, given.render_area) for seconds in given.durations]
+    if given.side:
+        print(json.dumps(asdict(measure(given.side, cases[0], given.cache))))
+        return
+    results = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as cache:
+        for case in cases:
+            results.append(compare(case, given.repeats, Path(cache)))
+            print(json.dumps(results[-1]), flush=True)
+    if not given.json:
+        print("\n" + "\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()

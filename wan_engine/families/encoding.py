@@ -1,0 +1,89 @@
+"""The first frames of a clip and grey behind them, encoded without computing the same twice.
+
+It knows the encoder of the Wan VAE (diffusers 0.42.1), not pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import CACHE_T, patchify
+
+_STRIDE = 4  # frames a latent; the first latent is one frame
+
+
+def encode_then_grey(vae: Any, pixels: torch.Tensor, frames: int) -> torch.Tensor:
+    """The mode of `vae.encode` for a clip of `frames`, 4n + 1, that begins with `pixels` [1, 3,
+    4m + 1, H, W] in -1..1 and is 0 from there on: [1, c, n + 1, h, w], the same numbers.
+
+    The causal encoder sees a few frames back, so behind them every part of it comes to the point
+    where it gets what it got before and gives what it gave. From there on it is not run again. With
+    the VAE of Wan 2.1 and 2.2 A14B that is two thirds of the work for 81 frames that begin with an
+    image.
+    """
+    if hook := getattr(vae, "_hf_hook", None):
+        hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
+    if vae.config.patch_size is not None:
+        pixels = patchify(pixels, patch_size=vae.config.patch_size)
+    vae.clear_cache()
+    try:
+        encoded = torch.cat(list(_chunks(vae, pixels, frames)), dim=2)
+        moments: torch.Tensor = vae.quant_conv(encoded)
+    finally:
+        vae.clear_cache()
+    return moments[:, : vae.config.z_dim]
+
+
+def _chunks(vae: Any, pixels: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
+    """What the encoder gives for each latent. This is the loop of `AutoencoderKLWan._encode`, but
+    for the parts at its beginning that are settled: `constant` is what the last of them gives."""
+    parts, memory, known = list(_parts(vae.encoder)), vae._enc_feat_map, pixels.shape[2]
+    constant = pixels.new_zeros(*pixels.shape[:2], _STRIDE, *pixels.shape[3:])
+    settled = settled_slots = 0
+    for first in (0, *range(1, frames, _STRIDE)):
+        grey = first >= known
+        x = constant if grey else pixels[:, :, first : first + (_STRIDE if first else 1)]
+        slot = [settled_slots if grey else 0]
+        for index in range(settled if grey else 0, len(parts)):
+            may_settle = grey and index == settled  # what goes in will not change any more
+            begin, before = slot[0], list(memory) if may_settle else []
+            x = parts[index](x, feat_cache=memory, feat_idx=slot)
+            used = slice(begin, slot[0])
+            if may_settle and _equal(before[used], memory[used]):
+                settled, settled_slots, constant = index + 1, slot[0], x
+        yield x
+
+
+def _equal(before: list[Any], after: list[Any]) -> bool:
+    return all(
+        old is not None and torch.equal(old, new) for old, new in zip(before, after, strict=True)
+    )
+
+
+def _parts(encoder: Any) -> Iterator[Any]:
+    """`WanEncoder3d.forward` in parts with the arguments of its blocks."""
+    yield partial(_convolve, encoder.conv_in)
+    yield from encoder.down_blocks
+    yield encoder.mid_block
+    yield partial(_head, encoder)
+
+
+def _head(encoder: Any, x: torch.Tensor, **memory: Any) -> torch.Tensor:
+    return _convolve(encoder.conv_out, encoder.nonlinearity(encoder.norm_out(x)), **memory)
+
+
+def _convolve(
+    convolution: Any, x: torch.Tensor, feat_cache: list[Any], feat_idx: list[int]
+) -> torch.Tensor:
+    """A causal convolution that remembers its last two frames."""
+    slot = feat_idx[0]
+    last = x[:, :, -CACHE_T:].clone()
+    if last.shape[2] < CACHE_T and feat_cache[slot] is not None:
+        last = torch.cat([feat_cache[slot][:, :, -1:], last], dim=2)
+    convolved: torch.Tensor = convolution(x, feat_cache[slot])
+    feat_cache[slot] = last
+    feat_idx[0] += 1
+    return convolved
