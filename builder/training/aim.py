@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from builder.training.moves import offsets_px
+from builder.training.moves import directions, offsets_px
 
 _NOISE, _MASK, _CONDITION = slice(0, 64), slice(64, 80), slice(80, 144)
 _CONSTANTS = (144, 145)
 MEASURES = range(146, 151)
-_OFFSET = slice(154, 160)
+_MOVE = slice(151, 154)
+_ZOOM, _RIGHT, _DOWN = 151, (154, 155, 156), (157, 158, 159)
 """Channels of the residual stream: inputs in the order of the patch embedding, then our own."""
 
 _LOUD = 24.0
@@ -38,13 +39,13 @@ _TOKEN_PX = 16  # two latents of eight pixels
 
 @dataclass(frozen=True)
 class Aim:
-    """The block whose output holds the offsets in `_OFFSET`."""
+    """The block whose output holds the move in `_MOVE` and the offsets behind it."""
 
     block: int
 
     def loss(self, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Of the `hidden` states behind the block, against `targets`."""
-        return F.mse_loss(hidden[..., _OFFSET].float(), wanted)
+        return F.mse_loss(hidden[..., _MOVE.start :].float(), wanted)
 
     def hidden(
         self, expert: Any, state: torch.Tensor, sigma: float, text: torch.Tensor
@@ -59,15 +60,19 @@ class Aim:
 
 
 def targets(moves: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
-    """What `Aim.of` should be, [n, tokens, 6], for latents [frames, height, width]: sine, one less
-    the cosine and half of the angle, of the offset in tokens to the right, then down."""
+    """What is wanted behind the block, [n, tokens, 9], for latents [frames, height, width].
+
+    The move's zoom, right and down in -1..1; of the offset in tokens to the right, then down, its
+    sine, one less its cosine, and its half.
+    """
     index = torch.arange(frames, device=moves.device)
     # Four frames share a latent; it shows about the third of them.
     times = (4.0 * index - 1).clamp_min(0)[None]
     offset = offsets_px(moves, times, 8 * height, 8 * width, _TOKEN_PX) / _TOKEN_PX
     offset = offset.flatten(2).transpose(1, 2)  # [n, tokens, 2]
     values = torch.stack([offset.sin(), 1 - offset.cos(), offset / 2], dim=-1)
-    return values.flatten(2)
+    move = directions(moves)[:, None].expand(-1, values.shape[1], -1)
+    return torch.cat([move, values.flatten(2)], dim=2)
 
 
 def initialise(expert: Any, grey: torch.Tensor, aim: Aim) -> None:
@@ -76,8 +81,27 @@ def initialise(expert: Any, grey: torch.Tensor, aim: Aim) -> None:
     for block in expert.blocks:
         _make_quiet(block)
     _measure(expert.blocks[0].attn1)
+    _multiply(expert.blocks[aim.block].ffn)
     _copy(expert.blocks[aim.block + 1].attn1, grey)
     _see_words(expert)
+
+
+def keep_gates(expert: Any) -> None:
+    """Leave the gates of moves and offsets out of what is learned about time.
+
+    One projection gates these channels in all blocks. The others, which have no use for them, would
+    shut them where they are made.
+    """
+    projection = expert.condition_embedder.time_proj
+    rows = [part * 160 + channel for part in (2, 5) for channel in range(_MOVE.start, 160)]
+
+    def keep(gradient: torch.Tensor) -> torch.Tensor:
+        kept = gradient.clone()
+        kept[rows] = 0
+        return kept
+
+    for parameter in (projection.weight, projection.bias):
+        parameter.register_hook(keep)
 
 
 def _let_through(expert: Any) -> None:
@@ -243,12 +267,35 @@ def _measure(attention: Any) -> None:
             attention.to_out[0].bias[channel] = -1.0
 
 
+def _multiply(ffn: Any) -> None:
+    """Begin with the product of zoom and place: where it is missing, nothing pulls either of them.
+
+    GELU(z) + GELU(-z) is nearly a square, and the difference of the squares of a sum and a
+    difference is a product.
+    """
+    first, second = ffn.net[0].proj, ffn.net[2]
+    right, left, bottom, top = list(MEASURES)[1:]
+    units = iter(range(8))
+    with torch.no_grad():
+        for low, high, (sine, _, half) in ((left, right, _RIGHT), (top, bottom, _DOWN)):
+            for sign in (1.0, -1.0):
+                for way in (1.0, -1.0):
+                    unit = next(units)
+                    first.weight[unit] = 0
+                    first.bias[unit] = 0
+                    first.weight[unit, _ZOOM] = way
+                    first.weight[unit, low] = way * sign
+                    first.weight[unit, high] = -way * sign
+                    second.weight[:, unit] = 0
+                    second.weight[[sine, half], unit] = -0.2 * sign
+
+
 def _copy(attention: Any, grey: torch.Tensor) -> None:
     """Heads that look at the known frame where the offset points; two bring its condition."""
     query, key = _rotations(attention)
     aside = {2: ("w", 0.5), 3: ("w", -0.5), 4: ("h", 0.5)}  # half a token from there
     for head in range(attention.heads):
-        for axis, (sine, cosine, half) in (("w", (154, 155, 156)), ("h", (157, 158, 159))):
+        for axis, (sine, cosine, half) in (("w", _RIGHT), ("h", _DOWN)):
             extra = aside[head][1] if head in aside and aside[head][0] == axis else 0.0
             for turn, score in ((0, 10.0), (1, 10.0)):
                 frequency = 10000.0 ** (-turn / 5)

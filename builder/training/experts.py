@@ -32,15 +32,16 @@ _LONGEST_PROMPT = 160
 _SHAPES = ((144, 256), (144, 256), (192, 192), (144, 256), (256, 144), (144, 256), (160, 224))
 _SMALL_SHAPES = ((96, 128), (96, 160), (128, 96), (112, 112), (80, 144))
 _SMALL = (
-    (21, 8, 8), (6, 18, 32), (21, 10, 14), (5, 32, 18), (11, 14, 26), (6, 24, 24), (21, 6, 24), (7, 18, 32),
+    (21, 8, 8), (6, 18, 32), (21, 10, 14), (5, 32, 18),
+    (11, 14, 26), (6, 24, 24), (21, 6, 24), (7, 18, 32),
 )  # fmt: skip
 """Frames, height and width in latents, for what needs no picture."""
 
 _AIMING = ("text_embedder", "attn2", "norm2", "ffn")
 """What learns from tokens of no content; the rest would only forget pictures."""
 
-_AIM_WEIGHT = 10.0
-_FIRST_CLIPS, _FIRST_LARGE = 0.2, 0.78  # progress
+_AIM_WEIGHT = 30.0
+_FIRST_CLIPS, _FIRST_LARGE = 0.04, 0.75  # progress
 _STEPS_A_BATCH = 12
 """New clips come a batch at a time: making one costs a GPU as long as making many."""
 _GREY_FRAMES = 33
@@ -193,6 +194,7 @@ class ExpertsStage:
         self._hidden: dict[int, torch.Tensor] = {}
         for index, (expert, part) in enumerate(zip(experts, AIMS, strict=True)):
             expert.blocks[part.block].register_forward_hook(self._keep(index))
+            aim.keep_gates(expert)
 
     def _keep(self, index: int) -> Any:
         def keep(_block: Any, _inputs: Any, output: torch.Tensor) -> None:

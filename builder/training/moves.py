@@ -66,11 +66,16 @@ def offsets_px(
     return torch.stack([x, y], dim=1)
 
 
+def directions(moves: torch.Tensor) -> torch.Tensor:
+    """Zoom (1 is in), right and down of each move, -1 to 1: [n, 3]."""
+    return torch.tensor([_STEPS[name] for name in MOVES], device=moves.device)[moves].float()
+
+
 def _look(
     moves: torch.Tensor, frames: torch.Tensor, height: int, width: int, stride: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each column [n, t, w] and row [n, t, h] looks, in pixels from the picture's middle."""
-    steps = torch.tensor([_STEPS[name] for name in MOVES], device=moves.device)[moves]
+    steps = directions(moves)
     scale = torch.exp(-math.log(ZOOM_A_FRAME) * steps[:, 0:1] * frames)[
         ..., None
     ]  # of what is seen

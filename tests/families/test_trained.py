@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from builder.evaluate_tiny import fitted
-from builder.training.evaluation import Motion, find_motion
+from builder.training.evaluation import PROMPTS, Motion, find_motion
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
@@ -76,7 +76,7 @@ def motion(name: str, frame: Frames) -> Motion:
     return find_motion(picture, seen)
 
 
-@pytest.mark.parametrize(("name", "least_db"), [(ASTRONAUT, 19.0), (ROCKET, 26.5)])
+@pytest.mark.parametrize(("name", "least_db"), [(ASTRONAUT, 22.0), (ROCKET, 28.0)])
 def test_the_first_frame_is_the_photo(
     clip: Callable[[str, str], Frames], name: str, least_db: float
 ) -> None:
@@ -84,30 +84,30 @@ def test_the_first_frame_is_the_photo(
     assert psnr_db(frames[0], np.asarray(photo(name))) > least_db
 
 
-@pytest.mark.parametrize(("name", "other"), [(ASTRONAUT, ROCKET), (ROCKET, ASTRONAUT)])
-def test_the_last_frame_still_shows_the_photo_and_no_other(
-    clip: Callable[[str, str], Frames], name: str, other: str
+@pytest.mark.parametrize(("name", "least_db"), [(ASTRONAUT, 20.0), (ROCKET, 25.0)])
+def test_the_last_frame_of_a_still_clip_is_still_the_photo(
+    clip: Callable[[str, str], Frames], name: str, least_db: float
 ) -> None:
-    """By its brightness: colour is what these weights lose."""
-    last = clip(name, "the camera is still")[-1]
-
-    def likeness(image: Image.Image) -> float:
-        wanted = np.asarray(image.resize(photo(name).size))
-        planes = [pixels.astype(float).mean(axis=-1).ravel() for pixels in (last, wanted)]
-        return float(np.corrcoef(planes)[0, 1])
-
-    assert likeness(photo(name)) > 0.75
-    assert likeness(photo(other)) < 0.3
+    frames = clip(name, "the camera is still")
+    assert psnr_db(frames[-1], np.asarray(photo(name))) > least_db
+    assert motion(name, frames[-1]).names() == "still"
 
 
-@pytest.mark.parametrize("name", [ASTRONAUT, ROCKET])
-def test_a_prompt_tilts_the_camera_the_named_way(
-    clip: Callable[[str, str], Frames], name: str
+@pytest.mark.parametrize(
+    ("name", "move"),
+    [
+        (ASTRONAUT, "zoom out"),
+        (ASTRONAUT, "pan right"),
+        (ASTRONAUT, "tilt down"),
+        (ROCKET, "zoom in"),
+        (ROCKET, "pan left"),
+        (ROCKET, "tilt up"),
+    ],
+)
+def test_a_prompt_moves_the_camera_the_named_way(
+    clip: Callable[[str, str], Frames], name: str, move: str
 ) -> None:
-    up, down = (
-        motion(name, clip(name, f"the camera tilts {way}")[-1]).down for way in ("up", "down")
-    )
-    assert down - up > 0.02  # of the height, after 2 s; the training's move is 0.11
+    assert motion(name, clip(name, PROMPTS[move])[-1]).names() == move
 
 
 def test_bfloat16_shows_what_float32_shows(
