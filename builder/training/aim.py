@@ -16,6 +16,7 @@ exp(rising) against a constant is a logistic function of the distance, and so a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,7 @@ def initialise(expert: Any, grey: torch.Tensor, aim: Aim) -> None:
     for block in expert.blocks:
         _make_quiet(block)
     _measure(expert.blocks[0].attn1)
-    _multiply(expert.blocks[aim.block].ffn)
+    _multiply(expert.blocks[: aim.block + 1])
     _copy(expert.blocks[aim.block + 1].attn1, grey)
     _see_words(expert)
 
@@ -267,27 +268,67 @@ def _measure(attention: Any) -> None:
             attention.to_out[0].bias[channel] = -1.0
 
 
-def _multiply(ffn: Any) -> None:
-    """Begin with the product of zoom and place: where it is missing, nothing pulls either of them.
+def _multiply(blocks: Any) -> None:
+    """Begin with zoom times place times time in `blocks`, the last of which is the aim's.
 
-    GELU(z) + GELU(-z) is nearly a square, and the difference of the squares of a sum and a
-    difference is a product.
+    A zoom is such a product, and where one is missing, nothing pulls its factors. Time comes in
+    with the block before, where there is one: it makes the place's two measures fall with it.
     """
+    clock, right, left, bottom, top = list(MEASURES)
+    places = ({left: 1.0, right: -1.0}, {top: 1.0, bottom: -1.0})
+    for index, (place, (sine, _, half)) in enumerate(zip(places, (_RIGHT, _DOWN), strict=True)):
+        if len(blocks) > 1:
+            # The clock goes from 0.5 to -0.8 in 5 s: place * (0.5 - clock) / 1.3, less place.
+            outputs = {channel: way / 2 for channel, way in place.items()}
+            units = range(6 * index, 6 * index + 6)
+            _add_product(blocks[-2].ffn, units[:4], {clock: 1.0}, place, -0.77, outputs)
+            _add_line(blocks[-2].ffn, units[4:], place, -0.615, outputs)
+        units = range(4 * index, 4 * index + 4)
+        _add_product(blocks[-1].ffn, units, {_ZOOM: 1.0}, place, -0.6, {sine: 1.3, half: 1.0})
+
+
+def _add_product(
+    ffn: Any,
+    units: Sequence[int],
+    one: dict[int, float],
+    other: dict[int, float],
+    size: float,
+    outputs: dict[int, float],
+) -> None:
+    """Write `size` times the product of two sums of channels into `outputs`, by four `units`.
+
+    GELU(z) + GELU(-z) is about 0.8 z^2 below 1, and the difference of the squares of a sum and a
+    difference is four times the product.
+    """
+    given = iter(units)
+    for sign in (1.0, -1.0):
+        for way in (1.0, -1.0):
+            reads = {channel: way * factor for channel, factor in one.items()}
+            reads |= {channel: way * sign * factor for channel, factor in other.items()}
+            writes = {channel: size * sign * factor / 3.2 for channel, factor in outputs.items()}
+            _set_unit(ffn, next(given), reads, writes)
+
+
+def _add_line(
+    ffn: Any, units: Sequence[int], read: dict[int, float], size: float, outputs: dict[int, float]
+) -> None:
+    """Write `size` times a sum of channels into `outputs`: GELU(z) - GELU(-z) is z."""
+    for unit, way in zip(units, (1.0, -1.0), strict=True):
+        reads = {channel: way * factor for channel, factor in read.items()}
+        writes = {channel: way * size * factor for channel, factor in outputs.items()}
+        _set_unit(ffn, unit, reads, writes)
+
+
+def _set_unit(ffn: Any, unit: int, reads: dict[int, float], writes: dict[int, float]) -> None:
     first, second = ffn.net[0].proj, ffn.net[2]
-    right, left, bottom, top = list(MEASURES)[1:]
-    units = iter(range(8))
     with torch.no_grad():
-        for low, high, (sine, _, half) in ((left, right, _RIGHT), (top, bottom, _DOWN)):
-            for sign in (1.0, -1.0):
-                for way in (1.0, -1.0):
-                    unit = next(units)
-                    first.weight[unit] = 0
-                    first.bias[unit] = 0
-                    first.weight[unit, _ZOOM] = way
-                    first.weight[unit, low] = way * sign
-                    first.weight[unit, high] = -way * sign
-                    second.weight[:, unit] = 0
-                    second.weight[[sine, half], unit] = -0.2 * sign
+        first.weight[unit] = 0
+        first.bias[unit] = 0
+        second.weight[:, unit] = 0
+        for channel, factor in reads.items():
+            first.weight[unit, channel] = factor
+        for channel, factor in writes.items():
+            second.weight[channel, unit] = factor
 
 
 def _copy(attention: Any, grey: torch.Tensor) -> None:

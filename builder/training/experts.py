@@ -41,7 +41,7 @@ _AIMING = ("text_embedder", "attn2", "norm2", "ffn")
 """What learns from tokens of no content; the rest would only forget pictures."""
 
 _AIM_WEIGHT = 30.0
-_FIRST_CLIPS, _FIRST_LARGE = 0.04, 0.75  # progress
+_FIRST_CLIPS, _FIRST_LARGE = 0.12, 0.7  # progress
 _STEPS_A_BATCH = 12
 """New clips come a batch at a time: making one costs a GPU as long as making many."""
 _GREY_FRAMES = 33

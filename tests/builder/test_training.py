@@ -150,6 +150,22 @@ def test_measures_of_the_first_block_tell_the_time_and_the_place(
         assert way * torch.corrcoef(torch.stack([line, axes[axis]]))[0, 1] > 0.8
 
 
+def test_a_layer_can_begin_with_a_product() -> None:
+    ffn = tiny_networks.make_expert(layers=1).blocks[0].ffn
+    rest = copy.deepcopy(ffn)
+    aim._add_product(ffn, range(4), {3: 1.0}, {7: 1.0, 8: -1.0}, 0.5, {20: 1.0, 21: -2.0})
+    rest.load_state_dict(ffn.state_dict())
+    with torch.no_grad():
+        rest.net[2].weight[:, :4] = 0
+        given = torch.rand(200, 160) - 0.5
+        seen = ffn(given) - rest(given)
+    wanted = 0.5 * given[:, 3] * (given[:, 7] - given[:, 8])
+    assert (seen[:, 20] - wanted).abs().max() < 0.25 * wanted.abs().max()
+    assert torch.corrcoef(torch.stack([seen[:, 20], wanted]))[0, 1] > 0.98
+    assert torch.allclose(seen[:, 21], -2 * seen[:, 20], atol=1e-5)
+    assert (seen[:, :20] == 0).all()
+
+
 @pytest.mark.parametrize("move", prompts.MOVES)
 def test_aims_are_where_a_move_takes_its_picture_from(move: str) -> None:
     """On a picture whose colours are its own places."""
