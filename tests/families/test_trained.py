@@ -27,7 +27,7 @@ from wan_engine.schema import Carry, SegmentInput
 
 ASTRONAUT, ROCKET = "astronaut_360x480.png", "rocket_640x360.jpg"
 DATA = Path(__file__).parents[1] / "data"
-FRAMES = 33  # 2 s; the nets cost a second for five frames
+FRAMES = 33  # 2 s
 
 Frames = np.ndarray
 
@@ -96,18 +96,17 @@ def test_the_last_frame_of_a_still_clip_is_still_the_photo(
 @pytest.mark.parametrize(
     ("name", "move"),
     [
-        (ASTRONAUT, "zoom out"),
         (ASTRONAUT, "pan right"),
         (ASTRONAUT, "tilt down"),
         (ROCKET, "zoom in"),
+        (ROCKET, "zoom out"),
         (ROCKET, "pan left"),
         (ROCKET, "tilt up"),
     ],
 )
-def test_a_prompt_moves_the_camera_the_named_way(
-    clip: Callable[[str, str], Frames], name: str, move: str
-) -> None:
-    assert motion(name, clip(name, PROMPTS[move])[-1]).names() == move
+def test_a_prompt_moves_the_camera_the_named_way(family: Any, name: str, move: str) -> None:
+    frames = frames_of(family, segment(photo(name), PROMPTS[move], frames=81))
+    assert motion(name, frames[-1]).names() == move
 
 
 def test_bfloat16_shows_what_float32_shows(
@@ -142,6 +141,5 @@ def test_a_segment_goes_on_from_the_last_frames_of_the_one_before(
     after = frames_of(family, asked)
     for seen, given in zip(after[:common], before[-common:], strict=True):
         assert psnr_db(seen, given) > 33
-    inside = np.abs(np.diff(before[common:].astype(int), axis=0)).mean(axis=(1, 2, 3))
     join = np.abs(after[common].astype(int) - before[-1]).mean()
-    assert join < 3 * np.median(inside)  # 2.1 measured
+    assert join < 4  # of 255 levels; 2.3 measured
