@@ -200,8 +200,8 @@ _ROWS = (
         repo=None,
         revision=None,
         built=True,
-        caveat="a toy trained on drawings, for trying the path, not for use: the clip is blurred, "
-        "loses its colour and hardly follows the prompt",
+        caveat="a toy trained on drawings, for trying the path, not for use: the clip is soft, and "
+        "nothing in it moves but the camera",
         download_gb=0.0,
         networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
     ),
