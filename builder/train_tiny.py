@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="of training; evaluation comes on top")
     parser.add_argument("--steps", help="instead of seconds, a stage: vae=4000,experts=900")
     parser.add_argument("--stage", choices=("vae", "experts", "all"), default="all")
-    parser.add_argument("--scale", type=float, default=1.0, help="of batches; 0.1 for a CPU")
+    parser.add_argument("--scale", type=float, default=1.0, help="of batches; 0.25 for a CPU")
     parser.add_argument("--rate", type=float, default=1.0, help="of the usual learning rate")
     parser.add_argument("--start", type=Path, help="weights to begin with instead of random ones")
     parser.add_argument("--new-experts", action="store_true", help="but the VAE of --start")
@@ -151,12 +151,21 @@ class Training:
             return vae_module.VaeStage(vae, self.pictures, self.generator, scale=scale)
         vae.eval().requires_grad_(False)
         if self.options.new_experts or not self.options.start or self.positions["vae"].steps:
-            experts_module.initialise(self.experts, vae)
+            self._begin_experts()
         prompts = Prompts(self.tokenizer, self.options.seed, self.generator.device)
         batch = max(2, round(32 * scale))
         clips = Clips(vae, self.pictures, self.generator, size=8 * batch, chunk=min(8, batch))
         text_encoder = self.parts["text_encoder"]
         return ExpertsStage(self.experts, text_encoder, prompts, clips, self.generator, batch=batch)
+
+    def _begin_experts(self) -> None:
+        """What they begin with is computed on the CPU, wherever they are trained."""
+        networks = (self.parts["vae"], *self.experts)
+        for network in networks:
+            network.cpu()
+        experts_module.initialise(self.experts, self.parts["vae"])
+        for network in networks:
+            network.to(self.options.device)
 
     def _finish_vae(self) -> None:
         vae = self.parts["vae"].eval()

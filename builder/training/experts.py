@@ -44,7 +44,7 @@ _AIM_WEIGHT = 10.0
 _FIRST_CLIPS, _FIRST_LARGE = 0.15, 0.8  # progress
 _STEPS_A_BATCH = 12
 """New clips come a batch at a time: making one costs a GPU as long as making many."""
-_GREY_FRAMES = 33
+_GREY_FRAMES = 33  # behind as many, grey is encoded to what it was before
 _KNOWN_FRAMES = (1, 1, 1, 5)  # 5: a later segment, which is given what it has in common
 
 

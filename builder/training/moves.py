@@ -76,9 +76,8 @@ def _look(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each column [n, t, w] and row [n, t, h] looks, in pixels from the picture's middle."""
     steps = directions(moves)
-    scale = torch.exp(-math.log(ZOOM_A_FRAME) * steps[:, 0:1] * frames)[
-        ..., None
-    ]  # of what is seen
+    log_zoom = math.log(ZOOM_A_FRAME) * steps[:, 0:1] * frames
+    scale = torch.exp(-log_zoom)[..., None]  # of what is seen
     x, y = (
         torch.arange(side // stride, device=moves.device) * stride + (stride - side) / 2
         for side in (width, height)
