@@ -53,6 +53,7 @@ from benchmarks.media_path import (  # noqa: E402
     measure_apart,
     measured,
     pipeline_of,
+    report,
 )
 from wan_engine.control import Control  # noqa: E402
 from wan_engine.engine import Engine  # noqa: E402
@@ -225,13 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.side:
         print(json.dumps(asdict(measure(given.side, cases[0], given.cache))))
         return
-    results = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as cache:
-        for case in cases:
-            results.append(compare(case, given.repeats, Path(cache)))
-            print(json.dumps(results[-1]), flush=True)
-    if not given.json:
-        print("\n" + "\n".join(table(results)))
+    report(cases, given, compare, table)
 
 
 if __name__ == "__main__":

@@ -292,12 +292,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    given = parse(arguments)
-    cases = [Case(count, given.render, given.output, given.preset) for count in given.frames]
-    if given.side:
-        print(json.dumps(asdict(measure(given.side, cases[0], given.cache))))
-        return
+def report(
+    cases: Sequence[Any],
+    given: argparse.Namespace,
+    compare: Callable[[Any, int, Path], dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], Iterator[str]],
+) -> None:
+    """Compare the sides in all cases, and print a JSON line of each and their table."""
     results = []
     with tempfile.TemporaryDirectory(prefix="bench-") as cache:
         for case in cases:
@@ -305,6 +306,15 @@ def main(arguments: list[str] | None = None) -> None:
             print(json.dumps(results[-1]), flush=True)
     if not given.json:
         print("\n" + "\n".join(table(results)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    cases = [Case(count, given.render, given.output, given.preset) for count in given.frames]
+    if given.side:
+        print(json.dumps(asdict(measure(given.side, cases[0], given.cache))))
+        return
+    report(cases, given, compare, table)
 
 
 if __name__ == "__main__":
