@@ -37,6 +37,7 @@ LAYERS = {
     "schema": 1,
     "pricing": 1,
     "hub": 1,
+    "finite": 1,
     "catalog": 2,
     "logs": 2,
     "timings": 2,

@@ -8,6 +8,7 @@ EngineError               something failed that is nobody's input
 |- ContentPolicy          the safety checker flagged the prompt, the image or the clip
 |- Cancelled              the caller asked for the job to stop
 |- DeadlineExceeded       the job ran longer than it may
+|- NotFinite              a network gave numbers that are no picture
 |- OutOfMemory            the accelerator's memory does not hold this job, not even with offload
 |- DiskFull               there is no room for the job's files
 |- EncodeFailed           ffmpeg did not finish the clip
@@ -100,6 +101,16 @@ class TimeLimitTooShort(EngineError):
             f"The clip should take about {seconds:.0f} s here, and the job has {left:.0f} s: "
             f"{advice}"
         )
+
+
+class NotFinite(EngineError):
+    """`where` names the network, and the step where it has steps; for the log."""
+
+    code = "not_finite"
+
+    def __init__(self, where: str) -> None:
+        super().__init__("The model gave numbers that are not finite: no clip was made")
+        self.where = where
 
 
 class OutOfMemory(EngineError):

@@ -32,6 +32,7 @@ from wan_engine.catalog import (
 )
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, ModelMissing
+from wan_engine.finite import require_finite
 from wan_engine.settings import Settings
 from wan_engine.weights import (
     LocatedClassifier,
@@ -78,8 +79,9 @@ def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> S
 
 
 class Safety:
-    """Checks that raise `ContentPolicy`. Without a classifier of a kind, nothing of that kind is
-    checked. Safe to use from several threads; one check runs at a time.
+    """Checks that raise `ContentPolicy`, and `NotFinite` for a verdict that is none. Without a
+    classifier of a kind, nothing of that kind is checked. Safe to use from several threads; one
+    check runs at a time.
     """
 
     def __init__(
@@ -320,7 +322,9 @@ class PromptGuard:
             comma = after[self._comma] - torch.logsumexp(after[[self._comma, *self._ends]], 0)
             more.append(float(comma.exp()))
             start += len(option)
-        return torch.stack(sums).softmax(0).tolist(), more
+        chosen: list[float] = torch.stack(sums).softmax(0).tolist()
+        require_finite([*chosen, *more], "the prompt guard")
+        return chosen, more
 
     def _frame(self, name: str) -> tuple[str, str, str, str]:
         """What the chat template puts before and after a prompt, with the spaces next to the
@@ -418,6 +422,7 @@ class ImageClassifier:
         config = self._model.config
         several = config.problem_type == "multi_label_classification"
         values = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+        require_finite(values, "the image classifier")
         return {config.id2label[place].lower(): value for place, value in enumerate(values)}
 
 

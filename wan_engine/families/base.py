@@ -10,6 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
+from wan_engine.finite import not_finite
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
 
@@ -75,11 +76,12 @@ def _decode_frame(vae: Any, latent: torch.Tensor, *, first: bool) -> torch.Tenso
     sample = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **arguments)
     if vae.config.patch_size is not None:
         sample = unpatchify(sample, patch_size=vae.config.patch_size)
-    return torch.clamp(sample, min=-1.0, max=1.0)
+    # Infinity would be clamped to white; times zero it is NaN, which stays. The rest is unchanged.
+    return torch.clamp(sample + 0 * sample, min=-1.0, max=1.0)
 
 
 def to_frames(samples: Generator[torch.Tensor, None, None]) -> Iterator[Frames]:
-    """Each [1, 3, n, H, W] in -1..1 as uint8 [n, H, W, 3] in host memory.
+    """Each [1, 3, n, H, W] in -1..1 as uint8 [n, H, W, 3] in host memory. Raises `NotFinite`.
 
     From a GPU one sample behind: it is copied while the next one is decoded, and the encoder gets
     the one before that meanwhile.
@@ -88,7 +90,7 @@ def to_frames(samples: Generator[torch.Tensor, None, None]) -> Iterator[Frames]:
     with closing(samples):
         for sample in samples:
             pixels = sample[0].permute(1, 2, 3, 0).float().add(1.0).mul(127.5).round_()
-            copied = _Copied(pixels.to(torch.uint8).contiguous())
+            copied = _Copied(pixels.to(torch.uint8).contiguous(), pixels.isfinite().all())
             if waiting is not None:
                 yield waiting.frames()
             waiting = copied if copied.on_its_way else None
@@ -99,19 +101,26 @@ def to_frames(samples: Generator[torch.Tensor, None, None]) -> Iterator[Frames]:
 
 
 class _Copied:
-    """Pixels on their way to host memory."""
+    """Pixels on their way to host memory, and whether all of them were finite."""
 
-    def __init__(self, pixels: torch.Tensor) -> None:
+    def __init__(self, pixels: torch.Tensor, finite: torch.Tensor) -> None:
         self.on_its_way = pixels.device.type == "cuda"
+        self._host, self._finite = pixels, finite
         if not self.on_its_way:
-            self._host = pixels
             return
-        self._host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-        self._host.copy_(pixels, non_blocking=True)
+        self._host, self._finite = _sent(pixels), _sent(finite)
         self._arrived = torch.cuda.Event()
         self._arrived.record(torch.cuda.current_stream(pixels.device))
 
     def frames(self) -> Frames:
         if self.on_its_way:
             self._arrived.synchronize()
+        if not self._finite:
+            raise not_finite("the VAE's decoder")
         return self._host.numpy()
+
+
+def _sent(tensor: torch.Tensor) -> torch.Tensor:
+    """Where `tensor` will be in pinned host memory, once the stream has come to here."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

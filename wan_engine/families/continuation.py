@@ -13,6 +13,7 @@ from diffusers import WanImageToVideoPipeline
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 
 from wan_engine.families.encoding import encode_then_grey
+from wan_engine.finite import require_finite
 from wan_engine.media.video import Frames
 
 
@@ -114,6 +115,7 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
         latents = encode_then_grey(vae, pixels, frames or pixels.shape[2]).to(like)
         mean, std = latent_moments(vae, like)
+        require_finite(latents, "the VAE's encoder")
         normalised: torch.Tensor = (latents - mean) * (1.0 / std)  # stock's order: the same bits
         return normalised
 

@@ -29,6 +29,7 @@ from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.placement import apply
 from wan_engine.families.text import PromptEncoder
+from wan_engine.finite import require_finite
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
 from wan_engine.weights import LoraWeights, over_a_network
@@ -104,16 +105,22 @@ class ImageToVideo:
             raise _out_of_memory(spec) from error
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
-        """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1."""
+        """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1.
+
+        Raises `NotFinite` after the step or part that gave other numbers.
+        """
         spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
 
         done = 0
 
         def step_ended(
-            _pipe: Any, index: int, _time: Any, tensors: dict[str, Any]
+            _pipe: Any, index: int, time: torch.Tensor, tensors: dict[str, Any]
         ) -> dict[str, Any]:
             nonlocal done
             done = index + 1
+            require_finite(
+                tensors["latents"], f"step {done} of {spec.steps} by {self._expert_at(time)}"
+            )
             on_step(done)
             return tensors
 
@@ -155,9 +162,19 @@ class ImageToVideo:
             self.pipeline.start = None
             self.pipeline.maybe_free_model_hooks()
         latents: torch.Tensor = output.frames
+        # What is known of the clip is put into them after the last step.
+        require_finite(latents, "the condition")
         if self._latents_handed_on:
             segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
         return latents
+
+    def _expert_at(self, timestep: torch.Tensor) -> str:
+        """Which transformer works at `timestep`, as the pipeline's loop chooses it."""
+        boundary = self.pipeline.config.boundary_ratio
+        if boundary is None:
+            return "the transformer"
+        high = timestep >= boundary * self.pipeline.scheduler.config.num_train_timesteps
+        return "the high-noise expert" if high else "the low-noise expert"
 
     @property
     def _latents_handed_on(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from wan_engine.finite import require_finite
+
 _TOKENS = 512  # as the pipeline itself asks for; the method's own default is 226
 _KEPT = 8  # texts; one takes 4 MB: 512 tokens of 4096 numbers in bfloat16
 
@@ -26,15 +28,18 @@ class PromptEncoder:
             _pin(pipeline.text_encoder)
 
     def embed(self, text: str) -> torch.Tensor:
-        """Embeddings of `text` [1, 512, width], in the text encoder's dtype, on the device."""
+        """Embeddings of `text` [1, 512, width], in the text encoder's dtype, on the device. Raises
+        `NotFinite`."""
         if text not in self._known:
             with torch.inference_mode(False), torch.no_grad(), self._in_place():
-                self._known[text], _ = self._pipeline.encode_prompt(
+                embeddings, _ = self._pipeline.encode_prompt(
                     prompt=text,
                     do_classifier_free_guidance=False,
                     max_sequence_length=_TOKENS,
                     device=self._device,
                 )
+            require_finite(embeddings, "the text encoder")
+            self._known[text] = embeddings
         self._known.move_to_end(text)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.finite import require_finite
 
 _MULTIPLE = 64  # the coarsest of five pyramid levels is 1/16, in blocks of 4 (ifnet_arch.py)
 
@@ -63,7 +64,8 @@ class Rife:
     def between(
         self, earlier: NDArray[np.uint8], later: NDArray[np.uint8], weight: float
     ) -> NDArray[np.uint8]:
-        """The frame at `weight` of the way, uint8 [height, width, 3]. Raises `OutOfMemory`."""
+        """The frame at `weight` of the way, uint8 [height, width, 3]. Raises `OutOfMemory` and
+        `NotFinite`."""
         import torch
         from torch.nn.functional import pad
 
@@ -74,6 +76,7 @@ class Rife:
             # The package would stretch to the multiple instead, which blurs every frame it makes.
             pair = pad(pair, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="replicate")
             made = self._model.inference(pair[None], weight, 1.0)[0, :, :height, :width]
+            require_finite(made, "RIFE")
             made = made.clamp(0, 1).mul(255).round_().to(torch.uint8)
             frame: NDArray[np.uint8] = made.permute(1, 2, 0).cpu().numpy()
         except torch.OutOfMemoryError as error:

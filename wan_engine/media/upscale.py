@@ -21,6 +21,7 @@ import numpy as np
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.finite import require_finite
 from wan_engine.media.retime import Frame, blend, ended, of_shot, one_by_one
 from wan_engine.media.video import Frames
 from wan_engine.schema import Plan
@@ -101,7 +102,7 @@ def upscale(
     frames: Iterable[Frames], plan: Plan, upscaler: Upscaler, control: Control
 ) -> Generator[Frames, None, None]:
     """The middle of each frame as the plan crops it, `plan.width` x `plan.height`, in the same
-    number. Raises `EncodeFailed` when they are not as many as planned, and `OutOfMemory`."""
+    number. Raises `EncodeFailed` when they are not as many as planned, `OutOfMemory` and `NotFinite`."""
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
             own = of_shot(source, shot)
@@ -151,6 +152,7 @@ def _to_target(frame: torch.Tensor, plan: Plan) -> Frame:
     import torch
     from torch.nn.functional import interpolate
 
+    require_finite(frame, "the network that enlarges")
     height, width = frame.shape[1:]
     inner_width = round(width * plan.crop_width / plan.render_width)
     inner_height = round(height * plan.crop_height / plan.render_height)
