@@ -1,4 +1,4 @@
-"""Numbers that are not finite end the job, wherever they come from; a clip of one colour is legal."""
+"""Numbers that are not finite end the job; a clip of one colour is legal."""
 
 from __future__ import annotations
 

@@ -344,6 +344,19 @@ def test_media_may_be_a_url_or_inline(field: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("field", "most"), [("prompt", 1500), ("negative_prompt", 500)])
+def test_a_text_that_is_cut_is_told(field: str, most: int) -> None:
+    whole = {"prompt": "x", "image": "https://a.b/c.png", field: "y" * most}
+    assert VideoRequest.parse(whole).cuts == ()
+    cut = {**whole, field: "y" * (most + 7)}
+    name = field.replace("_", " ")
+    said = f"The {name} was cut after {most} of its {most + 7} characters: no more are taken"
+    for request in (VideoRequest.parse(cut), VideoRequest(**cut)):
+        assert request.cuts == (said,)
+        assert request.model_copy(update={"seed": 3}).cuts == (said,)
+    assert "cuts" not in json.dumps(VideoRequest.model_json_schema())
+
+
+@pytest.mark.parametrize(("field", "most"), [("prompt", 1500), ("negative_prompt", 500)])
 @pytest.mark.parametrize("excess", [0, 1, 100_000])
 def test_a_long_text_is_cut(field: str, most: int, excess: int) -> None:
     text = "é" * (most + excess)

@@ -63,8 +63,8 @@ class ModelSpec:
     the low-noise one (the order of diffusers; the official configuration has it the other way
     round). 1.0 switches CFG off. `continuations`: what the model's condition can hold,
     `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
-    common with the one before it. `caveat`: what a user must be told of a model that is built here
-    and not fetched.
+    common with the one before it. `text_tokens`: how much of a prompt is read. `caveat`: what a
+    user must be told of a model that is built here and not fetched.
     """
 
     name: str
@@ -83,6 +83,7 @@ class ModelSpec:
     continuation: Continuation = "last_frames"
     continuations: tuple[Continuation, ...] = ("last_frames", "svi")
     overlap_frames: int = 5
+    text_tokens: int = 512  # Wan-Video/Wan2.2 wan/configs/shared_config.py, text_len
     repo: str | None = None
     revision: str | None = None
     loras: tuple[LoraFile, ...] = ()

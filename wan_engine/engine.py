@@ -34,6 +34,7 @@ from wan_engine.overrides import with_overrides
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
+from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
@@ -96,7 +97,10 @@ class Engine:
         self._device = threading.Lock()
         self._family: Family | None = None
         spare_gb = acceleration.spare_gb(self.spec, gpu, self.recipe)
-        self.expander = open_expander(settings, self.recipe.device, spare_gb, self._device_for)
+        self.token_limit = TokenLimit(self.located.folder, self.spec.text_tokens)
+        self.expander = open_expander(
+            settings, self.recipe.device, spare_gb, self._device_for, self.token_limit.fitted
+        )
 
     def load(self) -> Family:
         """The weights, read once, the safety classifiers' too.
@@ -178,8 +182,8 @@ class Engine:
                 media, expansion = self.prepare(request, folder, control)
                 plan, how = self._plan(request, expansion.script, media), self._how()
                 timings.refuse_if_too_long(self.settings, request, plan, how, control)
-                video = self.render(request, plan, media, folder, control)
                 warnings = self._warnings(request, plan, media, expansion)
+                video = self.render(request, plan, media, folder, control)
                 result = self.publish(request, plan, warnings, video, control)
             self._log_summary(request, plan, video, control)
         if how == self._how():  # else it was rendered twice, the first time in vain
@@ -408,11 +412,23 @@ class Engine:
             warnings += self.safety.warnings()
         if expansion.warning:
             warnings.append(expansion.warning)
-        if request.negative_prompt and self.spec.guidance_scale <= 1:
-            warnings.append(f"{self.spec.name} works without CFG: no negative prompt is used")
+        warnings += self._text_warnings(request, expansion)
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
+
+    def _text_warnings(self, request: VideoRequest, expansion: Expansion) -> Iterator[str]:
+        """What of the caller's words the model does not get to see."""
+        guided = self.spec.guidance_scale > 1
+        yield from request.cuts
+        if request.negative_prompt and not guided:
+            yield f"{self.spec.name} works without CFG: no negative prompt is used"
+        texts = {"prompt": request.prompt} if expansion.in_the_callers_words else {}
+        if request.negative_prompt and guided:
+            texts["negative prompt"] = _negative_prompt(request, self.spec, self.settings)
+        for name, text in texts.items():
+            if warning := self.token_limit.warning(name, text):
+                yield warning
 
     def _log_summary(
         self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control

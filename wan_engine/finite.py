@@ -1,4 +1,4 @@
-"""Numbers that are not finite never become a picture or a verdict: NaN becomes black as uint8, and no
+"""Numbers that are not finite never become a picture or a verdict: as uint8 NaN is black, and no
 comparison with it is true.
 
 torch is imported by whoever calls.

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import accumulate
@@ -20,7 +20,17 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from wan_engine.errors import InvalidRequest
@@ -92,6 +102,21 @@ def _prompt(value: object) -> str:
 def _negative_prompt(value: object) -> str | None:
     text = _text("negative_prompt", value, NEGATIVE_PROMPT_MAX_CHARACTERS)
     return text if text.strip() else None
+
+
+def cut_sentence(name: str, kept: int, given: int, why: str) -> str:
+    """How a result says that it has only the first `kept` of `given` characters of a text."""
+    return f"The {name} was cut after {kept} of its {given} characters: {why}"
+
+
+def _cuts(payload: Mapping[str, Any]) -> Iterator[str]:
+    most = {
+        "prompt": PROMPT_MAX_CHARACTERS,
+        "negative_prompt": NEGATIVE_PROMPT_MAX_CHARACTERS,
+    }
+    for name, kept in most.items():
+        if isinstance(text := payload.get(name), str) and (given := len(_clean(text))) > kept:
+            yield cut_sentence(name.replace("_", " "), kept, given, "no more are taken")
 
 
 def _source(name: str, value: object) -> str:
@@ -215,6 +240,23 @@ class VideoRequest(BaseModel):
         description="Not on the hosted page: take the first frame of an animated image, and GIF "
         "as well, instead of refusing it.",
     )
+
+    _cuts: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """What was left out of the caller's text, a sentence each."""
+        return self._cuts
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_cuts(
+        cls, payload: Any, build: ModelWrapValidatorHandler[VideoRequest]
+    ) -> VideoRequest:
+        request = build(payload)
+        if isinstance(payload, Mapping):
+            request._cuts = tuple(_cuts(payload))
+        return request
 
     @classmethod
     def parse(cls, payload: object) -> VideoRequest:

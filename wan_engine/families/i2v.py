@@ -79,7 +79,8 @@ class ImageToVideo:
         self.pipeline.set_progress_bar_config(disable=True)
         self._offloaded = recipe.offload in ("model", "layer")
         device = torch.device(recipe.device)
-        self._texts = PromptEncoder(pipeline, device, moved=recipe.text_encoder == "moved")
+        moved = recipe.text_encoder == "moved"
+        self._texts = PromptEncoder(pipeline, device, tokens=spec.text_tokens, moved=moved)
         self._decoder = pipeline.vae
         if recipe.decode_dtype != "float32" and not self._offloaded:
             self._decoder = _decoder_only(pipeline.vae, getattr(torch, recipe.decode_dtype))

@@ -11,7 +11,6 @@ import torch
 
 from wan_engine.finite import require_finite
 
-_TOKENS = 512  # as the pipeline itself asks for; the method's own default is 226
 _KEPT = 8  # texts; one takes 4 MB: 512 tokens of 4096 numbers in bfloat16
 
 
@@ -19,23 +18,26 @@ class PromptEncoder:
     """Embeds texts by the pipeline's own method and remembers the last ones, such as the model's
     negative prompt, which is the same in every job."""
 
-    def __init__(self, pipeline: Any, device: torch.device, *, moved: bool) -> None:
+    def __init__(
+        self, pipeline: Any, device: torch.device, *, tokens: int = 512, moved: bool
+    ) -> None:
         self._pipeline = pipeline
         self._device = device
+        self._tokens = tokens  # the method's own default is 226
         self._moved = moved
         self._known: OrderedDict[str, torch.Tensor] = OrderedDict()
         if moved and device.type == "cuda":
             _pin(pipeline.text_encoder)
 
     def embed(self, text: str) -> torch.Tensor:
-        """Embeddings of `text` [1, 512, width], in the text encoder's dtype, on the device. Raises
-        `NotFinite`."""
+        """Embeddings of `text` [1, tokens, width], in the text encoder's dtype, on the device.
+        Raises `NotFinite`."""
         if text not in self._known:
             with torch.inference_mode(False), torch.no_grad(), self._in_place():
                 embeddings, _ = self._pipeline.encode_prompt(
                     prompt=text,
                     do_classifier_free_guidance=False,
-                    max_sequence_length=_TOKENS,
+                    max_sequence_length=self._tokens,
                     device=self._device,
                 )
             require_finite(embeddings, "the text encoder")

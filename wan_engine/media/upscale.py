@@ -102,7 +102,8 @@ def upscale(
     frames: Iterable[Frames], plan: Plan, upscaler: Upscaler, control: Control
 ) -> Generator[Frames, None, None]:
     """The middle of each frame as the plan crops it, `plan.width` x `plan.height`, in the same
-    number. Raises `EncodeFailed` when they are not as many as planned, `OutOfMemory` and `NotFinite`."""
+    number. Raises `EncodeFailed` when they are not as many as planned, `OutOfMemory` and
+    `NotFinite`."""
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
             own = of_shot(source, shot)

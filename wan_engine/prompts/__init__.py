@@ -43,6 +43,11 @@ class Expansion:
     backend: Backend | None = None
     warning: str | None = None
 
+    @property
+    def in_the_callers_words(self) -> bool:
+        """Whether the prompt begins with them; a model that writes has read all of them."""
+        return self.backend in (None, "template")
+
     @classmethod
     def none(cls, request: VideoRequest) -> Expansion:
         """The caller's words as they are, in one shot."""
@@ -53,10 +58,17 @@ class Expander:
     """Expands prompts with one writer, or with the template alone. Safe from several threads."""
 
     def __init__(
-        self, backend: Backend, reason: str, writer: Writer | None, seconds: float
+        self,
+        backend: Backend,
+        reason: str,
+        writer: Writer | None,
+        seconds: float,
+        fitted: Callable[[ScriptShot], ScriptShot] = lambda shot: shot,
     ) -> None:
+        """`fitted` shortens a shot to what the video model reads of it."""
         self.backend, self.reason = backend, reason
         self._writer, self._seconds = writer, seconds
+        self._fitted = fitted
 
     def load(self) -> None:
         """Read the writer's weights now, so that the first job does not wait for them. Raises
@@ -82,6 +94,7 @@ class Expander:
             log.warning("prompt expansion by %s failed: %s", self.backend, failed)
             warning = f"Prompt expansion failed: {failed}. A template was used instead"
             backend, shots = "template", template.expand(task)
+        shots = tuple(self._fitted(shot) for shot in shots)
         text = _shown(shots)
         log.info(
             "prompt expanded by %s in %.1f s: %d characters to %d, %d shots",
@@ -112,12 +125,13 @@ def open_expander(
     device: str = "cpu",
     spare_gb: float = 0.0,
     turn: Callable[[Control], AbstractContextManager[None]] = lambda control: nullcontext(),
+    fitted: Callable[[ScriptShot], ScriptShot] = lambda shot: shot,
 ) -> Expander:
     """The expander that the settings mean on this machine.
 
     `spare_gb` is the accelerator's memory that the video model leaves free at its peak. `turn`
-    gives the device to one job at a time. Raises `ConfigurationError` where a named backend lacks
-    what it needs.
+    gives the device to one job at a time, `fitted` shortens a shot to what that model reads. Raises
+    `ConfigurationError` where a named backend lacks what it needs.
     """
     backend, reason = choose(settings, device)
     writer: Writer | None = None
@@ -132,7 +146,7 @@ def open_expander(
         if device != "cpu":
             reason += ", kept on the GPU" if stays else ", on the GPU for the time of an answer"
         writer = LocalWriter(located.folder, device, stays=stays, turn=turn)
-    return Expander(backend, reason, writer, settings.prompt_seconds)
+    return Expander(backend, reason, writer, settings.prompt_seconds, fitted)
 
 
 def choose(settings: Settings, device: str) -> tuple[Backend, str]:

@@ -1,0 +1,75 @@
+"""How much of a prompt the model's text encoder reads: a number of tokens, counted as the pipeline
+counts them.
+
+transformers and diffusers are imported when a text is so long that it must be counted.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_right
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wan_engine.prompts.replies import cut_at_sentence
+from wan_engine.schema import ScriptShot, cut_sentence
+
+
+class TokenLimit:
+    """The limit of one model. `checkpoint` is its folder in diffusers layout, `tokens` what its
+    text encoder reads, the end-of-text token among them."""
+
+    def __init__(self, checkpoint: Path, tokens: int) -> None:
+        self._folder = checkpoint / "tokenizer"
+        self._tokens = tokens
+
+    def fitted(self, shot: ScriptShot) -> ScriptShot:
+        """The shot with as many whole sentences of its prompt as are read before its camera."""
+        if self._surely_fits(shot.text):
+            return shot
+        prompt, camera = _cleaned(shot.prompt), shot.camera
+        taken = self._count(camera) if camera else 0
+        if taken > self._tokens // 2:  # what is to be seen comes first
+            camera, taken = "", 0
+        prompt = cut_at_sentence(prompt, self._read(prompt, self._tokens - taken))
+        return replace(shot, prompt=prompt, camera=camera)
+
+    def warning(self, name: str, text: str) -> str | None:
+        """Where the text encoder stops in `text`, as a sentence; None where it reads all of it."""
+        if self._surely_fits(text):
+            return None
+        text = _cleaned(text)
+        read, why = self._read(text, self._tokens), f"the model reads {self._tokens} tokens"
+        return cut_sentence(name, read, len(text), why) if read < len(text) else None
+
+    def _surely_fits(self, text: str) -> bool:
+        """A token stands for a byte at least; two more for the beginning and the end of a text."""
+        return len(unicodedata.normalize("NFKC", text).encode()) + 2 <= self._tokens
+
+    def _read(self, text: str, tokens: int) -> int:
+        """How many characters of `text` are in its first `tokens` tokens."""
+        if self._count(text) <= tokens:
+            return len(text)
+        lengths = range(len(text) + 1)
+        return max(0, bisect_right(lengths, tokens, key=lambda end: self._count(text[:end])) - 1)
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer(text, truncation=False).input_ids)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            str(self._folder), local_files_only=True, trust_remote_code=False
+        )
+
+
+def _cleaned(text: str) -> str:
+    """As the Wan pipelines clean a prompt before they count."""
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    cleaned: str = prompt_clean(text)
+    return cleaned
