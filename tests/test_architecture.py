@@ -34,6 +34,7 @@ LAYERS = {
     "control": 1,
     "startup": 1,
     "memory": 1,
+    "compiler": 2,
     "schema": 1,
     "pricing": 1,
     "hub": 1,

@@ -20,7 +20,7 @@ from PIL import Image
 from wan_engine import acceleration, compilation, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
+from wan_engine.errors import CompileFailed, ConfigurationError, ContentPolicy, OutOfMemory
 from wan_engine.families import import_family, load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
@@ -153,7 +153,7 @@ class Engine:
             sizes.add((plan.render_width, plan.render_height))
         with self._device:
             for size in sorted(sizes):
-                self._or_leaner(partial(self._one_step, size))
+                self._or_leaner(partial(self._or_eager, partial(self._one_step, size)))
 
     def _one_step(self, size: tuple[int, int]) -> None:
         def on_step(count: int) -> None:
@@ -303,7 +303,7 @@ class Engine:
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
-            return self._or_leaner(once)
+            return self._or_leaner(partial(self._or_eager, once))
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
         """What `work` gives; when memory does not suffice, once more with the next leaner recipe.
@@ -325,6 +325,24 @@ class Engine:
             return work()
         except OutOfMemory:
             raise OutOfMemory(self._too_little_memory()) from None
+
+    def _or_eager(self, work: Callable[[], T]) -> T:
+        """What `work` gives; when its blocks cannot be compiled, once more with them as they are,
+        which is kept. Raises `CompileFailed` where WAN_COMPILE is `required`."""
+        try:
+            return work()
+        except CompileFailed as failed:
+            if self.settings.compile == "required":
+                log.error("compiling failed: %s", failed.why)
+                raise
+            why = failed.why
+            log.warning("compiling failed: %s", why, exc_info=failed.__cause__)
+        # Not in the handler above: what it holds of the failed run keeps that run's memory.
+        self.load().run_eagerly()
+        self.recipe = replace(self.recipe, compiled=False)
+        self.recipe_reason = f"{acceleration.NOT_COMPILED}: {why}"
+        log.warning("recipe %s (%s)", self.recipe, self.recipe_reason)
+        return work()
 
     def _too_little_memory(self) -> str:
         fitting = acceleration.smaller(self.spec, self.gpu)

@@ -141,10 +141,11 @@ class Settings(BaseSettings):
         "nvidia-cudnn-frontend, sm90), after a test of its numbers: faster, and not the same "
         "picture",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "on", "off", "required"] = Field(
         default="auto",
         description="Compile the transformers' blocks when they are first used. `auto`: where they "
-        "stay on a GPU",
+        "stay on a GPU. Where compiling fails they run as they are, with a warning; `required`: "
+        "the job fails",
     )
     compile_cache_dir: Path | None = Field(
         default=None,
@@ -473,6 +474,11 @@ class Settings(BaseSettings):
 def tell_libraries() -> None:
     """What diffusers reads when it is imported: the shards of a network are read side by side."""
     os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
+
+
+def of_tools(name: str) -> str | None:
+    """A variable that belongs to another program, such as a compiler."""
+    return os.environ.get(name) or None
 
 
 @dataclass(frozen=True)
