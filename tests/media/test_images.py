@@ -645,6 +645,36 @@ def test_a_cut_file_is_refused(kind: str) -> None:
         assert refusal(data[: len(data) * tenth // 10]) in (OTHER_FORMAT, DAMAGED)
 
 
+def waves(width: int = 301) -> Image.Image:
+    rows, columns = np.mgrid[:241, :width]
+    waves = [127 + 120 * np.sin(columns / 17 + rows / 31), 127 + 120 * np.cos(rows / 9)]
+    return Image.fromarray(np.stack([*waves, waves[0]], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {}, {"quality": 95}], ids=str)
+def test_a_webp_whose_size_or_end_is_not_there_is_taken(options: dict[str, object]) -> None:
+    data = encoded(waves(), "WEBP", **options)
+    noted = encoded(waves(), "WEBP", exif=b"Exif\0\0II*\0" + bytes(301), **options)
+    whole = np.asarray(opened(data))
+    unpadded = data[:-1] if data[16] % 2 else data
+    larger = data[:4] + struct.pack("<I", len(data) + 92) + data[8:]
+    for file in (unpadded, larger, larger + b"ANIM\x40\0\0\0junk", noted[:-1], noted[:-200]):
+        assert np.array_equal(opened(file), whole)
+    for lost in (2, 3, 10, len(data) // 2):
+        assert refusal(data[:-lost]) == DAMAGED
+        cut = data[:-lost]
+        assert refusal(cut[:4] + struct.pack("<I", len(cut) - 8) + cut[8:]) == DAMAGED
+
+
+@pytest.mark.parametrize("width", [301, 302, 303])
+def test_a_bmp_needs_its_pixels_and_not_its_last_padding(width: int) -> None:
+    data = encoded(waves(width), "BMP")
+    padding = -3 * width % 4
+    for lost in range(padding + 1):
+        assert np.array_equal(opened(data[: len(data) - lost]), np.asarray(waves(width)))
+    assert refusal(data[: -padding - 1]) == DAMAGED
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @fuzz
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1))

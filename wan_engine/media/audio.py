@@ -34,9 +34,9 @@ class AudioLimits:
 def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control) -> AudioTrack:
     """Decode a WAV or MP3 into `folder`. Raises `InvalidMedia` for anything else, or if too
     long."""
-    kind, data = _sound(data)
+    kind, sound = _sound(data)
     source, decoded = folder / f"audio.{kind}", folder / "audio.pcm.wav"
-    source.write_bytes(data)
+    source.write_bytes(sound)
     longest = limits.max_seconds + _ENCODER_PADDING_SECONDS
     arguments = [
         *("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", kind),

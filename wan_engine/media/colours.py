@@ -151,13 +151,17 @@ def _by_numbers(image: Image.Image, space: Numbers) -> Image.Image:
 
 
 def _encoded(light: Floats, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return table[(light.clip(0, 1) * (_STEPS - 1) + 0.5).astype(np.uint16)]
+    levels: NDArray[np.uint8] = table[(light.clip(0, 1) * (_STEPS - 1) + 0.5).astype(np.uint16)]
+    return levels
 
 
 def _srgb_table() -> NDArray[np.uint8]:
     light = np.linspace(0, 1, _STEPS)
-    level = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.rint(level * 255).astype(np.uint8)
+    level: NDArray[np.float64] = np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055
+    )
+    levels: NDArray[np.uint8] = np.rint(level * 255).astype(np.uint8)
+    return levels
 
 
 # --- light ---------------------------------------------------------------------------------------

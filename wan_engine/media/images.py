@@ -50,7 +50,7 @@ class ImageLimits:
 
 
 def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -> Image.Image:
-    """The picture in `data`: EXIF orientation applied, alpha on white, sRGB, mode RGB.
+    """The picture in `data`: EXIF or XMP orientation applied, sRGB, alpha on white, mode RGB.
 
     Raises `InvalidMedia` for other formats, animations, sides outside `limits` and damaged files.
     With `first_frame`, GIF is a format too, and of an animation its first frame is taken.
@@ -63,7 +63,7 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         space = None
         if data.startswith(png.SIGNATURE):
             space, data = png.space_of(data), png.picture_alone(data)
-        image = Image.open(io.BytesIO(_mended_webp(data)), formats=formats)
+        image: Image.Image = Image.open(io.BytesIO(_mended_webp(data)), formats=formats)
         _check_size(image.size, limits)
         # MPO is a JPEG with further pictures after it, as phones make them; the first one is meant.
         if not first_frame and image.format != "MPO" and getattr(image, "is_animated", False):

@@ -47,7 +47,7 @@ def picture_alone(data: bytes) -> bytes:
         at += len(chunk.whole)
         if _belongs(chunk):
             parts.append(chunk.whole)
-    if view[at + 4 : at + 8] in (b"IDAT", b"fdAT"):
+    if data[at + 4 : at + 8] in (b"IDAT", b"fdAT"):
         return b"".join([*parts, view[at:]])
     return b"".join([*parts, memoryview(_END)])
 
