@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wan_engine.control import Control
-from wan_engine.errors import Cancelled, DeadlineExceeded
+from wan_engine.errors import Cancelled, DeadlineExceeded, EngineError
 
 Answer = TypeVar("Answer")
 Ask = Callable[[], None]
@@ -87,9 +87,10 @@ class Retries:
         caught_exception: Exception | None,
         **_: object,
     ) -> float | None:
-        # botocore takes what a callback raises for a broken connection, and would send again.
+        # botocore takes what a callback of ours raises for a broken connection, and would send
+        # again.
         cause = getattr(caught_exception, "kwargs", {}).get("error")
-        if isinstance(cause, Cancelled | DeadlineExceeded):
+        if isinstance(cause, EngineError):
             raise cause
         if attempts >= self._patience.attempts:
             return None
