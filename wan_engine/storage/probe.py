@@ -22,7 +22,7 @@ from wan_engine.storage.patience import Ask, Patience, beside
 Get = Callable[[str], tuple[int, bytes]]
 """Fetches a link as a client does: status and the begin of the body. Raises `OSError`."""
 
-_AGAIN_SECONDS = (0.3, 1.0)  # some stores show a new object a moment after they have taken it
+_ATTEMPTS = 3  # some stores show a new object a moment after they have taken it
 _MOST_BYTES = 1024
 _NOT_FETCHED = "could not be fetched from here"
 _GET_SECONDS = (5.0, 10.0)  # to connect, and between two pieces
@@ -61,12 +61,14 @@ class Probe:
         self._link = link
         self._public = public
         self._written = False
+        self._backoff_seconds = 0.0
 
     def run(self, get: Get, patience: Patience, control: Control) -> None:
         """Ask. Raises `BucketFailed` where the store does not answer or refuses to take a
         clip, `Unusable` where a client could not fetch it, and `Cancelled` and `DeadlineExceeded`
         of `control`.
         """
+        self._backoff_seconds = patience.backoff_seconds
         call = partial(self._look, get)
         # What is left of an object that may have been written is removed in the end, in any case.
         with boto_errors():  # the time that is over, that is
@@ -110,29 +112,29 @@ class Probe:
             return bytes(body.read(_MOST_BYTES))
 
     def _patiently(self, ask: Ask, look: Callable[[], bytes]) -> bytes:
-        for seconds in _AGAIN_SECONDS:
+        for attempt in range(1, _ATTEMPTS):
             try:
                 return look()
             except BucketFailed as error:
                 if not error.absent:
                     raise
-            ask()
-            time.sleep(seconds)
+            self._wait(attempt, ask)
         return look()
+
+    def _wait(self, attempt: int, ask: Ask) -> None:
+        ask()
+        time.sleep(self._backoff_seconds * attempt)
 
     def _fetch(self, get: Get, ask: Ask) -> None:
         """The link of a clip, as its caller will fetch it. What cannot be reached from here may be
         reached by callers; what is answered with a refusal is refused to them too."""
         url = self._link(self._at["Key"])
-        fault = _fetched(get, url, self._body)
-        for seconds in _AGAIN_SECONDS:
+        for attempt in range(1, _ATTEMPTS + 1):
+            fault = _fetched(get, url, self._body)
             if fault is None:
                 return
-            ask()
-            time.sleep(seconds)
-            fault = _fetched(get, url, self._body)
-        if fault is None:
-            return
+            if attempt < _ATTEMPTS:
+                self._wait(attempt, ask)
         shown = url.partition("?")[0]  # the rest of a signed link is a credential
         if self._public:
             fault += ": make the bucket public there, or correct WAN_PUBLIC_BASE_URL"
