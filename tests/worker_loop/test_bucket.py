@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,6 +105,38 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     assert posts.results == [] and worker.scratch() == [] and bucket.clips() == clips
 
 
+def test_a_jobs_own_bucket_gets_its_clip_or_the_job_is_not_rendered(
+    plane: ControlPlane, worker: Worker, bucket: Bucket, good: dict[str, Any], folder: Path
+) -> None:
+    """`s3Config`, as the platform hands it to the worker, beside `input`."""
+    before, waiting = bucket.clips(), list((folder / "spool").glob("*"))
+    bucket.client.create_bucket(Bucket="callers")
+    own = {"accessId": "AKIDOFTHECALLER", "accessSecret": "the/callers+secret"}
+    own |= {"bucketName": "callers", "endpointUrl": bucket.proxy.url}
+    plane.submit("own", good, s3Config=own)
+    url = plane.result("own")["output"]["video_url"]
+    assert url.startswith(f"{bucket.proxy.url}/callers/") and "X-Amz-Signature" in url
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert answer.read(8)[4:] == b"ftyp"
+    plane.submit("own-absent", good, s3Config={**own, "bucketName": "absent"})
+    sentence = plane.result("own-absent")["error"]
+    assert sentence.endswith("the object store refused it (NoSuchBucket)")
+    denied = Fault("answer", times=10**6, when=puts_of_clips, status=403, code="AccessDenied")
+    bucket.proxy.inject(denied)  # after the check, which puts no clip
+    plane.submit("own-lost", good, s3Config=own)
+    sentence = plane.result("own-lost")["error"]
+    assert sentence == "The finished clip could not be stored: the object store refused it"
+    everything = [item["Key"] for item in bucket.objects("callers")]
+    assert len(everything) == 1 and "/own/" in everything[0]
+    assert bucket.clips() == before
+    assert "callers+secret" not in worker.log.read_text()
+    assert "AKIDOFTHECALLER" not in worker.log.read_text()
+    assert not {path.suffix for path in (folder / "spool").glob("*") if path not in waiting} & {
+        ".mp4",
+        ".json",
+    }
+
+
 def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
     bucket: Bucket, good: dict[str, Any], folder: Path
 ) -> None:
@@ -159,6 +192,9 @@ def test_a_job_that_kills_its_worker_is_refused_the_third_time(
         ({"WAN_SCRATCH_MIN_GB": "1000000"}, "Make room, or set WAN_SCRATCH_DIR"),
         ({"BUCKET_ENDPOINT_URL": "http://127.0.0.1:1/clips"}, "open the network"),
         ({"BUCKET_ENDPOINT_URL": "{proxy}/absent"}, "create it or correct BUCKET_NAME"),
+        ({"BUCKET_ENDPOINT_URL": "https://s3api-eu-ro-1.runpod.io/vol"}, "WAN_PUBLIC_BASE_URL"),
+        ({"WAN_PUBLIC_BASE_URL": "pub.example.com"}, "WAN_PUBLIC_BASE_URL is wrong"),
+        ({"WAN_SPOOL_DIR": "/dev/null"}, "set WAN_SPOOL_DIR"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

@@ -31,7 +31,7 @@ class BucketFailed(StorageFailed):
     @property
     def refused(self) -> bool:
         """Whether the store has understood, and asking again changes nothing."""
-        return 400 <= self.status < 500
+        return 300 <= self.status < 500
 
 
 _ADVICE = {

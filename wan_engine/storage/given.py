@@ -39,13 +39,21 @@ _UNDO_SECONDS = 10.0
 def unknown_fields(envelope: Mapping[str, Any]) -> list[str]:
     """The names beside `input` that mean nothing here, as they can be logged.
 
-    Raises `InvalidRequest` for another spelling of `s3Config`: the clip would go elsewhere.
+    Raises `InvalidRequest` for an `s3Config` that is spelled otherwise or inside of `input`, where
+    the SDK puts what is given to it without one: the clip would go elsewhere.
     """
-    names = [name for name in envelope if name not in _KNOWN]
+    inner = envelope.get("input")
+    if isinstance(inner, dict) and any(_means_bucket(name) for name in inner):
+        raise InvalidRequest(f'field "{FIELD}" must be beside "input", not in it')
+    names = [str(name) for name in envelope if name not in _KNOWN]
     for name in names:
-        if re.sub(r"[^a-z0-9]", "", str(name).lower()) in ("s3config", "s3configuration"):
-            raise InvalidRequest(f'field "{FIELD}" must be spelled so, got {str(name)[:40]!r}')
-    return [re.sub(r"\W", "?", str(name))[:40] for name in names[:20]]
+        if _means_bucket(name):
+            raise InvalidRequest(f'field "{FIELD}" must be spelled so, got {name[:40]!r}')
+    return [re.sub(r"\W", "?", name)[:40] for name in names[:20]]
+
+
+def _means_bucket(name: object) -> bool:
+    return re.sub(r"[^a-z0-9]", "", str(name).lower()) in ("s3config", "s3configuration")
 
 
 def given_bucket(value: object) -> dict[str, str] | None:

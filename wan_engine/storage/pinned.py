@@ -131,7 +131,7 @@ def _bounded(raw: Any) -> _Body:
     except HTTPError as error:
         raise ConnectionAbortedError from error
     finally:
-        raw.release_conn()
+        raw.close()  # the connection too, unless all of the answer was read
     if len(data) > _ANSWER_BYTES:
         raise OSError("the answer is too large")
     return _Body(data)
