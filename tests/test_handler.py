@@ -100,17 +100,6 @@ def test_an_input_that_is_no_object_is_refused(engine: Engine, payload: object) 
                     "accessId": "a",
                     "accessSecret": "b",
                     "bucketName": "c",
-                    "endpointUrl": "http://169.254.169.254/latest",
-                }
-            },
-            'field "s3Config.endpointUrl" must be the http or https URL of an object store',
-        ),
-        (
-            {
-                "s3Config": {
-                    "accessId": "a",
-                    "accessSecret": "b",
-                    "bucketName": "c",
                     "endpointUrl": "http://169.254.169.254",
                 }
             },

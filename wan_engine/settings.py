@@ -22,7 +22,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.values import BaseUrl, HashedKeys, Key, Networks, Origins, Url, Words, cleaned, url
@@ -427,8 +427,8 @@ class Settings(BaseSettings):
     @classmethod
     def _clean(cls, value: object, info: ValidationInfo) -> object:
         name = str(info.field_name)
-        listed = NoDecode in cls.model_fields[name].metadata  # such a list may have line breaks
-        return cleaned(value, env_name(name), lines=listed)
+        several = isinstance(cls.model_fields[name].default, tuple | dict)  # a line each, perhaps
+        return cleaned(value, env_name(name), lines=several)
 
     @classmethod
     def load(cls) -> Settings:

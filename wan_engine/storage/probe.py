@@ -129,12 +129,13 @@ class Probe:
         """The link of a clip, as its caller will fetch it. What cannot be reached from here may be
         reached by callers; what is answered with a refusal is refused to them too."""
         url = self._link(self._at["Key"])
-        for attempt in range(1, _ATTEMPTS + 1):
-            fault = _fetched(get, url, self._body)
-            if fault is None:
-                return
-            if attempt < _ATTEMPTS:
+        fault = _fetched(get, url, self._body)
+        for attempt in range(1, _ATTEMPTS):
+            if fault:
                 self._wait(attempt, ask)
+                fault = _fetched(get, url, self._body)
+        if not fault:
+            return
         shown = url.partition("?")[0]  # the rest of a signed link is a credential
         if self._public:
             fault += ": make the bucket public there, or correct WAN_PUBLIC_BASE_URL"
@@ -185,12 +186,12 @@ class Probe:
         self.caveats.append(f"the key {what} ({error.said or error.why})")
 
 
-def _fetched(get: Get, url: str, expected: bytes) -> str | None:
-    """What is wrong with a link; None when it gives what is expected."""
+def _fetched(get: Get, url: str, expected: bytes) -> str:
+    """What is wrong with a link; nothing when it gives what is expected."""
     try:
         status, found = get(url)
     except (OSError, ValueError) as error:
         return f"{_NOT_FETCHED} ({type(error).__name__})"
     if status != 200:
         return f"was answered with {status}"
-    return None if found == expected else "gave other bytes than were written"
+    return "" if found == expected else "gave other bytes than were written"

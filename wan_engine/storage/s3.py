@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import ConfigurationError, Warned
 from wan_engine.settings import Settings, env_name
 from wan_engine.storage.answers import BucketFailed, boto_errors
 from wan_engine.storage.bucket import Bucket, find_bucket, serves_no_signed_links
@@ -126,11 +126,9 @@ class S3Storage:
             why = error.advice if isinstance(error, BucketFailed) else str(error)
             sentence = "; ".join([f"The bucket cannot be used: {why}", *probe.caveats])
             raise ConfigurationError(sentence) from error
-        for caveat in probe.caveats:
-            log.warning("bucket %s: %s", self._bucket.name, caveat)
         links = f"links below {self._public}" if self._public else "links signed for 7 days"
         line = f"clips go to the bucket {self._bucket.name} at {self._bucket.endpoint}, {links}"
-        return "; but ".join([line, *probe.caveats])
+        return Warned("; but ".join([line, *probe.caveats])) if probe.caveats else line
 
     def require(self, control: Control) -> None:
         """As `check`, for one job: raises what `Probe.run` does."""
