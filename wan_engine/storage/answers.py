@@ -15,14 +15,17 @@ from wan_engine.storage.records import NOT_STORED
 
 class BucketFailed(StorageFailed):
     """`why` is for the caller, `advice` for the operator; `said` is the store's own error code and
-    `status` that of its answer, where it gave one."""
+    `status` that of its answer, where it gave one. `reached` is false where nothing was sent."""
 
-    def __init__(self, why: str, advice: str, said: str = "", status: int = 0) -> None:
+    def __init__(
+        self, why: str, advice: str, said: str = "", status: int = 0, *, reached: bool = True
+    ) -> None:
         super().__init__(f"{NOT_STORED}: {why}" if why else NOT_STORED)
         self.why = why or "the object store failed"
         self.advice = advice
         self.said = said if re.fullmatch(r"[A-Za-z0-9]{1,64}", said) else ""
         self.status = status
+        self.reached = reached
 
     @property
     def absent(self) -> bool:
@@ -63,7 +66,8 @@ def boto_errors() -> Iterator[None]:
         raise BucketFailed(why, said, code, status) from error
     except boto.ConnectionError as error:
         advice = "the endpoint is not reachable; correct BUCKET_ENDPOINT_URL or open the network"
-        raise BucketFailed("the object store is not reachable", f"{advice} ({error})") from error
+        away = "the object store is not reachable"
+        raise BucketFailed(away, f"{advice} ({error})", reached=False) from error
     except boto.HTTPClientError as error:
         raise BucketFailed(broke, _told(error)) from error
     except KeyError as error:  # s3transfer on an answer that ended before what it names

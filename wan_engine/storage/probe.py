@@ -92,7 +92,8 @@ class Probe:
             with boto_errors():
                 self._client.put_object(**self._at, Body=self._body, ContentType="text/plain")
         except BucketFailed as error:
-            self._written = error.status == 0  # an answer that was lost may have been a yes
+            # An answer that was lost may have been a yes.
+            self._written = error.reached and error.status == 0
             raise
 
     def _read(self, ask: Ask) -> None:
