@@ -51,11 +51,11 @@ class PinnedSession:
 
     def get(self, url: str) -> tuple[int, bytes]:
         """A `probe.Get`. Raises `OSError`."""
-        from botocore.exceptions import HTTPClientError  # type: ignore[import-untyped]
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
         try:
             answer = self.send_instead(self._request(method="GET", url=url).prepare())
-        except HTTPClientError as error:
+        except BotoCoreError as error:
             raise OSError(type(error).__name__) from error
         return answer.status_code, answer.content
 
