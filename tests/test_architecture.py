@@ -30,6 +30,7 @@ README = ROOT / "README.md"
 
 LAYERS = {
     "errors": 0,
+    "values": 0,
     "settings": 1,
     "control": 1,
     "startup": 1,

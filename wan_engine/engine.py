@@ -52,7 +52,7 @@ from wan_engine.schema import (
 from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
 from wan_engine.startup import Startup
-from wan_engine.storage import Starts, open_storage
+from wan_engine.storage import Starts, Storage, open_storage
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
@@ -168,10 +168,17 @@ class Engine:
         located = self.located
         return load_family(self.spec, located.folder, self.recipe, located.loras)
 
-    def generate(self, request: VideoRequest, control: Control | None = None) -> VideoResult:
-        """One clip, stored. Raises the errors of `wan_engine.errors`; leaves nothing in scratch."""
+    def generate(
+        self,
+        request: VideoRequest,
+        control: Control | None = None,
+        storage: Storage | None = None,
+    ) -> VideoResult:
+        """One clip, stored, in `storage` where the job has one of its own. Raises the errors of
+        `wan_engine.errors`; leaves nothing in scratch."""
         control = control or Control(deadline_seconds=self.settings.job_seconds)
-        if done := self.storage.finished(control.job_id, control):
+        storage = storage or self.storage
+        if done := storage.finished(control.job_id, control):
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _result(url, record)
@@ -184,7 +191,7 @@ class Engine:
                 timings.refuse_if_too_long(self.settings, request, plan, how, control)
                 warnings = self._warnings(request, plan, media, expansion)
                 video = self.render(request, plan, media, folder, control)
-                result = self.publish(request, plan, warnings, video, control)
+                result = self.publish(request, plan, warnings, video, control, storage)
             self._log_summary(request, plan, video, control)
         if how == self._how():  # else it was rendered twice, the first time in vain
             timings.remember(self.settings, plan, how, control.stage_seconds)
@@ -365,6 +372,7 @@ class Engine:
         warnings: list[str],
         video: EncodedVideo,
         control: Control,
+        storage: Storage,
     ) -> VideoResult:
         """Store the file; its URL and the record by which the job id finds it again."""
         control.progress("publish", 0, 1)
@@ -374,7 +382,7 @@ class Engine:
             "model": self.spec.name,
             "warnings": warnings,
         }
-        url = self.storage.put(video.path, control.job_id, record, control)
+        url = storage.put(video.path, control.job_id, record, control)
         control.enter(None)
         return _result(url, record, control.stage_seconds)
 

@@ -7,7 +7,6 @@ description.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,45 +16,21 @@ from typing import Annotated, Literal
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from wan_engine.errors import ConfigurationError
+from wan_engine.values import BaseUrl, HashedKeys, Key, Networks, Origins, Url, Words, cleaned, url
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
 
 _MIB = 1024 * 1024
-
-
-HASHED_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}")
-"""An entry of `api_keys`: a name and the SHA-256 of a key."""
-
-
-def _words(value: object) -> object:
-    """What stands between commas in a variable."""
-    if not isinstance(value, str):
-        return value
-    return tuple(word for part in value.split(",") if (word := part.strip()))
-
-
-def _api_keys(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    entries = _words(value)
-    assert isinstance(entries, tuple)
-    if not all(HASHED_KEY.fullmatch(entry) for entry in entries):
-        raise ValueError(
-            "it must be name:hash, the hash 64 hexadecimal digits, with commas between"
-        )
-    keys = dict(entry.split(":") for entry in entries)
-    if len(keys) != len(entries):
-        raise ValueError("each name may be there once")
-    return keys
 
 
 class Lora(BaseModel):
@@ -72,7 +47,12 @@ class Settings(BaseSettings):
     """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="WAN_", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix="WAN_",
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # it may be a key
     )
 
     # the model
@@ -189,11 +169,11 @@ class Settings(BaseSettings):
         "`transformers` runs WAN_PROMPT_MODEL here, `template` adds fixed phrases; `auto`: the "
         "first of them that this machine has",
     )
-    prompt_url: str | None = Field(
+    prompt_url: Url | None = Field(
         default=None,
         description="Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`",
     )
-    prompt_api_key: str | None = Field(default=None, description="Its key", repr=False)
+    prompt_api_key: Key | None = Field(default=None, description="Its key", repr=False)
     prompt_model: str = Field(
         default="qwen3-vl-4b",
         description="The model that expands prompts: `qwen3-vl-4b`, a folder or Hub id of the "
@@ -303,35 +283,35 @@ class Settings(BaseSettings):
     output_dir: Path = Field(
         default=Path("outputs"), description="Where clips go when no bucket is set"
     )
-    bucket_endpoint_url: str | None = Field(
+    bucket_endpoint_url: Url | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ENDPOINT_URL"),
         description="Object storage endpoint, with or without the bucket in it",
     )
-    bucket_access_key_id: str | None = Field(
+    bucket_access_key_id: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"),
         description="Its access key",
     )
-    bucket_secret_access_key: str | None = Field(
+    bucket_secret_access_key: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_SECRET_ACCESS_KEY"),
         description="Its secret key",
         repr=False,
     )
-    bucket_name: str | None = Field(
+    bucket_name: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_NAME"),
         description="Bucket, where the endpoint does not name it",
     )
-    s3_region: str | None = Field(
+    s3_region: Key | None = Field(
         default=None, description="Region, where the endpoint does not tell it"
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="How the bucket is addressed: in the path, or as a virtual host"
     )
     s3_prefix: str = Field(default="", description="First part of every key in the bucket")
-    public_base_url: str | None = Field(
+    public_base_url: BaseUrl | None = Field(
         default=None,
         description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
     )
@@ -375,22 +355,21 @@ class Settings(BaseSettings):
         description="Who renders for the gateway: `local`, this machine's engine; `runpod`, the "
         "endpoint WAN_RUNPOD_ENDPOINT; `auto`: that endpoint when it is set",
     )
-    runpod_endpoint: str | None = Field(
+    runpod_endpoint: Key | None = Field(
         default=None, description="Id of the Runpod endpoint that renders for the gateway"
     )
-    runpod_key: str | None = Field(default=None, description="Its API key", repr=False)
-    runpod_url: str = Field(
+    runpod_key: Key | None = Field(default=None, description="Its API key", repr=False)
+    runpod_url: BaseUrl = Field(
         default="https://api.runpod.ai/v2",
-        pattern="^https?://[^/]",
         description="Where that endpoint's API is",
     )
-    api_keys: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(
+    api_keys: HashedKeys = Field(
         default={},
         description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "
         "key NAME` prints them. Without, it listens on this machine only",
         repr=False,
     )
-    endpoints: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    endpoints: Words = Field(
         default=("wan-2-6-i2v",),
         description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
         "between",
@@ -419,18 +398,17 @@ class Settings(BaseSettings):
         description="Requests a second of one key, ten seconds' worth at once; beyond it, callers "
         "get 429; 0 is no limit",
     )
-    public_url: str | None = Field(
+    public_url: BaseUrl | None = Field(
         default=None,
-        pattern=r"^https?://[^\s?#]+$",
         description="Where callers reach the gateway, such as `https://video.example.com`; for "
         "the links in answers. Not set, as each request names it",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    trusted_proxies: Networks = Field(
         default=(),
         description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
         "`X-Forwarded-Proto` are believed, with commas between",
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    cors_origins: Origins = Field(
         default=(),
         description="Origins of web pages that may call the gateway, with commas between; `*` is "
         "all of them",
@@ -446,11 +424,19 @@ class Settings(BaseSettings):
         default="INFO", description="What is logged"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _clean(cls, value: object, info: ValidationInfo) -> object:
+        name = str(info.field_name)
+        several = isinstance(cls.model_fields[name].default, tuple | dict)  # a line each, perhaps
+        return cleaned(value, env_name(name), lines=several)
+
     @classmethod
     def load(cls) -> Settings:
         """The settings of this process. Raises `ConfigurationError` naming the variable that is
         wrong."""
         try:
+            _check_hub()
             return cls()
         except SettingsError as error:  # names the field in its text only
             name = str(error).partition('"')[2].partition('"')[0]
@@ -469,6 +455,16 @@ class Settings(BaseSettings):
         """The three variables that decide whether S3 is used (Runpod's own names)."""
         keys = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
         return all(keys)
+
+
+def _check_hub() -> None:
+    """HF_ENDPOINT is the Hub's client's own; it fails in the middle of a download. Raises
+    `ConfigurationError`."""
+    try:
+        if endpoint := os.environ.get("HF_ENDPOINT"):
+            url(endpoint)
+    except ValueError as error:
+        raise ConfigurationError(f"HF_ENDPOINT is wrong: {error}.") from None
 
 
 def tell_libraries() -> None:
