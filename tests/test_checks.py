@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from builder import tiny
-from handler import check_machine
 from wan_engine import Settings
 from wan_engine.acceleration import Gpu
-from wan_engine.checks import Check, machine_checks, start_checks
+from wan_engine.checks import Check, machine_checks, require, start_checks
 from wan_engine.errors import ConfigurationError
 from wan_engine.startup import Startup
 
@@ -28,12 +27,12 @@ def test_a_machine_with_all_it_needs_passes(make_settings: MakeSettings) -> None
     checks = found(make_settings())
     assert [check for check in checks.values() if not check.ok] == []
     assert set(checks) >= {"gpu", "ffmpeg", "scratch", "model", "memory", "recipe", "storage"}
-    check_machine(make_settings())
+    require(make_settings())
 
 
 def test_a_start_that_fails_is_one_line_that_says_why(make_settings: MakeSettings) -> None:
     (check,) = start_checks(make_settings(interpolation="rife"), Startup())
-    assert (check.what, check.ok) == ("start", False) and "WAN_RIFE_WEIGHTS" in check.found
+    assert (check.what, check.level) == ("start", "fail") and "WAN_RIFE_WEIGHTS" in check.found
 
 
 def broken_model(tiny_cache: Path, folder: Path, *, cut: bool) -> Path:
@@ -89,7 +88,7 @@ def test_a_fault_is_found_and_says_what_to_do(
     assert [check.what for check in failed] == [what]
     assert advice in failed[0].found
     with pytest.raises(ConfigurationError, match=what):
-        check_machine(settings)
+        require(settings)
 
 
 @pytest.mark.parametrize(

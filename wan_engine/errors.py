@@ -141,3 +141,9 @@ class ConfigurationError(EngineError):
 
 class ModelMissing(ConfigurationError):
     code = "model_missing"
+
+
+class Warned(str):
+    """What a check found that will work, but not as promised. Not an error: it is returned."""
+
+    __slots__ = ()

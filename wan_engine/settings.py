@@ -1,4 +1,4 @@
-"""Every setting of the engine, and the only reader of the environment. Nothing happens at import.
+"""Every setting of the engine. `environment.py` reads the rest. Nothing happens at import.
 
 The README's table is made from the fields below (`python -m wan_engine settings`), so each has a
 description.
@@ -6,7 +6,7 @@ description.
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +14,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.functional_validators import BeforeValidator, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wan_engine.errors import ConfigurationError
 
@@ -30,7 +24,7 @@ VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
 
 _MIB = 1024 * 1024
-
+_OURS = "Value error, "  # what pydantic puts before our words
 
 HASHED_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}")
 """An entry of `api_keys`: a name and the SHA-256 of a key."""
@@ -72,15 +66,19 @@ class Settings(BaseSettings):
     """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="WAN_", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix="WAN_",
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+        enable_decoding=False,
     )
 
     # the model
     model: str = Field(
         default="auto",
         description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the "
-        "best model whose "
-        "files are present and that fits this GPU",
+        "best model whose files are present and that fits this GPU",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
@@ -170,8 +168,8 @@ class Settings(BaseSettings):
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
         description="How clips longer than the model's own length go on: `auto`: as the model's "
-        "row says; `svi`: Stable Video Infinity 2.0 Pro, with its LoRA pair (A14B); `latents`: "
-        "the last latents (TI2V); `last_frames`: the last five frames as a condition, with colour "
+        "row says; `svi`: Stable Video Infinity 2.0 Pro, with its LoRA pair (A14B); `latents`: the "
+        "last latents (TI2V); `last_frames`: the last five frames as a condition, with colour "
         "match and cross-fade; `last_frame`: the same with one frame, which needs fewer segments",
     )
 
@@ -179,8 +177,7 @@ class Settings(BaseSettings):
     frame: Literal["image", "exact"] = Field(
         default="image",
         description="`image`: the picture keeps the image's shape and `size` is a pixel budget; "
-        "`exact`: the image "
-        "is centre-cropped to exactly `size`",
+        "`exact`: the image is centre-cropped to exactly `size`",
     )
     prompt_backend: Literal["auto", "openai", "transformers", "template"] = Field(
         default="auto",
@@ -203,9 +200,9 @@ class Settings(BaseSettings):
     )
     safety: Literal["auto", "required", "off"] | None = Field(
         default=None,
-        description="`auto`: use the safety classifiers that are present and say so in the "
-        "result when one is missing; `required`: refuse to start without them; `off`: never check. "
-        "Not set, it is `auto`, and `required` in the Runpod loop",
+        description="`auto`: use the safety classifiers that are present and say so in the result "
+        "when one is missing; `required`: refuse to start without them; `off`: never check. Not "
+        "set, it is `auto`, and `required` in the Runpod loop",
     )
     safety_prompt_model: str = Field(
         default="qwen3guard-gen-0.6b",
@@ -295,9 +292,8 @@ class Settings(BaseSettings):
     )
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
-        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod "
-        "loop a missing bucket "
-        "refuses to start unless this says `local`",
+        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod loop "
+        "a missing bucket refuses to start unless this says `local`",
     )
     output_dir: Path = Field(
         default=Path("outputs"), description="Where clips go when no bucket is set"
@@ -383,13 +379,13 @@ class Settings(BaseSettings):
         pattern="^https?://[^/]",
         description="Where that endpoint's API is",
     )
-    api_keys: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(
+    api_keys: Annotated[Mapping[str, str], BeforeValidator(_api_keys)] = Field(
         default={},
-        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "
-        "key NAME` prints them. Without, it listens on this machine only",
+        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine key "
+        "NAME` prints them. Without, it listens on this machine only",
         repr=False,
     )
-    endpoints: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    endpoints: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=("wan-2-6-i2v",),
         description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
         "between",
@@ -421,15 +417,15 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s?#]+$",
-        description="Where callers reach the gateway, such as `https://video.example.com`; for "
-        "the links in answers. Not set, as each request names it",
+        description="Where callers reach the gateway, such as `https://video.example.com`; for the "
+        "links in answers. Not set, as each request names it",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=(),
         description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
         "`X-Forwarded-Proto` are believed, with commas between",
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=(),
         description="Origins of web pages that may call the gateway, with commas between; `*` is "
         "all of them",
@@ -445,34 +441,32 @@ class Settings(BaseSettings):
         default="INFO", description="What is logged"
     )
 
+    @field_validator("lora", "safety_image_labels", "prices", mode="before")
+    @classmethod
+    def _json(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("it must be JSON") from None
+
     @classmethod
     def load(cls) -> Settings:
-        """The settings of this process. Raises `ConfigurationError` naming the variable that is
+        """The settings of this process. Raises `ConfigurationError` naming each variable that is
         wrong."""
         try:
             return cls()
-        except SettingsError as error:  # names the field in its text only
-            name = str(error).partition('"')[2].partition('"')[0]
-            raise ConfigurationError(
-                f"{env_name(name)} is wrong: it must be JSON. README shows what it takes."
-            ) from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name, why = env_name(str(first["loc"][0])), first["msg"].removeprefix("Value error, ")
-            raise ConfigurationError(
-                f"{name} is wrong: {why}. README lists what it takes."
-            ) from None
+            wrong = [
+                f"{env_name(str(one['loc'][0]))} is wrong: {one['msg'].removeprefix(_OURS)}."
+                for one in error.errors(include_url=False)
+            ]
+            raise ConfigurationError(f"{' '.join(wrong)} README lists what it takes.") from None
 
     @property
     def has_bucket(self) -> bool:
         """The three variables that decide whether S3 is used (Runpod's own names)."""
         keys = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
         return all(keys)
-
-
-def tell_libraries() -> None:
-    """What diffusers reads when it is imported: the shards of a network are read side by side."""
-    os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
 
 
 @dataclass(frozen=True)

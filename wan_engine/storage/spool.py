@@ -123,7 +123,8 @@ class SpooledStorage:
                 "set WAN_SPOOL_DIR to a folder that this user may write"
             ) from error
         count = len(self._waiting())
-        return f"{self._store.check()}; what it does not take waits in {folder}, now {count} clips"
+        found = self._store.check()  # a warning stays one
+        return type(found)(f"{found}; what it does not take waits in {folder}, now {count} clips")
 
     def _flush_one(self, kept: _Kept) -> bool:
         try:

@@ -24,26 +24,6 @@ BAKED_HUB_CACHE = Path("/opt/wan/huggingface/hub")
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
 
 
-_MOUNTS = Path("/proc/mounts")
-_OVER_A_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gluster", "beegfs", "afs")
-"""Beginnings of file system types (proc(5)). A network volume of Runpod is a `fuse` one."""
-
-
-def over_a_network(folder: Path) -> bool:
-    """Whether `folder` is on a file system that is read over a network, where mapping a file into
-    memory fetches it in small pieces."""
-    path, longest, kind = folder.resolve(), 0, ""
-    try:
-        lines = _MOUNTS.read_text().splitlines()
-    except OSError:  # not Linux
-        return False
-    for _, point, found, *_ in (line.split() for line in lines):
-        point = point.replace("\\040", " ")  # a space, as the kernel writes it
-        if path.is_relative_to(point) and len(point) >= longest:
-            longest, kind = len(point), found
-    return kind.startswith(_OVER_A_NETWORK)
-
-
 def missing_in_layout(folder: Path) -> list[str]:
     """What a checkpoint in diffusers layout lacks by its own index and headers, relative to
     `folder`."""
