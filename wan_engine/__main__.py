@@ -129,6 +129,8 @@ def generate(
         settings = _settings(model)
         # Before the model is loaded: a typing error should not cost minutes.
         wrong = [order.look(settings) for order in asked]
+        if not jobs and wrong[0]:
+            raise InvalidRequest(wrong[0])
         _tell_wrong(asked, wrong)
         if not all(wrong):
             good = [order for order, why in zip(asked, wrong, strict=True) if not why]

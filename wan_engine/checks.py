@@ -121,7 +121,7 @@ def _found(what: str, find: Callable[[], T], tell: Callable[[T], str]) -> tuple[
     except EngineError as error:
         return None, Check(what, "fail", str(error))
     except paths.PATH_ERRORS as error:  # of a path that a setting names
-        return None, Check(what, "fail", f"a path of the settings cannot be used: {error}")
+        return None, Check(what, "fail", paths.sentence(error))
     return found, Check(what, "warn" if isinstance(line, Warned) else "ok", str(line))
 
 

@@ -74,6 +74,8 @@ def _breakdown(repo: str, error: Exception) -> str:
         return f"{repo} was not fetched: the Hub answered {status}. Try again later."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{repo} was not fetched: the disk is full. Make room, or set HF_HOME."
+    if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.ENOTSUP):
+        return f"{repo} was not fetched: its folder has no locks. Set HF_HOME to one that has."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{repo} was not fetched: its folder cannot be written. Set HF_HOME to one that can."
     return (

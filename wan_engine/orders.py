@@ -103,11 +103,15 @@ def read_jobs(source: str) -> list[Order]:
 
     Raises `InvalidRequest` for a file that cannot be read or has no order in it.
     """
+    name = "stdin" if source == "-" else paths.shown(source)
     try:
-        file = sys.stdin.buffer.read() if source == "-" else paths.to_read(source).read_bytes()
-        lines = file.decode("utf-8-sig").splitlines()
+        if source == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            data = paths.to_read(source, pipes=True).read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeError as error:
-        raise InvalidRequest(f"{paths.shown(source)} is not text: {error}") from error
+        raise InvalidRequest(f"{name} is not text: {error}") from error
     except (PathRefused, OSError) as error:
         raise InvalidRequest(str(error)) from error
     orders = [
@@ -115,7 +119,7 @@ def read_jobs(source: str) -> list[Order]:
     ]
     if all(order.wrong for order in orders):
         first = orders[0].wrong if orders else "it is empty"
-        raise InvalidRequest(f"{paths.shown(source)} has no request in it: {first}")
+        raise InvalidRequest(f"{name} has no request in it: {first}")
     return orders
 
 

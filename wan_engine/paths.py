@@ -44,8 +44,15 @@ def refusing(path: object) -> Iterator[None]:
         raise PathRefused(f"{shown(path)} cannot be used ({why(error)})") from error
 
 
-def to_read(text: str) -> Path:
-    """The file that `text` names. Raises `PathRefused` unless there is one that can be read."""
+def sentence(error: Exception) -> str:
+    """What the system would not do, with the path that it names."""
+    path = getattr(error, "filename", None)
+    return f"{shown(path)} cannot be used ({why(error)})" if path else why(error)
+
+
+def to_read(text: str, *, pipes: bool = False) -> Path:
+    """The file that `text` names. Raises `PathRefused` unless there is one that can be read, again
+    and again but for `pipes`."""
     with refusing(text):
         path = Path(text).expanduser()
         try:
@@ -54,11 +61,14 @@ def to_read(text: str) -> Path:
             raise PathRefused(f"there is no file {shown(text)}") from None
         if stat.S_ISDIR(kind):
             raise PathRefused(f"{shown(text)} is a folder, not a file")
-        if stat.S_ISREG(kind):  # a pipe gives what it has to the first who opens it
-            try:
-                path.open("rb").close()
-            except OSError as error:
-                raise PathRefused(f"{shown(text)} cannot be read ({why(error)})") from error
+        if not stat.S_ISREG(kind):
+            if pipes:
+                return path
+            raise PathRefused(f"{shown(text)} is a device or pipe, not a file")
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise PathRefused(f"{shown(text)} cannot be read ({why(error)})") from error
     return path
 
 
