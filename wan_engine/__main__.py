@@ -281,7 +281,10 @@ def _classifiers(settings: Settings) -> Table:
 def download(
     model: Annotated[
         str,
-        typer.Argument(help="A catalogue name, a Hub id, or `safety` for the safety classifiers."),
+        typer.Argument(
+            help="A catalogue name or a Hub id, both with or without `@revision`, or `safety` for "
+            "the safety classifiers."
+        ),
     ],
     verify: Annotated[
         bool,
@@ -294,6 +297,7 @@ def download(
     HF_TOKEN is the Hub's key, HF_ENDPOINT a mirror.
     """
     tell = partial(err.print, markup=False, highlight=False, soft_wrap=True)
+    row = model.partition("@")[0]
     with _failing_clearly():
         settings = _settings("")
         if verify:
@@ -301,9 +305,9 @@ def download(
         elif model == "safety":
             for kind, name in weights.configured_classifiers(settings).items():
                 print(weights.download_classifier(name, kind, settings, tell).folder)
-        elif spec := CLASSIFIERS.get(model):
+        elif spec := CLASSIFIERS.get(row):
             print(weights.download_classifier(model, spec.kind, settings, tell).folder)
-        elif model in WRITERS:
+        elif row in WRITERS:
             print(weights.download_writer(model, settings, tell))
         else:
             print(weights.download(model, settings, tell).folder)

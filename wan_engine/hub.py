@@ -48,8 +48,8 @@ def _refusal(repo: str, error: Exception) -> str | None:
         "then set HF_TOKEN.",
         errors.RepositoryNotFoundError: f"The Hub has no repository {repo}, or it is private. "
         "Check the name, or set HF_TOKEN.",
-        errors.RevisionNotFoundError: f"{repo} no longer has the revision that is pinned. Name a "
-        "folder with its files instead.",
+        errors.RevisionNotFoundError: f"{repo} does not have this revision, or no longer: it takes "
+        "a branch, a tag or a whole commit. Else name a folder with its files.",
         errors.RemoteEntryNotFoundError: f"{repo} no longer has that file. Name a folder with its "
         "files instead.",
     }

@@ -77,8 +77,9 @@ class Settings(BaseSettings):
     # the model
     model: str = Field(
         default="auto",
-        description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the "
-        "best model whose files are present and that fits this GPU",
+        description="A catalogue name or a Hub id in diffusers layout, both with or without "
+        "`@revision`, or a folder, or `auto`: the best model whose files are present and that fits "
+        "this GPU",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),

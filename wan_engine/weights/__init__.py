@@ -27,7 +27,6 @@ from wan_engine.weights.small import (
     has_classifier,
     locate_writer,
     missing_classifier_files,
-    plain_checkpoint,
     resolve_classifier,
     resolve_writer,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "missing_files",
     "over_a_network",
     "own_loras",
-    "plain_checkpoint",
     "quiet_libraries",
     "resolve",
     "resolve_classifier",
