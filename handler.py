@@ -19,9 +19,17 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
-from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest, logs
-from wan_engine.checks import machine_checks
-from wan_engine.errors import ConfigurationError
+from wan_engine import (
+    Control,
+    Engine,
+    EngineError,
+    Progress,
+    Settings,
+    VideoRequest,
+    checks,
+    environment,
+    logs,
+)
 from wan_engine.media.fetch import is_public_address
 from wan_engine.startup import Startup
 from wan_engine.storage import open_given, unknown_fields
@@ -37,7 +45,7 @@ _LAST_PROGRESS_SECONDS = 10  # a progress post that hangs longer is given up, th
 def in_runpod_loop() -> bool:
     """Whether this process takes jobs from Runpod: the SDK's flags for local runs come first."""
     local = any(flag.startswith(("--test_input", "--rp_serve_api")) for flag in sys.argv[1:])
-    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB")) and not local
+    return environment.in_runpod_loop() and not local
 
 
 class Handler:
@@ -253,11 +261,14 @@ def keep_late_jobs() -> None:
     JobScaler.get_jobs, JobScaler.run_jobs = get_jobs, run_jobs
 
 
-def check_machine(settings: Settings) -> None:
-    """The SDK's fitness check before the first job: raises with what is missing and what to do."""
-    for check in machine_checks(settings):
-        if not check.ok:
-            raise ConfigurationError(f"{check.what}: {check.found}")
+def report_unhealthy(why: str) -> None:
+    """Tell Runpod why this worker does not start, as the SDK tells of its own fitness checks; ours
+    come before the SDK has its turn, which is after the weights were read."""
+    # The SDK's function is private: a worker does not fail for want of it.
+    with suppress(ImportError, AttributeError):
+        from runpod.serverless.modules import rp_fitness
+
+        rp_fitness._report_unhealthy("start", logs.redact(why))
 
 
 def main() -> None:
@@ -271,6 +282,8 @@ def main() -> None:
 
         set_up_logging(settings, as_json=serverless)
         startup.done("imports")
+        checks.require(settings, worker=serverless)
+        startup.done("checks")
         engine = Engine(settings, serverless=serverless)
         startup.done("choice")
         if serverless:
@@ -279,18 +292,15 @@ def main() -> None:
             engine.load()
         keep_results()
         keep_late_jobs()
-
-        @runpod.serverless.register_fitness_check  # type: ignore[untyped-decorator]
-        def machine() -> None:
-            check_machine(settings)
-
     except EngineError as error:  # ConfigurationError, or too little memory for any recipe
+        if serverless:
+            report_unhealthy(str(error))
         sys.exit(f"Cannot start: {error}")
     handler = Handler(engine, settings, report=serverless)
 
     def slots(current: int) -> int:
-        if "checks" not in startup.stage_seconds:  # the SDK asks before it takes its first job
-            startup.done("checks")
+        if "sdk" not in startup.stage_seconds:  # the SDK asks before it takes its first job
+            startup.done("sdk")
             log.info("the worker takes jobs %s", startup)
         return handler.slots(current)
 

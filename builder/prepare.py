@@ -13,6 +13,7 @@ import importlib
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from safetensors import safe_open
 from wan_engine import weights
 from wan_engine.catalog import Expert, ModelSpec
 from wan_engine.errors import ConfigurationError, EngineError
+from wan_engine.scratch import NO_LOCKS
 from wan_engine.settings import VERSION, Settings
 from wan_engine.weights import LoraWeights, manifest
 from wan_engine.weights.files import read_json, sha256
@@ -74,7 +76,7 @@ def prepare(
     )
     if needed > free:
         raise ConfigurationError(f"{target} needs {_gb(needed)} and its disk has {_gb(free)} free")
-    with _alone(target) as partial:
+    with _alone(target, tell) as partial:
         shutil.copy(source / "model_index.json", partial)
         for component, entry in read_json(source / "model_index.json").items():
             if not isinstance(entry, list) or entry[0] is None:
@@ -166,7 +168,7 @@ def _describe(
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[Path]:
+def _alone(target: Path, tell: Tell) -> Iterator[Path]:
     """A folder beside `target` to fill, which this process alone has; what a killed one left in it
     is removed."""
     partial = target.with_name(f".{target.name}.partial")
@@ -176,8 +178,11 @@ def _alone(target: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # One that ended in between has deleted the file that is locked here.
             alone = os.path.samestat(lock.stat(), os.fstat(file.fileno()))
-        except OSError:
-            alone = False
+        except OSError as error:
+            alone = error.errno in NO_LOCKS
+            if alone:  # whoever else makes it does so in a folder of his own, and one comes first
+                partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=lock.parent))
+                tell(f"{target.parent} has no locks: if this is killed, remove {partial}")
         if not alone:
             raise ConfigurationError(f"Another process is preparing {target}; try again later")
         shutil.rmtree(partial, ignore_errors=True)
@@ -186,7 +191,7 @@ def _alone(target: Path) -> Iterator[Path]:
             yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            lock.unlink()
+            lock.unlink(missing_ok=True)
 
 
 def _size(source: Path, block_bytes: int, other_bytes: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def build(name: str, folder: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
         _KINDS[name](scratch)
-        scratch.chmod(0o755)  # mkdtemp gives 0700: unreadable for others who share the cache
+        with suppress(OSError):  # mkdtemp gives 0700: unreadable for others who share the cache
+            scratch.chmod(0o755)
         try:
             scratch.rename(folder)
         except OSError:

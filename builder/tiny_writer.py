@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def build(folder: Path) -> Path:
         tokenizer.save_pretrained(scratch)
         _model(tokenizer).save_pretrained(scratch)
         (scratch / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
-        scratch.chmod(0o755)  # mkdtemp gives 0700: unreadable for others who share the cache
+        with suppress(OSError):  # mkdtemp gives 0700: unreadable for others who share the cache
+            scratch.chmod(0o755)
         try:
             scratch.rename(folder)
         except OSError:

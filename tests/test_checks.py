@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from builder import tiny
-from handler import check_machine
 from wan_engine import Settings
 from wan_engine.acceleration import Gpu
-from wan_engine.checks import Check, machine_checks, start_checks
+from wan_engine.checks import Check, machine_checks, require, start_checks
+from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError
 from wan_engine.startup import Startup
 
@@ -28,12 +28,12 @@ def test_a_machine_with_all_it_needs_passes(make_settings: MakeSettings) -> None
     checks = found(make_settings())
     assert [check for check in checks.values() if not check.ok] == []
     assert set(checks) >= {"gpu", "ffmpeg", "scratch", "model", "memory", "recipe", "storage"}
-    check_machine(make_settings())
+    require(make_settings())
 
 
 def test_a_start_that_fails_is_one_line_that_says_why(make_settings: MakeSettings) -> None:
     (check,) = start_checks(make_settings(interpolation="rife"), Startup())
-    assert (check.what, check.ok) == ("start", False) and "WAN_RIFE_WEIGHTS" in check.found
+    assert (check.what, check.level) == ("start", "fail") and "WAN_RIFE_WEIGHTS" in check.found
 
 
 def broken_model(tiny_cache: Path, folder: Path, *, cut: bool) -> Path:
@@ -89,7 +89,7 @@ def test_a_fault_is_found_and_says_what_to_do(
     assert [check.what for check in failed] == [what]
     assert advice in failed[0].found
     with pytest.raises(ConfigurationError, match=what):
-        check_machine(settings)
+        require(settings)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,149 @@ def test_a_card_must_hold_the_model(
     settings = make_settings(model="wan2.2-ti2v-5b", models_dir=folder.parent)
     check = found(settings)["memory"]
     assert check.ok == ok and "wan2.2-ti2v-5b needs 18 GB" in check.found
+
+
+# --- what the Runpod loop asks --------------------------------------------------------------------
+
+
+def bare(make_settings: MakeSettings, tmp_path: Path, **overrides: Any) -> Settings:
+    """A machine with neither model nor classifiers nor bucket."""
+    absent = {"safety_prompt_model": str(tmp_path / "no"), "safety_image_model": "no/model"}
+    return make_settings(**{"model": "auto", **absent, **overrides})
+
+
+def test_a_worker_is_told_at_once_all_that_is_missing(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = bare(make_settings, tmp_path, scratch_dir=tmp_path / "absent")
+    rows = machine_checks(settings, worker=True)
+    assert [row.what for row in rows if row.level == "fail"] == [
+        "scratch",
+        "model",
+        "storage",
+        "safety",
+    ]
+    with pytest.raises(ConfigurationError) as caught:
+        require(settings, worker=True)
+    told = str(caught.value)
+    assert told.startswith("4 things are missing or wrong:\n- scratch: ")
+    for word in ("WAN_SCRATCH_DIR", "BUCKET_ENDPOINT_URL", str(tmp_path / "no"), "no/model"):
+        assert word in told
+
+
+def test_a_worker_that_has_a_part_of_the_bucket_is_told_the_rest(
+    make_settings: MakeSettings,
+) -> None:
+    settings = make_settings(bucket_endpoint_url="https://s3.example.com/clips")
+    row = {row.what: row for row in machine_checks(settings, worker=True)}["storage"]
+    assert row.level == "fail"
+    assert "Set BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY, or WAN_STORAGE" in row.found
+
+
+def test_the_list_fails_where_the_engine_of_a_worker_would(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Whatever the constructor refuses, the list has refused before."""
+    cases: list[dict[str, Any]] = [
+        {},
+        {"storage": "local"},
+        {"storage": "local", "model": "wan-tiny"},
+        {"storage": "local", "model": "wan-tiny", "safety": "auto"},
+        {"storage": "local", "model": "wan-tiny", "safety": "off"},
+        {"storage": "s3", "model": "wan-tiny", "safety": "off"},
+    ]
+    for worker in (False, True):
+        for case in cases:
+            settings = bare(make_settings, tmp_path, **case)
+            assert refuses(lambda s=settings, w=worker: require(s, worker=w)) == refuses(
+                lambda s=settings, w=worker: Engine(s, serverless=w)
+            )
+
+
+def refuses(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except ConfigurationError:
+        return True
+    return False
+
+
+def test_what_works_but_not_as_promised_is_a_warning(
+    make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = bare(make_settings, tmp_path, models_dir=tmp_path / "absent")
+    rows = {row.what: row for row in machine_checks(settings)}
+    warned = [row.what for row in rows.values() if row.level == "warn"]
+    assert warned == ["folders", "model", "prompts", "safety"]
+    assert "a toy" in rows["model"].found and "which does not exist" in rows["folders"].found
+    require(settings)
+    assert "safety: prompts are not checked" in caplog.text
+    settings = make_settings(storage="local")
+    rows = {row.what: row for row in machine_checks(settings, worker=True)}
+    assert rows["storage"].level == "warn" and "lost with this worker" in rows["storage"].found
+
+
+@pytest.mark.parametrize(
+    ("setting", "level", "variable"),
+    [
+        ("models_dir", "fail", "WAN_MODELS_DIR"),
+        ("cache_dir", "warn", "WAN_CACHE_DIR"),
+        ("compile_cache_dir", "warn", "WAN_COMPILE_CACHE_DIR"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_told(
+    make_settings: MakeSettings, tmp_path: Path, setting: str, level: str, variable: str
+) -> None:
+    (tmp_path / "file").touch()
+    row = found(make_settings(**{setting: tmp_path / "file"}))["folders"]
+    assert row.level == level and variable in row.found and str(tmp_path / "file") in row.found
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "scratch_dir",
+        "output_dir",
+        "spool_dir",
+        "models_dir",
+        "cache_dir",
+        "compile_cache_dir",
+        "rife_weights",
+        "upscale_weights",
+    ],
+)
+@pytest.mark.parametrize("path", ["/proc/x", "a" * 300, "nul\0", "~nobody-of-that-name/x"])
+def test_no_path_of_a_setting_is_more_than_a_row(
+    make_settings: MakeSettings, setting: str, path: str
+) -> None:
+    settings = make_settings(**{setting: Path(path)})
+    rows = {row.what: row for row in machine_checks(settings)}
+    assert set(rows) >= {"model", "storage", "safety"}  # the list goes on
+    if setting != "models_dir":
+        assert any(row.level != "ok" and row.what in ROWS[setting] for row in rows.values())
+
+
+ROWS = {
+    "scratch_dir": ("scratch",),
+    "output_dir": ("storage",),
+    "spool_dir": ("storage",),
+    "cache_dir": ("folders", "model"),
+    "compile_cache_dir": ("folders",),
+    "rife_weights": ("fps",),
+    "upscale_weights": ("upscale",),
+}
+
+
+def test_a_variable_that_nothing_reads_is_told_with_the_nearest_name(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(make_settings())["variables"].level == "ok"
+    monkeypatch.setenv("WAN_MODLE", "wan-tiny")
+    monkeypatch.setenv("wan_steps", "4")  # taken in any case
+    monkeypatch.setenv("BUCKET_ENDPOINT", "x")
+    monkeypatch.setenv("WAN_XYZZY", "x")
+    row = found(make_settings())["variables"]
+    assert row.level == "warn" and row.found == (
+        "BUCKET_ENDPOINT is not known, did you mean BUCKET_ENDPOINT_URL?; "
+        "WAN_MODLE is not known, did you mean WAN_MODEL?; WAN_XYZZY is not known"
+    )

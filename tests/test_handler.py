@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 import pytest
 
@@ -279,6 +281,39 @@ def test_a_wrong_setting_refuses_to_start(
     done = sdk_run(tmp_path, **environment)
     assert done.returncode == 1 and "Cannot start: " in done.stderr
     assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_worker_that_cannot_start_says_all_that_is_missing_and_tells_runpod(
+    tmp_path: Path,
+) -> None:
+    told: list[str] = []
+
+    class Ping(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(unquote_plus(self.path))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = sdk_run(
+            tmp_path,
+            RUNPOD_WEBHOOK_GET_JOB="http://127.0.0.1:9/job-take/$ID?x",
+            RUNPOD_WEBHOOK_PING=f"http://127.0.0.1:{server.server_port}/ping/$RUNPOD_POD_ID",
+            RUNPOD_AI_API_KEY="key",
+            WAN_SCRATCH_DIR=str(tmp_path / "absent"),
+            WAN_MODEL="wan-tiny",
+            WAN_SAFETY_IMAGE_MODEL="no/such",
+        )
+        server.shutdown()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    rows = done.stderr.partition("Cannot start: 3 things are missing or wrong:\n- ")[2]
+    assert [row.partition(":")[0] for row in rows.split("\n- ")] == ["scratch", "storage", "safety"]
+    (ping,) = told
+    assert "status=unhealthy" in ping and "3 things are missing" in ping
 
 
 def test_the_readmes_python_example_runs(tmp_path: Path, data: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_classifier_is_fetched_at_its_pinned_revision(
     [
         (404, "RepoNotFound", "The Hub has no repository me/mine, or it is private"),
         (403, "GatedRepo", "me/mine is gated: accept its licence at huggingface.co/me/mine"),
-        (404, "RevisionNotFound", "no longer has the revision that is pinned"),
+        (404, "RevisionNotFound", "does not have this revision"),
         (401, "", "refuses me/mine to this account (401). Check HF_TOKEN"),
         (500, "", "the Hub answered 500. Try again later"),
         (429, "", "the Hub answered 429. Try again later"),

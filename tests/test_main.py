@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,9 @@ Wan = Callable[..., subprocess.CompletedProcess[str]]
 def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
     """Run `python -m wan_engine ...` in an empty folder."""
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, stdin: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "wan_engine", *arguments],
             cwd=tmp_path,
@@ -43,6 +45,7 @@ def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
                 "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",
                 **environment,
             },
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=300,
@@ -80,19 +83,33 @@ def test_an_expanded_prompt_is_shown(wan: Wan, data: Path) -> None:
 
 def test_many_jobs_on_one_loaded_model(wan: Wan, data: Path, tmp_path: Path) -> None:
     good = {"prompt": "lift-off", "image": str(data / "rocket_640x360.jpg"), "out": "a.mp4"}
-    lines = [good, {**good, "duration": 7}, {**good, "out": "b.mp4", "seed": 1}]
-    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    done = wan("generate", "--jobs", "jobs.jsonl")
+    lines = [good, {**good, "duration": 7}, {**good, "out": "/proc/b.mp4"}]
+    lines += [{**good, "out": "b.mp4", "seed": 1}]
+    text = "\n".join(["not json", *map(json.dumps, lines)])
+    (tmp_path / "jobs.jsonl").write_text(text + "\n\n")
+    # Clips go elsewhere, so the settings' folder need not be there.
+    done = wan("generate", "--jobs", "jobs.jsonl", WAN_OUTPUT_DIR="/proc/x")
     assert done.returncode == 1, done.stderr
-    first, second, third = map(json.loads, done.stdout.splitlines())
-    assert first["video_url"].endswith("/a.mp4") and third["video_url"].endswith("/b.mp4")
+    no_json, first, second, third, last = map(json.loads, done.stdout.splitlines())
+    assert first["video_url"].endswith("/a.mp4") and last["video_url"].endswith("/b.mp4")
     assert second == {"error": 'field "duration" must be one of [5, 10, 15], got number 7'}
+    assert no_json["error"].startswith("line 1 is not JSON") and "/proc" in third["error"]
     assert done.stderr.count("recipe") == 1
+    # What is wrong is told before anything is rendered.
+    before = done.stderr.partition("recipe")[0]
+    assert "line 3: field" in before and "line 4: --out: the folder /proc cannot" in before
 
 
 def test_a_plan_is_told_without_rendering(wan: Wan, data: Path, tmp_path: Path) -> None:
     request = ("--prompt", "lift-off", "--image", str(data / "rocket_640x360.jpg"), "--seed", "3")
-    multi = ("--duration", "10", "--size", "1080p", "--shot-type", "multi", "--expand-prompt")
+    multi = ("--duration", "10", "--size", "1920x1080", "--shot-type", "multi", "--expand-prompt")
+    multi += (
+        "--audio",
+        str(data / "chime_4s.mp3"),
+        "--negative-prompt",
+        "y",
+        "--no-safety-checker",
+    )
     done = wan("plan", *request, *multi, "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
@@ -144,6 +161,58 @@ def test_a_wrong_value_is_told_before_the_model_is_loaded(
     assert "Traceback" not in done.stderr and "model" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        ((), {"WAN_OUTPUT_DIR": "/proc/x"}, "storage: Clips cannot be written to /proc/x"),
+        (("--out", "/proc/a.mp4"), {}, "--out: the folder /proc cannot be written to"),
+        (("--sheet", "/proc/a.png"), {}, "--sheet: the folder /proc cannot be written to"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_before_the_render(
+    wan: Wan,
+    data: Path,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    sentence: str,
+) -> None:
+    image = str(data / "rocket_640x360.jpg")
+    done = wan("generate", "--prompt", "x", "--image", image, *arguments, **environment)
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert "recipe" not in done.stderr and done.stdout == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_sheet_that_fails_costs_the_sheet_alone(
+    wan: Wan, data: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    good = {"prompt": "lift-off", "image": str(data / "rocket_640x360.jpg")}
+    lines = [
+        {**good, "out": "a.mp4", "sheet": str(small_disk / "a.png")},
+        {**good, "out": "b.mp4"},
+    ]
+    done = wan("generate", "--jobs", "-", stdin="\n".join(map(json.dumps, lines)))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first["video_url"].endswith("/a.mp4") and second["video_url"].endswith("/b.mp4")
+    assert "--sheet: " in done.stderr and "(No space left on device)" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "disk"]
+    assert list(small_disk.iterdir()) == []
+
+
 def test_wrong_usage_is_exit_code_two(wan: Wan, tmp_path: Path) -> None:
     (tmp_path / "jobs.jsonl").write_text("not json")
     for arguments in (("generate", "--nonsense"), ("generate", "--jobs", "jobs.jsonl"), ("paint",)):
@@ -174,6 +243,19 @@ def test_doctor_says_what_was_chosen(wan: Wan) -> None:
     assert "template (auto: " in checks["prompts"]["found"]
     assert "wan-tiny" in checks["model"]["found"] and "a toy" in checks["model"]["found"]
     assert not any(what.startswith("start") for what in checks)  # no model was loaded
+
+
+def test_doctor_asks_what_the_runpod_loop_asks(wan: Wan) -> None:
+    """There, no bucket and no classifiers refuse to start."""
+    missing = {"WAN_MODEL": "wan-tiny", "WAN_SAFETY_IMAGE_MODEL": "no/such"}
+    loop = {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/x"}
+    done = wan("doctor", "--json", **missing, **loop)
+    rows = {row["what"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert [name for name, row in rows.items() if not row["ok"]] == ["storage", "safety"]
+    assert rows["storage"]["level"] == "fail" and rows["model"]["level"] == "warn"
+    done = wan("doctor", "--no-worker", **missing, **loop)
+    assert done.returncode == 0 and "warn" in done.stdout and "FAIL" not in done.stdout
 
 
 def test_doctor_says_where_the_seconds_of_a_start_go(wan: Wan) -> None:

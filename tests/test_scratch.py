@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -101,9 +102,10 @@ with scratch.job_folder(Settings(scratch_dir=Path(sys.argv[1]))):
 """
 
 
-def holder(folder: Path) -> subprocess.Popen[Any]:
+def holder(folder: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[Any]:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)],
+        env=environment,
         cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -152,3 +154,89 @@ def test_the_check_says_what_to_do(
     disk(10**9)
     with pytest.raises(ConfigurationError, match=r"below 2 GB\. Make room"):
         scratch.check(make_settings())
+
+
+# --- file systems without locks -------------------------------------------------------------------
+
+NO_FLOCK = """
+#include <errno.h>
+int flock(int descriptor, int how) { errno = NUMBER; return -1; }
+"""
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def no_locks(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """An environment in which the system call `flock` fails, as on some network file systems."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source = tmp_path / "flock.c"
+    source.write_text(NO_FLOCK.replace("NUMBER", request.param))
+    library = tmp_path / "flock.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return {**os.environ, "LD_PRELOAD": str(library)}
+
+
+UNLOCKED = """
+import os, sys
+from pathlib import Path
+from wan_engine import Settings, scratch
+settings = Settings(scratch_dir=Path(sys.argv[1]))
+scratch._NEW_SECONDS = -1
+found = scratch.check(settings)
+with scratch.job_folder(settings) as folder:
+    (folder / "clip.mp4").write_bytes(b"x")
+    print(type(found).__name__, scratch.clear_abandoned(settings), folder.exists())
+    for path in (folder, *folder.iterdir()):
+        os.utime(path, (1, 1))
+    os.utime(folder, (1, 1))
+    print(scratch.clear_abandoned(settings), folder.exists())
+print(list(Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_without_locks_jobs_run_and_what_was_written_lately_is_left_alone(
+    no_locks: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", UNLOCKED, str(tmp_path / "scratch")],
+        cwd=Path(__file__).parents[1],
+        env=no_locks,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:3] == ["Warned 0 True", "1 False", "[]"]
+
+
+def test_a_folder_whose_holder_had_no_locks_is_not_taken_by_one_who_has(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, no_locks: dict[str, str]
+) -> None:
+    settings = make_settings()
+    assert settings.scratch_dir is not None
+    working = holder(settings.scratch_dir, no_locks)
+    try:
+        monkeypatch.setattr(scratch, "_NEW_SECONDS", 0)
+        assert scratch.clear_abandoned(settings) == 0
+        assert len(left(settings)) == 1
+    finally:
+        working.communicate(b"", timeout=10)
+
+
+def test_on_a_network_volume_a_lock_of_this_machine_tells_nothing(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine's worker may hold a folder with a lock that is not seen here."""
+    settings = make_settings()
+    assert settings.scratch_dir is not None
+    killed = holder(settings.scratch_dir)
+    killed.kill()
+    killed.communicate()
+    monkeypatch.setattr(scratch, "_NEW_SECONDS", 0)
+    monkeypatch.setattr("wan_engine.paths.over_a_network", lambda _: True)
+    assert scratch.clear_abandoned(settings) == 0
+    for folder in left(settings):
+        os.utime(folder, (1, 1))
+    assert scratch.clear_abandoned(settings) == 1

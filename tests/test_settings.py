@@ -332,11 +332,21 @@ def test_the_search_for_readers_of_the_environment_finds_them(source: str) -> No
     assert _reads_the_environment(source)
 
 
-def test_only_the_settings_read_the_environment() -> None:
+def test_only_the_settings_and_their_neighbour_read_the_environment() -> None:
     package = Path(wan_engine.__file__).parent
     readers = [
         str(path.relative_to(package))
         for path in sorted(package.rglob("*.py"))
-        if path.name != "settings.py" and _reads_the_environment(path.read_text("utf-8"))
+        if path.name not in ("settings.py", "environment.py")
+        and _reads_the_environment(path.read_text())
     ]
     assert readers == []
+
+
+def test_every_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_STEPS", "zero")
+    monkeypatch.setenv("WAN_CRF", "99")
+    monkeypatch.setenv("WAN_LORA", "not json")
+    told = refusal()
+    assert "WAN_STEPS is wrong: " in told and "WAN_LORA is wrong: it must be JSON." in told
+    assert "WAN_CRF is wrong: Input should be less than or equal to 40." in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,123 @@ def test_another_cached_revision_is_used_with_a_warning(
     assert "not at the pinned" in caplog.text
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "0123fedcba98765432100123fedcba9876543210"
+
+
+def refer(hub: Path, repo: str, name: str, commit: str) -> None:
+    reference = hub / f"models--{repo.replace('/', '--')}" / "refs" / name
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(commit)
+
+
+@pytest.mark.parametrize("name", [QUALITY.repo, QUALITY.name])
+def test_a_snapshot_without_main_is_found_the_newest_complete_one(
+    make_settings: MakeSettings,
+    hub: Path,
+    checkpoint: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    """As after a download by commit or tag, and in caches that were copied without their refs."""
+    assert QUALITY.repo
+    caplog.set_level("INFO")
+    older = cached(hub, QUALITY.repo, OTHER, checkpoint)
+    newer = cached(hub, QUALITY.repo, COMMIT, checkpoint)
+    os.utime(older, (1, 1))
+    assert weights.resolve(name, make_settings()).folder == newer
+    assert COMMIT in caplog.text
+    (newer / "vae" / "config.json").unlink()
+    (newer / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (newer / "vae" / "diffusion_pytorch_model.safetensors").symlink_to("../../blobs/gone")
+    assert weights.resolve(name, make_settings()).folder == older
+
+
+@pytest.mark.parametrize("base", [QUALITY.repo, QUALITY.name])
+def test_a_revision_behind_an_at_is_a_branch_a_tag_or_a_commit(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path, base: str
+) -> None:
+    assert QUALITY.repo and QUALITY.revision
+    pinned = cached(hub, QUALITY.repo, QUALITY.revision, checkpoint, main=True)
+    wanted = cached(hub, QUALITY.repo, COMMIT, checkpoint)
+    cached(hub, QUALITY.repo, OTHER, checkpoint)
+    for reference in ("v1.0", "release/2", "refs/pr/3"):
+        refer(hub, QUALITY.repo, reference, COMMIT)
+        assert weights.resolve(f"{base}@{reference}", make_settings()).folder == wanted
+    for commit in (COMMIT, COMMIT[:7], COMMIT[:7].upper()):
+        assert weights.resolve(f"{base}@{commit}", make_settings()).folder == wanted
+    assert weights.resolve(f"{base}@main", make_settings()).folder == pinned
+    for absent in ("0123", "v2", "f" * 40):  # two begin with the first
+        with pytest.raises(ModelMissing, match="download"):
+            weights.resolve(f"{base}@{absent}", make_settings())
+
+
+def test_an_at_in_the_path_of_a_folder_is_a_part_of_it(
+    make_settings: MakeSettings,
+    hub: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "me" / "mine@v2"
+    shutil.copytree(checkpoint, folder)
+    cached(hub, "me/mine", COMMIT, checkpoint)
+    refer(hub, "me/mine", "v2", COMMIT)
+    monkeypatch.chdir(tmp_path)
+    for name in (str(folder), "me/mine@v2"):
+        located = weights.resolve(name, make_settings())
+        assert located.folder.resolve() == folder and located.spec.name == "mine@v2"
+
+
+def test_an_incomplete_snapshot_says_what_it_lacks(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path
+) -> None:
+    folder = cached(hub, "me/mine", COMMIT, checkpoint)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelMissing, match=r"incomplete.*vae"):
+        weights.resolve("me/mine", make_settings())
+
+
+def test_a_reference_that_leads_nowhere_is_passed_over(
+    make_settings: MakeSettings, hub: Path, checkpoint: Path
+) -> None:
+    folder = cached(hub, "me/mine", COMMIT, checkpoint)
+    for broken in ("", OTHER, "\n"):
+        refer(hub, "me/mine", "main", broken)
+        assert weights.resolve("me/mine", make_settings()).folder == folder
+
+
+def test_a_lora_file_of_main_is_taken_before_that_of_another_revision(
+    hub: Path, tmp_path: Path
+) -> None:
+    for commit in (OTHER, COMMIT):
+        folder = tmp_path / commit
+        folder.mkdir()
+        (folder / "a.safetensors").write_text(commit)
+        cached(hub, "me/loras", commit, folder)
+    refer(hub, "me/loras", "main", COMMIT)
+    found = files.cached_file("me/loras", "a.safetensors")
+    assert found is not None and found.read_text() == COMMIT
+
+
+def test_a_classifier_and_a_writer_are_found_at_a_revision_and_without_main(
+    make_settings: MakeSettings, hub: Path, writer: Path, tiny_cache: Path
+) -> None:
+    guard = tiny.build("tiny-prompt-guard", tiny_cache / "whole" / "tiny-prompt-guard")
+    for name, source in (("me/guard", guard), ("me/writer", writer)):
+        cached(hub, name, OTHER, source)
+        refer(hub, name, "v1", OTHER)
+        cut = cached(hub, name, COMMIT, source)
+        next(cut.glob("*.safetensors")).write_bytes(b"cut")
+    for at in ("", "@v1", f"@{OTHER[:8]}"):
+        found = weights.resolve_classifier(f"me/guard{at}", "prompt", make_settings())
+        located = weights.locate_writer(make_settings(prompt_model=f"me/writer{at}"))
+        assert located is not None
+        assert found.folder.name == located.folder.name == OTHER
+    with pytest.raises(ModelMissing, match="cut off"):
+        weights.resolve_classifier(f"me/guard@{COMMIT}", "prompt", make_settings())
+
+
 def test_runpods_cached_model_comes_first(
     make_settings: MakeSettings, hub: Path, checkpoint: Path
 ) -> None:
@@ -245,7 +363,8 @@ def test_a_writer_is_found_in_its_folder_the_models_folder_and_the_hub_cache(
     folder = cached(hub, row.repo, row.revision, writer)
     assert weights.resolve_writer(settings) == LocatedWriter(folder, row.resident_gb)
     by_id = make_settings(prompt_model=row.repo)
-    assert weights.locate_writer(by_id) is None  # by a Hub id it is `main` that is meant
+    by_id_found = weights.locate_writer(by_id)
+    assert by_id_found is not None and by_id_found.folder == folder
     shutil.copytree(writer, tmp_path / "models" / row.name)
     assert weights.resolve_writer(settings).folder == tmp_path / "models" / row.name
     own = weights.resolve_writer(make_settings(prompt_model=str(writer)))
@@ -264,36 +383,3 @@ def test_the_tiny_writer_is_built_once(make_settings: MakeSettings) -> None:
     first = weights.resolve_writer(settings)
     assert first.built and (first.folder / "config.json").is_file()
     assert weights.download_writer("tiny-prompt-writer", settings, print) == first.folder
-
-
-@pytest.mark.parametrize(
-    ("folder", "expected"),
-    [
-        ("/runpod-volume/models", True),
-        ("/runpod-volume", True),
-        ("/runpod-volume/local/models", False),
-        ("/runpod-volumes/models", False),
-        ("/srv/with space/models", True),
-        ("/home/models", False),
-    ],
-)
-def test_a_network_volume_is_told_from_a_disk(
-    folder: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        "overlay / overlay rw 0 0\n"
-        "proc /proc proc rw 0 0\n"
-        "mfs#10.0.0.1:9421 /runpod-volume fuse.mfs rw,nosuid 0 0\n"
-        "/dev/nvme0n1 /runpod-volume/local ext4 rw 0 0\n"
-        "host:/share /srv/with\\040space nfs4 rw 0 0\n"
-    )
-    monkeypatch.setattr(files, "_MOUNTS", mounts)
-    assert files.over_a_network(Path(folder)) is expected
-
-
-def test_where_there_is_no_proc_every_folder_is_a_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_MOUNTS", tmp_path / "absent")
-    assert files.over_a_network(tmp_path) is False

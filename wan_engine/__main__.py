@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,33 +17,33 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
-    TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
+from rich.text import Text
 
-from wan_engine import acceleration, logs, weights
+from wan_engine import acceleration, logs, paths, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
-from wan_engine.checks import machine_checks, start_checks
-from wan_engine.control import Control, Progress
+from wan_engine.checks import machine_checks, require, start_checks
+from wan_engine.control import Control
 from wan_engine.engine import Engine
+from wan_engine.environment import in_runpod_loop
 from wan_engine.errors import EngineError, InvalidRequest
-from wan_engine.media.fetch import data_uri
 from wan_engine.media.sheet import choose_frames, write_sheet
+from wan_engine.orders import Order, read_jobs
 from wan_engine.outline import tables
+from wan_engine.paths import PathRefused
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
 from wan_engine.startup import Startup
 from wan_engine.storage import LocalStorage
+from wan_engine.terminal import err, out, progress_bar
 
 app = typer.Typer(
     name="wan_engine",
@@ -53,10 +53,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Turn a photo and a prompt into an mp4, on this machine.",
 )
-err = Console(stderr=True)
-out = Console()
-
 _INTERRUPTED = 130
+_LEVELS = {"ok": "ok", "warn": "[yellow]warn[/yellow]", "fail": "[red]FAIL[/red]"}
 
 
 Image = Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")]
@@ -67,6 +65,10 @@ Duration = Annotated[str, typer.Option(help="5, 10 or 15 seconds.")]
 ShotType = Annotated[str, typer.Option(help="`single` or `multi`.")]
 Seed = Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")]
 ExpandPrompt = Annotated[bool, typer.Option("--expand-prompt", help="Expand the prompt.")]
+NegativePrompt = Annotated[str, typer.Option(help="What is not to be seen.")]
+NoSafetyChecker = Annotated[
+    bool, typer.Option("--no-safety-checker", help="Do not check the content.")
+]
 Model = Annotated[str, typer.Option(help="Instead of WAN_MODEL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
@@ -92,11 +94,9 @@ def generate(
     duration: Duration = "5",
     shot_type: ShotType = "single",
     seed: Seed = "-1",
-    negative_prompt: Annotated[str, typer.Option(help="What is not to be seen.")] = "",
+    negative_prompt: NegativePrompt = "",
     expand_prompt: ExpandPrompt = False,
-    no_safety_checker: Annotated[
-        bool, typer.Option("--no-safety-checker", help="Do not check the content.")
-    ] = False,
+    no_safety_checker: NoSafetyChecker = False,
     model: Model = "",
     out_file: Annotated[str, typer.Option("--out", help="Write the mp4 here.")] = "",
     sheet: Annotated[
@@ -104,11 +104,13 @@ def generate(
     ] = "",
     jobs: Annotated[
         str,
-        typer.Option(help="A file with one request a line, as JSON, rendered on one loaded model."),
+        typer.Option(
+            help="A file (`-`: stdin) with one request a line, as JSON, for one loaded model."
+        ),
     ] = "",
 ) -> None:
     """Render one clip, or with --jobs many; print each result as one line of JSON."""
-    request = _given(
+    given = _given(
         prompt=prompt,
         image=image,
         audio=audio,
@@ -122,14 +124,23 @@ def generate(
         out=out_file,
         sheet=sheet,
     )
-    requests = _read_jobs(Path(jobs)) if jobs else [request]
+    asked = _read_jobs(jobs) if jobs else [Order(given)]
     with _failing_clearly():
         settings = _settings(model)
-        if not jobs:
-            _check(request)  # before the model is loaded: a typing error should not cost minutes
-        engine = Engine(settings)
-        rendered = [_render(engine, payload) for payload in requests]
-    raise typer.Exit(0 if all(rendered) else 1)
+        # Before the model is loaded: a typing error should not cost minutes.
+        wrong = [order.look(settings) for order in asked]
+        if not jobs and wrong[0]:
+            raise InvalidRequest(wrong[0])
+        _tell_wrong(asked, wrong)
+        if not all(wrong):
+            good = [order for order, why in zip(asked, wrong, strict=True) if not why]
+            require(settings, stores=not all(order.payload.get("out") for order in good))
+            engine = Engine(settings)
+        done = [
+            _refused(why) if why else _render(engine, order)
+            for order, why in zip(asked, wrong, strict=True)
+        ]
+    raise typer.Exit(0 if all(done) else 1)
 
 
 @app.command(
@@ -139,26 +150,36 @@ def generate(
 def plan(
     image: Image = "",
     prompt: Prompt = "",
+    audio: Audio = "",
     size: Size = "1280*720",
     duration: Duration = "5",
     shot_type: ShotType = "single",
     seed: Seed = "-1",
+    negative_prompt: NegativePrompt = "",
     expand_prompt: ExpandPrompt = False,
+    no_safety_checker: NoSafetyChecker = False,
     model: Model = "",
     as_json: AsJson = False,
 ) -> None:
     """Say what `generate` would render, in which pieces and for what price, and render nothing."""
-    request = _given(
-        prompt=prompt,
-        image=image,
-        size=size,
-        duration=duration,
-        shot_type=shot_type,
-        seed=seed,
-        enable_prompt_expansion=expand_prompt,
+    order = Order(
+        _given(
+            prompt=prompt,
+            image=image,
+            audio=audio,
+            negative_prompt=negative_prompt,
+            size=size,
+            duration=duration,
+            shot_type=shot_type,
+            seed=seed,
+            enable_prompt_expansion=expand_prompt,
+            enable_safety_checker=not no_safety_checker,
+        )
     )
-    with _failing_clearly():
-        found = Engine(_settings(model)).dry_run(VideoRequest.parse(_with_files(request)))
+    with _failing_clearly(), order.naming_files():
+        settings = _settings(model)
+        request = order.request(settings)
+        found = Engine(settings).dry_run(request)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -172,22 +193,34 @@ def doctor(
     timing: Annotated[
         bool, typer.Option("--timing", help="Start as a worker does and say what took how long.")
     ] = False,
+    worker: Annotated[
+        bool | None,
+        typer.Option(
+            "--worker/--no-worker",
+            help="Ask what the Runpod loop asks. The default where RUNPOD_WEBHOOK_GET_JOB is set.",
+        ),
+    ] = None,
 ) -> None:
-    """Say what is here, what was chosen for this machine and why, and what is missing."""
+    """Say what is here, what was chosen for this machine and why, and what is missing.
+
+    `ok`, `warn` where jobs run but not as promised, `FAIL` where they do not: exit code 1.
+    """
+    worker = in_runpod_loop() if worker is None else worker
     with _failing_clearly():
         startup = Startup()
         settings = _settings("")
         startup.done("imports")
-        checks = list(machine_checks(settings))
+        checks = list(machine_checks(settings, worker=worker))
         startup.done("checks")
         if timing and all(check.ok for check in checks):
-            checks += start_checks(settings, startup)
+            checks += start_checks(settings, startup, worker=worker)
     if as_json:
-        print(json.dumps([asdict(check) for check in checks], indent=2))
+        print(json.dumps([{**asdict(check), "ok": check.ok} for check in checks], indent=2))
     else:
-        table = Table("", "what", "found", show_edge=False)
+        asked = "as a worker of Runpod's" if worker else "on this machine"
+        table = Table("", Column("what", no_wrap=True), f"found {asked}", show_edge=False)
         for check in checks:
-            table.add_row("ok" if check.ok else "[red]FAIL[/red]", check.what, check.found)
+            table.add_row(_LEVELS[check.level], check.what, Text(check.found))
         out.print(table)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
@@ -248,7 +281,10 @@ def _classifiers(settings: Settings) -> Table:
 def download(
     model: Annotated[
         str,
-        typer.Argument(help="A catalogue name, a Hub id, or `safety` for the safety classifiers."),
+        typer.Argument(
+            help="A catalogue name or a Hub id, both with or without `@revision`, or `safety` for "
+            "the safety classifiers."
+        ),
     ],
     verify: Annotated[
         bool,
@@ -261,6 +297,7 @@ def download(
     HF_TOKEN is the Hub's key, HF_ENDPOINT a mirror.
     """
     tell = partial(err.print, markup=False, highlight=False, soft_wrap=True)
+    row = model.partition("@")[0]
     with _failing_clearly():
         settings = _settings("")
         if verify:
@@ -268,9 +305,9 @@ def download(
         elif model == "safety":
             for kind, name in weights.configured_classifiers(settings).items():
                 print(weights.download_classifier(name, kind, settings, tell).folder)
-        elif spec := CLASSIFIERS.get(model):
+        elif spec := CLASSIFIERS.get(row):
             print(weights.download_classifier(model, spec.kind, settings, tell).folder)
-        elif model in WRITERS:
+        elif row in WRITERS:
             print(weights.download_writer(model, settings, tell))
         else:
             print(weights.download(model, settings, tell).folder)
@@ -337,32 +374,49 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value != ""}
 
 
-def _check(payload: Mapping[str, Any]) -> None:
-    VideoRequest.parse(_with_files(payload))
-    _target(payload, "out")
-    _target(payload, "sheet")
-
-
-def _render(engine: Engine, payload: Mapping[str, Any]) -> bool:
-    """Render one request and print its result; False when it failed."""
+def _read_jobs(source: str) -> list[Order]:
     try:
-        target, sheet = _target(payload, "out"), _target(payload, "sheet")
-        request = VideoRequest.parse(_with_files(payload))
-        with _progress() as on_progress:
+        return read_jobs(source)
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error), param_hint="--jobs") from error
+
+
+def _tell_wrong(orders: Sequence[Order], wrong: Sequence[str | None]) -> None:
+    """What will not be rendered, for whoever watches."""
+    for order, why in zip(orders, wrong, strict=True):
+        if why:
+            place = f"{order.place}: " if order.place and not why.startswith(order.place) else ""
+            err.print(f"{place}{why}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refused(why: str) -> bool:
+    print(json.dumps({"error": why}), flush=True)
+    return False
+
+
+def _render(engine: Engine, order: Order) -> bool:
+    """Render one request and print its result; False when it failed, or its contact sheet."""
+    try:
+        target, sheet = order.target("out"), order.target("sheet")
+        request = order.request(engine.settings)
+        with progress_bar() as on_progress, order.naming_files():
             seconds = engine.settings.job_seconds
             control = Control(deadline_seconds=seconds, on_progress=on_progress)
             result = _generate_to(engine, request, control, target)
-        if sheet is not None:
-            _draw_sheet(result, sheet)
-    except EngineError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-        err.print(str(error), style="red", markup=False)
-        return False
+    except (EngineError, PathRefused) as error:
+        _tell_error(str(error))
+        return _refused(str(error))
     output = {**result.output(), "model": engine.spec.name}
     if result.expanded_prompt:
         output["expanded_prompt"] = result.expanded_prompt
     print(json.dumps(output), flush=True)
-    return True
+    return sheet is None or _draw_sheet(result, sheet)
+
+
+def _tell_error(sentence: str) -> None:
+    """To stderr, unless stdout shows it on the same terminal."""
+    if not (out.is_terminal and err.is_terminal):
+        err.print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _generate_to(
@@ -372,101 +426,30 @@ def _generate_to(
     if target is None:
         return engine.generate(request, control)
     configured = engine.storage
-    with tempfile.TemporaryDirectory(prefix=".wan-", dir=target.parent) as folder:
+    with paths.refusing(target):
+        beside = tempfile.TemporaryDirectory(prefix=".wan-", dir=target.parent)
+    with beside as folder:
         engine.storage = LocalStorage(Path(folder))
         try:
             result = engine.generate(request, control)
         finally:
             engine.storage = configured
-        next(Path(folder).glob("*.mp4")).replace(target)
+        with paths.refusing(target):
+            next(Path(folder).glob("*.mp4")).replace(target)
     return replace(result, video_url=target.as_uri())
 
 
-def _draw_sheet(result: VideoResult, target: Path) -> None:
-    address = urlsplit(result.video_url)
-    if address.scheme != "file":
-        raise InvalidRequest("--sheet: the clip is in the bucket; keep it here with --out")
-    if result.plan is None:
-        raise InvalidRequest("--sheet: the clip was made before, and its plan is not known")
+def _draw_sheet(result: VideoResult, target: Path) -> bool:
+    """A sheet that cannot be drawn is told, and costs nothing but itself."""
+    assert result.plan is not None
     plan = result.plan
     shown = choose_frames(plan.frames, plan.fps, plan.cut_seconds)
-    write_sheet(Path(unquote(address.path)), shown, plan.fps, target)
-
-
-def _target(payload: Mapping[str, Any], field: str) -> Path | None:
-    """The file that --out or --sheet, or `out` or `sheet` in a jobs file, names."""
-    if not payload.get(field):
-        return None
-    path = Path(str(payload[field])).expanduser().resolve()
-    if not path.parent.is_dir():
-        raise InvalidRequest(f"--{field}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise InvalidRequest(f"--{field}: {path} is a folder, not a file")
-    return path
-
-
-def _with_files(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with local paths made into data URIs, which is all that a request may carry."""
-    request = {key: value for key, value in payload.items() if key not in ("out", "sheet")}
-    for field in ("image", "audio"):
-        value = request.get(field)
-        if isinstance(value, str) and value and not _is_address(value):
-            try:
-                request[field] = data_uri(Path(value).expanduser())
-            except (OSError, RuntimeError, ValueError) as error:
-                shown = value if len(value) < 200 else value[:60] + "..."
-                raise InvalidRequest(f"{field}: there is no file {shown}") from error
-    return request
-
-
-def _is_address(value: str) -> bool:
-    return value.lower().startswith(("http:", "https:", "data:"))
-
-
-def _read_jobs(path: Path) -> list[dict[str, Any]]:
-    """One JSON object a line; paths in them are relative to the working directory."""
-    jobs = []
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            job = json.loads(line)
-        except ValueError as error:
-            raise typer.BadParameter(f"{path} line {number} is not JSON: {error}") from error
-        if not isinstance(job, dict):
-            raise typer.BadParameter(f"{path} line {number} is not an object")
-        jobs.append(job)
-    return jobs
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar with stage, step and time left on a terminal; elsewhere a line for each stage."""
-    stages: dict[str, TaskID] = {}
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
-
-        def show(progress: Progress) -> None:
-            if progress.stage not in stages:
-                for task in stages.values():
-                    bar.update(task, visible=False)
-                stages[progress.stage] = bar.add_task(progress.stage, total=progress.steps)
-                if not err.is_terminal:
-                    err.print(f"{progress.stage} ...")
-            bar.update(stages[progress.stage], completed=progress.step, visible=True)
-
-        yield show
+        write_sheet(Path(unquote(urlsplit(result.video_url).path)), shown, plan.fps, target)
+    except (EngineError, PathRefused) as error:
+        err.print(f"--sheet: {error}; the clip is whole", style="yellow", markup=False)
+        return False
+    return True
 
 
 # --- what every command needs -------------------------------------------------------------------

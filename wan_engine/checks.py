@@ -1,90 +1,199 @@
-"""What a job needs on this machine, looked at one by one: for `doctor` and for a worker's start."""
+"""What a job needs on this machine, looked at one by one before anything is loaded: by `doctor`, a
+worker, the gateway's engine and `generate`, all by one list."""
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
 
-from wan_engine import acceleration, scratch, weights
+from wan_engine import acceleration, paths, scratch, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.engine import Engine
-from wan_engine.errors import ConfigurationError, EngineError
+from wan_engine.environment import unknown_variables
+from wan_engine.errors import ConfigurationError, EngineError, Warned
 from wan_engine.media import ffmpeg, retime, upscale
 from wan_engine.overrides import with_overrides
 from wan_engine.prompts import open_expander
 from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings
 from wan_engine.startup import Startup
-from wan_engine.storage import open_storage
+from wan_engine.storage import open_storage, uses_bucket
+from wan_engine.weights import Located
+
+log = logging.getLogger(__name__)
+Level = Literal["ok", "warn", "fail"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `doctor`: `found` says what is here, or what to do where `ok` is false."""
+    """One line of `doctor`: `found` says what is here, or what to do where `level` is "fail". At
+    "warn", jobs run, but not as promised."""
 
     what: str
-    ok: bool
+    level: Level
     found: str
 
+    @property
+    def ok(self) -> bool:
+        """Whether jobs can run."""
+        return self.level != "fail"
 
-def machine_checks(settings: Settings) -> Iterator[Check]:
-    """Everything that a job needs on this machine, each looked at by itself."""
-    yield Check("version", True, f"wan_engine {VERSION}, Python {platform.python_version()}")
-    try:
-        gpu = acceleration.detect(settings.device)
-    except EngineError as error:
-        yield Check("gpu", False, str(error))
-        return
-    yield Check("gpu", True, f"{gpu.name}, {gpu.total_gb:.0f} GB" if gpu else "none: CPU only")
+
+def machine_checks(
+    settings: Settings, *, worker: bool = False, stores: bool = True
+) -> Iterator[Check]:
+    """Everything that a job needs on this machine, each looked at by itself.
+
+    `worker` asks what the Runpod loop asks, where nothing may be pretended. Without `stores`, clips
+    do not go where the settings say, so that is not asked.
+    """
+    yield Check("version", "ok", f"wan_engine {VERSION}, Python {platform.python_version()}")
+    yield _checked("variables", _variables)
+    gpu, row = _found(
+        "gpu", lambda: acceleration.detect(settings.device), lambda gpu: _gpu(gpu, worker)
+    )
+    yield row
+    seen = row.ok  # else nothing is known of what fits
     yield _checked("ffmpeg", lambda: ffmpeg.version())
     yield _checked("scratch", lambda: scratch.check(settings))
-    try:
-        located, reason = weights.select(
-            settings, lambda spec: acceleration.fits(spec, gpu), fallback=True
-        )
-    except EngineError as error:
-        yield Check("model", False, str(error))
-    else:
-        caveat = f"; {located.spec.caveat}" if located.spec.caveat else ""
-        yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){caveat}")
+    yield _checked("folders", lambda: _folders(settings))
+    located, row = _locate(settings, gpu, worker, seen)
+    yield row
+    if located is not None:
         overrides = _checked("settings", lambda: _overrides(located.spec, settings))
         yield overrides
-        yield _checked("memory", lambda: _memory(located.spec, gpu))
-        if overrides.ok:
+        if seen:
+            yield _checked("memory", lambda: _memory(located.spec, gpu))
+        if seen and overrides.ok:
             yield _checked("recipe", lambda: _recipe(located.spec, gpu, settings))
-    yield _checked("fps", lambda: "frames between by {} ({})".format(*retime.choose(settings)))
+    yield _checked("fps", lambda: _fps(settings))
     yield _checked(
         "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))
     )
     yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
-    yield _checked("storage", lambda: open_storage(settings).check())
-    yield _checked("safety", lambda: open_safety(settings, required=False).describe())
+    if stores:
+        yield _checked("storage", lambda: _storage(settings, worker))
+    yield _checked("safety", lambda: _safety(settings, worker))
 
 
-def start_checks(settings: Settings, startup: Startup) -> list[Check]:
+def require(settings: Settings, *, worker: bool = False, stores: bool = True) -> None:
+    """Raise `ConfigurationError` with all that `machine_checks` finds missing; log its warnings."""
+    rows = list(machine_checks(settings, worker=worker, stores=stores))
+    for row in rows:
+        if row.level == "warn":
+            log.warning("%s: %s", row.what, row.found)
+    failed = [f"{row.what}: {row.found}" for row in rows if not row.ok]
+    if len(failed) == 1:
+        raise ConfigurationError(failed[0])
+    if failed:
+        listed = "".join(f"\n- {sentence}" for sentence in failed)
+        raise ConfigurationError(f"{len(failed)} things are missing or wrong:{listed}")
+
+
+def start_checks(settings: Settings, startup: Startup, *, worker: bool = False) -> list[Check]:
     """The start of a worker, done: a line for each stage of `startup`, and one for all of them."""
     try:
-        engine = Engine(settings)
+        engine = Engine(settings, serverless=worker)
         startup.done("choice")
         engine.start(startup)
     except EngineError as error:
-        return [Check("start", False, str(error))]
+        return [Check("start", "fail", str(error))]
     stages = startup.stage_seconds.items()
-    lines = [Check(f"start: {stage}", True, f"{took:.2f} s") for stage, took in stages]
-    return [*lines, Check("start", True, f"{startup.seconds:.2f} s in all")]
+    lines = [Check(f"start: {stage}", "ok", f"{took:.2f} s") for stage, took in stages]
+    return [*lines, Check("start", "ok", f"{startup.seconds:.2f} s in all")]
 
 
 def _checked(what: str, look: Callable[[], str]) -> Check:
+    """A line of what `look` gives, at "warn" where that is `Warned`, or of what it raises."""
+    return _found(what, look, str)[1]
+
+
+def _found(what: str, find: Callable[[], T], tell: Callable[[T], str]) -> tuple[T | None, Check]:
+    """What `find` gives, None where it raises, and a line about it."""
     try:
-        return Check(what, True, look())
+        found = find()
+        line = found if isinstance(found, Warned) else tell(found)
     except EngineError as error:
-        return Check(what, False, str(error))
+        return None, Check(what, "fail", str(error))
+    except paths.PATH_ERRORS as error:  # of a path that a setting names
+        return None, Check(what, "fail", paths.sentence(error))
+    return found, Check(what, "warn" if isinstance(line, Warned) else "ok", str(line))
 
 
-def _shown(choice: tuple[str, str]) -> str:
-    name, reason = choice
-    return f"{name} ({reason})"
+# --- the lines, in their order --------------------------------------------------------------------
+
+
+def _variables() -> str:
+    unknown = unknown_variables()
+    if not unknown:
+        return "every WAN_ and BUCKET_ variable that is set is known"
+    said = [
+        f"{name} is not known" + (f", did you mean {nearest}?" if nearest else "")
+        for name, nearest in unknown.items()
+    ]
+    return Warned("; ".join(said))
+
+
+def _gpu(gpu: acceleration.Gpu | None, worker: bool) -> str:
+    if gpu is None:
+        return Warned("none: a worker on the CPU alone") if worker else "none: CPU only"
+    return f"{gpu.name}, {gpu.total_gb:.0f} GB"
+
+
+def _folders(settings: Settings) -> str:
+    """Folders that jobs do without: warned of, unless one is clearly a mistake."""
+    models, cache = settings.models_dir, settings.cache_dir.expanduser()
+    if models.exists() and not models.is_dir():
+        raise ConfigurationError(f"WAN_MODELS_DIR names {models}, which is a file, not a folder")
+    said = []
+    if not models.exists() and models != Settings.model_fields["models_dir"].default:
+        said.append(f"WAN_MODELS_DIR names {models}, which does not exist")
+    if (no := _unwritable(cache)) is not None:
+        said.append(f"WAN_CACHE_DIR: {no}: what is kept there is made anew by each process")
+    compiled = settings.compile_cache_dir
+    if compiled is not None and (no := _unwritable(compiled.expanduser())) is not None:
+        said.append(f"WAN_COMPILE_CACHE_DIR: {no}: each start compiles anew")
+    if said:
+        return Warned("; ".join(said))
+    return f"models in {models if models.is_dir() else 'no folder'}, the cache is {cache}"
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why nothing can be kept in `folder`, which is made."""
+    try:
+        with paths.refusing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        paths.try_folder(folder)
+    except paths.PathRefused as refused:
+        return str(refused)
+    return None
+
+
+def _locate(
+    settings: Settings, gpu: acceleration.Gpu | None, worker: bool, seen: bool
+) -> tuple[Located | None, Check]:
+    """The model, None where there is none, and a line about it."""
+
+    def fits(spec: ModelSpec) -> bool:
+        return acceleration.fits(spec, gpu) if seen else not spec.built
+
+    def tell(chosen: tuple[Located, str]) -> str:
+        located, reason = chosen
+        line = f"{located.spec.name} in {located.folder} ({reason})"
+        return Warned(f"{line}; {located.spec.caveat}") if located.spec.caveat else line
+
+    found = _found("model", lambda: weights.select(settings, fits, fallback=not worker), tell)
+    return found[0] and found[0][0], found[1]
+
+
+def _overrides(spec: ModelSpec, settings: Settings) -> str:
+    spec = with_overrides(spec, settings)
+    return f"{spec.steps} steps, guidance {spec.guidance_scale:g}, shift {spec.flow_shift:g}"
 
 
 def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
@@ -105,11 +214,27 @@ def _recipe(spec: ModelSpec, gpu: acceleration.Gpu | None, settings: Settings) -
     return f"{recipe} ({why})"
 
 
+def _fps(settings: Settings) -> str:
+    how, why = retime.choose(settings)
+    line = f"frames between by {how} ({why})"
+    fallen_back = how == "blend" and settings.interpolation == "auto" and settings.fps != "native"
+    return Warned(f"{line}: moving edges are double") if fallen_back else line
+
+
 def _prompts(settings: Settings, device: str) -> str:
     expander = open_expander(settings, device)
-    return f"{expander.backend} ({expander.reason.partition(',')[0]})"
+    line = f"{expander.backend} ({expander.reason.partition(',')[0]})"
+    fallen_back = expander.backend == "template" and settings.prompt_backend == "auto"
+    return Warned(f"{line}: fixed phrases are added") if fallen_back else line
 
 
-def _overrides(spec: ModelSpec, settings: Settings) -> str:
-    spec = with_overrides(spec, settings)
-    return f"{spec.steps} steps, guidance {spec.guidance_scale:g}, shift {spec.flow_shift:g}"
+def _storage(settings: Settings, worker: bool) -> str:
+    line = open_storage(settings, lasting=worker).check()
+    if worker and not uses_bucket(settings):
+        return Warned(f"{line}, which are lost with this worker unless that folder outlives it")
+    return line
+
+
+def _safety(settings: Settings, worker: bool) -> str:
+    checker = open_safety(settings, required=worker)
+    return Warned(checker.describe()) if checker.warnings() else checker.describe()

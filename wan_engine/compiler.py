@@ -17,7 +17,7 @@ import traceback
 from functools import cache
 from pathlib import Path
 
-from wan_engine.settings import of_tools
+from wan_engine.environment import of_tools
 
 log = logging.getLogger(__name__)
 

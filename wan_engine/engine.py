@@ -20,7 +20,7 @@ from PIL import Image
 from wan_engine import acceleration, compilation, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
-from wan_engine.errors import CompileFailed, ConfigurationError, ContentPolicy, OutOfMemory
+from wan_engine.errors import CompileFailed, ContentPolicy, OutOfMemory
 from wan_engine.families import import_family, load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(self, settings: Settings | None = None, *, serverless: bool = False) -> None:
         self.settings = settings = settings or Settings.load()
-        _check_settings(settings, serverless=serverless)
+        self.storage = open_storage(settings, lasting=serverless)
         self.gpu = gpu = acceleration.detect(settings.device)
         self.located, self.model_reason = weights.select(
             settings, lambda spec: acceleration.fits(spec, gpu), fallback=not serverless
@@ -90,7 +90,6 @@ class Engine:
         device = acceleration.beside(self.spec, gpu, self.recipe)
         self.safety = open_safety(settings, required=serverless, device=device)
         self.finish = Finish(settings, self.recipe.device)
-        self.storage = open_storage(settings)
         self._starts = (
             Starts(settings.spool_dir, keep_days=settings.keep_days) if settings.spool_dir else None
         )
@@ -484,15 +483,6 @@ def _settled(request: VideoRequest) -> VideoRequest:
     if request.seed >= 0:
         return request
     return request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
-
-
-def _check_settings(settings: Settings, *, serverless: bool) -> None:
-    if serverless and settings.storage == "auto" and not settings.has_bucket:
-        raise ConfigurationError(
-            "No bucket is set, and a serverless worker's own disk is lost with it. Set "
-            "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, or "
-            "WAN_STORAGE=local to keep clips here."
-        )
 
 
 def _negative_prompt(request: VideoRequest, spec: ModelSpec, settings: Settings) -> str:

@@ -48,8 +48,8 @@ def _refusal(repo: str, error: Exception) -> str | None:
         "then set HF_TOKEN.",
         errors.RepositoryNotFoundError: f"The Hub has no repository {repo}, or it is private. "
         "Check the name, or set HF_TOKEN.",
-        errors.RevisionNotFoundError: f"{repo} no longer has the revision that is pinned. Name a "
-        "folder with its files instead.",
+        errors.RevisionNotFoundError: f"{repo} does not have this revision, or no longer: it takes "
+        "a branch, a tag or a whole commit. Else name a folder with its files.",
         errors.RemoteEntryNotFoundError: f"{repo} no longer has that file. Name a folder with its "
         "files instead.",
     }
@@ -74,6 +74,8 @@ def _breakdown(repo: str, error: Exception) -> str:
         return f"{repo} was not fetched: the Hub answered {status}. Try again later."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{repo} was not fetched: the disk is full. Make room, or set HF_HOME."
+    if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.ENOTSUP):
+        return f"{repo} was not fetched: its folder has no locks. Set HF_HOME to one that has."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{repo} was not fetched: its folder cannot be written. Set HF_HOME to one that can."
     return (

@@ -69,12 +69,12 @@ def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> S
         try:
             found[kind] = resolve_classifier(name, kind, settings)
         except ModelMissing as error:
-            if mode == "required":
-                raise ConfigurationError(
-                    f"The safety checker is required. {error} WAN_SAFETY=auto runs without what "
-                    "is missing, and says so in each result."
-                ) from error
-            missing[kind] = f"{_WHAT[kind]} are not checked: {error}"
+            missing[kind] = str(error)
+    if missing and mode == "required":
+        raise ConfigurationError(
+            f"The safety checker is required. {' '.join(missing.values())} WAN_SAFETY=auto runs "
+            "without what is missing, and says so in each result."
+        )
     return Safety(found, missing, device)
 
 
@@ -174,7 +174,11 @@ class Safety:
             labels = ", ".join(f"{label} from {p:g}" for label, p in located.spec.flagged.items())
             shown = f" ({labels})" if labels else ""
             parts.append(f"{_WHAT[kind]} are checked with {located.spec.name}{shown}")
-        return "; ".join((*parts, *self._missing.values()))
+        parts += [
+            f"{_WHAT[kind]} are not checked: {why.rstrip('.')}"
+            for kind, why in self._missing.items()
+        ]
+        return "; ".join(parts)
 
     def _look(self, image: Image.Image, control: Control) -> Verdict:
         with self._turn(control):

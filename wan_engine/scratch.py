@@ -3,6 +3,7 @@ happened."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -13,13 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wan_engine.errors import ConfigurationError, DiskFull
+from wan_engine import paths
+from wan_engine.errors import ConfigurationError, DiskFull, Warned
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What `flock` says on file systems without locks: some of NFS, FUSE, SMB."""
+
 _PREFIX = "wan-engine-job-"
 _NEW_SECONDS = 10
+_UNLOCKED = ".unlocked"  # in a folder whose holder could not lock it
+_UNLOCKED_SECONDS = 24 * 3600  # no job works for so long without writing
 _FULL_BYTES = 32 * 1024 * 1024  # with less than this left, what failed has failed for want of room
 
 
@@ -30,22 +37,49 @@ def job_folder(settings: Settings) -> Iterator[Path]:
     parent = _parent(settings)
     _require_room(parent, settings.scratch_min_gb)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        held = os.open(folder, os.O_RDONLY)
+        folder, held = _held_folder(parent)
     except OSError as error:
         log.error("no job folder in %s: %s", parent, error)
         raise DiskFull from error
     try:
-        fcntl.flock(held, fcntl.LOCK_SH)  # tells `clear_abandoned` that somebody works here
         yield folder
     except Exception as error:
-        if shutil.disk_usage(parent).free < _FULL_BYTES:
+        if _free_bytes(parent) < _FULL_BYTES:
             log.error("%s is full: make room, or set WAN_SCRATCH_DIR (%s)", parent, error)
             raise DiskFull from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+
+
+def _held_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor whose lock tells `clear_abandoned` that somebody works
+    there. Where there are no locks, a file says so. Raises `OSError`."""
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    held = None
+    try:
+        held = os.open(folder, os.O_RDONLY)
+        if not _locks(held, fcntl.LOCK_SH):
+            (folder / _UNLOCKED).touch()
+    except OSError:
+        if held is not None:
+            os.close(held)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder, held
+
+
+def _locks(held: int, how: int) -> bool:
+    """Whether the file system has locks; takes one of the kind `how`. Raises `BlockingIOError`
+    where another process has it, and `OSError`."""
+    try:
+        fcntl.flock(held, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def clear_abandoned(settings: Settings) -> int:
@@ -64,8 +98,14 @@ def check(settings: Settings) -> str:
     """One line: where job folders are made. Raises `ConfigurationError` when none can be."""
     parent = _parent(settings)
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            free_gb = shutil.disk_usage(parent).free / 1e9
+        folder, held = _held_folder(parent)
+        try:
+            unlocked = (folder / _UNLOCKED).exists()
+            (folder / "clip").write_bytes(b"x")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+        free_gb = shutil.disk_usage(parent).free / 1e9
     except OSError as error:
         raise ConfigurationError(
             f"{parent} is not writable ({error.strerror}). Set WAN_SCRATCH_DIR."
@@ -75,11 +115,18 @@ def check(settings: Settings) -> str:
             f"{parent} has {free_gb:.1f} GB free, and no job is begun below "
             f"{settings.scratch_min_gb:g} GB. Make room, or set WAN_SCRATCH_DIR."
         )
-    return f"{parent}, {free_gb:.0f} GB free"
+    line = f"{parent}, {free_gb:.0f} GB free"
+    if unlocked:
+        return Warned(
+            f"{line}; its file system has no locks: what a killed worker leaves there is removed "
+            "after a day only. A WAN_SCRATCH_DIR on a disk of this machine is better"
+        )
+    return line
 
 
 def _parent(settings: Settings) -> Path:
-    return settings.scratch_dir or Path(tempfile.gettempdir())
+    chosen = settings.scratch_dir
+    return Path(tempfile.gettempdir()) if chosen is None else chosen.expanduser()
 
 
 def _require_room(parent: Path, min_gb: float) -> None:
@@ -93,8 +140,17 @@ def _require_room(parent: Path, min_gb: float) -> None:
         raise DiskFull
 
 
+def _free_bytes(parent: Path) -> int:
+    """As `_FULL_BYTES` asks; plenty where the system does not tell."""
+    try:
+        return shutil.disk_usage(parent).free
+    except OSError:
+        return _FULL_BYTES
+
+
 def _is_abandoned(folder: Path) -> bool:
-    """Nobody holds it, and it is old enough to have been held since it was made."""
+    """Nobody holds it, and it is old enough to have been held since it was made. Where locks do not
+    tell, or perhaps not those of another machine: nothing in it was written for a day."""
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -103,10 +159,16 @@ def _is_abandoned(folder: Path) -> bool:
         facts = os.fstat(held)
         if facts.st_uid != os.geteuid() or time.time() - facts.st_ctime < _NEW_SECONDS:
             return False
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = _locks(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        told = locked and not (folder / _UNLOCKED).exists() and not paths.over_a_network(folder)
+        return told or _age_seconds(folder) > _UNLOCKED_SECONDS
     except OSError:
         return False
-    else:
-        return True
     finally:
         os.close(held)
+
+
+def _age_seconds(folder: Path) -> float:
+    """Since anything in it was written."""
+    newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    return time.time() - newest

@@ -1,4 +1,4 @@
-"""Every setting of the engine, and the only reader of the environment. Nothing happens at import.
+"""Every setting of the engine. `environment.py` reads the rest. Nothing happens at import.
 
 The README's table is made from the fields below (`python -m wan_engine settings`), so each has a
 description.
@@ -6,6 +6,7 @@ description.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.values import BaseUrl, HashedKeys, Key, Networks, Origins, Url, Words, cleaned, url
@@ -31,6 +32,7 @@ VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
 
 _MIB = 1024 * 1024
+_OURS = "Value error, "  # what pydantic puts before our words
 
 
 class Lora(BaseModel):
@@ -53,14 +55,15 @@ class Settings(BaseSettings):
         populate_by_name=True,
         env_ignore_empty=True,
         hide_input_in_errors=True,  # it may be a key
+        enable_decoding=False,
     )
 
     # the model
     model: str = Field(
         default="auto",
-        description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the "
-        "best model whose "
-        "files are present and that fits this GPU",
+        description="A catalogue name or a Hub id in diffusers layout, both with or without "
+        "`@revision`, or a folder, or `auto`: the best model whose files are present and that fits "
+        "this GPU",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
@@ -151,8 +154,8 @@ class Settings(BaseSettings):
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
         description="How clips longer than the model's own length go on: `auto`: as the model's "
-        "row says; `svi`: Stable Video Infinity 2.0 Pro, with its LoRA pair (A14B); `latents`: "
-        "the last latents (TI2V); `last_frames`: the last five frames as a condition, with colour "
+        "row says; `svi`: Stable Video Infinity 2.0 Pro, with its LoRA pair (A14B); `latents`: the "
+        "last latents (TI2V); `last_frames`: the last five frames as a condition, with colour "
         "match and cross-fade; `last_frame`: the same with one frame, which needs fewer segments",
     )
 
@@ -160,8 +163,7 @@ class Settings(BaseSettings):
     frame: Literal["image", "exact"] = Field(
         default="image",
         description="`image`: the picture keeps the image's shape and `size` is a pixel budget; "
-        "`exact`: the image "
-        "is centre-cropped to exactly `size`",
+        "`exact`: the image is centre-cropped to exactly `size`",
     )
     prompt_backend: Literal["auto", "openai", "transformers", "template"] = Field(
         default="auto",
@@ -184,9 +186,9 @@ class Settings(BaseSettings):
     )
     safety: Literal["auto", "required", "off"] | None = Field(
         default=None,
-        description="`auto`: use the safety classifiers that are present and say so in the "
-        "result when one is missing; `required`: refuse to start without them; `off`: never check. "
-        "Not set, it is `auto`, and `required` in the Runpod loop",
+        description="`auto`: use the safety classifiers that are present and say so in the result "
+        "when one is missing; `required`: refuse to start without them; `off`: never check. Not "
+        "set, it is `auto`, and `required` in the Runpod loop",
     )
     safety_prompt_model: str = Field(
         default="qwen3guard-gen-0.6b",
@@ -276,9 +278,8 @@ class Settings(BaseSettings):
     )
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
-        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod "
-        "loop a missing bucket "
-        "refuses to start unless this says `local`",
+        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod loop "
+        "a missing bucket refuses to start unless this says `local`",
     )
     output_dir: Path = Field(
         default=Path("outputs"), description="Where clips go when no bucket is set"
@@ -365,8 +366,8 @@ class Settings(BaseSettings):
     )
     api_keys: HashedKeys = Field(
         default={},
-        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "
-        "key NAME` prints them. Without, it listens on this machine only",
+        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine key "
+        "NAME` prints them. Without, it listens on this machine only",
         repr=False,
     )
     endpoints: Words = Field(
@@ -431,24 +432,27 @@ class Settings(BaseSettings):
         several = isinstance(cls.model_fields[name].default, tuple | dict)  # a line each, perhaps
         return cleaned(value, env_name(name), lines=several)
 
+    @field_validator("lora", "safety_image_labels", "prices", mode="before")
+    @classmethod
+    def _json(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("it must be JSON") from None
+
     @classmethod
     def load(cls) -> Settings:
-        """The settings of this process. Raises `ConfigurationError` naming the variable that is
+        """The settings of this process. Raises `ConfigurationError` naming each variable that is
         wrong."""
         try:
             _check_hub()
             return cls()
-        except SettingsError as error:  # names the field in its text only
-            name = str(error).partition('"')[2].partition('"')[0]
-            raise ConfigurationError(
-                f"{env_name(name)} is wrong: it must be JSON. README shows what it takes."
-            ) from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name, why = env_name(str(first["loc"][0])), first["msg"].removeprefix("Value error, ")
-            raise ConfigurationError(
-                f"{name} is wrong: {why}. README lists what it takes."
-            ) from None
+            wrong = [
+                f"{env_name(str(one['loc'][0]))} is wrong: {one['msg'].removeprefix(_OURS)}."
+                for one in error.errors(include_url=False)
+            ]
+            raise ConfigurationError(f"{' '.join(wrong)} README lists what it takes.") from None
 
     @property
     def has_bucket(self) -> bool:
@@ -465,16 +469,6 @@ def _check_hub() -> None:
             url(endpoint)
     except ValueError as error:
         raise ConfigurationError(f"HF_ENDPOINT is wrong: {error}.") from None
-
-
-def tell_libraries() -> None:
-    """What diffusers reads when it is imported: the shards of a network are read side by side."""
-    os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
-
-
-def of_tools(name: str) -> str | None:
-    """A variable that belongs to another program, such as a compiler."""
-    return os.environ.get(name) or None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -227,3 +228,20 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, tiny_cache
     target = tmp_path / "file" / "set"
     done = command("wan-tiny", "--out", str(target), WAN_CACHE_DIR=str(tiny_cache))
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"{target} was not")
+
+
+def test_without_locks_each_process_fills_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_file: object, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    told: list[str] = []
+    target = tmp_path / "set"
+    with (
+        prepare._alone(target, told.append) as first,
+        prepare._alone(target, told.append) as second,
+    ):
+        assert first != second and first.is_dir() and second.is_dir()
+    assert str(first) in told[0] and list(tmp_path.iterdir()) == []

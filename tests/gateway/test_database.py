@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -233,3 +235,14 @@ def test_connections_that_postgres_ends_are_made_again_and_the_lock_is_taken_aga
             assert (await ended(served, await submitted(served))).state == "completed"
 
     asyncio.run(line())
+
+
+def test_a_database_on_a_disk_without_locks_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ConfigurationError, match=r"cannot be locked.*WAN_DATABASE_URL"):
+        asyncio.run(_open(Settings(output_dir=tmp_path)))

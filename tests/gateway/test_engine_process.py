@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import httpx
 
@@ -56,3 +60,20 @@ async def in_stage(http: httpx.AsyncClient, job_id: str, *stages: str) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError(body)
+
+
+def test_a_process_that_cannot_start_says_all_that_is_missing(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    absent = {"scratch_dir": tmp_path / "absent", "output_dir": Path("/proc/x")}
+    settings = make_settings(**absent).model_dump(mode="json")
+    command = [sys.executable, "-m", "wan_engine.gateway.backends.engine_process"]
+    with subprocess.Popen(
+        command, stdin=PIPE, stdout=PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"settings": settings}) + "\n")
+        process.stdin.flush()
+        told = json.loads(process.stdout.readline())
+        assert (process.wait(20), told["told"]) == (1, "unusable")
+    assert "- scratch: " in told["error"] and "- storage: " in told["error"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
-from wan_engine.settings import tell_libraries
+from wan_engine.environment import tell_libraries
 from wan_engine.weights import LoraWeights, quiet_libraries
 
 if TYPE_CHECKING:

@@ -175,6 +175,12 @@ async def _file_lock(path: Path) -> AsyncIterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            raise ConfigurationError(
+                f"The database {path} cannot be locked ({error.strerror}), so that two gateways "
+                "could take the same jobs: set WAN_DATABASE_URL to a file on a disk of this "
+                "machine, or to a Postgres database"
+            ) from error
         return True
 
     try:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wan_engine.errors import EncodeFailed
 from wan_engine.media import ffmpeg
+from wan_engine.paths import written
 
 _COLUMNS = 6
 _SIDE = 240  # pixels of the longer side of a picture
@@ -37,7 +38,8 @@ def choose_frames(frames: int, fps: int, cut_seconds: Sequence[float]) -> list[S
 
 
 def write_sheet(video: Path, shown: Sequence[SheetFrame], fps: int, target: Path) -> None:
-    """Draw the frames `shown` of the file `video` to a PNG. Raises `EncodeFailed`."""
+    """Draw the frames `shown` of the file `video` to a PNG, which is whole or not there. Raises
+    `EncodeFailed`, and `PathRefused` where it cannot be written."""
     pictures = _extract(video, [frame.number for frame in shown])
     width, height = pictures[0].size
     columns = min(_COLUMNS, len(pictures))
@@ -55,7 +57,8 @@ def write_sheet(video: Path, shown: Sequence[SheetFrame], fps: int, target: Path
         draw.text((left + 2, top + height + 3), label, _CUT if frame.is_cut else _TEXT, font)
         if frame.is_cut:
             draw.rectangle((left - _GAP, top, left - 1, top + height), fill=_CUT)
-    sheet.save(target, "PNG")
+    with written(target) as path:
+        sheet.save(path, "PNG")
 
 
 def _extract(video: Path, numbers: Sequence[int]) -> list[Image.Image]:

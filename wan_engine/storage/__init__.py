@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Settings, env_name
 from wan_engine.storage.base import Storage, Store
 from wan_engine.storage.bucket import Bucket, find_bucket
@@ -35,23 +36,36 @@ __all__ = [
     "open_given",
     "open_storage",
     "unknown_fields",
+    "uses_bucket",
 ]
 
 log = logging.getLogger(__name__)
 
 
-def open_storage(settings: Settings) -> Storage:
-    """What the settings ask for; nothing is contacted. Raises `ConfigurationError`."""
-    store = _open_store(settings)
+def open_storage(settings: Settings, *, lasting: bool = False) -> Storage:
+    """What the settings ask for; nothing is contacted. `lasting` refuses to fall back to a folder
+    of this machine, which must be named then. Raises `ConfigurationError`."""
+    store = _open_store(settings, lasting)
     if settings.spool_dir is None:
         return store
     return SpooledStorage(store, settings.spool_dir, settings.keep_days)
 
 
-def _open_store(settings: Settings) -> Store:
-    if settings.storage == "s3" or (settings.storage == "auto" and settings.has_bucket):
+def uses_bucket(settings: Settings) -> bool:
+    """Whether clips go to a bucket, else to a folder."""
+    return settings.storage == "s3" or (settings.storage == "auto" and settings.has_bucket)
+
+
+def _open_store(settings: Settings, lasting: bool) -> Store:
+    if uses_bucket(settings):
         return S3Storage(settings)
     given = [env_name(key) for key in BUCKET_KEYS if getattr(settings, key)]
+    missing = [env_name(key) for key in BUCKET_KEYS if not getattr(settings, key)]
+    if settings.storage == "auto" and lasting:
+        raise ConfigurationError(
+            "No bucket is set, and a serverless worker's own disk is lost with it. Set "
+            f"{', '.join(missing)}, or WAN_STORAGE=local to keep clips here."
+        )
     if settings.storage == "auto" and given:
         log.warning("bucket not used, only %s set: clips stay local", ", ".join(given))
     return LocalStorage(settings.output_dir)

@@ -16,6 +16,8 @@ from uuid import uuid4
 
 log = logging.getLogger(__name__)
 
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+
 HALF = ".part"
 """How the name of a file ends that is still being written."""
 
@@ -35,7 +37,7 @@ def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         with open(os.open(half, flags, mode), "wb") as file:  # noqa: PTH123 - of a descriptor
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         half.replace(target)
         sync_folder(target.parent)
     except BaseException:
@@ -47,13 +49,19 @@ def sync_folder(folder: Path) -> None:
     """Make names that were added to `folder` last. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network filesystems have no such call for a folder; they write names at once.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """`fsync`, where there is one: some network file systems have none for folders, others none at
+    all; they write at once, or when the file is closed."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def require_writable(folder: Path, room_bytes: int = 0) -> None:

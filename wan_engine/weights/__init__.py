@@ -3,6 +3,7 @@
 It knows folders and the Hub's cache layout; it does not load weights into memory.
 """
 
+from wan_engine.paths import over_a_network
 from wan_engine.weights.built import quiet_libraries
 from wan_engine.weights.download import (
     download,
@@ -10,7 +11,6 @@ from wan_engine.weights.download import (
     download_writer,
     verify,
 )
-from wan_engine.weights.files import over_a_network
 from wan_engine.weights.models import (
     Located,
     LoraWeights,
@@ -27,7 +27,6 @@ from wan_engine.weights.small import (
     has_classifier,
     locate_writer,
     missing_classifier_files,
-    plain_checkpoint,
     resolve_classifier,
     resolve_writer,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "missing_files",
     "over_a_network",
     "own_loras",
-    "plain_checkpoint",
     "quiet_libraries",
     "resolve",
     "resolve_classifier",

@@ -6,6 +6,7 @@ HF_ENDPOINT (a mirror) and HF_HOME (where the cache is).
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from wan_engine import hub
-from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS, ClassifierKind, LoraFile
+from wan_engine.catalog import CLASSIFIERS, WRITERS, ClassifierKind, LoraFile
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import manifest
 from wan_engine.weights.built import built_writer
-from wan_engine.weights.files import cut_off, sha256, snapshots
+from wan_engine.weights.files import Wanted, at_revision, cut_off, sha256
 from wan_engine.weights.manifest import Manifest
-from wan_engine.weights.models import Located, locate, resolve
+from wan_engine.weights.models import Located, locate, resolve, wanted_model
 from wan_engine.weights.small import (
     LocatedClassifier,
     has_classifier,
@@ -30,6 +31,7 @@ from wan_engine.weights.small import (
     resolve_writer,
 )
 
+log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 """Takes one line for whoever waits."""
 
@@ -57,13 +59,14 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
     Raises `ModelMissing` with what to do when that fails, and before anything is fetched when the
     disk is too small for it.
     """
-    spec = CATALOG.get(name)
-    if spec is not None:
-        located = locate(spec, settings)
+    wanted = wanted_model(name)
+    spec = wanted.row if wanted else None
+    if wanted and spec is not None:
+        located = locate(spec, settings, named=wanted.named)
         if spec.built or (located and _is_pinned(located.folder, spec.revision, settings, tell)):
             return resolve(name, settings)
     loras = spec.loras if spec else ()
-    source = _Source(spec.repo or name, spec.revision) if spec else _Source(name)
+    source = _source(name, wanted)
     sources = [source, *(_Source(lora.repo, path=lora.path) for lora in loras)]
     _announce(spec.title if spec else name, spec.licence if spec else "", sources, tell)
     folder = _fetch(source, tell)
@@ -76,15 +79,16 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
 def download_writer(name: str, settings: Settings, tell: Tell) -> Path:
     """Fetch a prompt writer of the catalogue at its pinned revision into the Hub's cache. Raises
     `ModelMissing` as `download` does."""
-    spec = WRITERS[name]
-    if spec.repo is None:
+    wanted = Wanted.read(name, WRITERS)
+    assert wanted is not None and wanted.row is not None
+    if wanted.repo is None:
         return built_writer(settings)
     settings = settings.model_copy(update={"prompt_model": name})
     located = locate_writer(settings)
-    if located and _is_pinned(located.folder, spec.revision, settings, tell):
+    if located and _is_pinned(located.folder, wanted.revision, settings, tell):
         return located.folder
-    source = _Source(spec.repo, spec.revision)
-    _announce(spec.title, spec.licence, [source], tell)
+    source = _source(name, wanted)
+    _announce(wanted.row.title, wanted.row.licence, [source], tell)
     _fetch(source, tell)
     return resolve_writer(settings).folder
 
@@ -94,14 +98,15 @@ def download_classifier(
 ) -> LocatedClassifier:
     """Fetch a classifier at its pinned revision, or a Hub id, into the Hub's cache. A folder is
     taken as it is. Raises `ModelMissing` as `download` does."""
-    spec = CLASSIFIERS.get(name)
+    wanted = Wanted.read(name, CLASSIFIERS)
+    spec = wanted.row if wanted else None
     if spec.built if spec else Path(name).expanduser().is_dir():
         return resolve_classifier(name, kind, settings)
     if spec is not None and has_classifier(name, settings):
         located = resolve_classifier(name, kind, settings)
-        if _is_pinned(located.folder, spec.revision, settings, tell):
+        if wanted and _is_pinned(located.folder, wanted.revision, settings, tell):
             return located
-    source = _Source(spec.repo or name, spec.revision) if spec else _Source(name)
+    source = _source(name, wanted)
     _announce(spec.title if spec else name, spec.licence if spec else "", [source], tell)
     _fetch(source, tell)
     return resolve_classifier(name, kind, settings)
@@ -134,6 +139,11 @@ def discard(folder: Path, names: Sequence[str]) -> list[str]:
     return [link.relative_to(folder).as_posix() for link in links]
 
 
+def _source(name: str, wanted: Wanted[Any] | None) -> _Source:
+    """Where a name is fetched from; what is no Hub id is refused by the Hub's client."""
+    return _Source(wanted.repo or name, wanted.revision) if wanted else _Source(name)
+
+
 def _is_pinned(folder: Path, revision: str | None, settings: Settings, tell: Tell) -> bool:
     """Whether a complete folder is what would be fetched; then nothing has to be asked."""
     pinned = folder.name == revision or folder.is_relative_to(settings.models_dir)
@@ -146,7 +156,7 @@ def _announce(title: str, licence: str, sources: Sequence[_Source], tell: Tell) 
     """Say what will be fetched and whether there is room for it."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    for folder in chain(*(snapshots(source.repo, source.revision) for source in sources)):
+    for folder in chain(*(at_revision(one.repo, one.revision or "main") for one in sources)):
         # The client takes a file that is there for whole, whatever its length.
         if cut := discard(folder, cut_off(folder)):
             tell(f"removed what was cut off: {', '.join(cut)}")
@@ -215,7 +225,10 @@ def _describe(folder: Path, made: Manifest) -> None:
     except ModelMissing:  # damaged
         found = None
     if found is None:
-        replace(made, files=manifest.list_files(folder)).write(folder)
+        try:
+            replace(made, files=manifest.list_files(folder)).write(folder)
+        except OSError as error:  # nothing but `--verify` needs it
+            log.warning("no manifest is kept in %s: %s", folder, error)
 
 
 def _gb(size: float) -> str:

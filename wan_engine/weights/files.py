@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -21,27 +24,9 @@ serverless/endpoints/model-caching)."""
 BAKED_HUB_CACHE = Path("/opt/wan/huggingface/hub")
 """Where the image has the models that are part of it."""
 
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.][\w./+-]*))?")
+_SHORT_COMMIT = re.compile(r"[0-9a-fA-F]{4,39}")
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
-
-
-_MOUNTS = Path("/proc/mounts")
-_OVER_A_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gluster", "beegfs", "afs")
-"""Beginnings of file system types (proc(5)). A network volume of Runpod is a `fuse` one."""
-
-
-def over_a_network(folder: Path) -> bool:
-    """Whether `folder` is on a file system that is read over a network, where mapping a file into
-    memory fetches it in small pieces."""
-    path, longest, kind = folder.resolve(), 0, ""
-    try:
-        lines = _MOUNTS.read_text().splitlines()
-    except OSError:  # not Linux
-        return False
-    for _, point, found, *_ in (line.split() for line in lines):
-        point = point.replace("\\040", " ")  # a space, as the kernel writes it
-        if path.is_relative_to(point) and len(point) >= longest:
-            longest, kind = len(point), found
-    return kind.startswith(_OVER_A_NETWORK)
 
 
 def missing_in_layout(folder: Path) -> list[str]:
@@ -85,8 +70,8 @@ def cut_off(folder: Path, pattern: str = "**/*.safetensors") -> list[str]:
 def _is_whole(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says: eight bytes with the header's
     length, the header, the tensors up to the largest offset (format description of safetensors)."""
-    size = path.stat().st_size
     try:
+        size = path.stat().st_size  # of a link that leads nowhere, there is none
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 0 < header_bytes < size:
@@ -99,22 +84,108 @@ def _is_whole(path: Path) -> bool:
     return size == 8 + header_bytes + end
 
 
-def snapshots(repo: str, revision: str | None) -> Iterator[Path]:
-    """A repository's folders in Runpod's and the user's Hub cache, complete or not: the pinned
-    revision first, then `main`."""
-    homes = [_home(cache, repo) for cache in caches()]
-    if revision:
-        pinned = (home / "snapshots" / revision for home in homes)
-        yield from (folder for folder in pinned if folder.is_dir())
-    for home in homes:
-        reference = home / "refs" / "main"
-        if reference.is_file():
-            folder = home / "snapshots" / reference.read_text().strip()
-            if folder.name == revision:
-                continue
-            if revision:
-                log.warning("%s is cached at %s, not at the pinned %s", repo, folder.name, revision)
+class Row(Protocol):
+    """What the catalogue says of anything that is fetched."""
+
+    @property
+    def repo(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def built(self) -> bool: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Wanted(Generic[R]):
+    """What a name means that is no folder: a row of the catalogue, or a repository of the Hub, both
+    at a `revision`, which is `named` where it stands behind the name's `@`: a branch, a tag or a
+    commit, which may be shortened where it is only looked for."""
+
+    row: R | None
+    repo: str | None
+    revision: str | None
+    named: bool = False
+
+    @classmethod
+    def read(cls, name: str, rows: Mapping[str, R]) -> Wanted[R] | None:
+        """None where `name` is neither a row nor of the form `owner/name`."""
+        if (row := rows.get(name)) is not None:
+            return cls(row, row.repo, row.revision)
+        base, _, revision = name.partition("@")
+        row = rows.get(base)
+        if row is not None and row.repo and revision:
+            return cls(row, row.repo, revision, named=True)
+        found = _HUB_ID.fullmatch(name)
+        if found is None:
+            return None
+        return cls(None, found["repo"], found["revision"], named=found["revision"] is not None)
+
+    def find(self, usable: Callable[[Path], bool]) -> Path | None:
+        """The first folder that is `usable` of the Hub caches: Runpod's, the user's, the image's.
+
+        The pinned revision comes first, then `main`, then what was fetched last; only the revision
+        itself where it is `named`.
+        """
+        if self.repo is None:
+            return None
+        for folder in _candidates(self.repo, self.revision, self.named):
+            if usable(folder):
+                _tell_which(self.repo, self.revision, folder)
+                return folder
+        return None
+
+
+def at_revision(repo: str, revision: str) -> Iterator[Path]:
+    """The folders of a branch, tag or commit, complete or not, in each cache that knows it."""
+    for cache in caches():
+        home = _home(cache, repo)
+        commit = _read_reference(home / "refs" / revision) or revision
+        folder = home / "snapshots" / commit
+        if _SHORT_COMMIT.fullmatch(revision) and not folder.is_dir():
+            matches = list((home / "snapshots").glob(f"{revision.lower()}*"))
+            folder = matches[0] if len(matches) == 1 else folder
+        if "/" not in commit and folder.is_dir():
             yield folder
+
+
+def _candidates(repo: str, revision: str | None, named: bool) -> Iterator[Path]:
+    seen = set()
+    pinned = at_revision(repo, revision) if revision else ()
+    # Copied caches, and repositories that were fetched by a commit or a tag, have no `main`.
+    others = () if named else chain(at_revision(repo, "main"), _newest_first(repo))
+    for folder in chain(pinned, others):
+        if folder not in seen:
+            seen.add(folder)
+            yield folder
+
+
+def _newest_first(repo: str) -> list[Path]:
+    found = [
+        folder
+        for cache in caches()
+        for folder in _home(cache, repo).glob("snapshots/*")
+        if folder.is_dir()
+    ]
+    return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
+
+
+def _tell_which(repo: str, revision: str | None, folder: Path) -> None:
+    """Of a folder that is not the one that was meant."""
+    if revision and folder not in at_revision(repo, revision):
+        log.warning("%s is cached at %s, not at the pinned %s", repo, folder.name, revision)
+    elif not revision and folder not in at_revision(repo, "main"):
+        log.info("%s is cached at %s, which is not known as its `main`", repo, folder.name)
+
+
+def _read_reference(path: Path) -> str | None:
+    """The commit that a branch or tag of the cache is; None where it is not there."""
+    try:
+        return path.read_text().strip() or None
+    except (OSError, ValueError):
+        return None
 
 
 def caches() -> tuple[Path, ...]:
@@ -129,12 +200,10 @@ def _home(cache: Path, repo: str) -> Path:
 
 
 def cached_file(repo: str, path: str) -> Path | None:
-    """One file of a repository in a Hub cache, of any revision that was fetched: another download
-    from the repository moves its `main`."""
-    found = (
-        folder / path for cache in caches() for folder in _home(cache, repo).glob("snapshots/*")
-    )
-    return next((file for file in sorted(found) if file.is_file()), None)
+    """One file of a repository in a Hub cache, of any revision that was fetched, `main` first:
+    another download from the repository moves it."""
+    files = (folder / path for folder in _candidates(repo, None, False))
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:

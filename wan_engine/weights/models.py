@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
@@ -12,7 +11,7 @@ from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import manifest
 from wan_engine.weights.built import built
-from wan_engine.weights.files import cached_file, missing_in_layout, read_json, snapshots
+from wan_engine.weights.files import Wanted, cached_file, missing_in_layout, read_json
 
 
 @dataclass(frozen=True)
@@ -34,37 +33,47 @@ class Located:
 
 
 def resolve(name: str, settings: Settings) -> Located:
-    """Find the model that `name` means: a catalogue row, a folder or a Hub id.
+    """Find the model that `name` means: a catalogue row or a Hub id, each with or without
+    `@revision`, or a folder.
 
     Builds the tiny ones; never downloads. Raises `ModelMissing` with what to do.
     """
-    spec = CATALOG.get(name)
-    if spec is not None:
-        located = locate(spec, settings)
+    wanted = wanted_model(name)
+    if wanted is not None and wanted.row is not None:
+        located = locate(wanted.row, settings, named=wanted.named)
         if located is None:
             raise ModelMissing(
-                f"The files of {name} are not on this machine ({spec.download_gb:g} GB). "
+                f"The files of {name} are not on this machine ({wanted.row.download_gb:g} GB). "
                 f"Fetch them with `python -m wan_engine download {name}`, or name a folder in "
                 "WAN_MODEL."
             )
         return located
     folder = Path(name).expanduser()
+    # A folder's path is nobody's business but the operator's: the name goes into clips and records.
+    shown = folder.resolve().name
+    if wanted is not None and not folder.is_dir():
+        # Where none is complete, one of them says what is missing.
+        found = wanted.find(lambda one: not missing_files(one)) or wanted.find(lambda _: True)
+        folder, shown = found or folder, name
     if not folder.is_dir():
-        found = next(snapshots(name, None), None) if name.count("/") == 1 else None
-        if found is None:
-            raise ModelMissing(
-                f"WAN_MODEL={name} is no catalogue name ({', '.join(CATALOG)}), no folder, "
-                f"and no Hub id whose files are here. `python -m wan_engine download {name}` "
-                "fetches a Hub id."
-            )
-        folder = found
+        raise ModelMissing(
+            f"WAN_MODEL={name} is no catalogue name ({', '.join(CATALOG)}), no folder, "
+            f"and no Hub id whose files are here. `python -m wan_engine download {name}` "
+            "fetches a Hub id."
+        )
     _require_complete(name, folder)
     if prepared := _prepared_as(folder):
         return Located(prepared, folder, own_loras(settings))
-    # A folder's path is nobody's business but the operator's: the name goes into clips and records.
-    shown = name if name.count("/") == 1 and not Path(name).is_dir() else folder.resolve().name
     spec = infer(shown, read_json(folder / "model_index.json"))
     return Located(spec, folder, own_loras(settings))
+
+
+def wanted_model(name: str) -> Wanted[ModelSpec] | None:
+    """What `name` means that is no folder; a row has the revision that is named."""
+    wanted = Wanted.read(name, CATALOG)
+    if wanted is None or wanted.row is None:
+        return None if Path(name).expanduser().is_dir() else wanted
+    return replace(wanted, row=replace(wanted.row, revision=wanted.revision))
 
 
 def select(
@@ -91,22 +100,41 @@ def select(
     return resolve(FALLBACK, settings), "auto: no real model is present that fits this machine"
 
 
-def locate(spec: ModelSpec, settings: Settings) -> Located | None:
-    """The files of a catalogue row, or None while one is missing."""
+def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Located | None:
+    """The files of a catalogue row, or None while one is missing. Only those of the row's revision
+    where somebody has `named` that."""
     if spec.built:
         return Located(spec, built(spec.name, settings), own_loras(settings))
-    # Rows that differ only in LoRA files and settings share a folder.
-    source = spec.repo, spec.revision
-    same = [row.name for row in CATALOG.values() if (row.repo, row.revision) == source]
-    folders = (settings.models_dir / name for name in dict.fromkeys((spec.name, *same)))
-    cached = snapshots(spec.repo, spec.revision) if spec.repo else iter(())
-    for folder in chain(folders, cached):
+    loras: tuple[LoraWeights, ...] | None = None
+
+    def usable(folder: Path) -> bool:
+        nonlocal loras
         if missing_files(folder):
-            continue
+            return False
         loras = _loras(spec, folder, settings)
-        if loras is not None:
-            return Located(spec, folder, loras + own_loras(settings))
-    return None
+        return loras is not None
+
+    folders = [settings.models_dir / name for name in _shared(spec)]
+    own = (folder for folder in folders if not named or _is_at(folder, spec.revision))
+    cached = Wanted(spec, spec.repo, spec.revision, named)
+    folder = next(filter(usable, own), None) or cached.find(usable)
+    if folder is None or loras is None:
+        return None
+    return Located(spec, folder, loras + own_loras(settings))
+
+
+def _shared(spec: ModelSpec) -> list[str]:
+    """The names of the row's folder: rows that differ only in LoRA files and settings share one."""
+    pinned = CATALOG.get(spec.name, spec)
+    source = pinned.repo, pinned.revision
+    same = [row.name for row in CATALOG.values() if (row.repo, row.revision) == source]
+    return list(dict.fromkeys((spec.name, *same)))
+
+
+def _is_at(folder: Path, revision: str | None) -> bool:
+    """Whether the manifest of a folder names this revision."""
+    found = manifest.read(folder)
+    return bool(found and found.revision and revision and found.revision.startswith(revision))
 
 
 def missing_files(folder: Path) -> list[str]:

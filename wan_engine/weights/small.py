@@ -17,7 +17,7 @@ from wan_engine.catalog import (
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights.built import built, built_writer
-from wan_engine.weights.files import missing_in, read_json, snapshots
+from wan_engine.weights.files import Wanted, missing_in, read_json
 
 _OWN_THRESHOLD = 0.5
 
@@ -42,10 +42,11 @@ class LocatedWriter:
 def locate_writer(settings: Settings) -> LocatedWriter | None:
     """The files of WAN_PROMPT_MODEL, or None while one is missing. Builds the tiny one."""
     name = settings.prompt_model
-    spec = WRITERS.get(name, WriterSpec(name, f"own checkpoint {name}"))
+    wanted = Wanted.read(name, WRITERS)
+    spec = (wanted and wanted.row) or WriterSpec(name, f"own checkpoint {name}")
     if spec.built:
         return LocatedWriter(built_writer(settings), spec.resident_gb, built=True)
-    folder = plain_checkpoint(name, spec.repo or name, spec.revision, settings)
+    folder = _plain_checkpoint(name, wanted, settings)
     if folder is None:
         return None
     # What a checkpoint of somebody's own takes: its files, and room for an answer.
@@ -65,18 +66,19 @@ def resolve_writer(settings: Settings) -> LocatedWriter:
     return located
 
 
-def plain_checkpoint(name: str, repo: str, revision: str | None, settings: Settings) -> Path | None:
+def _plain_checkpoint(
+    name: str, wanted: Wanted[WriterSpec] | None, settings: Settings
+) -> Path | None:
     """The folder of a complete transformers checkpoint: named itself, in WAN_MODELS_DIR, or in a
     Hub cache."""
-    folders = [Path(name).expanduser(), settings.models_dir / name]
-    if repo.count("/") == 1:
-        folders += snapshots(repo, revision)
-    complete = (
-        folder
-        for folder in folders
-        if (folder / "config.json").is_file() and not missing_in(folder)
-    )
-    return next(complete, None)
+    for folder in (Path(name).expanduser(), settings.models_dir / name):
+        if _is_checkpoint(folder):
+            return folder
+    return wanted.find(_is_checkpoint) if wanted else None
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not missing_in(folder)
 
 
 def configured_classifiers(settings: Settings) -> dict[ClassifierKind, str]:
@@ -90,21 +92,19 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
     Builds the tiny ones; never downloads. Raises `ModelMissing` when files are missing, and
     `ConfigurationError` for labels that the classifier does not have.
     """
-    spec = CLASSIFIERS.get(name)
+    wanted = Wanted.read(name, CLASSIFIERS)
+    spec = wanted.row if wanted else None
     variable = f"WAN_SAFETY_{kind.upper()}_MODEL"
     if spec is not None and spec.kind != kind:
         raise ConfigurationError(f"{variable} is {name}, which is a classifier of {spec.kind}s")
+    own = settings.models_dir / name if spec is not None else Path(name).expanduser()
     if spec is not None and spec.built:
         folder: Path | None = built(name, settings)
-    elif spec is not None:
-        folder = settings.models_dir / name
-        if missing_classifier_files(folder, kind):
-            folder = next(snapshots(spec.repo, spec.revision), None) if spec.repo else None
+    elif own.is_dir() and (spec is None or not missing_classifier_files(own, kind)):
+        folder = own
     else:
-        spec = ClassifierSpec(name, f"own classifier {name}", kind, licence="unknown")
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            folder = next(snapshots(name, None), None) if name.count("/") == 1 else None
+        folder = _cached_classifier(wanted, kind)
+    spec = spec or ClassifierSpec(name, f"own classifier {name}", kind, licence="unknown")
     if folder is None:
         raise ModelMissing(
             f"The safety classifier {name} is not on this machine. Fetch it with `python -m "
@@ -120,10 +120,19 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
     return LocatedClassifier(spec, folder)
 
 
+def _cached_classifier(wanted: Wanted[ClassifierSpec] | None, kind: ClassifierKind) -> Path | None:
+    """The complete one of the Hub caches; where none is, one of them says what is missing."""
+    if wanted is None:
+        return None
+    found = wanted.find(lambda folder: not missing_classifier_files(folder, kind))
+    return found or wanted.find(lambda _: True)
+
+
 def has_classifier(name: str, settings: Settings) -> bool:
     """Whether the files of a configured or known classifier are on this machine."""
     configured = {used: kind for kind, used in configured_classifiers(settings).items()}
-    kind = CLASSIFIERS[name].kind if name in CLASSIFIERS else configured[name]
+    wanted = Wanted.read(name, CLASSIFIERS)
+    kind = wanted.row.kind if wanted and wanted.row else configured[name]
     try:
         resolve_classifier(name, kind, settings)
     except ModelMissing:

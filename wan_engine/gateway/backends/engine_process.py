@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from wan_engine import logs
+from wan_engine import checks, logs
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
@@ -109,7 +109,14 @@ def _lines(out: BinaryIO) -> Tell:
     return tell
 
 
-def main(open_engine: Callable[[Settings], Engine] = Engine) -> None:
+def open_checked(settings: Settings) -> Engine:
+    """The engine, after all that it needs was looked at. Raises `ConfigurationError` with all that
+    is missing."""
+    checks.require(settings)
+    return Engine(settings)
+
+
+def main(open_engine: Callable[[Settings], Engine] = open_checked) -> None:
     """Serve one gateway, and end with it."""
     # What libraries print must not get between the answers: stdout becomes stderr for all of them.
     out = os.fdopen(os.dup(1), "wb")

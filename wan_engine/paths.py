@@ -1,0 +1,129 @@
+"""Files and folders that somebody named: can they be used, and if not, why, in a sentence."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+_MOUNTS = Path("/proc/mounts")
+_OVER_A_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gluster", "beegfs", "afs")
+"""Beginnings of file system types (proc(5)). A network volume of Runpod is a `fuse` one."""
+
+PATH_ERRORS = (OSError, ValueError, RuntimeError)
+"""What using a path raises: the system's no, a character that no path has, a home folder of nobody
+or links in a circle."""
+
+
+class PathRefused(Exception):
+    """The text has the path and why it cannot be used."""
+
+
+def why(error: Exception) -> str:
+    """The reason, in the system's words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def shown(path: object) -> str:
+    """A path as a message has it: short, and in one line."""
+    text = str(path)
+    text = text if len(text) < 200 else text[:60] + "..."
+    return text if text.isprintable() else ascii(text)
+
+
+@contextmanager
+def refusing(path: object) -> Iterator[None]:
+    """What cannot be done with `path` inside becomes `PathRefused`."""
+    try:
+        yield
+    except PATH_ERRORS as error:
+        raise PathRefused(f"{shown(path)} cannot be used ({why(error)})") from error
+
+
+def sentence(error: Exception) -> str:
+    """What the system would not do, with the path that it names."""
+    path = getattr(error, "filename", None)
+    return f"{shown(path)} cannot be used ({why(error)})" if path else why(error)
+
+
+def to_read(text: str, *, pipes: bool = False) -> Path:
+    """The file that `text` names. Raises `PathRefused` unless there is one that can be read, again
+    and again but for `pipes`."""
+    with refusing(text):
+        path = Path(text).expanduser()
+        try:
+            kind = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise PathRefused(f"there is no file {shown(text)}") from None
+        if stat.S_ISDIR(kind):
+            raise PathRefused(f"{shown(text)} is a folder, not a file")
+        if not stat.S_ISREG(kind):
+            if pipes:
+                return path
+            raise PathRefused(f"{shown(text)} is a device or pipe, not a file")
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise PathRefused(f"{shown(text)} cannot be read ({why(error)})") from error
+    return path
+
+
+def to_write(text: str) -> Path:
+    """The file that `text` names, absolute. Raises `PathRefused` unless it could be written now:
+    its folder takes a file."""
+    with refusing(text):
+        path = Path(text).expanduser().resolve()
+        parent = path.parent
+        if not parent.is_dir():
+            raise PathRefused(f"the folder {shown(parent)} does not exist")
+        if path.is_dir():
+            raise PathRefused(f"{shown(path)} is a folder, not a file")
+        if path.exists() and not path.is_file():
+            raise PathRefused(f"{shown(path)} is a device or pipe, not a file")
+        try_folder(parent)
+    return path
+
+
+def try_folder(folder: Path) -> None:
+    """Make a file in `folder`, which must exist, and remove it. Raises `PathRefused`."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise PathRefused(
+            f"the folder {shown(folder)} cannot be written to ({why(error)})"
+        ) from error
+
+
+@contextmanager
+def written(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to, which becomes `target` at the end, or is removed. Raises
+    `PathRefused`."""
+    half = target.with_name(f".{uuid4().hex}.part")
+    try:
+        yield half
+        half.replace(target)
+    except OSError as error:
+        raise PathRefused(f"{shown(target)} cannot be written ({why(error)})") from error
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def over_a_network(folder: Path) -> bool:
+    """Whether `folder` is on a file system that is read over a network: mapping a file into memory
+    fetches it in small pieces, and locks may hold on this machine only."""
+    path, longest, kind = os.path.realpath(folder), 0, ""
+    try:
+        lines = _MOUNTS.read_text().splitlines()
+    except OSError:  # not Linux
+        return False
+    for _, point, found, *_ in (line.split() for line in lines):
+        point = point.replace("\\040", " ")  # a space, as the kernel writes it
+        if Path(path).is_relative_to(point) and len(point) >= longest:
+            longest, kind = len(point), found
+    return kind.startswith(_OVER_A_NETWORK)
