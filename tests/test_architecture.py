@@ -30,6 +30,7 @@ README = ROOT / "README.md"
 
 LAYERS = {
     "errors": 0,
+    "settings_gateway": 0,
     "settings": 1,
     "control": 1,
     "startup": 1,

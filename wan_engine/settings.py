@@ -7,7 +7,6 @@ description.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,45 +16,17 @@ from typing import Annotated, Literal
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import SettingsConfigDict, SettingsError
 
 from wan_engine.errors import ConfigurationError
+from wan_engine.settings_gateway import MIB, GatewaySettings
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
-
-_MIB = 1024 * 1024
-
-
-HASHED_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}")
-"""An entry of `api_keys`: a name and the SHA-256 of a key."""
-
-
-def _words(value: object) -> object:
-    """What stands between commas in a variable."""
-    if not isinstance(value, str):
-        return value
-    return tuple(word for part in value.split(",") if (word := part.strip()))
-
-
-def _api_keys(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    entries = _words(value)
-    assert isinstance(entries, tuple)
-    if not all(HASHED_KEY.fullmatch(entry) for entry in entries):
-        raise ValueError(
-            "it must be name:hash, the hash 64 hexadecimal digits, with commas between"
-        )
-    keys = dict(entry.split(":") for entry in entries)
-    if len(keys) != len(entries):
-        raise ValueError("each name may be there once")
-    return keys
 
 
 class Lora(BaseModel):
@@ -68,7 +39,7 @@ class Lora(BaseModel):
     expert: Literal["high", "low", "both"] = "both"
 
 
-class Settings(BaseSettings):
+class Settings(GatewaySettings):
     """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
@@ -233,13 +204,9 @@ class Settings(BaseSettings):
     image_max_side: int = Field(
         default=8000, ge=1, le=16384, description="Largest side of an image, in pixels"
     )
-    image_max_bytes: int = Field(
-        default=20 * _MIB, ge=1, description="Largest image file, in bytes"
-    )
+    image_max_bytes: int = Field(default=20 * MIB, ge=1, description="Largest image file, in bytes")
     audio_max_seconds: float = Field(default=30, gt=0, description="Longest sound, in seconds")
-    audio_max_bytes: int = Field(
-        default=15 * _MIB, ge=1, description="Largest sound file, in bytes"
-    )
+    audio_max_bytes: int = Field(default=15 * MIB, ge=1, description="Largest sound file, in bytes")
     fetch_seconds: float = Field(
         default=60,
         gt=0,
@@ -368,79 +335,6 @@ class Settings(BaseSettings):
         description="Smallest gap between two progress updates to Runpod, in seconds",
     )
 
-    # the gateway
-    backend: Literal["auto", "local", "runpod"] = Field(
-        default="auto",
-        description="Who renders for the gateway: `local`, this machine's engine; `runpod`, the "
-        "endpoint WAN_RUNPOD_ENDPOINT; `auto`: that endpoint when it is set",
-    )
-    runpod_endpoint: str | None = Field(
-        default=None, description="Id of the Runpod endpoint that renders for the gateway"
-    )
-    runpod_key: str | None = Field(default=None, description="Its API key", repr=False)
-    runpod_url: str = Field(
-        default="https://api.runpod.ai/v2",
-        pattern="^https?://[^/]",
-        description="Where that endpoint's API is",
-    )
-    api_keys: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(
-        default={},
-        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "
-        "key NAME` prints them. Without, it listens on this machine only",
-        repr=False,
-    )
-    endpoints: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
-        default=("wan-2-6-i2v",),
-        description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
-        "between",
-    )
-    database_url: str | None = Field(
-        default=None,
-        description="Where the gateway keeps its jobs: `sqlite:///path` or "
-        "`postgresql://user:password@host/name`; not set, the file `gateway.db` in WAN_OUTPUT_DIR",
-        repr=False,
-    )
-    queue_max: int = Field(
-        default=1000, ge=1, description="Jobs that may wait; beyond it, callers get 429"
-    )
-    job_starts: int = Field(
-        default=3, ge=1, description="How often a job is begun whose worker dies, until it fails"
-    )
-    keep_jobs_days: float = Field(
-        default=7, gt=0, description="How long the gateway keeps a job that has ended, in days"
-    )
-    request_max_bytes: int = Field(
-        default=20 * _MIB, ge=1024, description="Largest body of a request, in bytes"
-    )
-    rate_limit: float = Field(
-        default=200,
-        ge=0,
-        description="Requests a second of one key, ten seconds' worth at once; beyond it, callers "
-        "get 429; 0 is no limit",
-    )
-    public_url: str | None = Field(
-        default=None,
-        pattern=r"^https?://[^\s?#]+$",
-        description="Where callers reach the gateway, such as `https://video.example.com`; for "
-        "the links in answers. Not set, as each request names it",
-    )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
-        default=(),
-        description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
-        "`X-Forwarded-Proto` are believed, with commas between",
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
-        default=(),
-        description="Origins of web pages that may call the gateway, with commas between; `*` is "
-        "all of them",
-    )
-    shutdown_seconds: float = Field(
-        default=30,
-        ge=0,
-        description="How long the gateway waits at its end for the job that is being rendered; "
-        "then the job goes back into the queue",
-    )
-
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="What is logged"
     )
@@ -485,9 +379,11 @@ class Described:
 
 
 def described() -> list[Described]:
-    """Every setting, in the order of the fields."""
+    """Every setting, in the order of the fields, the gateway's last."""
     rows = []
-    for name, field in Settings.model_fields.items():
+    gateways = GatewaySettings.model_fields
+    own = {name: field for name, field in Settings.model_fields.items() if name not in gateways}
+    for name, field in (own | gateways).items():
         shown = "" if field.default in (None, (), {}, "") else str(field.default)
         rows.append(Described(env_name(name), shown, field.description or ""))
     return rows
