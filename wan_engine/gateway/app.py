@@ -23,9 +23,10 @@ from wan_engine.gateway.backends import Backend, open_backend
 from wan_engine.gateway.context import Context, Door
 from wan_engine.gateway.database import open_database
 from wan_engine.gateway.dispatch import Dispatcher
+from wan_engine.gateway.fair_queue import FairQueue
 from wan_engine.gateway.guard import Guard, Rules, door_of, refusal
 from wan_engine.gateway.jobs import Jobs
-from wan_engine.gateway.keys import Keys, RateLimit
+from wan_engine.gateway.keys import Keys, RateLimit, shares
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
@@ -75,7 +76,8 @@ async def open_gateway(
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
         store = Store(await stack.enter_async_context(open_database(settings)))
-        jobs = Jobs(store, metrics, queue_max=settings.queue_max)
+        queue = FairQueue(settings.queue_max, shares(settings.api_keys))
+        jobs = Jobs(store, metrics, queue)
         await jobs.start()
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
         context = Context(settings, jobs, links, metrics, backend.waiting_for)

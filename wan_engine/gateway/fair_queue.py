@@ -47,7 +47,7 @@ class FairQueue:
         return self._places.reserve(owner, count)
 
     def release(self, owner: str, count: int) -> None:
-        """They have come, or will not."""
+        """They have come, which takes places of its own, or will not."""
         self._places.add(owner, -count)
 
     def put(self, job_id: str, owner: str) -> None:
@@ -99,7 +99,7 @@ class FairQueue:
             self._leave(owner)
 
     def _added(self, job_id: str, owner: str) -> None:
-        assert job_id not in self._owners
+        self.drop(job_id)
         self._owners[job_id] = owner
         self._places.add(owner, 1)
 

@@ -11,13 +11,14 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
 from wan_engine.gateway.events import Events
+from wan_engine.gateway.fair_queue import FairQueue, Full
 from wan_engine.gateway.job import (
     RETRYABLE,
     Job,
@@ -44,6 +45,10 @@ _RECENT = 10_000  # ended jobs in memory; the others are read from the database
 _LIST_LIMIT = 1000
 _LONGEST_RETRY_AFTER_SECONDS = 600
 _FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
+_FULL: dict[Full, str] = {
+    "queue": "The queue is full",
+    "share": "As many jobs of this key wait as may",
+}
 
 
 class Jobs:
@@ -52,19 +57,17 @@ class Jobs:
     Every call raises `Problem` "unavailable" while the database is away.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, *, queue_max: int) -> None:
+    def __init__(self, store: Store, metrics: Metrics, queue: FairQueue) -> None:
         self._store = store
         self._metrics = metrics
-        self._queue_max = queue_max
         self._live: dict[str, Job] = {}
         self._recent: OrderedDict[str, Job] = OrderedDict()
-        self._queue: OrderedDict[str, None] = OrderedDict()
+        self._queue = queue
         self._queued = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._events = Events()
         self._stops: dict[str, Callable[[], object]] = {}
         self._run_seconds = _FIRST_RUN_SECONDS
-        self._incoming = 0
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
@@ -75,7 +78,7 @@ class Jobs:
             self._live[job.id] = job
             if job.state == "running":
                 await self._move(job.id, _RUNNING, queued_again)
-            self._enqueue(job.id)
+            self._enqueue(job, first=job.state == "running" or job.remote_id is not None)
         if self._queue:
             log.info("%d jobs of the last run go on", len(self._queue))
 
@@ -96,11 +99,6 @@ class Jobs:
         A job with a wrong request is stored as failed. Raises `Problem` "queue_full".
         """
         return await whole(self._submit(new))
-
-    def queue_full(self) -> Problem:
-        """The refusal of a job beyond the bound, with when to come again."""
-        seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
-        return Problem("queue_full", "The queue is full, try again later", seconds)
 
     async def find(self, door: str, owner: str, job_id: str) -> Job | None:
         """A job of this owner that came by this door."""
@@ -147,11 +145,11 @@ class Jobs:
             job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, starts=0, retries=job.retries + 1)
 
-        with self._room(1):
+        with self._room(job.owner, 1):
             moved = await self._move(job.id, RETRYABLE, again)
             if moved is None:
                 raise Problem("conflict", "Only a job that failed or timed out can be retried")
-            self._enqueue(moved.id)
+            self._enqueue(moved)
         return moved
 
     async def wait(self, job: Job, seconds: float) -> Job:
@@ -179,12 +177,11 @@ class Jobs:
     # --- for who renders -------------------------------------------------------------------------
 
     async def take(self) -> Job:
-        """The job that has waited longest, which is then the taker's to end or give back."""
+        """The job whose turn it is, which is then the taker's to end or give back."""
         while not self._queue:
             self._queued.clear()
             await self._queued.wait()
-        job_id, _ = self._queue.popitem(last=False)
-        return self._live[job_id]
+        return self._live[self._queue.take()]
 
     async def claim(self, job_id: str, stop: Callable[[], object]) -> Job | None:
         """Count this start; `stop` is called when the job must end. None when it has ended."""
@@ -235,9 +232,9 @@ class Jobs:
         def again(job: Job) -> Job:
             return replace(queued_again(job), starts=max(0, job.starts - (not count)))
 
-        if await self._move(job_id, _UNFINISHED, again) is not None:
+        if (moved := await self._move(job_id, _UNFINISHED, again)) is not None:
             self._stops.pop(job_id, None)
-            self._enqueue(job_id, first=True)
+            self._enqueue(moved, first=True)
 
     def expired(self) -> list[Job]:
         """Those whose time is over and which have not ended."""
@@ -256,26 +253,27 @@ class Jobs:
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
         made = [(accepted(one), one.request) for one in new]
-        waiting = sum(not job.final for job, _ in made)
-        with self._room(waiting):
+        waiting = [job for job, _ in made if not job.final]
+        with self._room(waiting[0].owner, len(waiting)) if waiting else nullcontext():
             await self._store.add(made)
-        for job, _ in made:
-            self._metrics.accepted(job)
-            self._changed(job)
-            if not job.final:
-                self._enqueue(job.id)
+            for job, _ in made:
+                self._metrics.accepted(job)
+                self._changed(job)
+                if not job.final:
+                    self._enqueue(job)
         return tuple(job for job, _ in made)
 
     @contextmanager
-    def _room(self, count: int) -> Iterator[None]:
+    def _room(self, owner: str, count: int) -> Iterator[None]:
         """Places in the queue for `count` jobs while they are being stored. Raises `Problem`."""
-        if count and len(self._queue) + self._incoming + count > self._queue_max:
-            raise self.queue_full()
-        self._incoming += count
+        full = self._queue.reserve(owner, count)
+        if full is not None:
+            seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
+            raise Problem("queue_full", f"{_FULL[full]}, try again later", seconds)
         try:
             yield
         finally:
-            self._incoming -= count
+            self._queue.release(owner, count)
 
     async def _end(self, job: Job, state: State, **found: Any) -> Job:
         def ended(job: Job) -> Job:
@@ -318,16 +316,14 @@ class Jobs:
             self._changed(moved, told=told)
             return moved
 
-    def _enqueue(self, job_id: str, *, first: bool = False) -> None:
-        self._queue[job_id] = None
-        if first:
-            self._queue.move_to_end(job_id, last=False)
+    def _enqueue(self, job: Job, *, first: bool = False) -> None:
+        (self._queue.put_back if first else self._queue.put)(job.id, job.owner)
         self._queued.set()
 
     def _changed(self, job: Job, *, told: bool = True) -> None:
         if job.final:
             self._live.pop(job.id, None)
-            self._queue.pop(job.id, None)
+            self._queue.drop(job.id)
             self._remember(job)
             self._metrics.ended(job)
         else:
