@@ -60,7 +60,7 @@ def test_a_database_is_opened_again_with_what_is_in_it(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "gateway.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            ("0001",)
+            ("0002",)
         ]
 
 

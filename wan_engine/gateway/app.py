@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from wan_engine.gateway import health, runpod_door
 from wan_engine.gateway.aiml import door as aiml_door
 from wan_engine.gateway.backends import Backend, open_backend
+from wan_engine.gateway.contents import open_contents
 from wan_engine.gateway.context import Context, Door
 from wan_engine.gateway.database import open_database
 from wan_engine.gateway.dispatch import Dispatcher
@@ -33,6 +34,7 @@ from wan_engine.gateway.openapi import DescribedApp
 from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.problems import STATUS, Code, Problem
+from wan_engine.gateway.requests import Requests
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.sweep import sweep
 from wan_engine.gateway.webhooks import Webhooks
@@ -75,9 +77,11 @@ async def open_gateway(
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
-        store = Store(await stack.enter_async_context(open_database(settings)))
+        engine = await stack.enter_async_context(open_database(settings))
+        store = Store(engine)
+        requests = Requests(store, open_contents(engine), settings.media_max_bytes)
         queue = FairQueue(settings.queue_max, shares(settings.api_keys))
-        jobs = Jobs(store, metrics, queue)
+        jobs = Jobs(store, requests, metrics, queue)
         await jobs.start()
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
         context = Context(settings, jobs, links, metrics, backend.waiting_for)
@@ -90,7 +94,7 @@ async def open_gateway(
             jobs, store, metrics, allow_private=private, again_seconds=webhook_again_seconds
         )
         await stack.enter_async_context(_beside(webhooks.run(doors)))
-        await stack.enter_async_context(_beside(sweep(jobs, store, links, settings.keep_jobs_days)))
+        await stack.enter_async_context(_beside(sweep(jobs, store, requests, links, settings)))
         dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
         dispatcher.start()

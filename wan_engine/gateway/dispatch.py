@@ -112,10 +112,13 @@ class Dispatcher:
         async def remote(remote_id: str | None) -> None:
             await _stored(partial(self._jobs.remote, job.id, remote_id))
 
+        request = await _stored(partial(self._jobs.whole_request, job.id))
+        if request is None:
+            raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,
-            request=await _stored(partial(self._jobs.request, job.id)),
+            request=request,
             seconds=min(limits, default=None),
             remote_id=job.remote_id,
             begin=begin,

@@ -29,7 +29,9 @@ from wan_engine.gateway.job import (
     queued_again,
 )
 from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.parts import parted
 from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.requests import Requests
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.whole import whole
 
@@ -57,8 +59,11 @@ class Jobs:
     Every call raises `Problem` "unavailable" while the database is away.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, queue: FairQueue) -> None:
+    def __init__(
+        self, store: Store, requests: Requests, metrics: Metrics, queue: FairQueue
+    ) -> None:
         self._store = store
+        self._requests = requests
         self._metrics = metrics
         self._live: dict[str, Job] = {}
         self._recent: OrderedDict[str, Job] = OrderedDict()
@@ -114,8 +119,12 @@ class Jobs:
         return await self._store.find(job_id)
 
     async def request(self, job_id: str) -> dict[str, Any]:
-        """What the door handed in as `NewJob.request`; may be megabytes."""
-        return await self._store.request(job_id) or {}
+        """What the door handed in as `NewJob.request`, or what is kept of it; may be megabytes."""
+        return await self._requests.shown(job_id)
+
+    async def whole_request(self, job_id: str) -> dict[str, Any] | None:
+        """The same; None when not all of it is kept any longer."""
+        return await self._requests.whole(job_id)
 
     async def of_owner(
         self,
@@ -137,7 +146,7 @@ class Jobs:
 
     async def retry(self, job: Job) -> Job:
         """The job in the queue again, with all of its time. Raises `Problem` "conflict" when it
-        has not failed, "queue_full"."""
+        has not failed or its request is not kept any longer, "queue_full"."""
 
         def again(job: Job) -> Job:
             now = now_ms()
@@ -145,6 +154,8 @@ class Jobs:
             job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, starts=0, retries=job.retries + 1)
 
+        if job.state in RETRYABLE and not await self._requests.is_whole(job.id):
+            raise Problem("conflict", "The job's request is not kept any longer: send it again")
         with self._room(job.owner, 1):
             moved = await self._move(job.id, RETRYABLE, again)
             if moved is None:
@@ -252,10 +263,14 @@ class Jobs:
         return self._live.get(job.id) or self._recent.get(job.id) or job
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
-        made = [(accepted(one), one.request) for one in new]
+        parts = [await parted(one.request) for one in new]
+        made = [
+            (accepted(replace(one, request=its.shown)), its)
+            for one, its in zip(new, parts, strict=True)
+        ]
         waiting = [job for job, _ in made if not job.final]
         with self._room(waiting[0].owner, len(waiting)) if waiting else nullcontext():
-            await self._store.add(made)
+            await self._requests.add(made[0][0].owner, made)
             for job, _ in made:
                 self._metrics.accepted(job)
                 self._changed(job)
