@@ -307,7 +307,7 @@ def test_nobody_sees_the_jobs_of_another(serve: Serve) -> None:
             assert await served.jobs.find("runpod", "ann", job.id)
             assert await served.jobs.find("runpod", "bob", job.id) is None
             assert await served.jobs.find("oxen", "ann", job.id) is None
-            assert await served.jobs.of_owner("runpod", "bob") == []
+            assert await anext(served.jobs.of_owner("runpod", "bob")) == []
 
     asyncio.run(line())
 

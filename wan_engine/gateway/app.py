@@ -59,6 +59,7 @@ class Gateway:
     context: Context
     doors: list[Door]
     store: Store
+    requests: Requests
     backend: Backend
 
 
@@ -99,7 +100,7 @@ async def open_gateway(
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, doors, store, backend)
+        yield Gateway(context, doors, store, requests, backend)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
+from wan_engine.gateway.counts import Counts
 from wan_engine.gateway.events import Events
 from wan_engine.gateway.fair_queue import FairQueue, Full
 from wan_engine.gateway.job import (
@@ -45,6 +46,7 @@ _RUNNING: tuple[State, ...] = ("running",)
 _UNFINISHED = _QUEUED + _RUNNING
 _RECENT = 10_000  # ended jobs in memory; the others are read from the database
 _LIST_LIMIT = 1000
+_PAGE = 50
 _LONGEST_RETRY_AFTER_SECONDS = 600
 _FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
 _FULL: dict[Full, str] = {
@@ -71,12 +73,16 @@ class Jobs:
         self._queued = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._events = Events()
+        self._counts = Counts()
+        self._at_work: dict[str, str | None] = {}  # the workers of running jobs
         self._stops: dict[str, Callable[[], object]] = {}
         self._run_seconds = _FIRST_RUN_SECONDS
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
         """Read what a gateway before this one left: whatever it was running is queued again."""
+        for *group, state, count, retries in await self._store.counts():
+            self._counts.stored(tuple(group), state, count, retries)
         for job in await self._store.ended_since(now_ms() - REPLAY_SECONDS * 1000):
             self._remember(job)
         for job in await self._store.unfinished():
@@ -133,12 +139,26 @@ class Jobs:
         *,
         states: Collection[State] | None = None,
         model: str | None = None,
-        limit: int | None = _LIST_LIMIT,
-    ) -> list[Job]:
-        """The newest first, with what is known of them in memory."""
-        stored = await self._store.of_owner(door, owner, states, model, limit)
-        newest = [self._live.get(job.id) or self._recent.get(job.id) or job for job in stored]
-        return [job for job in newest if states is None or job.state in states]
+    ) -> AsyncGenerator[list[Job]]:
+        """The newest thousand in pages, the newest first, with what is known of them in memory."""
+        last: Job | None = None
+        for _ in range(_LIST_LIMIT // _PAGE):
+            stored = await self._store.of_owner(door, owner, states, model, _PAGE, last)
+            newest = [self._live.get(job.id) or self._recent.get(job.id) or job for job in stored]
+            yield [job for job in newest if states is None or job.state in states]
+            if len(stored) < _PAGE:
+                return
+            last = stored[-1]
+
+    def waiting(self, door: str, owner: str, model: str) -> list[Job]:
+        """All of this owner's that wait, however many."""
+        wanted = (door, owner, model)
+        live = (job for job in self._live.values() if job.state == "queued")
+        return [job for job in live if (job.door, job.owner, job.model) == wanted]
+
+    def workers(self) -> int:
+        """How many are at work, for whichever door and owner."""
+        return len(set(self._at_work.values()))
 
     async def cancel(self, job: Job) -> Job:
         """The job, cancelled; as it is, when it has ended already."""
@@ -180,10 +200,10 @@ class Jobs:
         return self._events.of(owner, [job for job in ended if job.owner == owner])
 
     async def counts(
-        self, door: str | None = None, model: str | None = None
+        self, door: str | None = None, owner: str | None = None, model: str | None = None
     ) -> tuple[dict[str, int], int]:
         """How many jobs are in each state, and how many retries there were."""
-        return await self._store.counts(door, model)
+        return self._counts.of(door, owner, model)
 
     # --- for who renders -------------------------------------------------------------------------
 
@@ -252,10 +272,11 @@ class Jobs:
         now = now_ms()
         return [job for job in self._live.values() if job.expires_ms <= now]
 
-    def forget(self, job_ids: Collection[str]) -> None:
+    def forget(self, jobs: Collection[Job]) -> None:
         """They are no longer in the database."""
-        for job_id in job_ids:
-            self._recent.pop(job_id, None)
+        for job in jobs:
+            self._recent.pop(job.id, None)
+            self._counts.gone(job)
 
     # --- changes ---------------------------------------------------------------------------------
 
@@ -273,6 +294,7 @@ class Jobs:
             await self._requests.add(made[0][0].owner, made)
             for job, _ in made:
                 self._metrics.accepted(job)
+                self._counts.come(job)
                 self._changed(job)
                 if not job.final:
                     self._enqueue(job)
@@ -328,6 +350,8 @@ class Jobs:
             moved = change(job)
             if not await self._store.change(moved, before):
                 return None
+            self._counts.gone(job)
+            self._counts.come(moved)
             self._changed(moved, told=told)
             return moved
 
@@ -344,6 +368,10 @@ class Jobs:
         else:
             self._recent.pop(job.id, None)
             self._live[job.id] = job
+        if job.state == "running":
+            self._at_work[job.id] = job.worker
+        else:
+            self._at_work.pop(job.id, None)
         if told:
             self._events.tell(job)
 

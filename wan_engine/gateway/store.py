@@ -216,27 +216,31 @@ class Store:
         owner: str,
         states: Collection[State] | None,
         model: str | None,
-        limit: int | None,
+        limit: int,
+        after: Job | None,
     ) -> list[Job]:
-        """The newest first."""
+        """The newest first, from behind `after` on."""
         asked = sa.select(jobs).where(jobs.c.door == door, jobs.c.owner == owner)
         if states is not None:
             asked = asked.where(jobs.c.state.in_(states))
         if model is not None:
             asked = asked.where(jobs.c.model == model)
-        return await self._jobs(asked.order_by(jobs.c.created_ms.desc()).limit(limit))
+        if after is not None:
+            asked = asked.where(
+                sa.tuple_(jobs.c.created_ms, jobs.c.id) < (after.created_ms, after.id)
+            )
+        asked = asked.order_by(jobs.c.created_ms.desc(), jobs.c.id.desc())
+        return await self._jobs(asked.limit(limit))
 
     @always_whole
-    async def counts(self, door: str | None, model: str | None) -> tuple[dict[str, int], int]:
-        """Jobs by state, and how often one was retried."""
-        asked = sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.retries))
-        if door is not None:
-            asked = asked.where(jobs.c.door == door)
-        if model is not None:
-            asked = asked.where(jobs.c.model == model)
+    async def counts(self) -> list[tuple[Any, ...]]:
+        """Door, owner, model and state, with how many jobs there are and how often one of them was
+        retried."""
+        group = (jobs.c.door, jobs.c.owner, jobs.c.model, jobs.c.state)
+        asked = sa.select(*group, sa.func.count(), sa.func.sum(jobs.c.retries)).group_by(*group)
         async with self._read() as connection:
-            rows = (await connection.execute(asked.group_by(jobs.c.state))).all()
-        return {state: count for state, count, _ in rows}, sum(int(retries) for *_, retries in rows)
+            found = await connection.execute(asked)
+            return [(*of, count, int(retries)) for *of, count, retries in found]
 
     @always_whole
     async def remove(self, job_ids: Collection[str]) -> None:

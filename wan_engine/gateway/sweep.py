@@ -71,9 +71,8 @@ async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
     while old := await store.ended_before(before_ms, _BATCH):
         for job in old:
             await asyncio.to_thread(links.remove, job)
-        ids = [job.id for job in old]
-        await store.remove(ids)
-        jobs.forget(ids)
+        await store.remove([job.id for job in old])
+        jobs.forget(old)
         count += len(old)
     if count:
         log.info("forgot %d jobs that ended long ago", count)
