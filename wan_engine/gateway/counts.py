@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from wan_engine.gateway.job import Job, State
+from wan_engine.gateway.job import FINAL, Job, State
 
 _Group = tuple[str, str, str]
 
@@ -39,6 +39,13 @@ class Counts:
             found.update(self._states[group])
             retries += self._retries[group]
         return {state: count for state, count in found.items() if count}, retries
+
+    def unfruitful(self) -> Counter[str]:
+        """How many jobs of each owner have ended without a clip."""
+        found: Counter[str] = Counter()
+        for (_, owner, _), states in self._states.items():
+            found[owner] += sum(states[state] for state in FINAL if state != "completed")
+        return found
 
     def _of(self, *wanted: str | None) -> Iterator[_Group]:
         for group in self._states:

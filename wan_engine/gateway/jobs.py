@@ -205,6 +205,10 @@ class Jobs:
         """How many jobs are in each state, and how many retries there were."""
         return self._counts.of(door, owner, model)
 
+    def unfruitful(self) -> Mapping[str, int]:
+        """How many jobs of each owner have ended without a clip."""
+        return self._counts.unfruitful()
+
     # --- for who renders -------------------------------------------------------------------------
 
     async def take(self) -> Job:

@@ -41,6 +41,7 @@ class Requests:
         self._max_bytes = max_bytes
         self._needed: Counter[str] = Counter()
         self._coming: Counter[str] = Counter()
+        self._strays: set[str] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(self, owner: str, new: Collection[tuple[Job, Parted]]) -> None:
@@ -85,8 +86,10 @@ class Requests:
 
     async def remove_unused(self) -> None:
         """Contents that no request has."""
-        for name in await self._store.unused_contents(_UNUSED_AT_ONCE):
+        unused = await self._store.unused_contents(_UNUSED_AT_ONCE)
+        for name in {*unused, *self._strays}:
             await self._remove(name)
+            self._strays.discard(name)
 
     async def remove_strays(self) -> None:
         """Bytes that the database does not know, of a gateway that died while it stored them."""
@@ -111,6 +114,9 @@ class Requests:
                     with _telling():
                         await self._contents.put(name, content.data)
             yield
+        except BaseException:
+            self._strays.update(contents)
+            raise
         finally:
             self._coming[owner] -= size
             self._needed.subtract(contents.keys())

@@ -210,6 +210,13 @@ class Store:
         return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
 
     @always_whole
+    async def unfruitful_of(self, owner: str, limit: int) -> list[Job]:
+        """Those that have ended without a clip, the oldest first."""
+        states = [state for state in FINAL if state != "completed"]
+        asked = sa.select(jobs).where(jobs.c.state.in_(states), jobs.c.owner == owner)
+        return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
+
+    @always_whole
     async def of_owner(
         self,
         door: str,

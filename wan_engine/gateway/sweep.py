@@ -7,8 +7,9 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Sequence
 
-from wan_engine.gateway.job import DAY_SECONDS, now_ms
+from wan_engine.gateway.job import DAY_SECONDS, Job, now_ms
 from wan_engine.gateway.jobs import Jobs
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.problems import Problem
@@ -23,6 +24,7 @@ _UNUSED_SECONDS = 5.0
 _FORGET_SECONDS = 60.0
 _STRAYS_SECONDS = 3600.0
 _BATCH = 100
+_UNFRUITFUL_OF_OWNER = 20_000
 
 
 async def sweep(
@@ -38,6 +40,7 @@ async def sweep(
                 await jobs.expire(job)
             if old.due():
                 await forget(jobs, store, links, _days_ago(settings.keep_jobs_days))
+                await forget_unfruitful(jobs, store, links, _UNFRUITFUL_OF_OWNER)
                 await requests.cut(_days_ago(settings.media_days))
             if unused.due():
                 await requests.remove_unused()
@@ -69,11 +72,27 @@ async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
     many."""
     count = 0
     while old := await store.ended_before(before_ms, _BATCH):
-        for job in old:
-            await asyncio.to_thread(links.remove, job)
-        await store.remove([job.id for job in old])
-        jobs.forget(old)
+        await _remove(old, jobs, store, links)
         count += len(old)
     if count:
         log.info("forgot %d jobs that ended long ago", count)
     return count
+
+
+async def forget_unfruitful(jobs: Jobs, store: Store, links: Links, most: int) -> None:
+    """Of each owner's jobs that ended without a clip, keep the newest `most`: a key that is refused
+    hundreds of times a second fills no disk with them."""
+    for owner, count in jobs.unfruitful().items():
+        while count > most:
+            old = await store.unfruitful_of(owner, min(_BATCH, count - most))
+            if not old:
+                break
+            await _remove(old, jobs, store, links)
+            count -= len(old)
+
+
+async def _remove(old: Sequence[Job], jobs: Jobs, store: Store, links: Links) -> None:
+    for job in old:
+        await asyncio.to_thread(links.remove, job)
+    await store.remove([job.id for job in old])
+    jobs.forget(old)
