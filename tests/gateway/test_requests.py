@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tests.gateway.test_jobs import ended, running_one, submitted
 from wan_engine.gateway import contents as contents_module
 from wan_engine.gateway import database
 from wan_engine.gateway.job import Job, now_ms
-from wan_engine.gateway.parts import part, whole
+from wan_engine.gateway.parts import checked, part, whole
 from wan_engine.gateway.problems import Problem
 
 MB = 1 << 20
@@ -64,9 +65,7 @@ values = st.recursive(
 def test_a_request_that_was_taken_apart_is_made_whole_again(request: dict[str, Any]) -> None:
     parts = part(request)
     row = json.loads(json.dumps(parts.row))
-    texts = {
-        place: one.data.decode("utf-8", "surrogatepass") for place, one in parts.contents.items()
-    }
+    texts = {place: checked(one.hash, one.data()) for place, one in parts.contents.items()}
     assert whole(row, texts) == request
     assert len(json.dumps(parts.row)) < 10_000
 
@@ -287,6 +286,29 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(
             assert media(tmp_path) == []
             assert sum((await served.jobs.counts())[0].values()) == 1
             assert (await served.http.post(f"{BASE}/run", json=body)).status_code == 200
+
+    asyncio.run(line())
+
+
+def test_on_a_full_disk_the_pictures_of_failed_jobs_go_first(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            old = [await failed(served, picture(str(n)), owner=str(n)) for n in range(4)]
+            folder = media(tmp_path)[0].parent
+
+            def disk_usage(_path: Path) -> Any:
+                kept = sum(path.stat().st_size for path in folder.iterdir())
+                return SimpleNamespace(free=contents_module._SPARE_BYTES + 2 * MB - kept)
+
+            monkeypatch.setattr("shutil.disk_usage", disk_usage)
+            served.backend.hold()
+            jobs = [await submitted(served, request=wish(image=picture(f"n{n}"))) for n in range(4)]
+            with pytest.raises(Problem, match="cannot store"):
+                await submitted(served, request=wish(image=picture("new")))
+            assert not any([await kept(served, job) for job in old])
+            assert all([await kept(served, job) for job in jobs])
 
     asyncio.run(line())
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from wan_engine.gateway.brief import begin, brief
@@ -22,23 +21,33 @@ _LONG_CHARACTERS = 4096
 _PARTS = 8
 _DEEPEST = 64
 _PLACE_MAX_CHARACTERS = 512
+_ENCODING = ("utf-8", "surrogatepass")
 _ALL = "[]"
 """The place of what is left of a request without its parts, where that is too large for a row."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """A long text, named by its SHA-256."""
+    """A long text, named by the SHA-256 of its `size` bytes."""
 
     text: str
+    hash: str
+    size: int
 
-    @cached_property
+    @classmethod
+    def of(cls, text: str) -> Content:
+        data = text.encode(*_ENCODING)
+        return cls(text, hashlib.sha256(data).hexdigest(), len(data))
+
     def data(self) -> bytes:
-        return self.text.encode("utf-8", "surrogatepass")
+        """The bytes, made anew so that they are not kept beside the text."""
+        return self.text.encode(*_ENCODING)
 
-    @cached_property
-    def hash(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+
+def checked(name: str, data: bytes) -> str | None:
+    """The text of a content's bytes, or None when they are not those that were stored."""
+    right = hashlib.sha256(data).hexdigest() == name
+    return data.decode(*_ENCODING) if right else None
 
 
 @dataclass(frozen=True)
@@ -63,16 +72,14 @@ def part(request: Mapping[str, Any]) -> Parted:
     shown = _without(request, (), long, None)
     places = [place for place in long if len(place) <= _PLACE_MAX_CHARACTERS]
     largest = sorted(places, key=lambda place: len(long[place]), reverse=True)[:_PARTS]
-    contents = {place: Content(long[place]) for place in largest}
+    contents = {place: Content.of(long[place]) for place in largest}
     row, rest = shown, shown
     if len(contents) < len(long):
         rest = _without(request, (), {}, contents.keys())
     text = _json(rest)
     if len(text) > _ROW_MAX_CHARACTERS:
         row = brief(shown)
-        contents[_ALL] = Content(text)
-    for content in contents.values():
-        content.hash  # noqa: B018 - here, where nobody waits for the loop
+        contents[_ALL] = Content.of(text)
     return Parted(shown, row, contents)
 
 

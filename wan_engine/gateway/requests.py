@@ -7,7 +7,7 @@ oldest go first when their key has no room, and all of them after some time.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import errno
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from wan_engine.gateway.contents import Contents
 from wan_engine.gateway.job import Job
-from wan_engine.gateway.parts import Content, Parted, whole
+from wan_engine.gateway.parts import Content, Parted, checked, whole
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.store import NewRow, Store, StoredRequest
 from wan_engine.gateway.whole import always_whole
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _CUT_AT_ONCE = 20
 _UNUSED_AT_ONCE = 1000
+_WRITES = 4  # at once: each has its bytes in memory
 _AGAIN_SECONDS = 60
 
 
@@ -42,6 +43,7 @@ class Requests:
         self._needed: Counter[str] = Counter()
         self._coming: Counter[str] = Counter()
         self._strays: set[str] = set()
+        self._writing = asyncio.Semaphore(_WRITES)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(self, owner: str, new: Collection[tuple[Job, Parted]]) -> None:
@@ -110,9 +112,8 @@ class Requests:
         try:
             size = await self._make_room(owner, contents)
             for name, content in contents.items():
-                async with self._lock(name):
-                    with _telling():
-                        await self._contents.put(name, content.data)
+                with _telling():
+                    await self._put(name, content)
             yield
         except BaseException:
             self._strays.update(contents)
@@ -123,9 +124,23 @@ class Requests:
             self._needed += Counter()  # without those that are at 0
             self._coming += Counter()
 
+    async def _put(self, name: str, content: Content) -> None:
+        while True:
+            try:
+                async with self._lock(name), self._writing:
+                    data = await asyncio.to_thread(content.data)
+                    return await self._contents.put(name, data)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # The disk is everybody's, and so are the pictures that nobody may ever need.
+                if not await self._store.cut_requests(None, _CUT_AT_ONCE, None):
+                    raise
+            await self.remove_unused()
+
     async def _make_room(self, owner: str, contents: Mapping[str, Content]) -> int:
         """The bytes that the owner has not had before, counted as coming. Raises `Problem`."""
-        sizes = {name: len(content.data) for name, content in contents.items()}
+        sizes = {name: content.size for name, content in contents.items()}
         cut = False
         while True:
             coming = self._coming[owner]
@@ -159,7 +174,7 @@ class Requests:
     async def _text(self, name: str) -> str | None:
         with _telling():
             data = await self._contents.get(name)
-        return None if data is None else await asyncio.to_thread(_checked, name, data)
+        return None if data is None else await asyncio.to_thread(checked, name, data)
 
     @always_whole
     async def _remove(self, name: str) -> None:
@@ -178,12 +193,6 @@ _NO_ROOM = "Jobs of this key that wait have as many pictures and sounds as may b
 
 def _row(job: Job, parted: Parted, *, whole: bool) -> NewRow:
     return job, parted.row, len(parted.contents), parted.contents if whole else {}
-
-
-def _checked(name: str, data: bytes) -> str | None:
-    """The text, or None when the bytes are not what was stored."""
-    right = hashlib.sha256(data).hexdigest() == name
-    return data.decode("utf-8", "surrogatepass") if right else None
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Store:
         placed = [(job, place, one) for job, _, _, had in new for place, one in had.items()]
         if not placed:
             return
-        known = [{"hash": one.hash, "bytes": len(one.data)} for *_, one in placed]
+        known = [{"hash": one.hash, "bytes": one.size} for *_, one in placed]
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         await connection.execute(insert(contents).on_conflict_do_nothing(), known)
         await connection.execute(
