@@ -45,8 +45,8 @@ class InstantBackend:
 
     async def run(self, work: Work) -> Done:
         await work.begin("worker-1")
-        self.requests[work.job_id] = work.request
-        prompt = str(work.request["prompt"])
+        self.requests[work.job_id] = request = await work.request()
+        prompt = str(request["prompt"])
         work.progress(Progress("denoise", 1, 4))
         try:
             await self._go.wait()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from wan_engine.errors import EngineError, JobRefused
 from wan_engine.gateway.ahead import Ahead
@@ -112,9 +112,12 @@ class Dispatcher:
         async def remote(remote_id: str | None) -> None:
             await _stored(partial(self._jobs.remote, job.id, remote_id))
 
-        request = await _stored(partial(self._jobs.whole_request, job.id))
-        if request is None:
-            raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+        async def request() -> Mapping[str, Any]:
+            found = await _stored(partial(self._jobs.whole_request, job.id))
+            if found is None:
+                raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+            return found
+
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,

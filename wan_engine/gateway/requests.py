@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _CUT_AT_ONCE = 20
 _UNUSED_AT_ONCE = 1000
-_WRITES = 4  # at once: each has its bytes in memory
+_AT_ONCE = 4  # written or read: each has its bytes in memory, and a connection of Postgres' eight
 _AGAIN_SECONDS = 60
 
 
@@ -43,7 +43,7 @@ class Requests:
         self._needed: Counter[str] = Counter()
         self._coming: Counter[str] = Counter()
         self._strays: set[str] = set()
-        self._writing = asyncio.Semaphore(_WRITES)
+        self._moving = asyncio.Semaphore(_AT_ONCE)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(self, owner: str, new: Collection[tuple[Job, Parted]]) -> None:
@@ -111,9 +111,10 @@ class Requests:
         self._needed.update(contents.keys())
         try:
             size = await self._make_room(owner, contents)
-            for name, content in contents.items():
-                with _telling():
-                    await self._put(name, content)
+            async with self._lock(f"key {owner}"):  # so that nobody waits for all of a key's
+                for name, content in contents.items():
+                    with _telling():
+                        await self._put(name, content)
             yield
         except BaseException:
             self._strays.update(contents)
@@ -127,7 +128,7 @@ class Requests:
     async def _put(self, name: str, content: Content) -> None:
         while True:
             try:
-                async with self._lock(name), self._writing:
+                async with self._lock(name), self._moving:
                     data = await asyncio.to_thread(content.data)
                     return await self._contents.put(name, data)
             except OSError as error:
@@ -173,7 +174,8 @@ class Requests:
 
     async def _text(self, name: str) -> str | None:
         with _telling():
-            data = await self._contents.get(name)
+            async with self._moving:
+                data = await self._contents.get(name)
         return None if data is None else await asyncio.to_thread(checked, name, data)
 
     @always_whole
