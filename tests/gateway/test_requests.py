@@ -210,6 +210,20 @@ def test_what_waits_or_runs_keeps_its_picture_and_the_next_is_refused_in_the_doo
     asyncio.run(line())
 
 
+def test_nothing_goes_for_a_picture_that_is_refused_all_the_same(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(media_max_bytes=2 * MB) as served:
+            old = await failed(served, picture("old"))
+            served.backend.hold()
+            await submitted(served, request=wish(image=picture("a", MB)))
+            for size in (3 * MB, 3 * MB // 2):
+                with pytest.raises(Problem):
+                    await submitted(served, request=wish(image=picture("b", size)))
+            assert await kept(served, old)
+
+    asyncio.run(line())
+
+
 def test_a_picture_that_is_larger_than_all_that_a_key_may_keep_is_too_large(serve: Serve) -> None:
     async def line() -> None:
         async with serve(media_max_bytes=MB) as served:
@@ -376,6 +390,8 @@ def test_a_job_whose_picture_is_damaged_fails(serve: Serve, tmp_path: Path, how:
             served.backend.release()
             job = await ended(served, job)
             assert (job.state, job.error) == ("failed", "The job's request is not kept any longer")
+            job = await ended(served, await submitted(served, request=wish(image=picture("a"))))
+            assert job.state == "completed"  # it was stored anew
 
     asyncio.run(line())
 

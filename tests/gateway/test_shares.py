@@ -79,6 +79,21 @@ def test_a_job_does_not_wait_for_what_another_key_has_at_the_endpoint(tmp_path: 
     paired(tmp_path, test, api_keys=KEYS, queue_max=1000)
 
 
+def test_jobs_that_the_endpoint_does_not_take_are_not_in_the_way_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.ahead._ARRIVE_SECONDS", 0.2)
+
+    async def test(pair: Pair) -> None:
+        pair.way.fault = lambda request: 500 if b"poison" in request.content else None
+        bad = [await submitted(pair.near, "poison") for _ in range(9)]
+        good = await ended(pair.near, await submitted(pair.near, owner="bob"))
+        assert good.state == "completed"
+        assert not any(pair.near.jobs._now(job).final for job in bad)
+
+    paired(tmp_path, test, api_keys=KEYS)
+
+
 def order(queue: FairQueue, count: int) -> str:
     """The owners of the next `count` jobs, whose ids begin with them."""
     return "".join(queue.take()[0] for _ in range(count))

@@ -12,11 +12,12 @@ import asyncio
 
 _LEAST = 4
 _EACH = 3
+_ARRIVE_SECONDS = 60.0  # what has not arrived by then is in nobody's way there
 
 
 class Ahead:
     def __init__(self) -> None:
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, asyncio.TimerHandle] = {}
         self._begun: set[str] = set()
         self._room = asyncio.Event()
         self._room.set()
@@ -26,20 +27,30 @@ class Ahead:
         await self._room.wait()
 
     def handed(self, job_id: str) -> None:
-        """It waits elsewhere now."""
-        self._waiting.add(job_id)
+        """It is on its way, and will wait elsewhere."""
+        timer = asyncio.get_running_loop().call_later(_ARRIVE_SECONDS, self._lost, job_id)
+        self._waiting[job_id] = timer
         self._look()
+
+    def arrived(self, job_id: str) -> None:
+        """It waits elsewhere now."""
+        if (timer := self._waiting.get(job_id)) is not None:
+            timer.cancel()
 
     def begun(self, job_id: str) -> None:
         """Its work has begun."""
-        self._waiting.discard(job_id)
+        self._lost(job_id)
         self._begun.add(job_id)
         self._look()
 
     def over(self, job_id: str) -> None:
         """It is neither waiting nor at work any longer."""
-        self._waiting.discard(job_id)
         self._begun.discard(job_id)
+        self._lost(job_id)
+
+    def _lost(self, job_id: str) -> None:
+        if (timer := self._waiting.pop(job_id, None)) is not None:
+            timer.cancel()
         self._look()
 
     def _look(self) -> None:

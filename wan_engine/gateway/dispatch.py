@@ -110,6 +110,7 @@ class Dispatcher:
             await _stored(partial(self._jobs.begin, job.id, worker))
 
         async def remote(remote_id: str | None) -> None:
+            self._ahead.arrived(job.id)
             await _stored(partial(self._jobs.remote, job.id, remote_id))
 
         async def request() -> Mapping[str, Any]:

@@ -86,12 +86,14 @@ class Requests:
             pass
         await self.remove_unused()
 
-    async def remove_unused(self) -> None:
-        """Contents that no request has."""
+    async def remove_unused(self) -> int:
+        """Contents that no request has go. Returns how many."""
         unused = await self._store.unused_contents(_UNUSED_AT_ONCE)
+        gone = 0
         for name in {*unused, *self._strays}:
-            await self._remove(name)
+            gone += await self._remove(name)
             self._strays.discard(name)
+        return gone
 
     async def remove_strays(self) -> None:
         """Bytes that the database does not know, of a gateway that died while it stored them."""
@@ -135,27 +137,29 @@ class Requests:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 # The disk is everybody's, and so are the pictures that nobody may ever need.
-                if not await self._store.cut_requests(None, _CUT_AT_ONCE, None):
+                freed = await self.remove_unused()
+                if not freed and not await self._store.cut_requests(None, _CUT_AT_ONCE, None):
                     raise
-            await self.remove_unused()
 
     async def _make_room(self, owner: str, contents: Mapping[str, Content]) -> int:
         """The bytes that the owner has not had before, counted as coming. Raises `Problem`."""
         sizes = {name: content.size for name, content in contents.items()}
-        cut = False
+        cut = 0
         while True:
             coming = self._coming[owner]
-            used, had = await self._store.used_bytes(owner, sizes)
-            size = sum(sizes[name] for name in sizes if name not in had)
+            used = await self._store.used_bytes(owner, sizes)
+            size = sum(sizes[name] for name in sizes if name not in used.had)
             # What has come meanwhile may be in neither of the two.
-            if used + max(coming, self._coming[owner]) + size <= self._max_bytes:
+            size_and_coming = size + max(coming, self._coming[owner])
+            if used.bytes + size_and_coming <= self._max_bytes:
                 break
             if size > self._max_bytes:
                 most = f"{self._max_bytes / 2**20:g} MB"
                 raise Problem("too_large", f"The pictures and sounds are larger than {most}")
-            if not await self._store.cut_requests(owner, _CUT_AT_ONCE, None):
+            full = used.needed_bytes + size_and_coming > self._max_bytes
+            if full or not await self._store.cut_requests(owner, _CUT_AT_ONCE, None):
                 raise Problem("queue_full", _NO_ROOM, _AGAIN_SECONDS)
-            cut = True
+            cut += 1
         self._coming[owner] += size
         if cut:
             await self.remove_unused()
@@ -176,15 +180,22 @@ class Requests:
         with _telling():
             async with self._moving:
                 data = await self._contents.get(name)
-        return None if data is None else await asyncio.to_thread(checked, name, data)
+            if data is None:
+                return None
+            if (text := await asyncio.to_thread(checked, name, data)) is None:
+                async with self._lock(name):  # the next request with it stores it anew
+                    await self._contents.remove(name)
+            return text
 
     @always_whole
-    async def _remove(self, name: str) -> None:
+    async def _remove(self, name: str) -> bool:
         async with self._lock(name):
             # Who needs it from now on waits for the lock, and then finds that it is gone.
-            if name not in self._needed and await self._store.drop_content(name):
-                with _telling():
-                    await self._contents.remove(name)
+            if name in self._needed or not await self._store.drop_content(name):
+                return False
+            with _telling():
+                await self._contents.remove(name)
+            return True
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

@@ -50,6 +50,15 @@ class StoredRequest:
     whole: bool
 
 
+@dataclass(frozen=True)
+class Used:
+    """Bytes of contents, those of jobs that go on, and which of the names asked for are there."""
+
+    bytes: int
+    needed_bytes: int
+    had: set[str]
+
+
 class Store:
     """Raises `Problem` "unavailable" while the database is away."""
 
@@ -123,15 +132,17 @@ class Store:
         return StoredRequest(row.request, places, len(places) == row.parts)
 
     @always_whole
-    async def used_bytes(self, owner: str, names: Collection[str]) -> tuple[int, set[str]]:
-        """What this owner's requests have of contents, each counted once, and which of `names`
-        are among them."""
+    async def used_bytes(self, owner: str, names: Collection[str]) -> Used:
+        """What this owner's requests have of contents, each counted once."""
         theirs = sa.select(request_parts.c.hash).where(request_parts.c.owner == owner)
-        size = sa.select(sa.func.sum(contents.c.bytes)).where(contents.c.hash.in_(theirs))
+        goes_on = theirs.join(jobs, jobs.c.id == request_parts.c.job_id)
+        goes_on = goes_on.where(jobs.c.state.not_in(FINAL))
+        size = sa.func.coalesce(sa.func.sum(contents.c.bytes), 0)
         async with self._read() as connection:
-            used = (await connection.execute(size)).scalar()
+            asked = (sa.select(size).where(contents.c.hash.in_(of)) for of in (theirs, goes_on))
+            used, needed = [int((await connection.execute(one)).scalar_one()) for one in asked]
             had = await connection.execute(theirs.where(request_parts.c.hash.in_(names)))
-            return int(used or 0), {name for (name,) in had}
+            return Used(used, needed, {name for (name,) in had})
 
     @always_whole
     async def cut_requests(self, owner: str | None, limit: int, before_ms: int | None) -> int:
