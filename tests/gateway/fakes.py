@@ -44,8 +44,9 @@ class InstantBackend:
         self._go.set()
 
     async def run(self, work: Work) -> Done:
+        request = await work.request()
         await work.begin("worker-1")
-        self.requests[work.job_id] = request = await work.request()
+        self.requests[work.job_id] = request
         prompt = str(request["prompt"])
         work.progress(Progress("denoise", 1, 4))
         try:
