@@ -20,6 +20,12 @@ RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
     HF_HOME=/opt/wan/huggingface /opt/venv/bin/python -m wan_engine download safety
 
 FROM ${PYTHON}
+# What torch compiles with: Triton's driver is C, inductor's code for a CPU C++; Python's headers are
+# in the base. tini is the first process: it passes signals on and buries children.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc g++ libc6-dev tini \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 wan && mkdir -p /app/outputs && chown wan /app/outputs
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=safety /opt/wan /opt/wan
@@ -31,5 +37,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
 # `root` where the worker has to write to a volume that belongs to root.
 ARG RUN_AS=wan
 USER ${RUN_AS}
-# Exec form: Python is PID 1 and gets the signal that ends the worker.
+# As this user, for both kinds of code: prints what is missing.
+RUN ["python", "-c", "import sys; from wan_engine.compiler import problem; sys.exit(problem('cpu') or problem('cuda'))"]
+ENTRYPOINT ["tini", "--"]
 CMD ["python", "handler.py"]

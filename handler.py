@@ -22,7 +22,9 @@ from typing import Any
 from wan_engine import Control, Engine, EngineError, Progress, Settings, VideoRequest, logs
 from wan_engine.checks import machine_checks
 from wan_engine.errors import ConfigurationError
+from wan_engine.media.fetch import is_public_address
 from wan_engine.startup import Startup
+from wan_engine.storage import open_given, unknown_fields
 
 log = logging.getLogger("wan_engine.handler")
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
@@ -77,7 +79,7 @@ class Handler:
             deadline_seconds=_time_limit(job, self._settings),
             on_progress=on_progress if self._report else _StageLog(job_id),
         )
-        work = loop.run_in_executor(self._threads, self._run, job.get("input"), control)
+        work = loop.run_in_executor(self._threads, self._run, job, control)
         reporter = asyncio.create_task(self._send_progress(job, latest)) if self._report else None
         try:
             return await asyncio.shield(work)
@@ -98,12 +100,12 @@ class Handler:
                 if not reporter.cancel() and (failure := reporter.exception()):
                     log.warning("progress of job %s was not sent: %r", job_id, failure)
 
-    def _run(self, payload: object, control: Control) -> dict[str, Any]:
+    def _run(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
         """One job on a worker thread. Failures are returned, for the SDK posts what is raised to
         the caller, traceback and host name included."""
         _job_id.set(control.job_id)
         try:
-            return self._engine.generate(VideoRequest.parse(payload), control).output()
+            return self._generate(job, control)
         except EngineError as error:
             log.info("job %s failed: %s: %s", control.job_id, error.code, error)
             return {"error": str(error)}
@@ -114,6 +116,17 @@ class Handler:
             if type(error).__name__ == "AcceleratorError":
                 output["refresh_worker"] = True  # a broken CUDA context fails every job after it
             return output
+
+    def _generate(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
+        """Into the job's own bucket, where it names one. Raises `EngineError`."""
+        request = VideoRequest.parse(job.get("input"))
+        if unknown := unknown_fields(job):
+            log.info("job %s: ignored beside its input: %s", control.job_id, ", ".join(unknown))
+        given = open_given(job.get("s3Config"), self._settings, control, is_public_address)
+        with given as storage:
+            if storage is None:
+                return self._engine.generate(request, control).output()
+            return self._engine.generate(request, control, storage).output()
 
     async def _send_progress(self, job: dict[str, Any], latest: _Latest) -> None:
         """Post progress in order, one at a time. The SDK's own `progress_update` starts a thread

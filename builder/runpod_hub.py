@@ -57,7 +57,12 @@ _PRESETS = {
     "Quality A14B": {"WAN_MODEL": "wan2.2-i2v-a14b"},
     "Fast four-step": {"WAN_MODEL": "wan2.2-i2v-a14b-4step"},
     "24 GB 5B": {"WAN_MODEL": "wan2.2-ti2v-5b"},
-    "Smoke": {"WAN_MODEL": FALLBACK, "WAN_STORAGE": "local", "WAN_SAFETY": "auto"},
+    "Smoke": {
+        "WAN_MODEL": FALLBACK,
+        "WAN_STORAGE": "local",
+        "WAN_SAFETY": "auto",
+        "WAN_COMPILE": "required",  # the way that a real model takes, though the toy is slower so
+    },
 }
 
 

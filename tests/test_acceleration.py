@@ -194,10 +194,15 @@ def test_attention_is_cudnns_where_that_is_the_fastest(spec: ModelSpec, gpu: Gpu
 @every_row
 def test_what_no_compiler_is_there_for_is_not_compiled(spec: ModelSpec) -> None:
     card = Gpu("H200", 150.1, (9, 0))
-    bare = Host(251.0, compiler=False)
-    assert chosen(spec, card, bare).compiled is False
-    with pytest.raises(ConfigurationError, match="package triton"):
-        chosen(spec, card, bare, compile="on")
+    bare = Host(251.0, no_compiler="there is no C compiler")
+    for wanted in ("auto", "on"):
+        recipe, reason = choose(spec, card, Settings(compile=wanted), bare)
+        assert recipe.compiled is False
+        said = reason.endswith("; blocks run uncompiled, slower: there is no C compiler")
+        assert said == (wanted == "on" or not spec.built)
+    assert "uncompiled" not in choose(spec, card, Settings(compile="off"), bare)[1]
+    with pytest.raises(ConfigurationError, match="required, and there is no C compiler"):
+        chosen(spec, card, bare, compile="required")
 
 
 def test_a_machine_that_is_too_small_is_tried_all_the_same_and_says_so() -> None:

@@ -29,12 +29,14 @@ PACKAGE = ROOT / "wan_engine"
 README = ROOT / "README.md"
 
 LAYERS = {
+    "values": -1,
     "errors": 0,
     "settings_gateway": 0,
     "settings": 1,
     "control": 1,
     "startup": 1,
     "memory": 1,
+    "compiler": 2,
     "schema": 1,
     "pricing": 1,
     "hub": 1,

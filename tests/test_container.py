@@ -36,11 +36,19 @@ def locked() -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==(\S+) \\$", text, re.MULTILINE))
 
 
-def test_python_is_the_first_process_and_nobody_is_root() -> None:
+def test_an_init_is_the_first_process_and_nobody_is_root() -> None:
+    assert [json.loads(rest) for rest in rest_of("ENTRYPOINT")] == [["tini", "--"]]
     assert [json.loads(rest) for rest in rest_of("CMD")] == [["python", "handler.py"]]
-    assert rest_of("ENTRYPOINT") == []
     assert rest_of("USER") == ["${RUN_AS}"] and "RUN_AS=wan" in rest_of("ARG")
     assert any(re.search(r"useradd .*\bwan\b", rest) for rest in rest_of("RUN"))
+
+
+def test_the_image_has_what_torch_compiles_with() -> None:
+    [installed] = [rest for rest in rest_of("RUN") if "apt-get install" in rest]
+    assert {"gcc", "g++", "libc6-dev", "tini"} <= set(installed.split())
+    last = (ROOT / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
+    assert installed.split()[-1] in last  # in the stage that runs
+    assert last.index("USER ") < last.index("wan_engine.compiler import problem")
 
 
 def test_no_secret_is_an_argument_or_a_variable_of_the_image() -> None:

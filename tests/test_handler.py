@@ -88,6 +88,34 @@ def test_an_input_that_is_no_object_is_refused(engine: Engine, payload: object) 
     assert run(engine, payload)["error"].startswith('field "input" must be an object, got ')
 
 
+@pytest.mark.parametrize(
+    ("beside", "sentence"),
+    [
+        ({"s3Config": "x"}, 'field "s3Config" must be an object'),
+        ({"s3Config": {"accessId": "a"}}, 'field "s3Config.endpointUrl" is required'),
+        ({"s3config": {}}, 'field "s3Config" must be spelled so'),
+        (
+            {
+                "s3Config": {
+                    "accessId": "a",
+                    "accessSecret": "b",
+                    "bucketName": "c",
+                    "endpointUrl": "http://169.254.169.254",
+                }
+            },
+            'field "s3Config.endpointUrl": the address is not public',
+        ),
+    ],
+)
+def test_a_jobs_own_bucket_is_looked_at_before_it_is_rendered(
+    engine: Engine, good: dict[str, Any], tmp_path: Path, beside: dict[str, Any], sentence: str
+) -> None:
+    handler = Handler(engine, engine.settings, report=False)
+    output = asyncio.run(handler({"id": "job", "input": good, **beside}))
+    assert list(output) == ["error"] and output["error"].startswith(sentence)
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
 def test_a_bug_is_a_reference_and_its_traceback_is_in_the_log(
     engine: Engine, good: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -638,7 +638,7 @@ def test_a_cancelled_job_is_not_expanded(server: Server, picture: Image.Image) -
 )
 def test_a_wrong_url_is_told_at_the_start(url: str) -> None:
     with pytest.raises(ConfigurationError, match="WAN_PROMPT_URL must be"):
-        asking(url)
+        ServerWriter(url, "m")
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,12 @@ def test_three_variables_make_a_bucket(
         ("WAN_PRICES", '{"720p": 0.1}'),
         ("WAN_PRICES", '{"1280*720": -1}'),
         ("WAN_DEVICE", "banana"),
+        ("WAN_MODEL", "wan\ttiny"),
+        ("WAN_SPOOL_DIR", " "),
+        ("WAN_TRUSTED_PROXIES", "nginx"),
+        ("WAN_CORS_ORIGINS", "www.example.com"),
+        ("WAN_CORS_ORIGINS", "https://www.example.com/app"),
+        ("HF_ENDPOINT", "hf-mirror.com"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable(
@@ -209,6 +215,70 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_variable(
 ) -> None:
     monkeypatch.setenv(variable, text)
     assert refusal().startswith(f"{variable} is wrong: ")
+
+
+URLS = (
+    *("WAN_PUBLIC_BASE_URL", "WAN_PUBLIC_URL", "WAN_PROMPT_URL", "WAN_RUNPOD_URL"),
+    "BUCKET_ENDPOINT_URL",
+)
+NO_URLS = ["pub.example.com", "//h", "https://", "https:/h", "ftp://h", "https://a b", "http://["]
+NO_URLS += ["https://h:0", "https://h:99999", "https://<bucket>.example.com", '"https://h"']
+KEYS = ("WAN_PROMPT_API_KEY", "WAN_RUNPOD_KEY", "WAN_RUNPOD_ENDPOINT", "BUCKET_NAME")
+KEYS += ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
+
+
+@pytest.mark.parametrize("text", NO_URLS)
+@pytest.mark.parametrize("variable", URLS)
+def test_a_text_that_is_no_url_is_refused_with_an_example(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    sentence = refusal()
+    assert sentence.startswith(f"{variable} is wrong: it must be an http or https URL such as http")
+
+
+@pytest.mark.parametrize("text", ["https://h/?a=b", "https://h/#a", "https://me:pw@h"])
+@pytest.mark.parametrize("variable", ["WAN_PUBLIC_BASE_URL", "WAN_PUBLIC_URL", "WAN_RUNPOD_URL"])
+def test_a_url_to_which_paths_are_added_ends_with_its_path(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert refusal().startswith(f"{variable} is wrong: it must be without a query")
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {}", "{}\r\n", "\t{} "])
+@pytest.mark.parametrize("variable", [*KEYS, "WAN_MODEL"])
+def test_blanks_around_a_value_are_left_out_with_a_warning(
+    variable: str, around: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, around.format(SECRET))
+    settings = Settings.load()
+    assert SECRET in settings.model_dump().values()
+    assert f"{variable} has blanks or line breaks around it" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{}\n{}", "{}\0", "a {}", "'{}'", '"{}"', "{}\u200b", "\ufeff{}"])
+@pytest.mark.parametrize("variable", KEYS)
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "\0" not in text:  # which no variable can hold, but a caller from Python
+        monkeypatch.setenv(variable, text.format(SECRET, SECRET))
+        assert refusal().startswith(f"{variable} is wrong: it must be ")
+        assert SECRET not in refusal()
+    field = variable.removeprefix("WAN_").lower()
+    with pytest.raises(ValidationError) as caught:
+        Settings(**{field: text.format(SECRET, SECRET)})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_list_may_have_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_CORS_ORIGINS", "https://a.example,\n  http://localhost:3000\n")
+    monkeypatch.setenv("WAN_TRUSTED_PROXIES", "10.0.0.0/8,\n ::1")
+    settings = Settings.load()
+    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
 
 
 def test_a_refusal_is_one_sentence_that_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,5 +78,7 @@ def test_a_release_is_pushed_only_after_the_image_has_rendered() -> None:
     assert smoke[-2:] == ["python", "handler.py"]
     assert smoke[smoke.index("--network") + 1] == "none"
     names = {smoke[at + 1].partition("=")[0] for at, word in enumerate(smoke) if word == "--env"}
-    assert names == {"WAN_MODEL", "WAN_SAFETY"} <= {row.variable for row in described()}
+    known = {row.variable for row in described()}
+    assert names == {"WAN_MODEL", "WAN_SAFETY", "WAN_COMPILE"} <= known
+    assert "WAN_COMPILE=required" in smoke  # as real models run; fails where it cannot compile
     assert ROOT.joinpath("handler.py").is_file() and ROOT.joinpath("test_input.json").is_file()

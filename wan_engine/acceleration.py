@@ -5,12 +5,11 @@ Every choice comes with its reason, and has a leaner one behind it for when memo
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wan_engine import memory
+from wan_engine import compiler, memory
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Settings
@@ -31,6 +30,9 @@ _FLOAT8_SINCE = (8, 9)
 _CUDNN_ATTENTION = ((9, 0), (10, 0), (10, 3))
 """Hopper and the server kind of Blackwell. Elsewhere flash attention is as fast or faster
 (huggingface/transformers#48163)."""
+
+NOT_COMPILED = "blocks run uncompiled, slower"
+"""How a recipe's reason goes on where they should have been compiled."""
 
 _SMALL_GB = 2.0  # a guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and what they compute with
 _CONTEXT_GB = 1.5  # the CUDA context, and what the allocator holds in pieces
@@ -61,11 +63,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Host:
-    """What the machine around the GPU has: memory in 10^9 bytes, and whether what torch compiles
-    with (package triton) is installed."""
+    """What the machine around the GPU has: memory in 10^9 bytes, and why nothing can be compiled
+    here, where that is so."""
 
     memory_gb: float
-    compiler: bool = True
+    no_compiler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,10 @@ def detect(device: str) -> Gpu | None:
     return Gpu(properties.name, properties.total_memory / 1e9, capability, free / 1e9)
 
 
-def detect_host() -> Host:
-    """What this machine, or its container, has."""
-    return Host(memory.host_bytes() / 1e9, compiler=importlib.util.find_spec("triton") is not None)
+def detect_host(settings: Settings | None = None) -> Host:
+    """What this machine, or its container, has; a compiler is tried where the settings want one."""
+    wanted = settings is not None and settings.compile != "off"
+    return Host(memory.host_bytes() / 1e9, compiler.problem("cuda") if wanted else None)
 
 
 # --- what it is used for -------------------------------------------------------------------------
@@ -167,26 +170,34 @@ def choose(
     do.
     """
     if gpu is None:
-        return _on_cpu(settings), "no GPU: float32 on the CPU"
-    host = host or detect_host()
+        return _on_cpu(settings)
+    host = host or detect_host(settings)
     where = f"{gpu.name} ({gpu.sm}) with {gpu.usable_gb:.0f} GB"
     recipes = list(_candidates(spec, gpu, settings, host))
     for recipe in recipes:
         lacking = _lacking(spec, recipe, gpu, host)
         if not lacking:
-            return recipe, f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
+            why = f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
+            return recipe, why + _not_compiled(spec, settings, host, recipe.offload)
     # Nothing fits by our figures: the leanest is tried, as figures err on the safe side.
     return recipes[-1], f"{where} is little for {spec.name}: {lacking}"
 
 
-def _on_cpu(settings: Settings) -> Recipe:
-    return Recipe(
+def _on_cpu(settings: Settings) -> tuple[Recipe, str]:
+    wanted = settings.compile in ("on", "required")
+    missing = compiler.problem("cpu") if wanted else None
+    if missing is not None:
+        _require_nothing(settings, missing)
+    recipe = Recipe(
         "cpu",
         "float32",
         "none" if settings.offload == "auto" else settings.offload,
         float8=settings.precision == "float8",
-        compiled=settings.compile == "on",
+        compiled=wanted and missing is None,
         step_cache=settings.step_cache,
+    )
+    return recipe, "no GPU: float32 on the CPU" + (
+        f"; {NOT_COMPILED}: {missing}" if missing else ""
     )
 
 
@@ -232,12 +243,30 @@ def _precisions(spec: ModelSpec, settings: Settings, able8: bool, offload: Offlo
 
 
 def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> bool:
-    if settings.compile == "on":
-        if not host.compiler:
-            raise ConfigurationError("WAN_COMPILE is on, which needs package triton")
-        return True
-    auto = settings.compile == "auto" and host.compiler and not spec.built
-    return auto and offload == "none"
+    if not _wants_compiled(spec, settings, offload):
+        return False
+    if host.no_compiler is not None:
+        _require_nothing(settings, host.no_compiler)
+    return host.no_compiler is None
+
+
+def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bool:
+    if settings.compile == "auto":
+        return not spec.built and offload == "none"
+    return settings.compile != "off"
+
+
+def _not_compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> str:
+    """The end of a recipe's reason, where it would be compiled if there were a compiler."""
+    if host.no_compiler is None or not _wants_compiled(spec, settings, offload):
+        return ""
+    return f"; {NOT_COMPILED}: {host.no_compiler}"
+
+
+def _require_nothing(settings: Settings, missing: str) -> None:
+    """Raise `ConfigurationError` where the settings take no uncompiled blocks."""
+    if settings.compile == "required":
+        raise ConfigurationError(f"WAN_COMPILE is required, and {missing}.")
 
 
 def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:
@@ -335,7 +364,7 @@ def fits(spec: ModelSpec, gpu: Gpu | None, host: Host | None = None) -> bool:
         return spec.built
     if gpu.capability < _BFLOAT16_SINCE:
         return False
-    host = host or detect_host()
+    host = host or detect_host()  # whether blocks are compiled changes no sum
     recipes = _candidates(spec, gpu, Settings.model_construct(), host)
     useful = (recipe for recipe in recipes if recipe.offload != "layer")
     return any(not _lacking(spec, recipe, gpu, host) for recipe in useful)

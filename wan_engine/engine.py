@@ -20,7 +20,7 @@ from PIL import Image
 from wan_engine import acceleration, compilation, memory, timings, weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
+from wan_engine.errors import CompileFailed, ConfigurationError, ContentPolicy, OutOfMemory
 from wan_engine.families import import_family, load_family
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
@@ -52,7 +52,7 @@ from wan_engine.schema import (
 from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
 from wan_engine.startup import Startup
-from wan_engine.storage import Starts, open_storage
+from wan_engine.storage import Starts, Storage, open_storage
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
@@ -153,7 +153,7 @@ class Engine:
             sizes.add((plan.render_width, plan.render_height))
         with self._device:
             for size in sorted(sizes):
-                self._or_leaner(partial(self._one_step, size))
+                self._or_leaner(partial(self._or_eager, partial(self._one_step, size)))
 
     def _one_step(self, size: tuple[int, int]) -> None:
         def on_step(count: int) -> None:
@@ -168,10 +168,17 @@ class Engine:
         located = self.located
         return load_family(self.spec, located.folder, self.recipe, located.loras)
 
-    def generate(self, request: VideoRequest, control: Control | None = None) -> VideoResult:
-        """One clip, stored. Raises the errors of `wan_engine.errors`; leaves nothing in scratch."""
+    def generate(
+        self,
+        request: VideoRequest,
+        control: Control | None = None,
+        storage: Storage | None = None,
+    ) -> VideoResult:
+        """One clip, stored, in `storage` where the job has one of its own. Raises the errors of
+        `wan_engine.errors`; leaves nothing in scratch."""
         control = control or Control(deadline_seconds=self.settings.job_seconds)
-        if done := self.storage.finished(control.job_id, control):
+        storage = storage or self.storage
+        if done := storage.finished(control.job_id, control):
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _result(url, record)
@@ -184,7 +191,7 @@ class Engine:
                 timings.refuse_if_too_long(self.settings, request, plan, how, control)
                 warnings = self._warnings(request, plan, media, expansion)
                 video = self.render(request, plan, media, folder, control)
-                result = self.publish(request, plan, warnings, video, control)
+                result = self.publish(request, plan, warnings, video, control, storage)
             self._log_summary(request, plan, video, control)
         if how == self._how():  # else it was rendered twice, the first time in vain
             timings.remember(self.settings, plan, how, control.stage_seconds)
@@ -303,7 +310,7 @@ class Engine:
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
-            return self._or_leaner(once)
+            return self._or_leaner(partial(self._or_eager, once))
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
         """What `work` gives; when memory does not suffice, once more with the next leaner recipe.
@@ -326,6 +333,24 @@ class Engine:
         except OutOfMemory:
             raise OutOfMemory(self._too_little_memory()) from None
 
+    def _or_eager(self, work: Callable[[], T]) -> T:
+        """What `work` gives; when its blocks cannot be compiled, once more with them as they are,
+        which is kept. Raises `CompileFailed` where WAN_COMPILE is `required`."""
+        try:
+            return work()
+        except CompileFailed as failed:
+            if self.settings.compile == "required":
+                log.error("compiling failed: %s", failed.why)
+                raise
+            why = failed.why
+            log.warning("compiling failed: %s", why, exc_info=failed.__cause__)
+        # Not in the handler above: what it holds of the failed run keeps that run's memory.
+        self.load().run_eagerly()
+        self.recipe = replace(self.recipe, compiled=False)
+        self.recipe_reason = f"{acceleration.NOT_COMPILED}: {why}"
+        log.warning("recipe %s (%s)", self.recipe, self.recipe_reason)
+        return work()
+
     def _too_little_memory(self) -> str:
         fitting = acceleration.smaller(self.spec, self.gpu)
         return f"The worker has too little GPU memory for {self.spec.name}: {fitting}"
@@ -347,6 +372,7 @@ class Engine:
         warnings: list[str],
         video: EncodedVideo,
         control: Control,
+        storage: Storage,
     ) -> VideoResult:
         """Store the file; its URL and the record by which the job id finds it again."""
         control.progress("publish", 0, 1)
@@ -356,7 +382,7 @@ class Engine:
             "model": self.spec.name,
             "warnings": warnings,
         }
-        url = self.storage.put(video.path, control.job_id, record, control)
+        url = storage.put(video.path, control.job_id, record, control)
         control.enter(None)
         return _result(url, record, control.stage_seconds)
 

@@ -9,6 +9,7 @@ EngineError               something failed that is nobody's input
 |- Cancelled              the caller asked for the job to stop
 |- DeadlineExceeded       the job ran longer than it may
 |- NotFinite              a network gave numbers that are no picture
+|- CompileFailed          blocks that had to be compiled could not be
 |- OutOfMemory            the accelerator's memory does not hold this job, not even with offload
 |- DiskFull               there is no room for the job's files
 |- EncodeFailed           ffmpeg did not finish the clip
@@ -19,7 +20,8 @@ EngineError               something failed that is nobody's input
 
 What is done about them, apart from telling the caller: connections that break and servers that are
 busy are asked again where they are asked (`media/fetch.py`, `storage/patience.py`, `handler.py` for
-results); `OutOfMemory` is tried once more with a leaner recipe (`engine.py`); a clip that cannot be
+results); `OutOfMemory` is tried once more with a leaner recipe, `CompileFailed` with blocks as they
+are, unless WAN_COMPILE is `required` (`engine.py`); a clip that cannot be
 stored waits in the spool (`storage/spool.py`), where a job that killed its worker twice is
 remembered as well; a full disk is looked for before a job and its folder is gone after it
 (`scratch.py`). Anything else is a bug: `handler.py` tells the caller a reference, the log the rest,
@@ -113,6 +115,16 @@ class NotFinite(EngineError):
         self.where = where
 
 
+class CompileFailed(EngineError):
+    """`why` is for the log and the operator."""
+
+    code = "compile_failed"
+
+    def __init__(self, why: str) -> None:
+        super().__init__("The worker could not compile the model")
+        self.why = why
+
+
 class OutOfMemory(EngineError):
     code = "out_of_memory"
     http_status = 507
@@ -152,3 +164,9 @@ class ConfigurationError(EngineError):
 
 class ModelMissing(ConfigurationError):
     code = "model_missing"
+
+
+class Warned(str):
+    """What a check found that will work, but not as promised. Not an error: it is returned."""
+
+    __slots__ = ()

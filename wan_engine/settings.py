@@ -19,11 +19,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_settings import SettingsConfigDict, SettingsError
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings_gateway import MIB, GatewaySettings
+from wan_engine.values import BaseUrl, Key, Url, cleaned, url
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
@@ -43,7 +46,12 @@ class Settings(GatewaySettings):
     """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="WAN_", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix="WAN_",
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # it may be a key
     )
 
     # the model
@@ -112,10 +120,11 @@ class Settings(GatewaySettings):
         "nvidia-cudnn-frontend, sm90), after a test of its numbers: faster, and not the same "
         "picture",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "on", "off", "required"] = Field(
         default="auto",
         description="Compile the transformers' blocks when they are first used. `auto`: where they "
-        "stay on a GPU",
+        "stay on a GPU. Where compiling fails they run as they are, with a warning; `required`: "
+        "the job fails",
     )
     compile_cache_dir: Path | None = Field(
         default=None,
@@ -159,11 +168,11 @@ class Settings(GatewaySettings):
         "`transformers` runs WAN_PROMPT_MODEL here, `template` adds fixed phrases; `auto`: the "
         "first of them that this machine has",
     )
-    prompt_url: str | None = Field(
+    prompt_url: Url | None = Field(
         default=None,
         description="Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`",
     )
-    prompt_api_key: str | None = Field(default=None, description="Its key", repr=False)
+    prompt_api_key: Key | None = Field(default=None, description="Its key", repr=False)
     prompt_model: str = Field(
         default="qwen3-vl-4b",
         description="The model that expands prompts: `qwen3-vl-4b`, a folder or Hub id of the "
@@ -269,35 +278,35 @@ class Settings(GatewaySettings):
     output_dir: Path = Field(
         default=Path("outputs"), description="Where clips go when no bucket is set"
     )
-    bucket_endpoint_url: str | None = Field(
+    bucket_endpoint_url: Url | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ENDPOINT_URL"),
         description="Object storage endpoint, with or without the bucket in it",
     )
-    bucket_access_key_id: str | None = Field(
+    bucket_access_key_id: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"),
         description="Its access key",
     )
-    bucket_secret_access_key: str | None = Field(
+    bucket_secret_access_key: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_SECRET_ACCESS_KEY"),
         description="Its secret key",
         repr=False,
     )
-    bucket_name: str | None = Field(
+    bucket_name: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_NAME"),
         description="Bucket, where the endpoint does not name it",
     )
-    s3_region: str | None = Field(
+    s3_region: Key | None = Field(
         default=None, description="Region, where the endpoint does not tell it"
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="How the bucket is addressed: in the path, or as a virtual host"
     )
     s3_prefix: str = Field(default="", description="First part of every key in the bucket")
-    public_base_url: str | None = Field(
+    public_base_url: BaseUrl | None = Field(
         default=None,
         description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
     )
@@ -339,11 +348,19 @@ class Settings(GatewaySettings):
         default="INFO", description="What is logged"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _clean(cls, value: object, info: ValidationInfo) -> object:
+        name = str(info.field_name)
+        several = isinstance(cls.model_fields[name].default, tuple | dict)  # a line each, perhaps
+        return cleaned(value, env_name(name), lines=several)
+
     @classmethod
     def load(cls) -> Settings:
         """The settings of this process. Raises `ConfigurationError` naming the variable that is
         wrong."""
         try:
+            _check_hub()
             return cls()
         except SettingsError as error:  # names the field in its text only
             name = str(error).partition('"')[2].partition('"')[0]
@@ -364,9 +381,24 @@ class Settings(GatewaySettings):
         return all(keys)
 
 
+def _check_hub() -> None:
+    """HF_ENDPOINT is the Hub's client's own; it fails in the middle of a download. Raises
+    `ConfigurationError`."""
+    try:
+        if endpoint := os.environ.get("HF_ENDPOINT"):
+            url(endpoint)
+    except ValueError as error:
+        raise ConfigurationError(f"HF_ENDPOINT is wrong: {error}.") from None
+
+
 def tell_libraries() -> None:
     """What diffusers reads when it is imported: the shards of a network are read side by side."""
     os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
+
+
+def of_tools(name: str) -> str | None:
+    """A variable that belongs to another program, such as a compiler."""
+    return os.environ.get(name) or None
 
 
 @dataclass(frozen=True)

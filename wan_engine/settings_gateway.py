@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+from wan_engine.values import BaseUrl, HashedKeys, Key, Networks, Origins, Words
 
 MIB = 1024 * 1024
-
-
-HASHED_KEY = re.compile(
-    r"(?!.*:weight=.*:weight=)(?!.*:max=.*:max=)[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}"
-    r"(?::weight=(?!0+(?:\.0+)?(?::|$))[0-9]{1,3}(?:\.[0-9]{1,2})?|:max=[1-9][0-9]{0,5})*"
-)
-"""An entry of `api_keys`: a name, the SHA-256 of a key, and what makes its share another."""
-
-
-def _words(value: object) -> object:
-    """What stands between commas in a variable."""
-    if not isinstance(value, str):
-        return value
-    return tuple(word for part in value.split(",") if (word := part.strip()))
-
-
-def _api_keys(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    entries = _words(value)
-    assert isinstance(entries, tuple)
-    if not all(HASHED_KEY.fullmatch(entry) for entry in entries):
-        raise ValueError(
-            "it must be name:hash, the hash 64 hexadecimal digits, with commas between; after the "
-            "hash may be :weight= and a number up to 999.99, and :max= and an integer up to 999999"
-        )
-    keys = dict(entry.split(":", 1) for entry in entries)
-    if len(keys) != len(entries):
-        raise ValueError("each name may be there once")
-    return keys
 
 
 class GatewaySettings(BaseSettings):
@@ -50,23 +20,22 @@ class GatewaySettings(BaseSettings):
         description="Who renders for the gateway: `local`, this machine's engine; `runpod`, the "
         "endpoint WAN_RUNPOD_ENDPOINT; `auto`: that endpoint when it is set",
     )
-    runpod_endpoint: str | None = Field(
+    runpod_endpoint: Key | None = Field(
         default=None, description="Id of the Runpod endpoint that renders for the gateway"
     )
-    runpod_key: str | None = Field(default=None, description="Its API key", repr=False)
-    runpod_url: str = Field(
+    runpod_key: Key | None = Field(default=None, description="Its API key", repr=False)
+    runpod_url: BaseUrl = Field(
         default="https://api.runpod.ai/v2",
-        pattern="^https?://[^/]",
         description="Where that endpoint's API is",
     )
-    api_keys: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(
+    api_keys: HashedKeys = Field(
         default={},
         description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "
         "key NAME` prints them. `:weight=2` behind one gives it two turns for one of another's, "
         "`:max=50` lets 50 of its jobs wait at most. Without, it listens on this machine only",
         repr=False,
     )
-    endpoints: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    endpoints: Words = Field(
         default=("wan-2-6-i2v",),
         description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
         "between",
@@ -109,18 +78,17 @@ class GatewaySettings(BaseSettings):
         description="Requests a second of one key, ten seconds' worth at once; beyond it, callers "
         "get 429; 0 is no limit",
     )
-    public_url: str | None = Field(
+    public_url: BaseUrl | None = Field(
         default=None,
-        pattern=r"^https?://[^\s?#]+$",
         description="Where callers reach the gateway, such as `https://video.example.com`; for "
         "the links in answers. Not set, as each request names it",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    trusted_proxies: Networks = Field(
         default=(),
         description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
         "`X-Forwarded-Proto` are believed, with commas between",
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+    cors_origins: Origins = Field(
         default=(),
         description="Origins of web pages that may call the gateway, with commas between; `*` is "
         "all of them",

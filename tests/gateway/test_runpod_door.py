@@ -422,3 +422,59 @@ def test_a_full_queue_is_429_with_when_to_come_again(serve: Serve) -> None:
             assert int(answer.headers["retry-after"]) >= 1
 
     asyncio.run(line())
+
+
+# --- what this gateway does not do is not done in silence ----------------------------------------
+
+
+S3_CONFIG = {
+    "accessId": "AKIDOFTHECALLER",
+    "accessSecret": "the/callers/secret",
+    "bucketName": "clips",
+    "endpointUrl": "https://s3.example.com",
+}
+
+
+@pytest.mark.parametrize("operation", ["/run", "/runsync"])
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"s3Config": S3_CONFIG}, 'field "s3Config" is not supported here'),
+        ({"s3Config": "x"}, 'field "s3Config" must be an object'),
+        ({"s3Config": {**S3_CONFIG, "accessId": 5}}, 'field "s3Config.accessId" must be a string'),
+        ({"s3_config": S3_CONFIG}, 'field "s3Config" must be spelled so'),
+        ({"input": wish(s3Config=S3_CONFIG)}, 'field "s3Config" must be beside "input"'),
+        ({"webhookV2": "https://example.com/hook"}, 'field "webhookV2" is not supported: use'),
+    ],
+)
+def test_what_is_not_done_is_refused(
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+    operation: str,
+    more: dict[str, Any],
+    sentence: str,
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            status, body = await post(served, operation, {"input": wish(), **more})
+            assert (status, body["status"]) == (400, "FAILED")
+            assert body["error"].startswith(sentence)
+            told = json.dumps(body) + caplog.text
+            assert "AKIDOFTHECALLER" not in told and "callers/secret" not in told
+            assert (await served.jobs.counts())[0] == {}
+
+    asyncio.run(line())
+
+
+def test_what_is_empty_or_unknown_is_no_reason_to_refuse(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            more = {"s3Config": {}, "webhookV2": None, "priority": 7}
+            status, body = await post(served, "/runsync", {"input": wish(), **more})
+            assert (status, body["status"]) == (200, "COMPLETED")
+
+    caplog.set_level("INFO")
+    asyncio.run(line())
+    assert 'ignored beside "input": priority' in caplog.text

@@ -170,6 +170,116 @@ def test_every_kind_of_mp3(
     assert pitch(decoded(track)) == pytest.approx(440, abs=1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-rf64", "always"),
+        ("-rf64", "always", "-c:a", "pcm_s24le"),
+        ("-c:a", "pcm_s24le", "-ac", "6"),  # WAVE_FORMAT_EXTENSIBLE
+        ("-c:a", "mp3", "-b:a", "128k"),
+        ("-c:a", "adpcm_ima_wav"),
+        ("-c:a", "pcm_mulaw"),
+        ("-write_bext", "1", "-metadata", "description=a recorder"),
+        ("-fflags", "+bitexact", "-flags", "+bitexact"),
+    ],
+    ids=" ".join,
+)
+def test_what_recorders_put_into_a_wav(
+    sound: Callable[..., bytes], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    data = sound("a.wav", *options)
+    assert (data[:4] == b"RF64") is ("-rf64" in options)
+    track = open_audio(data, tmp_path, LIMITS, Control())
+    assert track.seconds == pytest.approx(2, abs=0.1)
+    assert pitch(decoded(track)) == pytest.approx(440, abs=1)
+
+
+def test_bw64(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    data = b"BW64" + sound("a.wav", "-rf64", "always")[4:] + b"LIST\x04\0\0\0INFO"
+    track = open_audio(data, tmp_path, LIMITS, Control())
+    assert track.seconds == 2
+    assert pitch(decoded(track)) == pytest.approx(440, abs=1)
+
+
+def test_big_endian_wav_is_refused_and_not_taken_for_noise(tmp_path: Path) -> None:
+    assert refusal(b"RIFX" + one_second()[4:], tmp_path) == NOT_AUDIO
+
+
+@pytest.mark.parametrize("cut", [12, 20, 40, 60, 79, 80, 81])
+def test_a_large_wav_that_ends_in_its_header(
+    sound: Callable[..., bytes], tmp_path: Path, cut: int
+) -> None:
+    sound_or_refusal(sound("a.wav", "-rf64", "always")[:cut], tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 2**32 - 1], ids=["0", "4 G"])
+@pytest.mark.parametrize("start", [b"RIFF", b"RF64"])
+def test_a_wav_that_was_streamed_does_not_know_its_sizes(
+    sound: Callable[..., bytes], tmp_path: Path, start: bytes, size: int
+) -> None:
+    data = bytearray(sound("a.wav", *(("-rf64", "always") if start == b"RF64" else ())))
+    struct.pack_into("<I", data, 4, size)
+    struct.pack_into("<I", data, data.index(b"data") + 4, size)
+    if start == b"RF64":
+        data[20:44] = bytes(24)
+    track = open_audio(bytes(data), tmp_path, LIMITS, Control())
+    assert track.seconds == pytest.approx(2, abs=0.01)
+
+
+def id3_with_padding(padding_bytes: int) -> bytes:
+    size = bytes(padding_bytes >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\4\0\0" + size + bytes(padding_bytes)
+
+
+def ape(body: bytes) -> bytes:
+    return b"APETAGEX" + struct.pack("<IIII", 2000, len(body) + 32, 0, 0xA0000000) + bytes(8) + body
+
+
+IN_FRONT = {
+    "zeros": bytes(417),
+    "many zeros": bytes(300_000),
+    "one byte": b"x",
+    "half a sync": b"\xff",
+    "syncs": b"\xff\xfb" * 500,
+    "headers": b"\xff\xfb\x90\0" * 500,
+    "noise": bytes(range(256)) * 40,
+    "a tag with padding": id3_with_padding(200_000),
+    "two tags": id3_with_padding(100) * 2,
+    "a tag and zeros": id3_with_padding(100) + bytes(100_000),
+    "zeros and a tag": bytes(1000) + id3_with_padding(1000),
+    "a tag that says too little": b"ID3\4\0\0\0\0\0\0" + bytes(70_000),
+    "a tag that says too much": b"ID3\4\0\0\x7f\x7f\x7f\x7f" + bytes(100),
+    "an APE tag": ape(bytes(5000)),
+    "line breaks": b"\r\n" * 10,
+}
+
+
+@pytest.mark.parametrize("name", IN_FRONT)
+def test_an_mp3_behind_something(sound: Callable[..., bytes], tmp_path: Path, name: str) -> None:
+    plain = sound("a.mp3", "-id3v2_version", "0")
+    for options in ((), ("-ac", "1", "-ar", "8000"), ("-q:a", "6", "-write_xing", "0")):
+        data = sound("a.mp3", "-id3v2_version", "0", *options)
+        assert data != plain or not options
+        track = open_audio(IN_FRONT[name] + data, tmp_path, LIMITS, Control())
+        assert track.seconds == pytest.approx(2, abs=0.17)
+        assert pitch(decoded(track)) == pytest.approx(440, abs=1)
+
+
+def test_an_mp3_without_its_first_half_frame(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    """As a recorder of a stream begins."""
+    data = sound("a.mp3", "-id3v2_version", "0", "-write_xing", "0")
+    track = open_audio(data[1000:], tmp_path, LIMITS, Control())
+    assert track.seconds == pytest.approx(2, abs=0.2)
+
+
+def test_the_search_for_a_frame_ends(tmp_path: Path) -> None:
+    began = time.process_time()
+    for piece in (b"\xff\xfb", b"\xff\xfb\x90\0", b"\xff\xfb\x14\0" + b"x" * 4, b"ID3" + bytes(7)):
+        with pytest.raises(InvalidMedia):
+            open_audio(b"\0" + piece * (15 * 2**20 // len(piece)), tmp_path, LIMITS, Control())
+    assert time.process_time() - began < 15
+
+
 def test_the_sounds_of_the_data_folder(data: Path, tmp_path: Path) -> None:
     for name, seconds in (("chime_4s.mp3", 4), ("chime_1s.wav", 1)):
         track = open_audio((data / name).read_bytes(), tmp_path, LIMITS, Control())

@@ -8,11 +8,13 @@ import gc
 import gzip
 import importlib
 import os
+import random
 import socket
 import ssl
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -502,6 +504,60 @@ def test_deadline(names: Names) -> None:
 def test_cancel(names: Names) -> None:
     expected = dict.fromkeys(KINDS, "The job was cancelled on time")
     assert ends(names, LOCAL, cancel_after=0.2) == expected
+
+
+CUTS = 240
+
+
+def test_a_cut_at_any_moment_is_told_as_what_it_was(
+    names: Names, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries fail in their own ways when a connection ends below them: while it connects, in the
+    handshake, while they send, in headers and in bodies."""
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(certificate))
+    names["media.test"] = ["127.0.0.1"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    dice = random.Random(7)
+
+    def run(place: tuple[int, str]) -> str:
+        number, url = place
+        control = Control()
+        seconds = dice.uniform(0, 0.25)
+        late = number % 3 == 1
+        limits = FetchLimits(MIB, seconds if late else 20, allow_private=True)
+        timer = threading.Timer(60 if late else seconds, control.cancel)
+        timer.start()
+        try:
+            if number % 2:
+                return f"answered {fetching.post(url, b'x' * 3 * MIB, limits, control)}"
+            fetch(url, limits, control)
+        except InvalidMedia as error:
+            return "late" if late and "took longer than" in error.why else error.why
+        except Cancelled:
+            return "late" if late else "cancelled"
+        except Exception as error:  # noqa: BLE001 - what this test looks for
+            return repr(error)
+        finally:
+            timer.cancel()
+            timer.join()
+        return "it ended well"
+
+    with ExitStack() as stack:
+        kinds = ("connect", "handshake", "silence", "headers", "endless body", "redirects")
+        urls = [stack.enter_context(stuck(kind, names)) for kind in kinds]
+        urls.append(urls[0].replace("https", "http"))
+        secure = stack.enter_context(serving(context=context))
+        secure.routes["/"] = drip(secure, http(Content_Length="1000000"), b"x")
+        urls.append(f"https://media.test:{secure.port}/")
+        places = [(number, urls[number % len(urls)]) for number in range(CUTS)]
+        with ThreadPoolExecutor(12) as pool:
+            ends = Counter(pool.map(run, places))
+    # A post is over with the status, whatever follows it.
+    assert (
+        {"late", "cancelled"} <= set(ends) <= {"late", "cancelled", "answered 200", "answered 302"}
+    )
+    assert ends.total() == CUTS
 
 
 def test_silent_address_leaves_time_for_the_next(server: Server, names: Names) -> None:

@@ -7,6 +7,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 
+from tests.media.odd_pictures import display_p3, encoded, png_chunk, with_chunks
 from wan_engine.errors import InvalidMedia
 from wan_engine.media.images import ImageLimits, fit, open_image
 
@@ -42,17 +44,6 @@ Pixel = tuple[int, int, int]
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(kind + body))
-    return struct.pack(">I", len(body)) + kind + body + check
 
 
 def png(size: tuple[int, int], depth: int, colour: int, row: bytes, extra: bytes = b"") -> bytes:
@@ -98,22 +89,6 @@ def exif(*entries: bytes, tail: bytes = b"") -> bytes:
     """An EXIF block, little endian. `tail` lies at offset 14 + 12 * len(entries)."""
     count = struct.pack("<H", len(entries))
     return b"Exif\0\0II*\0\x08\0\0\0" + count + b"".join(entries) + bytes(4) + tail
-
-
-def display_p3() -> bytes:
-    """Pillow's sRGB profile with the primaries of Display P3 (D50, as ICC wants them)."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    primaries = {
-        b"rXYZ": (0.51512, 0.24120, -0.00105),
-        b"gXYZ": (0.29198, 0.69225, 0.04189),
-        b"bXYZ": (0.15710, 0.06657, 0.78407),
-    }
-    for index in range(struct.unpack_from(">I", profile, 128)[0]):
-        name, offset, _ = struct.unpack_from(">4sII", profile, 132 + 12 * index)
-        if name in primaries:
-            values = (round(value * 65536) for value in primaries[name])
-            struct.pack_into(">3i", profile, offset + 8, *values)
-    return bytes(profile)
 
 
 def plain(
@@ -341,6 +316,97 @@ def test_a_broken_tag_beside_the_orientation_does_no_harm(entry: bytes) -> None:
 def test_a_tag_that_cannot_be_written_back_does_no_harm(entry: bytes) -> None:
     block = exif(ORIENTATION_SIX, entry, tail=struct.pack("<ii", -1, 3))
     assert opened(encoded(corners(), "JPEG", exif=block)).size == (240, 320)
+
+
+def xmp(text: str, coding: str = "utf-8") -> bytes:
+    """An XMP packet with `text` in its description."""
+    start, end = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>', '<?xpacket end="w"?>'
+    names = 'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:t="http://ns.adobe.com/tiff/1.0/"'
+    return f"{start}<x:xmpmeta><rdf:RDF><rdf:Description {names} {text}{end}".encode(coding)
+
+
+ON_ITS_SIDE = xmp('tiff:Orientation="6"/>')
+
+
+def with_xmp(
+    kind: str, packet: bytes, image: Image.Image | None = None, **options: object
+) -> bytes:
+    image = image or corners()
+    if kind != "PNG":
+        return encoded(image, kind, xmp=packet, **options)
+    text = b"XML:com.adobe.xmp\0\0\0\0\0" + packet
+    return with_chunks(encoded(image, kind, **options), (b"iTXt", text))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_in_xmp_comes_out_upright(kind: str, orientation: int) -> None:
+    """Browsers do not look there; whoever wrote it there meant it."""
+    method = _UNDO[orientation]
+    stored = corners() if method is None else corners().transpose(method)
+    image = opened(with_xmp(kind, xmp(f'tiff:Orientation="{orientation}"/>'), stored))
+    assert image.size == (320, 240)
+    assert quarters(image) == quarters(corners())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "packet",
+    [
+        ON_ITS_SIDE,
+        xmp("tiff:Orientation='6'/>"),
+        xmp('tiff:Orientation = "6"/>'),
+        xmp("><tiff:Orientation>6</tiff:Orientation>"),
+        xmp("><tiff:Orientation>\n  6\n</tiff:Orientation>"),
+        xmp('t:Orientation="6"/>'),
+        xmp('tiff:Orientation="6"/>', "utf-16"),
+        xmp('tiff:Orientation="6"/>', "utf-32"),
+    ],
+    ids=[
+        *("attribute", "single quotes", "spaces", "element", "line breaks", "another prefix"),
+        *("UTF-16", "UTF-32"),
+    ],
+)
+def test_every_spelling_of_an_orientation_in_xmp(kind: str, packet: bytes) -> None:
+    assert opened(with_xmp(kind, packet)).size == (240, 320)
+
+
+def test_an_orientation_in_compressed_xmp() -> None:
+    text = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(ON_ITS_SIDE)
+    data = with_chunks(encoded(corners(), "PNG"), (b"iTXt", text))
+    assert opened(data).size == (240, 320)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_goes_before_xmp(kind: str) -> None:
+    tags = Image.Exif()
+    tags[0x112] = 1
+    assert opened(with_xmp(kind, ON_ITS_SIDE, exif=tags)).size == (320, 240)
+    tags[0x112] = 9  # says nothing
+    assert opened(with_xmp(kind, ON_ITS_SIDE, exif=tags)).size == (240, 320)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        *(b"", b"\xff" * 3000, xmp('tiff:Orientation="0"/>'), xmp('tiff:Orientation="66"/>')),
+        *(xmp("tiff:Orientation="), xmp('nottiff:Orientation="6"/>'), b"tiff:Orientation"),
+        b"<!DOCTYPE x [<!ENTITY a '6'>]>" + xmp('tiff:Orientation="&a;"/>'),
+    ],
+    ids=["empty", "bytes", "zero", "66", "cut", "other name", "name alone", "entity"],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_xmp_without_a_usable_orientation_leaves_the_picture(kind: str, packet: bytes) -> None:
+    assert opened(with_xmp(kind, packet)).size == (320, 240)
+
+
+def test_no_xmp_takes_long() -> None:
+    for start in (b'xmlns:t="http://ns.adobe.com/tiff/1.0/"', b"xmlns:", b"tiff:Orientation ="):
+        packet = start * (60_000 // len(start))
+        began = time.process_time()
+        opened(with_xmp("JPEG", packet))
+        opened(with_xmp("PNG", packet * 100))
+        assert time.process_time() - began < 2
 
 
 @fuzz
@@ -577,6 +643,36 @@ def test_a_cut_file_is_refused(kind: str) -> None:
     data = encoded(Image.fromarray(noise), kind)
     for tenth in range(10):
         assert refusal(data[: len(data) * tenth // 10]) in (OTHER_FORMAT, DAMAGED)
+
+
+def waves(width: int = 301) -> Image.Image:
+    rows, columns = np.mgrid[:241, :width]
+    waves = [127 + 120 * np.sin(columns / 17 + rows / 31), 127 + 120 * np.cos(rows / 9)]
+    return Image.fromarray(np.stack([*waves, waves[0]], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {}, {"quality": 95}], ids=str)
+def test_a_webp_whose_size_or_end_is_not_there_is_taken(options: dict[str, object]) -> None:
+    data = encoded(waves(), "WEBP", **options)
+    noted = encoded(waves(), "WEBP", exif=b"Exif\0\0II*\0" + bytes(301), **options)
+    whole = np.asarray(opened(data))
+    unpadded = data[:-1] if data[16] % 2 else data
+    larger = data[:4] + struct.pack("<I", len(data) + 92) + data[8:]
+    for file in (unpadded, larger, larger + b"ANIM\x40\0\0\0junk", noted[:-1], noted[:-200]):
+        assert np.array_equal(opened(file), whole)
+    for lost in (2, 3, 10, len(data) // 2):
+        assert refusal(data[:-lost]) == DAMAGED
+        cut = data[:-lost]
+        assert refusal(cut[:4] + struct.pack("<I", len(cut) - 8) + cut[8:]) == DAMAGED
+
+
+@pytest.mark.parametrize("width", [301, 302, 303])
+def test_a_bmp_needs_its_pixels_and_not_its_last_padding(width: int) -> None:
+    data = encoded(waves(width), "BMP")
+    padding = -3 * width % 4
+    for lost in range(padding + 1):
+        assert np.array_equal(opened(data[: len(data) - lost]), np.asarray(waves(width)))
+    assert refusal(data[: -padding - 1]) == DAMAGED
 
 
 @pytest.mark.parametrize("kind", FORMATS)

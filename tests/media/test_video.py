@@ -224,6 +224,42 @@ def test_the_index_comes_before_the_frames(tmp_path: Path) -> None:
     assert names.index("moov") < names.index("mdat")
 
 
+def key_frames(path: Path) -> list[int]:
+    """Numbers of the frames from which a player can begin (stss, ISO 14496-12 8.6.2)."""
+    data = path.read_bytes()
+    at = data.index(b"stss")
+    (count,) = struct.unpack_from(">I", data, at + 8)
+    return [number - 1 for number in struct.unpack_from(f">{count}I", data, at + 12)]
+
+
+@pytest.mark.parametrize(("fps", "frames"), [(16, 80), (24, 120), (30, 150), (30, 450)])
+def test_a_player_finds_a_key_frame_in_every_second(tmp_path: Path, fps: int, frames: int) -> None:
+    for preset in ("superfast", "medium"):
+        options = EncodeOptions(preset=preset)
+        path = clip(tmp_path, plan(frames, fps=fps), options=options)
+        keys = key_frames(path)
+        assert keys[0] == 0
+        assert np.diff([*keys, frames]).max() <= fps
+        # IDR pictures: none of the frames behind it needs one before it.
+        headers = ffmpeg(
+            "-i", str(path), "-c", "copy", "-bsf:v", "trace_headers", "-f", "null", "-"
+        )
+        kinds = re.findall(r"nal_unit_type +[01]+ = (\d+)", headers.stderr.decode())
+        assert kinds.count("5") == len(keys)
+
+
+def test_a_cut_between_shots_has_a_key_frame_too(tmp_path: Path) -> None:
+    cuts = [0, 27, 53]
+
+    def shot(index: int) -> np.ndarray:
+        noise = np.random.default_rng(sum(index >= cut for cut in cuts))
+        return noise.integers(0, 256, (36, 64, 3), np.uint8)
+
+    options = EncodeOptions(preset="medium")
+    keys = key_frames(clip(tmp_path, plan(80), shot, options=options))
+    assert set(cuts) <= set(keys) and np.diff([*keys, 80]).max() <= 16
+
+
 def test_the_comment_is_in_the_file(tmp_path: Path) -> None:
     options = EncodeOptions(preset="superfast", comment="AI-generated; seed 7; café")
     assert "comment         : AI-generated; seed 7; café" in probe(

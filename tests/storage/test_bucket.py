@@ -49,6 +49,8 @@ DOTTED, AT_DOTTED = (f"https://{AWS}", "us-west-2", "path"), f"https://{AWS}/a.b
         ("https://ref.supabase.co/storage/v1/s3", "bkt",
          ("https://ref.supabase.co/storage/v1/s3", "us-east-1", "path"),
          "https://ref.supabase.co/storage/v1/s3/bkt/k"),
+        ("https://s3api-eu-ro-1.runpod.io/", "vol1",
+         ("https://s3api-eu-ro-1.runpod.io", "EU-RO-1", "path"), None),
         # the bucket is the first host label, named again or not
         (f"https://bkt.{AWS}", None, IN_AWS, AT_AWS),
         (f"https://bkt.{AWS}", "bkt", IN_AWS, AT_AWS),
@@ -82,6 +84,19 @@ def test_endpoints(
     if signed:
         storage = S3Storage(settings(bucket_endpoint_url=url, bucket_name=name))
         assert storage._url("k").split("?")[0] == signed
+
+
+@pytest.mark.parametrize(
+    "url", ["https://s3api-eu-ro-1.runpod.io", "https://s3api-us-ks-2.runpod.io/"]
+)
+def test_a_network_volume_serves_no_signed_links(url: str) -> None:
+    volume = {"bucket_endpoint_url": url, "bucket_name": "vol1"}
+    with pytest.raises(ConfigurationError) as caught:
+        S3Storage(settings(**volume))
+    assert str(caught.value).startswith("BUCKET_ENDPOINT_URL is a Runpod network volume")
+    assert "WAN_PUBLIC_BASE_URL" in str(caught.value)
+    storage = S3Storage(settings(**volume, public_base_url="https://pub.example.com/clips"))
+    assert storage._url("a b") == "https://pub.example.com/clips/a%20b"
 
 
 def test_region_and_addressing_can_be_said() -> None:

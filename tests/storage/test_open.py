@@ -43,5 +43,6 @@ def test_s3_without_its_variables() -> None:
 
 
 def test_settings_that_boto_refuses() -> None:
+    wrong = settings().model_copy(update={"bucket_endpoint_url": "https://a b/bkt"})
     with pytest.raises(ConfigurationError, match="The bucket's settings are wrong"):
-        S3Storage(settings(bucket_endpoint_url="https://a b/bkt"))
+        S3Storage(wrong)

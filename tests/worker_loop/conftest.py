@@ -32,8 +32,10 @@ class Bucket:
         return {"WAN_STORAGE": "s3", "BUCKET_ENDPOINT_URL": url, **_KEYS}
 
     def clips(self) -> list[str]:
-        answer = self.client.list_objects_v2(Bucket=_BUCKET)
-        return [item["Key"] for item in answer.get("Contents", []) if item["Key"].endswith(".mp4")]
+        return [item["Key"] for item in self.objects(_BUCKET) if item["Key"].endswith(".mp4")]
+
+    def objects(self, name: str) -> list[dict[str, Any]]:
+        return list(self.client.list_objects_v2(Bucket=name).get("Contents", []))
 
 
 @contextmanager

@@ -71,8 +71,8 @@ class ControlPlane:
 
     # --- for tests
 
-    def submit(self, job_id: str, payload: Any) -> None:
-        self._jobs.put({"id": job_id, "input": payload})
+    def submit(self, job_id: str, payload: Any, **beside: Any) -> None:
+        self._jobs.put({"id": job_id, "input": payload, **beside})
 
     def stop(self, job_id: str) -> None:
         self._stops.put(job_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -66,6 +67,10 @@ def puts_of_clips(request: Any) -> bool:
     return request.method == "PUT" and ".mp4" in request.target
 
 
+def is_put(request: Any) -> bool:
+    return bool(request.method == "PUT")
+
+
 STAGES = ["prepare", "denoise", "decode", "encode", "publish"]
 
 
@@ -102,6 +107,38 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     assert found and found[1] in (stage, "safety", *late)
     assert worker.seconds_until_stopped(job_id) < 1
     assert posts.results == [] and worker.scratch() == [] and bucket.clips() == clips
+
+
+def test_a_jobs_own_bucket_gets_its_clip_or_the_job_is_not_rendered(
+    plane: ControlPlane, worker: Worker, bucket: Bucket, good: dict[str, Any], folder: Path
+) -> None:
+    """`s3Config`, as the platform hands it to the worker, beside `input`."""
+    before, waiting = bucket.clips(), list((folder / "spool").glob("*"))
+    bucket.client.create_bucket(Bucket="callers")
+    own = {"accessId": "AKIDOFTHECALLER", "accessSecret": "the/callers+secret"}
+    own |= {"bucketName": "callers", "endpointUrl": bucket.proxy.url}
+    plane.submit("own", good, s3Config=own)
+    url = plane.result("own")["output"]["video_url"]
+    assert url.startswith(f"{bucket.proxy.url}/callers/") and "X-Amz-Signature" in url
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert answer.read(8)[4:] == b"ftyp"
+    plane.submit("own-absent", good, s3Config={**own, "bucketName": "absent"})
+    sentence = plane.result("own-absent")["error"]
+    assert sentence.endswith("the object store refused it (NoSuchBucket)")
+    denied = Fault("answer", times=10**6, when=puts_of_clips, status=403, code="AccessDenied")
+    bucket.proxy.inject(denied)  # after the check, which puts no clip
+    plane.submit("own-lost", good, s3Config=own)
+    sentence = plane.result("own-lost")["error"]
+    assert sentence == "The finished clip could not be stored: the object store refused it"
+    everything = [item["Key"] for item in bucket.objects("callers")]
+    assert len(everything) == 1 and "/own/" in everything[0]
+    assert bucket.clips() == before
+    assert "callers+secret" not in worker.log.read_text()
+    assert "AKIDOFTHECALLER" not in worker.log.read_text()
+    assert not {path.suffix for path in (folder / "spool").glob("*") if path not in waiting} & {
+        ".mp4",
+        ".json",
+    }
 
 
 def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
@@ -159,6 +196,7 @@ def test_a_job_that_kills_its_worker_is_refused_the_third_time(
         ({"WAN_SCRATCH_MIN_GB": "1000000"}, "Make room, or set WAN_SCRATCH_DIR"),
         ({"BUCKET_ENDPOINT_URL": "http://127.0.0.1:1/clips"}, "open the network"),
         ({"BUCKET_ENDPOINT_URL": "{proxy}/absent"}, "create it or correct BUCKET_NAME"),
+        ({}, "the key may not do this; allow it s3:PutObject"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -169,6 +207,9 @@ def test_a_worker_that_could_not_do_a_job_does_not_start(
     if settings == {"WAN_STORAGE": "auto"}:
         values = settings
     values = {name: value.format(proxy=bucket.proxy.url) for name, value in values.items()}
+    if not settings:  # a key that may look at the bucket, and not write
+        denied = Fault("answer", times=10**6, when=is_put, status=403, code="AccessDenied")
+        bucket.proxy.inject(denied)
     with ControlPlane() as plane, started(plane, tmp_path / "worker", **values) as worker:
         assert worker.process.wait(60) == 1
         assert advice in worker.log.read_text()

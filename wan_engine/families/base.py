@@ -29,6 +29,11 @@ class Family(Protocol):
         the parts of a step too; what it raises ends the run."""
         ...
 
+    def run_eagerly(self) -> None:
+        """Compile nothing from now on, and use nothing that was: after `denoise` has raised
+        `CompileFailed`."""
+        ...
+
     def decode(
         self, latents: torch.Tensor, carry: Carry | None = None, *, continued: bool = False
     ) -> Iterator[Frames]:

@@ -24,10 +24,11 @@ from PIL import Image
 from wan_engine import memory
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
-from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.compiler import failed_in_compiled_code
+from wan_engine.errors import CompileFailed, ConfigurationError, EngineError, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
-from wan_engine.families.placement import apply
+from wan_engine.families.placement import apply, run_eagerly
 from wan_engine.families.text import PromptEncoder
 from wan_engine.finite import require_finite
 from wan_engine.media.video import Frames
@@ -77,6 +78,7 @@ class ImageToVideo:
         self.pipeline = pipeline
         self.pipeline.scheduler = make_scheduler(spec)
         self.pipeline.set_progress_bar_config(disable=True)
+        self._compiled = recipe.compiled
         self._offloaded = recipe.offload in ("model", "layer")
         device = torch.device(recipe.device)
         moved = recipe.text_encoder == "moved"
@@ -108,7 +110,7 @@ class ImageToVideo:
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
         """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1.
 
-        Raises `NotFinite` after the step or part that gave other numbers.
+        Raises `NotFinite` after the step or part that gave other numbers, and `CompileFailed`.
         """
         spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
 
@@ -157,6 +159,13 @@ class ImageToVideo:
             )
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(spec) from error
+        except (EngineError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            if not (self._compiled and failed_in_compiled_code(error)):
+                raise
+            why = str(error).strip().partition("\n")[0]
+            raise CompileFailed(f"{type(error).__name__}: {why}") from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -168,6 +177,11 @@ class ImageToVideo:
         if self._latents_handed_on:
             segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
         return latents
+
+    def run_eagerly(self) -> None:
+        """Compile nothing from now on, and use nothing that was."""
+        run_eagerly(self.pipeline)
+        self._compiled = False
 
     def _expert_at(self, timestep: torch.Tensor) -> str:
         """Which transformer works at `timestep`, as the pipeline's loop chooses it."""

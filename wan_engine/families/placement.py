@@ -42,6 +42,14 @@ def apply(pipeline: Any, recipe: Recipe) -> None:
             expert.compile_repeated_blocks(fullgraph=recipe.step_cache is None, dynamic=True)
 
 
+def run_eagerly(pipeline: Any) -> None:
+    """Let blocks that were to be compiled run as they are."""
+    for expert in experts(pipeline):
+        for module in expert.modules():
+            module._compiled_call_impl = None
+    torch.compiler.reset()
+
+
 def set_attention(expert: Any, backend: str, device: torch.device) -> None:
     """One of diffusers' attention backends for every block, or `float8` for self-attention with
     cuDNN's beside it, once that has passed a test of its numbers here."""

@@ -6,6 +6,7 @@ its page is silent, as the SDKs of Python and JavaScript read them.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,10 +17,14 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import WithJsonSchema
 from starlette.responses import JSONResponse
 
+from wan_engine.errors import InvalidRequest
 from wan_engine.gateway import runpod_schema as schema
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.problems import Problem
+from wan_engine.storage import given_bucket, unknown_fields
+
+log = logging.getLogger(__name__)
 
 NAME = "runpod"
 
@@ -215,6 +220,7 @@ class _Routes:
             raise Problem("invalid_request", 'field "input" is required')
         if not isinstance(body["input"], dict):
             raise Problem("invalid_request", 'field "input" must be an object')
+        _refuse_what_is_not_done(body)
         execution_ms, ttl_ms = _policy(body.get("policy"))
         new = NewJob(
             id=_new_id(operation),
@@ -269,6 +275,27 @@ def _wait_seconds(wait: str | None) -> float:
     if not (wait.isascii() and wait.isdigit() and len(wait) < 10):
         raise Problem("invalid_request", f'field "wait" must be an integer from {least} to {most}')
     return min(max(int(wait), least), most) / 1000
+
+
+def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
+    """What Runpod takes beside `input` and this gateway does not do: never in silence.
+
+    An `s3Config` is no matter of a gateway: it would have to keep the keys of a caller's bucket in
+    its database until the job is run.
+    """
+    try:
+        unknown = unknown_fields(body)
+        if given_bucket(body.get("s3Config")) is not None:
+            raise InvalidRequest(
+                'field "s3Config" is not supported here, clips go to the storage of this gateway: '
+                "leave it out, or send the job to the endpoint itself"
+            )
+    except InvalidRequest as error:
+        raise Problem("invalid_request", str(error)) from error
+    if body.get("webhookV2"):
+        raise Problem("invalid_request", 'field "webhookV2" is not supported: use "webhook"')
+    if unknown:
+        log.info('ignored beside "input": %s', ", ".join(unknown))
 
 
 def _policy(policy: object) -> tuple[int | None, int | None]:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
-from wan_engine.media import ffmpeg
+from wan_engine.media import ffmpeg, mp3
 from wan_engine.schema import AudioTrack
 
 log = logging.getLogger(__name__)
 
 SAMPLE_RATE_HZ = 48_000
+_LARGE_WAVES = (b"RF64", b"BW64")  # EBU Tech 3306, ITU-R BS.2088
+_RIFF_HEADER_BYTES = 12
 _DECODE_SECONDS = 30.0
 _ENCODER_PADDING_SECONDS = 0.2  # an MP3 of 30 s decodes to a little more
 
@@ -32,9 +34,9 @@ class AudioLimits:
 def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control) -> AudioTrack:
     """Decode a WAV or MP3 into `folder`. Raises `InvalidMedia` for anything else, or if too
     long."""
-    kind = _kind(data)
+    kind, sound = _sound(data)
     source, decoded = folder / f"audio.{kind}", folder / "audio.pcm.wav"
-    source.write_bytes(data)
+    source.write_bytes(sound)
     longest = limits.max_seconds + _ENCODER_PADDING_SECONDS
     arguments = [
         *("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", kind),
@@ -58,11 +60,28 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
     return AudioTrack(decoded, seconds)
 
 
-def _kind(data: bytes) -> str:
-    """The demuxer for the first bytes: RIFF/WAVE header, ID3 tag or MPEG layer III frame."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        return "wav"
-    layer_three = len(data) > 2 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2
-    if data[:3] == b"ID3" or layer_three:
-        return "mp3"
+def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
+    """The demuxer by content, and the bytes for it: RIFF/WAVE and its kinds for large files, or
+    MPEG layer III without the tags and the padding in front of it."""
+    if data[8:12] == b"WAVE" and data[:4] in (b"RIFF", *_LARGE_WAVES):
+        return "wav", data if data[:4] == b"RIFF" else _as_riff(data)
+    start = mp3.first_frame(data)
+    if start is not None:
+        return "mp3", memoryview(data)[start:]
+    if data[:3] == b"ID3" or mp3.is_frame(data[:4]):
+        return "mp3", data  # which ffmpeg will not decode, and that is said
     raise InvalidMedia("audio", "the file is not WAV or MP3")
+
+
+def _as_riff(data: bytes) -> bytes:
+    """A large WAV as a plain one, which it fits in. Where its recorder never came to write the
+    sizes, all that follows is sound."""
+    at = _RIFF_HEADER_BYTES
+    while at + 8 <= len(data) and data[at : at + 4] != b"data":
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + length + length % 2
+    left = len(data) - at - 8
+    claimed = int.from_bytes(data[28:36], "little") if data[12:16] == b"ds64" else 0
+    size = claimed if 0 < claimed <= left else max(left, 0)
+    head = b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8 : at + 4]
+    return head + size.to_bytes(4, "little") + data[at + 8 :]

@@ -8,10 +8,13 @@ test and the sentences are ours. What the bytes mean is decided elsewhere.
 from __future__ import annotations
 
 import base64
+import errno
 import ipaddress
 import logging
+import os
 import queue
 import random
+import select
 import socket
 import threading
 import time
@@ -38,6 +41,9 @@ _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"User-Agent": "wan-engine", "Accept": "*/*", "Accept-Encoding": "identity"}
 _JSON_HEADERS = {**_HEADERS, "Content-Type": "application/json"}
 _BAD_URL = "the URL is not valid"
+# What the libraries raise where a connection ends while they use it: urllib3 takes a broken pipe
+# for an early answer, and then asks a socket that is None.
+_CONFUSED = (AttributeError, TypeError, LookupError, AssertionError, EOFError)
 # Outside of 2000::/3 lie NAT64, site-local, IPv4-mapped and IPv4-compatible addresses. The networks
 # below look public to the SDK, or do on some Python versions: Teredo and 6to4 (IPv4 addresses in
 # disguise), documentation, the old 6bone, 6to4 relays, and the platform services of Oracle
@@ -208,12 +214,27 @@ class _Line:
                 # A duplicate, as TLS takes over the first descriptor and urllib3 closes it when
                 # it likes; to shut down one is to shut down both.
                 self._handle = connection.dup()
+                # Begun in here, so that a cut always meets a connection and not a bare socket.
+                connection.setblocking(False)
+                begun = connection.connect_ex((ip, port))
+            self._await(connection, begun, timeout)
             connection.settimeout(timeout)
-            connection.connect((ip, port))
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _await(self, connection: socket.socket, begun: int, timeout: float | None) -> None:
+        poll = select.poll()
+        poll.register(connection, select.POLLOUT)
+        if begun == errno.EINPROGRESS:
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutError
+            begun = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if self._cut:  # to the system, a connection that was shut down while it began has begun
+            raise ConnectionAbortedError
+        if begun:
+            raise OSError(begun, os.strerror(begun))
 
     def cut(self) -> None:
         """End the connection at once, in whatever state it is, and allow no other."""
@@ -245,7 +266,7 @@ def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator
 
     try:
         yield
-    except (OSError, ValueError, HTTPException, HTTPError) as error:
+    except (OSError, ValueError, HTTPException, HTTPError, *_CONFUSED) as error:
         line.left()
         if isinstance(error, SSLError):
             why, kind = "the secure connection failed", _Refused

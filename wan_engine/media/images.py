@@ -13,18 +13,23 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from wan_engine.errors import InvalidMedia
+from wan_engine.media import colours, jpeg, png
+from wan_engine.media.colours import Space
 
 log = logging.getLogger(__name__)
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _WEBP_HEADER_BYTES = 30
-_MAX_SCANS = 100  # encoders write ten; each may cost 60 ms at 8000x8000 and needs 95 bytes
-# A marker with a length, or the end: no stuffed zero, restart (d0 to d7) or second start (d8).
-_JPEG_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]")
-_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_RIFF_HEADER_BYTES = 12
+_BMP_V5_HEADER_BYTES = 124
+_TIFF_NAMESPACE = re.compile(
+    rb"""xmlns:(\w{1,40})\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']"""
+)
+_XMP_ORIENTATION = rb"""\b%b:Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*["'<]"""
+_XMP_BYTES = 256 * 1024
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,7 +50,7 @@ class ImageLimits:
 
 
 def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -> Image.Image:
-    """The picture in `data`: EXIF orientation applied, alpha on white, sRGB, mode RGB.
+    """The picture in `data`: EXIF or XMP orientation applied, sRGB, alpha on white, mode RGB.
 
     Raises `InvalidMedia` for other formats, animations, sides outside `limits` and damaged files.
     With `first_frame`, GIF is a format too, and of an animation its first frame is taken.
@@ -55,15 +60,20 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         _check_size(
             _webp_size(data), limits
         )  # Pillow prepares a WEBP canvas before it can be asked
-        image = Image.open(io.BytesIO(data), formats=formats)
+        space = None
+        if data.startswith(png.SIGNATURE):
+            space, data = png.space_of(data), png.picture_alone(data)
+        image: Image.Image = Image.open(io.BytesIO(_mended_webp(data)), formats=formats)
         _check_size(image.size, limits)
         # MPO is a JPEG with further pictures after it, as phones make them; the first one is meant.
         if not first_frame and image.format != "MPO" and getattr(image, "is_animated", False):
             raise InvalidMedia("image", "animated images are not supported")
-        if image.format in ("JPEG", "MPO") and _scans(data) > _MAX_SCANS:
-            raise InvalidMedia("image", "the image is damaged")
+        if image.format in ("JPEG", "MPO"):
+            image = _whole_jpeg(data)
         image.load()
-        return _rgb(_upright(image))
+        if png.has_grey_and_alpha(data):  # Pillow makes colours of 16-bit grey with alpha
+            image = image.convert("LA")
+        return _rgb(_upright(image), space or image.info.get("icc_profile") or _bmp_profile(data))
     except (InvalidMedia, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -87,19 +97,15 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
         raise InvalidMedia("image", f"each side must be {allowed}, got {size[0]}x{size[1]}")
 
 
-def _scans(data: bytes) -> int:
-    """Passes over the picture in a JPEG, up to its end; other pictures or films may follow.
-
-    Finds its way as Pillow does, past fill bytes and whatever lies between the segments.
-    """
-    at, scans = 2, 0
-    while found := _JPEG_MARKER.search(data, at):
-        marker = data[found.end() - 1]
-        if marker == _JPEG_END:
-            break
-        scans += marker == _JPEG_SCAN
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-    return scans
+def _whole_jpeg(data: bytes) -> Image.Image:
+    """Decoded, where all of it is there: its end marker may be missing, but nothing before it."""
+    outline = jpeg.outline(data)
+    if outline.scans > jpeg.MAX_SCANS:
+        raise InvalidMedia("image", "the image is damaged")
+    image = Image.open(io.BytesIO(jpeg.ended(data, outline)), formats=["JPEG"])
+    image.load()
+    jpeg.check_whole(image, data, outline)
+    return image
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -119,11 +125,44 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _mended_webp(data: bytes) -> bytes:
+    """A WEBP with the size of the chunks that are there: its last padding byte, or what follows the
+    picture, may be missing."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return data
+    at, claimed = _RIFF_HEADER_BYTES, int.from_bytes(data[4:8], "little") + 8
+    while at + 8 <= min(len(data), claimed):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if at + 8 + length > len(data):
+            break
+        at += 8 + length + length % 2
+    if claimed <= len(data) or at == _RIFF_HEADER_BYTES:
+        return data
+    return data[:4] + (at - 8).to_bytes(4, "little") + data[8:at].ljust(at - 8, b"\0")
+
+
+def _bmp_profile(data: bytes) -> bytes | None:
+    """The profile in a BMP of version 5, which Pillow does not read."""
+    if data[:2] != b"BM" or int.from_bytes(data[14:18], "little") != _BMP_V5_HEADER_BYTES:
+        return None
+    kind, offset, size = data[70:74], *struct.unpack_from("<2I", data, 126)
+    return data[14 + offset : 14 + offset + size] if kind == b"DEBM" else None
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Not `ImageOps.exif_transpose`: it writes all other tags back and fails where one is odd."""
+    # Pillow looks into XMP too, and takes what is none for an orientation.
+    image.info.pop("XML:com.adobe.xmp", None)
+    packet = image.info.pop("xmp", b"")
+    method = _UPRIGHT.get(_exif_orientation(image) or _xmp_orientation(packet))
+    return image if method is None else image.transpose(method)
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """1 to 8, or 0 where there is none."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 0)
-        method = _UPRIGHT.get(orientation)
+        return orientation if orientation in range(1, 9) else 0
     except (
         OSError,
         SyntaxError,
@@ -134,38 +173,44 @@ def _upright(image: Image.Image) -> Image.Image:
         struct.error,
     ):
         log.debug("EXIF of the image could not be read", exc_info=True)
-        return image
-    return image if method is None else image.transpose(method)
+        return 0
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
+def _xmp_orientation(packet: bytes) -> int:
+    """As `_exif_orientation`. Searched, not parsed: XML of strangers can grow without end."""
+    packet = packet[:_XMP_BYTES].replace(b"\0", b"")  # UTF-16 and UTF-32 become ASCII
+    names = {*_TIFF_NAMESPACE.findall(packet)} or {b"tiff"}
+    for name in names:
+        if found := re.search(_XMP_ORIENTATION % re.escape(name), packet):
+            return int(found[1])
+    return 0
+
+
+def _rgb(image: Image.Image, space: Space | None) -> Image.Image:
+    """Colours first, then transparency on white: so do browsers."""
+    colour, alpha = _apart(image)
+    picture = colours.to_srgb(colour, space)
+    if alpha is None:
+        return picture
+    return Image.composite(picture, Image.new("RGB", picture.size, "white"), alpha)
+
+
+def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The picture as L, RGB or CMYK, and how much of each pixel is there, of 255."""
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         # 16 bits a sample: the high byte. Pillow's own conversion would clip at 255.
-        clear = image.info.get("transparency")
         samples = np.asarray(image)
-        high = (samples.clip(0, 0xFFFF) >> 8).astype(np.uint8)
-        if isinstance(clear, int):
-            high[samples == clear] = 255
-        image = Image.fromarray(high).convert("RGB")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        image = Image.alpha_composite(white, opaque).convert("RGB")
-    elif image.mode not in ("RGB", "CMYK"):
-        image = image.convert("RGB")
-    return _srgb(image, profile)
-
-
-def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours as an sRGB screen shows them: phones save Display P3, print files CMYK."""
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            log.debug("colour profile of the image was not usable", exc_info=True)
-    return image.convert("RGB")
+        high = Image.fromarray((samples.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+        opaque = (samples != clear).astype(np.uint8) * 255
+        return high, Image.fromarray(opaque) if isinstance(clear, int) else None
+    alpha = None
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or clear is not None:
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        if image.mode not in ("L", "1", "LA"):
+            return rgba.convert("RGB"), alpha
+    image.info.pop("transparency", None)
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB"), alpha

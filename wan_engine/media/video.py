@@ -88,6 +88,7 @@ def _arguments(
     arguments += [
         *("-vf", _filters(plan), "-c:v", "libx264", "-profile:v", "high", "-pix_fmt", "yuv420p"),
         *("-preset", options.preset, "-crf", str(options.crf)),
+        *("-g", str(plan.fps), "-x264-params", "open-gop=0"),  # a player seeks from key frames
         *("-t", seconds, "-movflags", "+faststart"),
     ]
     if options.comment:

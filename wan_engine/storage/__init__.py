@@ -11,6 +11,7 @@ import logging
 from wan_engine.settings import Settings, env_name
 from wan_engine.storage.base import Storage, Store
 from wan_engine.storage.bucket import Bucket, find_bucket
+from wan_engine.storage.given import given_bucket, open_given, unknown_fields
 from wan_engine.storage.local import LocalStorage
 from wan_engine.storage.patience import Patience
 from wan_engine.storage.records import Clip, job_name
@@ -29,8 +30,11 @@ __all__ = [
     "Storage",
     "Store",
     "find_bucket",
+    "given_bucket",
     "job_name",
+    "open_given",
     "open_storage",
+    "unknown_fields",
 ]
 
 log = logging.getLogger(__name__)

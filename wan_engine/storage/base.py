@@ -29,7 +29,8 @@ class Storage(Protocol):
         """Store what waits since the store was away. Logs what goes wrong, raises nothing."""
 
     def check(self) -> str:
-        """One line: where clips go. Raises `ConfigurationError` when they could not."""
+        """One line: where clips go, `Warned` where some of it is not allowed. It writes, reads and
+        removes what is small. Raises `ConfigurationError` where clips would be lost."""
 
 
 class Store(Storage, Protocol):

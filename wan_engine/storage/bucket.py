@@ -26,6 +26,8 @@ _BUCKET_HOST = re.compile(
     r"\.(?:amazonaws\.com(?:\.cn)?|backblazeb2\.com|wasabisys\.com)"
     r"|(?P<space>[a-z]{3}\d)\.digitaloceanspaces\.com)"
 )
+# docs.runpod.io, storage/s3-api: the S3 API of a network volume, whose region is the data center.
+_VOLUME_HOST = re.compile(r"s3api-(?P<center>[a-z]{2,3}-[a-z]{2,3}-\d+)\.runpod\.io")
 
 
 def find_bucket(
@@ -54,9 +56,16 @@ def find_bucket(
         # A certificate for *.host does not cover a bucket with a dot in its name.
         addressing = "virtual" if (known or in_host) and "." not in bucket else "path"
     told = known["region"] or known["space"] if known else None
+    if volume := _VOLUME_HOST.fullmatch(host):
+        told = volume["center"].upper()
     default = "auto" if host.endswith(".cloudflarestorage.com") else "us-east-1"
     base = base.replace(f"://{in_host}.", "://", 1) if in_host else base
     return Bucket("/".join([base, *path]), bucket, region or told or default, addressing)
+
+
+def serves_no_signed_links(bucket: Bucket) -> bool:
+    """Runpod's page says of a network volume's S3 API: pre-signed URLs are not supported."""
+    return (urlsplit(bucket.endpoint).hostname or "").endswith(".runpod.io")
 
 
 def _split_endpoint(url: str) -> tuple[str, str, list[str]]:

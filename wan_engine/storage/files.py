@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 HALF = ".part"
 """How the name of a file ends that is still being written."""
+
+CLIP_BYTES = 256 * 1024 * 1024
+"""Room for a clip: 15 s of 1080p at the best quality that can be set are about as much."""
 
 
 @contextmanager
@@ -50,6 +54,22 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def require_writable(folder: Path, room_bytes: int = 0) -> None:
+    """Make `folder` where it is absent, and write, read and remove a file in it. Raises `OSError`,
+    also where there is less room than `room_bytes`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, written = folder / f".{uuid4().hex}.check", os.urandom(4096)
+    try:
+        with whole_file(path) as file:
+            file.write(written)
+        if path.read_bytes() != written:
+            raise OSError(errno.EIO, "what is written is not what is read")
+    finally:
+        path.unlink(missing_ok=True)
+    if shutil.disk_usage(folder).free < room_bytes:
+        raise OSError(errno.ENOSPC, f"less than {room_bytes / 2**20:.0f} MB are free")
 
 
 # --- files that another worker may remove at any moment -------------------------------------------

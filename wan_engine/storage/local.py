@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, StorageFailed
-from wan_engine.storage.files import read, remove, whole_file
+from wan_engine.storage.files import CLIP_BYTES, read, remove, require_writable, whole_file
 from wan_engine.storage.records import (
     NO_RECORD,
     NOT_READ,
@@ -76,13 +75,12 @@ class LocalStorage:
     def check(self) -> str:
         folder = self._folder.resolve()
         try:
-            self._record_path("").parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"x")
+            require_writable(folder, CLIP_BYTES)
+            require_writable(self._record_path("").parent)
         except OSError as error:
             raise ConfigurationError(
                 f"Clips cannot be written to {folder} ({error.strerror}): "
-                "set WAN_OUTPUT_DIR to a folder that this user may write"
+                "set WAN_OUTPUT_DIR to a folder that this user may write and that has room"
             ) from error
         return f"clips go to the folder {folder}"
 

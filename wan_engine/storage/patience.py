@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wan_engine.control import Control
-from wan_engine.errors import Cancelled, DeadlineExceeded
+from wan_engine.errors import Cancelled, DeadlineExceeded, EngineError
+from wan_engine.storage.answers import BucketFailed
 
 Answer = TypeVar("Answer")
 Ask = Callable[[], None]
@@ -58,6 +59,7 @@ _PASSING_CODES = (
     "RequestLimitExceeded",
     "BandwidthLimitExceeded",
 )
+_REDIRECTS = (301, 302, 307, 308)
 _PASSING_STATUS = (408, 429)
 _LASTING_STATUS = (501, 505, 507)  # not implemented, wrong HTTP version, quota used up
 # A connection that ends within an answer leaves a success without what the next request needs.
@@ -87,10 +89,18 @@ class Retries:
         caught_exception: Exception | None,
         **_: object,
     ) -> float | None:
-        # botocore takes what a callback raises for a broken connection, and would send again.
+        # botocore takes what a callback of ours raises for a broken connection, and would send
+        # again.
         cause = getattr(caught_exception, "kwargs", {}).get("error")
-        if isinstance(cause, Cancelled | DeadlineExceeded):
+        if isinstance(cause, EngineError):
             raise cause
+        if response is not None and _leads_nowhere(operation.name, response[1]):
+            raise BucketFailed(
+                "the object store refused it",
+                "the endpoint sends requests elsewhere; correct BUCKET_ENDPOINT_URL, http to https "
+                "perhaps",
+                status=301,
+            )
         if attempts >= self._patience.attempts:
             return None
         passes = (
@@ -123,6 +133,15 @@ def _passes(operation: str, answer: dict[str, Any]) -> bool:
         return status not in _LASTING_STATUS
     code = answer.get("Error", {}).get("Code")
     return status in _PASSING_STATUS or code in _PASSING_CODES
+
+
+def _leads_nowhere(operation: str, answer: dict[str, Any]) -> bool:
+    """A redirect without a region: botocore asks for that by `HeadBucket`, and so would ask what
+    redirects everything for ever."""
+    told = answer.get("ResponseMetadata", {})
+    redirected = told.get("HTTPStatusCode") in _REDIRECTS
+    region = "x-amz-bucket-region" in told.get("HTTPHeaders", {})
+    return operation == "HeadBucket" and redirected and not region
 
 
 class _AskedByThread(threading.local):

@@ -1,27 +1,29 @@
 """Clips in a bucket: S3 and everything that speaks it, with signed or public URLs.
 
-It alone talks to boto, and translates boto's errors.
+What the answers of a store mean is in `answers.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, StorageFailed
+from wan_engine.errors import ConfigurationError, Warned
 from wan_engine.settings import Settings, env_name
-from wan_engine.storage.bucket import Bucket, find_bucket
+from wan_engine.storage.answers import BucketFailed, boto_errors
+from wan_engine.storage.bucket import Bucket, find_bucket, serves_no_signed_links
 from wan_engine.storage.patience import Ask, Patience, Retries, beside
+from wan_engine.storage.pinned import PinnedSession
+from wan_engine.storage.probe import Probe, Unusable, get
 from wan_engine.storage.records import (
     NO_RECORD,
     NOT_READ,
-    NOT_STORED,
     Clip,
     decode_record,
     encode_record,
@@ -36,7 +38,19 @@ _PART_BYTES = 16 * 1024 * 1024
 
 
 class S3Storage:
-    def __init__(self, settings: Settings, *, patience: Patience | None = None) -> None:
+    """The bucket that `settings` name; nothing is contacted. `session` is how it is reached where
+    that is a stranger's bucket: no record is kept there, as what it gives back is not trusted.
+
+    Raises `ConfigurationError` for settings that mean no bucket.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        patience: Patience | None = None,
+        session: PinnedSession | None = None,
+    ) -> None:
         missing = [env_name(key) for key in BUCKET_KEYS if not getattr(settings, key)]
         if missing:
             raise ConfigurationError(
@@ -44,10 +58,19 @@ class S3Storage:
             )
         url, name = settings.bucket_endpoint_url or "", settings.bucket_name
         self._bucket = find_bucket(url, name, settings.s3_region, settings.s3_addressing)
+        if serves_no_signed_links(self._bucket) and not settings.public_base_url:
+            raise ConfigurationError(
+                "BUCKET_ENDPOINT_URL is a Runpod network volume, whose S3 API serves no signed "
+                "links, so callers could not fetch their clips: use another object store, or set "
+                "WAN_PUBLIC_BASE_URL to where the volume's files are public"
+            )
         self._prefix = f"{settings.s3_prefix.strip('/ ')}/".lstrip("/")
         self._public = (settings.public_base_url or "").rstrip("/")
         self._patience = patience or Patience()
         self._client, self._transfer = _open_client(settings, self._bucket, self._patience)
+        self._get, self._records = (get, True) if session is None else (session.get, False)
+        if session is not None:
+            self._client.meta.events.register("before-send.s3", session.send_instead)
         if (settings.bucket_access_key_id or "").startswith("ASIA") and not self._public:
             log.warning(
                 "BUCKET_ACCESS_KEY_ID is a session key: signed links end with its session, long "
@@ -59,8 +82,9 @@ class S3Storage:
         discard = partial(self._discard, self._key(clip))
         self._upload(path, clip, control, discard)
         try:
-            self._write_record(clip, record, control, discard)
-        except _BucketFailed as error:
+            if self._records:
+                self._write_record(clip, record, control, discard)
+        except BucketFailed as error:
             log.warning(NO_RECORD, clip.job, error.advice)
         return self._url(self._key(clip))
 
@@ -68,7 +92,7 @@ class S3Storage:
         self._upload(path, clip, control)
         try:
             self._write_record(clip, record, control)
-        except _BucketFailed as error:
+        except BucketFailed as error:
             log.error("record of job %s not stored: %s", clip.job, error.advice)
             raise
         return self._url(self._key(clip))
@@ -80,10 +104,12 @@ class S3Storage:
                 self._client.head_object(**self._at(found[0]))
             return found
 
+        if not self._records:
+            return None
         try:
-            with _boto_errors():
+            with boto_errors():
                 found = beside(find, control, self._patience.find_seconds)
-        except _BucketFailed as error:
+        except BucketFailed as error:
             if not error.absent:
                 log.warning(NOT_READ, job_name(job_id), error.advice)
             return None
@@ -93,16 +119,24 @@ class S3Storage:
         """Nothing waits: a bucket takes a clip at once or not at all."""
 
     def check(self) -> str:
-        def look(ask: Ask) -> None:
-            self._client.head_bucket(Bucket=self._bucket.name)
-
+        probe = self._probe()
         try:
-            with _boto_errors():
-                beside(look, Control(), self._patience.find_seconds)
-        except _BucketFailed as error:
-            raise ConfigurationError(f"The bucket cannot be used: {error.advice}") from error
+            probe.run(self._get, self._patience, Control())
+        except (BucketFailed, Unusable) as error:
+            why = error.advice if isinstance(error, BucketFailed) else str(error)
+            sentence = "; ".join([f"The bucket cannot be used: {why}", *probe.caveats])
+            raise ConfigurationError(sentence) from error
         links = f"links below {self._public}" if self._public else "links signed for 7 days"
-        return f"clips go to the bucket {self._bucket.name} at {self._bucket.endpoint}, {links}"
+        line = f"clips go to the bucket {self._bucket.name} at {self._bucket.endpoint}, {links}"
+        return Warned("; but ".join([line, *probe.caveats])) if probe.caveats else line
+
+    def require(self, control: Control) -> None:
+        """As `check`, for one job: raises what `Probe.run` does."""
+        self._probe().run(self._get, self._patience, control)
+
+    def _probe(self) -> Probe:
+        public = bool(self._public)
+        return Probe(self._client, self._bucket.name, self._prefix, self._url, public=public)
 
     def _upload(
         self, path: Path, clip: Clip, control: Control, undo: Callable[[], object] | None = None
@@ -122,9 +156,9 @@ class S3Storage:
 
         control.checkpoint()
         try:
-            with _boto_errors():
+            with boto_errors():
                 beside(send, control, self._patience.put_seconds, undo)
-        except _BucketFailed as error:
+        except BucketFailed as error:
             if error.said == "NoSuchUpload" and self._holds(key, control):
                 return
             log.error("clip of job %s not stored: %s", clip.job, error.advice)
@@ -139,9 +173,9 @@ class S3Storage:
             return True
 
         try:
-            with _boto_errors():
+            with boto_errors():
                 return beside(look, control, self._patience.find_seconds)
-        except _BucketFailed:
+        except BucketFailed:
             return False
 
     def _write_record(
@@ -156,7 +190,7 @@ class S3Storage:
         def send(ask: Ask) -> None:
             self._client.put_object(**at, Body=body)
 
-        with _boto_errors():
+        with boto_errors():
             beside(send, control, self._patience.find_seconds, undo)
 
     def _read(self, key: str, ask: Ask) -> bytes:
@@ -178,9 +212,9 @@ class S3Storage:
 
     def _discard(self, key: str) -> None:
         try:
-            with _boto_errors():
+            with boto_errors():
                 self._client.delete_object(**self._at(key))
-        except _BucketFailed as error:
+        except BucketFailed as error:
             log.warning("a clip that nobody wants may be left at %s: %s", key, error.advice)
 
     def _at(self, key: str) -> dict[str, str]:
@@ -226,7 +260,7 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
             config=config,
         )
     except (BotoCoreError, ValueError) as error:
-        raise ConfigurationError(f"The bucket's settings are wrong: {error}") from error
+        raise ConfigurationError(f"The bucket's settings are wrong: {error}") from None
     client.meta.events.register_first("needs-retry.s3", Retries(patience))
     # So the callback runs, and raises, on the thread that uploads, which `Retries` asks for.
     transfer = TransferConfig(
@@ -236,55 +270,3 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
         preferred_transfer_client="classic",
     )
     return client, transfer
-
-
-class _BucketFailed(StorageFailed):
-    """`advice` is for the operator, `said` the store's own error code, where it gave one."""
-
-    def __init__(self, why: str, advice: str, said: str = "") -> None:
-        super().__init__(f"{NOT_STORED}: {why}" if why else NOT_STORED)
-        self.advice = advice
-        self.said = said
-
-    @property
-    def absent(self) -> bool:
-        return self.said in ("NoSuchKey", "404")
-
-
-_ADVICE = {
-    "AccessDenied 403 Forbidden": "the key may not do this; allow it s3:PutObject, s3:GetObject, "
-    "s3:DeleteObject and s3:ListBucket on the bucket",
-    "NoSuchBucket 404 NotFound": "there is no such bucket; create it or correct BUCKET_NAME",
-    "InvalidAccessKeyId SignatureDoesNotMatch Unauthorized 401": "the key is not accepted; correct "
-    "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY",
-    "PermanentRedirect AuthorizationHeaderMalformed 301 400": "the bucket is in another region; "
-    "set WAN_S3_REGION",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
-}
-
-
-@contextmanager
-def _boto_errors() -> Iterator[None]:
-    """The one place where boto's errors, and those of reading the clip, are translated."""
-    import botocore.exceptions as boto  # type: ignore[import-untyped]
-
-    broke = "the connection to the object store broke"
-    try:
-        yield
-    except boto.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        advice = next((text for codes, text in _ADVICE.items() if code in codes.split()), "")
-        why = "the object store " + ("is not available" if status >= 500 else "refused it")
-        raise _BucketFailed(why, f"{advice or 'the store failed'} ({error})", code) from error
-    except boto.ConnectionError as error:
-        advice = "the endpoint is not reachable; correct BUCKET_ENDPOINT_URL or open the network"
-        raise _BucketFailed("the object store is not reachable", f"{advice} ({error})") from error
-    except boto.HTTPClientError as error:
-        raise _BucketFailed(broke, str(error)) from error
-    except KeyError as error:  # s3transfer on an answer that ended before what it names
-        raise _BucketFailed(broke, f"the store's answer has no {error}") from error
-    except TimeoutError as error:
-        raise _BucketFailed("the object store did not answer in time", str(error)) from error
-    except (boto.BotoCoreError, OSError) as error:
-        raise _BucketFailed("", str(error)) from error

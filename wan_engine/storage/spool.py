@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, DeadlineExceeded, JobRefused, StorageFailed
 from wan_engine.storage.base import Store
 from wan_engine.storage.files import (
+    CLIP_BYTES,
     HALF,
     age_seconds,
     entries,
     is_file,
     read,
     remove,
+    require_writable,
     whole_file,
 )
 from wan_engine.storage.records import Clip, job_name
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _KEPT = "it is kept and will be uploaded later"
 _MODE, _FOLDER_MODE = 0o600, 0o700  # a clip is its caller's business alone
+_STARTS = "starts"
 _STAMP = "%Y%m%d-%H%M%S"
 _NAME = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{8}-\d{6})\.([0-9a-f]{32})")
 _LEFTOVER_SECONDS = 3600  # nobody writes one file for so long
@@ -115,15 +117,17 @@ class SpooledStorage:
         folder = self._folder.resolve()
         try:
             folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"x")
+            require_writable(folder, CLIP_BYTES)
+            (folder / _STARTS).mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            require_writable(folder / _STARTS)
         except OSError as error:
             raise ConfigurationError(
                 f"Clips cannot be kept in {folder} ({error.strerror}): "
-                "set WAN_SPOOL_DIR to a folder that this user may write"
+                "set WAN_SPOOL_DIR to a folder that this user may write and that has room"
             ) from error
         count = len(self._waiting())
-        return f"{self._store.check()}; what it does not take waits in {folder}, now {count} clips"
+        found = self._store.check()  # a warning stays one
+        return type(found)(f"{found}; what it does not take waits in {folder}, now {count} clips")
 
     def _flush_one(self, kept: _Kept) -> bool:
         try:
@@ -209,7 +213,7 @@ class Starts:
     """
 
     def __init__(self, folder: Path, limit: int = 2, keep_days: float = 7) -> None:
-        self._folder = folder.expanduser() / "starts"
+        self._folder = folder.expanduser() / _STARTS
         self._limit = limit
         self._keep_seconds = keep_days * _DAY_SECONDS
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
 import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,6 +29,8 @@ from tests.gateway.playground.conftest import (
     generate,
     pick,
 )
+from wan_engine.control import Control
+from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.pricing import cost
 from wan_engine.schema import Duration, Size
 
@@ -177,7 +181,12 @@ def test_a_picture_larger_than_a_request_is_made_smaller(
 
 @pytest.mark.parametrize(
     ("name", "before", "after"),
-    [("long.png", (8400, 1200), (3840, 549)), ("animation.gif", (400, 300), (400, 300))],
+    [
+        ("long.png", (8400, 1200), (3840, 549)),
+        ("longer.png", (9000, 300), (7200, 240)),
+        ("a strip.png", (256, 8400), (240, 7875)),
+        ("animation.gif", (400, 300), (400, 300)),
+    ],
 )
 def test_a_picture_with_sides_or_a_format_that_are_not_taken_is_made_one_that_is(
     listen: Listen,
@@ -214,15 +223,79 @@ def test_a_picture_on_its_side_is_sent_upright_when_it_is_made_smaller(
     assert Image.open(io.BytesIO(content(only_request(here)["image"]))).size == (549, 3840)
 
 
+def save_tone(path: Path, seconds: float, rate: int = 44_100, channels: int = 2) -> None:
+    """440 Hz, in any format that ffmpeg knows by the file's name."""
+    source = f"sine=440:duration={seconds}:sample_rate={rate}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source]
+    options = ["-rf64", "always"] if "RF64" in path.name else []
+    subprocess.run([*command, "-ac", str(channels), *options, str(path)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "channels", "note", "sent"),
+    [
+        ("a.m4a", 3, 2, "3.0 s", 3),
+        ("a.ogg", 3, 1, "3.0 s", 3),
+        ("a.flac", 3, 2, "3.0 s", 3),
+        ("RF64.wav", 3, 2, "3.0 s", 3),
+        ("long.mp3", 40, 2, "its first 15 s are sent as a WAV file", 15),
+        ("long.wav", 31, 1, "its first 15 s are sent as a WAV file", 15),
+        ("long.m4a", 95, 2, "its first 15 s are sent as a WAV file", 15),
+        ("large.wav", 29, 6, "its first 15 s are sent as a WAV file", 15),
+    ],
+)
+def test_a_sound_of_a_length_or_a_format_that_is_not_taken_is_made_one_that_is(
+    listen: Listen,
+    open_page: Open,
+    tmp_path: Path,
+    name: str,
+    seconds: float,
+    channels: int,
+    note: str,
+    sent: float,
+) -> None:
+    save_tone(tmp_path / name, seconds, channels=channels)
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page)
+    page.locator("#audio-file").set_input_files(tmp_path / name)
+    expect(page.locator("#audio-note")).to_contain_text(note)
+    expect(page.locator("#audio-note")).to_contain_text("as a WAV file")
+    expect(page.locator("#code-note")).to_contain_text("this code sends it as it is")
+    generate(page)
+    finished(page)
+    data = content(only_request(here)["audio"])
+    track = open_audio(data, tmp_path, AudioLimits(), Control())
+    assert track.seconds == pytest.approx(sent, abs=0.1)
+    with wave.open(str(track.path)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")[::2]
+    loudest = np.argmax(np.abs(np.fft.rfft(samples))) / track.seconds
+    assert loudest == pytest.approx(440, abs=1)
+
+
+def test_a_sound_that_is_taken_is_sent_as_it_is(
+    listen: Listen, open_page: Open, tmp_path: Path
+) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    save_tone(tmp_path / "a.mp3", 29)
+    fill(page)
+    page.locator("#audio-file").set_input_files(tmp_path / "a.mp3")
+    expect(page.locator("#audio-note")).to_contain_text("a.mp3, 29")
+    generate(page)
+    finished(page)
+    assert content(only_request(here)["audio"]) == (tmp_path / "a.mp3").read_bytes()
+
+
 def test_files_that_cannot_be_used_are_refused_at_once(
     listen: Listen, open_page: Open, tmp_path: Path
 ) -> None:
-    small, text, long = tmp_path / "small.png", tmp_path / "text.png", tmp_path / "long.wav"
+    small, text, narrow = tmp_path / "small.png", tmp_path / "text.png", tmp_path / "narrow.png"
     Image.new("RGB", (100, 300)).save(small)
+    Image.new("RGB", (9000, 250)).save(narrow)
     text.write_text("no picture")
-    with wave.open(str(long), "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", ""))
-        file.writeframes(bytes(2 * 8000 * 31))
+    long = tmp_path / "long.wav"
+    save_tone(long, seconds=601, rate=8000, channels=1)
     here = listen()
     page = open_page(here.url)
     picture, sound = page.locator("#image-file"), page.locator("#audio-file")
@@ -230,16 +303,22 @@ def test_files_that_cannot_be_used_are_refused_at_once(
     expect(page.locator("#image-error")).to_have_text(
         "This picture has 100 × 300 pixels; each side needs 240 at least"
     )
+    picture.set_input_files(narrow)
+    expect(page.locator("#image-error")).to_have_text(
+        "This picture has 9000 × 250 pixels; one side may be 33 times the other at most: crop it"
+    )
     picture.set_input_files(text)
     expect(page.locator("#image-error")).to_have_text(
         "This browser cannot read text.png as a picture"
     )
     sound.set_input_files(long)
     expect(page.locator("#audio-error")).to_have_text(
-        "This sound lasts 31.0 s; it may be 30 s long"
+        "This sound is too long to be cut here: save its first 10 minutes at most"
     )
     sound.set_input_files(text)
-    expect(page.locator("#audio-error")).to_have_text("text.png is neither a WAV nor an MP3 file")
+    expect(page.locator("#audio-error")).to_have_text(
+        "This browser cannot read text.png as a sound"
+    )
     fill(page)
     generate(page)
     expect(sound).to_be_focused()

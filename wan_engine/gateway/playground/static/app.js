@@ -173,6 +173,7 @@ function codeNotes({ image, audio, options }) {
   const most = filesMaxBytes(limits.requestMaxBytes);
   if (image?.file || audio?.file) notes.push("It reads the file from the folder where it runs.");
   if (bytes > most) notes.push(`The file as it is does not fit in a request (${megabytes(most)}): make it smaller, or give a URL.`);
+  if (image?.changed || audio?.changed) notes.push("The page converts the file for itself; this code sends it as it is.");
   if (api === "aiml" && !options.enable_safety_checker) notes.push("The AI/ML API always checks.");
   if (api === "aiml" && chosen("language") === "curl") notes.push("It needs jq.");
   return notes;

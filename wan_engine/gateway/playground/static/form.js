@@ -1,8 +1,9 @@
 // The form: what is wanted, what is wrong with it, and what it costs.
 
 import { byId, choose, chosen, dollars, fault, megabytes, sizeName } from "./dom.js";
-import { Unusable, dataUri, filesMaxBytes, readPicture, readSound } from "./media.js";
+import { Unusable, dataUri, filesMaxBytes, readPicture } from "./media.js";
 import { Picker, receive } from "./picker.js";
+import { readSound } from "./sound.js";
 
 const LEAST_PICTURE_BYTES = 256 * 1024; // what a sound leaves to the picture at least
 
@@ -20,7 +21,7 @@ export class Form extends EventTarget {
     });
     this.audio = new Picker("audio", {
       read: (file) => readSound(file, room - LEAST_PICTURE_BYTES, limits),
-      describe: (sound) => `${sound.file.name}, ${sound.seconds.toFixed(1)} s, ${megabytes(sound.file.size)}`,
+      describe: describeSound,
     });
     receive(this.image, this.audio);
     byId("seed").max = limits.seedMax;
@@ -147,6 +148,13 @@ export class Form extends EventTarget {
 function describePicture({ file, blob, changed, width, height, from }) {
   const before = `${file.name || "picture"}, ${from.width} × ${from.height}, ${megabytes(file.size)}`;
   return changed ? `${before}; sent as a JPEG of ${width} × ${height}, ${megabytes(blob.size)}` : before;
+}
+
+function describeSound({ file, blob, changed, seconds, from }) {
+  const before = `${file.name || "sound"}, ${(from ?? seconds).toFixed(1)} s, ${megabytes(file.size)}`;
+  if (!changed) return before;
+  const part = seconds < from ? `its first ${seconds.toFixed(0)} s are sent` : "sent";
+  return `${before}; ${part} as a WAV file, ${megabytes(blob.size)}`;
 }
 
 export { Unusable };

@@ -1,4 +1,4 @@
-// Pictures and sounds from this computer: read, checked against the contract, and made to fit.
+// Pictures from this computer: read, checked against the contract, and made to fit.
 
 /** A file that cannot be used. The message is a sentence for the user. */
 export class Unusable extends Error {}
@@ -22,8 +22,10 @@ export async function readPicture(file, maxBytes, limits) {
       throw new Unusable(`This picture has ${width} × ${height} pixels; each side needs ${least} at least`);
     }
     const kind = await kindOf(file);
-    const fits = file.size <= maxBytes && Math.max(width, height) <= limits.imageMaxSide;
-    const sent = kind && fits ? { blob: file, type: kind, width, height } : await shrink(bitmap, maxBytes, least);
+    const asItIs = kind && Math.max(width, height) <= limits.imageMaxSide;
+    const sent = asItIs && file.size <= maxBytes
+      ? { blob: file, type: kind, width, height }
+      : await shrink(bitmap, maxBytes, limits, asItIs && file.size <= limits.imageMaxBytes);
     const thumb = canvasOf(bitmap, scaleTo(bitmap, THUMB_PX)).toDataURL("image/jpeg", 0.7);
     return { ...sent, file, changed: sent.blob !== file, from: { width, height }, thumb };
   } finally {
@@ -49,16 +51,28 @@ async function kindOf(file) {
   return text.startsWith("RIFF") && text.endsWith("WEBP") ? KINDS.webp : null;
 }
 
-async function shrink(bitmap, maxBytes, leastSide) {
-  for (let scale = scaleTo(bitmap, ENOUGH_PX); ; scale *= SMALLER) {
+/** A JPEG of the bitmap. `urlHelps` where the file could be fetched as it is. */
+async function shrink(bitmap, maxBytes, limits, urlHelps) {
+  const sides = [bitmap.width, bitmap.height];
+  const least = limits.imageMinSide / Math.min(...sides);
+  const most = Math.min(1, limits.imageMaxSide / Math.max(...sides));
+  if (least > most) {
+    const times = Math.floor(limits.imageMaxSide / limits.imageMinSide);
+    throw new Unusable(
+      `This picture has ${sides.join(" × ")} pixels; one side may be ${times} times the other at most: crop it`,
+    );
+  }
+  let scale = Math.min(most, Math.max(least, scaleTo(bitmap, ENOUGH_PX)));
+  for (;;) {
     const canvas = canvasOf(bitmap, scale);
-    if (Math.min(canvas.width, canvas.height) < leastSide) {
-      throw new Unusable("This picture cannot be made small enough to be sent: give its URL");
-    }
     const blob = await new Promise((done) => canvas.toBlob(done, KINDS.jpeg, QUALITY));
     if (blob && blob.size <= maxBytes) {
       return { blob, type: KINDS.jpeg, width: canvas.width, height: canvas.height };
     }
+    if (scale === least) {
+      throw new Unusable(`This picture cannot be made small enough to be sent: ${urlHelps ? "give its URL" : "crop it"}`);
+    }
+    scale = Math.max(least, scale * SMALLER);
   }
 }
 
@@ -74,41 +88,6 @@ function canvasOf(bitmap, scale) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return canvas;
-}
-
-/** A sound of at most `maxBytes`, with its length in seconds. */
-export async function readSound(file, maxBytes, limits) {
-  const type = await soundKindOf(file);
-  if (!type) throw new Unusable(`${file.name} is neither a WAV nor an MP3 file`);
-  const most = Math.min(maxBytes, limits.audioMaxBytes);
-  if (file.size > most) {
-    const size = (bytes) => (bytes / 2 ** 20).toFixed(1);
-    const advice = most < limits.audioMaxBytes ? ": use an MP3, or give its URL" : "";
-    throw new Unusable(`This sound has ${size(file.size)} MB, and ${size(most)} MB can be sent${advice}`);
-  }
-  const seconds = await secondsOf(file);
-  if (seconds > limits.audioMaxSeconds) {
-    throw new Unusable(`This sound lasts ${seconds.toFixed(1)} s; it may be ${limits.audioMaxSeconds} s long`);
-  }
-  return { blob: file, type, file, seconds };
-}
-
-async function soundKindOf(file) {
-  const bytes = new Uint8Array(await file.slice(0, 12).arrayBuffer());
-  const text = String.fromCharCode(...bytes);
-  if (text.startsWith("RIFF") && text.endsWith("WAVE")) return "audio/wav";
-  const frame = bytes[0] === 0xff && (bytes[1] & 0xe0) === 0xe0;
-  return text.startsWith("ID3") || frame ? "audio/mpeg" : null;
-}
-
-function secondsOf(file) {
-  const audio = document.createElement("audio");
-  const url = URL.createObjectURL(file);
-  return new Promise((resolve, reject) => {
-    audio.onloadedmetadata = () => resolve(audio.duration);
-    audio.onerror = () => reject(new Unusable(`This browser cannot read ${file.name} as a sound`));
-    audio.src = url;
-  }).finally(() => URL.revokeObjectURL(url));
 }
 
 /** `data:TYPE;base64,...`, by content and not by what the system thinks of the file's name. */

@@ -1,0 +1,139 @@
+"""Which JPEG files are whole. A picture is compared with what its whole file shows."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.media.odd_pictures import encoded
+from wan_engine.errors import InvalidMedia
+from wan_engine.media.images import ImageLimits, open_image
+from wan_engine.media.jpeg import outline
+
+DAMAGED = "Invalid image URL: the image is damaged"
+END = b"\xff\xd9"
+KINDS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "every pixel has its colour": {"subsampling": 0, "quality": 95},
+    "with restarts": {"restart_marker_rows": 1},
+    "progressive with restarts": {"progressive": True, "restart_marker_blocks": 3},
+    "the best quality": {"quality": 100, "progressive": True},
+    "own codes": {"optimize": True},
+}
+
+
+@cache
+def picture(name: str) -> Image.Image:
+    """303x241, so that the last blocks are not whole."""
+    rows, columns = np.mgrid[:241, :303]
+    smooth = [127 + 120 * np.sin(columns / 17 + rows / 31), 127 + 99 * np.cos(rows / 23)]
+    waves = np.stack([*smooth, 127 + 100 * np.sin(columns / 9)], 2).astype(np.uint8)
+    noise = np.random.default_rng(1).integers(0, 256, (241, 303, 3), np.uint8)
+    pictures = {
+        "waves": Image.fromarray(waves),
+        "noise": Image.fromarray(noise),
+        "flat": Image.new("RGB", (303, 241), (120, 130, 140)),
+        "grey": Image.fromarray(waves).convert("L"),
+        "CMYK": Image.fromarray(noise).convert("CMYK"),
+    }
+    return pictures[name]
+
+
+@cache
+def jpeg(name: str, kind: str) -> bytes:
+    data = encoded(picture(name), "JPEG", **KINDS[kind])
+    assert data.endswith(END)
+    return data
+
+
+def opened(data: bytes) -> np.ndarray:
+    return np.asarray(open_image(data, ImageLimits()))
+
+
+def refused(data: bytes) -> bool:
+    try:
+        opened(data)
+    except InvalidMedia as error:
+        assert str(error) == DAMAGED
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["waves", "noise", "flat", "grey", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_its_end_marker_it_is_taken(name: str, kind: str) -> None:
+    data = jpeg(name, kind)
+    whole = opened(data)
+    tails = [b"", b"\xff", b"\xff\0\0", b"\xff\xff"]
+    if name != "flat":  # whose own last bytes are zeros
+        tails.append(bytes(3000))
+    for tail in tails:
+        assert np.array_equal(opened(data[:-2] + tail), whole), tail
+
+
+@pytest.mark.parametrize("name", ["waves", "noise", "grey", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_cut_within_the_picture_is_refused(name: str, kind: str) -> None:
+    data = jpeg(name, kind)[:-2]
+    lengths = [len(data) - lost for lost in (2, 3, 5, 9, 60)]
+    lengths += [len(data) * seventh // 7 for seventh in range(1, 7)]
+    taken = {}
+    for length in lengths:
+        for tail in (b"", bytes(2000), END):
+            if not refused(data[:length] + tail):
+                levels = np.abs(opened(data[:length] + tail).astype(int) - opened(data))
+                taken[length - len(data), tail[:2]] = levels.max()
+    assert {cut: levels for cut, levels in taken.items() if levels > 2} == {}
+
+
+def test_one_lost_byte_is_refused_or_shows() -> None:
+    """Padding can fill all of a byte but a bit or two, which may say what is taken for granted."""
+    for name in ("waves", "noise", "grey"):
+        for kind in KINDS:
+            data = jpeg(name, kind)
+            for ending in (b"", END):
+                cut = data[:-3] + ending
+                if not refused(cut):
+                    levels = np.abs(opened(cut).astype(int) - opened(data))
+                    assert levels.max() <= 1, (name, kind)
+
+
+@pytest.mark.parametrize("name", ["waves", "noise", "grey", "flat"])
+def test_a_progressive_one_without_its_last_scans_is_refused(name: str) -> None:
+    data = jpeg(name, "progressive")
+    starts = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    tables = [data.rindex(b"\xff\xc4", 0, at) for at in starts]
+    for start in (*starts[1:], *tables[1:]):
+        assert refused(data[:start])
+        assert refused(data[:start] + END)
+        assert refused(data[: start + 2])
+        assert refused(data[: start + 7])
+
+
+def test_every_component_needs_its_scan() -> None:
+    """A sequential picture may have a scan for each of them."""
+    grey = encoded(picture("grey"), "JPEG")
+    frame, segment = grey.index(b"\xff\xc0"), 2 + 11
+    two = (
+        b"\xff\xc0\0\x0e" + grey[frame + 4 : frame + 9] + b"\2" + grey[frame + 10 : frame + segment]
+    )
+    parts = outline(grey[:frame] + two + b"\2\x11\0" + grey[frame + segment : -2])
+    assert (parts.scans, parts.complete, parts.has_end) == (1, False, False)
+    assert outline(grey[:-2]).complete
+
+
+def test_films_behind_the_picture_are_left_alone() -> None:
+    whole = jpeg("waves", "baseline")
+    assert np.array_equal(opened(whole + b"\0\0\0\x18ftypmp42" + bytes(500)), opened(whole))
+    assert np.array_equal(opened(whole + whole), opened(whole))
+
+
+def test_flat_blocks_at_the_end_are_no_sign_of_a_cut() -> None:
+    grey = Image.new("RGB", (303, 241), (128, 128, 128))
+    for options in KINDS.values():
+        data = encoded(grey, "JPEG", **options)
+        assert not refused(data) and not refused(data[:-2])

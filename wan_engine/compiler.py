@@ -1,0 +1,136 @@
+"""Whether this machine can compile what torch generates, decided by compiling something.
+
+On a GPU torch's code becomes Triton's, whose driver is a C extension that it compiles at its first
+kernel; on the CPU it becomes C++. Both include Python's headers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import traceback
+from functools import cache
+from pathlib import Path
+
+from wan_engine.settings import of_tools
+
+log = logging.getLogger(__name__)
+
+_SECONDS = 60
+_ANSWER = 42
+_SOURCE = f"""
+#include <Python.h>
+#ifdef __cplusplus
+#include <vector>
+extern "C" int answer(void) {{ return std::vector<int>({_ANSWER}).size(); }}
+#else
+int answer(void) {{ return {_ANSWER}; }}
+#endif
+"""
+_COMPILERS = ("/torch/_dynamo/", "/torch/_inductor/", "/triton/")
+_INSTALL = "install gcc, g++ and Python's headers"
+
+
+class _Cannot(Exception):
+    """The text says what is missing."""
+
+
+@cache
+def problem(device: str) -> str | None:
+    """Why nothing can be compiled for `device` ("cuda", "cuda:1", "cpu") here; None when it can.
+
+    Takes about half a second, once a process.
+    """
+    try:
+        if device == "cpu":
+            _compile(_cxx(), ".cpp", _inductor_folder())
+        else:
+            if importlib.util.find_spec("triton") is None:
+                raise _Cannot("package triton is not installed")
+            _compile(_cc(), ".c", _triton_folder())
+    except _Cannot as error:
+        return str(error)
+    return None
+
+
+def _cc() -> str:
+    """The compiler that Triton takes (runtime/build.py of triton 3)."""
+    found = of_tools("CC") or shutil.which("gcc") or shutil.which("clang")
+    if found is None:
+        raise _Cannot(f"there is no C compiler: {_INSTALL}")
+    return found
+
+
+def _cxx() -> str:
+    """The compiler that inductor takes (torch/_inductor/config.py, `cpp.cxx`)."""
+    found = shutil.which(of_tools("CXX") or "g++")
+    if found is None:
+        raise _Cannot(f"there is no C++ compiler: {_INSTALL}")
+    return found
+
+
+def _triton_folder() -> Path:
+    home = Path(of_tools("TRITON_HOME") or Path.home()) / ".triton"
+    return Path(of_tools("TRITON_CACHE_DIR") or home / "cache")
+
+
+def _inductor_folder() -> Path:
+    return Path(of_tools("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
+
+
+def _compile(compiler: str, ending: str, parent: Path) -> None:
+    """Compile and load a library in a new folder of `parent`. Raises `_Cannot`."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="wan-probe-", dir=parent) as folder:
+            source, library = Path(folder) / f"probe{ending}", Path(folder) / "probe.so"
+            source.write_text(_SOURCE)
+            _run([compiler, *_OPTIONS, str(source), "-o", str(library)])
+            _load(library)
+    except OSError as error:
+        raise _Cannot(f"{parent} cannot be written ({error.strerror})") from error
+
+
+_OPTIONS = ("-O1", "-shared", "-fPIC", f"-I{sysconfig.get_paths()['include']}")
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _Cannot(f"{command[0]} did not end within {_SECONDS} seconds") from error
+    except OSError as error:
+        raise _Cannot(f"{command[0]} cannot be run ({error.strerror})") from error
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        why = said[0].strip() if said else f"it ended with status {done.returncode}"
+        raise _Cannot(f"{command[0]} fails ({why}): {_INSTALL}")
+
+
+def _load(library: Path) -> None:
+    try:
+        answer = ctypes.CDLL(str(library)).answer()
+    except (OSError, AttributeError) as error:
+        raise _Cannot(
+            f"what is compiled in {library.parent.parent} cannot be loaded: is it mounted noexec?"
+        ) from error
+    if answer != _ANSWER:
+        raise _Cannot("what is compiled gives wrong answers")
+
+
+def failed_in_compiled_code(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, was raised while blocks were compiled, or by what they
+    became: the types are many and not torch's alone (a C compiler, a disk, Triton)."""
+    while error is not None:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(part in frame.f_code.co_filename for frame, _ in frames for part in _COMPILERS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,118 @@
+// Sounds from this computer: sent as they are where the contract takes them, else their beginning as
+// a WAV file.
+
+import { Unusable } from "./media.js";
+
+const WAV = "audio/wav";
+const MP3 = "audio/mpeg";
+const HEADER_BYTES = 44;
+const SAMPLE_BYTES = 2;
+// The best that fits is sent.
+const QUALITIES = [
+  { rate: 48000, channels: 2 },
+  { rate: 48000, channels: 1 },
+  { rate: 24000, channels: 1 },
+  { rate: 16000, channels: 1 },
+];
+const MOST_BYTES = 128 * 2 ** 20; // what is decoded takes ten times as much
+const MOST_SECONDS = 600;
+
+/**
+ * A sound of at most `maxBytes` that the engine takes, with its length in seconds: the file as it is
+ * where that holds, else what the longest clip can hold of it, as a WAV file.
+ */
+export async function readSound(file, maxBytes, limits) {
+  const type = await kindOf(file);
+  const most = Math.min(maxBytes, limits.audioMaxBytes);
+  const whole = type === null ? null : await secondsOf(file);
+  if (whole !== null && whole <= limits.audioMaxSeconds && file.size <= most) {
+    return { blob: file, type, file, seconds: whole, changed: false };
+  }
+  const { buffer, from } = await decode(file, whole);
+  const seconds = Math.min(buffer.duration, limits.audioMaxSeconds, Math.max(...limits.durations));
+  const blob = await wavOf(buffer, seconds, most);
+  return { blob, type: WAV, file, seconds, changed: true, from };
+}
+
+/** The type by content, where it is one that the engine takes and this browser reads. */
+async function kindOf(file) {
+  const bytes = new Uint8Array(await file.slice(0, 12).arrayBuffer());
+  const text = String.fromCharCode(...bytes);
+  if (text.startsWith("RIFF") && text.endsWith("WAVE")) return WAV;
+  const layerThree = bytes[0] === 0xff && (bytes[1] & 0xe6) === 0xe2;
+  return text.startsWith("ID3") || layerThree ? MP3 : null;
+}
+
+/** Null where the browser does not know before it has decoded it. */
+function secondsOf(file) {
+  const audio = document.createElement("audio");
+  const url = URL.createObjectURL(file);
+  return new Promise((resolve) => {
+    audio.onloadedmetadata = () => resolve(Number.isFinite(audio.duration) ? audio.duration : null);
+    audio.onerror = () => resolve(null);
+    audio.src = url;
+  }).finally(() => URL.revokeObjectURL(url));
+}
+
+/** The samples, and how many seconds the file has. */
+async function decode(file, known) {
+  const seconds = known ?? (await secondsOf(file));
+  if (seconds > MOST_SECONDS || file.size > MOST_BYTES) {
+    throw new Unusable(`This sound is too long to be cut here: save its first ${MOST_SECONDS / 60} minutes at most`);
+  }
+  const { rate } = QUALITIES[0];
+  try {
+    const buffer = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await asPlain(file));
+    return { buffer, from: buffer.duration };
+  } catch {
+    throw new Unusable(`This browser cannot read ${file.name || "the file"} as a sound`);
+  }
+}
+
+/** Its bytes. A WAV of the kind for large files differs in its first letters, for a browser. */
+async function asPlain(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const text = String.fromCharCode(...bytes.slice(0, 12));
+  if (/^(RF64|BW64)....WAVE$/s.test(text)) bytes.set([0x52, 0x49, 0x46, 0x46]); // RIFF
+  return bytes.buffer;
+}
+
+async function wavOf(buffer, seconds, maxBytes) {
+  const bytesOf = ({ rate, channels }) => HEADER_BYTES + Math.floor(seconds * rate) * channels * SAMPLE_BYTES;
+  const quality = QUALITIES.find((one) => one.channels <= buffer.numberOfChannels && bytesOf(one) <= maxBytes);
+  if (!quality) throw new Unusable("This sound cannot be made small enough to be sent: use an MP3, or give its URL");
+  const frames = Math.max(1, Math.floor(seconds * quality.rate));
+  const context = new OfflineAudioContext(quality.channels, frames, quality.rate);
+  const source = new AudioBufferSourceNode(context, { buffer });
+  source.connect(context.destination);
+  source.start();
+  return encode(await context.startRendering());
+}
+
+/** PCM of 16 bits. */
+function encode(buffer) {
+  const { numberOfChannels, sampleRate, length } = buffer;
+  const frameBytes = numberOfChannels * SAMPLE_BYTES;
+  const view = new DataView(new ArrayBuffer(HEADER_BYTES + length * frameBytes));
+  const word = (at, letters) => [...letters].forEach((letter, n) => view.setUint8(at + n, letter.charCodeAt(0)));
+  word(0, "RIFF");
+  view.setUint32(4, view.byteLength - 8, true);
+  word(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true);
+  view.setUint16(22, numberOfChannels, true);
+  view.setUint32(24, sampleRate, true);
+  view.setUint32(28, sampleRate * frameBytes, true);
+  view.setUint16(32, frameBytes, true);
+  view.setUint16(34, 8 * SAMPLE_BYTES, true);
+  word(36, "data");
+  view.setUint32(40, length * frameBytes, true);
+  const samples = new Int16Array(view.buffer, HEADER_BYTES);
+  for (let channel = 0; channel < numberOfChannels; channel++) {
+    const levels = buffer.getChannelData(channel);
+    for (let n = 0; n < length; n++) {
+      samples[n * numberOfChannels + channel] = Math.max(-32768, Math.min(32767, Math.round(levels[n] * 32767)));
+    }
+  }
+  return new Blob([view], { type: WAV });
+}

@@ -1,0 +1,143 @@
+"""The chunks of a PNG (w3.org/TR/png-3): those that make the picture, and what they say of its
+colours. Pillow refuses a picture for a note beside it that is too long, broken or cut, and reads
+none of the colour chunks as a browser does."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from wan_engine.media import colours
+from wan_engine.media.colours import Space
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEAD = struct.Struct(">I4s")
+_CHECK_BYTES = 4
+_COLOUR_TYPE_AT = 25
+_PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"acTL", b"fcTL", b"fdAT")
+_BESIDE = (b"tRNS", b"eXIf")
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_XMP, _OLD_EXIF = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
+_MAX_TEXT_BYTES = 256 * 1024
+_MAX_PROFILE_BYTES = 4 * 2**20
+_END = _HEAD.pack(0, b"IEND") + struct.pack(">I", zlib.crc32(b"IEND"))
+_PERCEPTUAL_TO_ABSOLUTE = range(4)  # the rendering intents of sRGB
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    kind: bytes
+    body: memoryview
+    whole: memoryview
+
+    @property
+    def sound(self) -> bool:
+        return zlib.crc32(self.body, zlib.crc32(self.kind)) == int.from_bytes(
+            self.whole[-_CHECK_BYTES:]
+        )
+
+
+def picture_alone(data: bytes) -> bytes:
+    """The same picture without the chunks that do not make it, and with an end. One whose last data
+    are cut is as it was: an end would be taken for data."""
+    view, parts, at = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
+    for chunk in _chunks(view):
+        at += len(chunk.whole)
+        if _belongs(chunk):
+            parts.append(chunk.whole)
+    if data[at + 4 : at + 8] in (b"IDAT", b"fdAT"):
+        return b"".join([*parts, view[at:]])
+    return b"".join([*parts, memoryview(_END)])
+
+
+def has_grey_and_alpha(data: bytes) -> bool:
+    return data.startswith(SIGNATURE) and data[_COLOUR_TYPE_AT : _COLOUR_TYPE_AT + 1] == b"\4"
+
+
+def space_of(data: bytes) -> Space | None:
+    """The colour space that a browser takes: of cICP, iCCP, sRGB and gAMA with cHRM the first that
+    is there and can be used."""
+    notes: dict[bytes, bytes] = {}
+    for chunk in _chunks(memoryview(data)):
+        if chunk.kind in (b"IDAT", b"PLTE"):
+            break
+        if chunk.kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM") and chunk.sound:
+            notes.setdefault(chunk.kind, bytes(chunk.body))
+    if space := _by_code_points(notes.get(b"cICP", b"")):
+        return space
+    if profile := _profile(notes.get(b"iCCP", b"")):
+        return profile
+    intent = notes.get(b"sRGB", b"")
+    if len(intent) == 1 and intent[0] in _PERCEPTUAL_TO_ABSOLUTE:
+        return None
+    return _by_gamma(notes.get(b"gAMA", b""), notes.get(b"cHRM", b""))
+
+
+def _chunks(data: memoryview) -> Iterator[_Chunk]:
+    """Up to the end, or to the first that is cut or none."""
+    at = len(SIGNATURE)
+    while at + _HEAD.size + _CHECK_BYTES <= len(data):
+        length, kind = _HEAD.unpack_from(data, at)
+        body = at + _HEAD.size
+        end = body + length + _CHECK_BYTES
+        if end > len(data) or kind == b"IEND" or not kind.isalpha():
+            return
+        yield _Chunk(kind, data[body : body + length], data[at:end])
+        at = end
+
+
+def _belongs(chunk: _Chunk) -> bool:
+    if chunk.kind in _PICTURE:
+        return True
+    if chunk.kind in _TEXTS:
+        return chunk.sound and _is_short_note(chunk.kind, bytes(chunk.body))
+    return chunk.kind in _BESIDE and chunk.sound
+
+
+def _is_short_note(kind: bytes, body: bytes) -> bool:
+    """Whether it may tell the orientation, and stays small when it is unpacked."""
+    if not body.startswith((_XMP, _OLD_EXIF)) or len(body) > _MAX_TEXT_BYTES:
+        return False
+    _, _, rest = body.partition(b"\0")
+    if kind == b"zTXt":
+        return rest[:1] == b"\0" and _stays_small(rest[1:])
+    if kind == b"iTXt" and rest[:1] != b"\0":  # behind method, language and translated name
+        return _stays_small(rest[2:].split(b"\0", 2)[-1])
+    return True
+
+
+def _stays_small(packed: bytes) -> bool:
+    return len(_unpacked(packed, _MAX_TEXT_BYTES)) < _MAX_TEXT_BYTES
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """At most `most` bytes of it; nothing of what is no zlib."""
+    try:
+        return zlib.decompressobj().decompress(packed, most)
+    except zlib.error:
+        return b""
+
+
+def _by_code_points(body: bytes) -> Space | None:
+    """H.273 numbers. RGB at full range is all that a picture may be."""
+    if len(body) != 4 or body[2:] != b"\0\1":
+        return None
+    return colours.by_code_points(body[0], body[1])
+
+
+def _profile(body: bytes) -> bytes | None:
+    _, _, packed = body.partition(b"\0")
+    profile = _unpacked(packed[1:], _MAX_PROFILE_BYTES)
+    return profile if colours.is_profile(profile) else None
+
+
+def _by_gamma(gamma: bytes, chromaticities: bytes) -> Space | None:
+    if len(gamma) != 4:
+        return None
+    points = struct.unpack(">8I", chromaticities) if len(chromaticities) == 32 else None
+    return colours.by_gamma(
+        int.from_bytes(gamma) / 100_000,
+        points and tuple(point / 100_000 for point in points),
+    )

@@ -1,0 +1,198 @@
+"""Whether a bucket takes what a job will want of it, asked with one small object before the job.
+
+A key may be good for half of it: what a clip or its link needs must work, what is only of use is
+told as a caveat.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+from wan_engine.control import Control
+from wan_engine.errors import EngineError
+from wan_engine.storage.answers import BucketFailed, boto_errors
+from wan_engine.storage.patience import Ask, Patience, beside
+
+Get = Callable[[str], tuple[int, bytes]]
+"""Fetches a link as a client does: status and the begin of the body. Raises `OSError`."""
+
+_ATTEMPTS = 3  # some stores show a new object a moment after they have taken it
+_MOST_BYTES = 1024
+_NOT_FETCHED = "could not be fetched from here"
+_GET_SECONDS = (5.0, 10.0)  # to connect, and between two pieces
+
+
+class Unusable(EngineError):
+    """The store takes clips, and callers could not fetch them."""
+
+
+def get(url: str) -> tuple[int, bytes]:
+    """As clients do, with no key. Raises `OSError`, which all errors of requests are."""
+    import requests
+
+    def no_auth(request: Any) -> Any:  # else requests takes one from .netrc
+        return request
+
+    with closing(requests.get(url, timeout=_GET_SECONDS, stream=True, auth=no_auth)) as answer:
+        return answer.status_code, b"".join(islice(answer.iter_content(_MOST_BYTES), 4))
+
+
+class Probe:
+    """One object below `prefix`, written, read, linked to and deleted.
+
+    `caveats` are what works less well than it could, in words for the operator. `link` makes the
+    URL that a client would get of a key; `public` says that it is not signed.
+    """
+
+    def __init__(
+        self, client: Any, bucket: str, prefix: str, link: Callable[[str], str], *, public: bool
+    ) -> None:
+        name = uuid4().hex
+        self.caveats: list[str] = []
+        self._client = client
+        self._at = {"Bucket": bucket, "Key": f"{prefix}checks/{name}.txt"}
+        self._body = f"wan_engine check {name}\n".encode()
+        self._link = link
+        self._public = public
+        self._written = False
+        self._backoff_seconds = 0.0
+
+    def run(self, get: Get, patience: Patience, control: Control) -> None:
+        """Ask. Raises `BucketFailed` where the store does not answer or refuses to take a
+        clip, `Unusable` where a client could not fetch it, and `Cancelled` and `DeadlineExceeded`
+        of `control`.
+        """
+        self._backoff_seconds = patience.backoff_seconds
+        call = partial(self._look, get)
+        # What is left of an object that may have been written is removed in the end, in any case.
+        with boto_errors():  # the time that is over, that is
+            beside(call, control, patience.find_seconds, self._delete)
+
+    def _look(self, get: Get, ask: Ask) -> None:
+        try:
+            self._write()
+            ask()
+            self._read(ask)
+            self._fetch(get, ask)
+            self._begin_parts()
+            ask()
+            self._list()
+        finally:
+            self._delete()
+
+    def _write(self) -> None:
+        self._written = True
+        try:
+            with boto_errors():
+                self._client.put_object(**self._at, Body=self._body, ContentType="text/plain")
+        except BucketFailed as error:
+            # An answer that was lost may have been a yes.
+            self._written = error.reached and error.status == 0
+            raise
+
+    def _read(self, ask: Ask) -> None:
+        """Needed where links are signed, as the key signs for what it may do itself."""
+        try:
+            found = self._patiently(ask, self._own_copy)
+        except BucketFailed as error:
+            if not self._public:
+                raise
+            self._warn("may not read: a job that is sent again is rendered again", error)
+            return
+        if found != self._body:
+            raise Unusable("it gives back other bytes than were written")
+
+    def _own_copy(self) -> bytes:
+        with boto_errors(), closing(self._client.get_object(**self._at)["Body"]) as body:
+            return bytes(body.read(_MOST_BYTES))
+
+    def _patiently(self, ask: Ask, look: Callable[[], bytes]) -> bytes:
+        for attempt in range(1, _ATTEMPTS):
+            try:
+                return look()
+            except BucketFailed as error:
+                if not error.absent:
+                    raise
+            self._wait(attempt, ask)
+        return look()
+
+    def _wait(self, attempt: int, ask: Ask) -> None:
+        ask()
+        time.sleep(self._backoff_seconds * attempt)
+
+    def _fetch(self, get: Get, ask: Ask) -> None:
+        """The link of a clip, as its caller will fetch it. What cannot be reached from here may be
+        reached by callers; what is answered with a refusal is refused to them too."""
+        url = self._link(self._at["Key"])
+        fault = _fetched(get, url, self._body)
+        for attempt in range(1, _ATTEMPTS):
+            if fault:
+                self._wait(attempt, ask)
+                fault = _fetched(get, url, self._body)
+        if not fault:
+            return
+        shown = url.partition("?")[0]  # the rest of a signed link is a credential
+        if self._public:
+            fault += ": make the bucket public there, or correct WAN_PUBLIC_BASE_URL"
+        elif not fault.startswith(_NOT_FETCHED):
+            raise Unusable(
+                f"the signed link of an object {fault}, so callers could not fetch their clips: "
+                "set WAN_PUBLIC_BASE_URL to an address where the bucket is public, or use a store "
+                "that serves signed links"
+            )
+        self.caveats.append(f"{shown} {fault}")
+
+    def _begin_parts(self) -> None:
+        """Large clips are uploaded in parts, which a key can be forbidden by itself."""
+        with boto_errors():
+            begun = self._client.create_multipart_upload(**self._at, ContentType="video/mp4")
+        try:
+            with boto_errors():
+                self._client.abort_multipart_upload(**self._at, UploadId=begun["UploadId"])
+        except BucketFailed as error:
+            self._warn(
+                f"may not abort an upload (s3:AbortMultipartUpload): parts of {self._at['Key']} "
+                "are left, and of large clips whose jobs are cancelled",
+                error,
+            )
+
+    def _list(self) -> None:
+        try:
+            with boto_errors():
+                self._client.head_bucket(Bucket=self._at["Bucket"])
+        except BucketFailed as error:
+            self._warn("may not list (s3:ListBucket): each new job logs a warning", error)
+
+    def _delete(self) -> None:
+        if not self._written:
+            return
+        self._written = False
+        try:
+            with boto_errors():
+                self._client.delete_object(**self._at)
+        except BucketFailed as error:
+            self._warn(
+                f"may not delete (s3:DeleteObject): {self._at['Key']} is left, and so are the "
+                "clips of jobs that are cancelled while they are stored",
+                error,
+            )
+
+    def _warn(self, what: str, error: BucketFailed) -> None:
+        self.caveats.append(f"the key {what} ({error.said or error.why})")
+
+
+def _fetched(get: Get, url: str, expected: bytes) -> str:
+    """What is wrong with a link; nothing when it gives what is expected."""
+    try:
+        status, found = get(url)
+    except (OSError, ValueError) as error:
+        return f"{_NOT_FETCHED} ({type(error).__name__})"
+    if status != 200:
+        return f"was answered with {status}"
+    return "" if found == expected else "gave other bytes than were written"
