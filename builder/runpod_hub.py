@@ -30,7 +30,8 @@ _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_
 _GATEWAY = (
     *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "api_keys", "endpoints"),
     *("database_url", "queue_max", "job_starts", "keep_jobs_days", "request_max_bytes"),
-    *("rate_limit", "public_url", "trusted_proxies", "cors_origins", "shutdown_seconds"),
+    *("media_max_bytes", "media_days", "rate_limit", "public_url", "trusted_proxies"),
+    *("cors_origins", "shutdown_seconds"),
 )
 """A worker has no gateway."""
 

@@ -29,8 +29,9 @@ PACKAGE = ROOT / "wan_engine"
 README = ROOT / "README.md"
 
 LAYERS = {
+    "values": -1,
     "errors": 0,
-    "values": 0,
+    "settings_gateway": 0,
     "settings": 1,
     "control": 1,
     "startup": 1,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 import wan_engine
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Lora, Settings, described, env_name
+from wan_engine.settings_gateway import GatewaySettings
 
 SECRET = "very/SECRET+key"
 BUCKET = {
@@ -40,9 +41,10 @@ def test_descriptions_are_one_line() -> None:
 
 
 def test_the_table_has_every_field_once_and_in_order() -> None:
-    assert [row.variable for row in described()] == [
-        env_name(name) for name in Settings.model_fields
-    ]
+    fields, gateways = list(Settings.model_fields), list(GatewaySettings.model_fields)
+    in_order = [*(name for name in fields if name not in gateways), *gateways]
+    assert [row.variable for row in described()] == [env_name(name) for name in in_order]
+    assert len(in_order) == len(fields)
 
 
 def test_variables_start_with_ours_or_with_runpods_own_names() -> None:

@@ -23,15 +23,15 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.values import BaseUrl, HashedKeys, Key, Networks, Origins, Url, Words, cleaned, url
+from wan_engine.settings_gateway import MIB, GatewaySettings
+from wan_engine.values import BaseUrl, Key, Url, cleaned, url
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
 
-_MIB = 1024 * 1024
 _OURS = "Value error, "  # what pydantic puts before our words
 
 
@@ -45,7 +45,7 @@ class Lora(BaseModel):
     expert: Literal["high", "low", "both"] = "both"
 
 
-class Settings(BaseSettings):
+class Settings(GatewaySettings):
     """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
@@ -216,13 +216,9 @@ class Settings(BaseSettings):
     image_max_side: int = Field(
         default=8000, ge=1, le=16384, description="Largest side of an image, in pixels"
     )
-    image_max_bytes: int = Field(
-        default=20 * _MIB, ge=1, description="Largest image file, in bytes"
-    )
+    image_max_bytes: int = Field(default=20 * MIB, ge=1, description="Largest image file, in bytes")
     audio_max_seconds: float = Field(default=30, gt=0, description="Longest sound, in seconds")
-    audio_max_bytes: int = Field(
-        default=15 * _MIB, ge=1, description="Largest sound file, in bytes"
-    )
+    audio_max_bytes: int = Field(default=15 * MIB, ge=1, description="Largest sound file, in bytes")
     fetch_seconds: float = Field(
         default=60,
         gt=0,
@@ -350,77 +346,6 @@ class Settings(BaseSettings):
         description="Smallest gap between two progress updates to Runpod, in seconds",
     )
 
-    # the gateway
-    backend: Literal["auto", "local", "runpod"] = Field(
-        default="auto",
-        description="Who renders for the gateway: `local`, this machine's engine; `runpod`, the "
-        "endpoint WAN_RUNPOD_ENDPOINT; `auto`: that endpoint when it is set",
-    )
-    runpod_endpoint: Key | None = Field(
-        default=None, description="Id of the Runpod endpoint that renders for the gateway"
-    )
-    runpod_key: Key | None = Field(default=None, description="Its API key", repr=False)
-    runpod_url: BaseUrl = Field(
-        default="https://api.runpod.ai/v2",
-        description="Where that endpoint's API is",
-    )
-    api_keys: HashedKeys = Field(
-        default={},
-        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine key "
-        "NAME` prints them. Without, it listens on this machine only",
-        repr=False,
-    )
-    endpoints: Words = Field(
-        default=("wan-2-6-i2v",),
-        description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
-        "between",
-    )
-    database_url: str | None = Field(
-        default=None,
-        description="Where the gateway keeps its jobs: `sqlite:///path` or "
-        "`postgresql://user:password@host/name`; not set, the file `gateway.db` in WAN_OUTPUT_DIR",
-        repr=False,
-    )
-    queue_max: int = Field(
-        default=1000, ge=1, description="Jobs that may wait; beyond it, callers get 429"
-    )
-    job_starts: int = Field(
-        default=3, ge=1, description="How often a job is begun whose worker dies, until it fails"
-    )
-    keep_jobs_days: float = Field(
-        default=7, gt=0, description="How long the gateway keeps a job that has ended, in days"
-    )
-    request_max_bytes: int = Field(
-        default=20 * _MIB, ge=1024, description="Largest body of a request, in bytes"
-    )
-    rate_limit: float = Field(
-        default=200,
-        ge=0,
-        description="Requests a second of one key, ten seconds' worth at once; beyond it, callers "
-        "get 429; 0 is no limit",
-    )
-    public_url: BaseUrl | None = Field(
-        default=None,
-        description="Where callers reach the gateway, such as `https://video.example.com`; for "
-        "the links in answers. Not set, as each request names it",
-    )
-    trusted_proxies: Networks = Field(
-        default=(),
-        description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
-        "`X-Forwarded-Proto` are believed, with commas between",
-    )
-    cors_origins: Origins = Field(
-        default=(),
-        description="Origins of web pages that may call the gateway, with commas between; `*` is "
-        "all of them",
-    )
-    shutdown_seconds: float = Field(
-        default=30,
-        ge=0,
-        description="How long the gateway waits at its end for the job that is being rendered; "
-        "then the job goes back into the queue",
-    )
-
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="What is logged"
     )
@@ -481,9 +406,11 @@ class Described:
 
 
 def described() -> list[Described]:
-    """Every setting, in the order of the fields."""
+    """Every setting, in the order of the fields, the gateway's last."""
     rows = []
-    for name, field in Settings.model_fields.items():
+    gateways = GatewaySettings.model_fields
+    own = {name: field for name, field in Settings.model_fields.items() if name not in gateways}
+    for name, field in (own | gateways).items():
         shown = "" if field.default in (None, (), {}, "") else str(field.default)
         rows.append(Described(env_name(name), shown, field.description or ""))
     return rows

@@ -18,8 +18,11 @@ from pydantic_settings import NoDecode
 
 log = logging.getLogger(__name__)
 
-HASHED_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}")
-"""An entry of `api_keys`: a name and the SHA-256 of a key."""
+HASHED_KEY = re.compile(
+    r"(?!.*:weight=.*:weight=)(?!.*:max=.*:max=)[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}"
+    r"(?::weight=(?!0+(?:\.0+)?(?::|$))[0-9]{1,3}(?:\.[0-9]{1,2})?|:max=[1-9][0-9]{0,5})*"
+)
+"""An entry of `api_keys`: a name, the SHA-256 of a key, and what makes its share another."""
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -57,9 +60,10 @@ def _api_keys(value: object) -> object:
     assert isinstance(entries, tuple)
     if not all(HASHED_KEY.fullmatch(entry) for entry in entries):
         raise ValueError(
-            "it must be name:hash, the hash 64 hexadecimal digits, with commas between"
+            "it must be name:hash, the hash 64 hexadecimal digits, with commas between; after the "
+            "hash may be :weight= and a number up to 999.99, and :max= and an integer up to 999999"
         )
-    keys = dict(entry.split(":") for entry in entries)
+    keys = dict(entry.split(":", 1) for entry in entries)
     if len(keys) != len(entries):
         raise ValueError("each name may be there once")
     return keys

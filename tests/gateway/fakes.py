@@ -44,9 +44,10 @@ class InstantBackend:
         self._go.set()
 
     async def run(self, work: Work) -> Done:
+        request = await work.request()
         await work.begin("worker-1")
-        self.requests[work.job_id] = work.request
-        prompt = str(work.request["prompt"])
+        self.requests[work.job_id] = request
+        prompt = str(request["prompt"])
         work.progress(Progress("denoise", 1, 4))
         try:
             await self._go.wait()

@@ -80,17 +80,17 @@ def test_a_job_that_can_be_retried_keeps_its_picture(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_of_a_request_that_is_refused_only_what_is_small_is_kept(serve: Serve) -> None:
-    """They take no place in the queue, so that nothing else bounds them."""
+def test_a_request_that_is_refused_is_kept_as_well(serve: Serve) -> None:
+    """So that its webhook tells all of it, and a retry fails in the same way."""
 
     async def line() -> None:
         async with serve() as served:
-            job = await submitted(served, request=wish(image=HUGE, duration=7, junk="x" * 10**6))
+            request = wish(image=HUGE, duration=7, junk="x" * 10**6)
+            job = await submitted(served, request=request)
             assert job.state == "failed"
-            kept = await served.jobs.request(job.id)
-            assert kept["duration"] == 7 and len(str(kept)) < 10_000
-            with pytest.raises(InvalidRequest) as raised:  # so that a retry fails in the same way
-                VideoRequest.parse(kept)
+            assert await served.jobs.whole_request(job.id) == request
+            with pytest.raises(InvalidRequest) as raised:
+                VideoRequest.parse(request)
             assert str(raised.value) == job.error
 
     asyncio.run(line())
@@ -307,7 +307,7 @@ def test_nobody_sees_the_jobs_of_another(serve: Serve) -> None:
             assert await served.jobs.find("runpod", "ann", job.id)
             assert await served.jobs.find("runpod", "bob", job.id) is None
             assert await served.jobs.find("oxen", "ann", job.id) is None
-            assert await served.jobs.of_owner("runpod", "bob") == []
+            assert await anext(served.jobs.of_owner("runpod", "bob")) == []
 
     asyncio.run(line())
 

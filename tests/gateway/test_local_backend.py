@@ -40,13 +40,16 @@ class Asked:
             self.begun_count += 1
             await self.begins.wait()
 
+        async def request() -> dict[str, Any]:
+            return {"prompt": prompt, "image": PICTURE}
+
         async def remote(remote_id: str | None) -> None:
             raise AssertionError("there is no queue but the gateway's")
 
         return self.backend.run(
             Work(
                 job_id=job_id,
-                request={"prompt": prompt, "image": PICTURE},
+                request=request,
                 seconds=seconds,
                 remote_id=None,
                 begin=begin,

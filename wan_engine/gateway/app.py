@@ -20,18 +20,21 @@ from starlette.responses import JSONResponse
 from wan_engine.gateway import health, runpod_door
 from wan_engine.gateway.aiml import door as aiml_door
 from wan_engine.gateway.backends import Backend, open_backend
+from wan_engine.gateway.contents import open_contents
 from wan_engine.gateway.context import Context, Door
 from wan_engine.gateway.database import open_database
 from wan_engine.gateway.dispatch import Dispatcher
+from wan_engine.gateway.fair_queue import FairQueue
 from wan_engine.gateway.guard import Guard, Rules, door_of, refusal
 from wan_engine.gateway.jobs import Jobs
-from wan_engine.gateway.keys import Keys, RateLimit
+from wan_engine.gateway.keys import Keys, RateLimit, shares
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
 from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.problems import STATUS, Code, Problem
+from wan_engine.gateway.requests import Requests
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.sweep import sweep
 from wan_engine.gateway.webhooks import Webhooks
@@ -56,6 +59,7 @@ class Gateway:
     context: Context
     doors: list[Door]
     store: Store
+    requests: Requests
     backend: Backend
 
 
@@ -74,8 +78,11 @@ async def open_gateway(
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
-        store = Store(await stack.enter_async_context(open_database(settings)))
-        jobs = Jobs(store, metrics, queue_max=settings.queue_max)
+        engine = await stack.enter_async_context(open_database(settings))
+        store = Store(engine)
+        requests = Requests(store, open_contents(engine), settings.media_max_bytes)
+        queue = FairQueue(settings.queue_max, shares(settings.api_keys))
+        jobs = Jobs(store, requests, metrics, queue)
         await jobs.start()
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
         context = Context(settings, jobs, links, metrics, backend.waiting_for)
@@ -88,12 +95,12 @@ async def open_gateway(
             jobs, store, metrics, allow_private=private, again_seconds=webhook_again_seconds
         )
         await stack.enter_async_context(_beside(webhooks.run(doors)))
-        await stack.enter_async_context(_beside(sweep(jobs, store, links, settings.keep_jobs_days)))
+        await stack.enter_async_context(_beside(sweep(jobs, store, requests, links, settings)))
         dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, doors, store, backend)
+        yield Gateway(context, doors, store, requests, backend)
 
 
 @asynccontextmanager

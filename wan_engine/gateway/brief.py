@@ -16,7 +16,7 @@ def brief(fields: Mapping[str, Any]) -> dict[str, Any]:
     nothing that no JSON can say."""
     kept, left = dict[str, Any](), _KEPT_BYTES
     for key, value in fields.items():
-        shown = [_begin(one) for one in value] if isinstance(value, list) else _begin(value)
+        shown = [begin(one) for one in value] if isinstance(value, list) else begin(value)
         try:
             size = len(json.dumps([key, shown], allow_nan=False))
         except (ValueError, RecursionError):  # 1e999 is infinite
@@ -27,7 +27,8 @@ def brief(fields: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _begin(value: object) -> object:
+def begin(value: object) -> object:
+    """A text's begin where it is long, of a data URI what says its kind; anything else as it is."""
     if not isinstance(value, str):
         return value
     most = _DATA_URI_CHARACTERS if value[:5].lower() == "data:" else _KEPT_CHARACTERS

@@ -78,8 +78,44 @@ requests = sa.Table(
         "job_id", sa.String(64), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     ),
     sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("parts", sa.Integer, nullable=False, server_default="0"),
 )
-"""What is to be rendered: apart from the jobs, as it may have a picture of megabytes in it."""
+"""What is to be rendered, without its long texts (`parts.py`): those have as many rows in
+`request_parts` as `parts` says, or it is not kept whole any longer."""
+
+contents = sa.Table(
+    "contents",
+    metadata,
+    sa.Column("hash", sa.String(64), primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+"""Long texts, most of them pictures, by their SHA-256; the bytes are where `contents.py` says."""
+
+request_parts = sa.Table(
+    "request_parts",
+    metadata,
+    sa.Column(
+        "job_id",
+        sa.String(64),
+        sa.ForeignKey("requests.job_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column("place", sa.String(512), primary_key=True),
+    sa.Column("hash", sa.String(64), sa.ForeignKey("contents.hash"), nullable=False),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Index("parts_by_hash", "hash"),
+    sa.Index("parts_by_owner", "owner", "hash"),
+)
+"""Which request has which content where in it; the owner is that of the job."""
+
+content_pieces = sa.Table(
+    "content_pieces",
+    metadata,
+    sa.Column("hash", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+"""The bytes themselves, in Postgres."""
 
 webhooks = sa.Table(
     "webhooks",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from wan_engine.errors import EngineError, JobRefused
+from wan_engine.gateway.ahead import Ahead
 from wan_engine.gateway.backends.base import Backend, Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import Job
 from wan_engine.gateway.jobs import Jobs
@@ -31,6 +32,7 @@ class Dispatcher:
         self._metrics = metrics
         self._settings = settings
         self._slots = asyncio.Semaphore(backend.slots)
+        self._ahead = Ahead()
         self._runs: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
@@ -57,13 +59,17 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         while True:
             await self._slots.acquire()
+            await self._ahead.room()
             job = await self._jobs.take()
+            if job.remote_id is None:  # else it was handed over before
+                self._ahead.handed(job.id)
             run = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._runs.add(run)
-            run.add_done_callback(self._free)
+            run.add_done_callback(partial(self._free, job.id))
 
-    def _free(self, run: asyncio.Task[None]) -> None:
+    def _free(self, job_id: str, run: asyncio.Task[None]) -> None:
         self._runs.discard(run)
+        self._ahead.over(job_id)
         self._slots.release()
         if not run.cancelled() and (error := run.exception()) is not None:
             log.error("a run ended with what nobody expected", exc_info=error)
@@ -100,15 +106,23 @@ class Dispatcher:
 
     async def _work(self, job: Job) -> Done:
         async def begin(worker: str | None) -> None:
+            self._ahead.begun(job.id)
             await _stored(partial(self._jobs.begin, job.id, worker))
 
         async def remote(remote_id: str | None) -> None:
+            self._ahead.arrived(job.id)
             await _stored(partial(self._jobs.remote, job.id, remote_id))
+
+        async def request() -> Mapping[str, Any]:
+            found = await _stored(partial(self._jobs.whole_request, job.id))
+            if found is None:
+                raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+            return found
 
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,
-            request=await _stored(partial(self._jobs.request, job.id)),
+            request=request,
             seconds=min(limits, default=None),
             remote_id=job.remote_id,
             begin=begin,

@@ -11,13 +11,15 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
+from wan_engine.gateway.counts import Counts
 from wan_engine.gateway.events import Events
+from wan_engine.gateway.fair_queue import FairQueue, Full
 from wan_engine.gateway.job import (
     RETRYABLE,
     Job,
@@ -28,7 +30,9 @@ from wan_engine.gateway.job import (
     queued_again,
 )
 from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.parts import parted
 from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.requests import Requests
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.whole import whole
 
@@ -42,8 +46,13 @@ _RUNNING: tuple[State, ...] = ("running",)
 _UNFINISHED = _QUEUED + _RUNNING
 _RECENT = 10_000  # ended jobs in memory; the others are read from the database
 _LIST_LIMIT = 1000
+_PAGE = 50
 _LONGEST_RETRY_AFTER_SECONDS = 600
 _FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
+_FULL: dict[Full, str] = {
+    "queue": "The queue is full",
+    "share": "As many jobs of this key wait as may",
+}
 
 
 class Jobs:
@@ -52,30 +61,35 @@ class Jobs:
     Every call raises `Problem` "unavailable" while the database is away.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, *, queue_max: int) -> None:
+    def __init__(
+        self, store: Store, requests: Requests, metrics: Metrics, queue: FairQueue
+    ) -> None:
         self._store = store
+        self._requests = requests
         self._metrics = metrics
-        self._queue_max = queue_max
         self._live: dict[str, Job] = {}
         self._recent: OrderedDict[str, Job] = OrderedDict()
-        self._queue: OrderedDict[str, None] = OrderedDict()
+        self._queue = queue
         self._queued = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._events = Events()
+        self._counts = Counts()
+        self._at_work: dict[str, str | None] = {}  # the workers of running jobs
         self._stops: dict[str, Callable[[], object]] = {}
         self._run_seconds = _FIRST_RUN_SECONDS
-        self._incoming = 0
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
         """Read what a gateway before this one left: whatever it was running is queued again."""
+        for *group, state, count, retries in await self._store.counts():
+            self._counts.stored(tuple(group), state, count, retries)
         for job in await self._store.ended_since(now_ms() - REPLAY_SECONDS * 1000):
             self._remember(job)
         for job in await self._store.unfinished():
             self._live[job.id] = job
             if job.state == "running":
                 await self._move(job.id, _RUNNING, queued_again)
-            self._enqueue(job.id)
+            self._enqueue(job, first=job.state == "running" or job.remote_id is not None)
         if self._queue:
             log.info("%d jobs of the last run go on", len(self._queue))
 
@@ -97,11 +111,6 @@ class Jobs:
         """
         return await whole(self._submit(new))
 
-    def queue_full(self) -> Problem:
-        """The refusal of a job beyond the bound, with when to come again."""
-        seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
-        return Problem("queue_full", "The queue is full, try again later", seconds)
-
     async def find(self, door: str, owner: str, job_id: str) -> Job | None:
         """A job of this owner that came by this door."""
         job = await self.get(job_id)
@@ -116,8 +125,12 @@ class Jobs:
         return await self._store.find(job_id)
 
     async def request(self, job_id: str) -> dict[str, Any]:
-        """What the door handed in as `NewJob.request`; may be megabytes."""
-        return await self._store.request(job_id) or {}
+        """What the door handed in as `NewJob.request`, or what is kept of it; may be megabytes."""
+        return await self._requests.shown(job_id)
+
+    async def whole_request(self, job_id: str) -> dict[str, Any] | None:
+        """The same; None when not all of it is kept any longer."""
+        return await self._requests.whole(job_id)
 
     async def of_owner(
         self,
@@ -126,12 +139,26 @@ class Jobs:
         *,
         states: Collection[State] | None = None,
         model: str | None = None,
-        limit: int | None = _LIST_LIMIT,
-    ) -> list[Job]:
-        """The newest first, with what is known of them in memory."""
-        stored = await self._store.of_owner(door, owner, states, model, limit)
-        newest = [self._live.get(job.id) or self._recent.get(job.id) or job for job in stored]
-        return [job for job in newest if states is None or job.state in states]
+    ) -> AsyncGenerator[list[Job]]:
+        """The newest thousand in pages, the newest first, with what is known of them in memory."""
+        last: Job | None = None
+        for _ in range(_LIST_LIMIT // _PAGE):
+            stored = await self._store.of_owner(door, owner, states, model, _PAGE, last)
+            newest = [self._live.get(job.id) or self._recent.get(job.id) or job for job in stored]
+            yield [job for job in newest if states is None or job.state in states]
+            if len(stored) < _PAGE:
+                return
+            last = stored[-1]
+
+    def waiting(self, door: str, owner: str, model: str) -> list[Job]:
+        """All of this owner's that wait, however many."""
+        wanted = (door, owner, model)
+        live = (job for job in self._live.values() if job.state == "queued")
+        return [job for job in live if (job.door, job.owner, job.model) == wanted]
+
+    def workers(self) -> int:
+        """How many are at work, for whichever door and owner."""
+        return len(set(self._at_work.values()))
 
     async def cancel(self, job: Job) -> Job:
         """The job, cancelled; as it is, when it has ended already."""
@@ -139,7 +166,7 @@ class Jobs:
 
     async def retry(self, job: Job) -> Job:
         """The job in the queue again, with all of its time. Raises `Problem` "conflict" when it
-        has not failed, "queue_full"."""
+        has not failed or its request is not kept any longer, "queue_full"."""
 
         def again(job: Job) -> Job:
             now = now_ms()
@@ -147,11 +174,13 @@ class Jobs:
             job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, starts=0, retries=job.retries + 1)
 
-        with self._room(1):
+        if job.state in RETRYABLE and not await self._requests.is_whole(job.id):
+            raise Problem("conflict", "The job's request is not kept any longer: send it again")
+        with self._room(job.owner, 1):
             moved = await self._move(job.id, RETRYABLE, again)
             if moved is None:
                 raise Problem("conflict", "Only a job that failed or timed out can be retried")
-            self._enqueue(moved.id)
+            self._enqueue(moved)
         return moved
 
     async def wait(self, job: Job, seconds: float) -> Job:
@@ -171,20 +200,23 @@ class Jobs:
         return self._events.of(owner, [job for job in ended if job.owner == owner])
 
     async def counts(
-        self, door: str | None = None, model: str | None = None
+        self, door: str | None = None, owner: str | None = None, model: str | None = None
     ) -> tuple[dict[str, int], int]:
         """How many jobs are in each state, and how many retries there were."""
-        return await self._store.counts(door, model)
+        return self._counts.of(door, owner, model)
+
+    def unfruitful(self) -> Mapping[str, int]:
+        """How many jobs of each owner have ended without a clip."""
+        return self._counts.unfruitful()
 
     # --- for who renders -------------------------------------------------------------------------
 
     async def take(self) -> Job:
-        """The job that has waited longest, which is then the taker's to end or give back."""
+        """The job whose turn it is, which is then the taker's to end or give back."""
         while not self._queue:
             self._queued.clear()
             await self._queued.wait()
-        job_id, _ = self._queue.popitem(last=False)
-        return self._live[job_id]
+        return self._live[self._queue.take()]
 
     async def claim(self, job_id: str, stop: Callable[[], object]) -> Job | None:
         """Count this start; `stop` is called when the job must end. None when it has ended."""
@@ -235,19 +267,20 @@ class Jobs:
         def again(job: Job) -> Job:
             return replace(queued_again(job), starts=max(0, job.starts - (not count)))
 
-        if await self._move(job_id, _UNFINISHED, again) is not None:
+        if (moved := await self._move(job_id, _UNFINISHED, again)) is not None:
             self._stops.pop(job_id, None)
-            self._enqueue(job_id, first=True)
+            self._enqueue(moved, first=True)
 
     def expired(self) -> list[Job]:
         """Those whose time is over and which have not ended."""
         now = now_ms()
         return [job for job in self._live.values() if job.expires_ms <= now]
 
-    def forget(self, job_ids: Collection[str]) -> None:
+    def forget(self, jobs: Collection[Job]) -> None:
         """They are no longer in the database."""
-        for job_id in job_ids:
-            self._recent.pop(job_id, None)
+        for job in jobs:
+            self._recent.pop(job.id, None)
+            self._counts.gone(job)
 
     # --- changes ---------------------------------------------------------------------------------
 
@@ -255,27 +288,33 @@ class Jobs:
         return self._live.get(job.id) or self._recent.get(job.id) or job
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
-        made = [(accepted(one), one.request) for one in new]
-        waiting = sum(not job.final for job, _ in made)
-        with self._room(waiting):
-            await self._store.add(made)
-        for job, _ in made:
-            self._metrics.accepted(job)
-            self._changed(job)
-            if not job.final:
-                self._enqueue(job.id)
+        parts = [await parted(one.request) for one in new]
+        made = [
+            (accepted(replace(one, request=its.shown)), its)
+            for one, its in zip(new, parts, strict=True)
+        ]
+        waiting = [job for job, _ in made if not job.final]
+        with self._room(waiting[0].owner, len(waiting)) if waiting else nullcontext():
+            await self._requests.add(made[0][0].owner, made)
+            for job, _ in made:
+                self._metrics.accepted(job)
+                self._counts.come(job)
+                self._changed(job)
+                if not job.final:
+                    self._enqueue(job)
         return tuple(job for job, _ in made)
 
     @contextmanager
-    def _room(self, count: int) -> Iterator[None]:
+    def _room(self, owner: str, count: int) -> Iterator[None]:
         """Places in the queue for `count` jobs while they are being stored. Raises `Problem`."""
-        if count and len(self._queue) + self._incoming + count > self._queue_max:
-            raise self.queue_full()
-        self._incoming += count
+        full = self._queue.reserve(owner, count)
+        if full is not None:
+            seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
+            raise Problem("queue_full", f"{_FULL[full]}, try again later", seconds)
         try:
             yield
         finally:
-            self._incoming -= count
+            self._queue.release(owner, count)
 
     async def _end(self, job: Job, state: State, **found: Any) -> Job:
         def ended(job: Job) -> Job:
@@ -315,24 +354,28 @@ class Jobs:
             moved = change(job)
             if not await self._store.change(moved, before):
                 return None
+            self._counts.gone(job)
+            self._counts.come(moved)
             self._changed(moved, told=told)
             return moved
 
-    def _enqueue(self, job_id: str, *, first: bool = False) -> None:
-        self._queue[job_id] = None
-        if first:
-            self._queue.move_to_end(job_id, last=False)
+    def _enqueue(self, job: Job, *, first: bool = False) -> None:
+        (self._queue.put_back if first else self._queue.put)(job.id, job.owner)
         self._queued.set()
 
     def _changed(self, job: Job, *, told: bool = True) -> None:
         if job.final:
             self._live.pop(job.id, None)
-            self._queue.pop(job.id, None)
+            self._queue.drop(job.id)
             self._remember(job)
             self._metrics.ended(job)
         else:
             self._recent.pop(job.id, None)
             self._live[job.id] = job
+        if job.state == "running":
+            self._at_work[job.id] = job.worker
+        else:
+            self._at_work.pop(job.id, None)
         if told:
             self._events.tell(job)
 

@@ -7,6 +7,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.problems import Problem
@@ -18,7 +19,16 @@ NOBODY = "local"
 _BURST_SECONDS = 10
 
 
-def new_entry(name: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Share:
+    """What a key has of the gateway: `weight` turns for one of another key's, and at most `most`
+    jobs that wait at a time."""
+
+    weight: float = 1.0
+    most: int | None = None
+
+
+def new_entry(name: str, weight: float | None = None, most: int | None = None) -> tuple[str, str]:
     """A key, and the entry for it that WAN_API_KEYS takes. Raises `ConfigurationError`."""
     key = f"wan_{secrets.token_urlsafe(32)}"
     entry = f"{name}:{digest(key)}"
@@ -26,7 +36,23 @@ def new_entry(name: str) -> tuple[str, str]:
         raise ConfigurationError(
             "A key's name has up to 64 letters, digits, dots, dashes and underscores"
         )
+    entry += f":weight={weight:g}" if weight is not None else ""
+    entry += f":max={most}" if most is not None else ""
+    if not HASHED_KEY.fullmatch(entry):
+        raise ConfigurationError(
+            "A key's weight is a number from 0.01 to 999.99, its max an integer from 1 to 999999"
+        )
     return key, entry
+
+
+def shares(entries: Mapping[str, str]) -> dict[str, Share]:
+    """The share of each key by its name, of entries as WAN_API_KEYS has them."""
+    return {name: _share(entry) for name, entry in entries.items()}
+
+
+def _share(entry: str) -> Share:
+    said = dict(word.split("=") for word in entry.split(":")[1:])
+    return Share(float(said.get("weight", 1)), int(said["max"]) if "max" in said else None)
 
 
 def digest(key: str) -> str:
@@ -35,10 +61,10 @@ def digest(key: str) -> str:
 
 
 class Keys:
-    """`hashes` by name, as WAN_API_KEYS has them."""
+    """`entries` by name, as WAN_API_KEYS has them."""
 
-    def __init__(self, hashes: Mapping[str, str]) -> None:
-        self._hashes = dict(hashes)
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._hashes = {name: entry.partition(":")[0] for name, entry in entries.items()}
 
     def __bool__(self) -> bool:
         return bool(self._hashes)

@@ -46,8 +46,6 @@ _STATUS: Mapping[State, str] = {
     "expired": "TIMED_OUT",
 }
 
-_WAITING: tuple[State, ...] = ("queued",)
-
 # Checked by hand, as a number that is out of range is taken for the nearest.
 Wait = Annotated[
     str | None,
@@ -159,29 +157,31 @@ class _Routes:
     async def purge_queue(self, endpoint: Endpoint, request: Request) -> JSONResponse:
         """Cancel all of the caller's jobs that wait."""
         self._check(endpoint)
-        jobs, owner = self._context.jobs, request.state.owner
-        waiting = await jobs.of_owner(NAME, owner, states=_WAITING, model=endpoint, limit=None)
+        jobs = self._context.jobs
+        waiting = jobs.waiting(NAME, request.state.owner, endpoint)
         ended = [await jobs.cancel(job) for job in waiting]
         removed = sum(job.state == "cancelled" for job in ended)
         return JSONResponse({"removed": removed, "status": "completed"})
 
-    async def health(self, endpoint: Endpoint) -> JSONResponse:
-        """How many jobs and workers there are."""
+    async def health(self, endpoint: Endpoint, request: Request) -> JSONResponse:
+        """How many jobs the caller has, and what the workers do, for whomever."""
         self._check(endpoint)
-        counts, retried = await self._context.jobs.counts(NAME, endpoint)
-        running = counts.get("running", 0)
-        ready = self._context.waiting_for() is None
+        owner = request.state.owner
+        counts, retried = await self._context.jobs.counts(NAME, owner, endpoint)
         jobs = {
             "completed": counts.get("completed", 0),
             "failed": counts.get("failed", 0) + counts.get("expired", 0),
-            "inProgress": running,
+            "inProgress": counts.get("running", 0),
             "inQueue": counts.get("queued", 0),
             "retried": retried,
         }
+        running = self._context.jobs.workers()
+        ready = self._context.waiting_for() is None
+        idle = int(ready and not running)
         workers = {
-            "idle": int(ready and not running),
+            "idle": idle,
             "initializing": int(not ready),
-            "ready": int(ready),
+            "ready": (idle + running) * ready,
             "running": running,
             "throttled": 0,
             "unhealthy": 0,

@@ -11,21 +11,52 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from wan_engine.gateway.brief import brief
-from wan_engine.gateway.database import facts, jobs, requests, webhooks
+from wan_engine.gateway.database import (
+    contents,
+    facts,
+    jobs,
+    request_parts,
+    requests,
+    webhooks,
+)
 from wan_engine.gateway.job import FINAL, RETRYABLE, Job, State
+from wan_engine.gateway.parts import Content
 from wan_engine.gateway.problems import Problem
 from wan_engine.gateway.whole import always_whole
 
 log = logging.getLogger(__name__)
 
 _AWAY_SECONDS = 5
+
+
+NewRow = tuple[Job, Mapping[str, Any], int, Mapping[str, Content]]
+"""A job, its request's row, how many parts it was in, and the contents that are kept of it."""
+
+
+@dataclass(frozen=True)
+class StoredRequest:
+    """A request's row, the hashes of its long texts by their place, and whether all are kept."""
+
+    row: dict[str, Any]
+    places: dict[str, str]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Used:
+    """Bytes of contents, those of jobs that go on, and which of the names asked for are there."""
+
+    bytes: int
+    needed_bytes: int
+    had: set[str]
 
 
 class Store:
@@ -49,24 +80,36 @@ class Store:
                 yield connection
 
     @always_whole
-    async def add(self, new: Iterable[tuple[Job, Mapping[str, Any]]]) -> None:
+    async def add(self, new: Iterable[NewRow]) -> None:
         """Jobs with their requests, all or none; the webhooks of those that have ended as well.
 
-        Of the request of a job that has been refused only what is small is kept, or anyone could
-        fill the disk without a place in the queue.
+        The bytes of the contents must be stored before.
         """
         new = list(new)
         async with self._write() as connection:
-            await connection.execute(sa.insert(jobs), [_row(job) for job, _ in new])
+            await connection.execute(sa.insert(jobs), [_row(job) for job, *_ in new])
             await connection.execute(
                 sa.insert(requests),
-                [
-                    {"job_id": job.id, "request": brief(request) if job.final else dict(request)}
-                    for job, request in new
-                ],
+                [{"job_id": job.id, "request": row, "parts": parts} for job, row, parts, _ in new],
             )
-            for job, _ in new:
+            await self._add_parts(connection, new)
+            for job, *_ in new:
                 await _note_webhook(connection, job)
+
+    async def _add_parts(self, connection: AsyncConnection, new: Iterable[NewRow]) -> None:
+        placed = [(job, place, one) for job, _, _, had in new for place, one in had.items()]
+        if not placed:
+            return
+        known = [{"hash": one.hash, "bytes": one.size} for *_, one in placed]
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        await connection.execute(insert(contents).on_conflict_do_nothing(), known)
+        await connection.execute(
+            sa.insert(request_parts),
+            [
+                {"job_id": job.id, "place": place, "hash": one.hash, "owner": job.owner}
+                for job, place, one in placed
+            ],
+        )
 
     @always_whole
     async def find(self, job_id: str) -> Job | None:
@@ -75,10 +118,74 @@ class Store:
         return _job(row) if row else None
 
     @always_whole
-    async def request(self, job_id: str) -> dict[str, Any] | None:
-        asked = sa.select(requests.c.request).where(requests.c.job_id == job_id)
+    async def request(self, job_id: str) -> StoredRequest | None:
+        asked = sa.select(requests.c.request, requests.c.parts).where(requests.c.job_id == job_id)
+        placed = sa.select(request_parts.c.place, request_parts.c.hash)
         async with self._read() as connection:
-            return (await connection.execute(asked)).scalar()
+            row = (await connection.execute(asked)).first()
+            if row is None:
+                return None
+            places: dict[str, str] = {}
+            if row.parts:
+                found = await connection.execute(placed.where(request_parts.c.job_id == job_id))
+                places = {place: name for place, name in found}
+        return StoredRequest(row.request, places, len(places) == row.parts)
+
+    @always_whole
+    async def used_bytes(self, owner: str, names: Collection[str]) -> Used:
+        """What this owner's requests have of contents, each counted once."""
+        theirs = sa.select(request_parts.c.hash).where(request_parts.c.owner == owner)
+        goes_on = theirs.join(jobs, jobs.c.id == request_parts.c.job_id)
+        goes_on = goes_on.where(jobs.c.state.not_in(FINAL))
+        size = sa.func.coalesce(sa.func.sum(contents.c.bytes), 0)
+        async with self._read() as connection:
+            asked = (sa.select(size).where(contents.c.hash.in_(of)) for of in (theirs, goes_on))
+            used, needed = [int((await connection.execute(one)).scalar_one()) for one in asked]
+            had = await connection.execute(theirs.where(request_parts.c.hash.in_(names)))
+            return Used(used, needed, {name for (name,) in had})
+
+    @always_whole
+    async def cut_requests(self, owner: str | None, limit: int, before_ms: int | None) -> int:
+        """Of jobs that have ended the contents go, the failed first and then the oldest: of this
+        owner, and of those that ended before, where that is given. Returns of how many."""
+        asked = (
+            sa.select(request_parts.c.job_id)
+            .join(jobs, jobs.c.id == request_parts.c.job_id)
+            .where(jobs.c.state.in_(FINAL))
+            .group_by(request_parts.c.job_id, jobs.c.state, jobs.c.finished_ms)
+            .order_by(sa.case((jobs.c.state.in_(RETRYABLE), 0), else_=1), jobs.c.finished_ms)
+            .limit(limit)
+        )
+        if owner is not None:
+            asked = asked.where(request_parts.c.owner == owner)
+        if before_ms is not None:
+            asked = asked.where(jobs.c.finished_ms < before_ms)
+        async with self._write() as connection:
+            found = [job_id for (job_id,) in await connection.execute(asked)]
+            gone = sa.delete(request_parts).where(request_parts.c.job_id.in_(found))
+            await connection.execute(gone)
+        return len(found)
+
+    @always_whole
+    async def unused_contents(self, limit: int) -> list[str]:
+        """Those that no request has."""
+        asked = sa.select(contents.c.hash).where(_unused()).limit(limit)
+        async with self._read() as connection:
+            return [name for (name,) in await connection.execute(asked)]
+
+    @always_whole
+    async def known_contents(self, names: Collection[str]) -> set[str]:
+        asked = sa.select(contents.c.hash).where(contents.c.hash.in_(names))
+        async with self._read() as connection:
+            return {name for (name,) in await connection.execute(asked)}
+
+    @always_whole
+    async def drop_content(self, name: str) -> bool:
+        """Forget a content that no request has; whether it is unknown now."""
+        async with self._write() as connection:
+            this = contents.c.hash == name
+            await connection.execute(sa.delete(contents).where(this, _unused()))
+            return (await connection.execute(sa.select(contents).where(this))).first() is None
 
     @always_whole
     async def change(self, job: Job, before: Collection[State]) -> bool:
@@ -114,33 +221,44 @@ class Store:
         return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
 
     @always_whole
+    async def unfruitful_of(self, owner: str, limit: int) -> list[Job]:
+        """Those that have ended without a clip, the oldest first."""
+        states = [state for state in FINAL if state != "completed"]
+        asked = sa.select(jobs).where(jobs.c.state.in_(states), jobs.c.owner == owner)
+        return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
+
+    @always_whole
     async def of_owner(
         self,
         door: str,
         owner: str,
         states: Collection[State] | None,
         model: str | None,
-        limit: int | None,
+        limit: int,
+        after: Job | None,
     ) -> list[Job]:
-        """The newest first."""
+        """The newest first, from behind `after` on."""
         asked = sa.select(jobs).where(jobs.c.door == door, jobs.c.owner == owner)
         if states is not None:
             asked = asked.where(jobs.c.state.in_(states))
         if model is not None:
             asked = asked.where(jobs.c.model == model)
-        return await self._jobs(asked.order_by(jobs.c.created_ms.desc()).limit(limit))
+        if after is not None:
+            asked = asked.where(
+                sa.tuple_(jobs.c.created_ms, jobs.c.id) < (after.created_ms, after.id)
+            )
+        asked = asked.order_by(jobs.c.created_ms.desc(), jobs.c.id.desc())
+        return await self._jobs(asked.limit(limit))
 
     @always_whole
-    async def counts(self, door: str | None, model: str | None) -> tuple[dict[str, int], int]:
-        """Jobs by state, and how often one was retried."""
-        asked = sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.retries))
-        if door is not None:
-            asked = asked.where(jobs.c.door == door)
-        if model is not None:
-            asked = asked.where(jobs.c.model == model)
+    async def counts(self) -> list[tuple[Any, ...]]:
+        """Door, owner, model and state, with how many jobs there are and how often one of them was
+        retried."""
+        group = (jobs.c.door, jobs.c.owner, jobs.c.model, jobs.c.state)
+        asked = sa.select(*group, sa.func.count(), sa.func.sum(jobs.c.retries)).group_by(*group)
         async with self._read() as connection:
-            rows = (await connection.execute(asked.group_by(jobs.c.state))).all()
-        return {state: count for state, count, _ in rows}, sum(int(retries) for *_, retries in rows)
+            found = await connection.execute(asked)
+            return [(*of, count, int(retries)) for *of, count, retries in found]
 
     @always_whole
     async def remove(self, job_ids: Collection[str]) -> None:
@@ -214,6 +332,10 @@ async def _note_webhook(connection: AsyncConnection, job: Job) -> None:
     if job.final and job.webhook:
         row = {"job_id": job.id, "tries": 0, "next_ms": job.finished_ms}
         await connection.execute(sa.insert(webhooks).values(row))
+
+
+def _unused() -> sa.ColumnElement[bool]:
+    return ~sa.exists().where(request_parts.c.hash == contents.c.hash)
 
 
 async def _drop_request(connection: AsyncConnection, job_id: str) -> None:

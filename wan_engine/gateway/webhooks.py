@@ -67,6 +67,10 @@ class Webhooks:
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _post(self, url: str, body: object) -> int:
+        # There may be a picture in it.
+        return post(url, json.dumps(body).encode(), self._limits, Control())
+
     async def _look_at(self, job_id: str, end: BaseException | None) -> None:
         """What cannot be told today cannot tomorrow, and is in nobody's way. Raises `Problem`."""
         if isinstance(end, Problem):
@@ -85,7 +89,7 @@ class Webhooks:
         body = door.webhook_body(job, await self._jobs.request(job_id))
         try:
             status = await asyncio.get_running_loop().run_in_executor(
-                self._threads, post, job.webhook, json.dumps(body).encode(), self._limits, Control()
+                self._threads, self._post, job.webhook, body
             )
         except InvalidMedia as error:
             outcome = error.why

@@ -103,7 +103,7 @@ class EndpointBackend:
             raise
 
     async def _submit(self, work: Work) -> str:
-        body: dict[str, Any] = {"input": dict(work.request)}
+        body: dict[str, Any] = {"input": dict(await work.request())}
         if work.seconds is not None:
             body["policy"] = {"executionTimeout": max(5_000, round(work.seconds * 1000))}
         waits = _Waits(self._poll_seconds, _LONGEST_BACKOFF_SECONDS)
@@ -140,7 +140,7 @@ class EndpointBackend:
                 await work.begin(worker if isinstance(worker, str) else None)
                 begun = True
             if status == "COMPLETED":
-                return Done(self._output(told.get("output"), work.request))
+                return Done(self._output(told.get("output"), await work.request()))
             if status == "CANCELLED":
                 raise WorkFailed("cancelled", "The job was cancelled at the endpoint")
             if status in ("FAILED", "TIMED_OUT"):

@@ -69,7 +69,7 @@ class LocalBackend:
         ended: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._works[work.job_id] = work, ended
         try:
-            order = {"do": "run", "id": work.job_id, "request": work.request}
+            order = {"do": "run", "id": work.job_id, "request": await work.request()}
             await self._send({**order, "seconds": work.seconds})
             limit = None if work.seconds is None else work.seconds + _GRACE_SECONDS
             done, _ = await asyncio.wait([ended], timeout=limit)

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from wan_engine.gateway.brief import brief
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import Job, NewJob, State
+from wan_engine.gateway.lists import Lists
 from wan_engine.gateway.oxen import models, pages, parameters, wire
 from wan_engine.gateway.problems import Code, Problem
 from wan_engine.pricing import HOSTED_PRICES
@@ -142,6 +143,7 @@ class _Videos:
 class _Queue:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._lists = Lists()
 
     async def enqueue(self, request: Request) -> JSONResponse:
         """Puts one to four videos into the queue. Only the model and their number are checked now;
@@ -188,20 +190,20 @@ class _Queue:
         namespace: str | None = Query(None, description="Only those of this `target_namespace`."),
         repo: str | None = Query(None, description="No repositories here: matches nothing."),
         folder: str | None = Query(None, description="No repositories here: matches nothing."),
-    ) -> JSONResponse:
+    ) -> Response:
         """The caller's generations, the newest first."""
         wanted, owner = _states(status), request.state.owner
         elsewhere = repo or folder or media_type not in (None, "", "video")
         if elsewhere or (model and model not in models.MODELS):
             return JSONResponse(wire.generations([]))
-        found = await self._context.jobs.of_owner(NAME, owner, states=wanted, model=model or None)
-        shown = [
-            self._shown(job)
-            for job in found
-            if _in_queue(job)
-            and namespace in (None, "", job.payload.get("target_namespace", owner))
-        ]
-        return JSONResponse(wire.generations(shown))
+
+        def shown(job: Job) -> dict[str, Any] | None:
+            wanted = namespace in (None, "", job.payload.get("target_namespace", owner))
+            return self._shown(job) if wanted and _in_queue(job) else None
+
+        found = self._context.jobs.of_owner(NAME, owner, states=wanted, model=model or None)
+        bodies = await self._lists.encoded(owner, found, shown)
+        return Response(wire.listed(bodies), media_type="application/json")
 
     async def one(self, request: Request, generation_id: str) -> JSONResponse:
         """How far a generation is, what was submitted, and where the video is once finished."""

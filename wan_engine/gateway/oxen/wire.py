@@ -77,6 +77,11 @@ def generations(shown: list[dict[str, Any]]) -> dict[str, Any]:
     return {"count": len(shown), "generations": shown}
 
 
+def listed(shown: list[bytes]) -> bytes:
+    """The same, of generations that are JSON already."""
+    return b'{"count":%d,"generations":[%s]}' % (len(shown), b",".join(shown))
+
+
 def cancelled(generation_id: str) -> dict[str, Any]:
     """The answer to a DELETE, also of a generation that had ended."""
     return {"status": "success", "generation_id": generation_id}

@@ -1,0 +1,146 @@
+"""Whose turn it is: a line of jobs a key, the keys in turn, and places in the queue for each.
+
+A key's turn comes after all others have had as many as their weights say (stride scheduling:
+Waldspurger and Weihl, 1995), so a key with one job waits for one job of each other key and not for
+a hundred of one. Half of the places are kept for the keys, by weight; the other half, and the
+places of a key that is alone, are for whoever comes first. Nothing depends on how many jobs wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import Literal
+
+from wan_engine.gateway.keys import Share
+
+_KEPT = 0.5
+_NO_SHARE = Share()
+
+Full = Literal["queue", "share"]
+
+
+class FairQueue:
+    """Ids of jobs that wait, at most `places` of them but for those that come back. `shares` are
+    those of all keys; an owner that is not among them has no places kept."""
+
+    def __init__(self, places: int, shares: Mapping[str, Share]) -> None:
+        self._shares = dict(shares)
+        self._places = _Places(places, self._shares)
+        self._owners: dict[str, str] = {}
+        self._lines: dict[str, OrderedDict[str, None]] = {}
+        self._returned: OrderedDict[str, None] = OrderedDict()
+        self._turns: list[tuple[float, int, str]] = []
+        self._valid: dict[str, tuple[float, int, str]] = {}
+        self._next: dict[str, float] = {}
+        self._now = 0.0
+        self._count = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def reserve(self, owner: str, count: int) -> Full | None:
+        """Keep places for `count` jobs that are about to come; else what is full: the whole queue,
+        or what one key may have of it."""
+        return self._places.reserve(owner, count)
+
+    def release(self, owner: str, count: int) -> None:
+        """They have come, which takes places of its own, or will not."""
+        self._places.add(owner, -count)
+
+    def put(self, job_id: str, owner: str) -> None:
+        """Behind this owner's other jobs."""
+        self._added(job_id, owner)
+        if owner not in self._lines:
+            self._lines[owner] = OrderedDict()
+            # Who was away has saved nothing up.
+            self._wait_for(owner, max(self._now, self._next.get(owner, 0.0)))
+        self._lines[owner][job_id] = None
+
+    def put_back(self, job_id: str, owner: str) -> None:
+        """Before all others: it has had its turn, and its worker is gone."""
+        self._added(job_id, owner)
+        self._returned[job_id] = None
+
+    def take(self) -> str:
+        """The job whose turn it is. Raises `IndexError` when none waits."""
+        if self._returned:
+            job_id, _ = self._returned.popitem(last=False)
+            self._places.add(self._owners.pop(job_id), -1)
+            return job_id
+        while True:
+            turn = heapq.heappop(self._turns)
+            if self._valid.get(turn[2]) is turn:
+                break
+        self._now, _, owner = turn
+        line = self._lines[owner]
+        job_id, _ = line.popitem(last=False)
+        self._places.add(self._owners.pop(job_id), -1)
+        self._next[owner] = self._now + 1 / self._shares.get(owner, _NO_SHARE).weight
+        if line:
+            self._wait_for(owner, self._next[owner])
+        else:
+            self._leave(owner)
+        return job_id
+
+    def drop(self, job_id: str) -> None:
+        """It waits no longer, where it did."""
+        owner = self._owners.pop(job_id, None)
+        if owner is None:
+            return
+        self._places.add(owner, -1)
+        if job_id in self._returned:
+            del self._returned[job_id]
+            return
+        del self._lines[owner][job_id]
+        if not self._lines[owner]:
+            self._leave(owner)
+
+    def _added(self, job_id: str, owner: str) -> None:
+        self.drop(job_id)
+        self._owners[job_id] = owner
+        self._places.add(owner, 1)
+
+    def _wait_for(self, owner: str, turn: float) -> None:
+        # Of two at once, who has waited longer.
+        self._valid[owner] = entry = (turn, next(self._count), owner)
+        heapq.heappush(self._turns, entry)
+
+    def _leave(self, owner: str) -> None:
+        del self._lines[owner], self._valid[owner]
+
+
+class _Places:
+    def __init__(self, places: int, shares: Mapping[str, Share]) -> None:
+        weights = sum(share.weight for share in shares.values())
+        self._most = {name: share.most for name, share in shares.items() if share.most is not None}
+        self._kept = {
+            name: min(int(places * _KEPT * share.weight / weights), share.most or places)
+            for name, share in shares.items()
+        }
+        self._common = places - sum(self._kept.values())
+        self._taken: Counter[str] = Counter()
+        self._common_taken = 0
+
+    def reserve(self, owner: str, count: int) -> Full | None:
+        waiting = self._taken[owner] + count
+        if waiting > self._most.get(owner, waiting):
+            return "share"
+        more = self._beyond(owner, waiting) - self._beyond(owner, self._taken[owner])
+        if more > 0 and self._common_taken + more > self._common:
+            return "share" if owner in self._kept and len(self._kept) > 1 else "queue"
+        self.add(owner, count)
+        return None
+
+    def add(self, owner: str, count: int) -> None:
+        before = self._taken[owner]
+        self._taken[owner] += count
+        self._common_taken += self._beyond(owner, before + count) - self._beyond(owner, before)
+        if not self._taken[owner]:
+            del self._taken[owner]
+
+    def _beyond(self, owner: str, count: int) -> int:
+        """How many of `count` jobs are not in places that are kept for this owner."""
+        return max(0, count - self._kept.get(owner, 0))
