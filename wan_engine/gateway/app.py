@@ -29,6 +29,7 @@ from wan_engine.gateway.keys import Keys, RateLimit
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
+from wan_engine.gateway.ownership import Ownership
 from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.problems import STATUS, Code, Problem
@@ -57,6 +58,7 @@ class Gateway:
     doors: list[Door]
     store: Store
     backend: Backend
+    ownership: Ownership
 
 
 @asynccontextmanager
@@ -65,20 +67,25 @@ async def open_gateway(
     backend: Backend | None = None,
     metrics: Metrics | None = None,
     *,
+    on_fatal: Callable[[str], None] = lambda why: None,
     webhook_again_seconds: float = 10.0,
 ) -> AsyncIterator[Gateway]:
     """At work inside of it; at its end, what runs is waited for or put back into the queue.
 
-    Raises `ConfigurationError`.
+    `on_fatal` is told when another gateway has taken the jobs, and this one has to end. Raises
+    `ConfigurationError`.
     """
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
-        store = Store(await stack.enter_async_context(open_database(settings)))
+        database = await stack.enter_async_context(open_database(settings))
+        ownership, store = database.ownership, Store(database)
         jobs = Jobs(store, metrics, queue_max=settings.queue_max)
         await jobs.start()
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
-        context = Context(settings, jobs, links, metrics, backend.waiting_for)
+        context = Context(
+            settings, jobs, links, metrics, lambda: ownership.why_not or backend.waiting_for()
+        )
         doors = [door(context) for door in DOORS]
         metrics.backend_ready(lambda: backend.waiting_for() is None)
         stack.push_async_callback(backend.close)
@@ -91,9 +98,16 @@ async def open_gateway(
         await stack.enter_async_context(_beside(sweep(jobs, store, links, settings.keep_jobs_days)))
         dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
+
+        def halt(why: str) -> None:
+            dispatcher.halt()
+            if ownership.lost:
+                on_fatal(why)
+
+        ownership.on_loss, ownership.on_return = halt, dispatcher.go_on
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, doors, store, backend)
+        yield Gateway(context, doors, store, backend, ownership)
 
 
 @asynccontextmanager

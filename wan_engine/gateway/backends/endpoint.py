@@ -90,6 +90,9 @@ class EndpointBackend:
             await asyncio.wait([self._looker])
         await self._http.aclose()
 
+    def abandon(self) -> None:
+        """Nothing is rendered here; who has the jobs follows them by their remote ids."""
+
     async def run(self, work: Work) -> Done:
         remote_id = work.remote_id
         try:
