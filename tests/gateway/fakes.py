@@ -43,6 +43,8 @@ class InstantBackend:
     async def close(self) -> None:
         self._go.set()
 
+    def abandon(self) -> None: ...
+
     async def run(self, work: Work) -> Done:
         request = await work.request()
         await work.begin("worker-1")

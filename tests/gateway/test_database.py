@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from tests.gateway.conftest import Serve, wish
 from tests.gateway.test_jobs import ended, submitted
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway import database
+from wan_engine.gateway import database, ownership
 from wan_engine.gateway.problems import Problem
 from wan_engine.settings import Settings
 
@@ -27,8 +27,8 @@ from wan_engine.settings import Settings
 def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
     async def line() -> list[Any]:
         async with (
-            database.open_database(Settings(output_dir=tmp_path)) as engine,
-            engine.connect() as connection,
+            database.open_database(Settings(output_dir=tmp_path)) as opened,
+            opened.engine.connect() as connection,
         ):
             return await connection.run_sync(differences)
 
@@ -220,7 +220,7 @@ def test_connections_that_postgres_ends_are_made_again_and_the_lock_is_taken_aga
     serve: Serve, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_LOCK_SECONDS", 0.3)
-    monkeypatch.setattr(database, "_KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(ownership, "_CONFIRM_SECONDS", 0.05)
 
     async def line() -> None:
         async with serve(database_url=postgres) as served:

@@ -306,3 +306,59 @@ def test_the_backend_is_what_the_settings_say() -> None:
     for settings in (Settings(backend="runpod"), Settings(runpod_endpoint="abc")):
         with pytest.raises(ConfigurationError, match="WAN_RUNPOD_KEY"):
             open_backend(settings, Metrics())
+
+
+class Slow(httpx.AsyncBaseTransport):
+    """The way to Runpod whose answers to POST /run wait for `go`, after the job was taken."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self.inner = inner
+        self.taken, self.go = asyncio.Event(), asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await self.inner.handle_async_request(request)
+        if request.url.path.endswith("/run"):
+            self.taken.set()
+            await self.go.wait()
+        return answer
+
+
+def test_a_job_that_is_cancelled_while_it_is_handed_over_is_cancelled_there_too(
+    tmp_path: Path,
+) -> None:
+    async def test(pair: Pair) -> None:
+        slow = pair.way.inner = Slow(pair.way.inner)
+        pair.far.backend.hold()
+        job_id = (await pair.post("/run", wish()))["id"]
+        await asyncio.wait_for(slow.taken.wait(), 10)
+        await pair.near.http.post(f"{BASE}/cancel/{job_id}")
+        slow.go.set()
+
+        async def all_ended() -> bool:
+            counts, _ = await pair.far.jobs.counts()
+            return counts == {"cancelled": 1}
+
+        for _ in range(1000):
+            if await all_ended():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError((await pair.far.jobs.counts())[0])
+
+    paired(tmp_path, test)
+
+
+def test_a_gateway_that_ends_while_a_job_is_handed_over_keeps_its_id(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with far_gateway(tmp_path) as far:
+            far.backend.hold()
+            async with near_gateway(tmp_path, far, shutdown_seconds=0) as pair:
+                slow = pair.way.inner = Slow(pair.way.inner)
+                job_id = (await pair.post("/run", wish()))["id"]
+                await asyncio.wait_for(slow.taken.wait(), 10)
+                asyncio.get_running_loop().call_later(0.1, slow.go.set)
+            far.backend.release()
+            async with near_gateway(tmp_path, far) as pair:
+                await pair.until(job_id, "COMPLETED")
+            assert len(far.backend.rendered) == 1
+
+    asyncio.run(line())

@@ -31,6 +31,7 @@ from wan_engine.gateway.keys import Keys, RateLimit, shares
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
+from wan_engine.gateway.ownership import Ownership
 from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.problems import STATUS, Code, Problem
@@ -61,6 +62,7 @@ class Gateway:
     store: Store
     requests: Requests
     backend: Backend
+    ownership: Ownership
 
 
 @asynccontextmanager
@@ -69,23 +71,27 @@ async def open_gateway(
     backend: Backend | None = None,
     metrics: Metrics | None = None,
     *,
+    on_fatal: Callable[[str], None] = lambda why: None,
     webhook_again_seconds: float = 10.0,
 ) -> AsyncIterator[Gateway]:
     """At work inside of it; at its end, what runs is waited for or put back into the queue.
 
-    Raises `ConfigurationError`.
+    `on_fatal` is told when another gateway has taken the jobs, and this one has to end. Raises
+    `ConfigurationError`.
     """
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(open_database(settings))
-        store = Store(engine)
-        requests = Requests(store, open_contents(engine), settings.media_max_bytes)
+        database = await stack.enter_async_context(open_database(settings))
+        ownership, store = database.ownership, Store(database)
+        requests = Requests(store, open_contents(database.engine), settings.media_max_bytes)
         queue = FairQueue(settings.queue_max, shares(settings.api_keys))
         jobs = Jobs(store, requests, metrics, queue)
         await jobs.start()
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
-        context = Context(settings, jobs, links, metrics, backend.waiting_for)
+        context = Context(
+            settings, jobs, links, metrics, lambda: ownership.why_not or backend.waiting_for()
+        )
         doors = [door(context) for door in DOORS]
         metrics.backend_ready(lambda: backend.waiting_for() is None)
         stack.push_async_callback(backend.close)
@@ -98,9 +104,16 @@ async def open_gateway(
         await stack.enter_async_context(_beside(sweep(jobs, store, requests, links, settings)))
         dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
+
+        def halt(why: str) -> None:
+            dispatcher.halt()
+            if ownership.lost:
+                on_fatal(why)
+
+        ownership.on_loss, ownership.on_return = halt, dispatcher.go_on
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, doors, store, requests, backend)
+        yield Gateway(context, doors, store, requests, backend, ownership)
 
 
 @asynccontextmanager

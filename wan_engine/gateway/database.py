@@ -12,7 +12,8 @@ import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.ownership import Ownership
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,6 @@ log = logging.getLogger(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_SECONDS = 20.0  # a gateway that is being replaced ends within this, or it is not ending
 _POLL_SECONDS = 0.2
-_KEEP_SECONDS = 5.0
-_ADVISORY_LOCK = 0x57414E  # any number that is ours
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "postgresql": "postgresql+asyncpg",
@@ -137,29 +137,40 @@ facts = sa.Table(
 """What this gateway made up once and keeps, such as the secret of its links."""
 
 
+@dataclass(frozen=True)
+class Database:
+    """An open one, and whose the jobs in it are."""
+
+    engine: AsyncEngine
+    ownership: Ownership
+
+
 @asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator[AsyncEngine]:
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """The migrated database, this gateway's alone. Raises `ConfigurationError`."""
     async with AsyncExitStack() as stack:
         url = _url(settings)
         if url.get_backend_name() == "sqlite":
             await stack.enter_async_context(_file_lock(Path(url.database or "")))
         engine = create_async_engine(url, **_options(url))
+        ownership = Ownership(engine, shared=url.get_backend_name() != "sqlite")
         stack.push_async_callback(engine.dispose)
         try:
             if url.get_backend_name() == "sqlite":
                 sa.event.listen(engine.sync_engine, "connect", _set_up_sqlite)
             else:
-                await stack.enter_async_context(_advisory_lock(engine))
+                stack.push_async_callback(ownership.unlock)
+                await _until(ownership.try_lock)
             async with engine.begin() as connection:
                 await connection.run_sync(_migrate)
+            await stack.enter_async_context(ownership.held())
         except (SQLAlchemyError, OSError) as error:
             log.error("the database cannot be used: %s", error)
             raise ConfigurationError(
                 f"The database {url.render_as_string(hide_password=True)} cannot be used "
                 f"({type(error).__name__}): check WAN_DATABASE_URL"
             ) from error
-        yield engine
+        yield Database(engine, ownership)
 
 
 def _url(settings: Settings) -> sa.URL:
@@ -224,60 +235,6 @@ async def _file_lock(path: Path) -> AsyncIterator[None]:
         yield
     finally:
         os.close(held)
-
-
-@asynccontextmanager
-async def _advisory_lock(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Held by a connection of its own, and taken again when that is lost: the server frees it
-    then."""
-    held = _Held(engine)
-    await _until(held.again)
-    keeper = asyncio.create_task(held.keep(), name="database lock")
-    try:
-        yield
-    finally:
-        keeper.cancel()
-        await asyncio.wait([keeper])
-        await held.close()
-
-
-class _Held:
-    """A connection with the lock, or none."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._connection: AsyncConnection | None = None
-
-    async def again(self) -> bool:
-        """Whether the lock is held, after an attempt to take it where it was not."""
-        if self._connection is not None:
-            await self._connection.execute(sa.select(1))
-            return True
-        connection = await self._engine.connect()
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        asked = sa.select(sa.func.pg_try_advisory_lock(_ADVISORY_LOCK))
-        if (await connection.execute(asked)).scalar():
-            self._connection = connection
-            return True
-        await connection.close()
-        return False
-
-    async def keep(self) -> None:
-        while True:
-            await asyncio.sleep(_KEEP_SECONDS)
-            try:
-                if not await self.again():
-                    log.critical("another gateway has taken this database: end one of the two")
-            except (SQLAlchemyError, OSError) as error:
-                log.warning("the lock of the database is lost, to be taken again: %s", error)
-                await self.close()
-
-    async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(SQLAlchemyError, OSError):
-                await connection.invalidate()
-                await connection.close()
 
 
 async def _until(try_once: Callable[[], Awaitable[bool]]) -> None:

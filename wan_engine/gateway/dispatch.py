@@ -36,11 +36,24 @@ class Dispatcher:
         self._runs: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
+        self._ours = asyncio.Event()
+        self._ours.set()
         metrics.running(lambda: len(self._runs))
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._dispatch(), name="dispatch")
         self._loop.add_done_callback(_complain)
+
+    def halt(self) -> None:
+        """End all work at once and begin nothing, as another gateway may have the jobs."""
+        self._ours.clear()
+        self._backend.abandon()
+        for run in self._runs:
+            run.cancel()
+
+    def go_on(self) -> None:
+        """The jobs are ours again."""
+        self._ours.set()
 
     async def close(self, seconds: float) -> None:
         """Take nothing more; what runs has `seconds` to end, the rest goes back into the queue."""
@@ -48,7 +61,7 @@ class Dispatcher:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
-        if self._runs and not self._backend.outlives:
+        if self._runs and self._ours.is_set() and not self._backend.outlives:
             log.info("waiting for %d jobs, %g s at most", len(self._runs), seconds)
             await asyncio.wait(self._runs, timeout=seconds)
         for run in self._runs:
@@ -77,6 +90,7 @@ class Dispatcher:
     async def _run(self, job: Job) -> None:
         run = asyncio.current_task()
         assert run is not None
+        await self._ours.wait()
         claimed = await _stored(partial(self._jobs.claim, job.id, run.cancel))
         if claimed is None:
             return
@@ -91,8 +105,11 @@ class Dispatcher:
             log.warning("job %s lost its worker at start %d", claimed.id, claimed.starts)
             await _stored(partial(self._jobs.give_back, claimed.id, count=True))
         except asyncio.CancelledError:
-            # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends.
-            if self._closing:
+            # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends, or has
+            # lost the jobs, maybe for a moment.
+            if not self._ours.is_set():
+                await _stored(partial(self._jobs.give_back, claimed.id, count=False))
+            elif self._closing:
                 with suppress(Problem):  # then the next gateway finds it running, and queues it
                     await self._jobs.give_back(claimed.id, count=False)
         except Exception:
@@ -128,7 +145,7 @@ class Dispatcher:
             begin=begin,
             progress=partial(self._jobs.progress, job.id),
             remote=remote,
-            leaving=lambda: self._closing,
+            leaving=lambda: self._closing or not self._ours.is_set(),
         )
         return await self._backend.run(work)
 

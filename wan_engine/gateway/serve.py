@@ -54,7 +54,7 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
 
     metrics = Metrics()
     backend = open_backend(settings, metrics, on_fatal)
-    async with open_gateway(settings, backend, metrics) as gateway:
+    async with open_gateway(settings, backend, metrics, on_fatal=on_fatal) as gateway:
         config = uvicorn.Config(
             create_app(gateway),
             host=host,

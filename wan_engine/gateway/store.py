@@ -17,9 +17,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from wan_engine.gateway.database import (
+    Database,
     contents,
     facts,
     jobs,
@@ -62,15 +63,16 @@ class Used:
 class Store:
     """Raises `Problem` "unavailable" while the database is away."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._engine, self._ownership = database.engine, database.ownership
         # SQLite has one writer; who waits for it here does not sleep in a thread.
-        self._writing = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        self._writing = asyncio.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
         with _telling():
             async with self._writing, self._engine.begin() as connection:
+                await self._ownership.fence(connection)
                 yield connection
 
     @asynccontextmanager
@@ -269,7 +271,9 @@ class Store:
     @always_whole
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
         """Job id and tries so far: the first of every owner, then the second of each, and so on,
-        so that nobody waits for another's receivers."""
+        so that nobody waits for another's receivers. Raises `Problem` where the jobs are not ours
+        any more."""
+        self._ownership.require()
         turn = sa.func.row_number().over(
             partition_by=jobs.c.owner, order_by=(webhooks.c.next_ms, webhooks.c.job_id)
         )

@@ -11,8 +11,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def whole(work: Coroutine[Any, Any, T]) -> T:
-    """All of `work`, also when who waits for it is cancelled, who then waits for its end.
+async def whole(work: Coroutine[Any, Any, T], on_cancel: Callable[[], object] = lambda: None) -> T:
+    """All of `work`, also when who waits for it is cancelled, who then waits for its end, after a
+    call of `on_cancel`.
 
     A transaction that is cut off in the middle leaves its connection to a thread, which answers to
     an event loop that may have ended by then.
@@ -21,7 +22,10 @@ async def whole(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        on_cancel()
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio complains that nobody did
         raise
 
 

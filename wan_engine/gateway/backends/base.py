@@ -71,5 +71,8 @@ class Backend(Protocol):
     def waiting_for(self) -> str | None:
         """What is not ready yet, in words for the operator; None when jobs can be rendered."""
 
+    def abandon(self) -> None:
+        """End at once what is rendered on this machine; what is elsewhere goes on."""
+
     async def close(self) -> None:
         """End everything that `start` began."""

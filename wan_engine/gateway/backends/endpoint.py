@@ -18,6 +18,7 @@ import httpx
 from wan_engine.control import Progress
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.whole import whole
 from wan_engine.pricing import cost
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
@@ -90,24 +91,29 @@ class EndpointBackend:
             await asyncio.wait([self._looker])
         await self._http.aclose()
 
+    def abandon(self) -> None:
+        """Nothing is rendered here; who has the jobs follows them by their remote ids."""
+
     async def run(self, work: Work) -> Done:
-        remote_id = work.remote_id
+        remote = _Remote(work.remote_id)
         try:
-            if remote_id is None:
-                remote_id = await self._submit(work)
-                await work.remote(remote_id)
-            return await self._follow(work, remote_id)
+            if remote.id is None:
+                await whole(self._submit(work, remote), remote.stop)
+            assert remote.id is not None, "only a run that is cancelled submits nothing"
+            return await self._follow(work, remote.id)
         except asyncio.CancelledError:
-            if remote_id is not None and not work.leaving():
-                await self._cancel(remote_id)
+            if remote.id is not None and not work.leaving():
+                await self._cancel(remote.id)
             raise
 
-    async def _submit(self, work: Work) -> str:
+    async def _submit(self, work: Work, remote: _Remote) -> None:
+        """Until the endpoint has taken the job and its id is stored. Once asked for, the answer is
+        waited for, whatever happens: nobody could find the job again without its id."""
         body: dict[str, Any] = {"input": dict(await work.request())}
         if work.seconds is not None:
             body["policy"] = {"executionTimeout": max(5_000, round(work.seconds * 1000))}
         waits = _Waits(self._poll_seconds, _LONGEST_BACKOFF_SECONDS)
-        while True:
+        while not remote.stopped.is_set():
             try:
                 answer = await self._ask("POST", "/run", body)
             except _Away as away:
@@ -115,10 +121,12 @@ class EndpointBackend:
                     raise WorkFailed("invalid_request", str(away)) from away
                 log.warning("the endpoint does not take job %s: %s", work.job_id, away)
                 self._why = f"the endpoint does not take jobs: {away}"
-                await waits.next()
+                await waits.next(remote.stopped)
             else:
                 self._why = None
-                return str(answer["id"])
+                remote.id = str(answer["id"])
+                await work.remote(remote.id)
+                return
 
     async def _follow(self, work: Work, remote_id: str) -> Done:
         begun = False
@@ -200,6 +208,17 @@ class EndpointBackend:
         return {"cost": price, "seed": asked.seed, **output, "video_url": url, "result": url}
 
 
+class _Remote:
+    """The job at the endpoint: its id, once it has one, and whether it is still wanted."""
+
+    def __init__(self, known: str | None) -> None:
+        self.id = known
+        self.stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
 class _Waits:
     """Longer and longer, a little at random so that many do not come at once."""
 
@@ -207,8 +226,12 @@ class _Waits:
         self._seconds = first_seconds
         self._longest = max(first_seconds, longest_seconds)
 
-    async def next(self) -> None:
-        await asyncio.sleep(self._seconds * random.uniform(0.8, 1.2))
+    async def next(self, stopped: asyncio.Event | None = None) -> None:
+        """Until the time is over, or `stopped` is set."""
+        seconds = self._seconds * random.uniform(0.8, 1.2)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await (stopped or asyncio.Event()).wait()
         self._seconds = min(self._seconds * 1.4, self._longest)
 
 

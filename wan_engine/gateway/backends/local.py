@@ -63,6 +63,9 @@ class LocalBackend:
             with suppress(asyncio.CancelledError):
                 await self._keeper
 
+    def abandon(self) -> None:
+        self._kill()
+
     async def run(self, work: Work) -> Done:
         await self._ready.wait()
         await work.begin(None)  # cancelled until here, there is nothing at work to be stopped
