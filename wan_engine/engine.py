@@ -22,6 +22,8 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, OutOfMemory
 from wan_engine.families import import_family, load_family
+from wan_engine.faults import is_out_of_memory
+from wan_engine.limits import set_limits
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.finish import Finish
@@ -166,7 +168,9 @@ class Engine:
 
     def generate(self, request: VideoRequest, control: Control | None = None) -> VideoResult:
         """One clip, stored. Raises the errors of `wan_engine.errors`; leaves nothing in scratch."""
-        control = control or Control(deadline_seconds=self.settings.job_seconds)
+        control = control or Control(
+            deadline_seconds=self.settings.job_seconds, hang_seconds=self.settings.hang_seconds
+        )
         if done := self.storage.finished(control.job_id, control):
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
@@ -299,6 +303,7 @@ class Engine:
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
+            set_limits(control, plan, self.settings, self.spec, self.recipe, self._how())
             return self._or_leaner(once)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
@@ -308,7 +313,8 @@ class Engine:
         """
         try:
             return work()
-        except OutOfMemory:
+        except (OutOfMemory, RuntimeError) as error:
+            _raise_unless_out_of_memory(error)
             recipe = acceleration.leaner(self.recipe)
             if recipe is None:
                 raise OutOfMemory(self._too_little_memory()) from None
@@ -319,7 +325,8 @@ class Engine:
         self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
         try:
             return work()
-        except OutOfMemory:
+        except (OutOfMemory, RuntimeError) as error:
+            _raise_unless_out_of_memory(error)
             raise OutOfMemory(self._too_little_memory()) from None
 
     def _too_little_memory(self) -> str:
@@ -331,9 +338,11 @@ class Engine:
         """The device, for one job at a time; the wait for it can be cancelled."""
         while not self._device.acquire(timeout=_POLL_SECONDS):
             control.checkpoint()
+        control.has_device = True
         try:
             yield
         finally:
+            control.has_device = False
             self._device.release()
 
     def publish(
@@ -435,6 +444,11 @@ class Engine:
             stages,
             ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
         )
+
+
+def _raise_unless_out_of_memory(error: Exception) -> None:
+    if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+        raise error
 
 
 def _settled(request: VideoRequest) -> VideoRequest:

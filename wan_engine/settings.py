@@ -31,7 +31,6 @@ VERSION = "0.1.0"
 
 _MIB = 1024 * 1024
 
-
 HASHED_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}")
 """An entry of `api_keys`: a name and the SHA-256 of a key."""
 
@@ -79,8 +78,7 @@ class Settings(BaseSettings):
     model: str = Field(
         default="auto",
         description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the "
-        "best model whose "
-        "files are present and that fits this GPU",
+        "best model whose files are present and that fits this GPU",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
@@ -143,8 +141,7 @@ class Settings(BaseSettings):
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Compile the transformers' blocks when they are first used. `auto`: where they "
-        "stay on a GPU",
+        description="Compile the transformers' blocks at first use. `auto`: if they stay on a GPU",
     )
     compile_cache_dir: Path | None = Field(
         default=None,
@@ -166,7 +163,6 @@ class Settings(BaseSettings):
         description="Largest area that is rendered, in pixels, instead of the model's own: less is "
         "faster and takes less memory, and the clip is scaled up to its size",
     )
-
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
         description="How clips longer than the model's own length go on: `auto`: as the model's "
@@ -179,8 +175,7 @@ class Settings(BaseSettings):
     frame: Literal["image", "exact"] = Field(
         default="image",
         description="`image`: the picture keeps the image's shape and `size` is a pixel budget; "
-        "`exact`: the image "
-        "is centre-cropped to exactly `size`",
+        "`exact`: the image is centre-cropped to exactly `size`",
     )
     prompt_backend: Literal["auto", "openai", "transformers", "template"] = Field(
         default="auto",
@@ -296,8 +291,7 @@ class Settings(BaseSettings):
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
         description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod "
-        "loop a missing bucket "
-        "refuses to start unless this says `local`",
+        "loop a missing bucket refuses to start unless this says `local`",
     )
     output_dir: Path = Field(
         default=Path("outputs"), description="Where clips go when no bucket is set"
@@ -352,7 +346,13 @@ class Settings(BaseSettings):
         default=2.0, ge=0, description="Free space there below which no job is begun, in GB"
     )
     job_seconds: float | None = Field(
-        default=None, gt=0, description="A job that runs longer fails"
+        default=None, gt=0, description="A job that runs longer fails; else 10 times the last one"
+    )
+    hang_seconds: float = Field(
+        default=300,
+        ge=1,
+        description="A job without a sign of life for so long hangs, and its process is ended; "
+        "loads have 6 times as long, compiled steps 3, offloaded layers 12",
     )
     prefetch: bool = Field(
         default=False,

@@ -29,6 +29,7 @@ from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.placement import apply
 from wan_engine.families.text import PromptEncoder
+from wan_engine.faults import is_out_of_memory
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
 from wan_engine.weights import LoraWeights, over_a_network
@@ -100,7 +101,9 @@ class ImageToVideo:
         try:
             apply(pipeline, recipe)
             return cls(pipeline, spec, recipe)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise _out_of_memory(spec) from error
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
@@ -147,7 +150,9 @@ class ImageToVideo:
                 output_type="latent",
                 callback_on_step_end=step_ended,
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise _out_of_memory(spec) from error
         finally:
             for hook in hooks:
@@ -204,7 +209,9 @@ class ImageToVideo:
             yield from to_frames(stream_decode(vae, latents * std + mean, memory))
             if memory and self._offloaded:
                 memory[:] = _moved(memory, "cpu")
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise _out_of_memory(self.spec) from error
         finally:
             self.pipeline.maybe_free_model_hooks()
