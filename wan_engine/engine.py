@@ -340,6 +340,7 @@ class Engine:
             control.checkpoint()
         control.has_device = True
         try:
+            control.checkpoint()  # it may have come with the end of this process
             yield
         finally:
             control.has_device = False

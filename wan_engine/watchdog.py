@@ -9,7 +9,6 @@ it.
 from __future__ import annotations
 
 import faulthandler
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 
 from wan_engine.control import Control
 
+_STDERR = 2
 _TICK_SECONDS = 0.5
 _LOAD_TIMES = 6
 """Reading the weights gives no sign: half an hour for 126 GB at 70 MB/s."""
@@ -60,6 +60,7 @@ class Watchdog:
         """Look after a job, for as long as this is open."""
         with self._lock:
             self._watched[control] = _Watched(control)
+            self._arm(list(self._watched.values()))  # it may freeze before the first look
             self._some.set()
         try:
             yield
@@ -101,7 +102,7 @@ class Watchdog:
         loads = any(one.control.stage == "load" for one in watched)
         longest = max(limit_seconds(one.control) for one in watched)
         seconds = longest if loads else min(longest, _FROZEN_SECONDS)
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
 
     def _disarm(self) -> None:
         if self._frozen:
@@ -142,4 +143,4 @@ def limit_seconds(control: Control) -> float:
 
 def dump_stacks() -> None:
     """What every thread does, on stderr."""
-    faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    faulthandler.dump_traceback(_STDERR, all_threads=True)
