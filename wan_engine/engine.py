@@ -179,7 +179,7 @@ class Engine:
         with memory.measured():
             counted = self._counted(control.job_id, not self.settings.prefetch)
             with counted, job_folder(self.settings) as folder:
-                media, expansion = self.prepare(request, folder, control)
+                media, expansion = self._prepared(request, folder, control)
                 plan, how = self._plan(request, expansion.script, media), self._how()
                 timings.refuse_if_too_long(self.settings, request, plan, how, control)
                 video = self.render(request, plan, media, folder, control)
@@ -230,6 +230,23 @@ class Engine:
             yield
         finally:
             self._starts.end(job_id)
+
+    def _prepared(
+        self, request: VideoRequest, folder: Path, control: Control
+    ) -> tuple[Media, Expansion]:
+        """`prepare`, once more with a leaner recipe where the networks that it uses have no room
+        beside the model."""
+        try:
+            return self.prepare(request, folder, control)
+        except RuntimeError as error:
+            _raise_unless_out_of_memory(error)
+        with self._device_for(control):
+            self._become_leaner()
+        try:
+            return self.prepare(request, folder, control)
+        except RuntimeError as error:
+            _raise_unless_out_of_memory(error)
+            raise OutOfMemory(self._too_little_memory()) from None
 
     def prepare(
         self, request: VideoRequest, folder: Path, control: Control
@@ -315,19 +332,22 @@ class Engine:
             return work()
         except (OutOfMemory, RuntimeError) as error:
             _raise_unless_out_of_memory(error)
-            recipe = acceleration.leaner(self.recipe)
-            if recipe is None:
-                raise OutOfMemory(self._too_little_memory()) from None
         # Not in the handler above: what it holds of the failed run keeps that run's memory.
-        log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
-        self._family = None
-        memory.free_accelerator()
-        self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
+        self._become_leaner()
         try:
             return work()
         except (OutOfMemory, RuntimeError) as error:
             _raise_unless_out_of_memory(error)
             raise OutOfMemory(self._too_little_memory()) from None
+
+    def _become_leaner(self) -> None:
+        recipe = acceleration.leaner(self.recipe)
+        if recipe is None:
+            raise OutOfMemory(self._too_little_memory())
+        log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
+        self._family = None
+        memory.free_accelerator()
+        self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
 
     def _too_little_memory(self) -> str:
         fitting = acceleration.smaller(self.spec, self.gpu)
