@@ -109,15 +109,13 @@ class Outage:
         self._away: set[str] = set()
         self._since = 0.0
 
-    def begun(self, what: str, error: object) -> None:
+    def begun(self, what: str, error: Exception) -> None:
         if not self._away:
             self._since = time.monotonic()
-            log.warning(
-                "Runpod does not answer (%s: %s): asked again, at least every %g s",
-                what,
-                error,
-                _LONGEST_WAIT_SECONDS,
-            )
+            # Not its own text, which has the URL.
+            why = getattr(error, "status", None) or getattr(error, "os_error", None)
+            named = type(error).__name__ if why is None else f"{type(error).__name__}, {why}"
+            log.warning("Runpod does not answer (%s: %s): it is asked again", what, named)
         self._away.add(what)
 
     def over(self, what: str) -> None:
@@ -147,7 +145,7 @@ class Patient:
             found = await self._ask(*arguments)
         except Exception as error:
             log.debug("the poll for %s failed", self._what, exc_info=True)
-            self._outage.begun(self._what, f"{type(error).__name__}: {error}")
+            self._outage.begun(self._what, error)
             self._failures += 1
             longest = min(_LONGEST_WAIT_SECONDS, 2.0 ** min(self._failures - 1, 10))
             least = _BUSY_SECONDS if getattr(error, "status", None) == _BUSY else 0.0
@@ -187,7 +185,7 @@ def _mend_pings() -> None:
         try:
             heartbeat._session.get(heartbeat.PING_URL, params=about, timeout=seconds)
         except requests.RequestException as error:
-            outage.begun("pings", f"{type(error).__name__}: {error}")
+            outage.begun("pings", error)
         else:
             outage.over("pings")
 
