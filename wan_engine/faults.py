@@ -38,7 +38,7 @@ _DEVICE = re.compile(
     r"|GPU is lost|fallen off the bus",
     re.IGNORECASE,
 )
-_PROBE_SECONDS = 30.0  # a healthy device under load answers within one
+_PROBE_SECONDS = 120.0  # what was launched before comes first: a forward of a slow card
 _FAULTS_IN_A_ROW = 3
 """Jobs that fail by the device one after the other, until it counts as broken although it answers:
 a library that fails at every job has its own state in this process."""
