@@ -3,7 +3,6 @@ hangs, a GPU that fails, a job that hangs. In the real loop."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -71,7 +70,7 @@ def test_a_stop_that_comes_before_its_job_is_kept_for_it(
     assert "output" in plane.result("early")
 
 
-@pytest.mark.parametrize("how", ["refused", 503, 429, 204, 400])
+@pytest.mark.parametrize("how", ["refused", 503, 429, 204])
 def test_an_api_that_is_away_costs_neither_a_core_nor_the_log(
     plane: ControlPlane, worker: Worker, good: dict[str, Any], how: str | int
 ) -> None:
@@ -81,7 +80,7 @@ def test_an_api_that_is_away_costs_neither_a_core_nor_the_log(
     else:
         plane.refusal = int(how)
     refused = plane.refused
-    time.sleep(2.5)
+    time.sleep(1.5)
     spent = cpu_seconds(worker.process.pid) - spent
     told = [line for line in lines(worker)[before:] if "answer" in line]
     assert spent < 0.5 and plane.refused - refused < 20
@@ -90,7 +89,7 @@ def test_an_api_that_is_away_costs_neither_a_core_nor_the_log(
     plane.refusal = None
     plane.submit(f"after-{how}", {**good, "seed": "x"})
     assert "seed" in plane.result(f"after-{how}", seconds=30)["error"]
-    if how in (204, 400):  # which say that there is no job
+    if how == 204:  # there is no job, and none for as long as the poll would be held
         return
     plane.wait_until(lambda: "answers again" in lines(worker)[-1], seconds=30)
     assert 1 <= len(told) <= 2 and "Runpod does not answer" in told[0]  # the pings are on their own
@@ -136,6 +135,7 @@ def test_a_worker_whose_device_is_broken_takes_no_other_job_and_ends(
     assert worker.process.wait(20) == BROKEN_EXIT
     assert "next" not in plane.taken
     assert processes_of(worker.process.pid) == []
+    assert "this worker ends: The worker's device broke" in worker.log.read_text()
 
 
 def test_a_job_that_hangs_ends_its_worker_and_the_one_that_waits_is_not_blamed(
@@ -173,9 +173,3 @@ def test_a_worker_that_is_frozen_ends_too(good: dict[str, Any], tmp_path: Path) 
         assert worker.process.wait(90) == 1
         assert "faulty_worker.py" in worker.log.read_text()
         plane.wait_until(lambda: worker.survivors() == [], seconds=20)  # nor does it ping
-
-
-def test_the_log_is_json_to_its_end(worker: Worker) -> None:
-    """But for stacks, which come last."""
-    told = [line for line in lines(worker) if line.startswith("{")]
-    assert any("this worker ends" in json.loads(line)["message"] for line in told)
