@@ -768,6 +768,14 @@ def test_out_of_memory_beside_the_model_is_tried_again_too(
     assert card.tried == [KEPT, MOVED]
 
 
+def test_a_render_has_a_deadline_where_nobody_gave_it_one(
+    engine: Engine, request_for: RequestFor
+) -> None:
+    control = Control()
+    engine.generate(request_for(), control)
+    assert control.seconds_left and 0 < control.seconds_left < 24 * 3600
+
+
 def test_the_leaner_recipe_gives_the_same_frames(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
 ) -> None:

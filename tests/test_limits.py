@@ -69,3 +69,11 @@ def test_a_deadline_that_somebody_has_set_stays(make_settings: Callable[..., Set
     control = Control(deadline_seconds=60)
     set_limits(control, plan(), make_settings(), LARGE, GPU, "how")
     assert control.seconds_left == pytest.approx(60, abs=5)
+
+
+def test_a_leaner_recipe_has_its_own_limits(make_settings: Callable[..., Settings]) -> None:
+    control, settings = Control(), make_settings(cache_dir="/nowhere")
+    set_limits(control, plan(), settings, LARGE, GPU, "how")
+    set_limits(control, plan(), settings, LARGE, replace(GPU, offload="layer"), "how")
+    assert control.step_seconds == HOUR
+    assert control.seconds_left == pytest.approx(24 * HOUR, abs=5)

@@ -65,6 +65,7 @@ class Control:
         self._cancel = threading.Event()
         self._on_progress = on_progress
         self._limit_seconds = deadline_seconds
+        self._limit_is_given = deadline_seconds is not None
         self._limit_from = self._stage_started = self.sign_at = time.monotonic()
         self._stage: str | None = None
 
@@ -94,8 +95,8 @@ class Control:
         return self.cancelled or (left is not None and left <= 0)
 
     def limit(self, seconds: float) -> None:
-        """Give a job without a deadline one, that many seconds from now."""
-        if self._limit_seconds is None:
+        """Give a job that was begun without a deadline one, that many seconds from now."""
+        if not self._limit_is_given:
             self._limit_from, self._limit_seconds = time.monotonic(), seconds
 
     def checkpoint(self) -> None:

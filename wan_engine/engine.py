@@ -309,6 +309,7 @@ class Engine:
         negative = _negative_prompt(request, self.spec, self.settings)
 
         def once() -> EncodedVideo:
+            set_limits(control, plan, self.settings, self.spec, self.recipe, self._how())
             control.enter("load")
             family = self.load()
             frames = self._frames(family, plan, media.image, negative, control)
@@ -320,7 +321,6 @@ class Engine:
                 return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
 
         with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
-            set_limits(control, plan, self.settings, self.spec, self.recipe, self._how())
             return self._or_leaner(once)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
