@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -179,7 +179,8 @@ class Engine:
         with memory.measured():
             counted = self._counted(control.job_id, not self.settings.prefetch)
             with counted, job_folder(self.settings) as folder:
-                media, expansion = self._prepared(request, folder, control)
+                prepare = partial(self.prepare, request, folder, control)
+                media, expansion = self._or_leaner(prepare, beside=control)
                 plan, how = self._plan(request, expansion.script, media), self._how()
                 timings.refuse_if_too_long(self.settings, request, plan, how, control)
                 video = self.render(request, plan, media, folder, control)
@@ -230,23 +231,6 @@ class Engine:
             yield
         finally:
             self._starts.end(job_id)
-
-    def _prepared(
-        self, request: VideoRequest, folder: Path, control: Control
-    ) -> tuple[Media, Expansion]:
-        """`prepare`, once more with a leaner recipe where the networks that it uses have no room
-        beside the model."""
-        try:
-            return self.prepare(request, folder, control)
-        except RuntimeError as error:
-            _raise_unless_out_of_memory(error)
-        with self._device_for(control):
-            self._become_leaner()
-        try:
-            return self.prepare(request, folder, control)
-        except RuntimeError as error:
-            _raise_unless_out_of_memory(error)
-            raise OutOfMemory(self._too_little_memory()) from None
 
     def prepare(
         self, request: VideoRequest, folder: Path, control: Control
@@ -323,21 +307,25 @@ class Engine:
         with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
             return self._or_leaner(once)
 
-    def _or_leaner(self, work: Callable[[], T]) -> T:
+    def _or_leaner(self, work: Callable[[], T], *, beside: Control | None = None) -> T:
         """What `work` gives; when memory does not suffice, once more with the next leaner recipe.
+        `beside` is the job of work that does not hold the device.
 
         Raises `OutOfMemory` with what would fit.
         """
         try:
             return work()
         except (OutOfMemory, RuntimeError) as error:
-            _raise_unless_out_of_memory(error)
+            if not is_out_of_memory(error):
+                raise
         # Not in the handler above: what it holds of the failed run keeps that run's memory.
-        self._become_leaner()
+        with self._device_for(beside) if beside else nullcontext():
+            self._become_leaner()
         try:
             return work()
         except (OutOfMemory, RuntimeError) as error:
-            _raise_unless_out_of_memory(error)
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(self._too_little_memory()) from None
 
     def _become_leaner(self) -> None:
@@ -465,11 +453,6 @@ class Engine:
             stages,
             ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
         )
-
-
-def _raise_unless_out_of_memory(error: Exception) -> None:
-    if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
-        raise error
 
 
 def _settled(request: VideoRequest) -> VideoRequest:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from wan_engine.errors import EngineError
+from wan_engine.errors import EngineError, OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _named(error: BaseException, name: str) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the accelerator had too little memory; the context is as it was before."""
     if isinstance(error, EngineError):
-        return False
+        return isinstance(error, OutOfMemory)
     if _named(error, "OutOfMemoryError"):
         return True
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
