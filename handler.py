@@ -13,10 +13,11 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from wan_engine import (
@@ -30,15 +31,16 @@ from wan_engine import (
     environment,
     logs,
 )
+from wan_engine.faults import Device
 from wan_engine.media.fetch import is_public_address
+from wan_engine.runpod_loop import Ending, end_process, install
 from wan_engine.startup import Startup
 from wan_engine.storage import open_given, unknown_fields
+from wan_engine.watchdog import Hang, Watchdog, dump_stacks
 
 log = logging.getLogger("wan_engine.handler")
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
-_RESULT_ATTEMPTS = 6  # with waits of 2, 3, 5, 8 and 13 seconds between them
-_RESULT_WAIT_SECONDS = 15
 _LAST_PROGRESS_SECONDS = 10  # a progress post that hangs longer is given up, the result goes first
 
 
@@ -54,13 +56,20 @@ class Handler:
     One at a time, or two with WAN_PREFETCH: the engine gives the device to one of them, while the
     other downloads, waits or uploads.
 
-    Called with the SDK's job, returns the `output` object, or `{"error": sentence}`.
+    Called with the SDK's job, returns the `output` object, or `{"error": sentence}`. With `ending`,
+    a job that hangs and a broken device end this process, once all results are posted.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, *, report: bool) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, *, report: bool, ending: Ending | None = None
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._report = report
+        self._ending = ending
+        self._device = Device(settings.device)
+        self._watchdog = Watchdog(self._on_hang, frozen=True) if ending is not None else None
+        self._jobs: dict[Control, Callable[[str], object]] = {}  # how each is given up
         self._slots = 2 if settings.prefetch else 1
         self._threads = ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="job")
 
@@ -86,8 +95,9 @@ class Handler:
             job_id,
             deadline_seconds=_time_limit(job, self._settings),
             on_progress=on_progress if self._report else _StageLog(job_id),
+            hang_seconds=self._settings.hang_seconds,
         )
-        work = loop.run_in_executor(self._threads, self._run, job, control)
+        work = asyncio.ensure_future(self._outcome(job, control))
         reporter = asyncio.create_task(self._send_progress(job, latest)) if self._report else None
         try:
             return await asyncio.shield(work)
@@ -108,22 +118,68 @@ class Handler:
                 if not reporter.cancel() and (failure := reporter.exception()):
                     log.warning("progress of job %s was not sent: %r", job_id, failure)
 
+    async def _outcome(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
+        """What `_run` returns on its thread; or why the job is given up, for that may never end."""
+        loop = asyncio.get_running_loop()
+        given_up: asyncio.Future[str] = loop.create_future()
+
+        def give_up(why: str) -> None:
+            if not given_up.done():
+                given_up.set_result(why)
+
+        self._jobs[control] = partial(loop.call_soon_threadsafe, give_up)
+        work = loop.run_in_executor(self._threads, self._run, job, control)
+        try:
+            await asyncio.wait([work, given_up], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._jobs[control]
+        if given_up.done():
+            return {"error": given_up.result(), "refresh_worker": True}
+        return work.result()
+
+    def _on_hang(self, hang: Hang) -> None:
+        log.critical("job %s", hang)
+        dump_stacks()
+        why = f"The worker hung in {hang.stage} and had to end"
+        self._end(why, hang.control)
+        if (give_up := self._jobs.get(hang.control)) is not None:
+            give_up(why)
+
+    def _end(self, why: str, blamed: Control) -> None:
+        """Take no job any more. The other jobs end here, but for one whose clip is made."""
+        assert self._ending is not None
+        self._ending.begin(why)
+        for control, give_up in list(self._jobs.items()):
+            if control is not blamed and control.stage != "publish":
+                give_up(f"{why} under another job: send this one again")
+                control.cancel()
+
     def _run(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
         """One job on a worker thread. Failures are returned, for the SDK posts what is raised to
         the caller, traceback and host name included."""
         _job_id.set(control.job_id)
         try:
-            return self._generate(job, control)
+            with self._watchdog.watching(control) if self._watchdog else nullcontext():
+                output = self._generate(job, control)
+            self._device.worked()
+            return output
         except EngineError as error:
             log.info("job %s failed: %s: %s", control.job_id, error.code, error)
-            return {"error": str(error)}
+            return self._failed(error, str(error), control)
         except Exception as error:
             reference = uuid.uuid4().hex[:8]
             log.exception("job %s failed, reference %s", control.job_id, reference)
-            output: dict[str, Any] = {"error": f"Internal error, reference {reference}"}
-            if type(error).__name__ == "AcceleratorError":
-                output["refresh_worker"] = True  # a broken CUDA context fails every job after it
-            return output
+            return self._failed(error, f"Internal error, reference {reference}", control)
+
+    def _failed(self, error: Exception, sentence: str, control: Control) -> dict[str, Any]:
+        """What the caller gets. A broken device fails every job after this one, so the platform is
+        asked for a new worker, and this one ends."""
+        output: dict[str, Any] = {"error": sentence}
+        if self._device.broke(error):
+            output["refresh_worker"] = True
+            if self._ending is not None:
+                self._end("The worker's device broke", control)
+        return output
 
     def _generate(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
         """Into the job's own bucket, where it names one. Raises `EngineError`."""
@@ -218,49 +274,6 @@ def set_up_logging(settings: Settings, *, as_json: bool) -> None:
     logs.set_up(settings, logging.StreamHandler(), formatter, replace=True)
 
 
-def keep_results() -> None:
-    """Make the SDK post a result again after a broken connection too, and more than three times.
-
-    As it is (1.12), it tries again only after a 5xx, and forgets a result that was not taken.
-    """
-    from aiohttp import ClientConnectionError, ClientPayloadError
-    from aiohttp_retry import FibonacciRetry
-    from runpod.serverless.modules import rp_http
-
-    options = {
-        "attempts": _RESULT_ATTEMPTS,
-        # Not ClientResponseError: what the server refuses, it refuses again.
-        "exceptions": {ClientConnectionError, ClientPayloadError, OSError, TimeoutError},
-        "max_timeout": _RESULT_WAIT_SECONDS,
-    }
-    rp_http.FibonacciRetry = lambda **_: FibonacciRetry(**options)
-
-
-def keep_late_jobs() -> None:
-    """Make the SDK run a job that arrives while it shuts down.
-
-    As it is (1.12), a worker that is told to end while idle still holds its poll for a job open;
-    what that poll brings is put into a queue that nobody reads any more.
-    """
-    from runpod.serverless.modules.rp_scale import JobScaler
-
-    take, work = JobScaler.get_jobs, JobScaler.run_jobs
-    ended = asyncio.Event()
-
-    async def get_jobs(scaler: Any, session: Any) -> None:
-        try:
-            await take(scaler, session)
-        finally:
-            ended.set()
-
-    async def run_jobs(scaler: Any, session: Any) -> None:
-        await work(scaler, session)  # returns once the worker is to end and its queue is empty
-        await ended.wait()
-        await work(scaler, session)
-
-    JobScaler.get_jobs, JobScaler.run_jobs = get_jobs, run_jobs
-
-
 def report_unhealthy(why: str) -> None:
     """Tell Runpod why this worker does not start, as the SDK tells of its own fitness checks; ours
     come before the SDK has its turn, which is after the weights were read."""
@@ -269,6 +282,22 @@ def report_unhealthy(why: str) -> None:
         from runpod.serverless.modules import rp_fitness
 
         rp_fitness._report_unhealthy("start", logs.redact(why))
+
+
+@contextmanager
+def _watched(startup: Startup, settings: Settings) -> Iterator[None]:
+    """End the process when a stage of its start hangs: half an hour, as it may read the weights."""
+
+    def end(hang: Hang) -> None:
+        log.critical("the %s", hang)
+        dump_stacks()
+        end_process()
+
+    control = Control("start", hang_seconds=settings.hang_seconds)
+    startup.on_done = partial(control.enter, "load")
+    startup.on_done()
+    with Watchdog(end, frozen=True).watching(control):
+        yield
 
 
 def main() -> None:
@@ -287,16 +316,16 @@ def main() -> None:
         engine = Engine(settings, serverless=serverless)
         startup.done("choice")
         if serverless:
-            engine.start(startup)
+            with _watched(startup, settings):
+                engine.start(startup)
         else:
             engine.load()
-        keep_results()
-        keep_late_jobs()
+        install(ending := Ending())
     except EngineError as error:  # ConfigurationError, or too little memory for any recipe
         if serverless:
             report_unhealthy(str(error))
         sys.exit(f"Cannot start: {error}")
-    handler = Handler(engine, settings, report=serverless)
+    handler = Handler(engine, settings, report=serverless, ending=ending if serverless else None)
 
     def slots(current: int) -> int:
         if "sdk" not in startup.stage_seconds:  # the SDK asks before it takes its first job

@@ -677,6 +677,8 @@ class SmallCard:
     Before that, `part` of the pipeline fails as CUDA does when its memory is full.
     """
 
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
     def __init__(self, part: str, enough: tuple[str, str] | None) -> None:
         self.part = part
         self.enough = enough
@@ -687,7 +689,7 @@ class SmallCard:
         family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras)
 
         def full(*_: object) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            raise self.error
 
         if self.tried[-1] != self.enough:
             attrgetter(self.part)(family.pipeline).register_forward_pre_hook(full)
@@ -719,6 +721,59 @@ def test_out_of_memory_is_tried_again_on_a_leaner_recipe(
     assert card.tried == [KEPT, MOVED]  # and the leaner one is kept
     assert len(frame_hashes(local(first.video_url))) == 80
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+LIBRARIES = [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+]
+
+
+@pytest.mark.parametrize("text", LIBRARIES)
+@pytest.mark.parametrize("part", ["transformer", "vae.decoder"])
+def test_a_library_without_room_is_out_of_memory_too(
+    engine: Engine,
+    request_for: RequestFor,
+    small_card: Callable[..., SmallCard],
+    part: str,
+    text: str,
+) -> None:
+    card = small_card(part, MOVED)
+    card.error = RuntimeError(text)
+    engine.generate(request_for())
+    assert card.tried == [KEPT, MOVED]
+
+
+@pytest.mark.parametrize("what", ["check_prompt", "check_image", "watch"])
+def test_out_of_memory_beside_the_model_is_tried_again_too(
+    engine: Engine,
+    request_for: RequestFor,
+    small_card: Callable[..., SmallCard],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """A classifier on the model's device finds no room beside it."""
+    card, check = small_card("transformer", KEPT), getattr(engine.safety, what)
+
+    def crowded(*arguments: Any) -> Any:
+        if engine.recipe.text_encoder == "kept":
+            raise SmallCard.error
+        return check(*arguments)
+
+    monkeypatch.setattr(engine.safety, what, crowded)
+    card.enough = MOVED if what != "watch" else KEPT
+    engine.load()
+    card.enough = MOVED
+    engine.generate(request_for(enable_safety_checker=True))
+    assert card.tried == [KEPT, MOVED]
+
+
+def test_a_render_has_a_deadline_where_nobody_gave_it_one(
+    engine: Engine, request_for: RequestFor
+) -> None:
+    control = Control()
+    engine.generate(request_for(), control)
+    assert control.seconds_left and 0 < control.seconds_left < 24 * 3600
 
 
 def test_the_leaner_recipe_gives_the_same_frames(

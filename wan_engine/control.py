@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from wan_engine.errors import Cancelled, DeadlineExceeded
 
 _WATCH_INTERVAL_SECONDS = 0.05
+HANG_SECONDS = 300.0
+"""How long the work may give no sign of life, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Control:
 
     `on_progress` is called on the thread that works, so it must be quick. Without a `job_id` the
     job gets a new one; a job id that was finished before gets its old result.
+
+    `hang_seconds` is how long any part of the work may give no sign of life, `step_seconds` how
+    long a step of the model may, where that is longer. `sign_at` is when the last sign came, by
+    `time.monotonic()`: every call of `progress`, `enter` and `checkpoint` is one. `has_device` is
+    whether the job works on the model's device.
     """
 
     def __init__(
@@ -49,13 +56,17 @@ class Control:
         *,
         deadline_seconds: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self.job_id = job_id or uuid.uuid4().hex
+        self.hang_seconds, self.step_seconds = hang_seconds, 0.0
+        self.has_device = False
         self.stage_seconds: dict[str, float] = {}
         self._cancel = threading.Event()
         self._on_progress = on_progress
         self._limit_seconds = deadline_seconds
-        self._started = self._stage_started = time.monotonic()
+        self._limit_is_given = deadline_seconds is not None
+        self._limit_from = self._stage_started = self.sign_at = time.monotonic()
         self._stage: str | None = None
 
     def cancel(self) -> None:
@@ -75,10 +86,22 @@ class Control:
         """Seconds until the deadline, below zero when it has passed; None without one."""
         if self._limit_seconds is None:
             return None
-        return self._limit_seconds - (time.monotonic() - self._started)
+        return self._limit_seconds - (time.monotonic() - self._limit_from)
+
+    @property
+    def must_end(self) -> bool:
+        """Whether it was cancelled, or its deadline has passed."""
+        left = self.seconds_left
+        return self.cancelled or (left is not None and left <= 0)
+
+    def limit(self, seconds: float) -> None:
+        """Give a job that was begun without a deadline one, that many seconds from now."""
+        if not self._limit_is_given:
+            self._limit_from, self._limit_seconds = time.monotonic(), seconds
 
     def checkpoint(self) -> None:
         """Raise `Cancelled` or `DeadlineExceeded` when the job must not go on."""
+        self.sign_at = time.monotonic()
         if self.cancelled:
             raise Cancelled
         left = self.seconds_left
@@ -96,7 +119,7 @@ class Control:
 
     def enter(self, stage: str | None) -> None:
         """Account the time since the last call to the stage that was named there."""
-        now = time.monotonic()
+        now = self.sign_at = time.monotonic()
         if self._stage is not None:
             spent = self.stage_seconds.get(self._stage, 0.0)
             self.stage_seconds[self._stage] = spent + now - self._stage_started
@@ -133,8 +156,7 @@ class Control:
 
     def _watch_loop(self, watch: Watch, stop: Callable[[], None], limit: float | None) -> None:
         while not watch._done.wait(_WATCH_INTERVAL_SECONDS):
-            left = self.seconds_left
             watch.expired = limit is not None and time.monotonic() >= limit
-            if watch.expired or self.cancelled or (left is not None and left <= 0):
+            if watch.expired or self.must_end:
                 stop()
                 return

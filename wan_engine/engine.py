@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from PIL import Image
 
 from wan_engine import acceleration, compilation, memory, timings, weights
-from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import CompileFailed, ContentPolicy, OutOfMemory
 from wan_engine.families import import_family, load_family
+from wan_engine.faults import is_out_of_memory
+from wan_engine.limits import set_limits
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.finish import Finish
@@ -30,7 +31,7 @@ from wan_engine.media.images import ImageLimits, fit, open_image
 from wan_engine.media.joins import Joined
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.outline import outline
-from wan_engine.overrides import with_overrides
+from wan_engine.overrides import negative_prompt, with_overrides
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
@@ -175,7 +176,9 @@ class Engine:
     ) -> VideoResult:
         """One clip, stored, in `storage` where the job has one of its own. Raises the errors of
         `wan_engine.errors`; leaves nothing in scratch."""
-        control = control or Control(deadline_seconds=self.settings.job_seconds)
+        control = control or Control(
+            deadline_seconds=self.settings.job_seconds, hang_seconds=self.settings.hang_seconds
+        )
         storage = storage or self.storage
         if done := storage.finished(control.job_id, control):
             url, record = done
@@ -185,7 +188,8 @@ class Engine:
         with memory.measured():
             counted = self._counted(control.job_id, not self.settings.prefetch)
             with counted, job_folder(self.settings) as folder:
-                media, expansion = self.prepare(request, folder, control)
+                prepare = partial(self.prepare, request, folder, control)
+                media, expansion = self._or_leaner(prepare, beside=control)
                 plan, how = self._plan(request, expansion.script, media), self._how()
                 timings.refuse_if_too_long(self.settings, request, plan, how, control)
                 warnings = self._warnings(request, plan, media, expansion)
@@ -295,9 +299,10 @@ class Engine:
         )
         options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
         control.enter("queue")
-        negative = _negative_prompt(request, self.spec, self.settings)
+        negative = negative_prompt(request.negative_prompt, self.spec, self.settings)
 
         def once() -> EncodedVideo:
+            set_limits(control, plan, self.settings, self.spec, self.recipe, self._how())
             control.enter("load")
             family = self.load()
             frames = self._frames(family, plan, media.image, negative, control)
@@ -311,26 +316,35 @@ class Engine:
         with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
             return self._or_leaner(partial(self._or_eager, once))
 
-    def _or_leaner(self, work: Callable[[], T]) -> T:
+    def _or_leaner(self, work: Callable[[], T], *, beside: Control | None = None) -> T:
         """What `work` gives; when memory does not suffice, once more with the next leaner recipe.
+        `beside` is the job of work that does not hold the device.
 
         Raises `OutOfMemory` with what would fit.
         """
         try:
             return work()
-        except OutOfMemory:
-            recipe = acceleration.leaner(self.recipe)
-            if recipe is None:
-                raise OutOfMemory(self._too_little_memory()) from None
+        except (OutOfMemory, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
         # Not in the handler above: what it holds of the failed run keeps that run's memory.
+        with self._device_for(beside) if beside else nullcontext():
+            self._become_leaner()
+        try:
+            return work()
+        except (OutOfMemory, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(self._too_little_memory()) from None
+
+    def _become_leaner(self) -> None:
+        recipe = acceleration.leaner(self.recipe)
+        if recipe is None:
+            raise OutOfMemory(self._too_little_memory())
         log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
         self._family = None
         memory.free_accelerator()
         self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
-        try:
-            return work()
-        except OutOfMemory:
-            raise OutOfMemory(self._too_little_memory()) from None
 
     def _or_eager(self, work: Callable[[], T]) -> T:
         """What `work` gives; when its blocks cannot be compiled, once more with them as they are,
@@ -359,9 +373,12 @@ class Engine:
         """The device, for one job at a time; the wait for it can be cancelled."""
         while not self._device.acquire(timeout=_POLL_SECONDS):
             control.checkpoint()
+        control.has_device = True
         try:
+            control.checkpoint()  # it may have come with the end of this process
             yield
         finally:
+            control.has_device = False
             self._device.release()
 
     def publish(
@@ -437,23 +454,11 @@ class Engine:
             warnings += self.safety.warnings()
         if expansion.warning:
             warnings.append(expansion.warning)
-        warnings += self._text_warnings(request, expansion)
+        callers = expansion.in_the_callers_words
+        warnings += self.token_limit.warnings(request, self.spec, self.settings, whole=callers)
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return warnings
-
-    def _text_warnings(self, request: VideoRequest, expansion: Expansion) -> Iterator[str]:
-        """What of the caller's words the model does not get to see."""
-        guided = self.spec.guidance_scale > 1
-        yield from request.cuts
-        if request.negative_prompt and not guided:
-            yield f"{self.spec.name} works without CFG: no negative prompt is used"
-        texts = {"prompt": request.prompt} if expansion.in_the_callers_words else {}
-        if request.negative_prompt and guided:
-            texts["negative prompt"] = _negative_prompt(request, self.spec, self.settings)
-        for name, text in texts.items():
-            if warning := self.token_limit.warning(name, text):
-                yield warning
 
     def _log_summary(
         self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control
@@ -483,15 +488,6 @@ def _settled(request: VideoRequest) -> VideoRequest:
     if request.seed >= 0:
         return request
     return request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
-
-
-def _negative_prompt(request: VideoRequest, spec: ModelSpec, settings: Settings) -> str:
-    if request.negative_prompt is None:
-        return spec.negative_prompt
-    if settings.negative_prompt == "replace":
-        return request.negative_prompt
-    # The caller's words first: what is longer than the text encoder takes is cut at the end.
-    return f"{request.negative_prompt}, {spec.negative_prompt}"
 
 
 def _result(

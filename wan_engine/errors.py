@@ -19,13 +19,14 @@ EngineError               something failed that is nobody's input
    '- ModelMissing        the model's files are absent or incomplete
 
 What is done about them, apart from telling the caller: connections that break and servers that are
-busy are asked again where they are asked (`media/fetch.py`, `storage/patience.py`, `handler.py` for
-results); `OutOfMemory` is tried once more with a leaner recipe, `CompileFailed` with blocks as they
-are, unless WAN_COMPILE is `required` (`engine.py`); a clip that cannot be
-stored waits in the spool (`storage/spool.py`), where a job that killed its worker twice is
-remembered as well; a full disk is looked for before a job and its folder is gone after it
-(`scratch.py`). Anything else is a bug: `handler.py` tells the caller a reference, the log the rest,
-and asks for a new worker when the GPU's context is broken.
+busy are asked again where they are asked (`media/fetch.py`, `storage/patience.py`, `runpod_loop.py`
+for results); `OutOfMemory` is tried once more with a leaner recipe, `CompileFailed` with blocks as
+they are, unless WAN_COMPILE is `required` (`engine.py`); a clip that cannot be stored waits in the
+spool (`storage/spool.py`), where a job that killed its worker twice is remembered as well; a full
+disk is looked for before a job and its folder is gone after it (`scratch.py`). Anything else is a
+bug: the caller gets a reference, the log the rest. After one, the device is looked at
+(`faults.py`): a process whose device is broken, or whose job hangs (`watchdog.py`), ends
+(`handler.py`, `gateway/backends/engine_process.py`).
 """
 
 from __future__ import annotations

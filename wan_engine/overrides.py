@@ -34,6 +34,16 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
     return spec
 
 
+def negative_prompt(given: str | None, spec: ModelSpec, settings: Settings) -> str:
+    """What is not to be seen: the caller's words, the model's own, or both."""
+    if given is None:
+        return spec.negative_prompt
+    if settings.negative_prompt == "replace":
+        return given
+    # The caller's words first: what is longer than the text encoder takes is cut at the end.
+    return f"{given}, {spec.negative_prompt}"
+
+
 def _with_continuation(spec: ModelSpec, settings: Settings) -> ModelSpec:
     wanted, overlap = settings.continuation, spec.overlap_frames
     if wanted == "auto":

@@ -150,7 +150,6 @@ class Settings(GatewaySettings):
         description="Largest area that is rendered, in pixels, instead of the model's own: less is "
         "faster and takes less memory, and the clip is scaled up to its size",
     )
-
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
         description="How clips longer than the model's own length go on: `auto`: as the model's "
@@ -330,7 +329,13 @@ class Settings(GatewaySettings):
         default=2.0, ge=0, description="Free space there below which no job is begun, in GB"
     )
     job_seconds: float | None = Field(
-        default=None, gt=0, description="A job that runs longer fails"
+        default=None, gt=0, description="A job that runs longer fails; else 10 times the last one"
+    )
+    hang_seconds: float = Field(
+        default=300,
+        ge=1,
+        description="A job without a sign of life for so long hangs, and its process is ended; "
+        "loads have 6 times as long, compiled steps 3, offloaded layers 12",
     )
     prefetch: bool = Field(
         default=False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _STAT = Path("/proc/self/stat")
@@ -36,9 +37,11 @@ _AGE_AT_IMPORT = _age_now()
 
 
 class Startup:
-    """Seconds of each stage, in order; a stage begins where the one before it ended."""
+    """Seconds of each stage, in order; a stage begins where the one before it ended. `on_done` is
+    called at the end of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_done: Callable[[], object] = lambda: None) -> None:
+        self.on_done = on_done
         self.stage_seconds: dict[str, float] = {}
         self._ended = 0.0
 
@@ -48,6 +51,7 @@ class Startup:
         spent = self.stage_seconds.get(stage, 0.0)
         self.stage_seconds[stage] = spent + now - self._ended
         self._ended = now
+        self.on_done()
 
     @property
     def seconds(self) -> float:

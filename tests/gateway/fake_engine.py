@@ -1,7 +1,9 @@
 """An engine process without a model: the real protocol and the real storage around nothing.
 
 `prompt` says what happens: "sleep 0.5" takes that long, "fail" is refused, "die" kills the process,
-"deaf" cannot be stopped, "raise" is a bug. Each render is a line in `renders.log`.
+"deaf" cannot be stopped, "hang" has the device and gives no sign of life, "wait" waits for the
+device, "break" breaks it, "raise" is a bug. Each render is a line in `renders.log`. The first start
+of the model "slow" does not end.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
+from wan_engine import faults
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy
 from wan_engine.gateway.backends import engine_process
@@ -31,9 +34,15 @@ class FakeEngine:
             raise ConfigurationError("There is no model here")
         self._storage = LocalStorage(settings.output_dir)
         self._log = settings.output_dir / "renders.log"
+        self._slow = settings.model == "slow"
         self.spec = SimpleNamespace(name="fake")
 
     def start(self, startup: Startup) -> None:
+        mark = self._log.with_name("started")
+        if self._slow and not mark.exists():
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            time.sleep(3600)
         print("libraries print to stdout")
         startup.done("model")
 
@@ -49,6 +58,8 @@ class FakeEngine:
             raise RuntimeError("a secret path: /etc/passwd")
         if what == "deaf":
             time.sleep(3600)
+        if what in ("hang", "wait", "break"):
+            stay(what, control)
         for step in range(STEPS):
             control.progress("denoise", step, STEPS)
             time.sleep(float(number or 0) / STEPS)
@@ -62,6 +73,19 @@ class FakeEngine:
             url = self._storage.put(Path(file.name), control.job_id, record, control)
         control.enter(None)
         return VideoResult(url, Decimal("0.5"), 7, stage_seconds=control.stage_seconds)
+
+
+def stay(what: str, control: Control) -> None:
+    control.has_device = what != "wait"
+    control.progress("queue" if what == "wait" else "denoise", 0, STEPS)
+    time.sleep(0.5)
+    if what == "break":
+        faults._computes = lambda _: False
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasLt`")
+    while what == "wait":
+        control.checkpoint()
+        time.sleep(0.05)
+    time.sleep(3600)
 
 
 if __name__ == "__main__":

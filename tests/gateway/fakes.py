@@ -15,7 +15,8 @@ CLIP = bytes(range(256)) * 40
 
 class InstantBackend:
     """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:", or "lose:",
-    ends as these say; "hang" ends only when it is cancelled."""
+    ends as these say; "spare:" loses its worker three times without blame; "hang" ends only when it
+    is cancelled."""
 
     def __init__(self, folder: Path, slots: int = 1) -> None:
         self.slots = slots
@@ -23,6 +24,7 @@ class InstantBackend:
         self.rendered: list[str] = []
         self.stopped: list[str] = []
         self.requests: dict[str, object] = {}
+        self.spared = 0
         self.why: str | None = None
         self._folder = folder
         self._go = asyncio.Event()
@@ -63,6 +65,9 @@ class InstantBackend:
             raise WorkFailed(code, sentence)
         if prompt.startswith("lose:"):
             raise WorkerLost
+        if prompt.startswith("spare:") and self.spared < 3:
+            self.spared += 1
+            raise WorkerLost(blamed=False)
         path = self._folder / f"{uuid4().hex}.mp4"
         path.write_bytes(CLIP)
         self.rendered.append(work.job_id)

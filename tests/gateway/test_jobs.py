@@ -401,6 +401,15 @@ def test_a_job_that_ends_its_workers_is_not_run_for_ever(serve: Serve) -> None:
     asyncio.run(line())
 
 
+def test_a_job_whose_worker_ends_for_another_one_is_not_blamed(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(job_starts=1) as served:
+            job = await ended(served, await submitted(served, "spare:"))
+            assert (job.state, job.starts, served.backend.spared) == ("completed", 1, 3)
+
+    asyncio.run(line())
+
+
 def test_old_jobs_are_forgotten_with_their_clips(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:

@@ -248,3 +248,84 @@ def test_two_jobs_overlap_where_that_is_asked_for(tmp_path: Path) -> None:
             await asyncio.gather(asked.run("sleep 0.1"), asked.run("sleep 0.1", "job-2"))
 
     asyncio.run(line())
+
+
+# --- what hangs ----------------------------------------------------------------------------------
+
+HANG_SECONDS = 3.0  # more than a busy machine keeps a process waiting
+
+
+def test_a_job_that_hangs_loses_its_engine_and_the_one_that_waits_is_not_blamed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def line() -> None:
+        async with opened(tmp_path, hang_seconds=HANG_SECONDS, prefetch=True) as asked:
+            hangs = asyncio.create_task(asked.run("hang"))
+            waits = asyncio.create_task(asked.run("wait", "job-2"))
+            with pytest.raises(WorkerLost) as lost:
+                await asyncio.wait_for(hangs, 60)
+            assert lost.value.blamed
+            with pytest.raises(WorkerLost) as lost:
+                await waits
+            assert not lost.value.blamed
+            assert asked.backend.waiting_for() is not None
+            assert await asked.run("sleep 0", "job-3")
+        assert "the engine hangs in denoise, with job-1" in caplog.text
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["with a job", "idle"])
+def test_an_engine_that_is_stopped_is_not_ready_and_is_killed(tmp_path: Path, busy: bool) -> None:
+    async def line() -> None:
+        async with opened(tmp_path, hang_seconds=HANG_SECONDS) as asked:
+            await eventually(lambda: asked.backend.waiting_for() is None, 30)
+            run = asyncio.create_task(asked.run("sleep 30")) if busy else None
+            if busy:
+                await eventually(lambda: asked.progress)
+            pid = pid_of(asked)
+            os.kill(pid, signal.SIGSTOP)
+            why = await eventually(asked.backend.waiting_for, 30)
+            assert why.startswith("the engine has said nothing for ") and alive(pid)
+            if run is not None:
+                with pytest.raises(WorkerLost):
+                    await asyncio.wait_for(run, 30)
+            await eventually(lambda: asked.backend.waiting_for() is None, 30)
+            assert not alive(pid) and await asked.run("sleep 0", "job-2")
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["it hangs", "it is stopped"])
+def test_an_engine_whose_start_does_not_end_is_begun_again(tmp_path: Path, stopped: bool) -> None:
+    async def line() -> None:
+        async with opened(tmp_path, hang_seconds=1, model="slow") as asked:
+            await eventually((tmp_path / "outputs" / "started").exists, 30)
+            pid = pid_of(asked)
+            if stopped:
+                os.kill(pid, signal.SIGSTOP)
+            await eventually(lambda: asked.backend.waiting_for() is None, 60)
+            assert not alive(pid)
+
+    asyncio.run(line())
+
+
+def test_an_engine_whose_device_is_broken_fails_its_job_alone_and_is_begun_again(
+    tmp_path: Path,
+) -> None:
+    async def line() -> None:
+        async with opened(tmp_path, prefetch=True) as asked:
+            waits = asyncio.create_task(asked.run("wait", "job-2"))
+            await eventually(lambda: asked.progress, 30)
+            pid = pid_of(asked)
+            with pytest.raises(WorkFailed) as failed:
+                await asked.run("break")
+            assert failed.value.sentence.startswith("Internal error, reference ")
+            assert asked.backend.waiting_for() is not None
+            with pytest.raises(WorkerLost) as lost:
+                await waits
+            assert not lost.value.blamed
+            assert await asked.run("sleep 0", "job-3")
+            assert not alive(pid)
+
+    asyncio.run(line())

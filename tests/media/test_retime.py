@@ -289,6 +289,19 @@ def test_the_failure_of_the_filter_is_a_sentence_and_its_words_are_logged(
     assert "the filter is tired" in caplog.text
 
 
+def test_a_filter_that_does_nothing_any_more_is_given_up(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nkill -STOP $$\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    stream = retime(chunks([grey(0)] * 17), plan(1), "mci", Control(hang_seconds=0.5))
+    with pytest.raises(EncodeFailed, match="could not be encoded"):
+        list(stream)
+    assert "did nothing for 0.5 seconds" in caplog.text and ffmpeg_children() == 0
+
+
 # --- which one -----------------------------------------------------------------------------------
 
 

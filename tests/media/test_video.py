@@ -527,6 +527,30 @@ def test_a_stopped_ffmpeg_does_not_hold_a_cancelled_job(tmp_path: Path) -> None:
     assert isinstance(stopped(tmp_path, frames(), Control()), Cancelled)
 
 
+@pytest.mark.parametrize("when", ["in the middle", "after the last frame"])
+def test_an_ffmpeg_that_does_nothing_any_more_is_given_up(
+    tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def frames() -> Iterator[Frames]:
+        yield from chunks(square, 5 if when == "in the middle" else 80)
+        signal_children(signal.SIGSTOP)
+        yield from chunks(square, 10**6 if when == "in the middle" else 0)
+
+    error = failure(tmp_path, frames(), Control(hang_seconds=0.5))
+    assert str(error) == SENTENCE and "did nothing for 0.5 seconds" in caplog.text
+
+
+def test_an_ffmpeg_that_works_is_waited_for(
+    tmp_path: Path, pretended_ffmpeg: Callable[[str], None]
+) -> None:
+    """However slow: this one needs a second of a core for its end."""
+    pretended_ffmpeg(
+        "cat >/dev/null\n"
+        f"exec {sys.executable} -c 'import time\nwhile time.process_time() < 1: pass\nexit(3)'"
+    )
+    failure(tmp_path, chunks(square, 80), Control(hang_seconds=0.5))
+
+
 def test_a_deadline_ends_it_too(tmp_path: Path) -> None:
     def frames() -> Iterator[Frames]:
         yield from chunks(square, 5)

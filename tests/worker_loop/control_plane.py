@@ -37,12 +37,15 @@ class ControlPlane:
 
     `faults` are the answers to the next result posts: a status, or "drop" to close the connection.
     `events` are what happened, in order, as (what, job): "taken", the stage of a progress post,
-    "result". `batches` are the sizes that job-take-batch was asked for.
+    "result". `batches` are the sizes that job-take-batch was asked for. While `refusal` is set, it
+    is the status that every poll for jobs and stops gets at once; `go_away` closes the port.
     """
 
     def __init__(self) -> None:
         self.posts: dict[str, Posts] = defaultdict(Posts)
         self.faults: list[int | str] = []
+        self.refusal: int | None = None
+        self.refused = 0
         self.taken: list[str] = []
         self.batches: list[int] = []
         self.events: list[tuple[str, str]] = []
@@ -77,6 +80,11 @@ class ControlPlane:
     def stop(self, job_id: str) -> None:
         self._stops.put(job_id)
 
+    @property
+    def stops_wait(self) -> bool:
+        """Whether a stop has not been fetched yet."""
+        return not self._stops.empty()
+
     def wait_until(self, condition: Callable[[], bool], *, seconds: float) -> float:
         """Seconds until `condition` held. Raises TimeoutError."""
         started = time.monotonic()
@@ -108,10 +116,22 @@ class ControlPlane:
             "RUNPOD_SKIP_GPU_CHECK": "true",
         }
 
+    def go_away(self) -> None:
+        """From now on, nothing listens."""
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+
+    def come_back(self) -> None:
+        """Listen again, on the same port."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
     # --- for the worker
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._listen())
+        self._loop.run_forever()
+
+    async def _listen(self) -> None:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_get(f"/v2/{ENDPOINT}/job-take/{{worker}}", self._take)
         app.router.add_get(f"/v2/{ENDPOINT}/job-take-batch/{{worker}}", self._take_batch)
@@ -119,11 +139,15 @@ class ControlPlane:
         app.router.add_post(f"/v2/{ENDPOINT}/job-done/{{worker}}/{{job}}", self._done)
         app.router.add_get(f"/v2/{ENDPOINT}/ping/{{worker}}", self._ping)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        self._loop.run_until_complete(self._runner.setup())
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        self._loop.run_until_complete(site.start())
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
-        self._loop.run_forever()
+
+    def _refused(self) -> web.Response | None:
+        if self.refusal is None:
+            return None
+        self.refused += 1
+        return web.Response(status=self.refusal)
 
     async def _held(self, source: queue.SimpleQueue[Any]) -> Any:
         """The next item within the hold time, else None. An instant 204 makes the SDK spin."""
@@ -137,6 +161,8 @@ class ControlPlane:
 
     async def _take(self, _request: web.Request) -> web.Response:
         self.polls += 1
+        if refused := self._refused():
+            return refused
         job = await self._held(self._jobs)
         if job is None:
             return web.Response(status=204)
@@ -165,6 +191,8 @@ class ControlPlane:
         self._note(lambda: self.taken.append(job["id"]), ("taken", job["id"]))
 
     async def _stop_signals(self, _request: web.Request) -> web.Response:
+        if refused := self._refused():
+            return refused
         job_id = await self._held(self._stops)
         if job_id is None:
             return web.Response(status=204)

@@ -89,7 +89,9 @@ def processes_of(session: int) -> list[str]:
 
 
 @contextmanager
-def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Worker]:
+def started(
+    plane: ControlPlane, folder: Path, *, entry: str = "handler.py", **settings: str
+) -> Iterator[Worker]:
     """A worker on `wan-tiny` at its smallest; `settings` go over its environment.
 
     A folder that an earlier worker had is used again.
@@ -115,7 +117,7 @@ def started(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Work
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "handler.py")],
+            [sys.executable, str(ROOT / entry)],
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,

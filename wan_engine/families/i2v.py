@@ -30,6 +30,7 @@ from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.placement import apply, run_eagerly
 from wan_engine.families.text import PromptEncoder
+from wan_engine.faults import is_device_fault, is_out_of_memory
 from wan_engine.finite import require_finite
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
@@ -104,7 +105,9 @@ class ImageToVideo:
         try:
             apply(pipeline, recipe)
             return cls(pipeline, spec, recipe)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise _out_of_memory(spec) from error
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
@@ -157,12 +160,12 @@ class ImageToVideo:
                 output_type="latent",
                 callback_on_step_end=step_ended,
             )
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(spec) from error
-        except (EngineError, torch.AcceleratorError):
-            raise
         except Exception as error:
-            if not (self._compiled and failed_in_compiled_code(error)):
+            if is_out_of_memory(error):
+                raise _out_of_memory(spec) from error
+            if not self._compiled or isinstance(error, EngineError) or is_device_fault(error):
+                raise
+            if not failed_in_compiled_code(error):
                 raise
             why = str(error).strip().partition("\n")[0]
             raise CompileFailed(f"{type(error).__name__}: {why}") from error
@@ -236,7 +239,9 @@ class ImageToVideo:
             yield from to_frames(stream_decode(vae, latents * std + mean, memory))
             if memory and self._offloaded:
                 memory[:] = _moved(memory, "cpu")
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise _out_of_memory(self.spec) from error
         finally:
             self.pipeline.maybe_free_model_hooks()

@@ -101,9 +101,9 @@ class Dispatcher:
         except WorkFailed as failure:
             fail = partial(self._jobs.fail, claimed, failure.code, failure.sentence)
             await _stored(fail)
-        except WorkerLost:
+        except WorkerLost as lost:
             log.warning("job %s lost its worker at start %d", claimed.id, claimed.starts)
-            await _stored(partial(self._jobs.give_back, claimed.id, count=True))
+            await _stored(partial(self._jobs.give_back, claimed.id, count=lost.blamed))
         except asyncio.CancelledError:
             # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends, or has
             # lost the jobs, maybe for a moment.

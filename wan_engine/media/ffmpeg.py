@@ -1,11 +1,16 @@
-"""The ffmpeg that comes with pip (imageio-ffmpeg): where it is, and how it is supervised."""
+"""The ffmpeg that comes with pip (imageio-ffmpeg): where it is, and how it is supervised.
+
+An ffmpeg that does nothing for `Control.hang_seconds` is killed, so that it costs its job alone.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -20,7 +25,7 @@ from wan_engine.errors import ConfigurationError
 _NICENESS = 10
 _LAST_WORDS_BYTES = 2000
 _POLL_SECONDS = 0.05
-_FINISH_SECONDS = 300  # from the last frame; a 15 s clip of 1080p takes a few on a slow machine
+_PART_BYTES = 1 << 20
 
 
 class Failed(Exception):
@@ -77,9 +82,12 @@ class Filter:
 
     def result(self, control: Control) -> bytes:
         """What it wrote, when it has ended. Raises `Failed`, or what `control.checkpoint` says."""
+        patience = _Patience(control)
         while not self.done:
             self._thread.join(_POLL_SECONDS)
-            control.checkpoint()
+            if patience.ended(_ticks(self._process)):
+                self.close()
+                raise Failed(f"it did nothing for {control.hang_seconds:g} seconds")
         if status := self._process.returncode:
             last_words = self._errors[-_LAST_WORDS_BYTES:].decode("utf-8", "replace").strip()
             raise Failed(last_words or f"it ended with status {status}")
@@ -94,14 +102,92 @@ class Filter:
         self._output, self._errors = self._process.communicate(data)  # type: ignore[arg-type]  # any buffer
 
 
+class Input:
+    """The standard input of an ffmpeg, which never waits longer than `Control.hang_seconds` for
+    ffmpeg to do something."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: Control) -> None:
+        assert process.stdin is not None
+        self._process, self._pipe, self._control = process, process.stdin, control
+        os.set_blocking(self._pipe.fileno(), False)
+
+    def write(self, data: memoryview) -> None:
+        """All of `data`, of any shape. Raises BrokenPipeError when ffmpeg takes no more, `Failed`
+        when it hangs, or what `control.checkpoint` says."""
+        rest, patience = data.cast("B") if data.nbytes else data, _Patience(self._control)
+        room = select.poll()
+        room.register(self._pipe.fileno(), select.POLLOUT)
+        while rest.nbytes:
+            if not room.poll(_POLL_SECONDS * 1000):
+                if patience.ended(_ticks(self._process)):
+                    raise self._hangs()
+                continue
+            with suppress(BlockingIOError):  # room for less than a page
+                rest = rest[os.write(self._pipe.fileno(), rest[:_PART_BYTES]) :]
+                patience = _Patience(self._control)
+        self._control.checkpoint()
+
+    def finish(self) -> int:
+        """Close it, and wait for ffmpeg's end: its status. Raises as `write` does."""
+        with suppress(BrokenPipeError):  # it ended early; its status says why
+            self._pipe.close()
+        patience = _Patience(self._control)
+        while (status := self._process.poll()) is None:
+            time.sleep(_POLL_SECONDS / 5)
+            if patience.ended(_ticks(self._process)):
+                raise self._hangs()
+        return status
+
+    def close(self) -> None:
+        """End ffmpeg, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        with suppress(BrokenPipeError):
+            self._pipe.close()
+
+    def _hangs(self) -> Failed:
+        return Failed(f"it did nothing for {self._control.hang_seconds:g} seconds")
+
+
+class _Patience:
+    """With a process: whether it has done nothing for `Control.hang_seconds`."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._ticks = -1
+        self._waited_seconds = 0.0
+        self._looked_at = time.monotonic()
+
+    def ended(self, ticks: int) -> bool:
+        """`ticks` is how much it has worked. Raises what `control.checkpoint` says."""
+        self._control.checkpoint()
+        now = time.monotonic()
+        # A long gap is this process's own: it was stopped, or starved.
+        self._waited_seconds += min(now - self._looked_at, 1.0)
+        self._looked_at = now
+        if ticks != self._ticks:
+            self._ticks, self._waited_seconds = ticks, 0.0
+        return self._waited_seconds > self._control.hang_seconds
+
+
+def _ticks(process: subprocess.Popen[bytes]) -> int:
+    """Time that it has had on a core, in the system's ticks; 0 where that is not told."""
+    try:
+        with open(f"/proc/{process.pid}/stat") as file:  # noqa: PTH123 - twenty times a second
+            fields = file.read().rpartition(") ")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 @contextmanager
 def running(
     arguments: Sequence[str], control: Control, *, seconds: float | None = None
-) -> Iterator[IO[bytes]]:
+) -> Iterator[Input]:
     """Run ffmpeg with `arguments` and give its standard input; leaving the block waits for its end.
 
-    It is killed when the job is cancelled or late, when `seconds` have passed and when the block
-    raises. Raises `Failed` with its last words, or what `control.checkpoint()` says.
+    It is killed when the job is cancelled or late, when `seconds` have passed, when it hangs and
+    when the block raises. Raises `Failed` with its last words, or what `control.checkpoint()` says.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -110,21 +196,14 @@ def running(
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
-        assert process.stdin is not None
         _give_way(process)
+        pipe = Input(process, control)
         try:
             with control.watch(process.kill, seconds) as watch:
-                yield process.stdin
-                with suppress(BrokenPipeError):  # it ended early; its status says why
-                    process.stdin.close()
-                status = process.wait(_FINISH_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise Failed(f"it did not end within {_FINISH_SECONDS} seconds") from error
+                yield pipe
+                status = pipe.finish()
         finally:
-            process.kill()
-            process.wait()
-            with suppress(BrokenPipeError):
-                process.stdin.close()
+            pipe.close()
         control.checkpoint()
         if watch.expired:
             raise Failed(f"it took longer than {seconds:g} seconds")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.faults import is_out_of_memory
 from wan_engine.finite import require_finite
 
 _MULTIPLE = 64  # the coarsest of five pyramid levels is 1/16, in blocks of 4 (ifnet_arch.py)
@@ -53,9 +54,9 @@ class Rife:
         try:
             self._model: Any = AutoModel.from_config(config, self._device, fp16=False)
             names = {name.replace("module.", "") for name in self._model.get_state_dict()}
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
         except Exception as error:  # torch.load answers a foreign file with almost any exception
+            if is_out_of_memory(error):
+                raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
             raise _not_rife(weights) from error
         # The package loads whatever fits and leaves the rest as it was made, at random.
         if missing := set(self._model.model.state_dict()) - names:
@@ -79,7 +80,9 @@ class Rife:
             require_finite(made, "RIFE")
             made = made.clamp(0, 1).mul(255).round_().to(torch.uint8)
             frame: NDArray[np.uint8] = made.permute(1, 2, 0).cpu().numpy()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
         return frame
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
+from wan_engine.faults import is_out_of_memory
 from wan_engine.finite import require_finite
 from wan_engine.media.retime import Frame, blend, ended, of_shot, one_by_one
 from wan_engine.media.video import Frames
@@ -77,11 +78,11 @@ def choose(settings: Settings) -> tuple[Upscaling, str]:
 def load(kind: Upscaling, weights: Path, device: str) -> Upscaler:
     """Read the weights. Raises `ConfigurationError` when they are not what `kind` needs, and
     `OutOfMemory`."""
-    import torch
-
     try:
         return (KandinskySr if kind == "kandinsky-sr" else RealEsrgan)(weights, device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(_NO_ROOM) from error
 
 
@@ -143,7 +144,9 @@ def _enlarged(frames: Frames, plan: Plan, upscaler: Upscaler) -> Frames:
             pixels = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().div(255)
             for index, made in enumerate(upscaler.enlarge(pixels, scale)):
                 target[index] = _to_target(made, plan)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(_NO_ROOM) from error
     return target
 
@@ -182,9 +185,9 @@ class RealEsrgan:
         loader = import_module("spandrel").ModelLoader(device=device)
         try:
             self._model: Any = loader.load_from_file(weights)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # spandrel, torch and pickle answer with almost any exception
+            if is_out_of_memory(error):
+                raise
             raise ConfigurationError(
                 f"WAN_UPSCALE_WEIGHTS names {weights}, which spandrel cannot read: {error}"
             ) from error

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wan_engine.catalog import ModelSpec
+from wan_engine.overrides import negative_prompt
 from wan_engine.prompts.replies import cut_at_sentence
-from wan_engine.schema import ScriptShot, cut_sentence
+from wan_engine.schema import ScriptShot, VideoRequest, cut_sentence
+from wan_engine.settings import Settings
 
 
 class TokenLimit:
@@ -43,6 +47,22 @@ class TokenLimit:
         text = _cleaned(text)
         read, why = self._read(text, self._tokens), f"the model reads {self._tokens} tokens"
         return cut_sentence(name, read, len(text), why) if read < len(text) else None
+
+    def warnings(
+        self, request: VideoRequest, spec: ModelSpec, settings: Settings, *, whole: bool
+    ) -> Iterator[str]:
+        """What of the caller's words the model does not get to see. `whole`: it is given the prompt
+        as the caller wrote it."""
+        guided = spec.guidance_scale > 1
+        yield from request.cuts
+        if request.negative_prompt and not guided:
+            yield f"{spec.name} works without CFG: no negative prompt is used"
+        texts = {"prompt": request.prompt} if whole else {}
+        if request.negative_prompt and guided:
+            texts["negative prompt"] = negative_prompt(request.negative_prompt, spec, settings)
+        for name, text in texts.items():
+            if warning := self.warning(name, text):
+                yield warning
 
     def _surely_fits(self, text: str) -> bool:
         """A token stands for a byte at least; two more for the beginning and the end of a text."""

@@ -50,8 +50,13 @@ class WorkFailed(Exception):
 class WorkerLost(Exception):
     """Whoever worked on it is gone, and nothing is known of the job: another may take it.
 
-    A clip that was stored before is found by the job's id and not rendered again.
+    A clip that was stored before is found by the job's id and not rendered again. `blamed` is
+    whether the job may have ended the worker: not one that waited while another did.
     """
+
+    def __init__(self, *, blamed: bool = True) -> None:
+        super().__init__()
+        self.blamed = blamed
 
 
 class Backend(Protocol):

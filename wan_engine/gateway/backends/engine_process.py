@@ -1,7 +1,9 @@
 """The engine's end of the pipes: `python -m wan_engine.gateway.backends.engine_process`.
 
 Line by line: first the settings, then orders (`run`, `cancel`); answers are `ready`, `progress`,
-`done`, `failed`, and `unusable` with what the operator has to change.
+`done`, `failed`, and `unusable` with what the operator has to change. `alive` comes every few
+seconds whatever else is at work, `ending` before the end of a process whose device is broken, and
+`hangs` before that of one whose job, or start, gives no sign of life.
 """
 
 from __future__ import annotations
@@ -15,19 +17,25 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 from wan_engine import checks, logs
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
+from wan_engine.faults import Device
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
 from wan_engine.startup import Startup
+from wan_engine.watchdog import Hang, Watchdog, dump_stacks
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 0.2
+_ALIVE_SECONDS = 5.0
+_LEAVE_SECONDS = 60.0  # for clips that are being stored when the device breaks
+_POLL_SECONDS = 0.1
 _BROKEN_EXIT = 75  # EX_TEMPFAIL: begin another one
 Tell = Callable[[dict[str, Any]], None]
 
@@ -35,45 +43,74 @@ Tell = Callable[[dict[str, Any]], None]
 class EngineProcess:
     """Runs orders, each in a thread; the engine gives the device to one of them at a time."""
 
-    def __init__(self, engine: Engine, tell: Tell) -> None:
+    def __init__(self, engine: Engine, tell: Tell, settings: Settings, watchdog: Watchdog) -> None:
         self._engine = engine
         self._tell = tell
+        self._settings = settings
+        self._watchdog = watchdog
+        self._device = Device(settings.device)
         self._controls: dict[str, Control] = {}
+        self._ending = False
 
     def obey(self, order: Mapping[str, Any]) -> None:
         if order["do"] == "cancel":
             if (control := self._controls.get(order["id"])) is not None:
                 control.cancel()
             return
+        if self._ending:
+            return  # the gateway begins it again once this process has ended
         control = Control(
             order["id"],
             deadline_seconds=order["seconds"],
             on_progress=_Throttled(order["id"], self._tell),
+            hang_seconds=self._settings.hang_seconds,
         )
         self._controls[order["id"]] = control
         work = (order["request"], control)
         threading.Thread(target=self._run, args=work, name="job", daemon=True).start()
 
     def _run(self, request: object, control: Control) -> None:
-        broken = False
         told: dict[str, Any] = {"id": control.job_id}
+        failure: Exception | None = None
         try:
-            result = self._engine.generate(VideoRequest.parse(request), control)
+            with self._watchdog.watching(control):
+                result = self._engine.generate(VideoRequest.parse(request), control)
             told |= {"told": "done", "output": result.output()}
             told["stage_seconds"] = dict(control.stage_seconds)
+            self._device.worked()
         except EngineError as error:
             log.info("job %s failed: %s: %s", control.job_id, error.code, error)
             told |= {"told": "failed", "code": error.code, "error": str(error)}
+            failure = error
         except Exception as error:
             reference = uuid.uuid4().hex[:8]
             log.exception("job %s failed, reference %s", control.job_id, reference)
             sentence = f"Internal error, reference {reference}"
             told |= {"told": "failed", "code": EngineError.code, "error": sentence}
-            broken = type(error).__name__ == "AcceleratorError"
+            failure = error
+        self._end(told, control, failure)
+
+    def _end(self, told: dict[str, Any], control: Control, failure: Exception | None) -> None:
+        """Tell how a job ended. A broken device fails every job after it: then this process ends,
+        and what waits in it is begun again in the next one."""
+        broken = failure is not None and not self._ending and self._device.broke(failure)
+        if broken:
+            self._ending = True
+            self._tell({"told": "ending"})
+        if broken or not self._ending or failure is None:
+            self._tell(told)
         self._controls.pop(control.job_id, None)
-        self._tell(told)
-        if broken:  # a broken CUDA context fails every job after it
-            os._exit(_BROKEN_EXIT)
+        if broken:
+            self._leave()
+
+    def _leave(self) -> None:
+        end = time.monotonic() + _LEAVE_SECONDS
+        while self._controls and time.monotonic() < end:
+            for control in list(self._controls.values()):
+                if control.stage != "publish":  # that one's clip is made
+                    control.cancel()
+            time.sleep(_POLL_SECONDS)
+        os._exit(_BROKEN_EXIT)
 
 
 class _Throttled:
@@ -132,7 +169,10 @@ def main(open_engine: Callable[[Settings], Engine] = open_checked) -> None:
     # Read beside the start, which may take minutes: the end of the gateway is seen then too.
     orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
-    process = EngineProcess(_started(open_engine, settings, tell), tell)
+    threading.Thread(target=_tell_alive, args=(settings, tell), daemon=True).start()
+    watchdog = Watchdog(partial(_on_hang, tell), frozen=True)
+    engine = _started(open_engine, settings, tell, watchdog)
+    process = EngineProcess(engine, tell, settings, watchdog)
     while True:
         process.obey(orders.get())
 
@@ -143,12 +183,31 @@ def _read(orders: queue.SimpleQueue[Any]) -> None:
     os._exit(0)  # the gateway has closed the pipe, or is dead: nobody waits for what runs here
 
 
-def _started(open_engine: Callable[[Settings], Engine], settings: Settings, tell: Tell) -> Engine:
-    startup = Startup()
+def _tell_alive(settings: Settings, tell: Tell) -> None:
+    while True:
+        tell({"told": "alive"})
+        time.sleep(min(_ALIVE_SECONDS, settings.hang_seconds / 4))
+
+
+def _on_hang(tell: Tell, hang: Hang) -> None:
+    log.critical("%s: this engine ends", hang)
+    dump_stacks()
+    tell({"told": "hangs", "id": hang.control.job_id, "stage": hang.stage})
+    os._exit(_BROKEN_EXIT)
+
+
+def _started(
+    open_engine: Callable[[Settings], Engine], settings: Settings, tell: Tell, watchdog: Watchdog
+) -> Engine:
+    """The engine, once it can take a job. Each stage of its start has the time of a load."""
+    control = Control("the start", hang_seconds=settings.hang_seconds)
+    startup = Startup(partial(control.enter, "load"))
+    startup.on_done()
     try:
-        engine = open_engine(settings)
-        startup.done("choice")
-        engine.start(startup)
+        with watchdog.watching(control):
+            engine = open_engine(settings)
+            startup.done("choice")
+            engine.start(startup)
     except EngineError as error:
         tell({"told": "unusable", "error": str(error)})
         os._exit(1)

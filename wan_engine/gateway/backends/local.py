@@ -2,7 +2,9 @@
 killed process costs one start of one job and not the gateway.
 
 The two speak in lines of JSON over pipes (`engine_process.py` is the other end). The process ends
-by itself when its pipe from here closes, so a gateway that is killed leaves none behind.
+by itself when its pipe from here closes, so a gateway that is killed leaves none behind. It says
+every few seconds that it lives, and looks itself at whether its job does; one that says nothing is
+killed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,6 +30,10 @@ _LONGEST_LINE = 1 << 20
 _AGAIN_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)  # before the next start, the more have failed in a row
 _GRACE_SECONDS = 60.0  # a job that must end has this long for its step, chunk or part of an upload
 _EXIT_SECONDS = 10.0
+_SILENT_SECONDS = 60.0  # longest without a line; a start may be busy for as long as a load may take
+_UNSURE_SECONDS = 15.0  # without a line, it may not take a job
+_LOAD_TIMES = 6  # of WAN_HANG_SECONDS, as the engine's own watchdog has it
+_LOOK_SECONDS = 0.5
 
 
 class LocalBackend:
@@ -50,12 +57,18 @@ class LocalBackend:
         self._works: dict[str, tuple[Work, asyncio.Future[Done]]] = {}
         self._failed_starts = 0
         self._why = "the engine is starting"
+        self._silent_seconds = 0.0
+        self._blamed: str | None = None  # the one job that the process ended for, where it said so
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep(), name="engine")
 
     def waiting_for(self) -> str | None:
-        return None if self._ready.is_set() else self._why
+        if not self._ready.is_set():
+            return self._why
+        if self._silent_seconds > min(_UNSURE_SECONDS, self._settings.hang_seconds / 2):
+            return f"the engine has said nothing for {self._silent_seconds:.0f} s"
+        return None
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -138,35 +151,70 @@ class LocalBackend:
             limit=_LONGEST_LINE,
             start_new_session=True,  # what a terminal sends to end the gateway is not for it
         )
-        self._process = process
+        self._process, self._blamed = process, None
+        watch = asyncio.create_task(self._watch(process), name="watch the engine")
         try:
             with suppress(WorkerLost):
                 await self._send({"settings": self._settings.model_dump(mode="json")})
             await self._listen(process)
         finally:
+            watch.cancel()
             self._ready.clear()
             self._why = "the engine is starting again"
             await _end(process)
             self._process = None
             if self._works:
                 log.error("the engine ended (%s) with a job in it", process.returncode)
-            for _, ended in self._works.values():
+            for job_id, (_, ended) in self._works.items():
                 if not ended.done():
-                    ended.set_exception(WorkerLost())
+                    ended.set_exception(WorkerLost(blamed=self._blamed in (None, job_id)))
+
+    async def _watch(self, process: Process) -> None:
+        """Kill a process that says nothing any more: one that is stopped, or stuck in a library
+        that lets nothing else of it run."""
+        self._silent_seconds, looked_at = 0.0, time.monotonic()
+        limit = min(_SILENT_SECONDS, self._settings.hang_seconds)
+        while process.returncode is None:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+            # A longer gap is this process's own: it was stopped, or its loop was busy.
+            self._silent_seconds += min(now - looked_at, 2 * _LOOK_SECONDS)
+            looked_at = now
+            most = limit if self._ready.is_set() else self._settings.hang_seconds * _LOAD_TIMES
+            if self._silent_seconds > most:
+                log.error("the engine says nothing for %.0f s: it is killed", self._silent_seconds)
+                self._why = "the engine hung and is starting again"
+                self._kill()
+                return
 
     async def _listen(self, process: Process) -> None:
         assert process.stdout is not None
         while line := await process.stdout.readline():
             told = json.loads(line)
             what = told["told"]
+            self._silent_seconds = 0.0
+            if what == "alive":
+                continue
             if what == "ready":
                 self._failed_starts = -1
                 self._ready.set()
                 log.info("the engine is ready: %s", told["model"])
             elif what == "unusable":
                 self._unusable(told["error"])
+            elif what in ("ending", "hangs"):
+                self._will_end(told)
             else:
                 self._hear(what, told)
+
+    def _will_end(self, told: Mapping[str, Any]) -> None:
+        """Nothing is sent to it any more. Those that only waited in it are not to blame."""
+        self._ready.clear()
+        self._why = "the engine is starting again"
+        self._blamed = told.get("id", "")
+        if told["told"] == "hangs":
+            log.error("the engine hangs in %s, with %s", told["stage"], told["id"])
+        else:
+            log.error("the engine's device is broken")
 
     def _unusable(self, why: str) -> None:
         self._why = why

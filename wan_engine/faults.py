@@ -1,0 +1,136 @@
+"""What an exception of torch says about the accelerator: too little memory, or a device that may be
+broken; and a look at the device itself.
+
+A CUDA context that has failed once fails everything after it, so its process has to end. cuBLAS,
+cuDNN, NCCL and Triton tell it in a plain RuntimeError, so the text is what there is to go by.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from wan_engine.errors import EngineError, OutOfMemory
+
+log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = re.compile(
+    r"(CUDA|HIP|cuDNN|cuBLAS|GPU|device)\b.{0,80}out of memory"
+    r"|out of memory.{0,80}\b(CUDA|HIP|GPU|device)"
+    r"|(CUBLAS|CUDNN|CUSPARSE|CUSOLVER|CUFFT|HIPBLAS|ROCBLAS|MIOPEN)_STATUS_"
+    r"(ALLOC_FAILED|INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED|ALLOCATION_FAILED|OUT_OF_MEMORY)"
+    r"|(CUDA|cuda|hip|HIP)_?(ERROR|Error)_?(OUT_OF_MEMORY|OutOfMemory|MemoryAllocation)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""`cudaErrorMemoryAllocation` leaves the context as it was; so do the libraries' ALLOC_FAILED."""
+
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP|NCCL|RCCL|Triton|cuDNN|cuBLAS\w*|cuSPARSE|cuSOLVER|cuFFT|cuRAND|MIOpen|NVRTC)"
+    r"( \w+)? error"
+    r"|\b(CUDA|CUBLAS|CUDNN|CUSPARSE|CUSOLVER|CUFFT|CURAND|HIPBLAS|ROCBLAS|MIOPEN)"
+    r"_(STATUS|ERROR)_|\bcudaError|\bhipError"
+    r"|device-side assert|unspecified launch failure|illegal memory access"
+    r"|misaligned address|illegal instruction|uncorrectable ECC|device kernel image is invalid"
+    r"|GPU is lost|fallen off the bus",
+    re.IGNORECASE,
+)
+_PROBE_SECONDS = 120.0  # what was launched before comes first: a forward of a slow card
+_FAULTS_IN_A_ROW = 3
+"""Jobs that fail by the device one after the other, until it counts as broken although it answers:
+a library that fails at every job has its own state in this process."""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
+
+
+def _named(error: BaseException, name: str) -> bool:
+    """Whether it is of torch's class `name`, without an import of torch."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the accelerator had too little memory; the context is as it was before."""
+    if isinstance(error, EngineError):
+        return isinstance(error, OutOfMemory)
+    if _named(error, "OutOfMemoryError"):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the accelerator or one of its libraries failed, here or in what this was raised
+    from, for another reason than memory."""
+    return any(
+        (_named(one, "AcceleratorError") or _DEVICE.search(str(one)) is not None)
+        and not is_out_of_memory(one)
+        for one in _chain(error)
+        if not isinstance(one, EngineError)
+    )
+
+
+def device_answers(device: str, seconds: float = _PROBE_SECONDS) -> bool:
+    """Whether `device` still computes: a product, a convolution and a wait for both, in a thread,
+    for a broken device may never answer. Without torch or a GPU in use, it does."""
+    found: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: found.append(_computes(device)), name="probe", daemon=True
+    )
+    thread.start()
+    thread.join(seconds)
+    return found == [True]
+
+
+def _computes(device: str) -> bool:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        ones = torch.ones(1, 1, 16, 16, device=device if device.startswith("cuda") else "cuda")
+        total = (ones @ ones).sum() + torch.nn.functional.conv2d(ones, ones).sum()
+        right = bool(total.item() == 16**3 + 16**2)
+        torch.cuda.synchronize(ones.device)
+        return right
+    except Exception as error:
+        log.exception("the device does not answer")
+        return is_out_of_memory(error)
+
+
+class Device:
+    """The device of one process, judged by how its jobs end. Safe to use from several threads."""
+
+    def __init__(self, name: str) -> None:
+        """`name` as in WAN_DEVICE."""
+        self._name = name
+        self._faults = 0
+
+    def worked(self) -> None:
+        """A job has ended well."""
+        self._faults = 0
+
+    def broke(self, error: BaseException) -> bool:
+        """Whether the device is broken after a job that ended with `error`: then no other job can
+        work in this process."""
+        fault = is_device_fault(error)
+        if not fault and isinstance(error, EngineError):
+            return False
+        answers = device_answers(self._name)  # after any other bug too: not all texts are known
+        if not fault:
+            return not answers
+        self._faults += 1
+        if answers and self._faults < _FAULTS_IN_A_ROW:
+            log.warning("the device failed under a job, and still answers: the next job may work")
+            return False
+        log.critical("the device is broken: this process ends")
+        return True

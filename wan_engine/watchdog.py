@@ -1,0 +1,146 @@
+"""Ends what hangs: looks from a thread of its own at every job of this process, and tells of one
+that has given no sign of life for longer than its stage may take.
+
+A sign is whatever a job says to its `Control`. A job that waits for the device says something all
+the time, so whoever is silent is at work. It does not know what the work is, nor what is done about
+it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from wan_engine.control import Control
+
+_STDERR = 2
+_TICK_SECONDS = 0.5
+_LOAD_TIMES = 6
+"""Reading the weights gives no sign: half an hour for 126 GB at 70 MB/s."""
+
+_FROZEN_SECONDS = 60.0
+"""Longest that all of Python may stand still (a library that keeps the interpreter's lock) while a
+job is at work, but for a load."""
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A job that hangs: in which stage, and for how many seconds."""
+
+    control: Control
+    stage: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.control.job_id} hangs in {self.stage}, for {self.seconds:.0f} s now"
+
+
+class Watchdog:
+    """Calls `on_hang` once for each job that hangs, from its own thread.
+
+    A job hangs when it is silent for longer than `limit_seconds`, or when that long after it was
+    told to end it still works. `frozen` ends the process, from C, also when no thread of Python
+    runs any more; with all stacks on stderr.
+    """
+
+    def __init__(self, on_hang: Callable[[Hang], None], *, frozen: bool = False) -> None:
+        self._on_hang = on_hang
+        self._frozen = frozen
+        self._watched: dict[Control, _Watched] = {}
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def watching(self, control: Control) -> Iterator[None]:
+        """Look after a job, for as long as this is open."""
+        with self._lock:
+            self._watched[control] = _Watched(control)
+            self._arm(list(self._watched.values()))  # it may freeze before the first look
+            self._some.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._watched[control]
+                if not self._watched:
+                    self._some.clear()
+
+    def _run(self) -> None:
+        while True:
+            self._disarm()  # a worker without a job may be put to sleep for hours
+            self._some.wait()
+            before = time.monotonic()
+            while self._some.is_set():
+                time.sleep(_TICK_SECONDS)
+                now = time.monotonic()
+                # What lies between is not theirs: this process was stopped, or starved.
+                self._tick(min(now - before, 2 * _TICK_SECONDS))
+                before = now
+
+    def _tick(self, passed_seconds: float) -> None:
+        with self._lock:
+            watched = list(self._watched.values())
+        for one in watched:
+            one.wait(passed_seconds)
+        self._arm(watched)
+        hanging = [one for one in watched if one.hangs and not one.told]
+        if hanging:
+            # Others may be silent because of it: they wait for a lock that it has.
+            worst = max(hanging, key=lambda one: (one.control.has_device, one.silent_seconds))
+            worst.told = True
+            stage = worst.control.stage or "no stage"
+            self._on_hang(Hang(worst.control, stage, worst.waited_seconds))
+
+    def _arm(self, watched: list[_Watched]) -> None:
+        if not self._frozen or not watched:
+            return
+        loads = any(one.control.stage == "load" for one in watched)
+        longest = max(limit_seconds(one.control) for one in watched)
+        seconds = longest if loads else min(longest, _FROZEN_SECONDS)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+
+    def _disarm(self) -> None:
+        if self._frozen:
+            faulthandler.cancel_dump_traceback_later()
+
+
+class _Watched:
+    """Seconds since the last sign, and since the job was told to end; counted in ticks."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.told = False
+        self.silent_seconds = self.overdue_seconds = 0.0
+        self._sign_at = control.sign_at
+
+    def wait(self, seconds: float) -> None:
+        if self.control.sign_at != self._sign_at:
+            self._sign_at, self.silent_seconds = self.control.sign_at, 0.0
+        else:
+            self.silent_seconds += seconds
+        self.overdue_seconds += seconds if self.control.must_end else 0.0
+
+    @property
+    def waited_seconds(self) -> float:
+        return max(self.silent_seconds, self.overdue_seconds)
+
+    @property
+    def hangs(self) -> bool:
+        return self.waited_seconds > limit_seconds(self.control)
+
+
+def limit_seconds(control: Control) -> float:
+    """How long a job may be silent in the stage that it is in."""
+    if control.stage == "load":
+        return max(control.hang_seconds * _LOAD_TIMES, control.step_seconds)
+    return max(control.hang_seconds, control.step_seconds)
+
+
+def dump_stacks() -> None:
+    """What every thread does, on stderr."""
+    faulthandler.dump_traceback(_STDERR, all_threads=True)
