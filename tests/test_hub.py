@@ -147,6 +147,22 @@ def test_a_classifier_is_fetched_at_its_pinned_revision(
     assert weights.resolve_classifier(name, "prompt", make_settings()).folder == located.folder
 
 
+def test_a_hub_id_is_fetched_at_the_tag_that_is_named_and_found_by_it(
+    hub: Hub, make_settings: MakeSettings, tiny_cache: Path, tmp_path: Path
+) -> None:
+    hub.folder = tiny.build("tiny-prompt-guard", tmp_path / "repository")
+    told: list[str] = []
+    name = "me/guard@v1.0"
+    located = weights.download_classifier(name, "prompt", make_settings(), told.append)
+    assert "fetching me/guard at v1.0" in told and located.folder.name == COMMIT
+    no_files(hub)
+    for known in (name, "me/guard", f"me/guard@{str(COMMIT)[:7]}"):
+        found = weights.resolve_classifier(known, "prompt", make_settings())
+        assert found.folder == located.folder
+    with pytest.raises(ModelMissing):
+        weights.resolve_classifier("me/guard@v2.0", "prompt", make_settings())
+
+
 @pytest.mark.parametrize(
     ("status", "code", "sentence"),
     [

@@ -45,7 +45,6 @@ def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
                 "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",
                 **environment,
             },
-            input=stdin,
             capture_output=True,
             text=True,
             timeout=300,
@@ -204,13 +203,14 @@ def test_a_sheet_that_fails_costs_the_sheet_alone(
         {**good, "out": "a.mp4", "sheet": str(small_disk / "a.png")},
         {**good, "out": "b.mp4"},
     ]
-    done = wan("generate", "--jobs", "-", stdin="\n".join(map(json.dumps, lines)))
+    (small_disk / "jobs").write_text("\n".join(map(json.dumps, lines)))
+    done = wan("generate", "--jobs", str(small_disk / "jobs"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
     assert first["video_url"].endswith("/a.mp4") and second["video_url"].endswith("/b.mp4")
     assert "--sheet: " in done.stderr and "(No space left on device)" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "disk"]
-    assert list(small_disk.iterdir()) == []
+    assert [path.name for path in small_disk.iterdir()] == ["jobs"]
 
 
 def test_wrong_usage_is_exit_code_two(wan: Wan, tmp_path: Path) -> None:

@@ -352,3 +352,7 @@ def test_every_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -
     told = refusal()
     assert "WAN_STEPS is wrong: " in told and "WAN_LORA is wrong: it must be JSON." in told
     assert "WAN_CRF is wrong: Input should be less than or equal to 40." in told
+
+
+def test_a_list_is_shown_as_its_variable_takes_it() -> None:
+    assert {row.variable: row.default for row in described()}["WAN_ENDPOINTS"] == "wan-2-6-i2v"

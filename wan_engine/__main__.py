@@ -1,6 +1,6 @@
 """The command line. Results go to stdout as JSON or a table, everything else to stderr.
 
-Exit codes: 0 done, 1 the job or a check failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 a job, its contact sheet or a check failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def settings(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    table = Table("variable", "default", "meaning", show_edge=False)
+    table = Table(Column("variable", no_wrap=True), "default", "meaning", show_edge=False)
     for row in rows:
         table.add_row(row.variable, row.default, row.meaning)
     out.print(table)

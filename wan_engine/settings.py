@@ -416,7 +416,9 @@ def described() -> list[Described]:
     gateways = GatewaySettings.model_fields
     own = {name: field for name, field in Settings.model_fields.items() if name not in gateways}
     for name, field in (own | gateways).items():
-        shown = "" if field.default in (None, (), {}, "") else str(field.default)
+        default = field.default
+        shown = "" if default in (None, (), {}, "") else str(default)
+        shown = ",".join(default) if isinstance(default, tuple) and shown else shown
         rows.append(Described(env_name(name), shown, field.description or ""))
     return rows
 
