@@ -689,7 +689,7 @@ class SmallCard:
         family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras)
 
         def full(*_: object) -> None:
-            raise self.error
+            raise type(self.error)(*self.error.args)  # a raised one keeps its frames
 
         if self.tried[-1] != self.enough:
             attrgetter(self.part)(family.pipeline).register_forward_pre_hook(full)
