@@ -7,9 +7,17 @@ python handler.py --rp_serve_api        the SDK's local development API
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # At once: the imports take seconds and the weights minutes, in which no job can be lost; and
+    # the kernel keeps from a first process (PID 1) what it has no handler for. Then the SDK's come.
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, lambda number, _frame: os._exit(128 + number))
+
 import asyncio
 import logging
-import os
 import sys
 import time
 import uuid
@@ -325,6 +333,8 @@ def main() -> None:
         if serverless:
             report_unhealthy(str(error))
         sys.exit(f"Cannot start: {error}")
+    if not serverless:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the job's folder goes as well
     handler = Handler(engine, settings, report=serverless, ending=ending if serverless else None)
 
     def slots(current: int) -> int:
