@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import Process, _until, free_port, gateway_process, wish
+from wan_engine.gateway.keys import digest
 
 RUN = "/v2/wan-2-6-i2v/run"
 STATUS = "/v2/wan-2-6-i2v/status/"
@@ -141,3 +142,64 @@ def test_a_job_that_kills_its_engine_fails_with_a_reason_and_the_others_go_on(
         told = process.ask("GET", STATUS + bad)
         assert told["status"] == "FAILED"
         assert told["error"] == "The job ended its worker 2 times and is not tried again"
+
+
+def test_a_gateway_that_is_killed_is_not_the_jobs_fault(tmp_path: Path) -> None:
+    port = free_port()
+    with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
+        job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 2")})["id"]
+        _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+        kill_gateway(process)
+    with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
+        assert final_states(process, [job_id]) == {job_id: "COMPLETED"}
+
+
+def test_a_kill_while_the_engine_loads_fails_no_job(tmp_path: Path) -> None:
+    port = free_port()
+    with gateway_process(tmp_path, port, WAN_MODEL="slow", WAN_JOB_STARTS="1") as process:
+        job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 0")})["id"]
+        _until(lambda: bool(process.engine_pids()))
+        kill_engine(process)
+        kill_gateway(process)
+    with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
+        assert final_states(process, [job_id]) == {job_id: "COMPLETED"}
+
+
+def crash_before_an_endpoint(folder: Path, kills: int) -> None:
+    """Twenty jobs at an endpoint, the gateway before it killed meanwhile: none fails. What it hands
+    over just then may be rendered twice."""
+    far_port, port, dice = free_port(), free_port(), random.Random(kills)
+    (folder / "far").mkdir()
+    (folder / "near").mkdir()
+    keyed = {"WAN_API_KEYS": f"near:{digest('rpa_key')}", "WAN_RATE_LIMIT": "0"}
+    before = {
+        "WAN_RUNPOD_URL": f"http://127.0.0.1:{far_port}/v2",
+        "WAN_RUNPOD_ENDPOINT": "wan-2-6-i2v",
+        "WAN_RUNPOD_KEY": "rpa_key",
+        "WAN_RATE_LIMIT": "0",
+    }
+    with gateway_process(folder / "far", far_port, **keyed):
+        with gateway_process(folder / "near", port, "serve_endpoint", **before) as process:
+            jobs = [
+                process.ask("POST", RUN, json={"input": wish(prompt="sleep 0.3")})["id"]
+                for _ in range(20)
+            ]
+        for _ in range(kills):
+            with gateway_process(folder / "near", port, "serve_endpoint", **before) as process:
+                time.sleep(dice.uniform(0.1, 0.8))
+                kill_gateway(process)
+        with gateway_process(folder / "near", port, "serve_endpoint", **before) as process:
+            states: dict[str, str] = {}
+
+            def all_ended() -> bool:
+                for job in jobs:
+                    states[job] = process.ask("GET", STATUS + job)["status"]
+                return not set(states.values()) & {"IN_QUEUE", "IN_PROGRESS"}
+
+            _until(all_ended, 120)
+    assert Counter(states.values()) == {"COMPLETED": 20}
+
+
+@pytest.mark.slow
+def test_kills_of_the_gateway_before_an_endpoint_fail_no_job(tmp_path: Path) -> None:
+    crash_before_an_endpoint(tmp_path, kills=10)

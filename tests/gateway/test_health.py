@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
@@ -77,5 +79,36 @@ def test_answers_are_counted_by_door_and_status_and_not_by_what_strangers_send(
             assert found[("wan_answer_seconds_count", "runpod", "GET", "200")] == 1
             assert found[("wan_answer_seconds_count", "runpod", "GET", "404")] == 1
             assert found[("wan_answer_seconds_count", "runpod", "other", "405")] == 1
+
+    asyncio.run(line())
+
+
+def test_it_is_not_ready_without_room_for_a_jobs_files(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(scratch_min_gb=1e9) as served:
+            lacking = served.gateway.readiness.lacking
+            await eventually(lambda: lacking() == ["there is no room for a job's files"])
+            ready = await served.http.get("/readyz")
+            assert (ready.status_code, ready.json()["waiting_for"]) == (503, lacking())
+
+    asyncio.run(line())
+
+
+def test_it_is_not_ready_where_no_clip_could_be_stored_and_ready_again_once_it_could(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.readiness._DISK_SECONDS", 0.05)
+    in_the_way = tmp_path / "outputs" / ".jobs"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("no folder")
+
+    async def line() -> None:
+        async with serve() as served:
+            lacking = served.gateway.readiness.lacking
+            await eventually(lambda: lacking() == ["clips cannot be stored"])
+            assert (await served.http.get("/readyz")).status_code == 503
+            in_the_way.unlink()
+            await eventually(lambda: lacking() == [])
+            assert (await served.http.get("/readyz")).status_code == 200
 
     asyncio.run(line())

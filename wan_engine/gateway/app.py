@@ -35,6 +35,7 @@ from wan_engine.gateway.ownership import Ownership
 from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.problems import STATUS, Code, Problem
+from wan_engine.gateway.readiness import Readiness
 from wan_engine.gateway.requests import Requests
 from wan_engine.gateway.store import Store
 from wan_engine.gateway.sweep import sweep
@@ -63,6 +64,7 @@ class Gateway:
     requests: Requests
     backend: Backend
     ownership: Ownership
+    readiness: Readiness
 
 
 @asynccontextmanager
@@ -94,6 +96,8 @@ async def open_gateway(
         )
         doors = [door(context) for door in DOORS]
         metrics.backend_ready(lambda: backend.waiting_for() is None)
+        readiness = Readiness(settings, here=not backend.outlives)
+        await stack.enter_async_context(_beside(readiness.watch()))
         stack.push_async_callback(backend.close)
         await backend.start()
         private = settings.allow_private_urls
@@ -113,7 +117,7 @@ async def open_gateway(
         ownership.on_loss, ownership.on_return = halt, dispatcher.go_on
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, doors, store, requests, backend, ownership)
+        yield Gateway(context, doors, store, requests, backend, ownership, readiness)
 
 
 @asynccontextmanager
@@ -149,7 +153,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
     for door in doors:
         app.include_router(door.router, dependencies=[bearer])
-    app.include_router(health.router(context, gateway.store))
+    app.include_router(health.router(context, gateway.store, gateway.readiness))
     app.include_router(page.router(settings))
     _add_refusals(app, doors)
     rules = Rules(

@@ -95,15 +95,18 @@ class Dispatcher:
         if claimed is None:
             return
         try:
-            if claimed.starts > self._settings.job_starts:
-                raise WorkFailed(JobRefused.code, str(JobRefused(claimed.starts - 1)))
             done = await self._work(claimed)
         except WorkFailed as failure:
             fail = partial(self._jobs.fail, claimed, failure.code, failure.sentence)
             await _stored(fail)
         except WorkerLost as lost:
-            log.warning("job %s lost its worker at start %d", claimed.id, claimed.starts)
-            await _stored(partial(self._jobs.give_back, claimed.id, count=lost.blamed))
+            starts = claimed.starts + lost.blamed
+            log.warning("job %s lost its worker, which it ended %d times", claimed.id, starts)
+            if starts >= self._settings.job_starts:
+                refused = JobRefused(starts)
+                await _stored(partial(self._jobs.fail, claimed, refused.code, str(refused)))
+            else:
+                await _stored(partial(self._jobs.give_back, claimed.id, count=lost.blamed))
         except asyncio.CancelledError:
             # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends, or has
             # lost the jobs, maybe for a moment.

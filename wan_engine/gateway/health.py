@@ -9,10 +9,11 @@ from starlette.responses import JSONResponse, Response
 from wan_engine.gateway.context import Context
 from wan_engine.gateway.links import PATH
 from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.readiness import Readiness
 from wan_engine.gateway.store import Store
 
 
-def router(context: Context, store: Store) -> APIRouter:
+def router(context: Context, store: Store, readiness: Readiness) -> APIRouter:
     routes = APIRouter(tags=["Gateway"])
 
     @routes.get("/healthz")
@@ -22,8 +23,8 @@ def router(context: Context, store: Store) -> APIRouter:
 
     @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
     async def readyz() -> JSONResponse:
-        """200 when a job would be taken and rendered."""
-        waiting_for = [context.waiting_for()]
+        """200 when a job would be taken, rendered and stored now."""
+        waiting_for = [context.waiting_for(), *readiness.lacking()]
         try:
             await store.ping()
         except Problem:

@@ -86,7 +86,7 @@ class Job:
     result: Mapping[str, Any] | None = None
     error: str | None = None
     error_code: str | None = None
-    starts: int = 0
+    starts: int = 0  # that ended its worker
     retries: int = 0
     remote_id: str | None = None
     worker: str | None = None

@@ -219,11 +219,11 @@ class Jobs:
         return self._live[self._queue.take()]
 
     async def claim(self, job_id: str, stop: Callable[[], object]) -> Job | None:
-        """Count this start; `stop` is called when the job must end. None when it has ended."""
+        """The job, for whoever runs it; `stop` is called when it must end. None when it has."""
 
         def claimed(job: Job) -> Job:
             self._stops[job.id] = stop
-            return replace(job, starts=job.starts + 1)
+            return job
 
         return await self._move(job_id, _UNFINISHED, claimed, told=False)
 
@@ -261,11 +261,12 @@ class Jobs:
         return await self._end(job, "expired", error=error, error_code="deadline_exceeded")
 
     async def give_back(self, job_id: str, *, count: bool) -> None:
-        """Into the queue again, in front, as its worker is gone. `count` leaves the start counted,
-        so that a job that ends its worker is not run for ever."""
+        """Into the queue again, in front, as its worker is gone. `count` it where the job had the
+        device, so that a job that ends its workers is not run for ever; never where this gateway
+        ended, which is no job's fault."""
 
         def again(job: Job) -> Job:
-            return replace(queued_again(job), starts=max(0, job.starts - (not count)))
+            return replace(queued_again(job), starts=job.starts + count)
 
         if (moved := await self._move(job_id, _UNFINISHED, again)) is not None:
             self._stops.pop(job_id, None)

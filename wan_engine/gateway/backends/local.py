@@ -27,6 +27,7 @@ from wan_engine.settings import Settings
 log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
+_OFF_DEVICE = ("prepare", "expand", "safety", "queue", "publish")
 _AGAIN_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)  # before the next start, the more have failed in a row
 _GRACE_SECONDS = 60.0  # a job that must end has this long for its step, chunk or part of an upload
 _EXIT_SECONDS = 10.0
@@ -58,6 +59,7 @@ class LocalBackend:
         self._failed_starts = 0
         self._why = "the engine is starting"
         self._silent_seconds = 0.0
+        self._at_work: str | None = None  # the job that has the device, as far as it told
         self._blamed: str | None = None  # the one job that the process ended for, where it said so
 
     async def start(self) -> None:
@@ -115,12 +117,12 @@ class LocalBackend:
     async def _send(self, order: Mapping[str, Any]) -> None:
         process = self._process
         if process is None or process.stdin is None:
-            raise WorkerLost
+            raise WorkerLost(blamed=False)
         try:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             await process.stdin.drain()
         except (ConnectionError, RuntimeError) as error:
-            raise WorkerLost from error
+            raise WorkerLost(blamed=False) from error
 
     def _kill(self) -> None:
         self._ready.clear()
@@ -151,7 +153,7 @@ class LocalBackend:
             limit=_LONGEST_LINE,
             start_new_session=True,  # what a terminal sends to end the gateway is not for it
         )
-        self._process, self._blamed = process, None
+        self._process, self._blamed, self._at_work = process, None, None
         watch = asyncio.create_task(self._watch(process), name="watch the engine")
         try:
             with suppress(WorkerLost):
@@ -165,9 +167,10 @@ class LocalBackend:
             self._process = None
             if self._works:
                 log.error("the engine ended (%s) with a job in it", process.returncode)
+            blamed = self._at_work if self._blamed is None else self._blamed
             for job_id, (_, ended) in self._works.items():
                 if not ended.done():
-                    ended.set_exception(WorkerLost(blamed=self._blamed in (None, job_id)))
+                    ended.set_exception(WorkerLost(blamed=blamed in (None, job_id)))
 
     async def _watch(self, process: Process) -> None:
         """Kill a process that says nothing any more: one that is stopped, or stuck in a library
@@ -226,6 +229,10 @@ class LocalBackend:
         work, ended = self._works.get(told["id"], (None, None))
         if work is None or ended is None or ended.done():
             return
+        if what != "progress" or told["stage"] in _OFF_DEVICE:
+            self._at_work = None if self._at_work == work.job_id else self._at_work
+        else:
+            self._at_work = work.job_id
         if what == "progress":
             work.progress(Progress(told["stage"], told["step"], told["steps"]))
         elif what == "done":

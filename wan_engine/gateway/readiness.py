@@ -1,0 +1,79 @@
+"""Whether a job would be rendered and stored now: what of this machine is looked at meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wan_engine import scratch
+from wan_engine.errors import EngineError
+from wan_engine.settings import Settings
+from wan_engine.storage import open_storage
+
+log = logging.getLogger(__name__)
+
+_DISK_SECONDS = 5.0
+_STORAGE_SECONDS = 60.0  # it writes, reads and removes a small object
+
+
+@dataclass
+class _Look:
+    """One thing that is looked at. `lacking` is for strangers, as anybody may ask; the log has the
+    rest."""
+
+    lacking: str
+    check: Callable[[], object]
+    every_seconds: float
+    again_at: float = 0.0
+    failing: bool = False
+
+
+class Readiness:
+    """Looks where jobs are rendered by this machine; elsewhere it is another's to say."""
+
+    def __init__(self, settings: Settings, *, here: bool) -> None:
+        self._looks = (
+            [
+                _Look("there is no room for a job's files", self._scratch, _DISK_SECONDS),
+                _Look("clips cannot be stored", self._storage, _STORAGE_SECONDS),
+            ]
+            if here
+            else []
+        )
+        self._settings = settings
+
+    def lacking(self) -> list[str]:
+        """What a job would fail for; empty when it would not."""
+        return [look.lacking for look in self._looks if look.failing]
+
+    async def watch(self) -> None:
+        """For ever, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while self._looks:
+            for look in self._looks:
+                if look.failing or loop.time() >= look.again_at:
+                    await self._look(look)
+                    look.again_at = loop.time() + look.every_seconds
+            await asyncio.sleep(_DISK_SECONDS)
+
+    async def _look(self, look: _Look) -> None:
+        before, look.failing = look.failing, False
+        try:
+            await asyncio.to_thread(look.check)
+        except EngineError as error:
+            look.failing = True
+            if not before:
+                log.error("not ready: %s: %s", look.lacking, error)
+        except Exception:
+            look.failing = True
+            log.exception("not ready: %s", look.lacking)
+        if before and not look.failing:
+            log.info("ready again: it is over that %s", look.lacking)
+
+    def _scratch(self) -> object:
+        return scratch.check(self._settings)
+
+    def _storage(self) -> object:
+        return open_storage(self._settings).check()
