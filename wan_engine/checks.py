@@ -211,7 +211,8 @@ def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
 
 def _recipe(spec: ModelSpec, gpu: acceleration.Gpu | None, settings: Settings) -> str:
     recipe, why = acceleration.choose(with_overrides(spec, settings), gpu, settings)
-    return f"{recipe} ({why})"
+    line = f"{recipe} ({why})"
+    return Warned(line) if acceleration.NOT_COMPILED in why else line
 
 
 def _fps(settings: Settings) -> str:

@@ -138,3 +138,22 @@ def test_what_is_required_is_never_replaced(
     assert rendered.done.returncode == 1
     assert said in rendered.log
     assert not rendered.clip.exists()
+
+
+def test_doctor_says_that_nothing_can_be_compiled(folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wan_engine", "doctor", "--json"],
+        env={
+            **os.environ,
+            "PATH": str(tmp_path),
+            "WAN_MODEL": str(folder / "wan-tiny"),
+            "WAN_COMPILE": "on",
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    [recipe] = [row for row in json.loads(done.stdout) if row["what"] == "recipe"]
+    assert recipe["level"] == "warn"
+    assert NO_COMPILER in recipe["found"]
