@@ -21,7 +21,7 @@ soak: .venv/test.ok
 	$(BIN)/python -m pytest -m slow tests/worker_loop/test_soak.py
 
 test-system: .venv/test.ok
-	@for need in ffprobe:ffmpeg node:nodejs curl:curl jq:jq awk:mawk; do command -v $${need%%:*} >/dev/null || \
+	@for need in ffprobe:ffmpeg node:nodejs curl:curl jq:jq awk:mawk g++:g++ unshare:util-linux; do command -v $${need%%:*} >/dev/null || \
 		{ echo "test-system needs $${need%%:*}: apt-get install $${need##*:}"; exit 1; }; done
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 		{ echo "test-system needs Chromium: apt-get install chromium"; exit 1; }
