@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from wan_engine import acceleration, scratch, weights
 from wan_engine.catalog import ModelSpec
@@ -50,6 +51,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield Check("model", True, f"{located.spec.name} in {located.folder} ({reason}){caveat}")
         overrides = _checked("settings", lambda: _overrides(located.spec, settings))
         yield overrides
+        for lora in located.loras:
+            yield _checked("lora", partial(_lora, located, lora))
         yield _checked("memory", lambda: _memory(located.spec, gpu))
         if overrides.ok:
             yield _checked("recipe", lambda: _recipe(located.spec, gpu, settings))
@@ -98,6 +101,12 @@ def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
         )
     least_gb = acceleration.least_gb(spec)
     return f"{gpu.usable_gb:.0f} GB free, {spec.name} needs {least_gb:.0f} GB or more"
+
+
+def _lora(located: weights.Located, lora: weights.LoraWeights) -> str:
+    from wan_engine.families.lora import describe
+
+    return describe(located.folder, lora)
 
 
 def _recipe(spec: ModelSpec, gpu: acceleration.Gpu | None, settings: Settings) -> str:

@@ -31,7 +31,6 @@ VERSION = "0.1.0"
 
 _MIB = 1024 * 1024
 
-
 HASHED_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}")
 """An entry of `api_keys`: a name and the SHA-256 of a key."""
 
@@ -79,8 +78,7 @@ class Settings(BaseSettings):
     model: str = Field(
         default="auto",
         description="A catalogue name, a folder or a Hub id in diffusers layout, or `auto`: the "
-        "best model whose "
-        "files are present and that fits this GPU",
+        "best model whose files are present and that fits this GPU",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
@@ -96,6 +94,13 @@ class Settings(BaseSettings):
         description="LoRA files to fuse, as JSON: "
         '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; '
         "expert is `high`, `low` or `both`",
+    )
+    lora_unused: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Share of a LoRA file's weights that may have no layer in the model; a file "
+        "with more is refused. What is left out is logged",
     )
     device: str = Field(
         default="auto",
@@ -166,7 +171,6 @@ class Settings(BaseSettings):
         description="Largest area that is rendered, in pixels, instead of the model's own: less is "
         "faster and takes less memory, and the clip is scaled up to its size",
     )
-
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
         description="How clips longer than the model's own length go on: `auto`: as the model's "
@@ -179,8 +183,7 @@ class Settings(BaseSettings):
     frame: Literal["image", "exact"] = Field(
         default="image",
         description="`image`: the picture keeps the image's shape and `size` is a pixel budget; "
-        "`exact`: the image "
-        "is centre-cropped to exactly `size`",
+        "`exact`: the image is centre-cropped to exactly `size`",
     )
     prompt_backend: Literal["auto", "openai", "transformers", "template"] = Field(
         default="auto",
@@ -296,8 +299,7 @@ class Settings(BaseSettings):
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
         description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod "
-        "loop a missing bucket "
-        "refuses to start unless this says `local`",
+        "loop a missing bucket refuses to start unless this says `local`",
     )
     output_dir: Path = Field(
         default=Path("outputs"), description="Where clips go when no bucket is set"
@@ -334,7 +336,6 @@ class Settings(BaseSettings):
         default=None,
         description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
     )
-
     spool_dir: Path | None = Field(
         default=None,
         description="Folder that outlives the worker, such as a network volume: finished clips "
@@ -440,7 +441,6 @@ class Settings(BaseSettings):
         description="How long the gateway waits at its end for the job that is being rendered; "
         "then the job goes back into the queue",
     )
-
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="What is logged"
     )

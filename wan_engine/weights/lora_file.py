@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
 
 def shapes(folder: Path) -> dict[str, Tensor]:
     """The parameters of a network in diffusers layout, by name, from the headers of its files."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         found.update(read_header(path).tensors)
     return found
@@ -139,7 +139,8 @@ def _adapter(path: Path, metadata: Mapping[str, str]) -> Adapter:
     try:
         if written is not None:
             config = {
-                key.removeprefix("transformer."): value for key, value in json.loads(written).items()
+                key.removeprefix("transformer."): value
+                for key, value in json.loads(written).items()
             }
         elif path.name == _PEFT_WEIGHTS and beside.is_file():
             config = read_json(beside)

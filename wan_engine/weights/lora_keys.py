@@ -30,7 +30,10 @@ _NAME = r"(?:\.(?!(?:weight|bias)$)[\w-]+)?"  # of a peft adapter, such as `defa
 _ROLES = tuple(
     (role, re.compile(rf"(?P<layer>.+?){pattern}$"))
     for role, pattern in (
-        ("down", rf"(?:\.lora_(?:A|down)|[._]lora\.down|\.lora_linear_layer\.down){_NAME}(?:\.weight)?"),
+        (
+            "down",
+            rf"(?:\.lora_(?:A|down)|[._]lora\.down|\.lora_linear_layer\.down){_NAME}(?:\.weight)?",
+        ),
         ("up", rf"(?:\.lora_(?:B|up)|[._]lora\.up|\.lora_linear_layer\.up){_NAME}(?:\.weight)?"),
         ("up_bias", rf"(?:\.lora_(?:B|up)|[._]lora\.up){_NAME}\.bias"),
         ("mid", r"\.lora_mid(?:\.weight)?"),
@@ -41,12 +44,16 @@ _ROLES = tuple(
         ("alpha", r"\.(?:lora_)?alpha"),
         ("rank", r"\.(?:lora_)?rank"),
         *((name, rf"\.{name}") for one in "12" for name in (f"hada_w{one}_a", f"hada_w{one}_b")),
-        *((f"lokr_w{one}{end}", rf"\.lokr_w{one}{end}") for one in "12" for end in ("", "_a", "_b")),
+        *(
+            (f"lokr_w{one}{end}", rf"\.lokr_w{one}{end}")
+            for one in "12"
+            for end in ("", "_a", "_b")
+        ),
     )
 )
-"""The spellings of each kind of tensor: peft and diffusers (`lora_A`), kohya (`lora_down`), older
-diffusers (`lora.down`, `to_q_lora.down`), LightX2V and ComfyUI (`diff`, `diff_b`, `diff_m`), LyCORIS
-(`w_norm`, `hada_`, `lokr_`, `dora_scale`)."""
+"""The spellings of each kind of tensor: of peft and diffusers (`lora_A`), kohya (`lora_down`),
+older diffusers (`lora.down`, `to_q_lora.down`), LightX2V and ComfyUI (`diff`, `diff_b`, `diff_m`),
+LyCORIS (`w_norm`, `hada_`, `lokr_`, `dora_scale`)."""
 
 _NO_WEIGHTS = ("alpha", "rank")
 _PAIR = ("down", "up", "up_bias", "mid")
@@ -88,8 +95,8 @@ _ORIGINAL = tuple(
         (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
     )
 )
-"""From diffusers' names to those of Wan's own code (diffusers, `convert_wan_transformer_to_diffusers`).
-The norms 2 and 3 are exchanged, and only one of them has weights."""
+"""From diffusers' names to those of Wan's own code (`convert_wan_transformer_to_diffusers` in
+diffusers). The norms 2 and 3 are exchanged, and only one of them has weights."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
@@ -170,10 +177,11 @@ def is_weight(key: str) -> bool:
     return _split(key)[1] not in _NO_WEIGHTS
 
 
-def shown(keys: Iterable[str]) -> str:
-    """Keys for people: those that differ in the block's number as one."""
+def shown(keys: Iterable[str], most: int | None = None) -> str:
+    """Keys for people, `most` of them: those that differ in the block's number as one."""
     counted = Counter(re.sub(r"(blocks[._])\d+", r"\1*", key) for key in keys)
-    return ", ".join(f"{key} ({count})" if count > 1 else key for key, count in counted.items())
+    names = [f"{key} ({count})" if count > 1 else key for key, count in counted.items()]
+    return ", ".join(names[:most]) + (" ..." if len(names) > len(names[:most]) else "")
 
 
 class Layers:
@@ -245,17 +253,21 @@ def _flat(name: str) -> str:
 def _fault(change: Change, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:
     """Why a change cannot be done; empty where it can."""
     of = {role: tensors[key] for role, key in change.keys.items()}
-    wrong = next((f"{role} is stored as {one.dtype}" for role, one in of.items() if not _is_float(role, one)), "")
     return (
-        wrong
+        _stored(of)
         or _incomplete(of)
         or _misfit(of, change, parameters[change.weight].shape)
         or _bias_fault(of, change, parameters)
     )
 
 
-def _is_float(role: str, tensor: Tensor) -> bool:
-    return role in _NO_WEIGHTS or tensor.dtype in _FLOATS
+def _stored(of: Mapping[str, Tensor]) -> str:
+    for role, tensor in of.items():
+        if 0 in tensor.shape:
+            return f"its {role} is empty"
+        if role not in _NO_WEIGHTS and tensor.dtype not in _FLOATS:
+            return f"its {role} is stored as {tensor.dtype}, which is not supported"
+    return ""
 
 
 def _incomplete(of: Mapping[str, Tensor]) -> str:
@@ -281,11 +293,14 @@ def _misfit(of: Mapping[str, Tensor], change: Change, shape: Shape) -> str:
     for what, size in _products(of):
         if size != (rows, columns):
             made = f"{size[0]} x {size[1]}" if size else "nothing, for their inner sides differ"
-            return f"its {what} gives {made}, and {change.weight} is {rows} x {columns} {_text(shape)}"
+            return (
+                f"its {what} gives {made}, and {change.weight} is {rows} x {columns} {_text(shape)}"
+            )
     if "weight" in of and _squeezed(of["weight"].shape) != _squeezed(shape):
         return f"its shape is {_text(of['weight'].shape)}, and {change.weight} is {_text(shape)}"
     if "magnitude" in of and axis_of(of["magnitude"].shape, shape) is None:
-        return f"its magnitude is {_text(of['magnitude'].shape)}, and {change.weight} is {_text(shape)}"
+        given = _text(of["magnitude"].shape)
+        return f"its magnitude is {given}, and {change.weight} is {_text(shape)}"
     return ""
 
 
