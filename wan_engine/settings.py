@@ -63,7 +63,7 @@ class Lora(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    scale: float = 1.0
+    scale: float = Field(default=1.0, allow_inf_nan=False)
     expert: Literal["high", "low", "both"] = "both"
 
 

@@ -239,6 +239,16 @@ KINDS: dict[str, Kind] = {
     "a flat pair for the convolution": of_convolution(
         noise(RANK, 144, seed=3), noise(WIDTH, RANK, seed=4)
     ),
+    "a LoKr for the convolution": Kind(
+        CONVOLUTION,
+        {".lokr_w1": noise(4, 6), ".lokr_w2": noise(6, 6, 1, 2, 2)},
+        {".weight": torch.kron(noise(4, 6, 1, 1, 1).double(), noise(6, 6, 1, 2, 2).double())},
+    ),
+    "a pair for a norm": Kind(
+        ("blocks.1.norm3", "blocks.1.norm2"),
+        {".lora_down.weight": noise(1), ".lora_up.weight": BIAS},
+        {".weight": BIAS.double() * noise(1).double()},
+    ),
     "LoHa": loha(64, WIDTH),
     "LoKr": lokr(
         {".lokr_w1": noise(4, 4)}, {".lokr_w2_a": noise(6, 3), ".lokr_w2_b": noise(3, 6)}, 2

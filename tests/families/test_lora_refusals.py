@@ -81,6 +81,11 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {"diffusion_model.patch_embedding.diff": noise(24, 16, 1, 2, 2)},
         "its shape is [24, 16, 1, 2, 2], and patch_embedding.weight is [24, 36, 1, 2, 2]",
     ),
+    "a single number": ({f"{K}.diff": torch.tensor(1.0)}, "its weight is a single number"),
+    "a LoKr with a kernel first": (
+        {f"{K}.lokr_w1": noise(4, 4, 2), f"{K}.lokr_w2": noise(6, 3)},
+        "more than two axes",
+    ),
     "no rank": (
         {f"{K}.lora_down.weight": noise(0, 24), f"{K}.lora_up.weight": noise(24, 0)},
         "is empty",

@@ -206,24 +206,22 @@ class _Factors:
             yield self._get(change, "weight")
 
     def _pair(self, change: Change) -> torch.Tensor:
-        up, down = self._get(change, "up").flatten(1), self._get(change, "down")
+        up, down = self._matrix(change, "up"), self._matrix(change, "down")
         factor = self._factor(change, down.shape[0])
         if "mid" in change.keys:  # a convolution of its own between the two (LoCon)
             mid = self._get(change, "mid")
-            return torch.einsum("ij...,pi,jr->pr...", mid, factor * up, down.flatten(1))
-        return factor * up @ down.flatten(1)
+            return torch.einsum("ij...,pi,jr->pr...", mid, factor * up, down)
+        return factor * up @ down
 
     def _hadamard(self, change: Change) -> torch.Tensor:
         first, second = (
-            self._get(change, f"hada_w{one}_a").flatten(1)
-            @ self._get(change, f"hada_w{one}_b").flatten(1)
+            self._matrix(change, f"hada_w{one}_a") @ self._matrix(change, f"hada_w{one}_b")
             for one in "12"
         )
         return self._factor(change, self._get(change, "hada_w1_b").shape[0]) * first * second
 
     def _kronecker(self, change: Change) -> torch.Tensor:
         first, second = (self._kronecker_part(change, one) for one in "12")
-        first = first.reshape(*first.shape, *(1,) * (second.dim() - first.dim()))
         halves = [key for key in ("lokr_w1_b", "lokr_w2_b") if key in change.keys]
         if not halves and "alpha" in change.keys:
             return torch.kron(first, second)  # LyCORIS: alpha is without meaning for whole matrices
@@ -232,9 +230,9 @@ class _Factors:
 
     def _kronecker_part(self, change: Change, one: str) -> torch.Tensor:
         if f"lokr_w{one}" in change.keys:
-            return self._get(change, f"lokr_w{one}")
-        left, right = (self._get(change, f"lokr_w{one}_{half}") for half in "ab")
-        return torch.mm(left, right.flatten(1))
+            return self._matrix(change, f"lokr_w{one}")
+        left, right = (self._matrix(change, f"lokr_w{one}_{half}") for half in "ab")
+        return left @ right
 
     def _decomposed(self, change: Change, whole: torch.Tensor) -> torch.Tensor:
         magnitude = self._get(change, "magnitude")
@@ -247,6 +245,11 @@ class _Factors:
         if "alpha" in change.keys and rank:
             return self._get(change, "alpha").item() / rank
         return self._plan.adapter.factor((change.layer, original(change.layer)), rank)
+
+    def _matrix(self, change: Change, role: str) -> torch.Tensor:
+        """Rows, and all other axes as columns, in the order of a convolution's weight."""
+        tensor = self._get(change, role)
+        return tensor.reshape(tensor.shape[0], -1)
 
     def _get(self, change: Change, role: str) -> torch.Tensor:
         return _read(self._file, change.keys[role], self._plan.lora.path.name)

@@ -265,7 +265,11 @@ def _stored(of: Mapping[str, Tensor]) -> str:
     for role, tensor in of.items():
         if 0 in tensor.shape:
             return f"its {role} is empty"
-        if role not in _NO_WEIGHTS and tensor.dtype not in _FLOATS:
+        if role in _NO_WEIGHTS:
+            continue
+        if not tensor.shape:
+            return f"its {role} is a single number"
+        if tensor.dtype not in _FLOATS:
             return f"its {role} is stored as {tensor.dtype}, which is not supported"
     return ""
 
@@ -282,6 +286,8 @@ def _incomplete(of: Mapping[str, Tensor]) -> str:
         return "it is a LoKr without all of its matrices"
     if "magnitude" in of and ("down" not in of or "weight" in of):
         return "it is a DoRA over something else than a low-rank pair"
+    if math.prod(of["lokr_w1"].shape[2:] if "lokr_w1" in of else ()) != 1:
+        return "it is a LoKr whose first matrix has more than two axes"
     if "alpha" in of and math.prod(of["alpha"].shape) != 1:
         return "its alpha is not one number"
     return ""
