@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch.nn.functional import conv3d
 
@@ -33,7 +35,8 @@ from tests.families.lora_files import (
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
 from wan_engine.weights import LoraWeights
-from wan_engine.weights.lora_keys import original
+from wan_engine.weights.lora_file import Adapter, Header, Tensor
+from wan_engine.weights.lora_keys import original, read_keys
 
 # --- the table: prefix x naming x kind -----------------------------------------------------------
 
@@ -270,3 +273,51 @@ def test_a_bfloat16_network_is_rounded_once(tmp_path: Path) -> None:
     after = base.blocks[0].attn1.to_q.weight.detach()
     assert after.dtype is torch.bfloat16 and not torch.equal(after, weight)
     assert torch.equal(after, expected.float().to(torch.bfloat16))
+
+
+# --- the files of the catalogue's four-step row --------------------------------------------------
+
+PUBLISHED_BYTES = 630_695_648
+"""On the Hub, of `Wan_2_2_I2V_A14B_{HIGH,LOW}_lightx2v_4step_lora_260412_rank_64_fp16`."""
+
+
+def published() -> dict[str, list[int]]:
+    """The keys whose header and numbers, in float16, are as many bytes as that: a pair for every
+    matrix, a bias for each of them, and the norms as differences."""
+    width, inner, rank = 5120, 13824, 64
+    matrices = {
+        **{f"{part}_embedding.2": (width, width) for part in ("time", "text")},
+        "time_embedding.0": (width, 256),
+        "text_embedding.0": (width, 4096),
+        "time_projection.1": (6 * width, width),
+        "head.head": (64, width),
+    }
+    differences = {"patch_embedding.diff_b": [width]}
+    for block in (f"blocks.{number}" for number in range(40)):
+        for attention in ("self_attn", "cross_attn"):
+            matrices |= {f"{block}.{attention}.{one}": (width, width) for one in "qkvo"}
+            differences |= {f"{block}.{attention}.norm_{one}.diff": [width] for one in "qk"}
+        matrices |= {f"{block}.ffn.0": (inner, width), f"{block}.ffn.2": (width, inner)}
+        differences |= {f"{block}.norm3.{end}": [width] for end in ("diff", "diff_b")}
+    for layer, (rows, columns) in matrices.items():
+        differences[f"{layer}.lora_down.weight"] = [rank, columns]
+        differences[f"{layer}.lora_up.weight"] = [rows, rank]
+        differences[f"{layer}.diff_b"] = [rows]
+    return {f"diffusion_model.{key}": shape for key, shape in sorted(differences.items())}
+
+
+def test_every_key_of_the_four_step_pair_has_a_layer() -> None:
+    keys, header, end = published(), {}, 0
+    for key, shape in keys.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    header_bytes = len(json.dumps(header, separators=(",", ":")))
+    assert 8 + header_bytes + -header_bytes % 8 + end == PUBLISHED_BYTES
+    with torch.device("meta"):  # Wan2.2-I2V-A14B
+        network = WanTransformer3DModel(in_channels=36)
+    tensors = {key: Tensor("F16", tuple(shape)) for key, shape in keys.items()}
+    reading = read_keys(
+        Header(tensors, Adapter()), lora._parameters({"high": network})["high"], low=False
+    )
+    used = [key for change in reading.changes for key in change.keys.values()]
+    assert reading.refused == {} and sorted(used) == sorted(keys) and len(keys) == 1459

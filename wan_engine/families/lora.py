@@ -46,6 +46,7 @@ COMPONENTS: Mapping[str, Expert] = {"transformer": "high", "transformer_2": "low
 Parameters = Mapping[str, Tensor]
 
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_OF_BIAS = {"bias", "up_bias"}
 _LISTED = 3  # keys and reasons in a message
 _NORM_FLOOR = 1e-12  # of a row of zeros
 
@@ -85,7 +86,7 @@ def fuse_loras(pipeline: Any, loras: Sequence[LoraWeights]) -> None:
     for expert, network in networks.items():
         fuse(network, expert, plans)
     for one in plans:
-        log.info("fused %s", one.describe())
+        log.log(logging.WARNING if one.unused else logging.INFO, "fused %s", one.describe())
 
 
 def plans_for(folder: Path, loras: Sequence[LoraWeights]) -> list[Plan]:
@@ -156,12 +157,22 @@ def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
 
 
 def _change_layer(parameters: Mapping[str, Any], work: Sequence[tuple[_Factors, Change]]) -> None:
-    names = {name for _, change in work for name in (change.weight, change.bias) if name}
-    wide = {name: parameters[name].detach().float() for name in names}
+    wide: dict[str, torch.Tensor] = {}
+
+    def widened(name: str) -> torch.Tensor:
+        if name not in wide:
+            wide[name] = (
+                parameters[name]
+                .detach()
+                .to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            )
+        return wide[name]
+
     for factors, change in work:
-        wide[change.weight] = factors.weight(change, wide[change.weight])
-        if change.bias:
-            wide[change.bias] = factors.bias(change, wide[change.bias])
+        if set(change.keys) - _OF_BIAS:
+            factors.change_weight(change, widened(change.weight))
+        if change.bias and set(change.keys) & _OF_BIAS:
+            factors.change_bias(change, widened(change.bias))
     for name, value in wide.items():
         rounded = value.to(parameters[name].dtype)
         if not _is_finite(rounded):
@@ -170,48 +181,51 @@ def _change_layer(parameters: Mapping[str, Any], work: Sequence[tuple[_Factors, 
 
 
 class _Factors:
-    """The tensors of an open file, multiplied as its kind says. All is float32."""
+    """The tensors of an open file, multiplied as its kind says. All is float32, and in place."""
 
     def __init__(self, file: Any, planned: Plan) -> None:
         self._file, self._plan = file, planned
         self._scale = planned.lora.scale
 
-    def weight(self, change: Change, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` after the change."""
+    def change_weight(self, change: Change, weight: torch.Tensor) -> None:
+        """Do to `weight` what the file has for it."""
         keys = change.keys
         if "magnitude" in keys:
-            whole = weight + self._pair(change).reshape(weight.shape)
-            return torch.lerp(weight, self._decomposed(change, whole), self._scale)
-        for delta in self._deltas(change):
-            weight = torch.add(weight, delta.reshape(weight.shape), alpha=self._scale)
-        return weight
+            whole = weight.clone()
+            self._add_pair(change, whole, 1)
+            weight.lerp_(self._decomposed(change, whole), self._scale)
+            return
+        if "down" in keys:
+            self._add_pair(change, weight, self._scale)
+        for delta in self._products(change):
+            weight.add_(delta.reshape(weight.shape), alpha=self._scale)
 
-    def bias(self, change: Change, bias: torch.Tensor) -> torch.Tensor:
-        """`bias` after the change."""
+    def change_bias(self, change: Change, bias: torch.Tensor) -> None:
+        """Do to `bias` what the file has for it."""
         if "bias" in change.keys:
-            bias = bias + self._scale * self._get(change, "bias").reshape(bias.shape)
+            bias.add_(self._get(change, "bias").reshape(bias.shape), alpha=self._scale)
         if "up_bias" in change.keys:
             factor = self._factor(change, self._get(change, "down").shape[0])
-            bias = bias + self._scale * factor * self._get(change, "up_bias").reshape(bias.shape)
-        return bias
+            added = self._get(change, "up_bias").reshape(bias.shape)
+            bias.add_(added, alpha=self._scale * factor)
 
-    def _deltas(self, change: Change) -> Iterator[torch.Tensor]:
-        if "down" in change.keys:
-            yield self._pair(change)
+    def _add_pair(self, change: Change, weight: torch.Tensor, scale: float) -> None:
+        up, down = self._matrix(change, "up"), self._matrix(change, "down")
+        scale *= self._factor(change, down.shape[0])
+        if "mid" in change.keys:  # a convolution of its own between the two (LoCon)
+            mid = self._get(change, "mid")
+            product = torch.einsum("ij...,pi,jr->pr...", mid, up, down)
+            weight.add_(product.reshape(weight.shape), alpha=scale)
+        else:
+            weight.view(weight.shape[0], -1).addmm_(up, down, alpha=scale)
+
+    def _products(self, change: Change) -> Iterator[torch.Tensor]:
         if "hada_w1_a" in change.keys:
             yield self._hadamard(change)
         if any(role.startswith("lokr") for role in change.keys):
             yield self._kronecker(change)
         if "weight" in change.keys:
             yield self._get(change, "weight")
-
-    def _pair(self, change: Change) -> torch.Tensor:
-        up, down = self._matrix(change, "up"), self._matrix(change, "down")
-        factor = self._factor(change, down.shape[0])
-        if "mid" in change.keys:  # a convolution of its own between the two (LoCon)
-            mid = self._get(change, "mid")
-            return torch.einsum("ij...,pi,jr->pr...", mid, factor * up, down)
-        return factor * up @ down
 
     def _hadamard(self, change: Change) -> torch.Tensor:
         first, second = (
