@@ -106,11 +106,11 @@ def describe(folder: Path, lora: LoraWeights) -> str:
     """What a LoRA file does to the checkpoint in `folder`; every number of it is looked at.
     Raises `ConfigurationError` as `fuse_loras` does."""
     (planned,) = plans_for(folder, [lora])
+    changes = (change for each in planned.changes.values() for change in each)
+    keys = dict.fromkeys(key for change in changes for key in change.keys.values())
     with _open(lora.path) as file:
-        for changes in planned.changes.values():
-            for change in changes:
-                for key in change.keys.values():
-                    _read(file, key, lora.path.name)
+        for key in keys:
+            _read(file, key, lora.path.name)
     return planned.describe()
 
 
