@@ -16,10 +16,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from safetensors import safe_open
@@ -33,6 +32,9 @@ from wan_engine.weights import LoraWeights, manifest
 from wan_engine.weights.files import read_json, sha256
 from wan_engine.weights.manifest import Fused, Manifest
 
+if TYPE_CHECKING:
+    from wan_engine.families.lora import Plan
+
 Precision = Literal["bfloat16", "float32"]
 Tell = Callable[[str], None]
 
@@ -40,7 +42,7 @@ _EXPERTS: dict[str, Expert] = {"transformer": "high", "transformer_2": "low"}
 _LOADED = ("text_encoder", *_EXPERTS)  # the rest is small, or stays in float32 as the VAE does
 _BYTES: dict[Precision, int] = {"bfloat16": 2, "float32": 4}
 _SHARD = "5GB"  # several files are read side by side
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+_PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -68,6 +70,9 @@ def prepare(
     spec, source = located.spec, located.folder
     if target.exists():
         raise ConfigurationError(f"{target} exists already; name another folder, or remove it")
+    plans = _plans(source, located.loras)
+    for one in plans:
+        tell(one.describe())
     needed = _size(source, 1 if fp8 else _BYTES[precision], _BYTES[precision])
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
@@ -85,11 +90,11 @@ def prepare(
                 tell(f"{component}: copied")
                 shutil.copytree(source / component, partial / component)
                 continue
-            loras = _for_component(component, located.loras)
-            tell(f"{component}: {precision}{f', {len(loras)} LoRA files' if loras else ''}")
+            loras = sum(_EXPERTS.get(component) in one.changes for one in plans)
+            tell(f"{component}: {precision}{f', {loras} LoRA files' if loras else ''}")
             network = _load(source / component, entry, precision)
             if component in _EXPERTS:
-                _fuse(network, component, loras)
+                _fuse(network, component, plans)
                 if fp8:
                     to_fp8(network)
             network.save_pretrained(partial / component, max_shard_size=_SHARD)
@@ -101,12 +106,10 @@ def prepare(
     return target
 
 
-def _for_component(component: str, loras: Sequence[LoraWeights]) -> list[LoraWeights]:
-    """Those that go into one expert, each meant for it alone."""
-    if component not in _EXPERTS:
-        return []
-    expert = _EXPERTS[component]
-    return [replace(one, expert=expert) for one in loras if one.expert in ("both", expert)]
+def _plans(source: Path, loras: Sequence[LoraWeights]) -> Sequence[Plan]:
+    from wan_engine.families.lora import plans_for
+
+    return plans_for(source, loras)
 
 
 def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
@@ -119,17 +122,10 @@ def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
     return loader.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
 
 
-def _fuse(network: Any, component: str, loras: Sequence[LoraWeights]) -> None:
-    from diffusers import WanImageToVideoPipeline
+def _fuse(network: Any, component: str, plans: Sequence[Plan]) -> None:
+    from wan_engine.families.lora import fuse
 
-    from wan_engine.families.i2v import fuse_loras
-
-    parts = dict.fromkeys(
-        ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "transformer_2")
-    )
-    # Whichever expert it is for, diffusers looks at the first one when it reads a LoRA's keys.
-    pipeline = WanImageToVideoPipeline(**{**parts, "transformer": network, component: network})
-    fuse_loras(pipeline, tuple(loras))
+    fuse(network, _EXPERTS[component], plans)
 
 
 def to_fp8(network: Any) -> None:

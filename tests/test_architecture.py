@@ -81,6 +81,7 @@ NEEDS_TORCH = (
     "wan_engine.families.encoding",
     "wan_engine.families.float8",
     "wan_engine.families.i2v",
+    "wan_engine.families.lora",
     "wan_engine.families.placement",
     "wan_engine.families.text",
 )

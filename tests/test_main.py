@@ -275,6 +275,15 @@ def test_doctor_fails_when_no_job_could_run(wan: Wan, tmp_path: Path) -> None:
     assert "FAIL" in done.stdout and "download" in done.stdout
 
 
+def test_doctor_fails_when_a_lora_file_cannot_be_fused(wan: Wan, tmp_path: Path) -> None:
+    path = tmp_path / "page.safetensors"
+    path.write_text("<!DOCTYPE html>")
+    done = wan("doctor", "--json", WAN_LORA=json.dumps([{"path": str(path)}]))
+    assert done.returncode == 1
+    [row] = [row for row in json.loads(done.stdout) if row["what"] == "lora"]
+    assert row["found"].startswith("page.safetensors is not a LoRA file: it is a web page")
+
+
 def test_models_lists_the_catalogue(wan: Wan) -> None:
     rows = json.loads(wan("models", "--json").stdout)
     assert [row["name"] for row in rows] == list(CATALOG)

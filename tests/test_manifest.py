@@ -142,6 +142,10 @@ def test_what_a_set_does_not_have_in_it_yet_is_fused_at_the_start(
         (settings.models_dir / "loras" / Path(lora.path).name).touch()
     located = weights.locate(SVI, settings)
     assert located is not None and [lora.expert for lora in located.loras] == ["high", "low"]
+    made = write(folder, FAST, fused=FAST)
+    replace(made, precision="float8_e4m3fn").write(folder)  # to which nothing is added
+    assert weights.locate(SVI, settings) is None
+    assert weights.locate(FAST, settings) is not None
 
 
 def test_a_pair_at_another_scale_or_of_another_hash_is_another_model() -> None:

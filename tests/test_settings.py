@@ -196,6 +196,8 @@ def test_three_variables_make_a_bucket(
         ("WAN_LORA", '[{"scale": 1}]'),
         ("WAN_LORA", '[{"path": "a", "strength": 1}]'),
         ("WAN_LORA", '[{"path": "a", "expert": "middle"}]'),
+        ("WAN_LORA", '[{"path": "a", "scale": NaN}]'),
+        ("WAN_LORA_UNUSED", "1.5"),
         ("WAN_PRICES", "0.1"),
         ("WAN_PRICES", "cheap"),
         ("WAN_PRICES", '{"1280*720": "cheap", "1920*1080": 1}'),

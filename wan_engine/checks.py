@@ -7,6 +7,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -67,6 +68,8 @@ def machine_checks(
     if located is not None:
         overrides = _checked("settings", lambda: _overrides(located.spec, settings))
         yield overrides
+        for lora in located.loras:
+            yield _checked("lora", partial(_lora, located, lora))
         if seen:
             yield _checked("memory", lambda: _memory(located.spec, gpu))
         if seen and overrides.ok:
@@ -207,6 +210,12 @@ def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
         )
     least_gb = acceleration.least_gb(spec)
     return f"{gpu.usable_gb:.0f} GB free, {spec.name} needs {least_gb:.0f} GB or more"
+
+
+def _lora(located: weights.Located, lora: weights.LoraWeights) -> str:
+    from wan_engine.families.lora import describe
+
+    return describe(located.folder, lora)
 
 
 def _recipe(spec: ModelSpec, gpu: acceleration.Gpu | None, settings: Settings) -> str:

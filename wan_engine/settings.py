@@ -41,7 +41,7 @@ class Lora(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    scale: float = 1.0
+    scale: float = Field(default=1.0, allow_inf_nan=False)
     expert: Literal["high", "low", "both"] = "both"
 
 
@@ -79,6 +79,13 @@ class Settings(GatewaySettings):
         description="LoRA files to fuse, as JSON: "
         '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; '
         "expert is `high`, `low` or `both`",
+    )
+    lora_unused: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Share of a LoRA file's weights that may have no layer in the model; a file "
+        "with more is refused. What is left out is logged",
     )
     device: str = Field(
         default="auto",
@@ -311,7 +318,6 @@ class Settings(GatewaySettings):
         default=None,
         description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
     )
-
     spool_dir: Path | None = Field(
         default=None,
         description="Folder that outlives the worker, such as a network volume: finished clips "

@@ -11,6 +11,7 @@ import pytest
 from diffusers import WanImageToVideoPipeline
 
 from builder import tiny
+from tests.families.lora_files import network
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
@@ -43,3 +44,9 @@ def load(tiny_cache: Path) -> Callable[..., Any]:
         return load_family(replace(CATALOG[name], **changes), folder, recipe, loras)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def plain() -> Any:
+    """The network that `lora_files` are for, which each test leaves as it is."""
+    return network()

@@ -8,7 +8,6 @@ weights.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from wan_engine import memory
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
 from wan_engine.compiler import failed_in_compiled_code
-from wan_engine.errors import CompileFailed, ConfigurationError, EngineError, OutOfMemory
+from wan_engine.errors import CompileFailed, EngineError, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
+from wan_engine.families.lora import fuse_loras, plans_for
 from wan_engine.families.placement import apply, run_eagerly
 from wan_engine.families.text import PromptEncoder
 from wan_engine.faults import is_device_fault, is_out_of_memory
@@ -35,8 +35,6 @@ from wan_engine.finite import require_finite
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
 from wan_engine.weights import LoraWeights, over_a_network
-
-log = logging.getLogger(__name__)
 
 _TRAIN_TIMESTEPS = 1000
 _PARTS = ("text_encoder", "transformer", "transformer_2")
@@ -93,7 +91,9 @@ class ImageToVideo:
         cls, spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...]
     ) -> ImageToVideo:
         """Weights from a folder in diffusers layout. The VAE is float32, for what is encoded stays
-        in the picture for good."""
+        in the picture for good. LoRA files are read first: what is wrong with one is told before
+        minutes of loading."""
+        plans_for(folder, loras)
         dtype = getattr(torch, recipe.dtype)
         pipeline = ContinuingPipeline.from_pretrained(
             str(folder),
@@ -271,48 +271,6 @@ def _decoder_only(vae: Any, dtype: torch.dtype) -> Any:
     finally:
         vae.encoder = encoder
     return copied.to(dtype)
-
-
-def fuse_loras(pipeline: Any, loras: tuple[LoraWeights, ...]) -> None:
-    """Add LoRA weights into the experts for good, each with its own scale, so that they cost no
-    time."""
-    if not loras:
-        return
-    experts = {
-        "high": ["transformer"],
-        "low": ["transformer_2"],
-        "both": ["transformer", "transformer_2"],
-    }
-    for index, lora in enumerate(loras):
-        for component in experts[lora.expert]:
-            if getattr(pipeline, component, None) is None:
-                if lora.expert == "both":
-                    continue
-                raise ConfigurationError(
-                    f"{lora.path.name} is for an expert that this model does not have"
-                )
-            name = f"lora_{index}"
-            _load_lora(pipeline, component, lora, name)
-            pipeline.fuse_lora(components=[component], lora_scale=lora.scale, adapter_names=[name])
-            getattr(pipeline, component).unload_lora()
-        log.info("fused %s at %g into %s", lora.path.name, lora.scale, lora.expert)
-
-
-def _load_lora(pipeline: Any, component: str, lora: LoraWeights, name: str) -> None:
-    try:
-        pipeline.load_lora_weights(
-            str(lora.path.parent),
-            weight_name=lora.path.name,
-            adapter_name=name,
-            load_into_transformer_2=component == "transformer_2",
-        )
-    except Exception as error:  # diffusers, peft and safetensors raise almost anything
-        raise ConfigurationError(f"{lora.path.name} is not a LoRA for this model") from error
-    if name not in getattr(getattr(pipeline, component), "peft_config", {}):
-        raise ConfigurationError(
-            f"{lora.path.name} has no layer of this model: its keys must start with "
-            "`diffusion_model.` or `transformer.`"
-        )
 
 
 def _out_of_memory(spec: ModelSpec) -> OutOfMemory:

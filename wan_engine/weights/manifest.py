@@ -86,6 +86,12 @@ def read(folder: Path) -> Manifest | None:
         ) from error
 
 
+def is_float8(folder: Path) -> bool:
+    """Whether the experts in `folder` are a ready set in float8."""
+    found = read(folder)
+    return found is not None and found.precision.startswith("float8")
+
+
 def absent(folder: Path) -> list[str]:
     """The files of the manifest that are not there, or not of their size; empty without one."""
     try:

@@ -16,11 +16,13 @@ from wan_engine.weights.files import Wanted, cached_file, missing_in_layout, rea
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """A LoRA file on disk, for one expert or both."""
+    """A LoRA file on disk, for one expert or both. `unused` is the share of its weights that the
+    model may have no layer for."""
 
     path: Path
     scale: float
     expert: Expert
+    unused: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,17 +152,25 @@ def own_loras(settings: Settings) -> tuple[LoraWeights, ...]:
     for lora in settings.lora:
         if not lora.path.is_file():
             raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
-    return tuple(LoraWeights(lora.path, lora.scale, lora.expert) for lora in settings.lora)
+    return tuple(
+        LoraWeights(lora.path, lora.scale, lora.expert, settings.lora_unused)
+        for lora in settings.lora
+    )
 
 
 def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LoraWeights, ...] | None:
     """The row's LoRA files that the weights in `folder` still need; None when one of them is
-    missing, or when the weights have others in them and so are not this model."""
+    missing, or when the weights have others in them and so are not this model, or are in float8,
+    to which nothing is added."""
     left = _left_to_fuse(spec, folder)
-    if left is None:
+    if left is None or (left and manifest.is_float8(folder)):
         return None
     found = [(_lora_path(lora, settings), lora) for lora in left]
-    loras = tuple(LoraWeights(path, lora.scale, lora.expert) for path, lora in found if path)
+    loras = tuple(
+        LoraWeights(path, lora.scale, lora.expert, settings.lora_unused)
+        for path, lora in found
+        if path
+    )
     return loras if len(loras) == len(found) else None
 
 
