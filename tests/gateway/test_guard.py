@@ -245,10 +245,19 @@ def test_without_keys_other_peoples_pages_are_refused(
     asyncio.run(line())
 
 
-def test_behind_a_public_name_without_keys_that_name_is_right(serve: Serve) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["X-Forwarded-For", "Forwarded", "X-Real-IP", "x-forwarded-host", "CF-Connecting-IP", "Via"],
+)
+def test_without_keys_nobody_is_answered_through_a_proxy(serve: Serve, name: str) -> None:
     async def line() -> None:
-        async with serve(public_url="https://video.example.com") as served:
-            answer = await served.http.get(f"{BASE}/health", headers={"Host": "video.example.com"})
+        handed_on = {name: "203.0.113.9"}
+        async with serve() as served:
+            for path in (f"{BASE}/health", "/api/events", "/video/generations", "/metrics", "/no"):
+                answer = await served.http.get(path, headers=handed_on)
+                assert answer.status_code == 403, path
+        async with serve(api_keys=KEYS) as served:
+            answer = await served.http.get(f"{BASE}/health", headers={**bearer(ANN), **handed_on})
             assert answer.status_code == 200
 
     asyncio.run(line())
