@@ -172,7 +172,7 @@ def test_forwarded_headers_count_from_trusted_addresses_only(tmp_path: Path) -> 
 
 
 def test_neither_serving_nor_a_webhook_brings_torch_into_the_gateway(tmp_path: Path) -> None:
-    with gateway_process(tmp_path, free_port()) as process:
+    with gateway_process(tmp_path, free_port(), WAN_ALLOW_PRIVATE_URLS="1") as process:
         body = {"input": wish(prompt="sleep 0"), "webhook": "http://127.0.0.1:9/hook"}
         process.ask("POST", "/v2/wan-2-6-i2v/runsync", json=body)
         log = tmp_path / "gateway.log"

@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -17,7 +16,7 @@ from typing import IO, Any, NoReturn
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from wan_engine.gateway.budget import Held
+from wan_engine.gateway.budget import Deadline, Held, Pace
 from wan_engine.gateway.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -52,28 +51,24 @@ class Body:
 
     # --- receiving -------------------------------------------------------------------------------
 
-    async def read(
-        self, max_bytes: int, seconds: Callable[[int], float], held: Held | None = None
-    ) -> None:
-        """All of it, announced or not, in `seconds` of what is here so far, and counted in `held`.
-        Raises `Problem`."""
+    async def read(self, max_bytes: int, pace: Pace, held: Held) -> None:
+        """All of it, announced or not, at this pace, and counted in `held`. Raises `Problem`."""
         self._held = held
         too_large = Problem("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
         if self._announced > max_bytes:
             raise too_large
-        self._count(self._announced)
-        size, begun = 0, asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(seconds(0)) as timeout:
-                while (chunk := await self._next()) is not None:
-                    size += len(chunk)
-                    if size > max_bytes:
-                        raise too_large
-                    self._count(size)
-                    await self._keep(chunk)
-                    timeout.reschedule(begun + seconds(size))
-        except TimeoutError:
-            raise Problem("timeout", "The body of the request came too slowly") from None
+        held.grow(self._announced)
+        clock = asyncio.get_running_loop().time
+        size, deadline = 0, pace.body(clock())
+        while (chunk := await self._next(deadline)) is not None:
+            size += len(chunk)
+            if size > max_bytes:
+                raise too_large
+            held.grow(size)
+            come = clock()
+            deadline.extend(len(chunk), come)
+            await self._keep(chunk)
+            deadline.wait(clock() - come)
 
     @property
     def is_asked_for(self) -> bool:
@@ -86,16 +81,15 @@ class Body:
             self._held.release()
         self._forget()
 
-    def _count(self, size: int) -> None:
-        if self._held is not None:
-            self._held.grow(size)
-
-    async def _next(self) -> bytes | None:
+    async def _next(self, deadline: Deadline) -> bytes | None:
         if self._whole:
             return None
-        message = await self._receive()
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem("timeout", "The body of the request came too slowly") from None
         if message["type"] == "http.disconnect":  # a part of a request is none
-            self._whole = True
             raise Problem("invalid_request", "The body has no end")
         self._whole = not message.get("more_body", False)
         return bytes(message.get("body", b""))

@@ -21,14 +21,31 @@ _UNLIMITED_DESCRIPTORS = 65_536
 @dataclass(frozen=True)
 class Pace:
     """How fast a request must come: its head within `head_seconds`, its body with at least
-    `body_rate` bytes a second after as many seconds."""
+    `body_rate` bytes a second, for no longer than `head_seconds` below it."""
 
     head_seconds: float
     body_rate: float
 
-    def body_seconds(self, received: int) -> float:
-        """How long a body may have taken of which so much is here."""
-        return self.head_seconds + received / self.body_rate
+    def body(self, now: float) -> Deadline:
+        """That of a body whose head is whole `now`."""
+        return Deadline(self, now)
+
+
+class Deadline:
+    """Until when more of a body must have come, in the seconds of the event loop's clock."""
+
+    def __init__(self, pace: Pace, now: float) -> None:
+        self._pace = pace
+        self.at = now + pace.head_seconds
+
+    def extend(self, size: int, now: float) -> None:
+        """So many bytes have come. Who was fast may not rest longer than who was not."""
+        most = now + self._pace.head_seconds
+        self.at = min(most, self.at + size / self._pace.body_rate)
+
+    def wait(self, seconds: float) -> None:
+        """The caller was not listened to for so long."""
+        self.at += seconds
 
 
 class InFlight:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from wan_engine.gateway.budget import Connections, Pace
+from wan_engine.gateway.budget import Connections, Deadline, Pace
 
 HEAD_MAX_BYTES = 64 * 1024
 """Of everything in a request but its body: the head, trailers, and what chunks say beside their
@@ -53,8 +53,8 @@ class _Connection(HttpToolsProtocol):
     _beside = 0  # bytes of this request that are not of its body
     _accounted = 0  # bytes of this read that are of a body or what chunks need
     _chunk = 0
-    _begun = 0.0
-    _body = 0  # since `_begun`
+    _deadline: Deadline
+    _drained = 0  # of a body that has been answered
     _heard = 0  # bytes of the head so far, or of what came after a refusal
     _ended = False
 
@@ -77,7 +77,7 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._stage == "refused":
+        if self._is_refused():
             self._heard += len(data)
             if self._heard > _LINGER_MAX_BYTES:
                 self.transport.abort()
@@ -87,9 +87,14 @@ class _Connection(HttpToolsProtocol):
         self._heard += len(data)
         self._accounted, self._ended = 0, False
         super().data_received(data)
+        if self._is_refused():
+            return
         self._beside = 0 if self._ended else self._beside + len(data) - self._accounted
-        if self._beside > HEAD_MAX_BYTES and self._stage != "refused":
+        if self._beside > HEAD_MAX_BYTES:
             self._refuse(_Refused(431, "The headers are too large."))
+
+    def _is_refused(self) -> bool:
+        return self._stage == "refused"
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal or _Refused(400, msg))
@@ -116,16 +121,19 @@ class _Connection(HttpToolsProtocol):
         self._check_target()
         if len(self.pipeline) >= _PIPELINED_MAX:
             self._stop(429, "Too many requests before an answer.")
-        self._stage, self._begun, self._body = "body", self.loop.time(), 0
+        self._stage, self._drained = "body", 0
+        self._deadline = self.pace.body(self.loop.time())
         super().on_headers_complete()
         self._start_timer(self.pace.head_seconds, self._look_at_body)
 
     def on_body(self, body: bytes) -> None:
         self._accounted += len(body)
         self._chunk += len(body)
-        self._body += len(body)
-        if self.cycle.response_complete and self._body > _DRAIN_MAX_BYTES:
-            self._stop(413, "The body is too large.")
+        self._deadline.extend(len(body), self.loop.time())
+        if self.cycle.response_complete:
+            self._drained += len(body)
+            if self._drained > _DRAIN_MAX_BYTES:
+                self._stop(413, "The body is too large.")
         super().on_body(body)
 
     def on_chunk_complete(self) -> None:
@@ -151,7 +159,6 @@ class _Connection(HttpToolsProtocol):
         if self._stage == "answer":
             self._stage = "idle"
         elif self._stage == "body":
-            self._body = 0
             self._start_timer(_DRAIN_SECONDS, self.transport.close)
 
     # --- limits ----------------------------------------------------------------------------------
@@ -173,9 +180,8 @@ class _Connection(HttpToolsProtocol):
     def _look_at_body(self) -> None:
         now = self.loop.time()
         if self.flow.read_paused:  # it is this side that is slow
-            self._begun, self._body = now, 0
-        most = self.pace.body_seconds(self._body) + _AFTER_GUARD_SECONDS
-        left = self._begun + most - now
+            self._deadline = self.pace.body(now)
+        left = self._deadline.at + _AFTER_GUARD_SECONDS - now
         if left > 0:
             self._start_timer(left, self._look_at_body)
         else:

@@ -146,7 +146,7 @@ class Guard:
             found = door_of(scope["path"], [door])
             of_door = door.max_bytes(found[1]) if found else None
             most = min(rules.max_bytes, of_door or rules.max_bytes)
-            await body.read(most, rules.pace.body_seconds, Held(rules.in_flight, owner))
+            await body.read(most, rules.pace, Held(rules.in_flight, owner))
         scope.setdefault("state", {}).update(owner=owner, body=body)
 
     def _counted(self, door: Door, method: str, send: Send) -> Send:

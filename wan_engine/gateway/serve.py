@@ -55,7 +55,7 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
             create_app(gateway),
             host=host,
             port=port,
-            http=_protocol(settings),
+            http=protocol_of(settings),
             ws="none",
             log_config=None,
             access_log=False,
@@ -71,7 +71,8 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
         raise ConfigurationError(fatal[0])
 
 
-def _protocol(settings: Settings) -> type[asyncio.Protocol]:
+def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
+    """What `uvicorn.Config(http=...)` takes, with these limits."""
     connections = Connections(
         raise_descriptor_limit(), settings.connections_per_address, settings.trusted_proxies
     )
