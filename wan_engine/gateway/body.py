@@ -31,15 +31,16 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Body:
-    """`parsing` lets one large body at a time into a thread: what it takes in memory is a few times
-    the body, and threads that parse hold up the loop."""
+    """`large` lets a few large bodies at a time into memory, until they are stored: each takes a few
+    times its size there, and threads that parse hold up the loop."""
 
     def __init__(
-        self, headers: Headers, receive: Receive, parsing: asyncio.Lock, folder: Path | None
+        self, headers: Headers, receive: Receive, large: asyncio.Semaphore, folder: Path | None
     ) -> None:
         self._headers = headers
         self._receive = receive
-        self._parsing = parsing
+        self._large = large
+        self._in_memory = False
         self._folder = folder
         announced = headers.get("content-length", "0")
         self._announced = int(announced[:20]) if re.fullmatch(r"[0-9]+", announced) else 0
@@ -79,6 +80,9 @@ class Body:
         """Nobody needs it any longer: once the request is stored, or refused."""
         if self._held is not None:
             self._held.release()
+        if self._in_memory:
+            self._large.release()
+            self._in_memory = False
         self._forget()
 
     async def _next(self, deadline: Deadline) -> bytes | None:
@@ -126,8 +130,9 @@ class Body:
         try:
             if self._file is None:
                 return _parse(b"".join(self._recent))
-            async with self._parsing:
-                return await asyncio.to_thread(lambda: _parse(self._all()))
+            await self._large.acquire()
+            self._in_memory = True
+            return await asyncio.to_thread(lambda: _parse(self._all()))
         finally:
             self._forget()
 

@@ -28,6 +28,7 @@ from wan_engine.gateway.keys import Keys, RateLimit
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 
+_LARGE_AT_ONCE = 2
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -89,7 +90,7 @@ class Guard:
         self._open_routes = open_routes
         self._rules = rules
         self._metrics = metrics
-        self._parsing = asyncio.Lock()
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -101,7 +102,7 @@ class Guard:
         door, match = self._place(scope)
         if door is not None:
             send = self._counted(door, scope["method"], send)
-        body = Body(Headers(scope=scope), receive, self._parsing, self._rules.folder)
+        body = Body(Headers(scope=scope), receive, self._large, self._rules.folder)
         try:
             _check_path(scope["path"])
             _check_proxy(scope, self._rules)
@@ -114,7 +115,7 @@ class Guard:
             # What still comes of it is thrown away by the connection: a caller that is cut off
             # while it sends does not read why.
             response = refusal(problem, door, scope["path"])
-            if body.is_asked_for:
+            if body.is_asked_for or problem.code == "timeout":
                 response.headers["Connection"] = "close"  # it may come, or not
             await response(scope, receive, send)
             return
