@@ -31,8 +31,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Body:
-    """`large` lets a few large bodies at a time into memory, until they are stored: each takes a few
-    times its size there, and threads that parse hold up the loop."""
+    """`large` lets one large body at a time into memory, until it is stored: it takes a few times
+    its size there, and threads that parse hold up the loop."""
 
     def __init__(
         self, headers: Headers, receive: Receive, large: asyncio.Semaphore, folder: Path | None

@@ -28,7 +28,7 @@ from wan_engine.gateway.keys import Keys, RateLimit
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 
-_LARGE_AT_ONCE = 2
+_LARGE_AT_ONCE = 1
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
