@@ -213,7 +213,7 @@ def test_a_large_body_is_read_as_a_small_one_is(serve: Serve, tmp_path: Path, si
         async with serve(scratch_dir=tmp_path) as served:
             for body, right in (
                 ({"input": wish(prompt="é\ud800", image="data:," + "A" * size)}, 200),
-                ({"input": wish(duration=7), "x": "A" * size}, 400),
+                ({"input": wish(duration=7), "x": ["A" * size, 1.5, None]}, 400),
             ):
                 answer = await served.http.post(f"{BASE}/runsync", content=json.dumps(body))
                 assert answer.status_code == right, answer.text

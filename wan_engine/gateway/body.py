@@ -9,10 +9,12 @@ import logging
 import math
 import re
 import tempfile
+from codecs import BOM_UTF8
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
@@ -149,12 +151,23 @@ def _parse(body: bytes) -> Any:
         raise Problem("invalid_request", "The body has too many values")
     odd = _SURROGATE.search(body)
     try:
+        if len(body) > _LARGE_BYTES and not odd:
+            return _checked(from_json(body.removeprefix(BOM_UTF8), allow_inf_nan=False))
         text = body.decode("utf-8-sig")
-        del body
         found = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         return _encodable(found) if odd else found
     except (ValueError, RecursionError):
         raise Problem("invalid_request", "The body is not valid JSON") from None
+
+
+def _checked(value: Any) -> Any:
+    """What the faster of the parsers found, which is silent about 1e999. Raises `ValueError`."""
+    if isinstance(value, float):
+        return _finite(repr(value))
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _checked(one)
+    return value
 
 
 def _encodable(value: Any) -> Any:
