@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,8 @@ async def half_bodies(target: Target) -> Answers:
 
 async def trailers(target: Target) -> Answers:
     """400 MB behind a chunked body, without a key."""
-    head = b"POST /nobody HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    framing = "Transfer-Encoding: chunked"
+    head = f"POST {RUN} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n0\r\n".encode()
     one = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(64))
     return Counter([await target.ask([head, b"\r\n"], (one, 400 * 2**20 // len(one)))])
 
@@ -131,18 +132,43 @@ CASES: dict[str, Case] = {
 }
 
 
-async def probe(target: Target, seconds: list[float], failed: list[str]) -> None:
-    """Until cancelled: how long a new connection's `/healthz` takes for somebody else."""
+async def probe(port: int) -> None:
+    """Until killed: a line each time with how long a new connection's `/healthz` takes, in ms, and
+    its status."""
     question = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     while True:
         begun = time.perf_counter()
         status = "cut"
         with suppress(OSError):
-            status = await target.ask([question], address=OTHER)
-        seconds.append(time.perf_counter() - begun)
-        if status != "200":
-            failed.append(status)
+            status = await Target(port, []).ask([question], address=OTHER)
+        print(1000 * (time.perf_counter() - begun), status, flush=True)
         await asyncio.sleep(_PROBE_SECONDS)
+
+
+@asynccontextmanager
+async def probing(port: int) -> AsyncIterator[list[tuple[float, str]]]:
+    """Milliseconds and statuses, of a process of its own: this one is busy with its attack."""
+    found: list[tuple[float, str]] = []
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "--probe", str(port), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+
+    async def read(lines: asyncio.StreamReader) -> None:
+        while line := await lines.readline():
+            ms, status = line.decode().split()
+            found.append((float(ms), status))
+
+    reading = asyncio.create_task(read(process.stdout))
+    while not found:
+        await asyncio.sleep(_PROBE_SECONDS)
+    found.clear()
+    yield found
+    while not found:
+        await asyncio.sleep(_PROBE_SECONDS)
+    process.kill()
+    await process.wait()
+    await reading
 
 
 def peak_mb(pid: int) -> float:
@@ -158,14 +184,9 @@ def forget_peak(pid: int) -> None:
 async def measure(name: str, pid: int, target: Target) -> dict[str, object]:
     forget_peak(pid)
     before, begun = peak_mb(pid), time.perf_counter()
-    seconds: list[float] = []
-    failed: list[str] = []
-    probing = asyncio.create_task(probe(target, seconds, failed))
-    answers = await CASES[name](target)
-    while not seconds:
-        await asyncio.sleep(_PROBE_SECONDS)
-    probing.cancel()
-    ms = sorted(1000 * one for one in seconds)
+    async with probing(target.port) as found:
+        answers = await CASES[name](target)
+    ms = sorted(one for one, _ in found)
     return {
         "case": name,
         "answers": dict(answers),
@@ -173,7 +194,7 @@ async def measure(name: str, pid: int, target: Target) -> dict[str, object]:
         "before_mb": round(before),
         "peak_mb": round(peak_mb(pid)),
         "healthz": len(ms),
-        "healthz_failed": dict(Counter(failed)),
+        "healthz_failed": dict(Counter(status for _, status in found if status != "200")),
         "healthz_p50_ms": round(statistics.median(ms), 1),
         "healthz_p99_ms": round(ms[int(0.99 * (len(ms) - 1))], 1),
         "healthz_max_ms": round(ms[-1], 1),
@@ -183,7 +204,11 @@ async def measure(name: str, pid: int, target: Target) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
-    for name in parser.parse_args().cases:
+    parser.add_argument("--probe", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.probe:
+        asyncio.run(probe(arguments.probe))
+    for name in arguments.cases:
         keys = [new_entry(f"key-{number}") for number in range(10)]
         entries = ",".join(entry for _, entry in keys)
         with tempfile.TemporaryDirectory() as folder:
