@@ -103,7 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory() as folder,
-        gateway_process(Path(folder), free_port(), "serve_instant") as process,
+        gateway_process(
+            Path(folder), free_port(), "serve_instant", WAN_CONNECTIONS_PER_ADDRESS="100000"
+        ) as process,
     ):
         found = asyncio.run(load(process.url, asked.clients, asked.jobs, asked.poll_seconds))
     print(json.dumps(found))

@@ -31,7 +31,8 @@ _GATEWAY = (
     *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "api_keys", "endpoints"),
     *("database_url", "queue_max", "job_starts", "keep_jobs_days", "request_max_bytes"),
     *("media_max_bytes", "media_days", "rate_limit", "public_url", "trusted_proxies"),
-    *("cors_origins", "shutdown_seconds"),
+    *("cors_origins", "shutdown_seconds", "in_flight_max_bytes", "in_flight_key_bytes"),
+    *("head_seconds", "body_rate", "connections_per_address"),
 )
 """A worker has no gateway."""
 

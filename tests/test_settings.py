@@ -307,6 +307,8 @@ def test_the_secret_key_is_not_shown(show: Any, monkeypatch: pytest.MonkeyPatch)
     settings = Settings.load()
     assert settings.bucket_secret_access_key == SECRET
     assert SECRET not in show(settings)
+    assert settings.bucket_access_key_id
+    assert settings.bucket_access_key_id not in show(settings)
 
 
 def test_a_refusal_does_not_show_the_secret_key(monkeypatch: pytest.MonkeyPatch) -> None:

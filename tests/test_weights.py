@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from wan_engine import weights
 from wan_engine.catalog import CATALOG, WRITERS, ModelSpec
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Lora, Settings
-from wan_engine.weights import LocatedWriter, files
+from wan_engine.weights import LocatedWriter, built, files
 
 MakeSettings = Callable[..., Settings]
 FAST = CATALOG["wan2.2-i2v-a14b-4step"]
@@ -114,7 +115,9 @@ def test_a_cache_that_cannot_be_written_is_not_the_end(
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     settings = make_settings(cache_dir=tmp_path / "file" / "cache")
-    assert weights.resolve("wan-tiny", settings).folder.is_relative_to(tmp_path / "wan_engine")
+    assert weights.resolve("wan-tiny", settings).folder.is_relative_to(
+        tmp_path / f"wan_engine-{os.getuid()}"
+    )
 
 
 def test_an_own_folder_gets_the_settings_of_its_kind(
@@ -383,3 +386,18 @@ def test_the_tiny_writer_is_built_once(make_settings: MakeSettings) -> None:
     first = weights.resolve_writer(settings)
     assert first.built and (first.folder / "config.json").is_file()
     assert weights.download_writer("tiny-prompt-writer", settings, print) == first.folder
+
+
+def test_a_folder_for_all_that_somebody_else_may_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"wan_engine-{os.getuid()}"
+    assert built._own_folder() == own and own.stat().st_mode & 0o777 == 0o700
+    assert built._own_folder() == own
+    own.chmod(0o777)
+    other = built._own_folder()
+    assert other != own and other.stat().st_mode & 0o777 == 0o700
+    own.rmdir()
+    own.symlink_to(tmp_path)
+    assert built._own_folder() not in (own, tmp_path)

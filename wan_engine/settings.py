@@ -295,6 +295,7 @@ class Settings(GatewaySettings):
         default=None,
         validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"),
         description="Its access key",
+        repr=False,
     )
     bucket_secret_access_key: Key | None = Field(
         default=None,

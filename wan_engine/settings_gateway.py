@@ -78,6 +78,30 @@ class GatewaySettings(BaseSettings):
         description="Requests a second of one key, ten seconds' worth at once; beyond it, callers "
         "get 429; 0 is no limit",
     )
+    in_flight_max_bytes: int = Field(
+        default=256 * MIB,
+        ge=1024,
+        description="Bytes of all requests that are being received or stored; beyond it, callers "
+        "get 503",
+    )
+    in_flight_key_bytes: int = Field(
+        default=64 * MIB, ge=1024, description="The same of one key; beyond it, it gets 429"
+    )
+    head_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="How long the head of a request may take, and how long a body may be slower "
+        "than WAN_BODY_RATE, in seconds; then callers get 408",
+    )
+    body_rate: float = Field(
+        default=16 * 1024, gt=0, description="Slowest body of a request, in bytes a second"
+    )
+    connections_per_address: int = Field(
+        default=64,
+        ge=1,
+        description="Open connections of one address, or of one IPv6 network of 64 bits; beyond "
+        "it, callers get 429. WAN_TRUSTED_PROXIES may have more",
+    )
     public_url: BaseUrl | None = Field(
         default=None,
         description="Where callers reach the gateway, such as `https://video.example.com`; for "

@@ -22,6 +22,7 @@ import uvicorn
 from tests.gateway.fakes import InstantBackend
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
 from wan_engine.gateway.jobs import Jobs
+from wan_engine.gateway.serve import protocol_of
 from wan_engine.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -80,18 +81,21 @@ def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
 
     def begin(tls: tuple[Path, Path] | None = None, **settings: Any) -> Listening:
         values = {"output_dir": tmp_path / "outputs", "shutdown_seconds": 0.1, **settings}
+        known = Settings(**values)
         backend = InstantBackend(tmp_path / "outputs")
         certificate, key = tls or (None, None)
         found: list[uvicorn.Server] = []
         ends: list[Callable[[], object]] = []
 
         async def run() -> None:
-            async with open_gateway(Settings(**values), backend) as gateway:
+            async with open_gateway(known, backend) as gateway:
                 loop, close = asyncio.get_running_loop(), gateway.context.jobs.close
                 ends.append(partial(loop.call_soon_threadsafe, close))
                 config = uvicorn.Config(
                     create_app(gateway),
                     port=0,
+                    http=protocol_of(known),
+                    ws="none",
                     log_config=None,
                     lifespan="off",
                     ssl_certfile=certificate,

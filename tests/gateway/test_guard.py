@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -107,6 +108,113 @@ def test_wrong_keys_are_refused_with_the_name_of_their_variable(
     monkeypatch.setenv("WAN_API_KEYS", value)
     with pytest.raises(ConfigurationError, match="WAN_API_KEYS"):
         Settings.load()
+
+
+# --- paths, as they come over the wire ------------------------------------------------------------
+
+DOOR_PATHS = (f"{BASE}/run", "/video/generations", "/v1/video/generations", "/api/events")
+TAILS = ("%0A", "%0a", "%0D", "%0d%0A", "%00", "%7f", "%ff", "%C2%85", "%E2%80%A8", "%0A/", "/%0A")
+
+
+def said(url: str, *parts: bytes) -> bytes:
+    """The answer's head to what is sent on a connection of its own; nothing where it is silent."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        with suppress(ConnectionError):
+            for part in parts:
+                connection.sendall(part)
+        answer = b""
+        with suppress(ConnectionError, TimeoutError):
+            while b"\r\n\r\n" not in answer and (more := connection.recv(65_536)):
+                answer += more
+        return answer
+
+
+def asked(method: str, target: str, *headers: str) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split()[1]) if answer else 0
+
+
+def test_a_path_with_a_line_break_is_400_and_nobody_reads_its_body(
+    listen: Callable[..., Listening],
+) -> None:
+    listening = listen(api_keys=KEYS)
+    for path in (*DOOR_PATHS, "/healthz", "/metrics", "/", "/results/x", "/nobody"):
+        for tail in TAILS:
+            for method in ("GET", "POST", "HEAD", "OPTIONS"):
+                # The body does not come: who waited for it would say nothing.
+                head = asked(method, path + tail, "Content-Length: 1000000")
+                assert status(said(listening.url, head)) == 400, (method, path, tail)
+
+
+def test_however_a_door_is_spelled_it_wants_a_key(listen: Callable[..., Listening]) -> None:
+    listening = listen(api_keys=KEYS)
+    host = listening.url.removeprefix("http://")
+    for path in DOOR_PATHS:
+        doubled, part = "/" + path, path.rpartition("/")[2]
+        for target, allowed in (
+            (path, {401}),
+            (path + "%2F", {401}),
+            (path + "/", {401}),
+            (path + "%20", {401, 404}),
+            (path + ";x=1", {401, 404}),
+            (path + ";%0A", {400}),
+            (path + "?%0A", {401}),
+            (path.replace(part, f"%{ord(part[0]):02x}{part[1:]}"), {401}),
+            (path.upper(), {404, 401}),
+            (doubled, {404}),
+            (path + "/..%2f../healthz", {401}),
+            (path + "%2500", {401, 404}),
+            (f"http://{host}{path}", {400, 401}),
+            (f"HTTP://LOCALHOST{path}", {401}),
+            (f"http://elsewhere{path}", {400}),
+            (f"http://localhost{path}%0A", {400}),
+            ("http://localhost", {400}),
+            ("*", {400}),
+        ):
+            for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT"):
+                head = asked(method, target, "Content-Length: 1000000")
+                assert status(said(listening.url, head)) in allowed, (method, target)
+
+
+def test_what_belongs_to_nobody_is_404_without_its_body(listen: Callable[..., Listening]) -> None:
+    listening = listen(api_keys=KEYS)
+    for target in ("/nobody", "/results", "/v3/x/run", "/playground/", "/openapi.json/"):
+        head = asked("POST", target, "Transfer-Encoding: chunked")
+        assert status(said(listening.url, head)) == 404, target
+
+
+def test_an_open_route_answers_before_a_body_has_come(listen: Callable[..., Listening]) -> None:
+    listening = listen(api_keys=KEYS)
+    for method, target, right in (
+        ("GET", "/healthz", 200),
+        ("POST", "/healthz", 405),
+        ("GET", "/readyz", 200),
+        ("PUT", "/metrics", 405),
+        ("GET", "/results/x.mp4", 403),
+    ):
+        head = asked(method, target, "Content-Length: 400000000")
+        assert status(said(listening.url, head)) == right, target
+
+
+def test_every_route_of_the_application_is_open_or_a_door(serve: Serve) -> None:
+    """By what it answers to somebody without a key."""
+
+    async def line() -> None:
+        open_paths = {"/healthz", "/readyz", "/metrics", "/results/{name}", "/openapi.json", "/"}
+        open_paths.add("/playground/{given}/{name}")
+        async with serve(api_keys=KEYS) as served:
+            document = (await served.http.get("/openapi.json")).json()
+            for path, operations in document["paths"].items():
+                for method in operations:
+                    answer = await served.http.request(method, path.replace("{", "").strip("}"))
+                    assert (answer.status_code == 401) != (path in open_paths), path
+
+    asyncio.run(line())
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -245,10 +353,19 @@ def test_without_keys_other_peoples_pages_are_refused(
     asyncio.run(line())
 
 
-def test_behind_a_public_name_without_keys_that_name_is_right(serve: Serve) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["X-Forwarded-For", "Forwarded", "X-Real-IP", "x-forwarded-host", "CF-Connecting-IP", "Via"],
+)
+def test_without_keys_nobody_is_answered_through_a_proxy(serve: Serve, name: str) -> None:
     async def line() -> None:
-        async with serve(public_url="https://video.example.com") as served:
-            answer = await served.http.get(f"{BASE}/health", headers={"Host": "video.example.com"})
+        handed_on = {name: "203.0.113.9"}
+        async with serve() as served:
+            for path in (f"{BASE}/health", "/api/events", "/video/generations", "/metrics", "/no"):
+                answer = await served.http.get(path, headers=handed_on)
+                assert answer.status_code == 403, path
+        async with serve(api_keys=KEYS) as served:
+            answer = await served.http.get(f"{BASE}/health", headers={**bearer(ANN), **handed_on})
             assert answer.status_code == 200
 
     asyncio.run(line())

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.gateway.conftest import ROOT, _until, free_port, gateway_process, wish
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.keys import Keys, digest
+from wan_engine.gateway.keys import Keys, digest, new_entry
 from wan_engine.gateway.serve import serve
 from wan_engine.settings import Settings
 
@@ -40,6 +41,21 @@ def wan(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 def test_without_keys_only_this_machine_is_listened_to(host: str) -> None:
     with pytest.raises(ConfigurationError, match="WAN_API_KEYS"):
         serve(Settings(), host, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        ({"public_url": "https://video.example.com"}, "WAN_PUBLIC_URL"),
+        ({"public_url": "http://192.0.2.1:8000"}, "WAN_PUBLIC_URL"),
+        ({"trusted_proxies": "127.0.0.1"}, "WAN_TRUSTED_PROXIES"),
+    ],
+)
+def test_without_keys_nothing_is_served_behind_a_proxy(
+    settings: dict[str, Any], variable: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"{variable}.*WAN_API_KEYS"):
+        serve(Settings(**settings), "127.0.0.1", 0)
 
 
 def test_serve_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -136,10 +152,17 @@ def test_headers_without_end_are_not_gathered(tmp_path: Path) -> None:
 
 
 def test_forwarded_headers_count_from_trusted_addresses_only(tmp_path: Path) -> None:
-    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
+    key, entry = new_entry("ann")
+    headers = {
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-For": "203.0.113.9",
+        "Authorization": key,
+    }
     for trusted, scheme in (("", "http"), ("127.0.0.1", "https"), ("10.0.0.0/8", "http")):
         port = free_port()
-        with gateway_process(tmp_path, port, WAN_TRUSTED_PROXIES=trusted) as process:
+        with gateway_process(
+            tmp_path, port, WAN_TRUSTED_PROXIES=trusted, WAN_API_KEYS=entry
+        ) as process:
             path = "/v2/wan-2-6-i2v/runsync"
             body = process.ask(
                 "POST", path, json={"input": wish(prompt="sleep 0")}, headers=headers
@@ -149,7 +172,7 @@ def test_forwarded_headers_count_from_trusted_addresses_only(tmp_path: Path) -> 
 
 
 def test_neither_serving_nor_a_webhook_brings_torch_into_the_gateway(tmp_path: Path) -> None:
-    with gateway_process(tmp_path, free_port()) as process:
+    with gateway_process(tmp_path, free_port(), WAN_ALLOW_PRIVATE_URLS="1") as process:
         body = {"input": wish(prompt="sleep 0"), "webhook": "http://127.0.0.1:9/hook"}
         process.ask("POST", "/v2/wan-2-6-i2v/runsync", json=body)
         log = tmp_path / "gateway.log"

@@ -174,11 +174,12 @@ def test_a_webhook_that_cannot_be_made_does_not_end_the_others(
 
 
 def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Receiver) -> None:
+    """Nor where the address was not seen when it was given, as that of a name is not."""
+
     async def line() -> None:
         async with serve() as served:
-            wished = {"input": wish(), "webhook": receiver.url}
-            answer = await served.http.post(f"{BASE}/runsync", json=wished)
-            assert answer.json()["status"] == "COMPLETED"
+            (job,) = await served.jobs.submit(new(webhook=receiver.url))
+            assert (await served.jobs.wait(job, 10)).state == "completed"
 
             async def given_up() -> bool:
                 return await served.gateway.store.due_webhooks(2**60, 10) == []
@@ -190,5 +191,69 @@ def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Rece
             assert await given_up() and receiver.bodies == []
             metrics = (await served.http.get("/metrics")).text
             assert 'wan_webhooks_total{outcome="given up"} 1.0' in metrics
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/hook",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://0x7f000001:8080/",
+        "http://0177.0.0.1/",
+        "http://127.1/",
+        "http://0/",
+        "http://012.0.0.1/",
+        "http://10.0.0.1./",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[2002:7f00:1::]/",
+        "http://[fe80::1%25eth0]/",
+        "http://localhost/",
+        "http://LOCALHOST./",
+        "https://a.localhost/",
+        "http://user:password@127.0.0.1/",
+        "http://127%2e0.0.1/",
+        "http://%31%32%37.1/",
+    ],
+)
+def test_a_webhook_to_an_address_that_is_not_public_is_refused_when_it_is_given(
+    serve: Serve, url: str
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            for operation in ("run", "runsync"):
+                body = {"input": wish(), "webhook": url}
+                answer = await served.http.post(f"{BASE}/{operation}", json=body)
+                assert answer.status_code == 400 and '"webhook"' in answer.json()["error"]
+                assert "127.0.0.1" not in answer.text
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/hook", "http://8.8.8.8/", "http://134744072/", "http://10.example"]
+)
+def test_a_webhook_to_a_name_or_a_public_address_is_taken(serve: Serve, url: str) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.hold()
+            body = {"input": wish(), "webhook": url}
+            answer = await served.http.post(f"{BASE}/run", json=body)
+            assert answer.status_code == 200, answer.text
+
+    asyncio.run(line())
+
+
+def test_private_webhooks_are_taken_where_the_operator_allows_them(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(allow_private_urls=True) as served:
+            served.backend.hold()
+            body = {"input": wish(), "webhook": "http://127.1:9/hook"}
+            assert (await served.http.post(f"{BASE}/run", json=body)).status_code == 200
 
     asyncio.run(line())

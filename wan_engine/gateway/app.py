@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from wan_engine.gateway import health, runpod_door
 from wan_engine.gateway.aiml import door as aiml_door
 from wan_engine.gateway.backends import Backend, open_backend
+from wan_engine.gateway.budget import InFlight, Pace
 from wan_engine.gateway.contents import open_contents
 from wan_engine.gateway.context import Context, Door
 from wan_engine.gateway.database import open_database
@@ -149,21 +150,28 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # it would name the host that a proxy was asked by, without https
     )
+    open_routes = list(app.routes)  # the document's
     # Only so that the document says it: the guard has looked at the key before.
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
     for door in doors:
         app.include_router(door.router, dependencies=[bearer])
-    app.include_router(health.router(context, gateway.store, gateway.readiness))
-    app.include_router(page.router(settings))
+    own = (health.router(context, gateway.store, gateway.readiness), page.router(settings))
+    for router in own:
+        app.include_router(router)
+        open_routes += router.routes
     _add_refusals(app, doors)
     rules = Rules(
         keys=Keys(settings.api_keys),
         rate=RateLimit(settings.rate_limit),
         max_bytes=settings.request_max_bytes,
-        public_url=settings.public_url,
         origins=settings.cors_origins,
+        in_flight=InFlight(settings.in_flight_max_bytes, settings.in_flight_key_bytes),
+        pace=Pace(settings.head_seconds, settings.body_rate),
+        folder=settings.scratch_dir,
     )
-    app.add_middleware(Guard, doors=doors, rules=rules, metrics=context.metrics)
+    app.add_middleware(
+        Guard, doors=doors, open_routes=open_routes, rules=rules, metrics=context.metrics
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from wan_engine.gateway.job import Job
+from wan_engine.gateway.body import Body
+from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.jobs import Jobs
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
@@ -37,6 +35,13 @@ class Context:
     metrics: Metrics
     waiting_for: Callable[[], str | None]
     """What rendering waits for, in words for the operator; None when it can begin."""
+
+    async def submit(self, request: Request, *new: NewJob) -> tuple[Job, ...]:
+        """`jobs.submit`; once they are stored, the request counts no longer as in flight."""
+        jobs = await self.jobs.submit(*new)
+        body: Body = request.state.body
+        body.close()
+        return jobs
 
     def price(self, size: str, seconds: int) -> Decimal:
         """USD for a clip of `size` ("1280*720" or "1920*1080")."""
@@ -65,43 +70,7 @@ class Door:
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON, whatever its content type says, its size checked before. Raises `Problem`,
-    also for NaN and 1e999, which no answer could say. Halves of surrogate pairs become question
-    marks, as no answer could be encoded with them."""
-    # Not `request.body()`, which keeps it for as long as the caller waits for an answer.
-    body = b"".join([chunk async for chunk in request.stream()])
-    if sum(body.count(mark) for mark in _MARKS) > _MARKS_MOST:
-        raise Problem("invalid_request", "The body has too many values")
-    try:
-        found = json.loads(
-            body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite
-        )
-        return _encodable(found) if _SURROGATE.search(body) else found
-    except (ValueError, RecursionError):
-        raise Problem("invalid_request", "The body is not valid JSON") from None
-
-
-# Where there is a value there is one of these. Millions of them parse to gigabytes, and for seconds
-# nobody else is answered. No request has a hundred, and base64 none.
-_MARKS = (b"[", b"{", b",")
-_MARKS_MOST = 10_000
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def _encodable(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return value
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    return value if math.isfinite(value) else _no_constant(digits)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    """The body as JSON, whatever its content type says; the guard has received it. Raises
+    `Problem`."""
+    body: Body = request.state.body
+    return await body.json()

@@ -1,31 +1,34 @@
 """Before any door is reached: who calls, how often, from which page, and how large the body is.
 
-No route can forget it. Without keys the gateway is for this machine's own programs: what a web page
-sends through a browser is refused then, as is a name that somebody made to point here.
+No route can forget it: whatever the router takes for a door's passes here, and what it takes for
+nobody's is answered here. Without keys the gateway is for this machine's own programs: what a web
+page sends through a browser is refused then, as are a name that somebody made to point here and
+what a proxy hands on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wan_engine.gateway.body import Body
+from wan_engine.gateway.budget import Held, InFlight, Pace
 from wan_engine.gateway.context import Door
 from wan_engine.gateway.keys import Keys, RateLimit
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.problems import Problem
 
-_BODY_SECONDS = 120.0
-_DRAIN_BYTES = 64 * 2**20
-_DRAIN_SECONDS = 10.0
+_LARGE_AT_ONCE = 1
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -34,8 +37,11 @@ class Rules:
     keys: Keys
     rate: RateLimit
     max_bytes: int
-    public_url: str | None
     origins: tuple[str, ...]
+    in_flight: InFlight
+    pace: Pace
+    folder: Path | None
+    """Where large bodies are while they come in; the system's default."""
 
 
 def door_of(path: str, doors: Sequence[Door]) -> tuple[Door, str] | None:
@@ -66,37 +72,83 @@ def refusal(problem: Problem, door: Door | None, path: str) -> JSONResponse:
 
 
 class Guard:
-    """Middleware. Puts the owner into `request.state.owner`."""
+    """Middleware. Puts the owner and the body into `request.state`.
 
-    def __init__(self, app: ASGIApp, doors: Sequence[Door], rules: Rules, metrics: Metrics) -> None:
+    `open_routes` need no key, and nobody reads a body for them.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        doors: Sequence[Door],
+        open_routes: Sequence[BaseRoute],
+        rules: Rules,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
         self._doors = doors
+        self._open_routes = open_routes
         self._rules = rules
         self._metrics = metrics
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = door_of(scope["path"], self._doors) if scope["type"] == "http" else None
-        if found is None:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        door, rest = found
-        send = self._counted(door, scope["method"], send)
-        headers = Headers(scope=scope)
-        body = _Body(headers, receive)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        door, match = self._place(scope)
+        if door is not None:
+            send = self._counted(door, scope["method"], send)
+        body = Body(Headers(scope=scope), receive, self._large, self._rules.folder)
         try:
-            _check_page(headers, self._rules)
-            owner = self._rules.keys.owner(headers.get("authorization"))
-            self._rules.rate.count(owner)
-            limits = (self._rules.max_bytes, door.max_bytes(rest) or self._rules.max_bytes)
-            replay = _replay(await body.read(min(limits)), receive)
+            _check_path(scope["path"])
+            _check_proxy(scope, self._rules)
+            if door is not None:
+                await self._enter(door, match, scope, body)
+            elif match is Match.NONE:
+                raise Problem("not_found", "Not Found")
         except Problem as problem:
-            await body.drain()
+            body.close()
+            # What still comes of it is thrown away by the connection: a caller that is cut off
+            # while it sends does not read why.
             response = refusal(problem, door, scope["path"])
-            response.headers["Connection"] = "close"  # there may be more of the body
+            if body.is_asked_for or problem.code == "timeout":
+                response.headers["Connection"] = "close"  # it may come, or not
             await response(scope, receive, send)
             return
-        scope.setdefault("state", {})["owner"] = owner
-        await self._app(scope, replay, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            body.close()
+
+    def _place(self, scope: Scope) -> tuple[Door | None, Match]:
+        """Whose path it is, as the router sees it; the door of a path that has no route is the one
+        whose words are understood there."""
+        for door in self._doors:
+            if (match := _best(door.router.routes, scope)) is not Match.NONE:
+                return door, match
+        if (match := _best(self._open_routes, scope)) is not Match.NONE:
+            return None, match
+        found = door_of(scope["path"], self._doors)
+        return (found[0] if found else None), Match.NONE
+
+    async def _enter(self, door: Door, match: Match, scope: Scope, body: Body) -> None:
+        """Raises `Problem`."""
+        rules, headers = self._rules, Headers(scope=scope)
+        _check_page(headers, rules)
+        owner = rules.keys.owner(headers.get("authorization"))
+        rules.rate.count(owner)
+        if match is Match.NONE:
+            raise Problem("not_found", "Not Found")
+        if match is Match.FULL:
+            found = door_of(scope["path"], [door])
+            of_door = door.max_bytes(found[1]) if found else None
+            most = min(rules.max_bytes, of_door or rules.max_bytes)
+            await body.read(most, rules.pace, Held(rules.in_flight, owner))
+        scope.setdefault("state", {}).update(owner=owner, body=body)
 
     def _counted(self, door: Door, method: str, send: Send) -> Send:
         begun = time.perf_counter()
@@ -111,12 +163,34 @@ class Guard:
         return counted
 
 
+def _best(routes: Sequence[BaseRoute], scope: Scope) -> Match:
+    """The router's own answer."""
+    return max((route.matches(scope)[0] for route in routes), key=lambda match: match.value)
+
+
+def _check_path(path: str) -> None:
+    """Raises `Problem` for what no path has: line breaks and other control characters, and bytes
+    that are no text."""
+    if not path.startswith("/") or not path.isprintable() or "\ufffd" in path:
+        raise Problem("invalid_request", "The path is not valid")
+
+
+_HANDED_ON = ("forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "via")
+
+
+def _check_proxy(scope: Scope, rules: Rules) -> None:
+    """Without keys, what comes through a proxy may be anybody's. Raises `Problem`."""
+    names = () if rules.keys else [name.decode("latin-1").lower() for name, _ in scope["headers"]]
+    if any(name in _HANDED_ON or name.startswith("x-forwarded-") for name in names):
+        raise Problem("forbidden", "Without keys the gateway does not answer through a proxy")
+
+
 def _check_page(headers: Headers, rules: Rules) -> None:
     """Without keys, only what belongs to this machine may call. Raises `Problem`."""
     if rules.keys:
         return
     host = headers.get("host", "")
-    if not _is_here(host, rules):
+    if not _is_here(host):
         raise Problem("forbidden", "Without keys the gateway answers to this machine's name only")
     origin = headers.get("origin")
     if "*" in rules.origins or origin in rules.origins:
@@ -127,71 +201,12 @@ def _check_page(headers: Headers, rules: Rules) -> None:
         raise Problem("forbidden", "Web pages of other origins may not call: see WAN_CORS_ORIGINS")
 
 
-def _is_here(host: str, rules: Rules) -> bool:
+def _is_here(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    if rules.public_url is not None and name == urlsplit(rules.public_url).hostname:
-        return True
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
-
-
-class _Body:
-    """The body of one request: read within a bound and handed on, or thrown away."""
-
-    def __init__(self, headers: Headers, receive: Receive) -> None:
-        self._headers = headers
-        self._receive = receive
-        announced = headers.get("content-length", "0")
-        self._announced = int(announced[:20]) if re.fullmatch(r"[0-9]+", announced) else 0
-        self._whole = self._announced == 0 and "transfer-encoding" not in headers
-
-    async def read(self, max_bytes: int) -> bytes:
-        """All of it, announced or not. Raises `Problem`."""
-        too_large = Problem("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
-        if self._announced > max_bytes:
-            raise too_large
-        chunks, size = [], 0
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                while (chunk := await self._next()) is not None:
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > max_bytes:
-                        raise too_large
-        except TimeoutError:
-            raise Problem("timeout", f"The body took longer than {_BODY_SECONDS:g} s") from None
-        return b"".join(chunks)
-
-    async def drain(self) -> None:
-        """Throw away what still comes, within bounds: a client that is cut off while it sends does
-        not read why. One that asks before it sends (100-continue) is just answered."""
-        if self._headers.get("expect", "").lower() == "100-continue":
-            return
-        size = 0
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while size <= _DRAIN_BYTES and (chunk := await self._next()) is not None:
-                    size += len(chunk)
-        except TimeoutError:
-            return
-
-    async def _next(self) -> bytes | None:
-        if self._whole:
-            return None
-        message = await self._receive()
-        self._whole = not message.get("more_body", False)  # also where the caller is gone
-        return bytes(message.get("body", b""))
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay

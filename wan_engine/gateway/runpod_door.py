@@ -11,7 +11,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import WithJsonSchema
@@ -22,6 +21,7 @@ from wan_engine.gateway import runpod_schema as schema
 from wan_engine.gateway.context import Context, Door, read_json
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.webhook_url import checked_webhook
 from wan_engine.storage import given_bucket, unknown_fields
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ _WAIT_MS = (1_000, 300_000)
 _DEFAULT_WAIT_MS = 300_000  # the documented 90 s are less than the documented sample ran
 _EXECUTION_TIMEOUT_MS = (5_000, 604_800_000)
 _TTL_MS = (10_000, 604_800_000)
-_WEBHOOK_MAX_CHARACTERS = 2048
 _STREAMED = 10_000  # jobs whose output was streamed that are remembered
 
 _STATUS: Mapping[State, str] = {
@@ -222,6 +221,8 @@ class _Routes:
             raise Problem("invalid_request", 'field "input" must be an object')
         _refuse_what_is_not_done(body)
         execution_ms, ttl_ms = _policy(body.get("policy"))
+        private = self._context.settings.allow_private_urls
+        webhook = await checked_webhook(body.get("webhook"), allow_private=private)
         new = NewJob(
             id=_new_id(operation),
             door=NAME,
@@ -229,11 +230,11 @@ class _Routes:
             owner=request.state.owner,
             request=body["input"],
             base_url=self._context.base_url(request),
-            webhook=_webhook(body.get("webhook")),
+            webhook=webhook,
             ttl_seconds=DAY_SECONDS if ttl_ms is None else ttl_ms / 1000,
             run_seconds=None if execution_ms is None else execution_ms / 1000,
         )
-        (job,) = await self._context.jobs.submit(new)
+        (job,) = await self._context.submit(request, new)
         return job
 
     def _body(self, job: Job) -> dict[str, Any]:
@@ -318,20 +319,3 @@ def _milliseconds(policy: Mapping[str, Any], name: str, limits: tuple[int, int])
         allowed = f"an integer from {least} to {most}"
         raise Problem("invalid_request", f'field "policy.{name}" must be {allowed}')
     return int(value)
-
-
-def _webhook(value: object) -> str | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str) and len(value) <= _WEBHOOK_MAX_CHARACTERS and _plain(value):
-        try:
-            parts = urlsplit(value)
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return value
-    raise Problem("invalid_request", 'field "webhook" must be an http or https URL')
-
-
-def _plain(text: str) -> bool:
-    return text.isascii() and text.isprintable()

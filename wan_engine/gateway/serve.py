@@ -10,19 +10,19 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
 from wan_engine.gateway.backends import Backend, open_backend
+from wan_engine.gateway.budget import Connections, Pace, raise_descriptor_limit
+from wan_engine.gateway.connection import protocol
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
-
-_HEAD_MAX_BYTES = 64 * 1024
 
 OpenBackend = Callable[[Settings, Metrics, Callable[[str], None]], Backend]
 
@@ -31,12 +31,8 @@ def serve(
     settings: Settings, host: str, port: int, open_backend: OpenBackend = open_backend
 ) -> None:
     """Until SIGTERM or SIGINT. Raises `ConfigurationError`."""
-    if not settings.api_keys and not _is_loopback(host):
-        raise ConfigurationError(
-            f"Without keys the gateway listens on this machine only, not on {host}: make a key "
-            "with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
-        )
     if not settings.api_keys:
+        _check_keyless(settings, host)
         log.warning("no WAN_API_KEYS: only programs of this machine are answered")
     # Until uvicorn's: as a first process (PID 1) it would be deaf while it opens its database.
     signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
@@ -62,7 +58,8 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
             create_app(gateway),
             host=host,
             port=port,
-            http=_Http,
+            http=protocol_of(settings),
+            ws="none",
             log_config=None,
             access_log=False,
             proxy_headers=bool(settings.trusted_proxies),
@@ -77,30 +74,12 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
         raise ConfigurationError(fatal[0])
 
 
-class _Http(HttpToolsProtocol):
-    """Its parser gathers headers of any size, before anybody has looked at a key."""
-
-    _head_bytes = 0
-    _in_body = False
-    _head_ended = False
-
-    def data_received(self, data: bytes) -> None:
-        was_in_body, self._head_ended = self._in_body, False
-        super().data_received(data)
-        if was_in_body or self._head_ended:
-            self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > _HEAD_MAX_BYTES and not self.transport.is_closing():
-            self.send_400_response("The headers are too large.")
-
-    def on_headers_complete(self) -> None:
-        self._head_ended = self._in_body = True
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_body = False
-        super().on_message_complete()
+def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
+    """What `uvicorn.Config(http=...)` takes, with these limits."""
+    connections = Connections(
+        raise_descriptor_limit(), settings.connections_per_address, settings.trusted_proxies
+    )
+    return protocol(Pace(settings.head_seconds, settings.body_rate), connections)
 
 
 class _Server(uvicorn.Server):
@@ -129,6 +108,25 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: Any = None) -> None:
         self._gateway.context.jobs.close()
         await super().shutdown(sockets)
+
+
+def _check_keyless(settings: Settings, host: str) -> None:
+    """Raises `ConfigurationError` where others than this machine could call."""
+    make = "make a key with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
+    if not _is_loopback(host):
+        raise ConfigurationError(
+            f"Without keys the gateway listens on this machine only, not on {host}: {make}"
+        )
+    public = urlsplit(settings.public_url or "http://localhost").hostname or ""
+    for variable, local in (
+        ("WAN_PUBLIC_URL", _is_loopback(public)),
+        ("WAN_TRUSTED_PROXIES", not settings.trusted_proxies),
+    ):
+        if not local:
+            raise ConfigurationError(
+                f"{variable} is set, and without keys whoever comes through a proxy would be "
+                f"answered: {make}"
+            )
 
 
 def _is_loopback(host: str) -> bool:

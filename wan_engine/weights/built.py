@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +50,19 @@ def _in_cache(name: Path, settings: Settings, build: Callable[[Path], Path]) -> 
     try:
         return build(settings.cache_dir.expanduser() / name)
     except OSError as error:
-        fallback = Path(tempfile.gettempdir()) / "wan_engine" / name
+        fallback = _own_folder() / name
         log.info("%s is not writable (%s); using %s", settings.cache_dir, error, fallback)
         return build(fallback)
+
+
+def _own_folder() -> Path:
+    """This user's own in the folder that everybody may write: one that somebody else made, or may
+    write, is not used."""
+    folder = Path(tempfile.gettempdir()) / f"wan_engine-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    own = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
+    if own and not found.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="wan_engine-"))

@@ -59,7 +59,7 @@ class _Routes:
             request=asked.fields(),
             base_url=self._context.base_url(request),
         )
-        await self._context.jobs.submit(new)
+        await self._context.submit(request, new)
         cost = self._context.price(asked.size, asked.duration)
         return JSONResponse(wire.created(new.id, cost))
 

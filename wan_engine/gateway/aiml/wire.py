@@ -147,7 +147,7 @@ def _wrong(allowed: tuple[Any, ...], received: str) -> str:
 
 def _url(value: object) -> str:
     text = _text(value).strip()
-    if not text.lower().startswith(("http://", "https://", "data:")):
+    if not text[:8].lower().startswith(("http://", "https://", "data:")):
         raise _refuse("Invalid url")
     return text
 

@@ -111,7 +111,7 @@ class _Videos:
             base_url=self._context.base_url(request),
             payload={_WAITED_FOR: True},
         )
-        (job,) = await self._context.jobs.submit(new)
+        (job,) = await self._context.submit(request, new)
         job = await self._ended(job, request)
         if job.state != "completed":
             why = job.error or "The generation was stopped"
@@ -178,7 +178,7 @@ class _Queue:
             )
             for fields in requests
         ]
-        await self._context.jobs.submit(*new)
+        await self._context.submit(request, *new)
         return JSONResponse(wire.enqueued([one.id for one in new]))
 
     async def all(

@@ -52,7 +52,7 @@ def _prompt(value: object) -> str:
 
 def _url(value: object) -> str:
     text = _text(value).strip()
-    if not text.lower().startswith(("http://", "https://", "data:")):
+    if not text[:8].lower().startswith(("http://", "https://", "data:")):
         raise _refuse("Invalid URL")
     return text
 
