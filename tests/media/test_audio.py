@@ -655,3 +655,20 @@ def test_the_reason_goes_to_the_log_only(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level("INFO"):
         assert refusal(b"RIFF\0\0\0\0WAVEjunk", tmp_path) == UNDECODABLE
     assert "Invalid data" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("size", [4, 8])
+def test_samples_that_are_not_numbers_are_refused(tmp_path: Path, size: int, value: float) -> None:
+    samples = np.zeros(48_000, f"<f{size}")
+    for changed in (False, True):
+        samples[24_000] = value if changed else 0.5
+        body = samples.tobytes()
+        head = struct.pack("<HHIIHH", 3, 1, 48_000, 48_000 * size, size, 8 * size)
+        chunks = b"fmt " + struct.pack("<I", 16) + head + b"data" + struct.pack("<I", len(body))
+        wav = b"RIFF" + struct.pack("<I", 4 + len(chunks) + len(body)) + b"WAVE" + chunks + body
+        if not changed:
+            assert open_audio(wav, tmp_path, LIMITS, Control()).seconds == 1.0
+            continue
+        with pytest.raises(InvalidMedia, match="not numbers"):
+            open_audio(wav, tmp_path, LIMITS, Control())

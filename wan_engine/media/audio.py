@@ -12,6 +12,8 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
 from wan_engine.media import ffmpeg, mp3
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 SAMPLE_RATE_HZ = 48_000
 _LARGE_WAVES = (b"RF64", b"BW64")  # EBU Tech 3306, ITU-R BS.2088
 _RIFF_HEADER_BYTES = 12
+_FLOAT, _EXTENSIBLE = 3, 0xFFFE  # Microsoft's mmreg.h, WAVE_FORMAT_*
 _DECODE_SECONDS = 30.0
 _ENCODER_PADDING_SECONDS = 0.2  # an MP3 of 30 s decodes to a little more
 
@@ -64,13 +67,34 @@ def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
     """The demuxer by content, and the bytes for it: RIFF/WAVE and its kinds for large files, or
     MPEG layer III without the tags and the padding in front of it."""
     if data[8:12] == b"WAVE" and data[:4] in (b"RIFF", *_LARGE_WAVES):
-        return "wav", data if data[:4] == b"RIFF" else _as_riff(data)
+        plain = data if data[:4] == b"RIFF" else _as_riff(data)
+        _require_finite(plain)
+        return "wav", plain
     start = mp3.first_frame(data)
     if start is not None:
         return "mp3", memoryview(data)[start:]
     if data[:3] == b"ID3" or mp3.is_frame(data[:4]):
         return "mp3", data  # which ffmpeg will not decode, and that is said
     raise InvalidMedia("audio", "the file is not WAV or MP3")
+
+
+def _require_finite(data: bytes) -> None:
+    """ffmpeg makes the loudest sample there is of NaN and infinity. Raises `InvalidMedia`."""
+    at, kind, bits = _RIFF_HEADER_BYTES, 0, 0
+    while at + 8 <= len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        body = memoryview(data)[at + 8 : at + 8 + length]
+        if name == b"fmt ":
+            kind, bits = (int.from_bytes(body[i : i + 2], "little") for i in (0, 14))
+            if kind == _EXTENSIBLE:
+                kind = int.from_bytes(body[24:26], "little")
+        if name == b"data":
+            if kind == _FLOAT and (size := {32: 4, 64: 8}.get(bits)) is not None:
+                samples = np.frombuffer(body[: len(body) // size * size], f"<f{size}")
+                if not np.isfinite(samples).all():
+                    raise InvalidMedia("audio", "the sound has samples that are not numbers")
+            return
+        at += 8 + length + length % 2
 
 
 def _as_riff(data: bytes) -> bytes:
