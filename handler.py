@@ -280,6 +280,7 @@ def set_up_logging(settings: Settings, *, as_json: bool) -> None:
     if as_json:  # elsewhere, whoever reads the log wrote the prompt
         logging.getLogger("wan_engine.prompts.text").setLevel(logging.WARNING)
     logs.set_up(settings, logging.StreamHandler(), formatter, replace=True)
+    logs.redact_runpods(secrets)
 
 
 def report_unhealthy(why: str) -> None:

@@ -90,3 +90,26 @@ def test_the_buckets_keys_are_secrets() -> None:
 
 def test_a_short_key_does_not_blot_out_words() -> None:
     assert logs.secrets_of(Settings(bucket_access_key_id="test")) == ()
+
+
+@pytest.mark.parametrize("endpoint", ["", "abc123"])
+def test_what_runpods_sdk_prints_itself_is_redacted_too(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own this would be at DEBUG by RUNPOD_LOG_LEVEL."""
+    from runpod.serverless.modules import rp_job
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    monkeypatch.setenv("RUNPOD_ENDPOINT_ID", endpoint)
+    monkeypatch.setattr(RunPodLogger(), "level", "DEBUG", raising=False)
+    monkeypatch.setattr(RunPodLogger(), "__class__", RunPodLogger)
+    for _ in range(2):  # each set-up of the log does it
+        logs.redact_runpods(["AKIDEXAMPLE"])
+    for log in (rp_job.log, RunPodLogger()):
+        log.debug(
+            f"Run handler returned: {{'video_url': '{SIGNED}', 'by': 'AKIDEXAMPLE'}}", "job-1"
+        )
+        log.info("Finished.", "job-1")
+    told = capsys.readouterr().out
+    assert told.count("https://store.example/clips/a.mp4?...'") == 2 and told.count("Finished") == 2
+    assert "AKID" not in told and "0f1e2d3c" not in told and "job-1" in told

@@ -72,6 +72,18 @@ class RunpodFormatter(RedactingFormatter):
         return json.dumps({"requestId": self._job_id(), "message": message, "level": level})
 
 
+def redact_runpods(secrets: Iterable[str]) -> None:
+    """The Runpod SDK prints its lines itself, at DEBUG each job's result with its signed URL."""
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    class Redacting(RunPodLogger):  # type: ignore[misc]
+        def log(self, message: object, *args: object, **named: object) -> None:
+            super().log(redact(str(message), kept), *args, **named)
+
+    kept = tuple(secrets)
+    RunPodLogger().__class__ = Redacting  # there is one, which each of its modules has already
+
+
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """The credentials that these settings hold."""
     values = (getattr(settings, field) for field in _SECRET_FIELDS)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from tests.gateway.conftest import Listening, Serve, _until, free_port, gateway_process, wish
 from tests.gateway.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
+from wan_engine.gateway import connection as connection_module
 from wan_engine.gateway.budget import Connections, Deadline, Held, InFlight, Pace
 from wan_engine.gateway.problems import Problem
 
@@ -55,6 +57,34 @@ def test_a_head_that_does_not_end_is_408(listen: Listen, sent: bytes) -> None:
 def test_a_connection_on_which_nothing_is_asked_is_closed(listen: Listen) -> None:
     with ExitStack() as stack:
         assert answer(connected(listen(head_seconds=0.3), stack)) == b""
+
+
+def test_a_second_head_that_does_not_end_does_not_take_the_first_answer(listen: Listen) -> None:
+    listening = listen(head_seconds=0.2)
+    listening.backend.hold()
+    timer = threading.Timer(1, listening.backend.release)
+    timer.start()
+    body = json.dumps({"input": wish()}).encode()
+    with ExitStack() as stack:
+        connection = connected(listening, stack)
+        head = f"POST {BASE}/runsync HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body + b"GET /he")
+        assert b'"status":"COMPLETED"' in answer(connection)
+    timer.join()
+
+
+def test_a_caller_that_does_not_read_its_answers_is_cut(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "_UNREAD_SECONDS", 0.3)
+    listening = listen(body_rate=1e9)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", int(listening.url.rpartition(":")[2])))
+        connection.settimeout(10)
+        with pytest.raises(ConnectionError):  # a timeout would be another error
+            for _ in range(100_000):
+                connection.sendall(asked("GET", "/openapi.json") * 4)
 
 
 def test_a_second_head_has_the_same_time_as_the_first(listen: Listen) -> None:

@@ -29,6 +29,8 @@ _LINGER_MAX_BYTES = 2**20  # after a refusal, so that its text arrives before th
 _LINGER_SECONDS = 2.0
 _AFTER_GUARD_SECONDS = 2.0  # the guard refuses a slow body first, in its door's words
 
+_UNREAD_SECONDS = 60.0  # beside what the bytes of an answer that wait may take
+
 _Stage = Literal["idle", "head", "body", "answer", "refused"]
 
 
@@ -49,6 +51,7 @@ class _Connection(HttpToolsProtocol):
 
     _stage: _Stage = "head"
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _refusal: _Refused | None = None
     _beside = 0  # bytes of this request that are not of its body
     _accounted = 0  # bytes of this read that are of a body or what chunks need
@@ -62,6 +65,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # whatever waits is told to `pause_writing`
         self.connections_open.enter(self._address)
         crowd = self.connections_open.crowd(self._address)
         if crowd > 2:
@@ -73,6 +77,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_unread()
         self.connections_open.leave(self._address)
         super().connection_lost(exc)
 
@@ -172,10 +177,30 @@ class _Connection(HttpToolsProtocol):
         self._start_timer(self.pace.head_seconds, self._end_head)
 
     def _end_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete and not self.pipeline:
+            self.cycle.keep_alive = False  # the request before is answered, and is the last one
+            return
         if self._heard:
             self._refuse(_Refused(408, "The head of the request took too long."))
         else:
             self.transport.close()
+
+    def pause_writing(self) -> None:
+        """A caller that does not read its answer would keep the connection for ever, closed or
+        not."""
+        super().pause_writing()
+        seconds = _UNREAD_SECONDS + self.transport.get_write_buffer_size() / self.pace.body_rate
+        self._stop_unread()
+        self._unread = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _look_at_body(self) -> None:
         now = self.loop.time()
