@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from wan_engine import faults
-from wan_engine.errors import ConfigurationError, EncodeFailed, EngineError
+from wan_engine.errors import ConfigurationError, EncodeFailed, EngineError, InvalidMedia
 
 NO_MEMORY = [
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 23.6 GiB",
@@ -138,3 +138,12 @@ def test_a_gpu_answers() -> None:
     torch = pytest.importorskip("torch")
     torch.ones(1, device="cuda")
     assert faults.device_answers("cuda")
+
+
+def test_a_strangers_words_are_no_fault_of_the_device() -> None:
+    """An image server may answer whatever it likes."""
+    error = ConnectionError("Connection aborted.", "CUDA error: illegal memory access")
+    assert not faults.is_device_fault(error)
+    outer = InvalidMedia("image", "the connection failed")
+    outer.__cause__ = error
+    assert not faults.is_device_fault(outer)

@@ -73,7 +73,9 @@ def is_device_fault(error: BaseException) -> bool:
     """Whether the accelerator or one of its libraries failed, here or in what this was raised
     from, for another reason than memory."""
     return any(
-        (_named(one, "AcceleratorError") or _DEVICE.search(str(one)) is not None)
+        # All that torch and Triton raise; a stranger's words come in other kinds.
+        isinstance(one, RuntimeError)
+        and (_named(one, "AcceleratorError") or _DEVICE.search(str(one)) is not None)
         and not is_out_of_memory(one)
         for one in _chain(error)
         if not isinstance(one, EngineError)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from tests.families.lora_files import (
     BIAS,
@@ -37,6 +38,7 @@ from tests.families.lora_files import (
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
 from wan_engine.weights import LoraWeights
+from wan_engine.weights.lora_file import Adapter, read_header
 from wan_engine.weights.lora_keys import shown
 
 REFUSED: dict[str, tuple[Tensors, str]] = {
@@ -284,3 +286,27 @@ def test_each_weight_of_any_file_is_used_or_named(
         of_weight = set(change.keys) - of_bias - {"alpha", "rank"}
         wanted |= ({change.weight} if of_weight else set()) | ({change.bias} if of_bias else set())
     assert moved == wanted
+
+
+def test_a_pattern_of_pefts_is_a_regular_expression() -> None:
+    adapter = Adapter(2.0, 2, {r"blocks\.\d+\.attn1\.to_q": 16.0, "to_k": 4.0})
+    assert adapter.factor(["blocks.0.attn1.to_q"], 2) == 8.0
+    assert adapter.factor(["base_model.model.blocks.3.attn1.to_k"], 2) == 2.0
+    assert adapter.factor(["blocks.0.attn1.to_v"], 2) == 1.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"r": 1e999, "lora_alpha": 1}',
+        '{"r": 1, "lora_alpha": 1, "alpha_pattern": {"(": 2}}',
+        '{"r": 1, "lora_alpha": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+    ids=["infinite", "no expression", "deep"],
+)
+def test_what_an_adapter_says_is_read_or_refused_in_words(tmp_path: Path, config: str) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({"blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 8)}, path)
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(ConfigurationError, match="alpha cannot be read"):
+        read_header(path)

@@ -74,6 +74,7 @@ def test_a_process_that_cannot_start_says_all_that_is_missing(
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({"settings": settings}) + "\n")
         process.stdin.flush()
-        told = json.loads(process.stdout.readline())
+        lines = map(json.loads, process.stdout)
+        told = next(line for line in lines if line["told"] != "alive")
         assert (process.wait(20), told["told"]) == (1, "unusable")
     assert "- scratch: " in told["error"] and "- storage: " in told["error"]

@@ -92,7 +92,7 @@ def test_a_gateway_whose_lock_another_took_ends_and_no_job_is_rendered_twice(
     second, other = gateways.start("second")
     _until(lambda: len(gateways.renders()) >= 2)
     asked(postgres, CUT)
-    assert first.wait(30) == 1  # says why, and has ended its work
+    assert first.wait(90) == 1  # says why, and has ended its work
     _until(lambda: _answers(other), 60)
     with httpx.Client(base_url=other, timeout=30) as http:
 
@@ -120,7 +120,7 @@ def test_a_stopped_gateway_finds_its_jobs_taken_and_changes_none(
     _until(lambda: _answers(other), 60)
     os.kill(first.pid, signal.SIGCONT)
     _until(lambda: httpx.get(other + STATUS + job).json()["status"] == "COMPLETED", 60)
-    assert first.wait(30) == 1
+    assert first.wait(90) == 1
 
 
 def test_a_gateway_that_cannot_confirm_its_lock_stops_and_goes_on_when_it_can(

@@ -614,7 +614,8 @@ def stopped_after(seconds: float, folder: Path, control: Control) -> EngineError
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:
         open_audio(one_second(), folder, LIMITS, control)
-    assert seconds <= time.monotonic() - began < seconds + SOON_SECONDS
+    # A timer of the caller's has begun a little before.
+    assert seconds - 0.1 <= time.monotonic() - began < seconds + SOON_SECONDS
     assert not children()
     return caught.value
 

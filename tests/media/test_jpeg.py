@@ -137,3 +137,12 @@ def test_flat_blocks_at_the_end_are_no_sign_of_a_cut() -> None:
     for options in KINDS.values():
         data = encoded(grey, "JPEG", **options)
         assert not refused(data) and not refused(data[:-2])
+
+
+@pytest.mark.parametrize("numbers", [b"\0\0\0", b"\0\x3f\1", b"\1\x3f\0"])
+def test_what_only_progressive_pictures_say_counts_in_those_alone(numbers: bytes) -> None:
+    data = jpeg("waves", "baseline")
+    at = data.index(b"\xff\xda")
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+    odd = data[: end - 3] + numbers + data[end:]
+    assert np.array_equal(opened(odd), opened(data))

@@ -60,10 +60,10 @@ def test_a_stop_that_comes_before_its_job_is_kept_for_it(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.stop("early")
-    plane.wait_until(lambda: not plane.stops_wait, seconds=10)
+    plane.wait_until(lambda: not plane.stops_wait, seconds=60)
     plane.submit("early", {**good, "duration": 15, "size": "1080p"})
     plane.submit("after-early", good)
-    assert "output" in plane.result("after-early", seconds=30)
+    assert "output" in plane.result("after-early", seconds=60)
     assert plane.posts["early"].results == plane.posts["early"].progress == []
     assert "was stopped before it came" in worker.log_of("early")
     plane.submit("early", good)  # again, and nobody has stopped it this time
@@ -88,10 +88,14 @@ def test_an_api_that_is_away_costs_neither_a_core_nor_the_log(
         plane.come_back()
     plane.refusal = None
     plane.submit(f"after-{how}", {**good, "seed": "x"})
-    assert "seed" in plane.result(f"after-{how}", seconds=30)["error"]
+    assert "seed" in plane.result(f"after-{how}", seconds=60)["error"]
     if how == 204:  # there is no job, and none for as long as the poll would be held
         return
-    plane.wait_until(lambda: "answers again" in lines(worker)[-1], seconds=30)
+
+    def said_again() -> bool:
+        return any("answers again" in line for line in lines(worker)[before:])
+
+    plane.wait_until(said_again, seconds=60)
     assert 1 <= len(told) <= 2 and "Runpod does not answer" in told[0]  # the pings are on their own
 
 
@@ -150,11 +154,12 @@ def test_a_job_that_hangs_ends_its_worker_and_the_one_that_waits_is_not_blamed(
         plane.submit("hangs", {**good, "prompt": "hang"})
         plane.wait_until(lambda: ("denoise", "hangs") in plane.events, seconds=60)
         plane.submit("waits", good)
-        plane.wait_until(lambda: ("prepare", "waits") in plane.events, seconds=10)
+        plane.wait_until(lambda: ("prepare", "waits") in plane.events, seconds=60)
         hung = {"error": "The worker hung in denoise and had to end", "stopPod": True}
         assert plane.result("hangs") == hung
         assert plane.result("waits")["error"].endswith("under another job: send this one again")
-        assert worker.process.wait(20) == BROKEN_EXIT and worker.survivors() == []
+        assert worker.process.wait(60) == BROKEN_EXIT
+        plane.wait_until(lambda: worker.survivors() == [], seconds=60)
         text = worker.log.read_text()
         assert "job hangs hangs in denoise" in text
         assert "faulty_worker.py" in text.partition("hangs in denoise")[2]  # where it hung
@@ -172,4 +177,4 @@ def test_a_worker_that_is_frozen_ends_too(good: dict[str, Any], tmp_path: Path) 
         plane.submit("freezes", {**good, "prompt": "freeze"})
         assert worker.process.wait(90) == 1
         assert "faulty_worker.py" in worker.log.read_text()
-        plane.wait_until(lambda: worker.survivors() == [], seconds=20)  # nor does it ping
+        plane.wait_until(lambda: worker.survivors() == [], seconds=60)  # nor does it ping

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from wan_engine.control import Control
-from wan_engine.errors import InvalidMedia
+from wan_engine.errors import EngineError, InvalidMedia
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +267,11 @@ def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator
     try:
         yield
     except (OSError, ValueError, HTTPException, HTTPError, *_CONFUSED) as error:
-        line.left()
+        try:
+            line.left()
+        except (EngineError, _Refused) as ended:
+            # Without what a stranger's server said: nothing is to be read out of that.
+            raise ended from None
         if isinstance(error, SSLError):
             why, kind = "the secure connection failed", _Refused
         elif isinstance(error, ContentDecodingError):

@@ -23,6 +23,7 @@ _MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]")
 _END = b"\xff\xd9"
 _SCAN, _HUFFMAN, _EXTENSION, _ARITHMETIC = 0xDA, 0xC4, 0xC8, 0xCC
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_HUFFMAN, _EXTENSION, _ARITHMETIC}
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _COEFFICIENTS = 64
 _PADDING_BYTES = 8
 _ROWS = 256  # compared at a time
@@ -39,6 +40,7 @@ class Outline:
     """Where the end marker is, or belongs."""
     has_end: bool = False
     last_scan: int = 0
+    _progressive: bool = False
     _missing: dict[int, list[bool]] = field(default_factory=dict)
 
     @property
@@ -46,16 +48,19 @@ class Outline:
         """Whether all bits of all coefficients of all components have had their scan."""
         return bool(self._missing) and not any(map(any, self._missing.values()))
 
-    def frame(self, segment: bytes) -> None:
+    def frame(self, marker: int, segment: bytes) -> None:
+        self._progressive = marker in _PROGRESSIVE
         for component in segment[8 : 8 + 3 * segment[7] : 3]:
             self._missing[component] = [True] * _COEFFICIENTS
 
     def scan(self, segment: bytes) -> None:
         """ITU T.81, B.2.3: components, then first and last coefficient and the bits still kept
-        back."""
+        back, which decoders read of progressive pictures alone."""
         self.scans += 1
         count = segment[2]
         first, last, bits = segment[3 + 2 * count : 6 + 2 * count]
+        if not self._progressive:
+            first, last, bits = 0, _COEFFICIENTS - 1, 0
         for component in segment[3 : 3 + 2 * count : 2]:
             coefficients = range(first, min(last, _COEFFICIENTS - 1) + 1)
             for coefficient in coefficients if bits & 0x0F == 0 else ():
@@ -72,7 +77,7 @@ def outline(data: bytes) -> Outline:
             found.end, found.has_end = at - len(_END), True
             return found
         if marker in _FRAMES:
-            found.frame(segment)
+            found.frame(marker, segment)
         elif marker == _SCAN:
             found.scan(segment)
             found.last_scan = at

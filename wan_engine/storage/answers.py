@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from wan_engine.errors import StorageFailed
 from wan_engine.storage.records import NOT_STORED
 
+_FOR_NOW = (408, 429)
+_FOR_NOW_SAID = ("RequestTimeout", "SlowDown", "TooManyRequests", "RequestTimeTooSkewed")
+"""Answers below 500 that are no refusal: the store is busy, or a clock is wrong, maybe ours."""
+
 
 class BucketFailed(StorageFailed):
     """`why` is for the caller, `advice` for the operator; `said` is the store's own error code and
@@ -34,7 +38,9 @@ class BucketFailed(StorageFailed):
     @property
     def refused(self) -> bool:
         """Whether the store has understood, and asking again changes nothing."""
-        return 300 <= self.status < 500
+        return 300 <= self.status < 500 and not (
+            self.status in _FOR_NOW or self.said in _FOR_NOW_SAID
+        )
 
 
 _ADVICE = {

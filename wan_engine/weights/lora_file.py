@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,14 +48,20 @@ class Adapter:
 
     alpha: float | None = None
     rank: int | None = None
-    alphas: Mapping[str, float] = field(default_factory=dict)  # by the end of a layer's name
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by a pattern of a layer's name
     root: bool = False  # rank-stabilised: alpha is divided by the root of the rank
 
     def factor(self, names: Iterable[str], rank: int | None) -> float:
         """What the product of a layer without an alpha of its own is multiplied by. `names` are the
         layer's; `rank` is that of its matrices, None where they are whole."""
-        ends = (end for end in self.alphas for name in names if f".{name}".endswith(f".{end}"))
-        found = next(ends, None)
+        known = list(names)
+        # As peft does (`get_pattern_key`): a regular expression for the end of a name.
+        fits = (
+            pattern
+            for pattern in self.alphas
+            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in known)
+        )
+        found = next(fits, None)
         alpha = self.alpha if found is None else self.alphas[found]
         divisor = rank or self.rank
         if alpha is None or divisor is None:
@@ -150,10 +157,16 @@ def _adapter(path: Path, metadata: Mapping[str, str]) -> Adapter:
         return Adapter(
             None if alpha is None else float(alpha),
             int(config["r"]) if config.get("r") else None,
-            {str(end): float(one) for end, one in (config.get("alpha_pattern") or {}).items()},
+            {
+                re.compile(str(pattern)).pattern: float(one)
+                for pattern, one in (config.get("alpha_pattern") or {}).items()
+            },
             bool(config.get("use_rslora")),
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, TypeError, AttributeError),
+        *(OverflowError, RecursionError, re.error),
+    ) as error:
         raise ConfigurationError(
             f"{path.name} cannot be fused: what it says of its alpha cannot be read ({error})"
         ) from error

@@ -284,7 +284,8 @@ def _incomplete(of: Mapping[str, Tensor]) -> str:
         f"lokr_w{one}" in of or {f"lokr_w{one}_a", f"lokr_w{one}_b"} <= set(of) for one in "12"
     ):
         return "it is a LoKr without all of its matrices"
-    if "magnitude" in of and ("down" not in of or "weight" in of):
+    others = any(role in _LOHA or role.startswith("lokr") for role in of)
+    if "magnitude" in of and ("down" not in of or "weight" in of or others):
         return "it is a DoRA over something else than a low-rank pair"
     if math.prod(of["lokr_w1"].shape[2:] if "lokr_w1" in of else ()) != 1:
         return "it is a LoKr whose first matrix has more than two axes"
