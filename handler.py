@@ -11,10 +11,14 @@ import os
 import signal
 
 if __name__ == "__main__":
-    # At once: the imports take seconds and the weights minutes, in which no job can be lost; and
-    # the kernel keeps from a first process (PID 1) what it has no handler for. Then the SDK's come.
+    # At once: the imports take seconds and the weights minutes, in which no job can be lost. The
+    # kernel ends a process even where Python is busy, but not the first one (PID 1), to which only
+    # what it has a handler for is given. Then the SDK's come.
     for _number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(_number, lambda number, _frame: os._exit(128 + number))
+        signal.signal(
+            _number,
+            signal.SIG_DFL if os.getpid() != 1 else lambda number, _frame: os._exit(128 + number),
+        )
 
 import asyncio
 import logging

@@ -39,6 +39,7 @@ _GATEWAY = (
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
     *("audio_max_bytes", "fetch_seconds", "scratch_min_gb", "progress_seconds"),
+    "lora_unused",
 )
 """Runpod's templates hold 50 variables. These are as the hosted API has them, and can be added to
 an endpoint by hand."""

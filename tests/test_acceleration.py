@@ -205,6 +205,19 @@ def test_what_no_compiler_is_there_for_is_not_compiled(spec: ModelSpec) -> None:
         chosen(spec, card, bare, compile="required")
 
 
+@every_row
+@pytest.mark.parametrize("wanted", ["on", "required"])
+@pytest.mark.parametrize("gpu", [Gpu("RTX 4090", 25.3, (8, 9)), Gpu("H200", 150.1, (9, 0))])
+def test_compiled_blocks_that_are_asked_for_need_no_second_setting(
+    spec: ModelSpec, gpu: Gpu, wanted: Any
+) -> None:
+    recipe, reason = choose(spec, gpu, Settings(compile=wanted), LARGE)
+    if wanted == "required":
+        assert (recipe.compiled, recipe.offload) == (True, "none")
+    assert recipe.compiled == (recipe.offload == "none")
+    assert ("blocks run uncompiled, slower: offload" in reason) != recipe.compiled
+
+
 def test_a_machine_that_is_too_small_is_tried_all_the_same_and_says_so() -> None:
     recipe, reason = choose(
         CATALOG["wan2.2-i2v-a14b"], Gpu("RTX 3050", 8.6, (8, 6)), Settings(), LARGE

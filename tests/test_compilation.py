@@ -65,6 +65,24 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
     assert "is not kept" in caplog.text
 
 
+def test_torch_without_a_place_for_its_code_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "torch.bin"
+    started(path, tmp_path / "first")
+    (tmp_path / "file").touch()
+    program = "import sys; from wan_engine.compilation import Kept; from pathlib import Path\n"
+    program += "kept = Kept(Path(sys.argv[1])); kept.keep(); print(kept.found)"
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "False\n", done.stderr
+    assert "cannot be used: compiling anew" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("gpu", "recipe"),
     [

@@ -32,6 +32,7 @@ from wan_engine.acceleration import Gpu, Recipe
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import (
     Cancelled,
+    CompileFailed,
     ConfigurationError,
     DeadlineExceeded,
     DiskFull,
@@ -801,6 +802,64 @@ def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
     )
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list(tmp_path.glob("outputs/*.mp4")) == []
+
+
+def test_required_compiling_is_not_given_up_for_memory(
+    engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
+) -> None:
+    card = small_card("transformer", ("stream", "moved"))
+    engine.settings = engine.settings.model_copy(update={"compile": "required"})
+    engine.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
+    with pytest.raises(OutOfMemory, match="too little GPU memory"):
+        engine.generate(request_for())
+    assert card.tried == [MOVED]
+
+
+def test_a_compiler_that_cannot_even_be_imported_is_done_without(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/tmp/torchinductor_wan")
+
+    monkeypatch.setattr("diffusers.WanTransformer3DModel.compile_repeated_blocks", fails)
+    engine.recipe = replace(engine.recipe, compiled=True)
+    engine.load()
+    assert not engine.recipe.compiled
+    assert "uncompiled, slower: PermissionError" in engine.recipe_reason
+    assert "uncompiled, slower: PermissionError" in caplog.text
+    engine._family = None
+    engine.settings = engine.settings.model_copy(update={"compile": "required"})
+    engine.recipe = replace(engine.recipe, compiled=True)
+    with pytest.raises(CompileFailed):
+        engine.load()
+
+
+def test_what_compiles_at_first_and_not_in_a_later_job_is_done_without(
+    engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By torch's own tracer, and a back end that breaks."""
+    eager = frame_hashes(local(engine.generate(request_for()).video_url))
+    broken = threading.Event()
+    compiled = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        if broken.is_set():
+            raise OSError(28, "No space left on device")
+        compiled.append(graph)
+        return graph.forward
+
+    family: Any = engine.load()
+    for expert in (family.pipeline.transformer, family.pipeline.transformer_2):
+        expert.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=backend)
+    family._compiled, engine.recipe = True, replace(engine.recipe, compiled=True)
+    engine.generate(request_for())
+    assert compiled and engine.recipe.compiled and "compiling failed" not in caplog.text
+    torch.compiler.reset()
+    broken.set()
+    again = engine.generate(request_for())
+    assert frame_hashes(local(again.video_url)) == eager
+    assert not engine.recipe.compiled and "compiling failed: OSError" in caplog.text
+    assert "No space left on device" in engine.recipe_reason
 
 
 def test_a_failed_run_is_freed_before_the_next_recipe_is_loaded(

@@ -41,7 +41,7 @@ from wan_engine.outline import tables
 from wan_engine.paths import PathRefused
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
-from wan_engine.startup import Startup
+from wan_engine.startup import Startup, end_when_told
 from wan_engine.storage import LocalStorage
 from wan_engine.terminal import err, out, progress_bar
 
@@ -77,6 +77,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
+    end_when_told()
     if version:
         print(VERSION)
         raise typer.Exit

@@ -105,8 +105,8 @@ class Recipe:
         )
         yield (
             self.compiled and self.offload in ("stream", "layer"),
-            f"WAN_COMPILE is on and WAN_OFFLOAD is {self.offload}, which moves weights inside what "
-            "would be compiled. Set WAN_COMPILE=off, or WAN_OFFLOAD=none.",
+            f"WAN_COMPILE wants compiled blocks and WAN_OFFLOAD is {self.offload}, which moves "
+            "weights inside them. Set WAN_COMPILE=off, or WAN_OFFLOAD=none.",
         )
 
     def __str__(self) -> str:
@@ -180,7 +180,8 @@ def choose(
             why = f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
             return recipe, why + _not_compiled(spec, settings, host, recipe.offload)
     # Nothing fits by our figures: the leanest is tried, as figures err on the safe side.
-    return recipes[-1], f"{where} is little for {spec.name}: {lacking}"
+    why = f"{where} is little for {spec.name}: {lacking}"
+    return recipes[-1], why + _not_compiled(spec, settings, host, recipes[-1].offload)
 
 
 def _on_cpu(settings: Settings) -> tuple[Recipe, str]:
@@ -216,6 +217,8 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
         step_cache=settings.step_cache,
     )
     offloads: tuple[Offload, ...] = ("none", "stream", "layer")
+    if settings.compile == "required":
+        offloads = ("none",)  # the only one of them whose blocks can be compiled
     if settings.offload != "auto":
         offloads = (settings.offload,)
     for offload in offloads:
@@ -253,14 +256,16 @@ def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload)
 def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bool:
     if settings.compile == "auto":
         return not spec.built and offload == "none"
-    return settings.compile != "off"
+    # Where the offload is open, it may move what cannot be compiled then; where it is set, that is
+    # for the recipe to refuse.
+    return settings.compile != "off" and (settings.offload != "auto" or offload == "none")
 
 
 def _not_compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> str:
-    """The end of a recipe's reason, where it would be compiled if there were a compiler."""
-    if host.no_compiler is None or not _wants_compiled(spec, settings, offload):
-        return ""
-    return f"; {NOT_COMPILED}: {host.no_compiler}"
+    """The end of a recipe's reason, where blocks should have been compiled."""
+    if not _wants_compiled(spec, settings, offload):
+        return f"; {NOT_COMPILED}: offload {offload} moves them" if settings.compile == "on" else ""
+    return f"; {NOT_COMPILED}: {host.no_compiler}" if host.no_compiler is not None else ""
 
 
 def _require_nothing(settings: Settings, missing: str) -> None:

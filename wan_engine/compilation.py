@@ -53,8 +53,13 @@ class Kept:
             data = self._path.read_bytes()
         except OSError:
             return False
-        if torch.compiler.load_cache_artifacts(data) is None:  # it has logged why
-            log.warning("%s cannot be read: compiling anew", self._path)
+        try:
+            read = torch.compiler.load_cache_artifacts(data) is not None  # else it has logged why
+        except Exception:
+            log.warning("what torch makes of %s has no place", self._path, exc_info=True)
+            read = False
+        if not read:
+            log.warning("%s cannot be used: compiling anew", self._path)
             return False
         log.info("compiled code of an earlier start: %s, %d kB", self._path, len(data) // 1000)
         return True
@@ -65,7 +70,11 @@ class Kept:
             return
         import torch
 
-        artifacts = torch.compiler.save_cache_artifacts()
+        try:
+            artifacts = torch.compiler.save_cache_artifacts()
+        except Exception:
+            log.warning("torch does not give what it compiled", exc_info=True)
+            return
         if artifacts is None:  # nothing was compiled
             return
         data, half = artifacts[0], self._path.with_name(f".{uuid4().hex}.part")

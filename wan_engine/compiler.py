@@ -7,19 +7,23 @@ kernel; on the CPU it becomes C++. Both include Python's headers.
 from __future__ import annotations
 
 import ctypes
+import getpass
 import importlib.util
-import logging
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sysconfig
 import tempfile
 import traceback
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from wan_engine.environment import of_tools
-
-log = logging.getLogger(__name__)
+from wan_engine.errors import EngineError
+from wan_engine.faults import is_device_fault
 
 _SECONDS = 60
 _ANSWER = 42
@@ -34,6 +38,8 @@ int answer(void) {{ return {_ANSWER}; }}
 """
 _COMPILERS = ("/torch/_dynamo/", "/torch/_inductor/", "/triton/")
 _INSTALL = "install gcc, g++ and Python's headers"
+_NOT_LOADED = re.compile("kernel image|unsupported toolchain|PTX JIT", re.IGNORECASE)
+"""A kernel that the driver refuses to load, which leaves the device as it was."""
 
 
 class _Cannot(Exception):
@@ -52,7 +58,8 @@ def problem(device: str) -> str | None:
         else:
             if importlib.util.find_spec("triton") is None:
                 raise _Cannot("package triton is not installed")
-            _compile(_cc(), ".c", _triton_folder())
+            for folder in (_triton_folder(), _inductor_folder()):  # it writes into both
+                _compile(_cc(), ".c", folder)
     except _Cannot as error:
         return str(error)
     return None
@@ -80,7 +87,14 @@ def _triton_folder() -> Path:
 
 
 def _inductor_folder() -> Path:
-    return Path(of_tools("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
+    """Torch's own (torch/_inductor/runtime/cache_dir_utils.py)."""
+    if named := of_tools("TORCHINDUCTOR_CACHE_DIR"):
+        return Path(named)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name
+        user = f"uid_{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"torchinductor_{user}"
 
 
 def _compile(compiler: str, ending: str, parent: Path) -> None:
@@ -101,16 +115,26 @@ _OPTIONS = ("-O1", "-shared", "-fPIC", f"-I{sysconfig.get_paths()['include']}")
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        raise _Cannot(f"{command[0]} did not end within {_SECONDS} seconds") from error
     except OSError as error:
         raise _Cannot(f"{command[0]} cannot be run ({error.strerror})") from error
-    if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-        why = said[0].strip() if said else f"it ended with status {done.returncode}"
+    with process:
+        try:
+            _, told = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)  # gcc's work is done by others that it starts
+            raise _Cannot(f"{command[0]} did not end within {_SECONDS} seconds") from error
+    if process.returncode != 0:
+        said = [line for line in told.splitlines() if "error" in line.lower()]
+        why = said[0].strip() if said else f"it ended with status {process.returncode}"
         raise _Cannot(f"{command[0]} fails ({why}): {_INSTALL}")
 
 
@@ -125,12 +149,34 @@ def _load(library: Path) -> None:
         raise _Cannot("what is compiled gives wrong answers")
 
 
-def failed_in_compiled_code(error: BaseException | None) -> bool:
+def failed_in_compiled_code(error: BaseException) -> bool:
     """Whether `error`, or what caused it, was raised while blocks were compiled, or by what they
-    became: the types are many and not torch's alone (a C compiler, a disk, Triton)."""
-    while error is not None:
-        frames = traceback.walk_tb(error.__traceback__)
+    became: the types are many and not torch's alone (a C compiler, a disk, Triton). Not where the
+    device is broken, for then nothing else works either."""
+    if isinstance(error, EngineError):
+        return False
+    if is_device_fault(error) and not _NOT_LOADED.search(str(error)):
+        return False
+    current: BaseException | None = error
+    while current is not None:
+        frames = traceback.walk_tb(current.__traceback__)
         if any(part in frame.f_code.co_filename for frame, _ in frames for part in _COMPILERS):
             return True
-        error = error.__cause__ or error.__context__
+        current = current.__cause__ or current.__context__
     return False
+
+
+def reason(error: BaseException) -> str:
+    """The kind and the first line of what went wrong, and the last one of a compiler's output."""
+    error = getattr(error, "inner_exception", None) or error  # inductor's own tells little
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [type(error).__name__, *lines[:1]]
+    if "Output:" in lines[:-1]:
+        told.append(lines[-1])
+    return ": ".join(told)[:300]
+
+
+def leave_uncompiled(network: Any) -> None:
+    """Let the blocks of a network that were to be compiled run as they are."""
+    for module in network.modules():
+        module._compiled_call_impl = None

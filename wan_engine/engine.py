@@ -113,7 +113,7 @@ class Engine:
             log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
             clear_abandoned(self.settings)
             threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
-            self._family = self._or_leaner(self._load)
+            self._family = self._or_leaner(partial(self._or_eager, self._load))
             self.finish.load()
         return self._family
 
@@ -339,7 +339,8 @@ class Engine:
 
     def _become_leaner(self) -> None:
         recipe = acceleration.leaner(self.recipe)
-        if recipe is None:
+        uncompiled = recipe is not None and self.recipe.compiled and not recipe.compiled
+        if recipe is None or (uncompiled and self.settings.compile == "required"):
             raise OutOfMemory(self._too_little_memory())
         log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
         self._family = None
@@ -358,7 +359,8 @@ class Engine:
             why = failed.why
             log.warning("compiling failed: %s", why, exc_info=failed.__cause__)
         # Not in the handler above: what it holds of the failed run keeps that run's memory.
-        self.load().run_eagerly()
+        if self._family is not None:  # else it could not even be asked for
+            self._family.run_eagerly()
         self.recipe = replace(self.recipe, compiled=False)
         self.recipe_reason = f"{acceleration.NOT_COMPILED}: {why}"
         log.warning("recipe %s (%s)", self.recipe, self.recipe_reason)

@@ -134,8 +134,8 @@ class Settings(GatewaySettings):
     compile: Literal["auto", "on", "off", "required"] = Field(
         default="auto",
         description="Compile the transformers' blocks when they are first used. `auto`: where they "
-        "stay on a GPU. Where compiling fails they run as they are, with a warning; `required`: "
-        "the job fails",
+        "stay on a GPU; `on`: on a CPU too. Where compiling fails they run as they are, with a "
+        "warning; `required`: nothing starts, or the job fails",
     )
     compile_cache_dir: Path | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Where the seconds of a cold start go: from the start of this process, stage by stage.
+"""The start of a process: where its seconds go, stage by stage, and what ends it meanwhile.
 
 It does not know what the stages are.
 """
@@ -6,6 +6,7 @@ It does not know what the stages are.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,13 @@ from pathlib import Path
 _STAT = Path("/proc/self/stat")
 _IMPORTED = time.monotonic()
 _AGE_AT_IMPORT: float
+
+
+def end_when_told() -> None:
+    """Have SIGTERM end this process at once as the first one (PID 1) too, from which the kernel
+    keeps what it has no handler for; until a server sets its own."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
 
 
 def age_seconds() -> float:

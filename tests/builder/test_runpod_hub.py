@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builder import runpod_hub
-from builder.gpu_table import HOST
+from builder.gpu_table import CARDS, HOST
 from wan_engine import Engine, VideoRequest
 from wan_engine.acceleration import Gpu, choose, fits
 from wan_engine.catalog import CATALOG
@@ -112,7 +112,9 @@ def test_the_hubs_test_is_a_job_that_works_without_network_weights_and_bucket(
         monkeypatch.setenv(key, value)
     loaded = Settings.load()
     assert (loaded.model, loaded.storage) == ("wan-tiny", "local")
-    assert loaded.compile == "required"  # the Hub's card takes the way of real models
+    [card] = [card.gpu for card in CARDS if card.gpu.name in made["config"]["gpuTypeId"]]
+    recipe, _ = choose(CATALOG["wan-tiny"], card, loaded, HOST)
+    assert (loaded.compile, recipe.compiled) == ("required", True)  # the way of real models
     [test] = made["tests"]
     assert test["input"]["image"].startswith("data:") and test["timeout"] >= 300_000
     settings = make_settings(storage="local", render_area=3072, preset="superfast", compile="off")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,6 +199,29 @@ def test_kandinsky_enlarges_a_window_of_any_length_and_size(kandinsky: Path) -> 
     made = run(plan(3, render=(64, 48), target=(96, 72)), [grey(100)] * 3, network)
     assert made.shape == (3, 72, 96, 3)
     assert made.std() > 0  # random weights: texture
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_kandinsky_runs_uncompiled_where_compiling_fails(
+    kandinsky: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = plan(3, render=(64, 48), target=(96, 72)), [grey(100)] * 3
+    eager = run(*asked, upscale.load("kandinsky-sr", kandinsky, "cpu"))
+    network = upscale.load("kandinsky-sr", kandinsky, "cpu")
+    assert isinstance(network, upscale.KandinskySr)
+
+    def fails(*_: object) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    transformer = network._pipeline.transformer
+    transformer.compile_repeated_blocks = partial(
+        transformer.compile_repeated_blocks, backend=fails
+    )
+    network.compile()
+    assert np.array_equal(run(*asked, network), eager)
+    assert caplog.text.count("the upscaler runs uncompiled, slower and larger: RuntimeError") == 1
+    assert "Failed to find C compiler" in caplog.text
 
 
 def test_what_the_weights_are_decides(kandinsky: Path) -> None:

@@ -1,4 +1,5 @@
-"""The worker as the first process of a container (PID 1), told to end before it takes jobs."""
+"""The worker and the gateway as the first process of a container (PID 1), told to end before they
+take jobs."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,18 +20,19 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 SLOW = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "diffusers":
+        if name == os.environ["SLOW_IMPORT"]:
             Path("loading").touch()
             time.sleep(60)
 
 sys.meta_path.insert(0, Slow())
 """
-"""A `sitecustomize` in which the weights' library takes a minute to be read."""
+"""A `sitecustomize` in which one library takes a minute to be read: `diffusers` is that of the
+weights, `uvicorn` that of the gateway."""
 
 
 @pytest.fixture
@@ -38,37 +41,45 @@ def plane() -> Iterator[ControlPlane]:
         yield plane
 
 
-@pytest.fixture
-def worker(tmp_path: Path, plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
+@contextmanager
+def first_process(
+    folder: Path, *arguments: str, slow: str = "diffusers", **settings: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`unshare`, whose only child is Python as PID 1 of a namespace of its own."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SLOW)
     environment = {
         **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
-        **plane.environment(),
-        "PYTHONPATH": str(tmp_path / "site"),
+        "PYTHONPATH": f"{folder / 'site'}:{ROOT}",
+        "SLOW_IMPORT": slow,
         "WAN_MODEL": "wan-tiny",
         "WAN_SAFETY": "off",
         "WAN_STORAGE": "local",
-        "WAN_OUTPUT_DIR": str(tmp_path / "outputs"),
-        "WAN_CACHE_DIR": str(tmp_path / "cache"),
+        "WAN_OUTPUT_DIR": str(folder / "outputs"),
+        "WAN_CACHE_DIR": str(folder / "cache"),
+        **settings,
     }
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *user, "--pid", "--fork", "--mount-proc"]
-    with (tmp_path / "log").open("wb") as log:
+    command = ["unshare", *user, "--pid", "--fork", "--mount-proc", "--kill-child"]
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, sys.executable, str(ROOT / "handler.py")],
+            [*command, sys.executable, *arguments],
             env=environment,
-            cwd=tmp_path,
+            cwd=folder,
             stdout=log,
             stderr=log,
         )
     try:
         yield process
     finally:
-        for pid in children(process):
-            os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
+    with first_process(tmp_path, str(ROOT / "handler.py"), **plane.environment()) as process:
+        yield process
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
@@ -111,3 +122,22 @@ def test_it_ends_while_it_imports(
     os.kill(first, signal.SIGTERM)
     assert worker.wait(20) == 128 + signal.SIGTERM
     assert plane.polls == 0
+
+
+SERVE = ("-m", "wan_engine", "serve", "--port", "0")
+
+
+def test_the_gateway_ends_while_it_imports(tmp_path: Path) -> None:
+    with first_process(tmp_path, *SERVE, slow="uvicorn") as gateway:
+        until(lambda: (tmp_path / "loading").exists())
+        [first] = children(gateway)
+        os.kill(first, signal.SIGTERM)
+        assert gateway.wait(20) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
+
+
+def test_the_gateway_ends_while_its_engine_loads(tmp_path: Path) -> None:
+    with first_process(tmp_path, *SERVE) as gateway:
+        until(lambda: (tmp_path / "loading").exists())
+        [first] = children(gateway)
+        os.kill(first, signal.SIGTERM)
+        assert gateway.wait(40) == 0, (tmp_path / "log").read_text()

@@ -23,14 +23,14 @@ from PIL import Image
 from wan_engine import memory
 from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
-from wan_engine.compiler import failed_in_compiled_code
-from wan_engine.errors import CompileFailed, EngineError, OutOfMemory
+from wan_engine.compiler import failed_in_compiled_code, reason
+from wan_engine.errors import CompileFailed, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.lora import fuse_loras, plans_for
 from wan_engine.families.placement import apply, run_eagerly
 from wan_engine.families.text import PromptEncoder
-from wan_engine.faults import is_device_fault, is_out_of_memory
+from wan_engine.faults import is_out_of_memory
 from wan_engine.finite import require_finite
 from wan_engine.media.video import Frames
 from wan_engine.schema import Carry, SegmentInput
@@ -163,12 +163,9 @@ class ImageToVideo:
         except Exception as error:
             if is_out_of_memory(error):
                 raise _out_of_memory(spec) from error
-            if not self._compiled or isinstance(error, EngineError) or is_device_fault(error):
+            if not self._compiled or not failed_in_compiled_code(error):
                 raise
-            if not failed_in_compiled_code(error):
-                raise
-            why = str(error).strip().partition("\n")[0]
-            raise CompileFailed(f"{type(error).__name__}: {why}") from error
+            raise CompileFailed(reason(error)) from error
         finally:
             for hook in hooks:
                 hook.remove()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from wan_engine.acceleration import Recipe
+from wan_engine.compiler import leave_uncompiled, reason
+from wan_engine.errors import CompileFailed
 from wan_engine.families import attention8
 from wan_engine.families.convolution import use_onednn
 from wan_engine.families.float8 import convert_blocks
@@ -39,14 +41,21 @@ def apply(pipeline: Any, recipe: Recipe) -> None:
     if recipe.compiled:
         for expert in experts(pipeline):
             # Pictures have many shapes: one graph with the number of tokens left open serves all.
-            expert.compile_repeated_blocks(fullgraph=recipe.step_cache is None, dynamic=True)
+            _compile(expert, fullgraph=recipe.step_cache is None, dynamic=True)
+
+
+def _compile(expert: Any, **options: bool) -> None:
+    """Have blocks compiled when they are first called. Raises `CompileFailed`."""
+    try:
+        expert.compile_repeated_blocks(**options)
+    except Exception as error:  # torch's compiler makes folders when it is imported
+        raise CompileFailed(reason(error)) from error
 
 
 def run_eagerly(pipeline: Any) -> None:
     """Let blocks that were to be compiled run as they are."""
     for expert in experts(pipeline):
-        for module in expert.modules():
-            module._compiled_call_impl = None
+        leave_uncompiled(expert)
     torch.compiler.reset()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +33,6 @@ def serve(
     if not settings.api_keys:
         _check_keyless(settings, host)
         log.warning("no WAN_API_KEYS: only programs of this machine are answered")
-    # Until uvicorn's: as a first process (PID 1) it would be deaf while it opens its database.
-    signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     try:
         asyncio.run(_serve(settings, host, port, open_backend))
     except asyncio.CancelledError:

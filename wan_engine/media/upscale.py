@@ -8,6 +8,7 @@ the packages are imported when they are used; weights come from a path that the 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from wan_engine import compiler
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.faults import is_out_of_memory
@@ -32,6 +34,7 @@ from wan_engine.weights import missing_files
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 Upscaling = Literal["lanczos", "realesrgan", "kandinsky-sr", "native"]
 
 _STAGE = "upscale"
@@ -269,8 +272,23 @@ class KandinskySr:
             str(weights), dtype=dtype, local_files_only=True
         ).to(self.device)
         self._pipeline.set_progress_bar_config(disable=True)
+        self._compiled = False
         if cuda:  # eager flex attention holds the whole attention matrix
+            self.compile()
+
+    def compile(self) -> None:
+        """Have the blocks compiled when they are first called. Where that fails, then or now, they
+        run as they are, with a warning."""
+        try:
             self._pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+            self._compiled = True
+        except Exception as error:  # noqa: BLE001 - torch's compiler raises almost anything
+            self._run_eagerly(error)
+
+    def _run_eagerly(self, failed: Exception) -> None:
+        log.warning("the upscaler runs uncompiled, slower and larger: %s", compiler.reason(failed))
+        compiler.leave_uncompiled(self._pipeline.transformer)
+        self._compiled = False
 
     def enlarge(self, frames: torch.Tensor, scale: float) -> torch.Tensor:
         """By 2, 2.25 or 4, whichever is enough. The last frames are repeated to 1 + 4k."""
@@ -283,17 +301,32 @@ class KandinskySr:
         most = max(max(size) for size in self._pipeline.transformer_tile_sizes)
         smallest = most // (2 if factor == 2.25 else factor)
         edges = (0, max(0, smallest - width), 0, max(0, smallest - height))
-        output = self._pipeline(
-            video=pad(frames, edges, mode="replicate")[None],
-            resolution_scale=factor,
-            num_inference_steps=2,
-            generator=torch.Generator().manual_seed(0),  # each window with the same noise
-            output_type="pt",
-        )
-        made: torch.Tensor = output.frames[0][:count]
+        padded = pad(frames, edges, mode="replicate")[None]
+        made = self._enlarged(padded, factor)[:count]
         inner_height = round(made.shape[2] * height / (height + edges[3]))
         inner_width = round(made.shape[3] * width / (width + edges[1]))
         return made[:, :, :inner_height, :inner_width]
+
+    def _enlarged(self, video: torch.Tensor, factor: float) -> torch.Tensor:
+        import torch
+
+        try:
+            output = self._pipeline(
+                video=video,
+                resolution_scale=factor,
+                num_inference_steps=2,
+                generator=torch.Generator().manual_seed(0),  # each window with the same noise
+                output_type="pt",
+            )
+        except Exception as error:
+            compiling = self._compiled and compiler.failed_in_compiled_code(error)
+            if is_out_of_memory(error) or not compiling:
+                raise
+            self._run_eagerly(error)
+        else:
+            made: torch.Tensor = output.frames[0]
+            return made
+        return self._enlarged(video, factor)
 
 
 def _check_kandinsky(folder: Path) -> None:
