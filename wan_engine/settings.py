@@ -72,7 +72,7 @@ class Settings(GatewaySettings):
     )
     cache_dir: Path = Field(
         default=Path("~/.cache/wan_engine"),
-        description="Where the tiny checkpoints are kept once built",
+        description="Where the tiny checkpoints are kept once built, and what clips took",
     )
     lora: tuple[Lora, ...] = Field(
         default=(),

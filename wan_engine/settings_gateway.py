@@ -53,7 +53,7 @@ class GatewaySettings(BaseSettings):
         "for the keys, by weight; the other half is for whoever comes first",
     )
     job_starts: int = Field(
-        default=3, ge=1, description="How often a job is begun whose worker dies, until it fails"
+        default=3, ge=1, description="How often a job may end its worker, until it fails"
     )
     keep_jobs_days: float = Field(
         default=7, gt=0, description="How long the gateway keeps a job that has ended, in days"

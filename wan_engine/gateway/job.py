@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from wan_engine.control import Progress
 from wan_engine.errors import InvalidRequest
 from wan_engine.schema import VideoRequest
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
-STATES: tuple[State, ...] = get_args(State)
 FINAL: tuple[State, ...] = ("completed", "failed", "cancelled", "expired")
 RETRYABLE: tuple[State, ...] = ("failed", "expired")
 
