@@ -10,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from tests.gateway.test_jobs import ended, running_one, submitted
+from wan_engine.gateway.readiness import Readiness
+from wan_engine.settings import Settings
 
 BASE = "/v2/wan-2-6-i2v"
 
@@ -112,3 +114,23 @@ def test_it_is_not_ready_where_no_clip_could_be_stored_and_ready_again_once_it_c
             assert (await served.http.get("/readyz")).status_code == 200
 
     asyncio.run(line())
+
+
+def test_what_fails_stays_failing_while_it_is_looked_at_again(tmp_path: Path) -> None:
+    readiness = Readiness(Settings(output_dir=tmp_path, scratch_min_gb=1e9), here=True)
+    [disk, _] = readiness._looks
+    seen: list[list[str]] = []
+    check = disk.check
+
+    def look() -> object:
+        seen.append(readiness.lacking())
+        return check()
+
+    disk.check = look
+
+    async def line() -> None:
+        for _ in range(2):
+            await readiness._look(disk)
+
+    asyncio.run(line())
+    assert seen == [[], ["there is no room for a job's files"]]

@@ -59,17 +59,18 @@ class Readiness:
             await asyncio.sleep(_DISK_SECONDS)
 
     async def _look(self, look: _Look) -> None:
-        before, look.failing = look.failing, False
+        before, failing = look.failing, False
         try:
             await asyncio.to_thread(look.check)
         except EngineError as error:
-            look.failing = True
+            failing = True
             if not before:
                 log.error("not ready: %s: %s", look.lacking, error)
         except Exception:
-            look.failing = True
+            failing = True
             log.exception("not ready: %s", look.lacking)
-        if before and not look.failing:
+        look.failing = failing  # not before: a look may take a minute
+        if before and not failing:
             log.info("ready again: it is over that %s", look.lacking)
 
     def _scratch(self) -> object:
