@@ -136,9 +136,9 @@ def test_a_worker_whose_device_is_broken_takes_no_other_job_and_ends(
     plane.submit("next", good)
     result = plane.result("broken")
     assert result["error"].startswith("Internal error, reference ") and result["stopPod"] is True
-    assert worker.process.wait(20) == BROKEN_EXIT
+    assert worker.process.wait(60) == BROKEN_EXIT
     assert "next" not in plane.taken
-    assert processes_of(worker.process.pid) == []
+    plane.wait_until(lambda: processes_of(worker.process.pid) == [], seconds=60)
     assert "this worker ends: The worker's device broke" in worker.log.read_text()
 
 
