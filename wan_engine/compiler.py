@@ -23,7 +23,7 @@ from typing import Any
 
 from wan_engine.environment import of_tools
 from wan_engine.errors import EngineError
-from wan_engine.faults import is_device_fault
+from wan_engine.faults import chain, is_device_fault
 
 _SECONDS = 60
 _ANSWER = 42
@@ -157,13 +157,12 @@ def failed_in_compiled_code(error: BaseException) -> bool:
         return False
     if is_device_fault(error) and not _NOT_LOADED.search(str(error)):
         return False
-    current: BaseException | None = error
-    while current is not None:
-        frames = traceback.walk_tb(current.__traceback__)
-        if any(part in frame.f_code.co_filename for frame, _ in frames for part in _COMPILERS):
-            return True
-        current = current.__cause__ or current.__context__
-    return False
+    return any(
+        part in frame.f_code.co_filename
+        for one in chain(error)
+        for frame, _ in traceback.walk_tb(one.__traceback__)
+        for part in _COMPILERS
+    )
 
 
 def reason(error: BaseException) -> str:

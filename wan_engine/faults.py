@@ -44,7 +44,7 @@ _FAULTS_IN_A_ROW = 3
 a library that fails at every job has its own state in this process."""
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -77,7 +77,7 @@ def is_device_fault(error: BaseException) -> bool:
         isinstance(one, RuntimeError)
         and (_named(one, "AcceleratorError") or _DEVICE.search(str(one)) is not None)
         and not is_out_of_memory(one)
-        for one in _chain(error)
+        for one in chain(error)
         if not isinstance(one, EngineError)
     )
 
