@@ -24,7 +24,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wan_engine.control import Control
-from wan_engine.errors import Cancelled, DeadlineExceeded, EngineError, InvalidMedia
+from wan_engine.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EncodeFailed,
+    EngineError,
+    InvalidMedia,
+)
 from wan_engine.media import audio
 from wan_engine.media.audio import SAMPLE_RATE_HZ, AudioLimits, open_audio
 from wan_engine.schema import AudioTrack
@@ -672,3 +678,15 @@ def test_samples_that_are_not_numbers_are_refused(tmp_path: Path, size: int, val
             continue
         with pytest.raises(InvalidMedia, match="not numbers"):
             open_audio(wav, tmp_path, LIMITS, Control())
+
+
+@pytest.mark.parametrize("end", ["kill -9 $$", "echo No space left on device >&2; exit 1"])
+def test_what_this_machine_lacks_is_not_told_of_the_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("wan_engine.media.ffmpeg.executable", lambda: str(program))
+    with pytest.raises(EncodeFailed, match="The sound could not be decoded"):
+        open_audio(one_second(), tmp_path, LIMITS, Control())

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wan_engine.control import Control
-from wan_engine.errors import InvalidMedia
+from wan_engine.errors import EncodeFailed, InvalidMedia
 from wan_engine.media import ffmpeg, mp3
 from wan_engine.schema import AudioTrack
 
@@ -36,7 +36,7 @@ class AudioLimits:
 
 def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control) -> AudioTrack:
     """Decode a WAV or MP3 into `folder`. Raises `InvalidMedia` for anything else, or if too
-    long."""
+    long, and `EncodeFailed` where this machine is to blame."""
     kind, sound = _sound(data)
     source, decoded = folder / f"audio.{kind}", folder / "audio.pcm.wav"
     source.write_bytes(sound)
@@ -53,6 +53,9 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
         with wave.open(str(decoded)) as track:
             seconds = track.getnframes() / SAMPLE_RATE_HZ
     except (ffmpeg.Failed, wave.Error, EOFError, FileNotFoundError) as error:
+        if isinstance(error, ffmpeg.Failed) and error.here:
+            log.error("the audio could not be decoded here: %s", error)
+            raise EncodeFailed("The sound could not be decoded") from error
         log.info("the audio could not be decoded: %s", error)
         raise InvalidMedia("audio", "the file cannot be decoded as WAV or MP3") from error
     source.unlink()

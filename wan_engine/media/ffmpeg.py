@@ -29,7 +29,14 @@ _PART_BYTES = 1 << 20
 
 
 class Failed(Exception):
-    """ffmpeg ended badly; the text is what it last said, for the log and never for a caller."""
+    """ffmpeg ended badly; the text is what it last said, for the log and never for a caller.
+
+    `here`: for something of this machine, whatever it was given: it was killed, or had no room.
+    """
+
+    def __init__(self, why: str, *, killed: bool = False) -> None:
+        super().__init__(why)
+        self.here = killed or "No space left" in why
 
 
 def executable() -> str:
@@ -208,7 +215,8 @@ def running(
         if watch.expired:
             raise Failed(f"it took longer than {seconds:g} seconds")
         if status != 0:
-            raise Failed(_last_words(errors) or f"it ended with status {status}")
+            told = _last_words(errors) or f"it ended with status {status}"
+            raise Failed(told, killed=status < 0)
 
 
 def _give_way(process: subprocess.Popen[bytes]) -> None:
