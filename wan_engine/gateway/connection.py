@@ -65,7 +65,9 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # whatever waits is told to `pause_writing`
+        # Whatever waits is told to `pause_writing`. Not 0: over TLS a buffer as large as the limit
+        # pauses, so that an empty one would never begin again.
+        transport.set_write_buffer_limits(high=1, low=0)
         self.connections_open.enter(self._address)
         crowd = self.connections_open.crowd(self._address)
         if crowd > 2:
