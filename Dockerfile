@@ -38,6 +38,6 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
 ARG RUN_AS=wan
 USER ${RUN_AS}
 # As this user, for both kinds of code: prints what is missing.
-RUN ["python", "-c", "import sys; from wan_engine.compiler import problem; sys.exit(problem('cpu') or problem('cuda'))"]
+RUN ["python", "-c", "import sys; from wan_engine.runtime.compiler import problem; sys.exit(problem('cpu') or problem('cuda'))"]
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "handler.py"]

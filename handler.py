@@ -43,12 +43,12 @@ from wan_engine import (
     environment,
     logs,
 )
-from wan_engine.faults import Device
 from wan_engine.media.fetch import is_public_address
-from wan_engine.runpod_loop import Ending, end_process, install
-from wan_engine.startup import Startup
+from wan_engine.runtime.faults import Device
+from wan_engine.runtime.startup import Startup
+from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
 from wan_engine.storage import open_given, unknown_fields
-from wan_engine.watchdog import Hang, Watchdog, dump_stacks
+from wan_engine.worker.runpod_loop import Ending, end_process, install
 
 log = logging.getLogger("wan_engine.handler")
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)

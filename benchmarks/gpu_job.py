@@ -91,7 +91,7 @@ def job(scale: Scale) -> Iterator[Case]:
 def cards(scale: Scale) -> Iterator[Case]:
     """The recipes that smaller cards get, with this one's memory cut down to theirs: does a clip
     fit, and what does a step cost? Two steps, one for each expert; this card's speed."""
-    from wan_engine.acceleration import Gpu
+    from wan_engine.runtime.recipes import Gpu
 
     total = torch.cuda.get_device_properties(0).total_memory / 1e9 if _gpu() else 1.0
     for gb in (25.3, 34.2, 47.7, 85.0):
@@ -163,11 +163,12 @@ def _engine(
     precision: Any = "auto",
 ) -> Any:
     """An engine whose model is `parts`, placed by the recipe for `card` (None: the one here)."""
-    from wan_engine import Settings, acceleration
+    from wan_engine import Settings
     from wan_engine.catalog import CATALOG
     from wan_engine.engine import Engine
     from wan_engine.families.i2v import ImageToVideo
     from wan_engine.families.placement import apply
+    from wan_engine.runtime import recipes
 
     settings = Settings(
         model="wan-tiny",
@@ -186,7 +187,7 @@ def _engine(
         max_frames=max(scale.frames, 81),
     )
     engine.gpu = card or engine.gpu
-    engine.recipe, engine.recipe_reason = acceleration.choose(engine.spec, engine.gpu, settings)
+    engine.recipe, engine.recipe_reason = recipes.choose(engine.spec, engine.gpu, settings)
     started = time.perf_counter()
     apply(parts, engine.recipe)
     engine._family = ImageToVideo(parts, engine.spec, engine.recipe)

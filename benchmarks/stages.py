@@ -36,13 +36,13 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # where this file is run as a script
     sys.path.insert(0, str(ROOT))
 
-from wan_engine.acceleration import detect  # noqa: E402
 from wan_engine.control import Control  # noqa: E402
 from wan_engine.engine import Engine  # noqa: E402
 from wan_engine.media import ffmpeg, retime, upscale, video  # noqa: E402
 from wan_engine.media.rife import Rife  # noqa: E402
 from wan_engine.media.video import Frames  # noqa: E402
 from wan_engine.plan import frames_to_cover  # noqa: E402
+from wan_engine.runtime.recipes import detect  # noqa: E402
 from wan_engine.schema import Plan, Segment, Shot, VideoRequest  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
 

@@ -25,10 +25,10 @@ from builder.training.evaluation import PROMPTS, find_motion, write_sheet
 from builder.training.moves import warp
 from builder.training.prompts import MOVES
 from builder.training.vae import psnr
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.plan import render_size
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import SegmentInput
 
 _SPEC = CATALOG["wan-tiny"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wan_engine.acceleration import Gpu, Host, Recipe, choose, host_gb, needs_gb
 from wan_engine.catalog import CATALOG
+from wan_engine.runtime.recipes import Gpu, Host, Recipe, choose, host_gb, needs_gb
 from wan_engine.settings import Settings
 
 MODEL = "wan2.2-i2v-a14b-4step"

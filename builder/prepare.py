@@ -26,7 +26,7 @@ from safetensors import safe_open
 from wan_engine import weights
 from wan_engine.catalog import Expert, ModelSpec
 from wan_engine.errors import ConfigurationError, EngineError
-from wan_engine.scratch import NO_LOCKS
+from wan_engine.runtime.scratch import NO_LOCKS
 from wan_engine.settings import VERSION, Settings
 from wan_engine.weights import LoraWeights, manifest
 from wan_engine.weights.files import read_json, sha256

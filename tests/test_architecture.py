@@ -21,54 +21,37 @@ if str(ROOT) not in sys.path:  # where this file is run as a script
 
 import wan_engine  # noqa: E402
 from builder import gpu_table  # noqa: E402
-from wan_engine.acceleration import least_gb  # noqa: E402
 from wan_engine.catalog import CATALOG, CLASSIFIERS  # noqa: E402
+from wan_engine.runtime.recipes import least_gb  # noqa: E402
 from wan_engine.settings import described  # noqa: E402
 
 PACKAGE = ROOT / "wan_engine"
 README = ROOT / "README.md"
 
 LAYERS = {
-    "values": -1,
     "errors": 0,
-    "settings_gateway": 0,
     "settings": 1,
     "control": 1,
-    "startup": 1,
-    "memory": 1,
-    "paths": 1,
     "schema": 1,
     "pricing": 1,
-    "hub": 1,
-    "finite": 1,
     "catalog": 2,
-    "environment": 2,
-    "faults": 2,
-    "watchdog": 2,
     "logs": 2,
-    "timings": 2,
-    "scratch": 2,
-    "terminal": 2,
-    "compiler": 3,
-    "overrides": 3,
-    "outline": 3,
     "plan": 3,
-    "weights": 3,
-    "media": 4,
-    "storage": 4,
-    "safety": 4,
-    "prompts": 4,
-    "acceleration": 4,
-    "compilation": 5,
-    "limits": 5,
-    "families": 5,
-    "engine": 6,
-    "orders": 6,
-    "checks": 7,
-    "runpod_loop": 7,
-    "gateway": 8,
-    "__init__": 7,
-    "__main__": 9,
+    "outline": 3,
+    "runtime": 3,
+    "weights": 4,
+    "storage": 5,
+    "media": 5,
+    "safety": 5,
+    "prompts": 5,
+    "families": 6,
+    "engine": 7,
+    "__init__": 8,
+    "checks": 8,
+    "worker": 9,
+    "gateway": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 """A unit, which is a module or a folder of the package, may import from lower layers only."""
 
@@ -78,12 +61,12 @@ NEEDS_TORCH = (
     "wan_engine.families.base",
     "wan_engine.families.continuation",
     "wan_engine.families.convolution",
-    "wan_engine.families.encoding",
+    "wan_engine.families.first_frames",
     "wan_engine.families.float8",
     "wan_engine.families.i2v",
     "wan_engine.families.lora",
     "wan_engine.families.placement",
-    "wan_engine.families.text",
+    "wan_engine.families.prompt_embeddings",
 )
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from builder import tiny
 from wan_engine import Settings
-from wan_engine.acceleration import Gpu
 from wan_engine.checks import Check, machine_checks, require, start_checks
 from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError
-from wan_engine.startup import Startup
+from wan_engine.runtime.recipes import Gpu
+from wan_engine.runtime.startup import Startup
 
 MakeSettings = Callable[..., Settings]
 
@@ -109,7 +109,7 @@ def test_a_card_must_hold_the_model(
     gpu: Gpu,
     ok: bool,
 ) -> None:
-    monkeypatch.setattr("wan_engine.acceleration.detect", lambda _: gpu)
+    monkeypatch.setattr("wan_engine.runtime.recipes.detect", lambda _: gpu)
     folder = tmp_path / "models" / "wan2.2-ti2v-5b"
     shutil.copytree(tiny.build("wan-tiny-ti2v", tiny_cache / "whole" / "wan-tiny-ti2v"), folder)
     settings = make_settings(model="wan2.2-ti2v-5b", models_dir=folder.parent)

@@ -48,7 +48,7 @@ def test_the_image_has_what_torch_compiles_with() -> None:
     assert {"gcc", "g++", "libc6-dev", "tini"} <= set(installed.split())
     last = (ROOT / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
     assert installed.split()[-1] in last  # in the stage that runs
-    assert last.index("USER ") < last.index("wan_engine.compiler import problem")
+    assert last.index("USER ") < last.index("wan_engine.runtime.compiler import problem")
 
 
 def test_no_secret_is_an_argument_or_a_variable_of_the_image() -> None:

@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
-from wan_engine.acceleration import Gpu, Recipe
 from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.catalog.with_settings import with_overrides
 from wan_engine.errors import (
     Cancelled,
     CompileFailed,
@@ -43,8 +43,8 @@ from wan_engine.errors import (
 from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.media.framing import subject
-from wan_engine.overrides import with_overrides
 from wan_engine.plan import PlanLimits, make_plan, punch_in
+from wan_engine.runtime.recipes import Gpu, Recipe
 from wan_engine.schema import Carry, Media, Plan, Script, ScriptShot, SegmentInput
 from wan_engine.settings import Lora
 

@@ -18,9 +18,10 @@ import pytest
 
 from handler import Handler
 from tests.hostile import hostile_inputs, listening
-from wan_engine import Engine, Settings, data_uri, memory
+from wan_engine import Engine, Settings, data_uri
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled
+from wan_engine.runtime import memory
 
 ROOT = Path(__file__).parents[1]
 GIF = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 import wan_engine
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Lora, Settings, described, env_name
-from wan_engine.settings_gateway import GatewaySettings
+from wan_engine.settings.gateway import GatewaySettings
 
 SECRET = "very/SECRET+key"
 BUCKET = {

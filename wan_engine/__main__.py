@@ -28,22 +28,23 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from wan_engine import acceleration, logs, paths, weights
+from wan_engine import logs, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
 from wan_engine.checks import machine_checks, require, start_checks
+from wan_engine.cli.orders import Order, read_jobs
+from wan_engine.cli.terminal import err, out, progress_bar
 from wan_engine.control import Control
 from wan_engine.engine import Engine
-from wan_engine.environment import in_runpod_loop
 from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.sheet import choose_frames, write_sheet
-from wan_engine.orders import Order, read_jobs
 from wan_engine.outline import tables
-from wan_engine.paths import PathRefused
+from wan_engine.runtime import paths, recipes
+from wan_engine.runtime.paths import PathRefused
+from wan_engine.runtime.startup import Startup, end_when_told
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import VERSION, Settings, described
-from wan_engine.startup import Startup, end_when_told
+from wan_engine.settings.environment import in_runpod_loop
 from wan_engine.storage import LocalStorage
-from wan_engine.terminal import err, out, progress_bar
 
 app = typer.Typer(
     name="wan_engine",
@@ -231,15 +232,15 @@ def models(as_json: AsJson = False) -> None:
     """List the models of the catalogue, and which of them are on this machine."""
     with _failing_clearly():
         settings = _settings("")
-        gpu = acceleration.detect(settings.device)
+        gpu = recipes.detect(settings.device)
         rows = [
             {
                 "name": spec.name,
                 "title": spec.title,
                 "present": spec.built or weights.locate(spec, settings) is not None,
-                "fits": acceleration.fits(spec, gpu),
+                "fits": recipes.fits(spec, gpu),
                 "download_gb": spec.download_gb,
-                "gpu_gb": round(acceleration.least_gb(spec), 1),
+                "gpu_gb": round(recipes.least_gb(spec), 1),
                 "licence": spec.licence,
                 "repo": spec.repo,
                 "revision": spec.revision,
@@ -350,7 +351,7 @@ def serve(
 ) -> None:
     """Serve the hosted APIs from this machine, or from a Runpod endpoint."""
     with _failing_clearly():
-        from wan_engine.gateway import serve as gateway  # a web server, for this command alone
+        from wan_engine.gateway.http import serve as gateway  # a web server, for this command alone
 
         gateway.serve(_settings(model), host, port)
 

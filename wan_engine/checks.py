@@ -11,17 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from wan_engine import acceleration, paths, scratch, weights
+from wan_engine import weights
 from wan_engine.catalog import ModelSpec
+from wan_engine.catalog.with_settings import with_overrides
 from wan_engine.engine import Engine
-from wan_engine.environment import unknown_variables
 from wan_engine.errors import ConfigurationError, EngineError, Warned
 from wan_engine.media import ffmpeg, retime, upscale
-from wan_engine.overrides import with_overrides
 from wan_engine.prompts import open_expander
+from wan_engine.runtime import paths, recipes, scratch
+from wan_engine.runtime.startup import Startup
 from wan_engine.safety import open_safety
 from wan_engine.settings import VERSION, Settings
-from wan_engine.startup import Startup
+from wan_engine.settings.environment import unknown_variables
 from wan_engine.storage import open_storage, uses_bucket
 from wan_engine.weights import Located
 
@@ -55,9 +56,7 @@ def machine_checks(
     """
     yield Check("version", "ok", f"wan_engine {VERSION}, Python {platform.python_version()}")
     yield _checked("variables", _variables)
-    gpu, row = _found(
-        "gpu", lambda: acceleration.detect(settings.device), lambda gpu: _gpu(gpu, worker)
-    )
+    gpu, row = _found("gpu", lambda: recipes.detect(settings.device), lambda gpu: _gpu(gpu, worker))
     yield row
     seen = row.ok  # else nothing is known of what fits
     yield _checked("ffmpeg", lambda: ffmpeg.version())
@@ -142,7 +141,7 @@ def _variables() -> str:
     return Warned("; ".join(said))
 
 
-def _gpu(gpu: acceleration.Gpu | None, worker: bool) -> str:
+def _gpu(gpu: recipes.Gpu | None, worker: bool) -> str:
     if gpu is None:
         return Warned("none: a worker on the CPU alone") if worker else "none: CPU only"
     return f"{gpu.name}, {gpu.total_gb:.0f} GB"
@@ -178,12 +177,12 @@ def _unwritable(folder: Path) -> str | None:
 
 
 def _locate(
-    settings: Settings, gpu: acceleration.Gpu | None, worker: bool, seen: bool
+    settings: Settings, gpu: recipes.Gpu | None, worker: bool, seen: bool
 ) -> tuple[Located | None, Check]:
     """The model, None where there is none, and a line about it."""
 
     def fits(spec: ModelSpec) -> bool:
-        return acceleration.fits(spec, gpu) if seen else not spec.built
+        return recipes.fits(spec, gpu) if seen else not spec.built
 
     def tell(chosen: tuple[Located, str]) -> str:
         located, reason = chosen
@@ -199,16 +198,16 @@ def _overrides(spec: ModelSpec, settings: Settings) -> str:
     return f"{spec.steps} steps, guidance {spec.guidance_scale:g}, shift {spec.flow_shift:g}"
 
 
-def _memory(spec: ModelSpec, gpu: acceleration.Gpu | None) -> str:
+def _memory(spec: ModelSpec, gpu: recipes.Gpu | None) -> str:
     if gpu is None:
         return "of the host: no GPU is used"
-    if not acceleration.fits(spec, gpu):
+    if not recipes.fits(spec, gpu):
         raise ConfigurationError(
             f"{gpu.name} has {gpu.total_gb:.0f} GB (sm{gpu.capability[0]}{gpu.capability[1]}); "
-            f"{spec.name} needs {acceleration.least_gb(spec):.0f} GB and bfloat16 (sm80 or newer): "
-            f"{acceleration.smaller(spec, gpu)}"
+            f"{spec.name} needs {recipes.least_gb(spec):.0f} GB and bfloat16 (sm80 or newer): "
+            f"{recipes.smaller(spec, gpu)}"
         )
-    least_gb = acceleration.least_gb(spec)
+    least_gb = recipes.least_gb(spec)
     return f"{gpu.usable_gb:.0f} GB free, {spec.name} needs {least_gb:.0f} GB or more"
 
 
@@ -218,10 +217,10 @@ def _lora(located: weights.Located, lora: weights.LoraWeights) -> str:
     return describe(located.folder, lora)
 
 
-def _recipe(spec: ModelSpec, gpu: acceleration.Gpu | None, settings: Settings) -> str:
-    recipe, why = acceleration.choose(with_overrides(spec, settings), gpu, settings)
+def _recipe(spec: ModelSpec, gpu: recipes.Gpu | None, settings: Settings) -> str:
+    recipe, why = recipes.choose(with_overrides(spec, settings), gpu, settings)
     line = f"{recipe} ({why})"
-    return Warned(line) if acceleration.NOT_COMPILED in why else line
+    return Warned(line) if recipes.NOT_COMPILED in why else line
 
 
 def _fps(settings: Settings) -> str:

@@ -17,25 +17,28 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from PIL import Image
 
-from wan_engine import acceleration, compilation, memory, timings, weights
+from wan_engine import weights
+from wan_engine.catalog.with_settings import negative_prompt, with_overrides
 from wan_engine.control import Control
 from wan_engine.errors import CompileFailed, ContentPolicy, OutOfMemory
 from wan_engine.families import import_family, load_family
-from wan_engine.faults import is_out_of_memory
-from wan_engine.limits import set_limits
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
-from wan_engine.media.finish import Finish
 from wan_engine.media.framing import cropped, subject
 from wan_engine.media.images import ImageLimits, fit, open_image
 from wan_engine.media.joins import Joined
+from wan_engine.media.postprocess import Finish
 from wan_engine.media.video import EncodeOptions, Frames, encode
 from wan_engine.outline import outline
-from wan_engine.overrides import negative_prompt, with_overrides
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
 from wan_engine.prompts.token_limit import TokenLimit
+from wan_engine.runtime import compile_cache, estimates, memory, recipes
+from wan_engine.runtime.faults import is_out_of_memory
+from wan_engine.runtime.scratch import clear_abandoned, job_folder
+from wan_engine.runtime.startup import Startup
+from wan_engine.runtime.time_limits import set_limits
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
@@ -50,9 +53,7 @@ from wan_engine.schema import (
     VideoRequest,
     VideoResult,
 )
-from wan_engine.scratch import clear_abandoned, job_folder
 from wan_engine.settings import VERSION, Settings
-from wan_engine.startup import Startup
 from wan_engine.storage import Starts, Storage, open_storage
 
 if TYPE_CHECKING:
@@ -82,13 +83,13 @@ class Engine:
     def __init__(self, settings: Settings | None = None, *, serverless: bool = False) -> None:
         self.settings = settings = settings or Settings.load()
         self.storage = open_storage(settings, lasting=serverless)
-        self.gpu = gpu = acceleration.detect(settings.device)
+        self.gpu = gpu = recipes.detect(settings.device)
         self.located, self.model_reason = weights.select(
-            settings, lambda spec: acceleration.fits(spec, gpu), fallback=not serverless
+            settings, lambda spec: recipes.fits(spec, gpu), fallback=not serverless
         )
         self.spec = with_overrides(self.located.spec, settings)
-        self.recipe, self.recipe_reason = acceleration.choose(self.spec, gpu, settings)
-        device = acceleration.beside(self.spec, gpu, self.recipe)
+        self.recipe, self.recipe_reason = recipes.choose(self.spec, gpu, settings)
+        device = recipes.beside(self.spec, gpu, self.recipe)
         self.safety = open_safety(settings, required=serverless, device=device)
         self.finish = Finish(settings, self.recipe.device)
         self._starts = (
@@ -96,7 +97,7 @@ class Engine:
         )
         self._device = threading.Lock()
         self._family: Family | None = None
-        spare_gb = acceleration.spare_gb(self.spec, gpu, self.recipe)
+        spare_gb = recipes.spare_gb(self.spec, gpu, self.recipe)
         self.token_limit = TokenLimit(self.located.folder, self.spec.text_tokens)
         self.expander = open_expander(
             settings, self.recipe.device, spare_gb, self._device_for, self.token_limit.fitted
@@ -132,7 +133,7 @@ class Engine:
         self.expander.load()
         startup.done("writer")
         if self.recipe.compiled:
-            kept = compilation.Kept(compilation.file_for(self.settings, self.gpu, self.recipe))
+            kept = compile_cache.Kept(compile_cache.file_for(self.settings, self.gpu, self.recipe))
             startup.done("compiled code")
         self.warm_up()
         if self.recipe.compiled:
@@ -191,13 +192,13 @@ class Engine:
                 prepare = partial(self.prepare, request, folder, control)
                 media, expansion = self._or_leaner(prepare, beside=control)
                 plan, how = self._plan(request, expansion.script, media), self._how()
-                timings.refuse_if_too_long(self.settings, request, plan, how, control)
+                estimates.refuse_if_too_long(self.settings, request, plan, how, control)
                 warnings = self._warnings(request, plan, media, expansion)
                 video = self.render(request, plan, media, folder, control)
                 result = self.publish(request, plan, warnings, video, control, storage)
             self._log_summary(request, plan, video, control)
         if how == self._how():  # else it was rendered twice, the first time in vain
-            timings.remember(self.settings, plan, how, control.stage_seconds)
+            estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
     def dry_run(self, request: VideoRequest, control: Control | None = None) -> dict[str, Any]:
@@ -211,7 +212,7 @@ class Engine:
             plan,
             self.spec,
             made_by=self.finish.describe(plan).strip(", "),
-            seconds=timings.expected_seconds(self.settings, plan, self._how()),
+            seconds=estimates.expected_seconds(self.settings, plan, self._how()),
             price=cost(request.size, request.duration, self.settings.prices),
         )
 
@@ -338,7 +339,7 @@ class Engine:
             raise OutOfMemory(self._too_little_memory()) from None
 
     def _become_leaner(self) -> None:
-        recipe = acceleration.leaner(self.recipe)
+        recipe = recipes.leaner(self.recipe)
         uncompiled = recipe is not None and self.recipe.compiled and not recipe.compiled
         if recipe is None or (uncompiled and self.settings.compile == "required"):
             raise OutOfMemory(self._too_little_memory())
@@ -362,12 +363,12 @@ class Engine:
         if self._family is not None:  # else it could not even be asked for
             self._family.run_eagerly()
         self.recipe = replace(self.recipe, compiled=False)
-        self.recipe_reason = f"{acceleration.NOT_COMPILED}: {why}"
+        self.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"
         log.warning("recipe %s (%s)", self.recipe, self.recipe_reason)
         return work()
 
     def _too_little_memory(self) -> str:
-        fitting = acceleration.smaller(self.spec, self.gpu)
+        fitting = recipes.smaller(self.spec, self.gpu)
         return f"The worker has too little GPU memory for {self.spec.name}: {fitting}"
 
     @contextmanager

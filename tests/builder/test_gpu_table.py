@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from builder.gpu_table import CARDS, HOST, MEASURED, MODEL, Card, seconds, table
-from wan_engine.acceleration import fits
 from wan_engine.catalog import CATALOG
+from wan_engine.runtime.recipes import fits
 
 ESTIMATED = pytest.mark.parametrize("card", CARDS[1:], ids=lambda card: card.gpu.name)
 

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 
 from builder import prepare, tiny
 from wan_engine import weights
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG, LoraFile, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import load_family
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import SegmentInput
 from wan_engine.settings import Settings
 from wan_engine.weights import files, manifest

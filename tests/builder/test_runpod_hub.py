@@ -12,8 +12,8 @@ import pytest
 from builder import runpod_hub
 from builder.gpu_table import CARDS, HOST
 from wan_engine import Engine, VideoRequest
-from wan_engine.acceleration import Gpu, choose, fits
 from wan_engine.catalog import CATALOG
+from wan_engine.runtime.recipes import Gpu, choose, fits
 from wan_engine.settings import Settings, described
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from diffusers import WanImageToVideoPipeline
 
 from builder import tiny
 from tests.families.lora_files import network
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.weights import LoraWeights
 
 

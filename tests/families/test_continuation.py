@@ -15,11 +15,11 @@ from PIL import Image
 
 from builder import tiny
 from tests.families.conftest import stock
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import Start
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, SegmentInput
 
 Frames = np.ndarray

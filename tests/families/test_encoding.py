@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
-from wan_engine.families.encoding import encode_then_grey
+from wan_engine.families.first_frames import encode_then_grey
 
 SIDE = 32
 CAUSAL = {"temperal_downsample": [False, True, True], "z_dim": 16, "base_dim": 4}

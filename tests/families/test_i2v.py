@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from builder import tiny
 from tests.families.conftest import stock
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.i2v import DistilledEulerScheduler, make_scheduler
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import SegmentInput
 from wan_engine.weights import LoraWeights
 

@@ -18,13 +18,13 @@ from diffusers import WanTransformer3DModel
 from builder import prepare, tiny
 from tests.families.lora_files import BIAS, DIFFERENCE, FITS, K, save
 from wan_engine import Engine, Settings, VideoRequest
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG, LoraFile
 from wan_engine.checks import Check, machine_checks
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import load_family
 from wan_engine.families.continuation import ContinuingPipeline
 from wan_engine.media import ffmpeg
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.settings import Lora
 from wan_engine.weights import LoraWeights
 

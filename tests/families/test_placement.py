@@ -12,10 +12,10 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from tests.families.test_i2v import ignore, segment
-from wan_engine.acceleration import Recipe
 from wan_engine.families import attention8
 from wan_engine.families.float8 import Float8Linear
 from wan_engine.families.placement import experts, set_attention
+from wan_engine.runtime.recipes import Recipe
 
 CPU = Recipe("cpu", "float32")
 

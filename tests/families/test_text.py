@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from wan_engine.families.text import PromptEncoder
+from wan_engine.families.prompt_embeddings import PromptEncoder
 
 CPU = torch.device("cpu")
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from builder.evaluate_tiny import fitted
 from builder.training.evaluation import PROMPTS, Motion, find_motion
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import latent_moments
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, SegmentInput
 
 ASTRONAUT, ROCKET = "astronaut_360x480.png", "rocket_640x360.jpg"

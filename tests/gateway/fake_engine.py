@@ -16,13 +16,13 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
-from wan_engine import faults
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy
 from wan_engine.gateway.backends import engine_process
+from wan_engine.runtime import faults
+from wan_engine.runtime.startup import Startup
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import Settings
-from wan_engine.startup import Startup
 from wan_engine.storage import LocalStorage
 
 STEPS = 10

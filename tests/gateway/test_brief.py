@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from wan_engine.gateway.brief import brief
+from wan_engine.gateway.excerpt import brief
 
 
 def test_what_was_submitted_is_kept_as_it_was() -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from tests.gateway.conftest import Listening, Serve, _until, free_port, gateway_process, wish
 from tests.gateway.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
-from wan_engine.gateway import connection as connection_module
-from wan_engine.gateway.budget import Connections, Deadline, Held, InFlight, Pace
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.http import connection as connection_module
+from wan_engine.gateway.http.budget import Connections, Deadline, Held, InFlight, Pace
+from wan_engine.gateway.refusals import Problem
 
 Listen = Callable[..., Listening]
 MB = 2**20

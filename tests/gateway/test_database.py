@@ -19,8 +19,8 @@ from alembic.runtime.migration import MigrationContext
 from tests.gateway.conftest import Serve, wish
 from tests.gateway.test_jobs import ended, submitted
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway import database, ownership
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.jobs.service import database, ownership
+from wan_engine.gateway.refusals import Problem
 from wan_engine.settings import Settings
 
 
@@ -124,7 +124,7 @@ def test_a_failure_of_the_database_logs_no_words_of_a_caller(
 def test_while_the_database_is_away_callers_get_503_and_results_wait(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.dispatch._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("wan_engine.gateway.jobs.dispatch._AGAIN_SECONDS", 0.05)
 
     async def line() -> None:
         async with serve() as served:

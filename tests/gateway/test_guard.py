@@ -15,7 +15,7 @@ import pytest
 from tests.gateway.conftest import Listening, Serve, wish
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.keys import Keys, RateLimit, digest, new_entry
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.refusals import Problem
 from wan_engine.settings import Settings
 
 BASE = "/v2/wan-2-6-i2v"

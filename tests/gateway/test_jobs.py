@@ -12,9 +12,9 @@ import pytest
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from wan_engine.errors import InvalidRequest
-from wan_engine.gateway.job import Job, NewJob, now_ms
-from wan_engine.gateway.problems import Problem
-from wan_engine.gateway.sweep import forget
+from wan_engine.gateway.jobs.job import Job, NewJob, now_ms
+from wan_engine.gateway.jobs.sweep import forget
+from wan_engine.gateway.refusals import Problem
 from wan_engine.schema import VideoRequest
 
 WAIT_SECONDS = 10

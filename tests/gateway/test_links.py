@@ -11,9 +11,9 @@ import pytest
 from tests.gateway.conftest import Serve, Served
 from tests.gateway.fakes import CLIP
 from tests.gateway.test_jobs import ended, new, submitted
-from wan_engine.gateway.job import Job
+from wan_engine.gateway.jobs.job import Job
 from wan_engine.gateway.links import WEEK_SECONDS, Links
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.refusals import Problem
 
 
 async def linked(served: Served, **fields: Any) -> tuple[Job, str]:

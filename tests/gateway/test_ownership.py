@@ -18,7 +18,7 @@ import pytest
 from tests.gateway.conftest import ROOT, Serve, _answers, _until, eventually, free_port, wish
 from tests.gateway.test_crash import RUN, STATUS
 from tests.gateway.test_jobs import ended, submitted
-from wan_engine.gateway import ownership
+from wan_engine.gateway.jobs.service import ownership
 
 pytestmark = pytest.mark.system
 
@@ -128,7 +128,7 @@ def test_a_gateway_that_cannot_confirm_its_lock_stops_and_goes_on_when_it_can(
 ) -> None:
     monkeypatch.setattr(ownership, "_CONFIRM_SECONDS", 0.05)
     monkeypatch.setattr(ownership, "_LEASE_SECONDS", 0.2)
-    monkeypatch.setattr("wan_engine.gateway.dispatch._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("wan_engine.gateway.jobs.dispatch._AGAIN_SECONDS", 0.05)
 
     async def line() -> None:
         async with serve(database_url=postgres) as served:

@@ -171,7 +171,7 @@ def test_a_silent_stream_is_kept_alive_every_fifteen_seconds(listen: Listen) -> 
 def test_one_caller_cannot_take_all_connections(
     listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.events._SUBSCRIBERS_OF_OWNER", 2)
+    monkeypatch.setattr("wan_engine.gateway.jobs.events._SUBSCRIBERS_OF_OWNER", 2)
     other, entry = new_entry("bob")
     url = listen(api_keys=f"{ENTRY},{entry}").url
     with subscribed(url), subscribed(url) as second:

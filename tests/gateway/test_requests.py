@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from tests.gateway.test_jobs import ended, running_one, submitted
-from wan_engine.gateway import contents as contents_module
-from wan_engine.gateway import database
-from wan_engine.gateway.job import Job, now_ms
-from wan_engine.gateway.parts import checked, part, whole
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.jobs.job import Job, now_ms
+from wan_engine.gateway.jobs.request_parts import checked, part, whole
+from wan_engine.gateway.jobs.service import database
+from wan_engine.gateway.jobs.service import long_texts as contents_module
+from wan_engine.gateway.refusals import Problem
 
 MB = 1 << 20
 BASE = "/v2/wan-2-6-i2v"
@@ -157,7 +157,7 @@ def test_a_picture_goes_with_the_last_job_that_needs_it(serve: Serve, tmp_path: 
 def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.requests._CUT_AT_ONCE", 1)
+    monkeypatch.setattr("wan_engine.gateway.jobs.requests._CUT_AT_ONCE", 1)
 
     async def line() -> None:
         async with serve(media_max_bytes=2 * MB) as served:

@@ -15,9 +15,9 @@ from tests.gateway.test_endpoint_backend import Pair, paired
 from tests.gateway.test_jobs import ended, new, submitted
 from wan_engine import __main__ as command_line
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.fair_queue import FairQueue
+from wan_engine.gateway.jobs.fair_queue import FairQueue
 from wan_engine.gateway.keys import Keys, Share, digest, new_entry, shares
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.refusals import Problem
 from wan_engine.settings import Settings
 
 KEYS = {name: digest(name) for name in ("ann", "bob", "cleo")}
@@ -82,7 +82,7 @@ def test_a_job_does_not_wait_for_what_another_key_has_at_the_endpoint(tmp_path: 
 def test_jobs_that_the_endpoint_does_not_take_are_not_in_the_way_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.ahead._ARRIVE_SECONDS", 0.2)
+    monkeypatch.setattr("wan_engine.gateway.jobs.ahead._ARRIVE_SECONDS", 0.2)
 
     async def test(pair: Pair) -> None:
         pair.way.fault = lambda request: 500 if b"poison" in request.content else None

@@ -137,7 +137,7 @@ def test_receivers_that_do_not_answer_are_not_waited_for_by_other_callers(
     serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each takes a second here, ten in service, and is tried three times."""
-    monkeypatch.setattr("wan_engine.gateway.webhooks._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("wan_engine.gateway.jobs.webhooks._ANSWER_SECONDS", 1.0)
 
     async def line() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:

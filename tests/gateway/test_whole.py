@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from wan_engine.gateway.whole import always_whole, whole
+from wan_engine.gateway.uncancelled import always_whole, whole
 
 
 def test_who_is_cancelled_waits_for_the_end_of_what_it_began() -> None:

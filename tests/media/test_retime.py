@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from wan_engine import memory
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed
 from wan_engine.media.retime import Between, _windows_at_once, blend, choose, retime
 from wan_engine.media.rife import Rife
 from wan_engine.media.video import Frames
 from wan_engine.plan import frames_to_cover
+from wan_engine.runtime import memory
 from wan_engine.schema import Plan, Segment, Shot
 from wan_engine.settings import Settings
 

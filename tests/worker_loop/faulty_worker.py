@@ -34,7 +34,7 @@ _denoise = ImageToVideo.denoise
 def denoise(self: ImageToVideo, segment: Any, on_step: Any) -> Any:
     fault, _, probe = segment.prompt.partition(", ")
     if probe:
-        from wan_engine import faults
+        from wan_engine.runtime import faults
 
         faults._computes = lambda _: time.sleep(3600) if probe == "stuck" else False
     if fault == "hang":

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
-from wan_engine.environment import tell_libraries
+from wan_engine.runtime.recipes import Recipe
+from wan_engine.settings.environment import tell_libraries
 from wan_engine.weights import LoraWeights, quiet_libraries
 
 if TYPE_CHECKING:

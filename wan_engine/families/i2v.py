@@ -20,19 +20,19 @@ from diffusers import (
 )
 from PIL import Image
 
-from wan_engine import memory
-from wan_engine.acceleration import Recipe
 from wan_engine.catalog import ModelSpec
-from wan_engine.compiler import failed_in_compiled_code, reason
 from wan_engine.errors import CompileFailed, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.lora import fuse_loras, plans_for
 from wan_engine.families.placement import apply, run_eagerly
-from wan_engine.families.text import PromptEncoder
-from wan_engine.faults import is_out_of_memory
-from wan_engine.finite import require_finite
+from wan_engine.families.prompt_embeddings import PromptEncoder
 from wan_engine.media.video import Frames
+from wan_engine.runtime import memory
+from wan_engine.runtime.compiler import failed_in_compiled_code, reason
+from wan_engine.runtime.faults import is_out_of_memory
+from wan_engine.runtime.finite import require_finite
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, SegmentInput
 from wan_engine.weights import LoraWeights, over_a_network
 

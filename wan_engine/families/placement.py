@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from wan_engine.acceleration import Recipe
-from wan_engine.compiler import leave_uncompiled, reason
 from wan_engine.errors import CompileFailed
 from wan_engine.families import attention8
 from wan_engine.families.convolution import use_onednn
 from wan_engine.families.float8 import convert_blocks
+from wan_engine.runtime.compiler import leave_uncompiled, reason
+from wan_engine.runtime.recipes import Recipe
 
 log = logging.getLogger(__name__)
 

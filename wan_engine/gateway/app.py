@@ -17,30 +17,31 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
-from wan_engine.gateway import health, runpod_door
-from wan_engine.gateway.aiml import door as aiml_door
 from wan_engine.gateway.backends import Backend, open_backend
-from wan_engine.gateway.budget import InFlight, Pace
-from wan_engine.gateway.contents import open_contents
 from wan_engine.gateway.context import Context, Door
-from wan_engine.gateway.database import open_database
-from wan_engine.gateway.dispatch import Dispatcher
-from wan_engine.gateway.fair_queue import FairQueue
-from wan_engine.gateway.guard import Guard, Rules, door_of, refusal
-from wan_engine.gateway.jobs import Jobs
+from wan_engine.gateway.doors.aiml import door as aiml_door
+from wan_engine.gateway.doors.oxen import door as oxen_door
+from wan_engine.gateway.doors.runpod import door as runpod_door
+from wan_engine.gateway.http import health
+from wan_engine.gateway.http.budget import InFlight, Pace
+from wan_engine.gateway.http.guard import Guard, Rules, door_of, refusal
+from wan_engine.gateway.jobs.database import open_database
+from wan_engine.gateway.jobs.dispatch import Dispatcher
+from wan_engine.gateway.jobs.fair_queue import FairQueue
+from wan_engine.gateway.jobs.long_texts import open_contents
+from wan_engine.gateway.jobs.ownership import Ownership
+from wan_engine.gateway.jobs.requests import Requests
+from wan_engine.gateway.jobs.service import Jobs
+from wan_engine.gateway.jobs.store import Store
+from wan_engine.gateway.jobs.sweep import sweep
+from wan_engine.gateway.jobs.webhooks import Webhooks
 from wan_engine.gateway.keys import Keys, RateLimit, shares
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
-from wan_engine.gateway.ownership import Ownership
-from wan_engine.gateway.oxen import door as oxen_door
 from wan_engine.gateway.playground import page
-from wan_engine.gateway.problems import STATUS, Code, Problem
 from wan_engine.gateway.readiness import Readiness
-from wan_engine.gateway.requests import Requests
-from wan_engine.gateway.store import Store
-from wan_engine.gateway.sweep import sweep
-from wan_engine.gateway.webhooks import Webhooks
+from wan_engine.gateway.refusals import STATUS, Code, Problem
 from wan_engine.settings import VERSION, Settings
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from wan_engine.gateway.body import Body
-from wan_engine.gateway.job import Job, NewJob
-from wan_engine.gateway.jobs import Jobs
+from wan_engine.gateway.http.body import Body
+from wan_engine.gateway.jobs.job import Job, NewJob
+from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.refusals import Problem
 from wan_engine.pricing import cost
 from wan_engine.settings import Settings
 

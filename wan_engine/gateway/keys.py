@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.problems import Problem
-from wan_engine.values import HASHED_KEY
+from wan_engine.gateway.refusals import Problem
+from wan_engine.settings.values import HASHED_KEY
 
 NOBODY = "local"
 """The owner of all jobs where there are no keys."""

@@ -15,8 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 from starlette.responses import FileResponse, Response
 
 from wan_engine.control import Control
-from wan_engine.gateway.job import Job, now_ms
-from wan_engine.gateway.problems import Problem
+from wan_engine.gateway.jobs.job import Job, now_ms
+from wan_engine.gateway.refusals import Problem
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wan_engine import scratch
 from wan_engine.errors import EngineError
+from wan_engine.runtime import scratch
 from wan_engine.settings import Settings
 from wan_engine.storage import open_storage
 

@@ -21,11 +21,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wan_engine import memory
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, EncodeFailed
 from wan_engine.media import ffmpeg, rife
 from wan_engine.media.video import Frames
+from wan_engine.runtime import memory
 from wan_engine.schema import Plan, Shot
 from wan_engine.settings import Settings
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wan_engine.errors import ConfigurationError, OutOfMemory
-from wan_engine.faults import is_out_of_memory
-from wan_engine.finite import require_finite
+from wan_engine.runtime.faults import is_out_of_memory
+from wan_engine.runtime.finite import require_finite
 
 _MULTIPLE = 64  # the coarsest of five pyramid levels is 1/16, in blocks of 4 (ifnet_arch.py)
 

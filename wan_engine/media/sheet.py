@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wan_engine.errors import EncodeFailed
 from wan_engine.media import ffmpeg
-from wan_engine.paths import written
+from wan_engine.runtime.paths import written
 
 _COLUMNS = 6
 _SIDE = 240  # pixels of the longer side of a picture

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from wan_engine import compiler
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
-from wan_engine.faults import is_out_of_memory
-from wan_engine.finite import require_finite
 from wan_engine.media.retime import Frame, blend, ended, of_shot, one_by_one
 from wan_engine.media.video import Frames
+from wan_engine.runtime import compiler
+from wan_engine.runtime.faults import is_out_of_memory
+from wan_engine.runtime.finite import require_finite
 from wan_engine.schema import Plan
 from wan_engine.settings import Settings
 from wan_engine.weights import missing_files

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_engine.catalog import ModelSpec
-from wan_engine.overrides import negative_prompt
+from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.prompts.replies import cut_at_sentence
 from wan_engine.schema import ScriptShot, VideoRequest, cut_sentence
 from wan_engine.settings import Settings

@@ -18,9 +18,9 @@ from wan_engine.errors import ConfigurationError, InvalidRequest, StorageFailed
 from wan_engine.settings import Settings
 from wan_engine.storage.answers import BucketFailed
 from wan_engine.storage.bucket import find_bucket, serves_no_signed_links
-from wan_engine.storage.patience import Patience
 from wan_engine.storage.pinned import PinnedSession
 from wan_engine.storage.probe import Unusable
+from wan_engine.storage.retries import Patience
 from wan_engine.storage.s3 import S3Storage
 
 FIELD = "s3Config"

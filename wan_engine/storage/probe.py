@@ -17,7 +17,7 @@ from uuid import uuid4
 from wan_engine.control import Control
 from wan_engine.errors import EngineError
 from wan_engine.storage.answers import BucketFailed, boto_errors
-from wan_engine.storage.patience import Ask, Patience, beside
+from wan_engine.storage.retries import Ask, Patience, beside
 
 Get = Callable[[str], tuple[int, bytes]]
 """Fetches a link as a client does: status and the begin of the body. Raises `OSError`."""

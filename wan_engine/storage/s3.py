@@ -18,7 +18,6 @@ from wan_engine.errors import ConfigurationError, Warned
 from wan_engine.settings import Settings, env_name
 from wan_engine.storage.answers import BucketFailed, boto_errors
 from wan_engine.storage.bucket import Bucket, find_bucket, serves_no_signed_links
-from wan_engine.storage.patience import Ask, Patience, Retries, beside
 from wan_engine.storage.pinned import PinnedSession
 from wan_engine.storage.probe import Probe, Unusable, get
 from wan_engine.storage.records import (
@@ -29,6 +28,7 @@ from wan_engine.storage.records import (
     encode_record,
     job_name,
 )
+from wan_engine.storage.retries import Ask, Patience, Retries, beside
 
 log = logging.getLogger(__name__)
 

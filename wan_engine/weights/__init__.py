@@ -3,7 +3,7 @@
 It knows folders and the Hub's cache layout; it does not load weights into memory.
 """
 
-from wan_engine.paths import over_a_network
+from wan_engine.runtime.paths import over_a_network
 from wan_engine.weights.built import quiet_libraries
 from wan_engine.weights.download import (
     download,
@@ -20,7 +20,7 @@ from wan_engine.weights.models import (
     resolve,
     select,
 )
-from wan_engine.weights.small import (
+from wan_engine.weights.small_models import (
     LocatedClassifier,
     LocatedWriter,
     configured_classifiers,

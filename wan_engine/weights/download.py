@@ -14,16 +14,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from wan_engine import hub
 from wan_engine.catalog import CLASSIFIERS, WRITERS, ClassifierKind, LoraFile
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
-from wan_engine.weights import manifest
+from wan_engine.weights import hub_errors, manifest
 from wan_engine.weights.built import built_writer
 from wan_engine.weights.files import Wanted, at_revision, cut_off, sha256
 from wan_engine.weights.manifest import Manifest
 from wan_engine.weights.models import Located, locate, resolve, wanted_model
-from wan_engine.weights.small import (
+from wan_engine.weights.small_models import (
     LocatedClassifier,
     has_classifier,
     locate_writer,
@@ -184,7 +183,7 @@ def _contents(source: _Source) -> list[Any]:
     """What the Hub says of the files, each with its size and whether it would be fetched."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    with hub.translated(source.repo):
+    with hub_errors.translated(source.repo):
         if source.path is not None:
             return [hf_hub_download(source.repo, source.path, dry_run=True)]
         patterns = list(_PATTERNS)
@@ -198,7 +197,7 @@ def _fetch(source: _Source, tell: Tell) -> Path:
     from huggingface_hub import snapshot_download
 
     tell(f"fetching {source.name}")
-    with hub.translated(source.repo):
+    with hub_errors.translated(source.repo):
         return Path(
             snapshot_download(source.repo, revision=source.revision, allow_patterns=list(_PATTERNS))
         )
@@ -208,7 +207,7 @@ def _fetch_lora(lora: LoraFile, tell: Tell) -> None:
     from huggingface_hub import hf_hub_download
 
     tell(f"fetching {lora.repo}: {lora.path}" + ("" if lora.sha256 else " (checksum not pinned)"))
-    with hub.translated(lora.repo):
+    with hub_errors.translated(lora.repo):
         path = Path(hf_hub_download(lora.repo, lora.path))
     if lora.sha256 is not None and sha256(path) != lora.sha256:
         path.resolve().unlink()

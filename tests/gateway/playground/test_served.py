@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import Serve
+from wan_engine.gateway.doors.runpod.door import RUN_MAX_BYTES
 from wan_engine.gateway.keys import new_entry
 from wan_engine.gateway.playground import page
-from wan_engine.gateway.runpod_door import RUN_MAX_BYTES
 
 STATIC = Path(page.__file__).parent / "static"
 

@@ -18,7 +18,7 @@ import httpx
 from wan_engine.control import Progress
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
-from wan_engine.gateway.whole import whole
+from wan_engine.gateway.uncancelled import whole
 from wan_engine.pricing import cost
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings

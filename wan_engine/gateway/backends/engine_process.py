@@ -24,11 +24,11 @@ from wan_engine import checks, logs
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
-from wan_engine.faults import Device
+from wan_engine.runtime.faults import Device
+from wan_engine.runtime.startup import Startup
+from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
-from wan_engine.startup import Startup
-from wan_engine.watchdog import Hang, Watchdog, dump_stacks
 
 log = logging.getLogger(__name__)
 

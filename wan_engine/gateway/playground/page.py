@@ -17,8 +17,8 @@ from typing import Any, get_args
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from wan_engine.gateway.problems import Problem
-from wan_engine.gateway.runpod_door import RUN_MAX_BYTES
+from wan_engine.gateway.doors.runpod.door import RUN_MAX_BYTES
+from wan_engine.gateway.refusals import Problem
 from wan_engine.schema import (
     NEGATIVE_PROMPT_MAX_CHARACTERS,
     PROMPT_MAX_CHARACTERS,

@@ -1,0 +1,144 @@
+"""Who hangs, and who is only slow, waits or was stopped with all of the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wan_engine.control import Control
+from wan_engine.runtime import watchdog
+from wan_engine.runtime.watchdog import Hang, Watchdog, limit_seconds
+
+ROOT = Path(__file__).parents[2]
+
+
+class Told:
+    """Hangs as they are told; the watchdog's clock is `tick`, not the machine's."""
+
+    def __init__(self) -> None:
+        self.hangs: list[Hang] = []
+        self.dog = Watchdog(self.hangs.append)
+
+    def tick(self, seconds: float) -> list[str]:
+        self.dog._tick(seconds)
+        return [hang.control.job_id for hang in self.hangs]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 3600.0)
+    return Told()
+
+
+def test_a_silent_job_hangs_once_its_time_is_over(told: Told) -> None:
+    control = Control("a", hang_seconds=10)
+    control.enter("denoise")
+    with told.dog.watching(control):
+        assert told.tick(9) == []
+        assert told.tick(2) == ["a"]
+        assert told.tick(100) == ["a"]  # told once
+    assert str(told.hangs[0]) == "a hangs in denoise, for 11 s now"
+
+
+SIGNS: list[Callable[[Control], None]] = [
+    lambda control: control.progress("denoise", 1, 4),
+    lambda control: control.enter("denoise"),
+    lambda control: control.checkpoint(),
+]
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_every_sign_begins_the_time_anew(told: Told, sign: Callable[[Control], None]) -> None:
+    control = Control("a", hang_seconds=10)
+    with told.dog.watching(control):
+        for _ in range(5):
+            assert told.tick(9) == []
+            sign(control)
+        assert told.tick(1) == []
+
+
+def test_signs_of_one_job_do_not_keep_another_alive(told: Told) -> None:
+    hangs, uploads = Control("a", hang_seconds=10), Control("b", hang_seconds=10)
+    with told.dog.watching(hangs), told.dog.watching(uploads):
+        for _ in range(3):
+            uploads.checkpoint()
+            told.tick(6)
+    assert [hang.control.job_id for hang in told.hangs] == ["a"]
+
+
+def test_whoever_has_the_device_is_blamed_before_those_who_wait_for_what_it_holds(
+    told: Told,
+) -> None:
+    waits, works = Control("waits", hang_seconds=10), Control("works", hang_seconds=10)
+    works.has_device = True
+    with told.dog.watching(waits), told.dog.watching(works):
+        told.tick(11)
+    assert told.hangs[0].control is works
+
+
+def test_a_job_that_goes_on_after_its_end_hangs_whatever_it_says(told: Told) -> None:
+    control = Control("a", hang_seconds=10)
+    control.cancel()
+    with told.dog.watching(control):
+        for _ in range(3):
+            control.enter("denoise")
+            told.tick(5)
+    assert [hang.control.job_id for hang in told.hangs] == ["a"]
+
+
+def test_a_job_that_has_ended_is_not_looked_after(told: Told) -> None:
+    control = Control("a", hang_seconds=10)
+    with told.dog.watching(control):
+        told.tick(1)
+    assert told.tick(100) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "step_seconds", "seconds"),
+    [("denoise", 0, 10), ("denoise", 40, 40), ("load", 0, 60), ("load", 90, 90), ("decode", 5, 10)],
+)
+def test_a_load_and_slow_steps_have_longer(stage: str, step_seconds: float, seconds: float) -> None:
+    control = Control("a", hang_seconds=10)
+    control.step_seconds = step_seconds
+    control.enter(stage)
+    assert limit_seconds(control) == seconds
+
+
+def test_the_real_clock_is_looked_at_and_a_gap_of_the_whole_process_is_not_counted() -> None:
+    hangs: list[Hang] = []
+    found = threading.Event()
+    dog = Watchdog(lambda hang: (hangs.append(hang), found.set()))  # type: ignore[arg-type, return-value]
+    control = Control("a", hang_seconds=1)
+    with dog.watching(control):
+        assert found.wait(30)
+    assert hangs[0].seconds < 3
+
+
+FREEZES = """
+import ctypes, sys, time
+from wan_engine.control import Control
+from wan_engine.runtime.watchdog import Watchdog
+dog = Watchdog(lambda hang: None, frozen=True)
+control = Control("a", hang_seconds=1)
+with dog.watching(control):
+    pass
+time.sleep(2)  # without a job, nothing ends it
+print("idle", flush=True)
+with dog.watching(control):
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+def test_a_process_in_which_python_stands_still_ends_with_its_stacks() -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", FREEZES], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and time.monotonic() - began < 50
+    assert done.stdout == "idle\n" and "most recent call first" in done.stderr

@@ -1,0 +1,1 @@
+"""The hosted APIs that the gateway answers as, one folder each."""

@@ -1,0 +1,100 @@
+"""The AI/ML API's routes: a generation is created, and asked for until it has ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse
+
+from wan_engine.gateway.context import Context, Door, read_json
+from wan_engine.gateway.doors.aiml import pages, wire
+from wan_engine.gateway.doors.aiml.pages import PATH
+from wan_engine.gateway.jobs.job import DAY_SECONDS, NewJob
+from wan_engine.gateway.refusals import Code, Problem
+
+NAME = "aiml"
+OLDER_PATHS = (
+    "/v2/generate/video/alibaba/generation",
+    "/v1/video/generations",
+    "/video/generations",
+)
+"""Paths of older pages, the first with the vendor's name in it, that mean the same."""
+
+LINK_SECONDS = int(DAY_SECONDS)
+
+
+def door(context: Context) -> Door:
+    """The door on `context`'s jobs."""
+    router = APIRouter(tags=["AI/ML API"])
+    routes = _Routes(context)
+    for path in (PATH, *OLDER_PATHS):
+        told = path == PATH
+        add = router.add_api_route
+        add(path, routes.create, methods=["POST"], include_in_schema=told, **pages.CREATE)
+        add(path, routes.poll, methods=["GET"], include_in_schema=told, **pages.POLL)
+    return Door(NAME, (PATH, *OLDER_PATHS), router, refuse)
+
+
+class _Routes:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def create(self, request: Request) -> JSONResponse:
+        """Puts the video into the queue and answers at once, with what it costs in credits."""
+        body = await read_json(request)
+        try:
+            asked = wire.parse(body)
+        except wire.BodyError as error:
+            raise Problem("invalid_request", str(error)) from None
+        # `generate_audio` is only checked: this engine has no model that makes sound, so without
+        # `audio_url` every clip is as silent as `false` asks for.
+        new = NewJob(
+            id=wire.new_id(),
+            door=NAME,
+            model=asked.model,
+            owner=request.state.owner,
+            request=asked.fields(),
+            base_url=self._context.base_url(request),
+        )
+        await self._context.submit(request, new)
+        cost = self._context.price(asked.size, asked.duration)
+        return JSONResponse(wire.created(new.id, cost))
+
+    async def poll(
+        self,
+        request: Request,
+        generation_id: str | None = Query(None, include_in_schema=False),
+    ) -> JSONResponse:
+        """How far a video is, and where it is once it is finished. The link is good for 24 h."""
+        if not generation_id:
+            message = 'Query validation error\nRequired at "generation_id"'
+            raise Problem("invalid_request", message)
+        job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
+        if job is None:
+            raise Problem("not_found", "No generation of yours has this generation_id")
+        done = job.state == "completed"
+        url = self._context.links.url(job, LINK_SECONDS) if done else None
+        return JSONResponse(wire.generation(job, url))
+
+
+_MESSAGES: Mapping[Code, str] = {
+    "unauthenticated": "This request requires a valid API key. Keys are given by whoever runs "
+    "this server.",
+    "rate_limited": "Too Many Requests",
+    "queue_full": "Too Many Requests",
+}
+
+
+def refuse(problem: Problem, path: str) -> JSONResponse:
+    """This API's answer to what the gateway refuses."""
+    failure = wire.Failure(
+        message=_MESSAGES.get(problem.code, problem.message),
+        path=path,
+        request_id=str(uuid.uuid4()),
+        status=problem.status,
+        timestamp=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    )
+    return JSONResponse(failure.body(), problem.status)

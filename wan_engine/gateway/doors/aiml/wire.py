@@ -1,0 +1,299 @@
+"""What the AI/ML API takes and answers, as functions of plain values: no HTTP, no jobs service.
+
+Names, defaults and sentences are this API's own (docs.aimlapi.com, `alibaba/wan-2-6-i2v`); its
+defaults differ from the other doors', so no table of them is shared.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from wan_engine.gateway.jobs.job import Job, State
+from wan_engine.schema import SEED_MAX
+
+CREDITS_PER_USD = 2_100_000
+"""1,575,000 credits for five seconds at 1080p, which cost 0.75 USD by the price table."""
+
+ID_CHARACTERS = 21
+_ALPHABET = string.ascii_letters + string.digits + "_-"
+_SHOWN_CHARACTERS = 60
+_DIGITS = re.compile(r" *[0-9]{1,18} *")
+
+Model = Literal[
+    "alibaba/wan-2-6-i2v",
+    "alibaba/wan2.6-i2v",
+    "alibaba/wan2-6-i2v",
+    "alibaba/wan-2-6-image-to-video-flash",
+]
+"""The canonical name, the two of older pages, and the flash model."""
+
+Resolution = Literal["720p", "1080p"]
+Duration = Literal[5, 10, 15]
+ShotType = Literal["single", "multi"]
+
+_DEFAULT_RESOLUTION: Mapping[str, Resolution] = {"alibaba/wan-2-6-image-to-video-flash": "720p"}
+_SIZES: Mapping[str, str] = {"720p": "1280*720", "1080p": "1920*1080"}
+_STATUS: Mapping[State, str] = {"queued": "queued", "running": "generating"}
+_ERROR_NAMES = {
+    # The names that the API behind this one gives (Alibaba Model Studio, error codes).
+    "invalid_media": "InvalidURL",
+    "invalid_request": "InvalidParameter",
+    "content_policy": "DataInspectionFailed",
+    "deadline_exceeded": "InternalError.Timeout",
+    "time_limit_too_short": "InternalError.Timeout",
+    "cancelled": "TaskCanceled",
+}
+# A picture in bare base64 begins with what its file begins with.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF")
+
+
+class BodyError(Exception):
+    """The body is not what the schema says. The text is for the caller, a line a field."""
+
+
+# --- the request ---------------------------------------------------------------------------------
+
+
+def _kind(value: object) -> str:
+    """The type of a JSON value, as JavaScript's validators name it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list | tuple) else "object"
+
+
+def _refuse(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid_field", "{sentence}", {"sentence": sentence})
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, str):
+        return str(value)
+    cut = value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "..."
+    return f"'{cut}'"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise _refuse(f"Expected string, received {_kind(value)}")
+    return value
+
+
+def _prompt(value: object) -> str:
+    text = _text(value)
+    if not text.strip():
+        raise _refuse("String must contain at least 1 character(s)")
+    return text
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _refuse(f"Expected boolean, received {_kind(value)}")
+    return value
+
+
+def _integer(value: object) -> object:
+    """Integers may come as integral strings or floats: the page's own sample sends `"5"`."""
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _seed(value: object) -> int:
+    seed = _integer(value)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise _refuse(f"Expected integer, received {_kind(value)}")
+    if seed < 0:
+        raise _refuse("Number must be greater than or equal to 0")
+    if seed > SEED_MAX:
+        raise _refuse(f"Number must be less than or equal to {SEED_MAX}")
+    return seed
+
+
+def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
+    numbers = isinstance(allowed[0], int)
+
+    def check(value: object) -> Any:
+        found = _integer(value) if numbers else value
+        if isinstance(found, type(allowed[0])) and not isinstance(found, bool) and found in allowed:
+            return found
+        plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+        received = _shown(value) if plain else _kind(value)
+        raise _refuse(_wrong(allowed, received))
+
+    return BeforeValidator(check)
+
+
+def _wrong(allowed: tuple[Any, ...], received: str) -> str:
+    expected = " | ".join(_shown(value) for value in allowed)
+    return f"Invalid enum value. Expected {expected}, received {received}"
+
+
+def _url(value: object) -> str:
+    text = _text(value).strip()
+    if not text[:8].lower().startswith(("http://", "https://", "data:")):
+        raise _refuse("Invalid url")
+    return text
+
+
+def _image(value: object) -> str:
+    """The page takes "a Base64-encoded local image" as well as a link."""
+    text = _text(value).strip()
+    try:
+        first = base64.b64decode(text[:64], validate=True)
+    except (binascii.Error, ValueError):
+        first = b""
+    if first.startswith(_MAGIC):
+        return f"data:application/octet-stream;base64,{text}"
+    return _url(text)
+
+
+class GenerationRequest(BaseModel):
+    """The body of `POST /v2/video/generations`, fields in the page's order. Other keys are
+    ignored, `null` means absent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    model: Annotated[Model, _one_of(get_args(Model))]
+    prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
+        description="What is to be seen: scene, subject, action."
+    )
+    image_url: Annotated[str, BeforeValidator(_image)] = Field(
+        description="A link (http, https), data URI or base64 of the picture that is the first "
+        "frame: JPEG, PNG, BMP or WEBP.",
+        json_schema_extra={"format": "uri"},
+    )
+    audio_url: Annotated[str | None, BeforeValidator(_url)] = Field(
+        default=None,
+        description="A link or data URI of the sound: WAV or MP3. Cut to the duration if longer.",
+        json_schema_extra={"format": "uri"},
+    )
+    resolution: Annotated[Resolution | None, _one_of(get_args(Resolution))] = Field(
+        default=None,
+        description="`1080p` unless given; `720p` for the flash model.",
+        json_schema_extra={"type": "string", "enum": ["720p", "1080p"], "default": "1080p"},
+    )
+    duration: Annotated[Duration, _one_of(get_args(Duration))] = Field(
+        default=10, description="Seconds; a numeric string is taken too."
+    )
+    negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None, description="What is not to be seen."
+    )
+    shot_type: Annotated[ShotType, _one_of(get_args(ShotType))] = Field(
+        default="single", description="`multi` acts only with `enhance_prompt`."
+    )
+    generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=True,
+        description="Taken, and without effect: no sound is made here where `audio_url` gives "
+        "none, and `audio_url` is never muted.",
+    )
+    seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
+        default=None, description="Random unless given.", ge=0, le=SEED_MAX
+    )
+    enhance_prompt: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=True, description="Whether the prompt is expanded."
+    )
+
+    @property
+    def size(self) -> str:
+        """The pixel budget in the engine's words."""
+        return _SIZES[self.resolution or _DEFAULT_RESOLUTION.get(self.model, "1080p")]
+
+    def fields(self) -> dict[str, Any]:
+        """The same clip as `VideoRequest` fields: every one this API decides, none left to another
+        door's defaults."""
+        return {
+            "prompt": self.prompt,
+            "image": self.image_url,
+            "audio": self.audio_url,
+            "negative_prompt": self.negative_prompt,
+            "size": self.size,
+            "duration": self.duration,
+            "shot_type": self.shot_type,
+            "seed": -1 if self.seed is None else self.seed,
+            "enable_prompt_expansion": self.enhance_prompt,
+            "enable_safety_checker": True,
+        }
+
+
+def parse(body: object) -> GenerationRequest:
+    """The request in a decoded body. Raises `BodyError` that names every wrong field."""
+    if not isinstance(body, Mapping):
+        raise BodyError(f"Body validation error\nExpected object, received {_kind(body)}")
+    known = {key: value for key, value in body.items() if value is not None}
+    try:
+        return GenerationRequest.model_validate(known)
+    except ValidationError as error:
+        issues = error.errors(include_url=False, include_input=False)
+        hints = [_hint(str(issue["loc"][0]), issue["type"], issue["msg"]) for issue in issues]
+        raise BodyError("\n".join(["Body validation error", *hints])) from None
+
+
+def _hint(name: str, kind: str, sentence: str) -> str:
+    if kind == "missing":
+        sentence = _wrong(get_args(Model), "undefined") if name == "model" else "Required"
+    return f'{sentence} at "{name}"'
+
+
+# --- the answers ---------------------------------------------------------------------------------
+
+
+def new_id() -> str:
+    """An id such as `V2cdWP9kao8xiofM-OvwG`."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(ID_CHARACTERS))
+
+
+def created(generation_id: str, cost: Decimal) -> dict[str, Any]:
+    """The answer to a request that was taken, with what the clip costs in credits. `cost` in
+    USD."""
+    credits_used = int(cost * CREDITS_PER_USD)
+    usage = {"usage": {"credits_used": credits_used}}
+    return {"id": generation_id, "status": "queued", "meta": usage}
+
+
+def generation(job: Job, url: str | None) -> dict[str, Any]:
+    """The answer to a poll; what does not apply is left out. `url` is that of a finished clip."""
+    if job.state == "completed":
+        return {"id": job.id, "status": "completed", "video": {"url": url}}
+    if job.state in _STATUS:
+        return {"id": job.id, "status": _STATUS[job.state]}
+    name = _ERROR_NAMES.get(job.error_code or "", "InternalError")
+    message = job.error or "The generation was stopped"
+    return {"id": job.id, "status": "error", "error": {"name": name, "message": message}}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The body of every answer with a status of 400 or more. The page's sample has the status as a
+    string."""
+
+    message: str
+    path: str
+    request_id: str
+    status: int
+    timestamp: str
+
+    def body(self) -> dict[str, str]:
+        return {
+            "message": self.message,
+            "path": self.path,
+            "requestId": self.request_id,
+            "statusCode": str(self.status),
+            "timestamp": self.timestamp,
+        }

@@ -1,0 +1,130 @@
+"""What Oxen's media API answers, as functions of plain values: no HTTP, no jobs service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from wan_engine.gateway.jobs.job import Job, State
+
+EVENT = "media_generation_completed"
+PADDING = b": " + b" " * 4096 + b"\n\n"
+"""A comment that follows each event. The documented client reads the stream with awk; mawk, which
+that is on Debian and Ubuntu, sees nothing of a pipe until it has 4096 bytes of it."""
+
+STATUS: Mapping[State, str] = {
+    "queued": "queued",
+    "running": "processing",
+    "completed": "succeeded",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "expired": "failed",
+}
+ACTIVE = ("queued", "processing")
+_NOT_SHOWN = ("model", "num_generations", "target_namespace")
+_TITLES = {
+    "unauthenticated": "You must be authenticated to access this resource",
+    "invalid_params": "Invalid parameters supplied, please check your request and try again.",
+    "resource_not_found": "The requested resource could not be found",
+    "too_many_requests": "Too many requests, please try again later",
+    "unknown_error": "Something went wrong",
+}
+
+
+# --- the answers ---------------------------------------------------------------------------------
+
+
+def videos(model: str, created: int, video: Mapping[str, str]) -> dict[str, Any]:
+    """The sync route's answer. `created` in Unix seconds; `video` has `url` or `b64_json`."""
+    return {"model": model, "created": created, "videos": [dict(video)]}
+
+
+def enqueued(ids: list[str]) -> dict[str, Any]:
+    """The queue's answer to a request that was taken."""
+    return {"generations": [{"generation_id": one, "status": "queued"} for one in ids]}
+
+
+def _seconds(ms: int | None) -> int | None:
+    return None if ms is None else ms // 1000
+
+
+def generation(job: Job, url: str | None) -> dict[str, Any]:
+    """A generation as the queue shows it: ten keys that are always there, then whatever else was
+    submitted. `url` is that of a finished clip."""
+    shown = {
+        "generation_id": job.id,
+        "model_name": job.model,
+        "prompt": job.payload.get("prompt"),
+        "media_type": "video",
+        "status": STATUS[job.state],
+        "result_url": url if job.state == "completed" else None,
+        "error_message": _failure(job) if STATUS[job.state] == "failed" else None,
+        "enqueued_at": _seconds(job.created_ms),
+        "started_at": _seconds(job.started_ms),
+        "completed_at": _seconds(job.finished_ms),
+    }
+    extra = {
+        key: value
+        for key, value in job.payload.items()
+        if key not in _NOT_SHOWN and key not in shown and value is not None
+    }
+    return {**shown, **extra}
+
+
+def generations(shown: list[dict[str, Any]]) -> dict[str, Any]:
+    """The queue's list."""
+    return {"count": len(shown), "generations": shown}
+
+
+def listed(shown: list[bytes]) -> bytes:
+    """The same, of generations that are JSON already."""
+    return b'{"count":%d,"generations":[%s]}' % (len(shown), b",".join(shown))
+
+
+def cancelled(generation_id: str) -> dict[str, Any]:
+    """The answer to a DELETE, also of a generation that had ended."""
+    return {"status": "success", "generation_id": generation_id}
+
+
+def _failure(job: Job) -> str:
+    return job.error or "The generation was stopped"
+
+
+def event(job: Job, url: str | None) -> bytes | None:
+    """The event of a generation that has ended, as it goes over the wire; None for a cancelled
+    one and for one that goes on.
+
+    Compact JSON and LF: the documented awk client looks for `"generation_id":"<id>"` and for lines
+    that end where the name of the event ends.
+    """
+    status = STATUS[job.state]
+    body: dict[str, Any] = {"generation_id": job.id, "status": status, "media_type": "video"}
+    if status == "succeeded":
+        body |= {"model": job.model, "url": url}
+    elif status == "failed":
+        body |= {"error": _failure(job)}
+    else:
+        return None
+    return f"event: {EVENT}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
+
+
+# --- errors: two formats -------------------------------------------------------------------------
+
+
+def message(sentence: str) -> dict[str, Any]:
+    """The error format of models: a sentence alone."""
+    return {"error": {"message": sentence}}
+
+
+def failure(kind: str, detail: str | None = None) -> dict[str, Any]:
+    """The error format of the API itself: a type, its title, and what exactly is wrong."""
+    error = {"type": kind, "title": _TITLES[kind]}
+    if detail is not None:
+        error["detail"] = detail
+    return {"error": error, "status": "error", "status_message": kind}
+
+
+def model_not_found(name: object) -> dict[str, Any]:
+    """The error of a model that this door does not have."""
+    return message(f"Model not found: {str(name)[:200]}")

@@ -1,0 +1,1 @@
+"""The Runpod door: `/v2/{endpoint}/run` and what belongs to it."""

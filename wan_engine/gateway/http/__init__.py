@@ -1,0 +1,1 @@
+"""The server under the doors: connections, bodies, who calls, health."""

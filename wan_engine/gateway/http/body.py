@@ -1,0 +1,189 @@
+"""The body of one request: received within a bound, on the disk where it is large, and parsed
+beside the event loop then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import re
+import tempfile
+from codecs import BOM_UTF8
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from wan_engine.gateway.http.budget import Deadline, Held, Pace
+from wan_engine.gateway.refusals import Problem
+
+log = logging.getLogger(__name__)
+
+_LARGE_BYTES = 2**20
+
+# Where there is a value there is one of these. Millions of them parse to gigabytes, and for seconds
+# nobody else is answered. No request has a hundred, and base64 none.
+_MARKS = (b"[", b"{", b",")
+_MARKS_MOST = 10_000
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class Body:
+    """`large` lets one large body at a time into memory, until it is stored: it takes a few times
+    its size there, and threads that parse hold up the loop."""
+
+    def __init__(
+        self, headers: Headers, receive: Receive, large: asyncio.Semaphore, folder: Path | None
+    ) -> None:
+        self._headers = headers
+        self._receive = receive
+        self._large = large
+        self._in_memory = False
+        self._folder = folder
+        announced = headers.get("content-length", "0")
+        self._announced = int(announced[:20]) if re.fullmatch(r"[0-9]+", announced) else 0
+        self._whole = self._announced == 0 and "transfer-encoding" not in headers
+        self._held: Held | None = None
+        self._file: IO[bytes] | None = None
+        self._recent: list[bytes] = []  # what is not in the file
+        self._recent_bytes = 0
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    async def read(self, max_bytes: int, pace: Pace, held: Held) -> None:
+        """All of it, announced or not, at this pace, and counted in `held`. Raises `Problem`."""
+        self._held = held
+        too_large = Problem("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
+        if self._announced > max_bytes:
+            raise too_large
+        held.grow(self._announced)
+        clock = asyncio.get_running_loop().time
+        size, deadline = 0, pace.body(clock())
+        while (chunk := await self._next(deadline)) is not None:
+            size += len(chunk)
+            if size > max_bytes:
+                raise too_large
+            held.grow(size)
+            come = clock()
+            deadline.extend(len(chunk), come)
+            await self._keep(chunk)
+            deadline.wait(clock() - come)
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the caller asks before it sends it (100-continue)."""
+        return self._headers.get("expect", "").lower() == "100-continue"
+
+    def close(self) -> None:
+        """Nobody needs it any longer: once the request is stored, or refused."""
+        if self._held is not None:
+            self._held.release()
+        if self._in_memory:
+            self._large.release()
+            self._in_memory = False
+        self._forget()
+
+    async def _next(self, deadline: Deadline) -> bytes | None:
+        if self._whole:
+            return None
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem("timeout", "The body of the request came too slowly") from None
+        if message["type"] == "http.disconnect":  # a part of a request is none
+            raise Problem("invalid_request", "The body has no end")
+        self._whole = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    async def _keep(self, chunk: bytes) -> None:
+        self._recent.append(chunk)
+        self._recent_bytes += len(chunk)
+        if self._recent_bytes > _LARGE_BYTES:
+            recent, self._recent, self._recent_bytes = self._recent, [], 0
+            await asyncio.to_thread(self._write, recent)
+
+    def _write(self, chunks: list[bytes]) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._file.writelines(chunks)
+        except OSError as error:
+            log.error("the body of a request cannot be written to the disk: %s", error)
+            sentence = "The gateway cannot receive large requests now, try again later"
+            raise Problem("unavailable", sentence, 60) from error
+
+    def _forget(self) -> None:
+        self._recent, self._recent_bytes = [], 0
+        if self._file is not None:
+            with suppress(OSError):  # what it has not written yet is not wanted
+                self._file.close()
+            self._file = None
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def json(self) -> Any:
+        """What it says, once. Raises `Problem`, also for NaN and 1e999, which no answer could say.
+        Halves of surrogate pairs become question marks, as no answer could be encoded with them."""
+        try:
+            if self._file is None:
+                return _parse(b"".join(self._recent))
+            await self._large.acquire()
+            self._in_memory = True
+            return await asyncio.to_thread(lambda: _parse(self._all()))
+        finally:
+            self._forget()
+
+    def _all(self) -> bytes:
+        assert self._file is not None
+        self._file.writelines(self._recent)
+        self._recent = []
+        self._file.seek(0)
+        return self._file.read()
+
+
+def _parse(body: bytes) -> Any:
+    if sum(body.count(mark) for mark in _MARKS) > _MARKS_MOST:
+        raise Problem("invalid_request", "The body has too many values")
+    odd = _SURROGATE.search(body)
+    try:
+        if len(body) > _LARGE_BYTES and not odd:
+            return _checked(from_json(body.removeprefix(BOM_UTF8), allow_inf_nan=False))
+        text = body.decode("utf-8-sig")
+        found = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        return _encodable(found) if odd else found
+    except (ValueError, RecursionError):
+        raise Problem("invalid_request", "The body is not valid JSON") from None
+
+
+def _checked(value: Any) -> Any:
+    """What the faster of the parsers found, which is silent about 1e999. Raises `ValueError`."""
+    if isinstance(value, float):
+        return _finite(repr(value))
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _checked(one)
+    return value
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _no_constant(digits)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,212 @@
+"""Before any door is reached: who calls, how often, from which page, and how large the body is.
+
+No route can forget it: whatever the router takes for a door's passes here, and what it takes for
+nobody's is answered here. Without keys the gateway is for this machine's own programs: what a web
+page sends through a browser is refused then, as are a name that somebody made to point here and
+what a proxy hands on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wan_engine.gateway.context import Door
+from wan_engine.gateway.http.body import Body
+from wan_engine.gateway.http.budget import Held, InFlight, Pace
+from wan_engine.gateway.keys import Keys, RateLimit
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.refusals import Problem
+
+_LARGE_AT_ONCE = 1
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+@dataclass(frozen=True)
+class Rules:
+    keys: Keys
+    rate: RateLimit
+    max_bytes: int
+    origins: tuple[str, ...]
+    in_flight: InFlight
+    pace: Pace
+    folder: Path | None
+    """Where large bodies are while they come in; the system's default."""
+
+
+def door_of(path: str, doors: Sequence[Door]) -> tuple[Door, str] | None:
+    """The door with the longest prefix of `path`, and the rest of the path."""
+    found = [
+        (len(prefix), door)
+        for door in doors
+        for prefix in door.prefixes
+        if path == prefix or path.startswith(f"{prefix}/")
+    ]
+    if not found:
+        return None
+    length, door = max(found, key=lambda one: one[0])
+    return door, path[length:]
+
+
+def refusal(problem: Problem, door: Door | None, path: str) -> JSONResponse:
+    """The answer in the door's own words, with `Retry-After` where that is known."""
+    if door is None:
+        response = JSONResponse({"error": problem.message}, problem.status)
+    else:
+        response = door.refuse(problem, path)
+    if problem.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(problem.retry_after_seconds)
+    if problem.code == "unauthenticated":
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+class Guard:
+    """Middleware. Puts the owner and the body into `request.state`.
+
+    `open_routes` need no key, and nobody reads a body for them.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        doors: Sequence[Door],
+        open_routes: Sequence[BaseRoute],
+        rules: Rules,
+        metrics: Metrics,
+    ) -> None:
+        self._app = app
+        self._doors = doors
+        self._open_routes = open_routes
+        self._rules = rules
+        self._metrics = metrics
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        door, match = self._place(scope)
+        if door is not None:
+            send = self._counted(door, scope["method"], send)
+        body = Body(Headers(scope=scope), receive, self._large, self._rules.folder)
+        try:
+            _check_path(scope["path"])
+            _check_proxy(scope, self._rules)
+            if door is not None:
+                await self._enter(door, match, scope, body)
+            elif match is Match.NONE:
+                raise Problem("not_found", "Not Found")
+        except Problem as problem:
+            body.close()
+            # What still comes of it is thrown away by the connection: a caller that is cut off
+            # while it sends does not read why.
+            response = refusal(problem, door, scope["path"])
+            if body.is_asked_for or problem.code == "timeout":
+                response.headers["Connection"] = "close"  # it may come, or not
+            await response(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            body.close()
+
+    def _place(self, scope: Scope) -> tuple[Door | None, Match]:
+        """Whose path it is, as the router sees it; the door of a path that has no route is the one
+        whose words are understood there."""
+        for door in self._doors:
+            if (match := _best(door.router.routes, scope)) is not Match.NONE:
+                return door, match
+        if (match := _best(self._open_routes, scope)) is not Match.NONE:
+            return None, match
+        found = door_of(scope["path"], self._doors)
+        return (found[0] if found else None), Match.NONE
+
+    async def _enter(self, door: Door, match: Match, scope: Scope, body: Body) -> None:
+        """Raises `Problem`."""
+        rules, headers = self._rules, Headers(scope=scope)
+        _check_page(headers, rules)
+        owner = rules.keys.owner(headers.get("authorization"))
+        rules.rate.count(owner)
+        if match is Match.NONE:
+            raise Problem("not_found", "Not Found")
+        if match is Match.FULL:
+            found = door_of(scope["path"], [door])
+            of_door = door.max_bytes(found[1]) if found else None
+            most = min(rules.max_bytes, of_door or rules.max_bytes)
+            await body.read(most, rules.pace, Held(rules.in_flight, owner))
+        scope.setdefault("state", {}).update(owner=owner, body=body)
+
+    def _counted(self, door: Door, method: str, send: Send) -> Send:
+        begun = time.perf_counter()
+        method = method if method in _METHODS else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seconds = time.perf_counter() - begun
+                self._metrics.answered(door.name, method, message["status"], seconds)
+            await send(message)
+
+        return counted
+
+
+def _best(routes: Sequence[BaseRoute], scope: Scope) -> Match:
+    """The router's own answer."""
+    return max((route.matches(scope)[0] for route in routes), key=lambda match: match.value)
+
+
+def _check_path(path: str) -> None:
+    """Raises `Problem` for what no path has: line breaks and other control characters, and bytes
+    that are no text."""
+    if not path.startswith("/") or not path.isprintable() or "\ufffd" in path:
+        raise Problem("invalid_request", "The path is not valid")
+
+
+_HANDED_ON = ("forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "via")
+
+
+def _check_proxy(scope: Scope, rules: Rules) -> None:
+    """Without keys, what comes through a proxy may be anybody's. Raises `Problem`."""
+    names = () if rules.keys else [name.decode("latin-1").lower() for name, _ in scope["headers"]]
+    if any(name in _HANDED_ON or name.startswith("x-forwarded-") for name in names):
+        raise Problem("forbidden", "Without keys the gateway does not answer through a proxy")
+
+
+def _check_page(headers: Headers, rules: Rules) -> None:
+    """Without keys, only what belongs to this machine may call. Raises `Problem`."""
+    if rules.keys:
+        return
+    host = headers.get("host", "")
+    if not _is_here(host):
+        raise Problem("forbidden", "Without keys the gateway answers to this machine's name only")
+    origin = headers.get("origin")
+    if "*" in rules.origins or origin in rules.origins:
+        return
+    # A browser sends no origin with the GET of a picture or a link, but says where that came from.
+    elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    if elsewhere if origin is None else origin.partition("://")[2] != host:
+        raise Problem("forbidden", "Web pages of other origins may not call: see WAN_CORS_ORIGINS")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

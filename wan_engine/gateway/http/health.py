@@ -1,0 +1,47 @@
+"""Routes of the gateway itself: health, readiness, metrics, and the clips that it serves."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from wan_engine.gateway.context import Context
+from wan_engine.gateway.jobs.store import Store
+from wan_engine.gateway.links import PATH
+from wan_engine.gateway.readiness import Readiness
+from wan_engine.gateway.refusals import Problem
+
+
+def router(context: Context, store: Store, readiness: Readiness) -> APIRouter:
+    routes = APIRouter(tags=["Gateway"])
+
+    @routes.get("/healthz")
+    async def healthz() -> JSONResponse:
+        """200 while this process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
+    async def readyz() -> JSONResponse:
+        """200 when a job would be taken, rendered and stored now."""
+        waiting_for = [context.waiting_for(), *readiness.lacking()]
+        try:
+            await store.ping()
+        except Problem:
+            waiting_for.append("the database is away")
+        reasons = [reason for reason in waiting_for if reason]
+        body = {"ready": not reasons, "waiting_for": reasons}
+        return JSONResponse(body, 503 if reasons else 200)
+
+    @routes.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """What Prometheus reads."""
+        return Response(context.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @routes.head(PATH + "/{name}", include_in_schema=False)
+    @routes.get(PATH + "/{name}", response_class=Response)
+    async def result(name: str, expires: str = "", signature: str = "") -> Response:
+        """A finished clip, by the link that its job has; Range is understood."""
+        return context.links.serve(name, expires, signature)
+
+    return routes

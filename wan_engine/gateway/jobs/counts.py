@@ -1,0 +1,57 @@
+"""How many jobs of each door, owner and model are in each state: kept up, so that nobody who asks
+waits for the database to count."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from wan_engine.gateway.jobs.job import FINAL, Job, State
+
+_Group = tuple[str, str, str]
+
+
+class Counts:
+    def __init__(self) -> None:
+        self._states: defaultdict[_Group, Counter[State]] = defaultdict(Counter)
+        self._retries: Counter[_Group] = Counter()
+
+    def stored(self, group: _Group, state: State, count: int, retries: int) -> None:
+        """What the database has of a door, an owner and a model, in the order of these."""
+        self._states[group][state] += count
+        self._retries[group] += retries
+
+    def come(self, job: Job) -> None:
+        """It is there, in its state of now."""
+        self.stored(_group(job), job.state, 1, job.retries)
+
+    def gone(self, job: Job) -> None:
+        """It is not there any longer, or not in this state."""
+        self.stored(_group(job), job.state, -1, -job.retries)
+
+    def of(
+        self, door: str | None, owner: str | None, model: str | None
+    ) -> tuple[dict[str, int], int]:
+        """Jobs by state, and how often one was retried."""
+        found: Counter[str] = Counter()
+        retries = 0
+        for group in self._of(door, owner, model):
+            found.update(self._states[group])
+            retries += self._retries[group]
+        return {state: count for state, count in found.items() if count}, retries
+
+    def unfruitful(self) -> Counter[str]:
+        """How many jobs of each owner have ended without a clip."""
+        found: Counter[str] = Counter()
+        for (_, owner, _), states in self._states.items():
+            found[owner] += sum(states[state] for state in FINAL if state != "completed")
+        return found
+
+    def _of(self, *wanted: str | None) -> Iterator[_Group]:
+        for group in self._states:
+            if all(one in (None, its) for one, its in zip(wanted, group, strict=True)):
+                yield group
+
+
+def _group(job: Job) -> _Group:
+    return job.door, job.owner, job.model

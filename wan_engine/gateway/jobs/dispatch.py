@@ -1,0 +1,168 @@
+"""From the queue to the backend and back: each job is run until it has ended, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from wan_engine.errors import EngineError, JobRefused
+from wan_engine.gateway.backends.base import Backend, Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.jobs.ahead import Ahead
+from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.jobs.service import Jobs
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.refusals import Problem
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AGAIN_SECONDS = 2.0  # while the database is away
+
+
+class Dispatcher:
+    def __init__(self, jobs: Jobs, backend: Backend, metrics: Metrics, settings: Settings) -> None:
+        self._jobs = jobs
+        self._backend = backend
+        self._metrics = metrics
+        self._settings = settings
+        self._slots = asyncio.Semaphore(backend.slots)
+        self._ahead = Ahead()
+        self._runs: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._closing = False
+        self._ours = asyncio.Event()
+        self._ours.set()
+        metrics.running(lambda: len(self._runs))
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._dispatch(), name="dispatch")
+        self._loop.add_done_callback(_complain)
+
+    def halt(self) -> None:
+        """End all work at once and begin nothing, as another gateway may have the jobs."""
+        self._ours.clear()
+        self._backend.abandon()
+        for run in self._runs:
+            run.cancel()
+
+    def go_on(self) -> None:
+        """The jobs are ours again."""
+        self._ours.set()
+
+    async def close(self, seconds: float) -> None:
+        """Take nothing more; what runs has `seconds` to end, the rest goes back into the queue."""
+        self._closing = True
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+        if self._runs and self._ours.is_set() and not self._backend.outlives:
+            log.info("waiting for %d jobs, %g s at most", len(self._runs), seconds)
+            await asyncio.wait(self._runs, timeout=seconds)
+        for run in self._runs:
+            run.cancel()
+        if self._runs:
+            await asyncio.wait(self._runs)
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._slots.acquire()
+            await self._ahead.room()
+            job = await self._jobs.take()
+            if job.remote_id is None:  # else it was handed over before
+                self._ahead.handed(job.id)
+            run = asyncio.create_task(self._run(job), name=f"job {job.id}")
+            self._runs.add(run)
+            run.add_done_callback(partial(self._free, job.id))
+
+    def _free(self, job_id: str, run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        self._ahead.over(job_id)
+        self._slots.release()
+        if not run.cancelled() and (error := run.exception()) is not None:
+            log.error("a run ended with what nobody expected", exc_info=error)
+
+    async def _run(self, job: Job) -> None:
+        run = asyncio.current_task()
+        assert run is not None
+        await self._ours.wait()
+        claimed = await _stored(partial(self._jobs.claim, job.id, run.cancel))
+        if claimed is None:
+            return
+        try:
+            done = await self._work(claimed)
+        except WorkFailed as failure:
+            fail = partial(self._jobs.fail, claimed, failure.code, failure.sentence)
+            await _stored(fail)
+        except WorkerLost as lost:
+            starts = claimed.starts + lost.blamed
+            log.warning("job %s lost its worker, which it ended %d times", claimed.id, starts)
+            if starts >= self._settings.job_starts:
+                refused = JobRefused(starts)
+                await _stored(partial(self._jobs.fail, claimed, refused.code, str(refused)))
+            else:
+                await _stored(partial(self._jobs.give_back, claimed.id, count=lost.blamed))
+        except asyncio.CancelledError:
+            # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends, or has
+            # lost the jobs, maybe for a moment.
+            if not self._ours.is_set():
+                await _stored(partial(self._jobs.give_back, claimed.id, count=False))
+            elif self._closing:
+                with suppress(Problem):  # then the next gateway finds it running, and queues it
+                    await self._jobs.give_back(claimed.id, count=False)
+        except Exception:
+            reference = uuid.uuid4().hex[:8]
+            log.exception("job %s failed, reference %s", claimed.id, reference)
+            sentence = f"Internal error, reference {reference}"
+            await _stored(partial(self._jobs.fail, claimed, EngineError.code, sentence))
+        else:
+            self._metrics.stages(done.stage_seconds)
+            await _stored(partial(self._jobs.complete, claimed, done.output))
+
+    async def _work(self, job: Job) -> Done:
+        async def begin(worker: str | None) -> None:
+            self._ahead.begun(job.id)
+            await _stored(partial(self._jobs.begin, job.id, worker))
+
+        async def remote(remote_id: str | None) -> None:
+            self._ahead.arrived(job.id)
+            await _stored(partial(self._jobs.remote, job.id, remote_id))
+
+        async def request() -> Mapping[str, Any]:
+            found = await _stored(partial(self._jobs.whole_request, job.id))
+            if found is None:
+                raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+            return found
+
+        limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
+        work = Work(
+            job_id=job.id,
+            request=request,
+            seconds=min(limits, default=None),
+            remote_id=job.remote_id,
+            begin=begin,
+            progress=partial(self._jobs.progress, job.id),
+            remote=remote,
+            leaving=lambda: self._closing or not self._ours.is_set(),
+        )
+        return await self._backend.run(work)
+
+
+def _complain(loop: asyncio.Task[None]) -> None:
+    if not loop.cancelled() and (error := loop.exception()) is not None:
+        log.critical("no jobs are begun any longer", exc_info=error)
+
+
+async def _stored(change: Callable[[], Awaitable[T]]) -> T:
+    """What `change` gives, once the database takes it: a result is not lost while that is away."""
+    while True:
+        try:
+            return await change()
+        except Problem as problem:
+            log.warning("%s: trying again", problem.message)
+            await asyncio.sleep(_AGAIN_SECONDS)

@@ -1,0 +1,137 @@
+"""Where the bytes of long texts are, by their hash.
+
+Beside a SQLite database they are files: its one writer would be held up by them, and its file never
+shrinks. With Postgres they are in it, as the next gateway may be on another machine and must find
+what was accepted here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.jobs.database import content_pieces
+from wan_engine.storage.files import HALF, age_seconds, entries, is_file, remove, whole_file
+
+log = logging.getLogger(__name__)
+
+_PIECE_BYTES = 1 << 20
+_SPARE_BYTES = 256 << 20  # stays free for the database and for clips
+_HALF_SECONDS = 3600.0
+_HASH = re.compile("[0-9a-f]{64}")
+
+
+class Contents(Protocol):
+    """Each method may be called for one hash at a time."""
+
+    async def put(self, name: str, data: bytes) -> None:
+        """All of it, on the disk, or nothing. Raises `OSError` and `SQLAlchemyError`."""
+
+    async def get(self, name: str) -> bytes | None:
+        """None when it is not there. Raises `OSError` and `SQLAlchemyError`."""
+
+    async def remove(self, name: str) -> None:
+        """Nothing, when it is not there. Raises `SQLAlchemyError`."""
+
+    async def names(self) -> list[str]:
+        """All that are there. Raises `SQLAlchemyError`."""
+
+
+def open_contents(engine: AsyncEngine) -> Contents:
+    """Beside the database or in it. Raises `ConfigurationError`."""
+    if engine.dialect.name != "sqlite":
+        return Table(engine)
+    database = Path(engine.url.database or "")
+    folder = database.with_name(f"{database.name}.media")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder {folder} cannot be made ({error.strerror}): set WAN_DATABASE_URL, or "
+            "WAN_OUTPUT_DIR to a folder that this user may write"
+        ) from error
+    return Folder(folder)
+
+
+class Folder:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def put(self, name: str, data: bytes) -> None:
+        await asyncio.to_thread(self._put, name, data)
+
+    async def get(self, name: str) -> bytes | None:
+        return await asyncio.to_thread(self._get, name)
+
+    async def remove(self, name: str) -> None:
+        await asyncio.to_thread(remove, self._folder / name)
+
+    async def names(self) -> list[str]:
+        return await asyncio.to_thread(self._names)
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self._folder / name
+        if is_file(path) and path.stat().st_size == len(data):
+            return
+        if shutil.disk_usage(self._folder).free < len(data) + _SPARE_BYTES:
+            raise OSError(errno.ENOSPC, "too little is free")
+        with whole_file(path, 0o600) as file:
+            file.write(data)
+
+    def _get(self, name: str) -> bytes | None:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _names(self) -> list[str]:
+        found = entries(self._folder)
+        old = (path for path in found if age_seconds(path) > _HALF_SECONDS)
+        remove(*(path for path in old if path.name.endswith(HALF)))
+        return [path.name for path in found if _HASH.fullmatch(path.name)]
+
+
+class Table:
+    """In pieces, so that no single one is long in the loop."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def put(self, name: str, data: bytes) -> None:
+        there = sa.select(content_pieces.c.number).where(content_pieces.c.hash == name).limit(1)
+        async with self._engine.begin() as connection:
+            if (await connection.execute(there)).first() is not None:
+                return
+            for number, at in enumerate(range(0, len(data), _PIECE_BYTES)):
+                piece = {"hash": name, "number": number, "data": data[at : at + _PIECE_BYTES]}
+                await connection.execute(sa.insert(content_pieces), piece)
+
+    async def get(self, name: str) -> bytes | None:
+        wanted = sa.select(content_pieces.c.data).where(content_pieces.c.hash == name)
+        pieces, number = list[bytes](), content_pieces.c.number
+        async with self._engine.connect() as connection:
+            while True:
+                one = wanted.where(number == len(pieces))
+                piece = (await connection.execute(one)).scalar()
+                if piece is None:
+                    return b"".join(pieces) if pieces else None
+                pieces.append(piece)
+
+    async def remove(self, name: str) -> None:
+        async with self._engine.begin() as connection:
+            gone = sa.delete(content_pieces).where(content_pieces.c.hash == name)
+            await connection.execute(gone)
+
+    async def names(self) -> list[str]:
+        async with self._engine.connect() as connection:
+            found = await connection.execute(sa.select(content_pieces.c.hash).distinct())
+            return [name for (name,) in found]

@@ -1,0 +1,218 @@
+"""The requests of jobs: whole for as long as somebody can need them, within what a key may keep.
+
+What a waiting or running job needs is never removed. Of jobs that have ended, the failed and the
+oldest go first when their key has no room, and all of them after some time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.jobs.long_texts import Contents
+from wan_engine.gateway.jobs.request_parts import Content, Parted, checked, whole
+from wan_engine.gateway.jobs.store import NewRow, Store, StoredRequest
+from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.uncancelled import always_whole
+
+log = logging.getLogger(__name__)
+
+_CUT_AT_ONCE = 20
+_UNUSED_AT_ONCE = 1000
+_AT_ONCE = 4  # written or read: each has its bytes in memory, and a connection of Postgres' eight
+_AGAIN_SECONDS = 60
+
+
+class Requests:
+    """`max_bytes` is what one key may keep. Every call raises `Problem` "unavailable" while the
+    database or the disk cannot be used."""
+
+    def __init__(self, store: Store, contents: Contents, max_bytes: int) -> None:
+        self._store = store
+        self._contents = contents
+        self._max_bytes = max_bytes
+        self._needed: Counter[str] = Counter()
+        self._coming: Counter[str] = Counter()
+        self._strays: set[str] = set()
+        self._moving = asyncio.Semaphore(_AT_ONCE)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def add(self, owner: str, new: Collection[tuple[Job, Parted]]) -> None:
+        """Store jobs of one owner with their requests, all or none. Raises `Problem` "queue_full"
+        and "too_large" where the owner has no room.
+
+        A refused job is nobody's to render: where there is no room it is stored all the same, and
+        its request is not kept whole.
+        """
+        contents = {one.hash: one for _, parted in new for one in parted.contents.values()}
+        if not contents:
+            await self._store.add(_row(job, parted, whole=True) for job, parted in new)
+            return
+        try:
+            async with self._kept(owner, contents):
+                await self._store.add(_row(job, parted, whole=True) for job, parted in new)
+        except Problem:
+            if not all(job.final for job, _ in new):
+                raise
+            await self._store.add(_row(job, parted, whole=False) for job, parted in new)
+
+    async def shown(self, job_id: str) -> dict[str, Any]:
+        """The request as it was made, or what is kept of it."""
+        stored = await self._store.request(job_id)
+        return {} if stored is None else await self._whole(job_id, stored) or stored.row
+
+    async def whole(self, job_id: str) -> dict[str, Any] | None:
+        """The request as it was made; None when it is not kept any longer."""
+        stored = await self._store.request(job_id)
+        return None if stored is None else await self._whole(job_id, stored)
+
+    async def is_whole(self, job_id: str) -> bool:
+        """Whether `whole` has it."""
+        stored = await self._store.request(job_id)
+        return stored is not None and stored.whole
+
+    async def cut(self, before_ms: int) -> None:
+        """Long texts go whose jobs ended before, and whatever no request has."""
+        while await self._store.cut_requests(None, _CUT_AT_ONCE, before_ms):
+            pass
+        await self.remove_unused()
+
+    async def remove_unused(self) -> int:
+        """Contents that no request has go. Returns how many."""
+        unused = await self._store.unused_contents(_UNUSED_AT_ONCE)
+        gone = 0
+        for name in {*unused, *self._strays}:
+            gone += await self._remove(name)
+            self._strays.discard(name)
+        return gone
+
+    async def remove_strays(self) -> None:
+        """Bytes that the database does not know, of a gateway that died while it stored them."""
+        with _telling():
+            names = await self._contents.names()
+        for at in range(0, len(names), _UNUSED_AT_ONCE):
+            some = names[at : at + _UNUSED_AT_ONCE]
+            for name in set(some) - await self._store.known_contents(some):
+                await self._remove(name)
+
+    # --- bytes -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _kept(self, owner: str, contents: Mapping[str, Content]) -> AsyncIterator[None]:
+        """Inside of it, all of them are there and stay, also what no request has yet."""
+        size = 0
+        self._needed.update(contents.keys())
+        try:
+            size = await self._make_room(owner, contents)
+            async with self._lock(f"key {owner}"):  # so that nobody waits for all of a key's
+                for name, content in contents.items():
+                    with _telling():
+                        await self._put(name, content)
+            yield
+        except BaseException:
+            self._strays.update(contents)
+            raise
+        finally:
+            self._coming[owner] -= size
+            self._needed.subtract(contents.keys())
+            self._needed += Counter()  # without those that are at 0
+            self._coming += Counter()
+
+    async def _put(self, name: str, content: Content) -> None:
+        while True:
+            try:
+                async with self._lock(name), self._moving:
+                    data = await asyncio.to_thread(content.data)
+                    return await self._contents.put(name, data)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # The disk is everybody's, and so are the pictures that nobody may ever need.
+                freed = await self.remove_unused()
+                if not freed and not await self._store.cut_requests(None, _CUT_AT_ONCE, None):
+                    raise
+
+    async def _make_room(self, owner: str, contents: Mapping[str, Content]) -> int:
+        """The bytes that the owner has not had before, counted as coming. Raises `Problem`."""
+        sizes = {name: content.size for name, content in contents.items()}
+        cut = 0
+        while True:
+            coming = self._coming[owner]
+            used = await self._store.used_bytes(owner, sizes)
+            size = sum(sizes[name] for name in sizes if name not in used.had)
+            # What has come meanwhile may be in neither of the two.
+            size_and_coming = size + max(coming, self._coming[owner])
+            if used.bytes + size_and_coming <= self._max_bytes:
+                break
+            if size > self._max_bytes:
+                most = f"{self._max_bytes / 2**20:g} MB"
+                raise Problem("too_large", f"The pictures and sounds are larger than {most}")
+            full = used.needed_bytes + size_and_coming > self._max_bytes
+            if full or not await self._store.cut_requests(owner, _CUT_AT_ONCE, None):
+                raise Problem("queue_full", _NO_ROOM, _AGAIN_SECONDS)
+            cut += 1
+        self._coming[owner] += size
+        if cut:
+            await self.remove_unused()
+        return size
+
+    async def _whole(self, job_id: str, stored: StoredRequest) -> dict[str, Any] | None:
+        if not stored.whole:
+            return None
+        texts = {}
+        for place, name in stored.places.items():
+            if (text := await self._text(name)) is None:
+                log.error("a part of the request of job %s is gone or damaged", job_id)
+                return None
+            texts[place] = text
+        return await asyncio.to_thread(whole, stored.row, texts) if texts else stored.row
+
+    async def _text(self, name: str) -> str | None:
+        with _telling():
+            async with self._moving:
+                data = await self._contents.get(name)
+            if data is None:
+                return None
+            if (text := await asyncio.to_thread(checked, name, data)) is None:
+                async with self._lock(name):  # the next request with it stores it anew
+                    await self._contents.remove(name)
+            return text
+
+    @always_whole
+    async def _remove(self, name: str) -> bool:
+        async with self._lock(name):
+            # Who needs it from now on waits for the lock, and then finds that it is gone.
+            if name in self._needed or not await self._store.drop_content(name):
+                return False
+            with _telling():
+                await self._contents.remove(name)
+            return True
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+
+_NO_ROOM = "Jobs of this key that wait have as many pictures and sounds as may be, try again later"
+
+
+def _row(job: Job, parted: Parted, *, whole: bool) -> NewRow:
+    return job, parted.row, len(parted.contents), parted.contents if whole else {}
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        log.error("a request's long texts cannot be stored or read: %s", error)
+        sentence = "The gateway cannot store or read pictures and sounds now, try again later"
+        raise Problem("unavailable", sentence, _AGAIN_SECONDS) from error

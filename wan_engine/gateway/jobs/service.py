@@ -1,0 +1,386 @@
+"""All jobs of this gateway: one state machine for every door, in the database and in memory.
+
+Accepted means stored. What is not final, and what has ended lately, is in memory as well, so that
+a status is answered without the database. It does not know who renders (`dispatch.py`) nor what an
+API calls a state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+from wan_engine.control import Progress
+from wan_engine.gateway.jobs.counts import Counts
+from wan_engine.gateway.jobs.events import Events
+from wan_engine.gateway.jobs.fair_queue import FairQueue, Full
+from wan_engine.gateway.jobs.job import (
+    RETRYABLE,
+    Job,
+    NewJob,
+    State,
+    accepted,
+    now_ms,
+    queued_again,
+)
+from wan_engine.gateway.jobs.request_parts import parted
+from wan_engine.gateway.jobs.requests import Requests
+from wan_engine.gateway.jobs.store import Store
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.uncancelled import whole
+
+log = logging.getLogger(__name__)
+
+REPLAY_SECONDS = 60
+"""How long after a job's end a new subscriber is still told of it."""
+
+_QUEUED: tuple[State, ...] = ("queued",)
+_RUNNING: tuple[State, ...] = ("running",)
+_UNFINISHED = _QUEUED + _RUNNING
+_RECENT = 10_000  # ended jobs in memory; the others are read from the database
+_LIST_LIMIT = 1000
+_PAGE = 50
+_LONGEST_RETRY_AFTER_SECONDS = 600
+_FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
+_FULL: dict[Full, str] = {
+    "queue": "The queue is full",
+    "share": "As many jobs of this key wait as may",
+}
+
+
+class Jobs:
+    """Open it with `start`. `owner` is the name of a caller's key: nobody sees another's jobs.
+
+    Every call raises `Problem` "unavailable" while the database is away.
+    """
+
+    def __init__(
+        self, store: Store, requests: Requests, metrics: Metrics, queue: FairQueue
+    ) -> None:
+        self._store = store
+        self._requests = requests
+        self._metrics = metrics
+        self._live: dict[str, Job] = {}
+        self._recent: OrderedDict[str, Job] = OrderedDict()
+        self._queue = queue
+        self._queued = asyncio.Event()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._events = Events()
+        self._counts = Counts()
+        self._at_work: dict[str, str | None] = {}  # the workers of running jobs
+        self._stops: dict[str, Callable[[], object]] = {}
+        self._run_seconds = _FIRST_RUN_SECONDS
+        metrics.queue_length(lambda: len(self._queue))
+
+    async def start(self) -> None:
+        """Read what a gateway before this one left: whatever it was running is queued again."""
+        for *group, state, count, retries in await self._store.counts():
+            self._counts.stored(tuple(group), state, count, retries)
+        for job in await self._store.ended_since(now_ms() - REPLAY_SECONDS * 1000):
+            self._remember(job)
+        for job in await self._store.unfinished():
+            self._live[job.id] = job
+            if job.state == "running":
+                await self._move(job.id, _RUNNING, queued_again)
+            self._enqueue(job, first=job.state == "running" or job.remote_id is not None)
+        if self._queue:
+            log.info("%d jobs of the last run go on", len(self._queue))
+
+    def close(self) -> None:
+        """Nobody waits any longer: not for a job's end, nor for events."""
+        self._events.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the gateway ends, so that waiting is of no use."""
+        return self._events.closed
+
+    # --- for doors -------------------------------------------------------------------------------
+
+    async def submit(self, *new: NewJob) -> tuple[Job, ...]:
+        """Store jobs, all or none; once this returns they will be finished or failed.
+
+        A job with a wrong request is stored as failed. Raises `Problem` "queue_full".
+        """
+        return await whole(self._submit(new))
+
+    async def find(self, door: str, owner: str, job_id: str) -> Job | None:
+        """A job of this owner that came by this door."""
+        job = await self.get(job_id)
+        return job if job and (job.door, job.owner) == (door, owner) else None
+
+    async def get(self, job_id: str) -> Job | None:
+        """Any job; for those who do not answer a caller."""
+        if job := self._live.get(job_id) or self._recent.get(job_id):
+            return job
+        if len(job_id) > 64 or not job_id.isascii() or not job_id.isprintable():
+            return None
+        return await self._store.find(job_id)
+
+    async def request(self, job_id: str) -> dict[str, Any]:
+        """What the door handed in as `NewJob.request`, or what is kept of it; may be megabytes."""
+        return await self._requests.shown(job_id)
+
+    async def whole_request(self, job_id: str) -> dict[str, Any] | None:
+        """The same; None when not all of it is kept any longer."""
+        return await self._requests.whole(job_id)
+
+    async def of_owner(
+        self,
+        door: str,
+        owner: str,
+        *,
+        states: Collection[State] | None = None,
+        model: str | None = None,
+    ) -> AsyncGenerator[list[Job]]:
+        """The newest thousand in pages, the newest first, with what is known of them in memory."""
+        last: Job | None = None
+        for _ in range(_LIST_LIMIT // _PAGE):
+            stored = await self._store.of_owner(door, owner, states, model, _PAGE, last)
+            newest = [self._live.get(job.id) or self._recent.get(job.id) or job for job in stored]
+            yield [job for job in newest if states is None or job.state in states]
+            if len(stored) < _PAGE:
+                return
+            last = stored[-1]
+
+    def waiting(self, door: str, owner: str, model: str) -> list[Job]:
+        """All of this owner's that wait, however many."""
+        wanted = (door, owner, model)
+        live = (job for job in self._live.values() if job.state == "queued")
+        return [job for job in live if (job.door, job.owner, job.model) == wanted]
+
+    def workers(self) -> int:
+        """How many are at work, for whichever door and owner."""
+        return len(set(self._at_work.values()))
+
+    async def cancel(self, job: Job) -> Job:
+        """The job, cancelled; as it is, when it has ended already."""
+        return await self._end(job, "cancelled")
+
+    async def retry(self, job: Job) -> Job:
+        """The job in the queue again, with all of its time. Raises `Problem` "conflict" when it
+        has not failed or its request is not kept any longer, "queue_full"."""
+
+        def again(job: Job) -> Job:
+            now = now_ms()
+            expires = now + round(job.ttl_seconds * 1000)
+            job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
+            return replace(job, starts=0, retries=job.retries + 1)
+
+        if job.state in RETRYABLE and not await self._requests.is_whole(job.id):
+            raise Problem("conflict", "The job's request is not kept any longer: send it again")
+        with self._room(job.owner, 1):
+            moved = await self._move(job.id, RETRYABLE, again)
+            if moved is None:
+                raise Problem("conflict", "Only a job that failed or timed out can be retried")
+            self._enqueue(moved)
+        return moved
+
+    async def wait(self, job: Job, seconds: float) -> Job:
+        """The job once it has ended, or as it is after `seconds` or when the gateway ends."""
+        if not self._now(job).final:
+            await self._events.ended(job.id, seconds)
+        return self._now(job)
+
+    def events(self, owner: str) -> AsyncGenerator[Job]:
+        """This owner's jobs at each change of state, from the first step on until the gateway ends;
+        before that those that had ended within the minute before this call. Raises `Problem`
+        "rate_limited" while too many of this owner's are open."""
+        if self._events.crowded(owner):
+            raise Problem("rate_limited", "Too many streams of events are open")
+        since = now_ms() - REPLAY_SECONDS * 1000
+        ended = [job for job in self._recent.values() if (job.finished_ms or 0) >= since]
+        return self._events.of(owner, [job for job in ended if job.owner == owner])
+
+    async def counts(
+        self, door: str | None = None, owner: str | None = None, model: str | None = None
+    ) -> tuple[dict[str, int], int]:
+        """How many jobs are in each state, and how many retries there were."""
+        return self._counts.of(door, owner, model)
+
+    def unfruitful(self) -> Mapping[str, int]:
+        """How many jobs of each owner have ended without a clip."""
+        return self._counts.unfruitful()
+
+    # --- for who renders -------------------------------------------------------------------------
+
+    async def take(self) -> Job:
+        """The job whose turn it is, which is then the taker's to end or give back."""
+        while not self._queue:
+            self._queued.clear()
+            await self._queued.wait()
+        return self._live[self._queue.take()]
+
+    async def claim(self, job_id: str, stop: Callable[[], object]) -> Job | None:
+        """The job, for whoever runs it; `stop` is called when it must end. None when it has."""
+
+        def claimed(job: Job) -> Job:
+            self._stops[job.id] = stop
+            return job
+
+        return await self._move(job_id, _UNFINISHED, claimed, told=False)
+
+    async def begin(self, job_id: str, worker: str | None = None) -> None:
+        """The work has begun."""
+
+        def begun(job: Job) -> Job:
+            return replace(
+                job, state="running", started_ms=now_ms(), worker=(worker or "")[:64] or None
+            )
+
+        await self._move(job_id, _QUEUED, begun)
+
+    async def remote(self, job_id: str, remote_id: str | None) -> None:
+        """Keep the id that the backend's own queue gave it, to follow it after a restart."""
+
+        def known(job: Job) -> Job:
+            return replace(job, remote_id=remote_id)
+
+        await self._move(job_id, _UNFINISHED, known, told=False)
+
+    def progress(self, job_id: str, progress: Progress) -> None:
+        if (job := self._live.get(job_id)) is not None and job.state == "running":
+            self._live[job_id] = replace(job, progress=progress)
+
+    async def complete(self, job: Job, result: Mapping[str, Any]) -> Job:
+        return await self._end(job, "completed", result=dict(result))
+
+    async def fail(self, job: Job, code: str, error: str) -> Job:
+        return await self._end(job, "failed", error=error, error_code=code)
+
+    async def expire(self, job: Job) -> Job:
+        """Its time, queue included, is over."""
+        error = "The job's time to live is over"
+        return await self._end(job, "expired", error=error, error_code="deadline_exceeded")
+
+    async def give_back(self, job_id: str, *, count: bool) -> None:
+        """Into the queue again, in front, as its worker is gone. `count` it where the job had the
+        device, so that a job that ends its workers is not run for ever; never where this gateway
+        ended, which is no job's fault."""
+
+        def again(job: Job) -> Job:
+            return replace(queued_again(job), starts=job.starts + count)
+
+        if (moved := await self._move(job_id, _UNFINISHED, again)) is not None:
+            self._stops.pop(job_id, None)
+            self._enqueue(moved, first=True)
+
+    def expired(self) -> list[Job]:
+        """Those whose time is over and which have not ended."""
+        now = now_ms()
+        return [job for job in self._live.values() if job.expires_ms <= now]
+
+    def forget(self, jobs: Collection[Job]) -> None:
+        """They are no longer in the database."""
+        for job in jobs:
+            self._recent.pop(job.id, None)
+            self._counts.gone(job)
+
+    # --- changes ---------------------------------------------------------------------------------
+
+    def _now(self, job: Job) -> Job:
+        return self._live.get(job.id) or self._recent.get(job.id) or job
+
+    async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
+        parts = [await parted(one.request) for one in new]
+        made = [
+            (accepted(replace(one, request=its.shown)), its)
+            for one, its in zip(new, parts, strict=True)
+        ]
+        waiting = [job for job, _ in made if not job.final]
+        with self._room(waiting[0].owner, len(waiting)) if waiting else nullcontext():
+            await self._requests.add(made[0][0].owner, made)
+            for job, _ in made:
+                self._metrics.accepted(job)
+                self._counts.come(job)
+                self._changed(job)
+                if not job.final:
+                    self._enqueue(job)
+        return tuple(job for job, _ in made)
+
+    @contextmanager
+    def _room(self, owner: str, count: int) -> Iterator[None]:
+        """Places in the queue for `count` jobs while they are being stored. Raises `Problem`."""
+        full = self._queue.reserve(owner, count)
+        if full is not None:
+            seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
+            raise Problem("queue_full", f"{_FULL[full]}, try again later", seconds)
+        try:
+            yield
+        finally:
+            self._queue.release(owner, count)
+
+    async def _end(self, job: Job, state: State, **found: Any) -> Job:
+        def ended(job: Job) -> Job:
+            return replace(job, state=state, finished_ms=now_ms(), progress=None, **found)
+
+        moved = await self._move(job.id, _UNFINISHED, ended)
+        if moved is None:
+            return await self.get(job.id) or job
+        # The sentence may quote the caller's words, so it is not for the log.
+        how = f"{state} ({moved.error_code})" if moved.error_code else state
+        log.info("job %s (%s, %s) %s", moved.id, moved.door, moved.owner, how)
+        if state == "completed" and (took := moved.execution_ms) is not None:
+            self._run_seconds += (took / 1000 - self._run_seconds) / 5
+        stop = self._stops.pop(job.id, None)
+        if stop is not None and state in ("cancelled", "expired"):
+            stop()
+        return moved
+
+    async def _move(
+        self,
+        job_id: str,
+        before: Collection[State],
+        change: Callable[[Job], Job],
+        *,
+        told: bool = True,
+    ) -> Job | None:
+        """The job after `change`, stored; None when it is in none of the states `before`."""
+        return await whole(self._locked_move(job_id, before, change, told))
+
+    async def _locked_move(
+        self, job_id: str, before: Collection[State], change: Callable[[Job], Job], told: bool
+    ) -> Job | None:
+        async with self._locks.setdefault(job_id, asyncio.Lock()):
+            job = await self.get(job_id)
+            if job is None or job.state not in before:
+                return None
+            moved = change(job)
+            if not await self._store.change(moved, before):
+                return None
+            self._counts.gone(job)
+            self._counts.come(moved)
+            self._changed(moved, told=told)
+            return moved
+
+    def _enqueue(self, job: Job, *, first: bool = False) -> None:
+        (self._queue.put_back if first else self._queue.put)(job.id, job.owner)
+        self._queued.set()
+
+    def _changed(self, job: Job, *, told: bool = True) -> None:
+        if job.final:
+            self._live.pop(job.id, None)
+            self._queue.drop(job.id)
+            self._remember(job)
+            self._metrics.ended(job)
+        else:
+            self._recent.pop(job.id, None)
+            self._live[job.id] = job
+        if job.state == "running":
+            self._at_work[job.id] = job.worker
+        else:
+            self._at_work.pop(job.id, None)
+        if told:
+            self._events.tell(job)
+
+    def _remember(self, job: Job) -> None:
+        self._recent[job.id] = job
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)

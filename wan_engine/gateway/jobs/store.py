@@ -1,0 +1,364 @@
+"""What is asked of the database, in its words. Each method is one transaction, which is finished
+also when who waits for it is cancelled.
+
+A change names the states that it may start from, and happens in the database or not at all, so a
+cancel and a result that come at once cannot both win.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from wan_engine.gateway.jobs.database import (
+    Database,
+    contents,
+    facts,
+    jobs,
+    request_parts,
+    requests,
+    webhooks,
+)
+from wan_engine.gateway.jobs.job import FINAL, RETRYABLE, Job, State
+from wan_engine.gateway.jobs.request_parts import Content
+from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.uncancelled import always_whole
+
+log = logging.getLogger(__name__)
+
+_AWAY_SECONDS = 5
+
+
+NewRow = tuple[Job, Mapping[str, Any], int, Mapping[str, Content]]
+"""A job, its request's row, how many parts it was in, and the contents that are kept of it."""
+
+
+@dataclass(frozen=True)
+class StoredRequest:
+    """A request's row, the hashes of its long texts by their place, and whether all are kept."""
+
+    row: dict[str, Any]
+    places: dict[str, str]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Used:
+    """Bytes of contents, those of jobs that go on, and which of the names asked for are there."""
+
+    bytes: int
+    needed_bytes: int
+    had: set[str]
+
+
+class Store:
+    """Raises `Problem` "unavailable" while the database is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine, self._ownership = database.engine, database.ownership
+        # SQLite has one writer; who waits for it here does not sleep in a thread.
+        self._writing = asyncio.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        with _telling():
+            async with self._writing, self._engine.begin() as connection:
+                await self._ownership.fence(connection)
+                yield connection
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        with _telling():
+            async with self._engine.connect() as connection:
+                yield connection
+
+    @always_whole
+    async def add(self, new: Iterable[NewRow]) -> None:
+        """Jobs with their requests, all or none; the webhooks of those that have ended as well.
+
+        The bytes of the contents must be stored before.
+        """
+        new = list(new)
+        async with self._write() as connection:
+            await connection.execute(sa.insert(jobs), [_row(job) for job, *_ in new])
+            await connection.execute(
+                sa.insert(requests),
+                [{"job_id": job.id, "request": row, "parts": parts} for job, row, parts, _ in new],
+            )
+            await self._add_parts(connection, new)
+            for job, *_ in new:
+                await _note_webhook(connection, job)
+
+    async def _add_parts(self, connection: AsyncConnection, new: Iterable[NewRow]) -> None:
+        placed = [(job, place, one) for job, _, _, had in new for place, one in had.items()]
+        if not placed:
+            return
+        known = [{"hash": one.hash, "bytes": one.size} for *_, one in placed]
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        await connection.execute(insert(contents).on_conflict_do_nothing(), known)
+        await connection.execute(
+            sa.insert(request_parts),
+            [
+                {"job_id": job.id, "place": place, "hash": one.hash, "owner": job.owner}
+                for job, place, one in placed
+            ],
+        )
+
+    @always_whole
+    async def find(self, job_id: str) -> Job | None:
+        async with self._read() as connection:
+            row = (await connection.execute(sa.select(jobs).where(jobs.c.id == job_id))).first()
+        return _job(row) if row else None
+
+    @always_whole
+    async def request(self, job_id: str) -> StoredRequest | None:
+        asked = sa.select(requests.c.request, requests.c.parts).where(requests.c.job_id == job_id)
+        placed = sa.select(request_parts.c.place, request_parts.c.hash)
+        async with self._read() as connection:
+            row = (await connection.execute(asked)).first()
+            if row is None:
+                return None
+            places: dict[str, str] = {}
+            if row.parts:
+                found = await connection.execute(placed.where(request_parts.c.job_id == job_id))
+                places = {place: name for place, name in found}
+        return StoredRequest(row.request, places, len(places) == row.parts)
+
+    @always_whole
+    async def used_bytes(self, owner: str, names: Collection[str]) -> Used:
+        """What this owner's requests have of contents, each counted once."""
+        theirs = sa.select(request_parts.c.hash).where(request_parts.c.owner == owner)
+        goes_on = theirs.join(jobs, jobs.c.id == request_parts.c.job_id)
+        goes_on = goes_on.where(jobs.c.state.not_in(FINAL))
+        size = sa.func.coalesce(sa.func.sum(contents.c.bytes), 0)
+        async with self._read() as connection:
+            asked = (sa.select(size).where(contents.c.hash.in_(of)) for of in (theirs, goes_on))
+            used, needed = [int((await connection.execute(one)).scalar_one()) for one in asked]
+            had = await connection.execute(theirs.where(request_parts.c.hash.in_(names)))
+            return Used(used, needed, {name for (name,) in had})
+
+    @always_whole
+    async def cut_requests(self, owner: str | None, limit: int, before_ms: int | None) -> int:
+        """Of jobs that have ended the contents go, the failed first and then the oldest: of this
+        owner, and of those that ended before, where that is given. Returns of how many."""
+        asked = (
+            sa.select(request_parts.c.job_id)
+            .join(jobs, jobs.c.id == request_parts.c.job_id)
+            .where(jobs.c.state.in_(FINAL))
+            .group_by(request_parts.c.job_id, jobs.c.state, jobs.c.finished_ms)
+            .order_by(sa.case((jobs.c.state.in_(RETRYABLE), 0), else_=1), jobs.c.finished_ms)
+            .limit(limit)
+        )
+        if owner is not None:
+            asked = asked.where(request_parts.c.owner == owner)
+        if before_ms is not None:
+            asked = asked.where(jobs.c.finished_ms < before_ms)
+        async with self._write() as connection:
+            found = [job_id for (job_id,) in await connection.execute(asked)]
+            gone = sa.delete(request_parts).where(request_parts.c.job_id.in_(found))
+            await connection.execute(gone)
+        return len(found)
+
+    @always_whole
+    async def unused_contents(self, limit: int) -> list[str]:
+        """Those that no request has."""
+        asked = sa.select(contents.c.hash).where(_unused()).limit(limit)
+        async with self._read() as connection:
+            return [name for (name,) in await connection.execute(asked)]
+
+    @always_whole
+    async def known_contents(self, names: Collection[str]) -> set[str]:
+        asked = sa.select(contents.c.hash).where(contents.c.hash.in_(names))
+        async with self._read() as connection:
+            return {name for (name,) in await connection.execute(asked)}
+
+    @always_whole
+    async def drop_content(self, name: str) -> bool:
+        """Forget a content that no request has; whether it is unknown now."""
+        async with self._write() as connection:
+            this = contents.c.hash == name
+            await connection.execute(sa.delete(contents).where(this, _unused()))
+            return (await connection.execute(sa.select(contents).where(this))).first() is None
+
+    @always_whole
+    async def change(self, job: Job, before: Collection[State]) -> bool:
+        """Make the stored job `job`; False when it is in none of the states `before`."""
+        values = _row(job)
+        del values["id"]
+        where = sa.and_(jobs.c.id == job.id, jobs.c.state.in_(before))
+        async with self._write() as connection:
+            done = await connection.execute(sa.update(jobs).where(where).values(values))
+            if not done.rowcount:
+                return False
+            if job.final:
+                await _note_webhook(connection, job)
+                await _drop_request(connection, job.id)
+            else:
+                await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job.id))
+        return True
+
+    @always_whole
+    async def unfinished(self) -> list[Job]:
+        """Queued and running, the oldest first."""
+        asked = sa.select(jobs).where(jobs.c.state.not_in(FINAL)).order_by(jobs.c.queued_ms)
+        return await self._jobs(asked)
+
+    @always_whole
+    async def ended_since(self, since_ms: int) -> list[Job]:
+        asked = sa.select(jobs).where(jobs.c.state.in_(FINAL), jobs.c.finished_ms >= since_ms)
+        return await self._jobs(asked.order_by(jobs.c.finished_ms))
+
+    @always_whole
+    async def ended_before(self, before_ms: int, limit: int) -> list[Job]:
+        asked = sa.select(jobs).where(jobs.c.state.in_(FINAL), jobs.c.finished_ms < before_ms)
+        return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
+
+    @always_whole
+    async def unfruitful_of(self, owner: str, limit: int) -> list[Job]:
+        """Those that have ended without a clip, the oldest first."""
+        states = [state for state in FINAL if state != "completed"]
+        asked = sa.select(jobs).where(jobs.c.state.in_(states), jobs.c.owner == owner)
+        return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
+
+    @always_whole
+    async def of_owner(
+        self,
+        door: str,
+        owner: str,
+        states: Collection[State] | None,
+        model: str | None,
+        limit: int,
+        after: Job | None,
+    ) -> list[Job]:
+        """The newest first, from behind `after` on."""
+        asked = sa.select(jobs).where(jobs.c.door == door, jobs.c.owner == owner)
+        if states is not None:
+            asked = asked.where(jobs.c.state.in_(states))
+        if model is not None:
+            asked = asked.where(jobs.c.model == model)
+        if after is not None:
+            asked = asked.where(
+                sa.tuple_(jobs.c.created_ms, jobs.c.id) < (after.created_ms, after.id)
+            )
+        asked = asked.order_by(jobs.c.created_ms.desc(), jobs.c.id.desc())
+        return await self._jobs(asked.limit(limit))
+
+    @always_whole
+    async def counts(self) -> list[tuple[Any, ...]]:
+        """Door, owner, model and state, with how many jobs there are and how often one of them was
+        retried."""
+        group = (jobs.c.door, jobs.c.owner, jobs.c.model, jobs.c.state)
+        asked = sa.select(*group, sa.func.count(), sa.func.sum(jobs.c.retries)).group_by(*group)
+        async with self._read() as connection:
+            found = await connection.execute(asked)
+            return [(*of, count, int(retries)) for *of, count, retries in found]
+
+    @always_whole
+    async def remove(self, job_ids: Collection[str]) -> None:
+        async with self._write() as connection:
+            for table, column in ((requests, "job_id"), (webhooks, "job_id"), (jobs, "id")):
+                await connection.execute(sa.delete(table).where(table.c[column].in_(job_ids)))
+
+    @always_whole
+    async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
+        """Job id and tries so far: the first of every owner, then the second of each, and so on,
+        so that nobody waits for another's receivers. Raises `Problem` where the jobs are not ours
+        any more."""
+        self._ownership.require()
+        turn = sa.func.row_number().over(
+            partition_by=jobs.c.owner, order_by=(webhooks.c.next_ms, webhooks.c.job_id)
+        )
+        asked = (
+            sa.select(webhooks.c.job_id, webhooks.c.tries)
+            .join(jobs, jobs.c.id == webhooks.c.job_id)
+            .where(webhooks.c.next_ms <= now_ms)
+            .order_by(turn, webhooks.c.next_ms)
+            .limit(limit)
+        )
+        async with self._read() as connection:
+            rows = await connection.execute(asked)
+            return [(job_id, tries) for job_id, tries in rows]
+
+    @always_whole
+    async def postpone_webhook(self, job_id: str, tries: int, next_ms: int) -> None:
+        change = sa.update(webhooks).where(webhooks.c.job_id == job_id)
+        async with self._write() as connection:
+            await connection.execute(change.values(tries=tries, next_ms=next_ms))
+
+    @always_whole
+    async def drop_webhook(self, job_id: str) -> None:
+        async with self._write() as connection:
+            await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job_id))
+            await _drop_request(connection, job_id)
+
+    @always_whole
+    async def fact(self, name: str, new: str) -> str:
+        """What is kept under `name`: `new`, unless there was something before."""
+        async with self._write() as connection:
+            asked = sa.select(facts.c.value).where(facts.c.name == name)
+            if (kept := (await connection.execute(asked)).scalar()) is not None:
+                return str(kept)
+            await connection.execute(sa.insert(facts).values(name=name, value=new))
+            return new
+
+    @always_whole
+    async def ping(self) -> None:
+        """Nothing, unless the database is away."""
+        async with self._read() as connection:
+            await connection.execute(sa.select(1))
+
+    async def _jobs(self, asked: sa.Select[Any]) -> list[Job]:
+        async with self._read() as connection:
+            return [_job(row) for row in await connection.execute(asked)]
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        log.error("the database failed: %s", error)
+        raise Problem(
+            "unavailable", "The gateway cannot reach its database", _AWAY_SECONDS
+        ) from error
+
+
+async def _note_webhook(connection: AsyncConnection, job: Job) -> None:
+    if job.final and job.webhook:
+        row = {"job_id": job.id, "tries": 0, "next_ms": job.finished_ms}
+        await connection.execute(sa.insert(webhooks).values(row))
+
+
+def _unused() -> sa.ColumnElement[bool]:
+    return ~sa.exists().where(request_parts.c.hash == contents.c.hash)
+
+
+async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
+    """Once nobody can need it: neither a run, nor a retry, nor a webhook."""
+    over = sa.select(jobs.c.id).where(
+        jobs.c.id == job_id,
+        jobs.c.state.in_(_OVER),
+        jobs.c.id.not_in(sa.select(webhooks.c.job_id)),
+    )
+    await connection.execute(sa.delete(requests).where(requests.c.job_id.in_(over)))
+
+
+_OVER = tuple(state for state in FINAL if state not in RETRYABLE)
+_KEPT = tuple(column.name for column in jobs.columns)
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in _KEPT} | {"payload": dict(job.payload)}
+
+
+def _job(row: sa.Row[Any]) -> Job:
+    return Job(**row._mapping)

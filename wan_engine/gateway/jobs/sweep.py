@@ -1,0 +1,98 @@
+"""What is done by the clock: jobs whose time is over end, old ones are forgotten, and what no
+request needs any longer goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+
+from wan_engine.gateway.jobs.job import DAY_SECONDS, Job, now_ms
+from wan_engine.gateway.jobs.requests import Requests
+from wan_engine.gateway.jobs.service import Jobs
+from wan_engine.gateway.jobs.store import Store
+from wan_engine.gateway.links import Links
+from wan_engine.gateway.refusals import Problem
+from wan_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_EXPIRE_SECONDS = 0.5
+_UNUSED_SECONDS = 5.0
+_FORGET_SECONDS = 60.0
+_STRAYS_SECONDS = 3600.0
+_BATCH = 100
+_UNFRUITFUL_OF_OWNER = 20_000
+
+
+async def sweep(
+    jobs: Jobs, store: Store, requests: Requests, links: Links, settings: Settings
+) -> None:
+    """For ever, until cancelled."""
+    strays, old, unused = map(_Each, (_STRAYS_SECONDS, _FORGET_SECONDS, _UNUSED_SECONDS))
+    while True:
+        try:
+            if strays.due():
+                await requests.remove_strays()
+            for job in jobs.expired():
+                await jobs.expire(job)
+            if old.due():
+                await forget(jobs, store, links, _days_ago(settings.keep_jobs_days))
+                await forget_unfruitful(jobs, store, links, _UNFRUITFUL_OF_OWNER)
+                await requests.cut(_days_ago(settings.media_days))
+            if unused.due():
+                await requests.remove_unused()
+        except Problem as problem:  # the database is away
+            log.warning("not swept: %s", problem.message)
+        await asyncio.sleep(_EXPIRE_SECONDS)
+
+
+class _Each:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = -math.inf
+
+    def due(self) -> bool:
+        """Once in so many seconds."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+def _days_ago(days: float) -> int:
+    return now_ms() - round(days * DAY_SECONDS * 1000)
+
+
+async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
+    """Remove jobs that ended before `before_ms`, and their clips on this machine. Returns how
+    many."""
+    count = 0
+    while old := await store.ended_before(before_ms, _BATCH):
+        await _remove(old, jobs, store, links)
+        count += len(old)
+    if count:
+        log.info("forgot %d jobs that ended long ago", count)
+    return count
+
+
+async def forget_unfruitful(jobs: Jobs, store: Store, links: Links, most: int) -> None:
+    """Of each owner's jobs that ended without a clip, keep the newest `most`: a key that is refused
+    hundreds of times a second fills no disk with them."""
+    for owner, count in jobs.unfruitful().items():
+        while count > most:
+            old = await store.unfruitful_of(owner, min(_BATCH, count - most))
+            if not old:
+                break
+            await _remove(old, jobs, store, links)
+            count -= len(old)
+
+
+async def _remove(old: Sequence[Job], jobs: Jobs, store: Store, links: Links) -> None:
+    for job in old:
+        await asyncio.to_thread(links.remove, job)
+    await store.remove([job.id for job in old])
+    jobs.forget(old)

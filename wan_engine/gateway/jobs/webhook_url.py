@@ -1,0 +1,64 @@
+"""Whether a webhook's URL is one that could ever be told: checked when it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from urllib.parse import urlsplit
+
+from wan_engine.gateway.refusals import Problem
+from wan_engine.media.fetch import is_public_address
+
+_MAX_CHARACTERS = 2048
+_NAMES_OF_HERE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+
+
+async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
+    """The URL, if there is one. Raises `Problem`, also for an address that is not public in any
+    spelling; what a name means is looked up when it is told, and may be another then."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > _MAX_CHARACTERS or not _is_plain(value):
+        raise _refused()
+    # In a thread: what knows of addresses takes a second to import, once.
+    host = await asyncio.to_thread(_host, value)
+    if host is None:
+        raise _refused()
+    if not allow_private and not await asyncio.to_thread(_may_be_public, host):
+        raise Problem("invalid_request", 'field "webhook" must be a URL of the open internet')
+    return value
+
+
+def _refused() -> Problem:
+    return Problem("invalid_request", 'field "webhook" must be an http or https URL')
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _host(url: str) -> str | None:
+    """As what sends it will read it."""
+    import requests
+
+    try:
+        prepared = requests.Request("POST", url).prepare().url
+        parts = urlsplit(str(prepared))
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return None
+    return host if parts.scheme in ("http", "https") else None
+
+
+def _may_be_public(host: str) -> bool:
+    """False for what is an address that is not, however it is written: 127.1, 0x7f000001, [::1]."""
+    name = host.rstrip(".").lower()
+    if name in _NAMES_OF_HERE or name.endswith(".localhost"):
+        return False
+    if ":" in name:
+        return is_public_address(name)
+    try:
+        address = socket.inet_ntoa(socket.inet_aton(name))
+    except OSError:
+        return True
+    return is_public_address(address)

@@ -1,0 +1,108 @@
+"""The ends of jobs, told to whom the caller named: up to three times, also across restarts.
+
+Documented by Runpod: 200 is taken for an answer, two more tries, ten seconds apart. Addresses that
+are not public are refused as for media, and redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from wan_engine.control import Control
+from wan_engine.errors import InvalidMedia
+from wan_engine.gateway.context import Door
+from wan_engine.gateway.jobs.job import now_ms
+from wan_engine.gateway.jobs.service import Jobs
+from wan_engine.gateway.jobs.store import Store
+from wan_engine.gateway.metrics import Metrics
+from wan_engine.gateway.refusals import Problem
+from wan_engine.media.fetch import FetchLimits, post
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
+_AT_ONCE = 8
+_LOOK_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+_ANSWER_MAX_BYTES = 64 * 1024
+
+
+class Webhooks:
+    def __init__(
+        self,
+        jobs: Jobs,
+        store: Store,
+        metrics: Metrics,
+        *,
+        allow_private: bool,
+        again_seconds: float = 10.0,
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._metrics = metrics
+        self._limits = FetchLimits(_ANSWER_MAX_BYTES, _ANSWER_SECONDS, allow_private)
+        self._again_ms = round(again_seconds * 1000)
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="webhook")
+
+    async def run(self, doors: Sequence[Door]) -> None:
+        """For ever, until cancelled."""
+        by_name = {door.name: door for door in doors}
+        try:
+            while True:
+                try:
+                    due = await self._store.due_webhooks(now_ms(), _AT_ONCE)
+                    told = [self._tell(*one, by_name) for one in due]
+                    ends = await asyncio.gather(*told, return_exceptions=True)
+                    for (job_id, _), end in zip(due, ends, strict=True):
+                        await self._look_at(job_id, end)
+                except Problem as problem:  # the database is away
+                    log.warning("no webhooks are sent: %s", problem.message)
+                    due = []
+                if not due:
+                    await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _post(self, url: str, body: object) -> int:
+        # There may be a picture in it.
+        return post(url, json.dumps(body).encode(), self._limits, Control())
+
+    async def _look_at(self, job_id: str, end: BaseException | None) -> None:
+        """What cannot be told today cannot tomorrow, and is in nobody's way. Raises `Problem`."""
+        if isinstance(end, Problem):
+            raise end
+        if end is not None:
+            log.error("webhook of job %s cannot be made", job_id, exc_info=end)
+            self._metrics.webhook("given up")
+            await self._store.drop_webhook(job_id)
+
+    async def _tell(self, job_id: str, tries: int, doors: dict[str, Door]) -> None:
+        job = await self._jobs.get(job_id)
+        door = doors.get(job.door) if job else None
+        if job is None or door is None or door.webhook_body is None or job.webhook is None:
+            await self._store.drop_webhook(job_id)
+            return
+        body = door.webhook_body(job, await self._jobs.request(job_id))
+        try:
+            status = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._post, job.webhook, body
+            )
+        except InvalidMedia as error:
+            outcome = error.why
+        else:
+            outcome = "" if status == 200 else f"it answered {status}"
+        if not outcome:
+            self._metrics.webhook("delivered")
+            await self._store.drop_webhook(job_id)
+        elif tries + 1 >= _TRIES:
+            log.warning("webhook of job %s given up: %s", job_id, outcome)
+            self._metrics.webhook("given up")
+            await self._store.drop_webhook(job_id)
+        else:
+            log.info("webhook of job %s not delivered: %s", job_id, outcome)
+            self._metrics.webhook("failed")
+            await self._store.postpone_webhook(job_id, tries + 1, now_ms() + self._again_ms)

@@ -1,0 +1,385 @@
+"""How a model runs on this machine: precision, attention, compilation, what stays on the device.
+
+Every choice comes with its reason, and has a leaner one behind it for when memory does not suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.errors import ConfigurationError
+from wan_engine.runtime import compiler, memory
+from wan_engine.settings import Settings
+
+Offload = Literal["none", "model", "stream", "layer"]
+"""What stays on the device between uses: everything; one network at a time; everything but the
+experts' blocks, each of which is copied from pinned host memory while the one before it works; one
+layer at a time."""
+
+TextEncoder = Literal["kept", "moved"]
+"""Whether the text encoder stays on the device or is copied there for each new prompt."""
+
+_LEANER: dict[Offload, Offload] = {"none": "stream", "model": "layer", "stream": "layer"}
+_BFLOAT16_SINCE = (8, 0)
+"""Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
+_FLOAT8_SINCE = (8, 9)
+"""Ada and Hopper: the first with float8 matrix products."""
+_CUDNN_ATTENTION = ((9, 0), (10, 0), (10, 3))
+"""Hopper and the server kind of Blackwell. Elsewhere flash attention is as fast or faster
+(huggingface/transformers#48163)."""
+
+NOT_COMPILED = "blocks run uncompiled, slower"
+"""How a recipe's reason goes on where they should have been compiled."""
+
+_SMALL_GB = 2.0  # a guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and what they compute with
+_CONTEXT_GB = 1.5  # the CUDA context, and what the allocator holds in pieces
+_FLOAT8_SHARE = 0.52  # of bfloat16: what is outside the blocks stays, and every row has a scale
+_STREAMED_SHARE = 0.08  # of an expert: two of its 40 blocks and what is outside them
+_LAYER_SHARE = 0.03
+_HOST_GB = 6.0  # the process itself, decoded frames, ffmpeg
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What decides. Memory is in 10^9 bytes, as the catalogue counts; `free_gb` is what no other
+    process holds (None: all of it)."""
+
+    name: str
+    total_gb: float
+    capability: tuple[int, int]
+    free_gb: float | None = None
+
+    @property
+    def usable_gb(self) -> float:
+        return self.total_gb if self.free_gb is None else min(self.free_gb, self.total_gb)
+
+    @property
+    def sm(self) -> str:
+        return f"sm{self.capability[0]}{self.capability[1]}"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the machine around the GPU has: memory in 10^9 bytes, and why nothing can be compiled
+    here, where that is so."""
+
+    memory_gb: float
+    no_compiler: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is run. `dtype` and `decode_dtype` (of a clip's last decode) are names of torch
+    dtypes, `attention` is a name of diffusers' backends, `step_cache` the threshold of its first
+    block cache. Raises `ConfigurationError` for what cannot go together."""
+
+    device: str
+    dtype: str
+    offload: Offload = "none"
+    text_encoder: TextEncoder = "kept"
+    float8: bool = False
+    compiled: bool = False
+    attention: str = "native"
+    decode_dtype: str = "float32"
+    step_cache: float | None = None
+
+    def __post_init__(self) -> None:
+        for wrong, why in self._wrong():
+            if wrong:
+                raise ConfigurationError(why)
+
+    def _wrong(self) -> Iterator[tuple[bool, str]]:
+        cpu = self.device == "cpu"
+        yield self.float8 and cpu, "WAN_PRECISION is float8, which needs a GPU."
+        yield (
+            self.float8 and self.dtype != "bfloat16",
+            "WAN_PRECISION is float8, which needs a GPU that computes in bfloat16 beside it.",
+        )
+        yield (
+            self.float8 and self.offload == "layer",
+            "WAN_PRECISION is float8 and WAN_OFFLOAD is layer: float8 weights move in whole "
+            "blocks. Set WAN_OFFLOAD=stream, or WAN_PRECISION=bfloat16.",
+        )
+        yield (
+            self.compiled and self.offload in ("stream", "layer"),
+            f"WAN_COMPILE wants compiled blocks and WAN_OFFLOAD is {self.offload}, which moves "
+            "weights inside them. Set WAN_COMPILE=off, or WAN_OFFLOAD=none.",
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{'float8' if self.float8 else self.dtype} on {self.device}"]
+        if self.offload != "none":
+            parts.append(f"offload {self.offload}")
+        if self.text_encoder == "moved":
+            parts.append("text encoder moved")
+        if self.device != "cpu":
+            parts.append(f"attention {self.attention.strip('_')}")
+            parts.append(f"last decode in {self.decode_dtype}")
+        if self.compiled:
+            parts.append("compiled")
+        if self.step_cache is not None:
+            parts.append(f"step cache {self.step_cache:g}")
+        return ", ".join(parts)
+
+
+# --- what is here --------------------------------------------------------------------------------
+
+
+def detect(device: str) -> Gpu | None:
+    """The GPU that `device` ("auto", "cuda", "cuda:1", "cpu") means; None where the CPU is meant.
+
+    Raises `ConfigurationError` for a GPU that is named and not there.
+    """
+    if device == "cpu":
+        return None
+    import torch
+
+    index = int(device.partition(":")[2] or 0)
+    if torch.cuda.device_count() <= index:
+        if device == "auto":
+            return None
+        raise ConfigurationError(
+            f"WAN_DEVICE is {device}, and torch sees {torch.cuda.device_count()} CUDA devices "
+            "here. "
+            "Set it to `auto` or `cpu`, or mend the driver."
+        )
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    free, _ = torch.cuda.mem_get_info(index)
+    return Gpu(properties.name, properties.total_memory / 1e9, capability, free / 1e9)
+
+
+def detect_host(settings: Settings | None = None) -> Host:
+    """What this machine, or its container, has; a compiler is tried where the settings want one."""
+    wanted = settings is not None and settings.compile != "off"
+    return Host(memory.host_bytes() / 1e9, compiler.problem("cuda") if wanted else None)
+
+
+# --- what it is used for -------------------------------------------------------------------------
+
+
+def choose(
+    spec: ModelSpec, gpu: Gpu | None, settings: Settings, host: Host | None = None
+) -> tuple[Recipe, str]:
+    """The recipe for `spec` on `gpu`, and why. Settings that say otherwise than `auto` are kept.
+
+    Raises `ConfigurationError` for settings that do not go together, or that this machine cannot
+    do.
+    """
+    if gpu is None:
+        return _on_cpu(settings)
+    host = host or detect_host(settings)
+    where = f"{gpu.name} ({gpu.sm}) with {gpu.usable_gb:.0f} GB"
+    recipes = list(_candidates(spec, gpu, settings, host))
+    for recipe in recipes:
+        lacking = _lacking(spec, recipe, gpu, host)
+        if not lacking:
+            why = f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
+            return recipe, why + _not_compiled(spec, settings, host, recipe.offload)
+    # Nothing fits by our figures: the leanest is tried, as figures err on the safe side.
+    why = f"{where} is little for {spec.name}: {lacking}"
+    return recipes[-1], why + _not_compiled(spec, settings, host, recipes[-1].offload)
+
+
+def _on_cpu(settings: Settings) -> tuple[Recipe, str]:
+    wanted = settings.compile in ("on", "required")
+    missing = compiler.problem("cpu") if wanted else None
+    if missing is not None:
+        _require_nothing(settings, missing)
+    recipe = Recipe(
+        "cpu",
+        "float32",
+        "none" if settings.offload == "auto" else settings.offload,
+        float8=settings.precision == "float8",
+        compiled=wanted and missing is None,
+        step_cache=settings.step_cache,
+    )
+    return recipe, "no GPU: float32 on the CPU" + (
+        f"; {NOT_COMPILED}: {missing}" if missing else ""
+    )
+
+
+def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> Iterator[Recipe]:
+    """What the settings leave open, fastest first."""
+    dtype = "bfloat16" if gpu.capability >= _BFLOAT16_SINCE else "float32"
+    able8 = gpu.capability >= _FLOAT8_SINCE
+    if settings.precision == "float8" and not able8:
+        raise ConfigurationError(
+            f"WAN_PRECISION is float8, which needs sm89 or newer; {gpu.name} is {gpu.sm}"
+        )
+    plain = Recipe(
+        "cuda" if settings.device == "auto" else settings.device,
+        dtype,
+        attention=_attention(gpu, dtype, settings),
+        step_cache=settings.step_cache,
+    )
+    offloads: tuple[Offload, ...] = ("none", "stream", "layer")
+    if settings.compile == "required":
+        offloads = ("none",)  # the only one of them whose blocks can be compiled
+    if settings.offload != "auto":
+        offloads = (settings.offload,)
+    for offload in offloads:
+        movable = offload in ("none", "stream")
+        for text_encoder in ("kept", "moved") if movable else ("kept",):
+            for float8 in _precisions(spec, settings, able8, offload):
+                yield replace(
+                    plain,
+                    offload=offload,
+                    # A second decoder is for a VAE that stays.
+                    decode_dtype=dtype if movable else "float32",
+                    text_encoder=text_encoder,
+                    float8=float8,
+                    compiled=_compiled(spec, settings, host, offload),
+                )
+
+
+def _precisions(spec: ModelSpec, settings: Settings, able8: bool, offload: Offload) -> list[bool]:
+    if settings.precision == "float8":
+        return [True]
+    if settings.precision == "bfloat16" or not able8 or spec.built or offload == "layer":
+        return [False]
+    # Resident float8 is faster, with compiled blocks; streamed it is only smaller in host memory.
+    return [True, False] if offload == "none" else [False, True]
+
+
+def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> bool:
+    if not _wants_compiled(spec, settings, offload):
+        return False
+    if host.no_compiler is not None:
+        _require_nothing(settings, host.no_compiler)
+    return host.no_compiler is None
+
+
+def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bool:
+    if settings.compile == "auto":
+        return not spec.built and offload == "none"
+    # Where the offload is open, it may move what cannot be compiled then; where it is set, that is
+    # for the recipe to refuse.
+    return settings.compile != "off" and (settings.offload != "auto" or offload == "none")
+
+
+def _not_compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> str:
+    """The end of a recipe's reason, where blocks should have been compiled."""
+    if not _wants_compiled(spec, settings, offload):
+        return f"; {NOT_COMPILED}: offload {offload} moves them" if settings.compile == "on" else ""
+    return f"; {NOT_COMPILED}: {host.no_compiler}" if host.no_compiler is not None else ""
+
+
+def _require_nothing(settings: Settings, missing: str) -> None:
+    """Raise `ConfigurationError` where the settings take no uncompiled blocks."""
+    if settings.compile == "required":
+        raise ConfigurationError(f"WAN_COMPILE is required, and {missing}.")
+
+
+def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:
+    names = {
+        "native": "native",
+        "cudnn": "_native_cudnn",
+        "flash": "_native_flash",
+        "float8": "float8",
+    }
+    if settings.attention in names:
+        return names[settings.attention]
+    if dtype == "float32":
+        return "native"
+    return names["cudnn" if gpu.capability in _CUDNN_ATTENTION else "flash"]
+
+
+def _lacking(spec: ModelSpec, recipe: Recipe, gpu: Gpu, host: Host) -> str:
+    """What `recipe` needs and is not here; empty when all is."""
+    needed, kept = needs_gb(spec, recipe), host_gb(spec, recipe)
+    if needed > gpu.usable_gb:
+        return f"it needs {needed:.0f} GB of GPU memory"
+    if kept > host.memory_gb:
+        return f"it needs {kept:.0f} GB of host memory, and {host.memory_gb:.0f} are here"
+    return ""
+
+
+def needs_gb(spec: ModelSpec, recipe: Recipe) -> float:
+    """GPU memory at the peak of a clip: weights that stay, and what computing takes."""
+    networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
+    expert_gb = networks.expert_gb * wide * (_FLOAT8_SHARE if recipe.float8 else 1)
+    text_gb, working_gb = networks.text_encoder_gb * wide, spec.working_gb * wide
+    # Once in float32, for what is encoded; once more where the last decode is in bfloat16.
+    vae_gb = networks.vae_gb * (2 if recipe.decode_dtype == "float32" else 3)
+    if recipe.offload == "model":
+        return max(expert_gb + working_gb, text_gb, vae_gb + working_gb) + _CONTEXT_GB
+    if recipe.offload == "layer":
+        return max(expert_gb, text_gb) * _LAYER_SHARE + working_gb + _CONTEXT_GB
+    share = networks.experts if recipe.offload == "none" else _STREAMED_SHARE
+    peak = text_gb + working_gb if recipe.text_encoder == "kept" else max(text_gb, working_gb)
+    return expert_gb * share + vae_gb + peak + _CONTEXT_GB
+
+
+def host_gb(spec: ModelSpec, recipe: Recipe) -> float:
+    """Host memory for weights that are not on the device, and the process itself."""
+    networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
+    held = 0.0
+    if recipe.offload != "none":
+        share = _FLOAT8_SHARE if recipe.float8 else 1
+        held += networks.expert_gb * networks.experts * wide * share
+    if recipe.text_encoder == "moved" or recipe.offload in ("model", "layer"):
+        held += networks.text_encoder_gb * wide
+    return held + _HOST_GB
+
+
+def least_gb(spec: ModelSpec) -> float:
+    """The GPU memory below which a clip of this model cannot be made in useful time."""
+    return needs_gb(spec, Recipe("cuda", "bfloat16", "stream", "moved", decode_dtype="bfloat16"))
+
+
+def leaner(recipe: Recipe) -> Recipe | None:
+    """The recipe that takes the next less memory and more time; None when there is none."""
+    if recipe.device == "cpu":
+        return None
+    if recipe.offload in ("none", "stream") and recipe.text_encoder == "kept":
+        return replace(recipe, text_encoder="moved")
+    if recipe.offload not in _LEANER:
+        return None
+    offload = _LEANER[recipe.offload]
+    float8 = recipe.float8 and offload != "layer"
+    text_encoder: TextEncoder = "moved" if offload == "stream" else "kept"
+    return replace(
+        recipe, offload=offload, float8=float8, compiled=False, text_encoder=text_encoder
+    )
+
+
+def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
+    """What needs less memory than `spec` on `gpu` and should fit, as the end of a sentence."""
+    area = f"a WAN_RENDER_AREA below {spec.max_area} needs less"
+    rows = (row for row in CATALOG.values() if not row.built and least_gb(row) < least_gb(spec))
+    names = [row.name for row in rows if fits(row, gpu)]
+    return f"{' or '.join(names)} would fit, or {area}" if names else area
+
+
+def beside(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> str:
+    """The device for small models of 2 GB together, such as the safety classifiers: that of the
+    model where both stay in memory, else the CPU."""
+    if gpu is None or recipe.offload != "none" or recipe.dtype != "bfloat16":
+        return "cpu"
+    return recipe.device if gpu.usable_gb >= needs_gb(spec, recipe) + _SMALL_GB else "cpu"
+
+
+def fits(spec: ModelSpec, gpu: Gpu | None, host: Host | None = None) -> bool:
+    """Whether a clip of this model can be made here in useful time."""
+    if gpu is None or spec.built:
+        return spec.built
+    if gpu.capability < _BFLOAT16_SINCE:
+        return False
+    host = host or detect_host()  # whether blocks are compiled changes no sum
+    recipes = _candidates(spec, gpu, Settings.model_construct(), host)
+    useful = (recipe for recipe in recipes if recipe.offload != "layer")
+    return any(not _lacking(spec, recipe, gpu, host) for recipe in useful)
+
+
+def spare_gb(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> float:
+    """GPU memory that the model leaves free at its peak, for a smaller model beside it."""
+    if gpu is None or recipe.dtype == "float32":
+        return 0.0
+    used_gb = needs_gb(spec, recipe)
+    if beside(spec, gpu, recipe) != "cpu":
+        used_gb += _SMALL_GB
+    return max(0.0, gpu.usable_gb - used_gb)

@@ -1,0 +1,46 @@
+"""How long a render may be silent, and how long all of it may take where nobody has said so.
+
+Far more than it should take: only what hangs, or goes on for ever, meets these limits.
+"""
+
+from __future__ import annotations
+
+from wan_engine.catalog import ModelSpec
+from wan_engine.control import Control
+from wan_engine.runtime import estimates
+from wan_engine.runtime.recipes import Recipe
+from wan_engine.schema import Plan
+from wan_engine.settings import Settings
+
+_COMPILING_TIMES = 3  # kernels of another shape are compiled within a step
+_LAYERED_TIMES = 12  # 28 GB over a slow bus in a step
+_ON_A_CPU_TIMES = 48  # 27,000 tokens through 5e9 weights take an hour at 100 GFLOP/s
+_LARGE_GB = 1.0  # of weights; `wan-tiny` and its kind are quick anywhere
+_FIRST_SEGMENT_TIMES = 24  # with 300 s: two hours for five seconds, as nothing is known of it
+_JOB_TIMES = 10  # of what the last one of its kind took here
+_SHORTEST_JOB_TIMES = 6  # with 300 s: half an hour
+
+
+def set_limits(
+    control: Control, plan: Plan, settings: Settings, spec: ModelSpec, recipe: Recipe, how: str
+) -> None:
+    """Tell `control` how long a step of `plan` may be silent, and give it a deadline if it has
+    none. `how` as in `timings`."""
+    expected_seconds = estimates.expected_seconds(settings, plan, how)
+    step_seconds = settings.hang_seconds * _as_slow(spec, recipe)
+    control.step_seconds = max(step_seconds, expected_seconds or 0)
+    if expected_seconds is None:
+        job_seconds = control.step_seconds * _FIRST_SEGMENT_TIMES * len(plan.segments)
+    else:
+        shortest = settings.hang_seconds * _SHORTEST_JOB_TIMES
+        job_seconds = max(shortest, expected_seconds * _JOB_TIMES)
+    control.limit(round(job_seconds))
+
+
+def _as_slow(spec: ModelSpec, recipe: Recipe) -> int:
+    """How many times as long a step may take as one of a model that stays on a GPU."""
+    if recipe.device == "cpu":
+        return _ON_A_CPU_TIMES if spec.download_gb >= _LARGE_GB else 1
+    if recipe.offload == "layer":
+        return _LAYERED_TIMES
+    return _COMPILING_TIMES if recipe.compiled else 1

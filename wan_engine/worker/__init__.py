@@ -1,0 +1,1 @@
+"""What the Runpod worker needs beside the engine."""
