@@ -32,7 +32,7 @@ from wan_engine.control import Control  # noqa: E402
 from wan_engine.errors import ContentPolicy  # noqa: E402
 from wan_engine.safety import Safety, open_safety  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
-from wan_engine.weights import quiet_libraries  # noqa: E402
+from wan_engine.logs import quiet_libraries  # noqa: E402
 
 _TOKENS = 480
 """After the part of the template that is computed once: 1500 English characters and the end of the

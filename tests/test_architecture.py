@@ -36,6 +36,7 @@ LAYERS = {
     "pricing": 1,
     "catalog": 2,
     "logs": 2,
+    "toy": 3,
     "plan": 3,
     "outline": 3,
     "runtime": 3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable
 
 from wan_engine.settings import Settings
@@ -103,3 +104,17 @@ def set_up(
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
     for name in ("httpx2", "httpx"):  # of the Hub's client and the gateway: a line a request
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def quiet_libraries(*, bars: bool) -> None:
+    """Loading bars only where they are wanted and somebody watches; no warning about torchvision,
+    which is missing here because nothing uses it."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    for logging_module in (diffusers_logging, transformers_logging):
+        if bars and sys.stderr.isatty():
+            logging_module.enable_progress_bar()
+        else:
+            logging_module.disable_progress_bar()

@@ -206,19 +206,6 @@ _ROWS = (
         download_gb=0.0,
         networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
     ),
-    replace(
-        _TI2V_5B,
-        name="wan-tiny-ti2v",
-        title="a tiny random model of the TI2V kind: its picture is texture",
-        max_area=256 * 160,
-        steps=6,
-        repo=None,
-        revision=None,
-        built=True,
-        caveat="a toy with random weights: the clip shows texture, not the image",
-        download_gb=0.0,
-        networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
-    ),
 )
 
 CATALOG: Mapping[str, ModelSpec] = {row.name: row for row in _ROWS}
@@ -304,19 +291,6 @@ _CLASSIFIERS = (
         revision="96cb0d0342c7afb80cab76ecc58b265fa44da256",
         download_gb=0.35,
     ),
-    ClassifierSpec(
-        name="tiny-prompt-guard",
-        title="knows three words, for tests: protects nobody",
-        kind="prompt",
-        built=True,
-    ),
-    ClassifierSpec(
-        name="tiny-image-classifier",
-        title="flags magenta, for tests: protects nobody",
-        kind="image",
-        flagged={"nsfw": 0.6},
-        built=True,
-    ),
 )
 
 CLASSIFIERS: Mapping[str, ClassifierSpec] = {row.name: row for row in _CLASSIFIERS}
@@ -349,12 +323,6 @@ _WRITER_ROWS = (
         revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
         download_gb=8.9,  # 4.44 billion parameters in bfloat16
         resident_gb=11.0,  # and up to 2 GB for 2000 tokens and the image; not measured
-    ),
-    WriterSpec(
-        name="tiny-prompt-writer",
-        title="a tiny random Qwen3-VL: the whole path on any CPU, its answers are nonsense",
-        built=True,
-        resident_gb=0.1,
     ),
 )
 

@@ -1,7 +1,7 @@
-"""Tiny Wan checkpoints in diffusers layout: the real classes, small, made in seconds.
+"""Makes the tiny checkpoints: the real classes, small, in the layout of diffusers and transformers.
 
 They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. `wan-tiny` has the
-weights of `tiny_weights/`, trained on drawings: it animates a picture, as a toy. The others have
+weights beside this file, trained on drawings: it animates a picture, as a toy. Other models have
 random ones, and their pictures are texture. A folder is a pure function of `RECIPE`, those weights
 and the library versions; it knows nothing of the rest of the engine.
 """
@@ -15,20 +15,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from builder import tiny_networks, tiny_safety
+from wan_engine.toy import classifiers, networks, writer
 
 RECIPE = "4"
-"""Part of a cached folder's name. Raise it with any change below, so that no stale folder is
-used."""
+"""Part of a cached folder's name. Raise it with any change here, in `classifiers.py` or of the
+weights, so that no stale folder is used."""
 
+_WRITER = "tiny-prompt-writer"
 _SEED = 2026
 _TEXT_WIDTH = 32
-WEIGHTS = Path(__file__).parent / "tiny_weights" / "wan-tiny.safetensors"
-"""The weights of `wan-tiny`; how they were made is told beside them."""
+WEIGHTS = Path(__file__).parent / "wan-tiny.safetensors"
+"""The weights of `wan-tiny`; README.md beside them tells how they were made."""
 
 
 def build(name: str, folder: Path) -> Path:
-    """Make the tiny checkpoint `name` (one of `_KINDS`) in `folder`, unless it is there already.
+    """Make the tiny checkpoint `name` (one of `NAMES`) in `folder`, unless it is there already.
 
     The folder appears whole or not at all: several processes may build it at once. Returns
     `folder`.
@@ -51,16 +52,21 @@ def build(name: str, folder: Path) -> Path:
     return folder
 
 
+def place_in_cache(name: str) -> Path:
+    """The checkpoint's folder below the cache's."""
+    return Path(f"tiny-writer-{writer.RECIPE}") if name == _WRITER else Path(f"tiny-{RECIPE}", name)
+
+
 def _is_there(folder: Path) -> bool:
     return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
 def _trained(folder: Path) -> None:
-    """The kind of Wan2.2-I2V-A14B with the weights of `tiny_weights/`."""
+    """The kind of Wan2.2-I2V-A14B with the trained weights."""
     from diffusers import WanImageToVideoPipeline
 
     pipeline = WanImageToVideoPipeline(
-        **tiny_networks.read_weights(WEIGHTS), scheduler=_scheduler(), boundary_ratio=0.9
+        **networks.read_weights(WEIGHTS), scheduler=_scheduler(), boundary_ratio=0.9
     )
     pipeline.save_pretrained(folder)
 
@@ -142,7 +148,7 @@ def tokenizer() -> Any:
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(character, -3.0) for character in tiny_networks.CHARACTERS]
+    pieces += [(character, -3.0) for character in networks.CHARACTERS]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
@@ -178,6 +184,8 @@ _KINDS: dict[str, Callable[[Path], None]] = {
     "wan-tiny": _trained,
     "wan-tiny-random": _two_experts,
     "wan-tiny-ti2v": _expand_timesteps,
-    "tiny-prompt-guard": tiny_safety.prompt_guard,
-    "tiny-image-classifier": tiny_safety.image_classifier,
+    "tiny-prompt-guard": classifiers.prompt_guard,
+    "tiny-image-classifier": classifiers.image_classifier,
+    _WRITER: writer.write,
 }
+NAMES = tuple(_KINDS)

@@ -3,8 +3,8 @@ so that each verdict is known.
 
 `tiny-prompt-guard` is a one-layer Qwen3 that counts three words. `tiny-image-classifier` is a
 one-layer ViT that measures how magenta a picture is. They protect nobody; they let tests run the
-code that real classifiers run through. A folder is a pure function of `tiny.RECIPE` and the library
-versions.
+code that real classifiers run through. A folder is a pure function of `checkpoints.RECIPE` and the
+library versions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The networks of the trained `wan-tiny`, and the one file that holds their weights.
 
-Shapes only: `builder/training` fits the weights, `builder/tiny.py` makes the checkpoint of them.
+Shapes only: `builder/train_toy` fits the weights, `checkpoints.py` makes the checkpoint of them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from builder.training.prompts import words
+from wan_engine.toy.camera_moves import words
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+#@*"
 TEXT_WIDTH = 32

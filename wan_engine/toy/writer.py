@@ -7,9 +7,6 @@ Its answers are nonsense. It exists so that the real code runs, down to the fall
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,28 +47,12 @@ _PREPROCESSOR = {
 }
 
 
-def build(folder: Path) -> Path:
-    """Make the checkpoint in `folder`, unless it is there already: whole or not at all. Returns
-    `folder`."""
-    if (folder / "config.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writer-", dir=folder.parent))
-    try:
-        tokenizer = _tokenizer()
-        tokenizer.save_pretrained(scratch)
-        _model(tokenizer).save_pretrained(scratch)
-        (scratch / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
-        with suppress(OSError):  # mkdtemp gives 0700: unreadable for others who share the cache
-            scratch.chmod(0o755)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not (folder / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+def write(folder: Path) -> None:
+    """Write the writer to `folder`."""
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder)
+    _model(tokenizer).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
 
 
 def _tokenizer() -> Any:
