@@ -27,6 +27,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.rows import ROWS
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.catalog.with_settings import with_overrides
@@ -457,7 +458,7 @@ class LongRun:
 
 CONTINUATIONS = [
     pytest.param(spec, setting, id=f"{spec.name}-{setting}")
-    for spec in CATALOG.values()
+    for spec in ROWS.values()
     for setting in ("last_frame", *spec.continuations)
     if setting in spec.continuations or "last_frames" in spec.continuations
 ]

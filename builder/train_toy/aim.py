@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from builder.training.moves import directions, offsets_px
+from builder.train_toy.moves import directions, offsets_px
 
 _NOISE, _MASK, _CONDITION = slice(0, 64), slice(64, 80), slice(80, 144)
 _CONSTANTS = (144, 145)

@@ -1,6 +1,6 @@
 """What `wan-tiny` makes of photographs, by the code that serves jobs: figures as JSON.
 
-    python -m builder.evaluate_tiny photo.jpg other.png --sheets outputs/evaluation
+    python -m builder.train_toy.evaluate photo.jpg other.png --sheets outputs/evaluation
 
 For each photo and camera move one clip of 5 s at the render size: PSNR of the first frame against
 the photo, of the last one against the move as it was meant, and the motion that was found.
@@ -20,34 +20,43 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from builder import tiny
-from builder.training.evaluation import PROMPTS, find_motion, write_sheet
-from builder.training.moves import warp
-from builder.training.prompts import MOVES
-from builder.training.vae import psnr
+from builder.train_toy.motion import find_motion
+from builder.train_toy.moves import warp
+from builder.train_toy.vae import psnr
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.plan import render_size
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import SegmentInput
+from wan_engine.toy import checkpoints
+from wan_engine.toy.camera_moves import MOVES
 
 _SPEC = CATALOG["wan-tiny"]
+PROMPTS = {
+    "still": "a portrait, the camera is still",
+    "zoom in": "the camera slowly zooms in",
+    "zoom out": "the camera slowly zooms out",
+    "pan left": "the camera pans left",
+    "pan right": "the camera pans right",
+    "tilt up": "the camera tilts up",
+    "tilt down": "the camera tilts down",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m builder.evaluate_tiny",
+        prog="python -m builder.train_toy.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("photos", type=Path, nargs="+")
-    parser.add_argument("--weights", type=Path, default=tiny.WEIGHTS)
+    parser.add_argument("--weights", type=Path, default=checkpoints.WEIGHTS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sheets", type=Path, help="folder for first, middle and last frames")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        tiny.WEIGHTS = options.weights
-        folder = tiny.build("wan-tiny", Path(scratch) / "wan-tiny")
+        checkpoints.WEIGHTS = options.weights
+        folder = checkpoints.build("wan-tiny", Path(scratch) / "wan-tiny")
         family = load_family(_SPEC, folder, Recipe("cpu", "float32"))
         for photo in options.photos:
             print(json.dumps(evaluate(family, photo, options.seed, options.sheets)), flush=True)
@@ -65,7 +74,7 @@ def evaluate(family: Any, path: Path, seed: int, sheets: Path | None = None) -> 
         strips.append(_pixels(frames[[0, len(frames) // 2, -1]]))
     if sheets is not None:
         sheets.mkdir(parents=True, exist_ok=True)
-        write_sheet(sheets / f"{path.stem}.png", torch.stack(strips))
+        _write_sheet(sheets / f"{path.stem}.png", torch.stack(strips))
     right = sum(row["seen_as"] == move for move, row in rows.items())
     return {"photo": path.name, "size": image.size, "right": right, "moves": rows}
 
@@ -95,6 +104,14 @@ def compare(image: Image.Image, frames: np.ndarray, move: str) -> dict[str, Any]
         **{name: round(value, 3) for name, value in asdict(motion).items()},
         "seen_as": motion.names(),
     }
+
+
+def _write_sheet(path: Path, strips: torch.Tensor) -> None:
+    """A picture of `strips` [rows, columns, 3, h, w] in -1..1."""
+    rows, columns, _, height, width = strips.shape
+    pixels = ((strips.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    sheet = pixels.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    Image.fromarray(sheet.numpy()).save(path)
 
 
 def _pixels(frames: np.ndarray) -> torch.Tensor:

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from builder.training import aim
-from builder.training.aim import Aim
-from builder.training.fast import half_precision
-from builder.training.moves import warp
-from builder.training.pictures import Pictures
-from builder.training.prompts import MOVES, prompt
-from builder.training.vae import encode, normalise
+from builder.train_toy import aim
+from builder.train_toy.aim import Aim
+from builder.train_toy.fast import half_precision
+from builder.train_toy.moves import warp
+from builder.train_toy.pictures import Pictures
+from builder.train_toy.prompts import prompt
+from builder.train_toy.vae import encode, normalise
+from wan_engine.toy.camera_moves import MOVES
 
 LEARNING_RATE = 6e-4
 SHIFT = 5.0
@@ -303,36 +304,3 @@ class ExpertsStage:
         losses["last_frame"] = F.mse_loss(end[:, :, -1], clean[:, :, -1]).detach()
         losses["first_frame"] = F.mse_loss(end[:, :, 0], clean[:, :, 0]).detach()
         return losses
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "modules": self._modules.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._modules.load_state_dict(state["modules"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._steps = state["steps"]
-
-
-@torch.no_grad()
-def sample(
-    experts: tuple[Any, Any],
-    condition: torch.Tensor,
-    text: torch.Tensor,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Clean latents [n, c, t, h, w], as the pipeline samples them."""
-    state = torch.randn(condition[:, 4:].shape, generator=generator, device=condition.device)
-    schedule = sigmas()
-    for sigma, following in pairwise(schedule):
-        velocity = experts[sigma < BOUNDARY](
-            hidden_states=torch.cat([state, condition], dim=1),
-            timestep=torch.full((len(state),), 1000 * sigma, device=state.device),
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
-        state = state + (following - sigma) * velocity
-    return state

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from builder.training.prompts import MOVES
+from wan_engine.toy.camera_moves import MOVES
 
 ZOOM_A_FRAME = 1.0025
 """1.22 over the 80 frame steps of a 5 s clip. A power, so that a later segment zooms on alike."""

@@ -14,10 +14,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     unpatchify,
 )
 
-from builder.training.fast import half_precision
-from builder.training.moves import warp
-from builder.training.pictures import Pictures
-from builder.training.prompts import MOVES
+from builder.train_toy.fast import half_precision
+from builder.train_toy.moves import warp
+from builder.train_toy.pictures import Pictures
+from wan_engine.toy.camera_moves import MOVES
 
 LEARNING_RATE = 1.2e-3
 NOISE = 0.12
@@ -159,18 +159,6 @@ class VaeStage:
         begin = 60 * torch.rand(count, 1, generator=generator, device=device)
         return warp(pictures, moves, begin + speed * torch.arange(frames, device=device))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "vae": self.vae.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.vae.load_state_dict(state["vae"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._steps = state["steps"]
-
 
 def _distance(seen: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss (absolute, squared, and of the edges; the first frame counts more), and the mean
@@ -216,14 +204,6 @@ def normalise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return (latents - mean) / std
-
-
-def denormalise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    mean, std = (
-        torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return latents * std + mean
 
 
 def psnr(seen: torch.Tensor, wanted: torch.Tensor) -> float:

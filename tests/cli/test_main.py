@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from builder import tiny
+from wan_engine import toy
 from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import VERSION, described
@@ -287,7 +287,7 @@ def test_doctor_fails_when_a_lora_file_cannot_be_fused(wan: Wan, tmp_path: Path)
 def test_models_lists_the_catalogue(wan: Wan) -> None:
     rows = json.loads(wan("models", "--json").stdout)
     assert [row["name"] for row in rows] == list(CATALOG)
-    assert {row["name"] for row in rows if row["present"]} >= {"wan-tiny", "wan-tiny-ti2v"}
+    assert "wan-tiny" in {row["name"] for row in rows if row["present"]}
     shown = wan("models").stdout
     assert "wan2.2-i2v-a14b-4step" in shown and all(name in shown for name in CLASSIFIERS)
 
@@ -312,7 +312,7 @@ def test_download_safety_gives_both_folders(wan: Wan, tiny_cache: Path) -> None:
 
 def test_verify_reads_every_file_of_a_folder(wan: Wan, tiny_cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
     manifest.Manifest("own", None, None, manifest.list_files(folder)).write(folder)
     done = wan("download", str(folder), "--verify")
     assert done.stdout == f"{folder}\n" and done.returncode == 0, done.stderr

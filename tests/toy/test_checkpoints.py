@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builder import tiny, tiny_networks, tiny_safety
+from wan_engine import toy
 from wan_engine.catalog import GUARD_CATEGORIES, GUARD_VERDICTS, ClassifierKind
+from wan_engine.toy import checkpoints, classifiers, networks
 from wan_engine.weights import missing_classifier_files, missing_files
 
 MODELS = {"wan-tiny": 30_000_000, "wan-tiny-random": 4_000_000, "wan-tiny-ti2v": 4_000_000}
 """And how many bytes each may have at most."""
-CLASSIFIERS = ("tiny-prompt-guard", "tiny-image-classifier")
-NAMES = (*MODELS, *CLASSIFIERS)
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -33,7 +32,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_is_complete_and_small(tmp_path: Path, name: str) -> None:
-    folder = tiny.build(name, tmp_path / name)
+    folder = toy.build(name, tmp_path / name)
     assert missing_files(folder) == []
     assert sum(path.stat().st_size for path in folder.rglob("*")) < MODELS[name]
 
@@ -44,25 +43,36 @@ def test_a_checkpoint_is_complete_and_small(tmp_path: Path, name: str) -> None:
 def test_a_classifier_is_complete_and_small(
     tmp_path: Path, name: str, kind: ClassifierKind
 ) -> None:
-    folder = tiny.build(name, tmp_path / name)
+    folder = toy.build(name, tmp_path / name)
     assert missing_classifier_files(folder, kind) == []
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 300_000
 
 
+def test_the_prompt_writer_is_small(tmp_path: Path) -> None:
+    folder = toy.build("tiny-prompt-writer", tmp_path / "writer")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert toy.build("tiny-prompt-writer", tmp_path) == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_the_guard_knows_the_labels_that_are_read() -> None:
-    assert tiny_safety._VERDICTS == GUARD_VERDICTS
-    assert tiny_safety._CATEGORIES == GUARD_CATEGORIES
+    assert classifiers._VERDICTS == GUARD_VERDICTS
+    assert classifiers._CATEGORIES == GUARD_CATEGORIES
 
 
 def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from builder import tiny\n"
-        "for name in sys.argv[2:]: tiny.build(name, Path(sys.argv[1]) / name)"
+        "import sys; from pathlib import Path; from wan_engine import toy\n"
+        "for name in sys.argv[2:]: toy.build(name, Path(sys.argv[1]) / name)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "other"), *NAMES]
+    command = [sys.executable, "-c", script, str(tmp_path / "other"), *checkpoints.NAMES]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
-    for name in NAMES:
-        here = tiny.build(name, tmp_path / "here" / name)
+    for name in checkpoints.NAMES:
+        here = toy.build(name, tmp_path / "here" / name)
         assert digest(here) == digest(tmp_path / "other" / name)
 
 
@@ -72,7 +82,7 @@ def test_several_threads_build_one_folder(tmp_path: Path) -> None:
 
     def build() -> None:
         try:
-            tiny.build("wan-tiny-random", folder)
+            toy.build("wan-tiny-random", folder)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
             failures.append(error)
 
@@ -86,16 +96,16 @@ def test_several_threads_build_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_trained_weights_are_small_enough_for_a_repository() -> None:
-    files = [path for path in tiny.WEIGHTS.parent.rglob("*") if path.is_file()]
+    files = [path for path in checkpoints.WEIGHTS.parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12_000_000
 
 
 def test_the_trained_weights_are_read_as_they_were_written(tmp_path: Path) -> None:
-    parts = tiny_networks.read_weights(tiny.WEIGHTS)
+    parts = networks.read_weights(checkpoints.WEIGHTS)
     tokenizer = parts.pop("tokenizer")
-    tiny_networks.write_weights(tmp_path / "copy.safetensors", parts, {})
+    networks.write_weights(tmp_path / "copy.safetensors", parts, {})
     again = load_file(tmp_path / "copy.safetensors")
-    wanted = load_file(tiny.WEIGHTS)
+    wanted = load_file(checkpoints.WEIGHTS)
     assert again.keys() == wanted.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in wanted.items())
     assert parts["text_encoder"].config.vocab_size == len(tokenizer)
@@ -110,12 +120,12 @@ def test_the_trained_weights_are_read_as_they_were_written(tmp_path: Path) -> No
     ],
 )
 def test_words_of_camera_moves_are_one_piece_each(text: str, pieces: list[str]) -> None:
-    assert tiny_networks.make_tokenizer().tokenize(text) == pieces
+    assert networks.make_tokenizer().tokenize(text) == pieces
 
 
 def test_the_checkpoint_carries_the_wrong_flow_shift_of_converted_repositories(
     tmp_path: Path,
 ) -> None:
-    folder = tiny.build("wan-tiny-random", tmp_path / "wan-tiny")
+    folder = toy.build("wan-tiny-random", tmp_path / "wan-tiny")
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert config["flow_shift"] == 3.0
