@@ -631,7 +631,7 @@ def test_a_decode_that_takes_too_long_is_ended(
 ) -> None:
     monkeypatch.setattr(audio, "_DECODE_SECONDS", 0.3)
     with caplog.at_level("INFO"):
-        assert str(stopped_after(0.3, stuck_ffmpeg, Control())) == UNDECODABLE
+        assert isinstance(stopped_after(0.3, stuck_ffmpeg, Control()), EncodeFailed)
     assert "it took longer than 0.3 seconds" in caplog.text
 
 
@@ -680,13 +680,31 @@ def test_samples_that_are_not_numbers_are_refused(tmp_path: Path, size: int, val
             open_audio(wav, tmp_path, LIMITS, Control())
 
 
-@pytest.mark.parametrize("end", ["kill -9 $$", "echo No space left on device >&2; exit 1"])
+@pytest.mark.parametrize(
+    "program",
+    {
+        "killed": "#!/bin/sh\nkill -9 $$\n",
+        "no room": "#!/bin/sh\necho No space left on device >&2; exit 1\n",
+        "a library is missing": "#!/bin/sh\necho libav.so.1: cannot open >&2; exit 127\n",
+        "writes nothing": "#!/bin/sh\n",
+        "no program": "#!/nowhere/sh\n",
+        "no room for a process": "",  # ENOEXEC stands for whatever keeps it from starting
+    }.items(),
+    ids=lambda item: item[0],
+)
 def test_what_this_machine_lacks_is_not_told_of_the_sound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: tuple[str, str]
 ) -> None:
-    program = tmp_path / "ffmpeg"
-    program.write_text(f"#!/bin/sh\n{end}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr("wan_engine.media.ffmpeg.executable", lambda: str(program))
+    path, folder = tmp_path / "ffmpeg", tmp_path / "job"
+    path.write_text(program[1])
+    path.chmod(0o755)
+    folder.mkdir()
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
     with pytest.raises(EncodeFailed, match="The sound could not be decoded"):
-        open_audio(one_second(), tmp_path, LIMITS, Control())
+        open_audio(one_second(), folder, LIMITS, Control())
+    assert names(folder) <= {"audio.wav"}
+
+
+def test_an_ffmpeg_that_does_nothing_is_not_told_of_the_sound(stuck_ffmpeg: Path) -> None:
+    with pytest.raises(EncodeFailed, match="The sound could not be decoded"):
+        open_audio(one_second(), stuck_ffmpeg, LIMITS, Control(hang_seconds=0.3))

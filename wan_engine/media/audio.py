@@ -27,6 +27,7 @@ _RIFF_HEADER_BYTES = 12
 _FLOAT, _EXTENSIBLE = 3, 0xFFFE  # Microsoft's mmreg.h, WAVE_FORMAT_*
 _DECODE_SECONDS = 30.0
 _ENCODER_PADDING_SECONDS = 0.2  # an MP3 of 30 s decodes to a little more
+_UNDECODED = (ffmpeg.Failed, wave.Error, EOFError, FileNotFoundError)
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,10 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
     source, decoded = folder / f"audio.{kind}", folder / "audio.pcm.wav"
     source.write_bytes(sound)
     longest = limits.max_seconds + _ENCODER_PADDING_SECONDS
-    arguments = [
-        *("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", kind),
-        *("-f", kind, "-i", str(source), "-map", "0:a:0", "-t", f"{longest + 1:g}"),
-        *("-map_metadata", "-1", "-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le"),
-        *("-f", "wav", "-y", str(decoded)),
-    ]
     try:
-        with ffmpeg.running(arguments, control, seconds=_DECODE_SECONDS):
-            pass
-        with wave.open(str(decoded)) as track:
-            seconds = track.getnframes() / SAMPLE_RATE_HZ
-    except (ffmpeg.Failed, wave.Error, EOFError, FileNotFoundError) as error:
-        if isinstance(error, ffmpeg.Failed) and error.here:
+        seconds = _decode(kind, source, decoded, longest + 1, control)
+    except _UNDECODED as error:
+        if _is_here(error) or not _decodes_silence(folder, control):
             log.error("the audio could not be decoded here: %s", error)
             raise EncodeFailed("The sound could not be decoded") from error
         log.info("the audio could not be decoded: %s", error)
@@ -64,6 +56,42 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
     if seconds > longest:
         raise InvalidMedia("audio", f"the sound is longer than {limits.max_seconds:g} seconds")
     return AudioTrack(decoded, seconds)
+
+
+def _decode(kind: str, source: Path, decoded: Path, most_seconds: float, control: Control) -> float:
+    """Write `decoded`, and return its length in seconds. Raises what is in `_UNDECODED`."""
+    arguments = [
+        *("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", kind),
+        *("-f", kind, "-i", str(source), "-map", "0:a:0", "-t", f"{most_seconds:g}"),
+        *("-map_metadata", "-1", "-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le"),
+        *("-f", "wav", "-y", str(decoded)),
+    ]
+    with ffmpeg.running(arguments, control, seconds=_DECODE_SECONDS):
+        pass
+    with wave.open(str(decoded)) as track:
+        return track.getnframes() / SAMPLE_RATE_HZ
+
+
+def _is_here(error: Exception) -> bool:
+    """Whether this machine is to blame. A sound within its limit of bytes takes ffmpeg a second, so
+    one that ran out of time is not."""
+    return isinstance(error, ffmpeg.Failed) and error.here
+
+
+def _decodes_silence(folder: Path, control: Control) -> bool:
+    """Whether this machine decodes anything at all."""
+    source, decoded = folder / "silence.wav", folder / "silence.pcm.wav"
+    try:
+        with wave.open(str(source), "wb") as track:
+            track.setparams((2, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+            track.writeframes(bytes(SAMPLE_RATE_HZ // 10 * 4))
+        return _decode("wav", source, decoded, 1, control) > 0
+    except _UNDECODED as error:
+        log.error("not even silence could be decoded: %s", error)
+        return False
+    finally:
+        source.unlink(missing_ok=True)
+        decoded.unlink(missing_ok=True)
 
 
 def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
