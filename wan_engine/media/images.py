@@ -71,6 +71,8 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         if image.format in ("JPEG", "MPO"):
             image = _whole_jpeg(data)
         image.load()
+        if image.format == "PNG":
+            png.check_whole(data)
         if png.has_grey_and_alpha(data):  # Pillow makes colours of 16-bit grey with alpha
             image = image.convert("LA")
         return _rgb(_upright(image), space or image.info.get("icc_profile") or _bmp_profile(data))
