@@ -38,6 +38,7 @@ from wan_engine.schema import AudioTrack
 LIMITS = AudioLimits()
 NOT_AUDIO = "Invalid audio URL: the file is not WAV or MP3"
 UNDECODABLE = "Invalid audio URL: the file cannot be decoded as WAV or MP3"
+CUT = "Invalid audio URL: the sound is damaged or cut"
 EMPTY = "Invalid audio URL: the file holds no sound"
 TOO_LONG = "Invalid audio URL: the sound is longer than 30 seconds"
 SOON_SECONDS = 1.0
@@ -369,10 +370,12 @@ def test_no_samples_are_refused(tmp_path: Path) -> None:
     assert refusal(wav(b""), tmp_path) == EMPTY
 
 
-@pytest.mark.parametrize(
-    "claimed", [0, 3 * 3600 * SAMPLE_RATE_HZ * 4, 2**31, 2**32 - 1], ids=["0", "3 h", "2 G", "4 G"]
-)
-def test_a_header_that_lies_about_the_length(tmp_path: Path, claimed: int) -> None:
+# Of a recorder that streams; of sox and espeak, mplayer, arecord, ffmpeg.
+ENDLESS = [0, 0x7FFF_F000, 0x7FFF_FFFF - 36, 2**31 - 1, 2**31, 2**32 - 44, 2**32 - 1]
+
+
+@pytest.mark.parametrize("claimed", ENDLESS, ids=hex)
+def test_a_header_that_does_not_know_the_length(tmp_path: Path, claimed: int) -> None:
     data = wav(bytes(SAMPLE_RATE_HZ * 4), claimed_bytes=claimed)
     assert open_audio(data, tmp_path, LIMITS, Control()).seconds == 1
 
@@ -432,18 +435,15 @@ def sound_or_refusal(data: bytes, folder: Path) -> None:
     try:
         assert len(decoded(open_audio(data, folder, LIMITS, Control())))
     except InvalidMedia as error:
-        assert str(error) in (NOT_AUDIO, UNDECODABLE, EMPTY, TOO_LONG)
+        assert str(error) in (NOT_AUDIO, UNDECODABLE, CUT, EMPTY, TOO_LONG)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
-def test_a_cut_file_is_shorter_or_refused(
-    sound: Callable[..., bytes], tmp_path: Path, name: str
-) -> None:
+def test_a_cut_file_is_refused(sound: Callable[..., bytes], tmp_path: Path, name: str) -> None:
     data = sound(name)
     for tenth in range(10):
-        sound_or_refusal(data[: len(data) * tenth // 10], tmp_path)
-    half = open_audio(data[: len(data) // 2], tmp_path, LIMITS, Control())
-    assert half.seconds == pytest.approx(1, abs=0.1)
+        refusal(data[: len(data) * tenth // 10], tmp_path)
+    assert refusal(data[: len(data) // 2], tmp_path) == CUT
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
