@@ -102,7 +102,7 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
 def _whole_jpeg(data: bytes) -> Image.Image:
     """Decoded, where all of it is there: its end marker may be missing, but nothing before it."""
     outline = jpeg.outline(data)
-    if outline.scans > jpeg.MAX_SCANS:
+    if len(outline.scans) > jpeg.MAX_SCANS:
         raise InvalidMedia("image", "the image is damaged")
     image = Image.open(io.BytesIO(jpeg.ended(data, outline)), formats=["JPEG"])
     image.load()
