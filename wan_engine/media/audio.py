@@ -73,7 +73,7 @@ def _decode(kind: str, source: Path, decoded: Path, most_seconds: float, control
     with ffmpeg.running(arguments, control, seconds=_DECODE_SECONDS):
         pass
     with wave.open(str(decoded)) as track:
-        return track.getnframes() / SAMPLE_RATE_HZ
+        return float(track.getnframes() / SAMPLE_RATE_HZ)
 
 
 def _is_here(error: Exception) -> bool:

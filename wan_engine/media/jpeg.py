@@ -125,7 +125,7 @@ class Outline:
             rows = ceil(ceil(height * own_down / down) / 8)
         else:
             columns, rows = ceil(width / (8 * across)), ceil(height / (8 * down))
-        return (columns * rows - 1) // self._interval
+        return int((columns * rows - 1) // self._interval)
 
 
 def outline(data: bytes) -> Outline:
