@@ -37,7 +37,6 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _ZEROS = re.compile(rb"\0{256}")  # an eighth of what is at once lost on a disk
 _PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _OWN_ZEROS = 8  # of a run may still be the picture's
-_MOST_MARKED = 3  # scans that are looked at so
 _TAIL_BYTES = 8
 _FIRST_BYTES = (0xB6, 0x2D, 0xE9, 0x53)  # of other bits: ones first, and zeros
 
@@ -165,22 +164,26 @@ def _has_its_restarts(data: bytes, scan: Scan) -> bool:
 
 def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
     """Whether the picture needs a page; or needs many zeros, and not all that is behind them."""
-    for scan, start in _marks(_PAGE, data, found.scans):
+    for scan, start in _first_mark(_PAGE, data, found.scans):
         if _needs(image, data, found, scan, start):
             return True
-    for scan, start in _marks(_ZEROS, data, found.scans):
+    telling = [scan for scan in found.scans if not scan.refines]
+    for scan, start in _first_mark(_ZEROS, data, telling):
         tail = max(scan.start, scan.end - _TAIL_BYTES)
-        if not scan.refines and _needs(image, data, found, scan, start + _OWN_ZEROS):
+        if _needs(image, data, found, scan, start + _OWN_ZEROS):
             return not _needs(image, data, found, scan, tail)
     return False
 
 
-def _marks(
+def _first_mark(
     pattern: re.Pattern[bytes], data: bytes, scans: Sequence[Scan]
-) -> list[tuple[Scan, int]]:
-    """Where it is found first in a scan, in a few of them."""
-    found = [(scan, pattern.search(data, scan.start, scan.end)) for scan in scans]
-    return [(scan, mark.start()) for scan, mark in found if mark][:_MOST_MARKED]
+) -> Iterator[tuple[Scan, int]]:
+    """The scan in which it is found first, and where; no further ones, for the time that each look
+    takes."""
+    for scan in scans:
+        if mark := pattern.search(data, scan.start, scan.end):
+            yield scan, mark.start()
+            return
 
 
 def _needs(image: Image.Image, data: bytes, found: Outline, scan: Scan, start: int) -> bool:
