@@ -47,7 +47,7 @@ from wan_engine.faults import Device
 from wan_engine.media.fetch import is_public_address
 from wan_engine.runpod_loop import Ending, end_process, install
 from wan_engine.startup import Startup
-from wan_engine.storage import open_given, unknown_fields
+from wan_engine.storage import Storage, claims, open_given, unknown_fields
 from wan_engine.watchdog import Hang, Watchdog, dump_stacks
 
 log = logging.getLogger("wan_engine.handler")
@@ -195,14 +195,22 @@ class Handler:
 
     def _generate(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
         """Into the job's own bucket, where it names one. Raises `EngineError`."""
-        request = VideoRequest.parse(job.get("input"))
+        claim, payload = None, job.get("input")
+        if self._report:  # a local run has no job that its sender could find again
+            claim, payload = claims.taken(payload)
+        request = VideoRequest.parse(payload)
         if unknown := unknown_fields(job):
             log.info("job %s: ignored beside its input: %s", control.job_id, ", ".join(unknown))
         given = open_given(job.get("s3Config"), self._settings, control, is_public_address)
-        with given as storage:
-            if storage is None:
-                return self._engine.generate(request, control).output()
+
+        def render(storage: Storage) -> dict[str, Any]:
             return self._engine.generate(request, control, storage).output()
+
+        with given as own:
+            storage = own or self._engine.storage
+            if claim is None:
+                return render(storage)
+            return claims.once(claim, storage, control, render)
 
     async def _send_progress(self, job: dict[str, Any], latest: _Latest) -> None:
         """Post progress in order, one at a time. The SDK's own `progress_update` starts a thread

@@ -10,13 +10,23 @@ from typing import Any
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, StorageFailed
-from wan_engine.storage.files import CLIP_BYTES, read, remove, require_writable, whole_file
+from wan_engine.storage.files import (
+    CLIP_BYTES,
+    first_file,
+    read,
+    remove,
+    require_writable,
+    whole_file,
+)
 from wan_engine.storage.records import (
+    NO_CLAIM,
     NO_RECORD,
     NOT_READ,
     NOT_STORED,
     Clip,
+    decode_claim,
     decode_record,
+    encode_claim,
     encode_record,
     job_name,
 )
@@ -59,6 +69,18 @@ class LocalStorage:
             return None
         except OSError as error:
             log.warning(NOT_READ, job_name(job_id), error)
+            return None
+
+    def claim(self, job_id: str, holder: str, control: Control) -> str | None:
+        control.checkpoint()
+        path = self._record_path(job_id).with_suffix(".claim")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if first_file(path, encode_claim(holder)):
+                return holder
+            return decode_claim(path.read_bytes(), job_id)
+        except OSError as error:
+            log.warning(NO_CLAIM, job_name(job_id), error)
             return None
 
     def flush(self) -> None:
