@@ -203,14 +203,13 @@ class Handler:
             log.info("job %s: ignored beside its input: %s", control.job_id, ", ".join(unknown))
         given = open_given(job.get("s3Config"), self._settings, control, is_public_address)
 
-        def render(storage: Storage) -> dict[str, Any]:
-            return self._engine.generate(request, control, storage).output()
+        def render(*storage: Storage) -> dict[str, Any]:
+            return self._engine.generate(request, control, *storage).output()
 
         with given as own:
-            storage = own or self._engine.storage
-            if claim is None:
-                return render(storage)
-            return claims.once(claim, storage, control, render)
+            if claim is not None:
+                return claims.once(claim, own or self._engine.storage, control, render)
+            return render() if own is None else render(own)
 
     async def _send_progress(self, job: dict[str, Any], latest: _Latest) -> None:
         """Post progress in order, one at a time. The SDK's own `progress_update` starts a thread

@@ -73,7 +73,7 @@ class LocalStorage:
 
     def claim(self, job_id: str, holder: str, control: Control) -> str | None:
         control.checkpoint()
-        path = self._record_path(job_id).with_suffix(".claim")
+        path = self._claim_path(job_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if first_file(path, encode_claim(holder)):
@@ -92,7 +92,7 @@ class LocalStorage:
         found = decode_record(data, job_id) if (data := read(record)) is not None else None
         if found is not None and Path(found[0]).name == found[0]:
             remove(self._folder / found[0])
-        remove(record)
+        remove(record, self._claim_path(job_id))
 
     def check(self) -> str:
         folder = self._folder.resolve()
@@ -132,3 +132,6 @@ class LocalStorage:
 
     def _record_path(self, job_id: str) -> Path:
         return self._folder / ".jobs" / f"{job_name(job_id)}.json"
+
+    def _claim_path(self, job_id: str) -> Path:
+        return self._record_path(job_id).with_suffix(".claim")
