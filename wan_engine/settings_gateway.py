@@ -30,9 +30,9 @@ class GatewaySettings(BaseSettings):
     )
     runpod_claims: bool = Field(
         default=True,
-        description="The gateway names each render in the job's input, as `wan_claim`, so that "
-        "that endpoint's workers render it once even where it was handed over twice. For another's "
-        "worker that refuses unknown fields: `0`",
+        description="Whether that endpoint is told the name of each render, as `wan_claim` in "
+        "the input: its workers render once what was handed over twice. For another's worker that "
+        "refuses unknown fields: `0`",
     )
     api_keys: HashedKeys = Field(
         default={},
