@@ -39,7 +39,10 @@ class Renderer:
         self.renders: list[str] = []
         self.begun: set[str] = set()
 
-    def generate(self, request: VideoRequest, control: Control, storage: Storage) -> VideoResult:
+    def generate(
+        self, request: VideoRequest, control: Control, storage: Storage | None = None
+    ) -> VideoResult:
+        storage = storage or self.storage
         if (done := storage.finished(control.job_id, control)) is not None:
             return VideoResult(done[0], Decimal(done[1]["cost"]), done[1]["seed"])
         first = request.prompt not in self.begun
