@@ -67,10 +67,10 @@ class Renderer:
 
 class FakeEndpoint:
     """`jobs` are the status bodies by id, `posted` the inputs. While `answers` is not set, a job is
-    taken and its POST is not answered. `strict` workers refuse what they do not know, as the SDK's
-    `rp_validator` does."""
+    taken and its POST is not answered. What is `strict` refuses fields that it does not know: its
+    "workers", as the SDK's `rp_validator` does, or its "door"."""
 
-    def __init__(self, folder: Path, *, workers: int = 3, strict: bool = False) -> None:
+    def __init__(self, folder: Path, *, workers: int = 3, strict: str = "") -> None:
         self.renderer = Renderer(folder)
         self.jobs: dict[str, dict[str, Any]] = {}
         self.posted: list[dict[str, Any]] = []
@@ -139,10 +139,8 @@ class FakeEndpoint:
                 self.jobs[job_id].update(status="FAILED", error=error)
 
     async def _outcome(self, handler: Handler, job_id: str, payload: Any) -> dict[str, Any]:
-        known = VideoRequest.model_fields
-        if self._strict and (unknown := [name for name in payload if name not in known]):
-            lines = [f"Unexpected input. {name} is not a valid input option." for name in unknown]
-            return {"error": str(lines)}
+        if self._strict and (refused := _unexpected(payload)):
+            return {"error": refused}
         return await handler({"id": job_id, "input": payload})
 
     # --- its API
@@ -174,6 +172,9 @@ class FakeEndpoint:
 
     async def _run(self, request: web.Request) -> web.Response:
         payload, job_id = (await request.json())["input"], f"{uuid4()}-u1"
+        if self._strict == "door" and (refused := _unexpected(payload)):
+            self.posted.append(payload)
+            return web.json_response({"error": refused}, status=422)
         self.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE"}
         self.posted.append(payload)
         self._queue.put_nowait((job_id, payload))
@@ -192,6 +193,12 @@ class FakeEndpoint:
             if (run := self._runs.get(job["id"])) is not None:
                 run.cancel()
         return job
+
+
+def _unexpected(payload: dict[str, Any]) -> str:
+    unknown = [name for name in payload if name not in VideoRequest.model_fields]
+    lines = [f"Unexpected input. {name} is not a valid input option." for name in unknown]
+    return str(lines) if lines else ""
 
 
 def _answering(

@@ -245,8 +245,11 @@ def test_no_caller_can_name_a_render(tmp_path: Path, endpoint: FakeEndpoint, on:
         assert (FIELD in fields) is on and fields.get(FIELD) != forged[FIELD]
 
 
-def test_anothers_worker_that_refuses_the_field_gets_it_no_more(tmp_path: Path) -> None:
-    with FakeEndpoint(tmp_path / "far", strict=True) as endpoint:
+@pytest.mark.parametrize("strict", ["workers", "door"])
+def test_anothers_endpoint_that_refuses_the_field_gets_it_no_more(
+    tmp_path: Path, strict: str
+) -> None:
+    with FakeEndpoint(tmp_path / "far", strict=strict) as endpoint:
 
         async def test(near: Near) -> None:
             for _ in range(2):
