@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _STDERR = 2
@@ -30,12 +31,7 @@ class FreezeGuard:
     """Ends this process, with all stacks on stderr, when `allow` is not called in time."""
 
     def __init__(self) -> None:
-        # Both handlers are C's, as Python's would wait for the lock. The second, which the first
-        # calls, ends also the first process of a container, which no SIGKILL from within reaches.
-        libc = ctypes.CDLL(None)
-        libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-        libc.signal(int(_END), ctypes.cast(libc._exit, ctypes.c_void_p))
-        faulthandler.register(_END, file=_STDERR, all_threads=True, chain=True)
+        _end_at_signal()
         self._lock = threading.Lock()
         self._beside = _begin()
 
@@ -48,6 +44,17 @@ class FreezeGuard:
             assert self._beside.stdin is not None
             with suppress(BlockingIOError, BrokenPipeError):  # it is stopped, or ends just now
                 os.write(self._beside.stdin.fileno(), line)
+
+
+@cache  # the second time, what ends it would take the place of what shows the stacks
+def _end_at_signal() -> None:
+    """Both handlers are C's, as Python's would wait for the lock. The first shows the stacks; the
+    second, which it calls, ends also the first process of a container, which no SIGKILL from within
+    reaches."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal(int(_END), ctypes.cast(libc._exit, ctypes.c_void_p))
+    faulthandler.register(_END, file=_STDERR, all_threads=True, chain=True)
 
 
 def _begin() -> subprocess.Popen[bytes]:
