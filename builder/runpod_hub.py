@@ -18,6 +18,8 @@ from pydantic.fields import FieldInfo
 from builder.gpu_table import CARDS
 from wan_engine.catalog import FALLBACK
 from wan_engine.settings import Settings, described, env_name
+from wan_engine.settings.gateway import GatewaySettings
+from wan_engine.settings.retired import RetiredSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,15 +28,6 @@ _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
 
 _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
 """Of no use, or of no good, on an endpoint."""
-
-_GATEWAY = (
-    *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "api_keys", "endpoints"),
-    *("database_url", "queue_max", "job_starts", "keep_jobs_days", "request_max_bytes"),
-    *("media_max_bytes", "media_days", "rate_limit", "public_url", "trusted_proxies"),
-    *("cors_origins", "shutdown_seconds", "in_flight_max_bytes", "in_flight_key_bytes"),
-    *("head_seconds", "body_rate", "connections_per_address"),
-)
-"""A worker has no gateway."""
 
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
@@ -87,7 +80,9 @@ def hub() -> dict[str, Any]:
             "env": [
                 {"key": env_name(name), "input": _input(name, field)}
                 for name, field in Settings.model_fields.items()
-                if name not in (*_LEFT_OUT, *_GATEWAY, *_SELDOM)
+                if name not in (*_LEFT_OUT, *_SELDOM)
+                # A worker has no gateway.
+                and name not in (*GatewaySettings.model_fields, *RetiredSettings.model_fields)
             ],
         },
     }
