@@ -1,6 +1,6 @@
 """`.runpod/hub.json` and `.runpod/tests.json`, made from the settings and the catalogue.
 
-`python -m builder.runpod_hub` writes them; a test fails when they are not what the code makes.
+`make docs` writes them.
 Schema: docs.runpod.io, hub/publishing-guide.
 """
 
@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import types
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -20,8 +19,6 @@ from wan_engine.catalog import FALLBACK
 from wan_engine.settings import Settings, described, env_name
 from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.retired import RetiredSettings
-
-ROOT = Path(__file__).parents[1]
 
 _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
 """Asked for at once, with the bucket; the rest is behind "advanced"."""
@@ -174,8 +171,3 @@ def _picture() -> str:
 def text(content: dict[str, Any]) -> str:
     """As it is in the file."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    for file_name, made in (("hub.json", hub()), ("tests.json", tests())):
-        (ROOT / ".runpod" / file_name).write_text(text(made), "utf-8")

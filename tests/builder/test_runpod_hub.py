@@ -27,7 +27,7 @@ TYPES = {"string", "number", "boolean"}
 )
 def test_the_file_is_what_the_code_makes(name: str, made: dict[str, Any]) -> None:
     written = (ROOT / ".runpod" / name).read_text("utf-8")
-    assert written == runpod_hub.text(made), "run `python -m builder.runpod_hub`, which writes it"
+    assert written == runpod_hub.text(made), "run `make docs`, which writes it"
 
 
 def test_the_required_fields_are_there_and_of_their_kinds() -> None:

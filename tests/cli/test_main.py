@@ -396,9 +396,8 @@ def test_no_secret_of_the_settings_is_shown(wan: Wan) -> None:
     rest = {"BUCKET_ENDPOINT_URL": "http://me:hidden-6@127.0.0.1:1/clips", "WAN_LOG_LEVEL": "DEBUG"}
     for arguments in (("settings", "--json"), ("doctor", "--json"), ("doctor",)):
         done = wan(*arguments, **secrets, **rest, WAN_DEVICE="cpu")
-        assert done.stdout and "Traceback" not in done.stderr
         shown = done.stdout + done.stderr
-        assert "hidden" not in shown and "AKIDEXAMPLE" not in shown
+        assert done.stdout and "hidden" not in shown and "AKIDEXAMPLE" not in shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)
