@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 Model = Annotated[str, typer.Option(help="Instead of WAN_MODEL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
-
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -38,38 +36,32 @@ class RequestOptions:
     model: Model = ""
 
     def payload(self) -> dict[str, Any]:
-        """The request's fields that were said; `model` is none of them."""
-        said = {name: value for name, value in asdict(self).items() if value != ""}
+        """The fields of the request that were said; `model` is none of them."""
+        said = {name: value for name, value in asdict(self).items() if value not in ("", None)}
         said.pop("model", None)
         said["enable_prompt_expansion"] = said.pop("expand_prompt")
         said["enable_safety_checker"] = not said.pop("no_safety_checker")
         return said
 
 
-def with_request_options(
-    command: Callable[Concatenate[RequestOptions, P], None],
-) -> Callable[..., None]:
-    """`command` with all of `RequestOptions` in front of its own options, as typer reads them from
-    its signature."""
-    names = [field.name for field in fields(RequestOptions)]
-
-    def taken(*args: Any, **given: Any) -> None:
-        options = RequestOptions(**{name: given.pop(name) for name in names})
-        command(options, *args, **given)
-
+def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(options, ...)` with an option for each field of `RequestOptions` in front of its
+    own, as typer reads them from a signature."""
     kinds = get_type_hints(RequestOptions, include_extras=True)
     shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=kinds[field.name],
+        Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
         )
         for field in fields(RequestOptions)
     ]
-    _, *own = inspect.signature(command, eval_str=True).parameters.values()
-    own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-    taken.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
-    taken.__annotations__ = {}
-    taken.__name__, taken.__doc__ = command.__name__, command.__doc__
+    _, *own = signature(command, eval_str=True).parameters.values()
+
+    def taken(**said: Any) -> None:
+        options = RequestOptions(**{option.name: said.pop(option.name) for option in shared})
+        command(options, **said)
+
+    own = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in own]
+    taken.__signature__ = Signature([*shared, *own])  # type: ignore[attr-defined]
+    taken.__annotations__ = {}  # else typer would read those of `said`
+    taken.__doc__ = command.__doc__
     return taken

@@ -37,7 +37,7 @@ _OURS = "Value error, "  # what pydantic puts before our words
 
 
 class Settings(
-    # The fields of the last one come first.
+    # pydantic has the fields of the last one first: read upwards, this is the order of the tables.
     RetiredSettings,
     GatewaySettings,
     JobSettings,
