@@ -14,6 +14,6 @@ class RetiredSettings(BaseModel):
     in_flight_key_bytes: int | None = Field(
         default=None,
         ge=1024,
-        description="one key may have a quarter of WAN_IN_FLIGHT_MAX_BYTES in flight; unset it, "
-        "and set that one if a quarter is too little",
+        description="without it, one key may have a quarter of WAN_IN_FLIGHT_MAX_BYTES in "
+        "flight; unset it, and set that one instead",
     )
