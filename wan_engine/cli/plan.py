@@ -6,9 +6,9 @@ import json
 
 from wan_engine.cli.local_requests import LocalRequest
 from wan_engine.cli.options import AsJson, RequestOptions, with_request_options
+from wan_engine.cli.plan_table import tables
 from wan_engine.cli.terminal import failing_clearly, load_settings, out
 from wan_engine.engine import Engine
-from wan_engine.outline import tables
 
 EXAMPLE = '--image photo.jpg --duration 15 --size 1080p --prompt "Leaves sway" --json'
 
