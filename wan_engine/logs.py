@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from wan_engine.settings import Settings
+from wan_engine.settings import Settings, secret_values
 
 _HIDDEN = (
     # All of a query: what signs a URL has another name in every store.
@@ -27,12 +27,6 @@ _HIDDEN = (
         ),
         r"\1...",
     ),
-)
-_SECRET_FIELDS = (
-    "bucket_access_key_id",
-    "bucket_secret_access_key",
-    "prompt_api_key",
-    "runpod_key",
 )
 _LONGEST_LINE = 20_000  # what is longer has somebody's data in it, and takes time to look through
 _SHORTEST_SECRET = 6  # shorter ones would blot out ordinary words
@@ -86,9 +80,8 @@ def redact_runpods(secrets: Iterable[str]) -> None:
 
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
-    """The credentials that these settings hold."""
-    values = (getattr(settings, field) for field in _SECRET_FIELDS)
-    return tuple(value for value in values if value and len(value) >= _SHORTEST_SECRET)
+    """The credentials that these settings hold, as `redact` takes them."""
+    return tuple(value for value in secret_values(settings) if len(value) >= _SHORTEST_SECRET)
 
 
 def set_up(

@@ -435,7 +435,7 @@ def test_a_server_expands_the_prompt_it_is_sent(server: Server, picture: Image.I
     assert expansion.script.shots == (ScriptShot(GOOD, 5),)
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer secret"
-    assert "secret" not in repr(Settings(prompt_api_key="secret"))
+    assert "sk-hidden" not in repr(Settings(prompt_api_key="sk-hidden"))
     asked = server.asked[0]
     assert (asked["model"], asked["temperature"]) == ("my-model", 0)
     assert asked["response_format"] == {"type": "json_object"}

@@ -25,7 +25,7 @@ _SIZES = ("720p", "1080p")
 
 
 @dataclass(frozen=True)
-class Order:
+class LocalRequest:
     """A request and two fields of the command line's: `out`, where its clip goes instead of where
     the settings say, and `sheet`. `wrong` is what is no request at all, `place` its line."""
 
@@ -97,11 +97,11 @@ class Order:
         ]
 
 
-def read_jobs(source: str) -> list[Order]:
-    """An order for each line of a file of JSON objects, or of stdin where that is `-`; paths in
-    them are relative to the working directory. A line that is none is an order that is wrong.
+def read_jobs(source: str) -> list[LocalRequest]:
+    """A request for each line of a file of JSON objects, or of stdin where that is `-`; paths in
+    them are relative to the working directory. A line that is none is a request that is wrong.
 
-    Raises `InvalidRequest` for a file that cannot be read or has no order in it.
+    Raises `InvalidRequest` for a file that cannot be read or has no request in it.
     """
     name = "stdin" if source == "-" else paths.shown(source)
     try:
@@ -114,23 +114,25 @@ def read_jobs(source: str) -> list[Order]:
         raise InvalidRequest(f"{name} is not text: {error}") from error
     except (PathRefused, OSError) as error:
         raise InvalidRequest(str(error)) from error
-    orders = [
-        _order(line, f"line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    requests = [
+        _local_request(line, f"line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
     ]
-    if all(order.wrong for order in orders):
-        first = orders[0].wrong if orders else "it is empty"
+    if all(request.wrong for request in requests):
+        first = requests[0].wrong if requests else "it is empty"
         raise InvalidRequest(f"{name} has no request in it: {first}")
-    return orders
+    return requests
 
 
-def _order(line: str, place: str) -> Order:
+def _local_request(line: str, place: str) -> LocalRequest:
     try:
         payload = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Order({}, place, f"{place} is not JSON: {error}")
+        return LocalRequest({}, place, f"{place} is not JSON: {error}")
     if not isinstance(payload, dict):
-        return Order({}, place, f"{place} is not an object")
-    return Order(payload, place)
+        return LocalRequest({}, place, f"{place} is not an object")
+    return LocalRequest(payload, place)
 
 
 def _inline(field: str, name: str, settings: Settings) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wan_engine import Settings
-from wan_engine.cli.orders import Order, read_jobs
+from wan_engine.cli.local_requests import LocalRequest, read_jobs
 from wan_engine.errors import InvalidMedia, InvalidRequest
 
 SETTINGS = Settings()
@@ -23,11 +23,11 @@ def good(data: Path) -> dict[str, Any]:
     return {"prompt": "lift-off", "image": str(data / "rocket_640x360.jpg")}
 
 
-def test_an_order_that_can_be_rendered_has_nothing_wrong(
+def test_a_request_that_can_be_rendered_has_nothing_wrong(
     good: dict[str, Any], tmp_path: Path
 ) -> None:
     fields = {"out": str(tmp_path / "a.mp4"), "sheet": str(tmp_path / "a.png")}
-    assert Order({**good, **fields}).look(SETTINGS) is None
+    assert LocalRequest({**good, **fields}).look(SETTINGS) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -54,7 +54,7 @@ def test_what_is_wrong_is_one_sentence(
     sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wrong = Order({**good, **fields}).look(SETTINGS)
+    wrong = LocalRequest({**good, **fields}).look(SETTINGS)
     with pytest.raises(InvalidRequest, match=sentence):
         raise InvalidRequest(wrong)
 
@@ -63,25 +63,25 @@ def test_a_sheet_of_a_clip_that_goes_to_a_bucket_is_refused_before_it_is_rendere
     good: dict[str, Any], tmp_path: Path
 ) -> None:
     bucket = Settings(storage="s3")
-    order = {**good, "sheet": str(tmp_path / "a.png")}
-    assert "keep it here with --out" in str(Order(order).look(bucket))
-    assert Order({**order, "out": str(tmp_path / "a.mp4")}).look(bucket) is None
+    request = {**good, "sheet": str(tmp_path / "a.png")}
+    assert "keep it here with --out" in str(LocalRequest(request).look(bucket))
+    assert LocalRequest({**request, "out": str(tmp_path / "a.mp4")}).look(bucket) is None
 
 
 def test_a_file_is_as_large_as_a_picture_may_be(good: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(bytes(2**20 + 1))
     settings = Settings(image_max_bytes=2**20)
-    wrong = Order({**good, "image": str(tmp_path / "large.jpg")}).look(settings)
+    wrong = LocalRequest({**good, "image": str(tmp_path / "large.jpg")}).look(settings)
     assert wrong is not None and wrong.endswith("large.jpg is larger than 1 MB")
 
 
 @pytest.mark.parametrize("size", ["1920x1080", "1920X1080", "1080p", "1920*1080"])
 def test_a_size_has_an_x_as_people_write_it(good: dict[str, Any], size: str) -> None:
-    assert Order({**good, "size": size}).request(SETTINGS).size == "1920*1080"
+    assert LocalRequest({**good, "size": size}).request(SETTINGS).size == "1920*1080"
 
 
 def test_what_is_wrong_with_a_local_file_is_not_said_of_a_url(good: dict[str, Any]) -> None:
-    local, remote = Order(good), Order({**good, "image": "https://example.com/a.jpg"})
+    local, remote = LocalRequest(good), LocalRequest({**good, "image": "https://example.com/a.jpg"})
     with (
         pytest.raises(InvalidRequest, match=r"^image: .*rocket_640x360\.jpg: the file is damaged$"),
         local.naming_files(),
@@ -96,8 +96,8 @@ def test_a_line_that_is_no_request_does_not_lose_the_others(
 ) -> None:
     lines = [json.dumps(good), "not json", "[1]", "", json.dumps(good), "[" * 100_000]
     (tmp_path / "jobs").write_text("\n".join(lines))
-    orders = read_jobs(str(tmp_path / "jobs"))
-    looks = [order.look(SETTINGS) for order in orders]
+    requests = read_jobs(str(tmp_path / "jobs"))
+    looks = [request.look(SETTINGS) for request in requests]
     assert [look and look.partition(":")[0] for look in looks] == [
         None,
         "line 2 is not JSON",
@@ -123,4 +123,4 @@ def test_a_file_without_a_request_is_refused(tmp_path: Path, content: bytes, sen
 def test_a_dash_is_stdin(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     stdin = SimpleNamespace(buffer=io.BytesIO(json.dumps(good).encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert [order.payload for order in read_jobs("-")] == [good]
+    assert [request.payload for request in read_jobs("-")] == [good]
