@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from wan_engine import catalog, toy
+from wan_engine import toy
 from wan_engine.catalog import CATALOG, FALLBACK, ModelSpec, infer
+from wan_engine.catalog import models as rows
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import FAMILIES
 
@@ -29,7 +30,7 @@ def each(rows: Iterable[ModelSpec]) -> pytest.MarkDecorator:
 
 
 def test_names_are_unique() -> None:
-    assert len(CATALOG) == len(catalog._ROWS)
+    assert len(CATALOG) == len(rows._ROWS)
 
 
 def test_titles_are_unique() -> None:
