@@ -351,7 +351,7 @@ def serve(
 ) -> None:
     """Serve the hosted APIs from this machine, or from a Runpod endpoint."""
     with _failing_clearly():
-        from wan_engine.gateway.http import serve as gateway  # a web server, for this command alone
+        from wan_engine.gateway import serve as gateway  # a web server, for this command alone
 
         gateway.serve(_settings(model), host, port)
 

@@ -21,8 +21,8 @@ import uvicorn
 
 from tests.gateway.fakes import InstantBackend
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
-from wan_engine.gateway.http.serve import protocol_of
 from wan_engine.gateway.jobs.service import Jobs
+from wan_engine.gateway.serve import protocol_of
 from wan_engine.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ import pytest
 from tests.gateway.conftest import ROOT, Serve, _answers, _until, eventually, free_port, wish
 from tests.gateway.test_crash import RUN, STATUS
 from tests.gateway.test_jobs import ended, submitted
-from wan_engine.gateway.jobs.service import ownership
+from wan_engine.gateway.jobs import ownership
 
 pytestmark = pytest.mark.system
 

@@ -17,8 +17,8 @@ import pytest
 
 from tests.gateway.conftest import ROOT, _until, free_port, gateway_process, wish
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.http.serve import serve
 from wan_engine.gateway.keys import Keys, digest, new_entry
+from wan_engine.gateway.serve import serve
 from wan_engine.settings import Settings
 
 RUN = "/v2/wan-2-6-i2v/run"

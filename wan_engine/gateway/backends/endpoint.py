@@ -18,7 +18,7 @@ import httpx
 from wan_engine.control import Progress
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
-from wan_engine.gateway.uncancelled import whole
+from wan_engine.gateway.uncancelled import uncancelled
 from wan_engine.pricing import cost
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
@@ -98,7 +98,7 @@ class EndpointBackend:
         remote = _Remote(work.remote_id)
         try:
             if remote.id is None:
-                await whole(self._submit(work, remote), remote.stop)
+                await uncancelled(self._submit(work, remote), remote.stop)
             assert remote.id is not None, "only a run that is cancelled submits nothing"
             return await self._follow(work, remote.id)
         except asyncio.CancelledError:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from wan_engine.errors import EngineError, JobRefused
 from wan_engine.gateway.backends.base import Backend, Done, Work, WorkerLost, WorkFailed
-from wan_engine.gateway.jobs.ahead import Ahead
-from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.job import Job
+from wan_engine.gateway.jobs.handed_over import HandedOver
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Dispatcher:
         self._metrics = metrics
         self._settings = settings
         self._slots = asyncio.Semaphore(backend.slots)
-        self._ahead = Ahead()
+        self._handed_over = HandedOver()
         self._runs: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
@@ -72,17 +72,17 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         while True:
             await self._slots.acquire()
-            await self._ahead.room()
+            await self._handed_over.room()
             job = await self._jobs.take()
             if job.remote_id is None:  # else it was handed over before
-                self._ahead.handed(job.id)
+                self._handed_over.handed(job.id)
             run = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._runs.add(run)
             run.add_done_callback(partial(self._free, job.id))
 
     def _free(self, job_id: str, run: asyncio.Task[None]) -> None:
         self._runs.discard(run)
-        self._ahead.over(job_id)
+        self._handed_over.over(job_id)
         self._slots.release()
         if not run.cancelled() and (error := run.exception()) is not None:
             log.error("a run ended with what nobody expected", exc_info=error)
@@ -100,10 +100,10 @@ class Dispatcher:
             fail = partial(self._jobs.fail, claimed, failure.code, failure.sentence)
             await _stored(fail)
         except WorkerLost as lost:
-            starts = claimed.starts + lost.blamed
-            log.warning("job %s lost its worker, which it ended %d times", claimed.id, starts)
-            if starts >= self._settings.job_starts:
-                refused = JobRefused(starts)
+            workers_lost = claimed.workers_lost + lost.blamed
+            log.warning("job %s lost its worker, which it ended %d times", claimed.id, workers_lost)
+            if workers_lost >= self._settings.job_starts:
+                refused = JobRefused(workers_lost)
                 await _stored(partial(self._jobs.fail, claimed, refused.code, str(refused)))
             else:
                 await _stored(partial(self._jobs.give_back, claimed.id, count=lost.blamed))
@@ -113,7 +113,7 @@ class Dispatcher:
             if not self._ours.is_set():
                 await _stored(partial(self._jobs.give_back, claimed.id, count=False))
             elif self._closing:
-                with suppress(Problem):  # then the next gateway finds it running, and queues it
+                with suppress(Refusal):  # then the next gateway finds it running, and queues it
                     await self._jobs.give_back(claimed.id, count=False)
         except Exception:
             reference = uuid.uuid4().hex[:8]
@@ -126,11 +126,11 @@ class Dispatcher:
 
     async def _work(self, job: Job) -> Done:
         async def begin(worker: str | None) -> None:
-            self._ahead.begun(job.id)
+            self._handed_over.begun(job.id)
             await _stored(partial(self._jobs.begin, job.id, worker))
 
         async def remote(remote_id: str | None) -> None:
-            self._ahead.arrived(job.id)
+            self._handed_over.arrived(job.id)
             await _stored(partial(self._jobs.remote, job.id, remote_id))
 
         async def request() -> Mapping[str, Any]:
@@ -163,6 +163,6 @@ async def _stored(change: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await change()
-        except Problem as problem:
-            log.warning("%s: trying again", problem.message)
+        except Refusal as refusal:
+            log.warning("%s: trying again", refusal.message)
             await asyncio.sleep(_AGAIN_SECONDS)
