@@ -328,6 +328,12 @@ def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
         ({}, 200),
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "127.0.0.2"}, 200),
+        ({"Host": "LOCALHOST.:8000"}, 200),
+        ({"Host": "wan.localhost"}, 200),
+        ({"Host": "ip6-localhost"}, 403),  # an attacker's, where no hosts file says otherwise
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "evillocalhost"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": ""}, 403),
         ({"Host": "[::1"}, 403),

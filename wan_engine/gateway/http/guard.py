@@ -9,7 +9,6 @@ what a proxy hands on.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from wan_engine.gateway.http.answers import answer_to, door_of
 from wan_engine.gateway.http.body import Body
 from wan_engine.gateway.http.budget import Held, InFlight, Pace
 from wan_engine.gateway.keys import Keys, RateLimit
+from wan_engine.gateway.loopback import is_loopback
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.refusals import Refusal
 
@@ -177,11 +177,8 @@ def _check_page(headers: Headers, rules: Rules) -> None:
 
 
 def _is_here(host: str) -> bool:
+    """Of a header `Host`, which may have a port."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.jobs.database import Database, long_text_pieces
-from wan_engine.storage.files import HALF, age_seconds, entries, is_file, remove, whole_file
+from wan_engine.runtime.paths import HALF
+from wan_engine.storage.files import age_seconds, entries, is_file, remove, whole_file
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,12 @@ import asyncio
 import socket
 from urllib.parse import urlsplit
 
+from wan_engine.gateway.loopback import is_loopback
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.media.fetch import is_public_address
 
 _MAX_CHARACTERS = 2048
-_NAMES_OF_HERE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_IN_HOSTS_FILES = ("localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
@@ -53,7 +54,7 @@ def _host(url: str) -> str | None:
 def _may_be_public(host: str) -> bool:
     """False for what is an address that is not, however it is written: 127.1, 0x7f000001, [::1]."""
     name = host.rstrip(".").lower()
-    if name in _NAMES_OF_HERE or name.endswith(".localhost"):
+    if is_loopback(name) or name in _IN_HOSTS_FILES:
         return False
     if ":" in name:
         return is_public_address(name)
