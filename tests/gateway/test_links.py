@@ -10,7 +10,7 @@ import pytest
 
 from tests.gateway.conftest import Serve, Served
 from tests.gateway.fakes import CLIP
-from tests.gateway.test_jobs import ended, new, submitted
+from tests.gateway.jobs.test_jobs import ended, new, submitted
 from wan_engine.gateway.job import Job
 from wan_engine.gateway.links import WEEK_SECONDS, Links
 from wan_engine.gateway.refusals import Refusal

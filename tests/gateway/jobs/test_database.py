@@ -17,7 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from tests.gateway.conftest import Serve, wish
-from tests.gateway.test_jobs import ended, submitted
+from tests.gateway.jobs.test_jobs import ended, submitted
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.jobs import database, ownership
 from wan_engine.gateway.refusals import Refusal

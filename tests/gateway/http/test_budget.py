@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import Listening, Serve, _until, free_port, gateway_process, wish
-from tests.gateway.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
+from tests.gateway.http.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
 from wan_engine.gateway.http import connection as connection_module
 from wan_engine.gateway.http.budget import Connections, Deadline, Held, InFlight, Pace
 from wan_engine.gateway.refusals import Refusal

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import Serve, eventually, wish
-from tests.gateway.test_jobs import new
+from tests.gateway.jobs.test_jobs import new
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
 from wan_engine.media.fetch import FetchLimits, post

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
-from tests.gateway.test_jobs import ended, running_one, submitted
+from tests.gateway.jobs.test_jobs import ended, running_one, submitted
 from wan_engine.gateway.job import Job, now_ms
 from wan_engine.gateway.jobs import database, long_texts
 from wan_engine.gateway.jobs.request_parts import joined, split_at_once, verified_text

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import ROOT, Serve, _answers, _until, eventually, free_port, wish
+from tests.gateway.jobs.test_jobs import ended, submitted
 from tests.gateway.test_crash import RUN, STATUS
-from tests.gateway.test_jobs import ended, submitted
 from wan_engine.gateway.jobs import ownership
 from wan_engine.gateway.jobs.database import Database
 from wan_engine.gateway.jobs.long_texts import LongTextTable

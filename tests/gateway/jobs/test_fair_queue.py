@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.gateway.conftest import Serve, Served, eventually
+from tests.gateway.jobs.test_jobs import ended, new, submitted
 from tests.gateway.test_endpoint_backend import Pair, paired
-from tests.gateway.test_jobs import ended, new, submitted
 from wan_engine import __main__ as command_line
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.jobs.fair_queue import FairQueue
