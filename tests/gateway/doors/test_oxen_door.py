@@ -467,7 +467,10 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
 # --- a caller that goes away ---------------------------------------------------------------------
 
 
-def test_a_caller_that_goes_away_ends_the_work(listen: Callable[..., Listening]) -> None:
+def test_a_caller_that_goes_away_ends_the_work(
+    listen: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.doors.oxen.door._WAIT_SECONDS", 0.1)
     here = listen()
     connection = HTTPConnection(here.url.removeprefix("http://"), timeout=10)
     connection.request("POST", GENERATE, json.dumps({**SAMPLE, "prompt": "hang"}))
