@@ -312,7 +312,8 @@ def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
             await ended(served, done)
             served.backend.hold()
             (running,) = await enqueue(served)
-            await asyncio.sleep(0.01)
+            await eventually(lambda: running in served.backend.requests)
+            await asyncio.sleep(0.002)  # another millisecond, by which they are sorted
             (waiting,) = await enqueue(served, target_namespace="team")
             found = (await served.http.get(QUEUE)).json()
             assert found["count"] == 2
