@@ -27,6 +27,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.rows import ROWS
 from wan_engine import Control, Engine, Progress, Settings, VideoRequest, data_uri
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.catalog.with_settings import with_overrides
@@ -44,6 +45,7 @@ from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.media.framing import subject
 from wan_engine.plan import PlanLimits, make_plan, punch_in
+from wan_engine.render import model_frames
 from wan_engine.runtime.recipes import Gpu, Recipe
 from wan_engine.schema import Carry, Media, Plan, Script, ScriptShot, SegmentInput
 from wan_engine.settings import Lora
@@ -152,7 +154,7 @@ def frames_digest(engine: Engine, request: VideoRequest) -> str:
     script = Script((ScriptShot(request.prompt, request.duration),))
     plan = make_plan(request, script, media, engine.spec, PlanLimits())
     digest, count = hashlib.sha256(), 0
-    for chunk in engine._frames(engine.load(), plan, media.image, "", Control()):
+    for chunk in model_frames(engine.load(), plan, media.image, "", Control()):
         digest.update(np.ascontiguousarray(chunk))
         count += len(chunk)
     assert count == request.duration * engine.spec.fps
@@ -457,7 +459,7 @@ class LongRun:
 
 CONTINUATIONS = [
     pytest.param(spec, setting, id=f"{spec.name}-{setting}")
-    for spec in CATALOG.values()
+    for spec in ROWS.values()
     for setting in ("last_frame", *spec.continuations)
     if setting in spec.continuations or "last_frames" in spec.continuations
 ]
@@ -480,7 +482,7 @@ def test_joined_segments_equal_one_long_run(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, seconds),))
     plan = make_plan(request, script, Media(image), changed, PlanLimits())
-    chunks = engine._frames(family, plan, image, "", Control())
+    chunks = model_frames(family, plan, image, "", Control())
     frames = np.concatenate(list(chunks))
     size = plan.render_height, plan.render_width
     wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
@@ -500,7 +502,7 @@ def test_no_latent_is_decoded_behind_the_last_frame(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, 15),))
     plan = make_plan(request, script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(engine._frames(family, plan, image, "", Control())))
+    frames = np.concatenate(list(model_frames(family, plan, image, "", Control())))
     assert len(frames) == 240 and sum(asked.frames for asked in family.asked) == 4 * 65
     assert family.decoded == 3 * 65 + 61  # of the last segment 60 are needed, 1 + 4n
 
@@ -511,7 +513,7 @@ def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: Requ
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot("one", 8), ScriptShot("two", 7)))
     plan = make_plan(request_for(duration=15), script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(engine._frames(family, plan, image, "", Control())))
+    frames = np.concatenate(list(model_frames(family, plan, image, "", Control())))
     numbers = [int(frame[0, 0, 0]) * 256 + int(frame[0, 0, 1]) for frame in frames]
     assert numbers == [*range(8 * 16), *range(7 * 16)]
     first, second = (
@@ -549,7 +551,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     make_settings: MakeSettings, request_for: RequestFor, data: Path, tmp_path: Path, name: str
 ) -> None:
     engine: Any = Engine(make_settings())
-    engine._family = SlidingPicture()
+    engine.pool.family = SlidingPicture()
     result = engine.generate(request_for(image=data_uri(data / name), duration=15))
     original = Image.open(data / name).convert("RGB")
     command = [ffmpeg.executable(), "-v", "error", "-i", str(local(result.video_url))]
@@ -560,7 +562,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
     seen = visible(original, plan)
     middle = slice(original.width // 8, -original.width // 4)  # what never wraps around
-    joins = list(accumulate(segment.keep for segment in plan.segments))
+    joins = list(accumulate(segment.shown for segment in plan.segments))
     assert joins == [65, 125, 185, 240]
     for number in (0, 40, *(join + step for join in joins[:-1] for step in (-5, -1, 0)), 239):
         pixels = number // 8
@@ -576,7 +578,7 @@ def test_an_expanded_prompt_is_what_the_model_gets_and_not_in_the_output(
     engine: Any, request_for: RequestFor
 ) -> None:
     family = LongRun(CATALOG["wan-tiny"])
-    engine._family = family
+    engine.pool.family = family
     control = Control()
     result = engine.generate(request_for(enable_prompt_expansion=True), control)
     assert result.expanded_prompt.startswith("lift-off. ")
@@ -593,7 +595,7 @@ def test_an_expansion_that_failed_is_a_warning(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     engine: Any = Engine(make_settings(prompt_url=url))
-    engine._family = LongRun(CATALOG["wan-tiny"])
+    engine.pool.family = LongRun(CATALOG["wan-tiny"])
     result = engine.generate(request_for(enable_prompt_expansion=True))
     assert any("Prompt expansion failed" in warning for warning in result.output()["warnings"])
     assert result.expanded_prompt.startswith("lift-off. ")
@@ -602,7 +604,7 @@ def test_an_expansion_that_failed_is_a_warning(
 @pytest.mark.parametrize("expanded", [False, True])
 def test_several_shots_need_expansion(engine: Any, request_for: RequestFor, expanded: bool) -> None:
     family = LongRun(CATALOG["wan-tiny"])
-    engine._family = family
+    engine.pool.family = family
     engine.generate(request_for(shot_type="multi", enable_prompt_expansion=expanded))
     assert len(family.asked) == (2 if expanded else 1)
     assert (family.asked[0].prompt == "lift-off") is not expanded
@@ -633,7 +635,7 @@ def test_every_shot_starts_from_its_crop_of_the_image_unstretched(
     make_settings: MakeSettings, request_for: RequestFor, data: Path, name: str
 ) -> None:
     engine: Any = Engine(make_settings())
-    engine._family = SlidingPicture()
+    engine.pool.family = SlidingPicture()
     request = request_for(
         image=data_uri(data / name), shot_type="multi", enable_prompt_expansion=True, duration=15
     )
@@ -701,8 +703,8 @@ class SmallCard:
 def small_card(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallCard]:
     def make(part: str, enough: tuple[str, str] | None) -> SmallCard:
         card = SmallCard(part, enough)
-        monkeypatch.setattr("wan_engine.engine.load_family", card.load)
-        engine.recipe = Recipe("cuda", "bfloat16")
+        monkeypatch.setattr("wan_engine.pool.load_family", card.load)
+        engine.pool.recipe = Recipe("cuda", "bfloat16")
         return card
 
     return make
@@ -781,7 +783,7 @@ def test_the_leaner_recipe_gives_the_same_frames(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
 ) -> None:
     plain = frame_hashes(local(engine.generate(request_for()).video_url))
-    engine._family = None
+    engine.pool.family = None
     small_card("vae.decoder", MOVED)
     assert frame_hashes(local(engine.generate(request_for()).video_url)) == plain
 
@@ -790,9 +792,9 @@ def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard], tmp_path: Path
 ) -> None:
     card = small_card("transformer", None)
-    engine.gpu = Gpu("RTX 4090", 25.3, (8, 9))
+    engine.pool.gpu = Gpu("RTX 4090", 25.3, (8, 9))
     large = CATALOG["wan2.2-i2v-a14b"].networks
-    engine.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
+    engine.pool.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
     with pytest.raises(OutOfMemory) as caught:
         engine.generate(request_for())
     assert card.tried == [KEPT, MOVED]
@@ -809,7 +811,7 @@ def test_required_compiling_is_not_given_up_for_memory(
 ) -> None:
     card = small_card("transformer", ("stream", "moved"))
     engine.settings = engine.settings.model_copy(update={"compile": "required"})
-    engine.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
+    engine.pool.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
     with pytest.raises(OutOfMemory, match="too little GPU memory"):
         engine.generate(request_for())
     assert card.tried == [MOVED]
@@ -822,14 +824,14 @@ def test_a_compiler_that_cannot_even_be_imported_is_done_without(
         raise PermissionError(13, "Permission denied", "/tmp/torchinductor_wan")
 
     monkeypatch.setattr("diffusers.WanTransformer3DModel.compile_repeated_blocks", fails)
-    engine.recipe = replace(engine.recipe, compiled=True)
+    engine.pool.recipe = replace(engine.recipe, compiled=True)
     engine.load()
     assert not engine.recipe.compiled
-    assert "uncompiled, slower: PermissionError" in engine.recipe_reason
+    assert "uncompiled, slower: PermissionError" in engine.pool.recipe_reason
     assert "uncompiled, slower: PermissionError" in caplog.text
-    engine._family = None
+    engine.pool.family = None
     engine.settings = engine.settings.model_copy(update={"compile": "required"})
-    engine.recipe = replace(engine.recipe, compiled=True)
+    engine.pool.recipe = replace(engine.recipe, compiled=True)
     with pytest.raises(CompileFailed):
         engine.load()
 
@@ -851,7 +853,7 @@ def test_what_compiles_at_first_and_not_in_a_later_job_is_done_without(
     family: Any = engine.load()
     for expert in (family.pipeline.transformer, family.pipeline.transformer_2):
         expert.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=backend)
-    family._compiled, engine.recipe = True, replace(engine.recipe, compiled=True)
+    family._compiled, engine.pool.recipe = True, replace(engine.recipe, compiled=True)
     engine.generate(request_for())
     assert compiled and engine.recipe.compiled and "compiling failed" not in caplog.text
     torch.compiler.reset()
@@ -859,7 +861,7 @@ def test_what_compiles_at_first_and_not_in_a_later_job_is_done_without(
     again = engine.generate(request_for())
     assert frame_hashes(local(again.video_url)) == eager
     assert not engine.recipe.compiled and "compiling failed: OSError" in caplog.text
-    assert "No space left on device" in engine.recipe_reason
+    assert "No space left on device" in engine.pool.recipe_reason
 
 
 def test_a_failed_run_is_freed_before_the_next_recipe_is_loaded(
@@ -875,7 +877,7 @@ def test_a_failed_run_is_freed_before_the_next_recipe_is_loaded(
         return family
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wan_engine.engine.load_family", load)
+        patch.setattr("wan_engine.pool.load_family", load)
         engine.generate(request_for())
     assert alive == [[], []]
 
@@ -960,8 +962,8 @@ def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
     make_settings: MakeSettings, request_for: RequestFor, mode: str, asked: str | None, used: str
 ) -> None:
     engine: Any = Engine(make_settings(negative_prompt=mode, preset="superfast"))
-    family = engine._family = LongRun(replace(CATALOG["wan-tiny"], max_area=32 * 32))
-    engine.spec = family.spec
+    family = engine.pool.family = LongRun(replace(CATALOG["wan-tiny"], max_area=32 * 32))
+    engine.pool.spec = family.spec
     result = engine.generate(request_for(negative_prompt=asked))
     own = engine.spec.negative_prompt
     assert {segment.negative_prompt for segment in family.asked} == {used.format(own=own)}
@@ -973,8 +975,8 @@ def test_with_cfg_a_negative_prompt_is_no_warning(
     make_settings: MakeSettings, request_for: RequestFor
 ) -> None:
     engine: Any = Engine(make_settings(preset="superfast", guidance_scale=3))
-    engine._family = LongRun(replace(engine.spec, max_area=32 * 32))
-    engine.spec = engine._family.spec
+    engine.pool.family = LongRun(replace(engine.spec, max_area=32 * 32))
+    engine.pool.spec = engine.pool.family.spec
     assert "CFG" not in " ".join(engine.generate(request_for(negative_prompt="x")).warnings)
 
 
@@ -1025,7 +1027,7 @@ def test_a_click_and_a_flash_at_two_seconds_meet(
         file.writeframes(click.tobytes())
     small = {"preset": "superfast", "render_area": 64 * 48, "fps": 30}
     engine: Any = Engine(make_settings(interpolation=interpolation, **small))
-    engine._family = Flashing()
+    engine.pool.family = Flashing()
     request = request_for(audio=data_uri(tmp_path / "click.wav"))
     path = local(engine.generate(request).video_url)
     read = [ffmpeg.executable(), "-v", "error", "-i", str(path)]
@@ -1046,10 +1048,10 @@ def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
     small = {"preset": "superfast", "render_area": 64 * 48, "fps": 30}
     asked: Any = Engine(make_settings(interpolation="blend", **small))
     forced: Any = Engine(make_settings(**small))
-    forced.finish.interpolation = "blend"  # as on an ffmpeg without the other filter
+    forced.postprocess.interpolation = "blend"  # as on an ffmpeg without the other filter
     told = []
     for engine in (asked, forced):
-        engine._family = SlidingPicture()
+        engine.pool.family = SlidingPicture()
         told.append(" ".join(engine.generate(request_for()).warnings))
     assert "moving edges are double" not in told[0]
     assert "moving edges are double" in told[1]
@@ -1098,8 +1100,8 @@ def test_a_network_enlarges_before_frames_are_made_between(
 ) -> None:
     small = {"preset": "superfast", "render_area": 256 * 144, "fps": 30, "interpolation": "blend"}
     engine: Any = Engine(make_settings(**small))
-    engine._family = SlidingPicture()
-    engine.finish._upscaler, engine.finish.upscaling = Doubler(), "realesrgan"
+    engine.pool.family = SlidingPicture()
+    engine.postprocess._upscaler, engine.postprocess.upscaling = Doubler(), "realesrgan"
     with caplog.at_level("INFO"):
         path = local(engine.generate(request_for()).video_url)
     assert len(frame_hashes(path)) == 150 and "1280x720" in probe(path)

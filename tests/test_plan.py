@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from wan_engine import toy
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.plan import (
     FrameMode,
@@ -24,7 +25,7 @@ from wan_engine.plan import (
 )
 from wan_engine.schema import SEED_MAX, Framing, Media, Plan, Script, ScriptShot, VideoRequest
 
-ROWS = list(CATALOG.values())
+ROWS = [*CATALOG.values(), *toy.MODELS.values()]
 AREAS = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}
 LONGEST_SIDE = 8000
 SHORTEST_SIDE = 240
@@ -217,8 +218,8 @@ def test_little_of_the_render_is_thrown_away(
 
 @fuzz
 @given(picture=pictures(most=LONGEST_SIDE // SHORTEST_SIDE), size=sizes, spec=rows, frame=frames)
-@example(picture=(8000, 240), size="1280*720", spec=CATALOG["wan-tiny-ti2v"], frame="image")
-@example(picture=(240, 8000), size="1920*1080", spec=CATALOG["wan-tiny-ti2v"], frame="image")
+@example(picture=(8000, 240), size="1280*720", spec=toy.MODELS["wan-tiny-ti2v"], frame="image")
+@example(picture=(240, 8000), size="1920*1080", spec=toy.MODELS["wan-tiny-ti2v"], frame="image")
 def test_every_image_that_is_taken_has_a_plan(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
@@ -262,7 +263,7 @@ def test_the_middle_of_a_render_that_is_too_wide_is_taken() -> None:
 
 @pytest.mark.parametrize("side", [32, 64, 96])
 def test_a_size_that_is_legal_is_rendered_as_it_is(side: int) -> None:
-    assert render_size(side, side, CATALOG["wan-tiny-ti2v"]) == (side, side)
+    assert render_size(side, side, toy.MODELS["wan-tiny-ti2v"]) == (side, side)
 
 
 # --- frames and segments -------------------------------------------------------------------------
@@ -278,7 +279,7 @@ def test_the_clip_is_exactly_as_long_as_asked_for(
     assert plan.fps == (fps or spec.fps)
     assert plan.frames == seconds * plan.fps
     assert plan.source_fps == spec.fps
-    assert plan.source_frames == sum(segment.keep for segment in plan.segments)
+    assert plan.source_frames == sum(segment.shown for segment in plan.segments)
 
 
 @fuzz
@@ -328,7 +329,7 @@ def test_more_frames_a_second_are_not_sampled_but_made(
 def test_a_frame_behind_the_end_is_not_worth_a_segment() -> None:
     spec = replace(CATALOG["wan2.2-i2v-a14b"], fps=17, max_frames=85)
     plan = plan_of(spec=spec, fps=30)
-    assert [segment.keep for segment in plan.segments] == [85]  # 86 would take a second one
+    assert [segment.shown for segment in plan.segments] == [85]  # 86 would take a second one
     assert plan.frames == 150
 
 
@@ -351,7 +352,7 @@ def test_frames_that_are_kept_for_a_known_rate(
     name: str, seconds: int, fps: int, kept: list[int]
 ) -> None:
     plan = plan_of(spec=CATALOG[name], shots=(("a", seconds),), fps=fps)
-    assert [segment.keep for segment in plan.segments] == kept
+    assert [segment.shown for segment in plan.segments] == kept
     assert plan.frames == seconds * fps
 
 
@@ -370,7 +371,7 @@ def test_all_but_the_first_segment_of_a_shot_begin_with_what_was_shown(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
-        first, *others = (segment.skip for segment in shot.segments)
+        first, *others = (segment.repeated for segment in shot.segments)
         assert (first, set(others)) in ((0, set()), (0, {spec.overlap_frames}))
 
 
@@ -380,8 +381,8 @@ def test_a_segment_holds_back_what_the_next_one_begins_with(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
-        skips = [segment.skip for segment in shot.segments]
-        assert [segment.hold for segment in shot.segments] == [*skips[1:], 0]
+        skips = [segment.repeated for segment in shot.segments]
+        assert [segment.carried for segment in shot.segments] == [*skips[1:], 0]
 
 
 @pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)

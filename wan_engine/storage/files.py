@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from wan_engine.runtime.paths import beside
+from wan_engine.runtime.paths import HALF, beside
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,22 @@ def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         file.flush()
         _sync(file.fileno())
     sync_folder(target.parent)
+
+
+def first_file(target: Path, data: bytes) -> bool:
+    """Whether this made `target`, which has `data` from its first moment on; False where there was
+    one before. Its folder must exist. Raises `OSError`."""
+    made = target.with_name(f".{uuid4().hex}{HALF}")
+    try:
+        with whole_file(made) as file:
+            file.write(data)
+        os.link(made, target)
+        sync_folder(target.parent)
+    except FileExistsError:
+        return False
+    finally:
+        made.unlink(missing_ok=True)
+    return True
 
 
 def sync_folder(folder: Path) -> None:
