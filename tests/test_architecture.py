@@ -188,6 +188,20 @@ def test_neither_the_package_nor_the_handler_has_anything_of_the_builder_or_of_b
     assert others == set()
 
 
+def test_no_room_of_the_gateway_needs_one_that_needs_it() -> None:
+    """Its folders and the files beside them: `jobs` stands on `job`, and `app` on all of them."""
+    rooms: dict[str, set[str]] = {}
+    for module, target in edges(at_import=False):
+        if unit(module) == unit(target) == "gateway":
+            room, needed = (name.split(".")[2:3] or ["__init__"] for name in (module, target))
+            rooms.setdefault(room[0], set()).update({needed[0]} - {room[0]})
+    try:
+        TopologicalSorter(rooms).prepare()
+    except CycleError as error:
+        pytest.fail(" needs ".join(reversed(error.args[1])))
+    assert {"doors", "jobs", "http", "backends", "playground"} <= rooms["app"]
+
+
 def test_the_search_for_imports_finds_them() -> None:
     found = edges(at_import=False)
     assert ("wan_engine", "wan_engine.engine") in found

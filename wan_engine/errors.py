@@ -36,20 +36,13 @@ from typing import ClassVar, Literal
 
 
 class EngineError(Exception):
-    """Base of all errors of this package.
-
-    `code` is stable for programs, `http_status` is for doors that speak HTTP, `retryable` says
-    whether the same request may succeed later without a change.
-    """
+    """Base of all errors of this package. `code` is stable for programs."""
 
     code: ClassVar[str] = "internal_error"
-    http_status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
 
 
 class InvalidRequest(EngineError):
     code = "invalid_request"
-    http_status = 400
 
 
 class InvalidMedia(InvalidRequest):
@@ -68,7 +61,6 @@ class ContentPolicy(EngineError):
     the checker; the log has label and probability."""
 
     code = "content_policy"
-    http_status = 400
 
     def __init__(self, flagged: Literal["prompt", "image", "video"]) -> None:
         super().__init__(f"Content policy: {flagged} was flagged")
@@ -77,7 +69,6 @@ class ContentPolicy(EngineError):
 
 class Cancelled(EngineError):
     code = "cancelled"
-    http_status = 499
 
     def __init__(self) -> None:
         super().__init__("The job was cancelled")
@@ -85,7 +76,6 @@ class Cancelled(EngineError):
 
 class DeadlineExceeded(EngineError):
     code = "deadline_exceeded"
-    http_status = 504
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The job ran longer than the {seconds:g} seconds that it may take")
@@ -96,7 +86,6 @@ class TimeLimitTooShort(EngineError):
     take less."""
 
     code = "time_limit_too_short"
-    http_status = 400
 
     def __init__(self, seconds: float, left: float, less: Sequence[str] = ()) -> None:
         advice = f"{' or '.join(less)} takes less" if less else "it needs a longer time limit"
@@ -128,13 +117,10 @@ class CompileFailed(EngineError):
 
 class OutOfMemory(EngineError):
     code = "out_of_memory"
-    http_status = 507
 
 
 class DiskFull(EngineError):
     code = "disk_full"
-    http_status = 507
-    retryable = True
 
     def __init__(self) -> None:
         super().__init__("The worker's disk has no room for the job")
@@ -146,8 +132,6 @@ class EncodeFailed(EngineError):
 
 class StorageFailed(EngineError):
     code = "storage_failed"
-    http_status = 503
-    retryable = True
 
 
 class JobRefused(EngineError):

@@ -21,12 +21,19 @@ import uvicorn
 
 from tests.gateway.fakes import InstantBackend
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
-from wan_engine.gateway.http.serve import protocol_of
+from wan_engine.gateway.jobs import webhooks
 from wan_engine.gateway.jobs.service import Jobs
+from wan_engine.gateway.serve import protocol_of
 from wan_engine.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PICTURE = "https://example.com/picture.jpg"
+
+
+@pytest.fixture(autouse=True)
+def quick_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway in this process looks for them ten times as often."""
+    monkeypatch.setattr(webhooks, "_LOOK_SECONDS", 0.05)
 
 
 @dataclass

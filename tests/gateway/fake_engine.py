@@ -3,7 +3,7 @@
 `prompt` says what happens: "sleep 0.5" takes that long, "fail" is refused, "die" kills the process,
 "deaf" cannot be stopped, "hang" has the device and gives no sign of life, "wait" waits for the
 device, "break" breaks it, "raise" is a bug. Each render is a line in `renders.log`. The first start
-of the model "slow" does not end.
+of the model "slow" does not end, which is told after twice WAN_HANG_SECONDS.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy
 from wan_engine.gateway.backends import engine_process
-from wan_engine.runtime import faults
+from wan_engine.runtime import faults, watchdog
 from wan_engine.runtime.startup import Startup
 from wan_engine.schema import VideoRequest, VideoResult
 from wan_engine.settings import Settings
@@ -89,4 +89,5 @@ def stay(what: str, control: Control) -> None:
 
 
 if __name__ == "__main__":
+    watchdog.LOAD_TIMES = 2
     engine_process.main(FakeEngine)  # type: ignore[arg-type]

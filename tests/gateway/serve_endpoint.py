@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from wan_engine.gateway.http.serve import serve
+from wan_engine.gateway.serve import serve
 from wan_engine.settings import Settings
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import _until, eventually, free_port, gateway_process, wish
+from tests.gateway.doors.test_aiml_door import PATH as AIML
+from tests.gateway.doors.test_aiml_door import SAMPLE as AIML_SAMPLE
+from tests.gateway.doors.test_oxen_door import QUEUE as OXEN
+from tests.gateway.doors.test_oxen_door import SAMPLE as OXEN_SAMPLE
 from tests.gateway.fake_endpoint import ENDPOINT, FakeEndpoint
-from tests.gateway.test_aiml_door import PATH as AIML
-from tests.gateway.test_aiml_door import SAMPLE as AIML_SAMPLE
-from tests.gateway.test_oxen_door import QUEUE as OXEN
-from tests.gateway.test_oxen_door import SAMPLE as OXEN_SAMPLE
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends.endpoint import EndpointBackend
 from wan_engine.settings import Settings

@@ -88,11 +88,19 @@ def run(
 
 
 def python(text: str, folder: Path, *, fails: bool = False) -> str:
-    return run([sys.executable, "-u"], text, folder, ".py", fails=fails)
+    """Its pauses between two looks are short: nothing renders here."""
+    quick = (
+        "import time\nsleep = time.sleep\ntime.sleep = lambda seconds: sleep(min(seconds, 0.1))\n"
+    )
+    (folder / "sitecustomize.py").write_text(quick)
+    return run([sys.executable, "-u"], text, folder, ".py", fails=fails, PYTHONPATH=str(folder))
 
 
 def bash(text: str, folder: Path) -> str:
-    return run(["bash", "-euo", "pipefail"], text, folder, ".sh")
+    """Likewise."""
+    (folder / "quick.sh").write_text("sleep() { command sleep 0.1; }\n")
+    command = ["bash", "-euo", "pipefail"]
+    return run(command, text, folder, ".sh", BASH_ENV=str(folder / "quick.sh"))
 
 
 def assert_clip(url: str) -> None:
@@ -204,7 +212,10 @@ def test_oxen_queue_with_bash_and_jq(listen: Listen, tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_oxen_events_with_awk(listen: Listen, tmp_path: Path) -> None:
+def test_oxen_events_with_awk(
+    listen: Listen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.doors.oxen.door.KEEP_ALIVE_SECONDS", 1)
     here = listen(api_keys=ENTRY)
     # curl only sees that awk has ended when it writes again, which is at the next keep-alive.
     text = sample("oxen_events.sh", here.url)
@@ -265,7 +276,10 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 def test_aiml_in_javascript(listen: Listen, tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     here = listen(tls=certificate, api_keys=ENTRY)  # the sample can speak https only
     trusted = {"NODE_EXTRA_CA_CERTS": str(certificate[0])}
-    printed = run(["node"], sample("aiml.js", here.url), tmp_path, ".js", **trusted)
+    quick = "const later = setTimeout; setTimeout = (work, ms) => later(work, Math.min(ms, 100));"
+    (tmp_path / "quick.cjs").write_text(quick)
+    node = ["node", "--require", str(tmp_path / "quick.cjs")]
+    printed = run(node, sample("aiml.js", here.url), tmp_path, ".js", **trusted)
     assert printed.startswith("Generation ID: ")
     done = printed.partition("Processing complete:")[2]
     assert "status: 'completed'" in done

@@ -10,10 +10,10 @@ import pytest
 
 from tests.gateway.conftest import Serve, Served
 from tests.gateway.fakes import CLIP
-from tests.gateway.test_jobs import ended, new, submitted
-from wan_engine.gateway.jobs.job import Job
+from tests.gateway.jobs.test_jobs import ended, new, submitted
+from wan_engine.gateway.job import Job
 from wan_engine.gateway.links import WEEK_SECONDS, Links
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 
 
 async def linked(served: Served, **fields: Any) -> tuple[Job, str]:
@@ -106,7 +106,7 @@ def test_a_link_ends_and_a_removed_clip_is_missed(serve: Serve) -> None:
             assert await links.read(job) == CLIP
             links.remove(job)
             assert (await served.http.get(url)).status_code == 404
-            with pytest.raises(Problem) as raised:
+            with pytest.raises(Refusal) as raised:
                 await links.read(job)
             assert raised.value.code == "gone"
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.gateway.conftest import PICTURE, eventually
 from wan_engine.control import Progress
+from wan_engine.gateway.backends import local
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.backends.local import LocalBackend
 from wan_engine.gateway.metrics import Metrics
@@ -298,7 +299,11 @@ def test_an_engine_that_is_stopped_is_not_ready_and_is_killed(tmp_path: Path, bu
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["it hangs", "it is stopped"])
-def test_an_engine_whose_start_does_not_end_is_begun_again(tmp_path: Path, stopped: bool) -> None:
+def test_an_engine_whose_start_does_not_end_is_begun_again(
+    tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOAD_TIMES", 2)
+
     async def line() -> None:
         async with opened(tmp_path, hang_seconds=1, model="slow") as asked:
             await eventually((tmp_path / "outputs" / "started").exists, 30)

@@ -138,3 +138,12 @@ def test_a_folder_that_cannot_be_written_fails_no_job(
     settings = make_settings(cache_dir=tmp_path / "file" / "cache")
     estimates.remember(settings, plan_of(80), "tiny", STAGES)
     assert estimates.expected_seconds(settings, plan_of(80), "tiny") is None
+
+
+def test_a_place_that_takes_no_file_keeps_no_half_of_one(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    (folder / "timings.json").mkdir(parents=True)
+    estimates.remember(make_settings(cache_dir=folder), plan_of(80), "tiny", STAGES)
+    assert [path.name for path in folder.iterdir()] == ["timings.json"]

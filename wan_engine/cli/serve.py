@@ -19,6 +19,6 @@ def serve(
 ) -> None:
     """Serve the hosted APIs from this machine, or from a Runpod endpoint."""
     with failing_clearly():
-        from wan_engine.gateway.http import serve as gateway  # a web server, for this command alone
+        from wan_engine.gateway import serve as gateway  # a web server, for this command alone
 
         gateway.serve(load_settings(model), host, port)

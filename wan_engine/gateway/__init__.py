@@ -1,5 +1,5 @@
 """The hosted APIs in front of one queue of jobs: doors, jobs in a database, backends that render.
 
-It never imports torch: the engine runs in a process of its own (`backends/local.py`), or on a
-Runpod endpoint (`backends/endpoint.py`). A door is one file; what it may use is in `context.py`.
+`app.py` has a job's way through it on one page. It never imports torch: the engine runs in a
+process of its own (`backends/local.py`), or on a Runpod endpoint (`backends/endpoint.py`).
 """

@@ -1,34 +1,51 @@
-"""The application: opens the database, starts the backend, and puts the doors behind the guard."""
+"""The gateway on one page: what is opened for a job, in the order in which it goes through.
+
+POST /v2/wan-2-6-i2v/run
+  http/connection.py      bounds the bytes and seconds of whatever a caller sends
+  http/guard.py           whose key it is, how often it calls, how large the body is
+  doors/runpod/door.py    `run` reads the body, and hands a `NewJob` in
+  jobs/service.py         `Jobs.submit` checks the request and finds a place in the queue
+  jobs/requests.py        `Requests.add` keeps its pictures, within the key's quota
+  jobs/store.py           `Store.add` stores job and request: from here on it will be finished
+  jobs/fair_queue.py      it waits for its turn
+  jobs/dispatch.py        `Dispatcher._run` claims it and hands it to the backend as `Work`
+  backends/local.py       `LocalBackend.run` sends it to `engine_process.py`, which renders it;
+  backends/endpoint.py    or `EndpointBackend.run` sends it to Runpod, and follows it there
+  jobs/service.py         `Jobs.complete` or `Jobs.fail` stores its end, and wakes who waits
+GET /v2/wan-2-6-i2v/status/ID
+  doors/runpod/door.py    `status` finds it and says how far it is
+  links.py                `Links.output` is its result, with a URL for this caller
+and by the clock
+  jobs/webhooks.py        tells the caller's webhook
+  jobs/sweep.py           ends what is late, forgets what is old
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from fastapi import FastAPI, Request, Security
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 
 from wan_engine.gateway.backends import Backend, open_backend
-from wan_engine.gateway.context import Context, Door
+from wan_engine.gateway.background import background
+from wan_engine.gateway.door import Door
 from wan_engine.gateway.doors.aiml import door as aiml_door
+from wan_engine.gateway.doors.context import Context
 from wan_engine.gateway.doors.oxen import door as oxen_door
 from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.http import health
+from wan_engine.gateway.http.answers import add_answers
 from wan_engine.gateway.http.budget import InFlight, Pace
-from wan_engine.gateway.http.guard import Guard, Rules, door_of, refusal
+from wan_engine.gateway.http.guard import Guard, Rules
 from wan_engine.gateway.jobs.database import open_database
 from wan_engine.gateway.jobs.dispatch import Dispatcher
 from wan_engine.gateway.jobs.fair_queue import FairQueue
-from wan_engine.gateway.jobs.long_texts import open_contents
+from wan_engine.gateway.jobs.long_texts import open_long_texts
 from wan_engine.gateway.jobs.ownership import Ownership
 from wan_engine.gateway.jobs.requests import Requests
 from wan_engine.gateway.jobs.service import Jobs
@@ -41,10 +58,8 @@ from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.readiness import Readiness
-from wan_engine.gateway.refusals import STATUS, Code, Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import VERSION, Settings
-
-log = logging.getLogger(__name__)
 
 DOORS: tuple[Callable[[Context], Door], ...] = (
     runpod_door.door,
@@ -67,6 +82,16 @@ class Gateway:
     backend: Backend
     ownership: Ownership
     readiness: Readiness
+    metrics: Metrics
+
+    async def waiting_for(self) -> list[str]:
+        """Why a job would not be taken, rendered and stored now; empty when it would."""
+        reasons = [self.context.waiting_for(), *self.readiness.lacking()]
+        try:
+            await self.store.ping()
+        except Refusal:
+            reasons.append("the database is away")
+        return [reason for reason in reasons if reason]
 
 
 @asynccontextmanager
@@ -86,28 +111,35 @@ async def open_gateway(
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
+        # 1. The jobs: in a database that is this gateway's alone, and in a queue.
         database = await stack.enter_async_context(open_database(settings))
         ownership, store = database.ownership, Store(database)
-        requests = Requests(store, open_contents(database.engine), settings.media_max_bytes)
+        requests = Requests(store, open_long_texts(database), settings.media_max_bytes)
         queue = FairQueue(settings.queue_max, shares(settings.api_keys))
         jobs = Jobs(store, requests, metrics, queue)
         await jobs.start()
+
+        # 2. The doors, which hand them in and show them.
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
-        context = Context(
-            settings, jobs, links, metrics, lambda: ownership.why_not or backend.waiting_for()
-        )
+        context = Context(settings, jobs, links, lambda: ownership.why_not or backend.waiting_for())
         doors = [door(context) for door in DOORS]
+
+        # 3. The backend, which renders them once it is ready.
         metrics.backend_ready(lambda: backend.waiting_for() is None)
         readiness = Readiness(settings, here=not backend.outlives)
-        await stack.enter_async_context(_beside(readiness.watch()))
+        await stack.enter_async_context(background(readiness.watch()))
         stack.push_async_callback(backend.close)
         await backend.start()
+
+        # 4. What is done with those that have ended.
         private = settings.allow_private_urls
         webhooks = Webhooks(
             jobs, store, metrics, allow_private=private, again_seconds=webhook_again_seconds
         )
-        await stack.enter_async_context(_beside(webhooks.run(doors)))
-        await stack.enter_async_context(_beside(sweep(jobs, store, requests, links, settings)))
+        await stack.enter_async_context(background(webhooks.run(doors)))
+        await stack.enter_async_context(background(sweep(jobs, store, requests, links, settings)))
+
+        # 5. The dispatcher, which takes them from the queue while they are this gateway's.
         dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
 
@@ -119,30 +151,12 @@ async def open_gateway(
         ownership.on_loss, ownership.on_return = halt, dispatcher.go_on
         dispatcher.start()
         stack.callback(jobs.close)
-        yield Gateway(context, doors, store, requests, backend, ownership, readiness)
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """`work` as a task, for as long as this is open."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_complain)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("a part of the gateway has ended", exc_info=error)
+        yield Gateway(context, doors, store, requests, backend, ownership, readiness, metrics)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP side of an open gateway. No page of FastAPI's own: they load scripts of others."""
-    context, doors = gateway.context, gateway.doors
-    settings = context.settings
+    settings, doors = gateway.context.settings, gateway.doors
     app = DescribedApp(
         [door.router for door in doors],
         title="wan_engine gateway",
@@ -156,11 +170,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
     for door in doors:
         app.include_router(door.router, dependencies=[bearer])
-    own = (health.router(context, gateway.store, gateway.readiness), page.router(settings))
+    own = (
+        health.router(gateway.waiting_for, gateway.metrics, gateway.context.links),
+        page.router(settings),
+    )
     for router in own:
         app.include_router(router)
         open_routes += router.routes
-    _add_refusals(app, doors)
+    add_answers(app, doors)
     rules = Rules(
         keys=Keys(settings.api_keys),
         rate=RateLimit(settings.rate_limit),
@@ -171,7 +188,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         folder=settings.scratch_dir,
     )
     app.add_middleware(
-        Guard, doors=doors, open_routes=open_routes, rules=rules, metrics=context.metrics
+        Guard, doors=doors, open_routes=open_routes, rules=rules, metrics=gateway.metrics
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -182,36 +199,3 @@ def create_app(gateway: Gateway) -> FastAPI:
             expose_headers=_EXPOSED,
         )
     return app
-
-
-_CODES: dict[int, Code] = {status: code for code, status in reversed(STATUS.items())}
-
-
-def _add_refusals(app: FastAPI, doors: list[Door]) -> None:
-    """Whatever a route raises is told in the words of the API that its path belongs to."""
-
-    def refuse(request: Request, problem: Problem) -> JSONResponse:
-        path = request.url.path
-        found = door_of(path, doors)
-        return refusal(problem, found[0] if found else None, path)
-
-    @app.exception_handler(Problem)
-    async def problem(request: Request, error: Problem) -> JSONResponse:
-        return refuse(request, error)
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        code = _CODES.get(error.status_code, "invalid_request")
-        response = refuse(request, Problem(code, str(error.detail)))
-        response.headers.update(error.headers or {})
-        return response
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first: Any = error.errors()[0]
-        sentence = f'field "{first["loc"][-1]}": {first["msg"]}'
-        return refuse(request, Problem("invalid_request", sentence))
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return refuse(request, Problem("internal_error", "Internal error"))

@@ -1,4 +1,4 @@
-"""What is kept of a caller's own words where all of them would be too much."""
+"""The part of a caller's request that is small enough to be kept in memory and shown again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _KEPT_CHARACTERS = 2000
 _DATA_URI_CHARACTERS = 64
 
 
-def brief(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """All but what is huge, of which the begin is kept or nothing: no picture in a data URI, and
-    nothing that no JSON can say."""
+def excerpt(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """At most 8 KB of `fields` as JSON: long texts are cut to their beginnings, and what still has
+    no room, or cannot be said in JSON, is left out."""
     kept, left = dict[str, Any](), _KEPT_BYTES
     for key, value in fields.items():
-        shown = [begin(one) for one in value] if isinstance(value, list) else begin(value)
+        shown = [beginning(one) for one in value] if isinstance(value, list) else beginning(value)
         try:
             size = len(json.dumps([key, shown], allow_nan=False))
         except (ValueError, RecursionError):  # 1e999 is infinite
@@ -27,8 +27,8 @@ def brief(fields: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def begin(value: object) -> object:
-    """A text's begin where it is long, of a data URI what says its kind; anything else as it is."""
+def beginning(value: object) -> object:
+    """A long text's first 2000 characters, a data URI's first 64; anything else as it is."""
     if not isinstance(value, str):
         return value
     most = _DATA_URI_CHARACTERS if value[:5].lower() == "data:" else _KEPT_CHARACTERS

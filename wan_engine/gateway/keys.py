@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings.values import HASHED_KEY
 
 NOBODY = "local"
@@ -71,19 +71,19 @@ class Keys:
 
     def owner(self, authorization: str | None) -> str:
         """The name of the key in a header `Authorization: Bearer KEY`, or `KEY` alone, as some of
-        the hosted samples send it. Raises `Problem`."""
+        the hosted samples send it. Raises `Refusal`."""
         if not self._hashes:
             return NOBODY
         scheme, _, rest = (authorization or "").strip().partition(" ")
         key = rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
         if not key:
-            raise Problem("unauthenticated", "no token provided")  # the words of Runpod's API
+            raise Refusal("unauthenticated", "no token provided")  # the words of Runpod's API
         given, found = digest(key), None
         for name, right in self._hashes.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(given, right):
                 found = name
         if found is None:
-            raise Problem("unauthenticated", "The API key is not valid")
+            raise Refusal("unauthenticated", "The API key is not valid")
         return found
 
 
@@ -98,7 +98,7 @@ class RateLimit:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, owner: str) -> None:
-        """One request. Raises `Problem` "rate_limited" with when to come again."""
+        """One request. Raises `Refusal` "rate_limited" with when to come again."""
         if self._per_second <= 0:
             return
         now = self._clock()
@@ -107,5 +107,5 @@ class RateLimit:
         if tokens < 1:
             self._buckets[owner] = tokens, now
             wait_seconds = max(1, round((1 - tokens) / self._per_second + 0.5))
-            raise Problem("rate_limited", "Too many requests", wait_seconds)
+            raise Refusal("rate_limited", "Too many requests", wait_seconds)
         self._buckets[owner] = tokens - 1, now

@@ -15,8 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 from starlette.responses import FileResponse, Response
 
 from wan_engine.control import Control
-from wan_engine.gateway.jobs.job import Job, now_ms
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.job import Job, now_ms
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage
@@ -55,31 +55,31 @@ class Links:
         return {**(job.result or {}), "video_url": url, "result": url}
 
     async def read(self, job: Job) -> bytes:
-        """The mp4 itself. Raises `Problem` "gone", and `InvalidMedia` when the store is away."""
+        """The mp4 itself. Raises `Refusal` "gone", and `InvalidMedia` when the store is away."""
         assert job.result is not None
         stored = str(job.result["video_url"])
         if (path := self._path(stored)) is not None:
             try:
                 return await asyncio.to_thread(path.read_bytes)
             except FileNotFoundError:
-                raise Problem("gone", "The clip is no longer kept") from None
+                raise Refusal("gone", "The clip is no longer kept") from None
         # The operator's own store, which may well be in a private network.
         limits = FetchLimits(_CLIP_MAX_BYTES, _CLIP_SECONDS, allow_private=True)
         return await asyncio.to_thread(fetch, stored, "video", limits, Control())
 
     def serve(self, name: str, expires: str, signature: str) -> Response:
-        """The file behind a link of `url`, in ranges if asked. Raises `Problem`."""
+        """The file behind a link of `url`, in ranges if asked. Raises `Refusal`."""
         if not (expires.isascii() and expires.isdigit() and len(expires) < 15):
-            raise Problem("forbidden", "The link is not valid")
+            raise Refusal("forbidden", "The link is not valid")
         right = self._signature(name, int(expires))
         if not hmac.compare_digest(right.encode(), signature.encode("utf-8", "replace")):
-            raise Problem("forbidden", "The link is not valid")
+            raise Refusal("forbidden", "The link is not valid")
         left = int(expires) - int(time.time())
         if left <= 0:
-            raise Problem("gone", "The link has expired")
+            raise Refusal("gone", "The link has expired")
         path = self._folder / name
         if path.parent != self._folder or not path.is_file():
-            raise Problem("not_found", "The clip is no longer kept")
+            raise Refusal("not_found", "The clip is no longer kept")
         headers = {"Cache-Control": f"private, max-age={left}", "X-Content-Type-Options": "nosniff"}
         return FileResponse(
             path,

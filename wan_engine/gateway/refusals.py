@@ -1,11 +1,11 @@
-"""What the gateway refuses before a job exists, in no API's words: each door gives it its own."""
+"""How the gateway says no to a call, in no API's words: each door puts it into its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Code = Literal[
+RefusalCode = Literal[
     "invalid_request",
     "unauthenticated",
     "forbidden",
@@ -22,7 +22,7 @@ Code = Literal[
     "internal_error",
 ]
 
-STATUS: dict[Code, int] = {
+HTTP_STATUS: dict[RefusalCode, int] = {
     "invalid_request": 400,
     "unauthenticated": 401,
     "forbidden": 403,
@@ -41,16 +41,17 @@ STATUS: dict[Code, int] = {
 
 
 @dataclass
-class Problem(Exception):
-    """Raise it anywhere below a route: the door of the path makes the answer (`Door.refuse`).
+class Refusal(Exception):
+    """Raise it anywhere below a route: the door whose path was called makes the answer
+    (`Door.refuse`).
 
     `message` is a sentence for the caller. `retry_after_seconds` becomes the header `Retry-After`.
     """
 
-    code: Code
+    code: RefusalCode
     message: str
     retry_after_seconds: int | None = None
 
     @property
     def status(self) -> int:
-        return STATUS[self.code]
+        return HTTP_STATUS[self.code]

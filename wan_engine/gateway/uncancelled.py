@@ -1,4 +1,4 @@
-"""Work that is finished once it has begun, whoever waits for it."""
+"""Work that runs to its end once it has begun, even when whoever waits for it is cancelled."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def whole(work: Coroutine[Any, Any, T], on_cancel: Callable[[], object] = lambda: None) -> T:
-    """All of `work`, also when who waits for it is cancelled, who then waits for its end, after a
-    call of `on_cancel`.
+async def uncancelled(
+    work: Coroutine[Any, Any, T], on_cancel: Callable[[], object] = lambda: None
+) -> T:
+    """The result of `work`. A caller that is cancelled meanwhile waits for its end, after a call of
+    `on_cancel`, and is cancelled then.
 
-    A transaction that is cut off in the middle leaves its connection to a thread, which answers to
-    an event loop that may have ended by then.
+    `asyncio.shield` alone would not wait: a transaction left behind answers through a thread to an
+    event loop that may have ended by then.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -29,13 +31,13 @@ async def whole(work: Coroutine[Any, Any, T], on_cancel: Callable[[], object] = 
         raise
 
 
-def always_whole(
+def always_uncancelled(
     method: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A method whose every call is finished once it has begun."""
+    """`uncancelled` for every call of a method."""
 
     @wraps(method)
     async def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await whole(method(*args, **kwargs))
+        return await uncancelled(method(*args, **kwargs))
 
     return run

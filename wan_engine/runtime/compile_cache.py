@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from uuid import uuid4
 
+from wan_engine.runtime.paths import beside
 from wan_engine.runtime.recipes import Gpu, Recipe
 from wan_engine.settings import VERSION, Settings
 
@@ -77,11 +77,11 @@ class Kept:
             return
         if artifacts is None:  # nothing was compiled
             return
-        data, half = artifacts[0], self._path.with_name(f".{uuid4().hex}.part")
+        data = artifacts[0]
         try:
-            half.parent.mkdir(parents=True, exist_ok=True)
-            half.write_bytes(data)
-            half.replace(self._path)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with beside(self._path) as half:
+                half.write_bytes(data)
         except OSError as error:
             log.warning("compiled code is not kept in %s: %s", self._path, error)
             return

@@ -13,11 +13,11 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import TimeLimitTooShort
+from wan_engine.runtime.paths import beside
 from wan_engine.runtime.recipes import Gpu, Recipe
 from wan_engine.schema import Plan, VideoRequest
 from wan_engine.settings import Settings
@@ -50,13 +50,12 @@ def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[st
     """Note what a clip took. `how` is `kind_of_work`. Never fails."""
     seconds = sum(took for stage, took in stage_seconds.items() if stage not in _OUTSIDE)
     path, kind = _path(settings), _kind(plan, how)
-    half = path.with_name(f".{uuid4().hex}.part")
     clips = _read(path)
     clips[kind] = [*clips.get(kind, []), (seconds / _sampled(plan), time.time())][-_KEPT:]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps(clips))
-        half.replace(path)
+        with beside(path) as half:
+            half.write_text(json.dumps(clips))
     except OSError as error:
         log.debug("timings not kept in %s: %s", path, error)
 

@@ -18,6 +18,9 @@ from wan_engine.errors import EngineError, OutOfMemory
 
 log = logging.getLogger(__name__)
 
+BROKEN_EXIT = 75
+"""What a process ends with that has to be replaced by another: EX_TEMPFAIL (sysexits.h)."""
+
 _OUT_OF_MEMORY = re.compile(
     r"(CUDA|HIP|cuDNN|cuBLAS|GPU|device)\b.{0,80}out of memory"
     r"|out of memory.{0,80}\b(CUDA|HIP|GPU|device)"

@@ -6,9 +6,12 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+HALF = ".part"
+"""How the name of a file ends that is still being written."""
 
 _MOUNTS = Path("/proc/mounts")
 _OVER_A_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gluster", "beegfs", "afs")
@@ -102,16 +105,26 @@ def try_folder(folder: Path) -> None:
 
 @contextmanager
 def written(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, which becomes `target` at the end, or is removed. Raises
-    `PathRefused`."""
-    half = target.with_name(f".{uuid4().hex}.part")
+    """`beside`, for a file that somebody named. Raises `PathRefused`."""
+    try:
+        with beside(target) as half:
+            yield half
+    except OSError as error:
+        raise PathRefused(f"{shown(target)} cannot be written ({why(error)})") from error
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A path in the folder of `target` to write to, which becomes `target` at the end, or is
+    removed: whoever reads `target` sees all of a file or none. Raises `OSError`."""
+    half = target.with_name(f".{uuid4().hex}{HALF}")
     try:
         yield half
         half.replace(target)
-    except OSError as error:
-        raise PathRefused(f"{shown(target)} cannot be written ({why(error)})") from error
-    finally:
-        half.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            half.unlink(missing_ok=True)
+        raise
 
 
 def over_a_network(folder: Path) -> bool:

@@ -20,8 +20,9 @@ from wan_engine.runtime.freeze_guard import FreezeGuard
 
 _STDERR = 2
 _TICK_SECONDS = 0.5
-_LOAD_TIMES = 6
-"""Reading the weights gives no sign: half an hour for 126 GB at 70 MB/s."""
+LOAD_TIMES = 6
+"""A load may take so many times WAN_HANG_SECONDS, as reading the weights gives no sign: half an
+hour for 126 GB at 70 MB/s."""
 
 _FROZEN_SECONDS = 60.0
 """Longest that all of Python may stand still (a library that keeps the interpreter's lock) while a
@@ -138,7 +139,7 @@ class _Watched:
 def limit_seconds(control: Control) -> float:
     """How long a job may be silent in the stage that it is in."""
     if control.stage == "load":
-        return max(control.hang_seconds * _LOAD_TIMES, control.step_seconds)
+        return max(control.hang_seconds * LOAD_TIMES, control.step_seconds)
     return max(control.hang_seconds, control.step_seconds)
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from wan_engine.runtime.paths import HALF, beside
+
 log = logging.getLogger(__name__)
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-
-HALF = ".part"
-"""How the name of a file ends that is still being written."""
 
 CLIP_BYTES = 256 * 1024 * 1024
 """Room for a clip: 15 s of 1080p at the best quality that can be set are about as much."""
@@ -31,18 +30,15 @@ def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
     Its folder must exist. `mode` is less the umask. Raises `OSError`.
     """
-    half = target.with_name(f".{uuid4().hex}{HALF}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(half, flags, mode), "wb") as file:  # noqa: PTH123 - of a descriptor
-            yield file
-            file.flush()
-            _sync(file.fileno())
-        half.replace(target)
-        sync_folder(target.parent)
-    except BaseException:
-        half.unlink(missing_ok=True)
-        raise
+    with (
+        beside(target) as half,
+        open(os.open(half, flags, mode), "wb") as file,  # noqa: PTH123 - of a descriptor
+    ):
+        yield file
+        file.flush()
+        _sync(file.fileno())
+    sync_folder(target.parent)
 
 
 def first_file(target: Path, data: bytes) -> bool:

@@ -22,10 +22,10 @@ from uuid import uuid4
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, DeadlineExceeded, JobRefused, StorageFailed
+from wan_engine.runtime.paths import HALF
 from wan_engine.storage.base import Store
 from wan_engine.storage.files import (
     CLIP_BYTES,
-    HALF,
     age_seconds,
     entries,
     is_file,

@@ -22,9 +22,10 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from wan_engine.runtime.faults import BROKEN_EXIT
+
 log = logging.getLogger(__name__)
 
-BROKEN_EXIT = 75  # EX_TEMPFAIL: begin another one
 _LEAVE_SECONDS = 120.0  # for the results, and for clips that are being stored; then it ends anyhow
 
 _RESULT_ATTEMPTS = 6  # with waits of 2, 3, 5, 8 and 13 seconds between them

@@ -1,4 +1,8 @@
-"""The protocol between the dispatcher and who renders."""
+"""What the dispatcher hands over, and what renders it.
+
+A `Work` is made by `Dispatcher._work` (`jobs/dispatch.py`), whose callables change the job; a
+`Backend` is `LocalBackend` (`local.py`) or `EndpointBackend` (`endpoint.py`).
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ import httpx
 from wan_engine.control import Progress
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
-from wan_engine.gateway.jobs.job import CALLERS_FAULTS
-from wan_engine.gateway.uncancelled import whole
+from wan_engine.gateway.job import CALLERS_FAULTS
+from wan_engine.gateway.uncancelled import uncancelled
 from wan_engine.pricing import cost
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
@@ -116,7 +116,7 @@ class EndpointBackend:
     async def _handed_over(self, work: Work, remote: _Remote) -> Done:
         while True:
             if remote.id is None:
-                await whole(self._submit(work, remote), remote.stop)
+                await uncancelled(self._submit(work, remote), remote.stop)
             assert remote.id is not None, "only a run that is cancelled submits nothing"
             try:
                 return await self._follow(work, remote)

@@ -24,7 +24,7 @@ from wan_engine import checks, logs
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
-from wan_engine.runtime.faults import Device
+from wan_engine.runtime.faults import BROKEN_EXIT, Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
 from wan_engine.schema import VideoRequest
@@ -36,7 +36,6 @@ _PROGRESS_SECONDS = 0.2
 _ALIVE_SECONDS = 5.0
 _LEAVE_SECONDS = 60.0  # for clips that are being stored when the device breaks
 _POLL_SECONDS = 0.1
-_BROKEN_EXIT = 75  # EX_TEMPFAIL: begin another one
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -110,7 +109,7 @@ class EngineProcess:
                 if control.stage != "publish":  # that one's clip is made
                     control.cancel()
             time.sleep(_POLL_SECONDS)
-        os._exit(_BROKEN_EXIT)
+        os._exit(BROKEN_EXIT)
 
 
 class _Throttled:
@@ -193,7 +192,7 @@ def _on_hang(tell: Tell, hang: Hang) -> None:
     log.critical("%s: this engine ends", hang)
     dump_stacks()
     tell({"told": "hangs", "id": hang.control.job_id, "stage": hang.stage})
-    os._exit(_BROKEN_EXIT)
+    os._exit(BROKEN_EXIT)
 
 
 def _started(

@@ -22,6 +22,7 @@ from typing import Any
 from wan_engine.control import Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.metrics import Metrics
+from wan_engine.runtime.watchdog import LOAD_TIMES
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ _GRACE_SECONDS = 60.0  # a job that must end has this long for its step, chunk o
 _EXIT_SECONDS = 10.0
 _SILENT_SECONDS = 60.0  # longest without a line; a start may be busy for as long as a load may take
 _UNSURE_SECONDS = 15.0  # without a line, it may not take a job
-_LOAD_TIMES = 6  # of WAN_HANG_SECONDS, as the engine's own watchdog has it
 _LOOK_SECONDS = 0.5
 
 
@@ -183,7 +183,7 @@ class LocalBackend:
             # A longer gap is this process's own: it was stopped, or its loop was busy.
             self._silent_seconds += min(now - looked_at, 2 * _LOOK_SECONDS)
             looked_at = now
-            most = limit if self._ready.is_set() else self._settings.hang_seconds * _LOAD_TIMES
+            most = limit if self._ready.is_set() else self._settings.hang_seconds * LOAD_TIMES
             if self._silent_seconds > most:
                 log.error("the engine says nothing for %.0f s: it is killed", self._silent_seconds)
                 self._why = "the engine hung and is starting again"

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
-from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.job import Job
 
 _One = dict[str, Any]
 

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from wan_engine.gateway.http.budget import Deadline, Held, Pace
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class Body:
     # --- receiving -------------------------------------------------------------------------------
 
     async def read(self, max_bytes: int, pace: Pace, held: Held) -> None:
-        """All of it, announced or not, at this pace, and counted in `held`. Raises `Problem`."""
+        """All of it, announced or not, at this pace, and counted in `held`. Raises `Refusal`."""
         self._held = held
-        too_large = Problem("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
+        too_large = Refusal("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
         if self._announced > max_bytes:
             raise too_large
         held.grow(self._announced)
@@ -94,9 +94,9 @@ class Body:
             async with asyncio.timeout_at(deadline.at):
                 message = await self._receive()
         except TimeoutError:
-            raise Problem("timeout", "The body of the request came too slowly") from None
+            raise Refusal("timeout", "The body of the request came too slowly") from None
         if message["type"] == "http.disconnect":  # a part of a request is none
-            raise Problem("invalid_request", "The body has no end")
+            raise Refusal("invalid_request", "The body has no end")
         self._whole = not message.get("more_body", False)
         return bytes(message.get("body", b""))
 
@@ -115,7 +115,7 @@ class Body:
         except OSError as error:
             log.error("the body of a request cannot be written to the disk: %s", error)
             sentence = "The gateway cannot receive large requests now, try again later"
-            raise Problem("unavailable", sentence, 60) from error
+            raise Refusal("unavailable", sentence, 60) from error
 
     def _forget(self) -> None:
         self._recent, self._recent_bytes = [], 0
@@ -127,7 +127,7 @@ class Body:
     # --- reading ---------------------------------------------------------------------------------
 
     async def json(self) -> Any:
-        """What it says, once. Raises `Problem`, also for NaN and 1e999, which no answer could say.
+        """What it says, once. Raises `Refusal`, also for NaN and 1e999, which no answer could say.
         Halves of surrogate pairs become question marks, as no answer could be encoded with them."""
         try:
             if self._file is None:
@@ -148,7 +148,7 @@ class Body:
 
 def _parse(body: bytes) -> Any:
     if sum(body.count(mark) for mark in _MARKS) > _MARKS_MOST:
-        raise Problem("invalid_request", "The body has too many values")
+        raise Refusal("invalid_request", "The body has too many values")
     odd = _SURROGATE.search(body)
     try:
         if len(body) > _LARGE_BYTES and not odd:
@@ -157,7 +157,7 @@ def _parse(body: bytes) -> Any:
         found = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         return _encodable(found) if odd else found
     except (ValueError, RecursionError):
-        raise Problem("invalid_request", "The body is not valid JSON") from None
+        raise Refusal("invalid_request", "The body is not valid JSON") from None
 
 
 def _checked(value: Any) -> Any:

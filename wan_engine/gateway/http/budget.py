@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +63,15 @@ class InFlight:
         return self._owners.total()
 
     def add(self, owner: str, size: int, own: int) -> None:
-        """Count `size` more of a request that has `own` already. Raises `Problem`."""
+        """Count `size` more of a request that has `own` already. Raises `Refusal`."""
         of_owner = self._owners[owner] - own
         if of_owner and of_owner + own + size > self._most_of_owner:
             sentence = f"Requests of this key have more than {_mb(self._most_of_owner)} in flight"
-            raise Problem("rate_limited", sentence, _AGAIN_SECONDS)
+            raise Refusal("rate_limited", sentence, _AGAIN_SECONDS)
         others = self.bytes - own
         if others and others + own + size > self._most:
             sentence = "The gateway receives as much as it can now, try again later"
-            raise Problem("unavailable", sentence, _AGAIN_SECONDS)
+            raise Refusal("unavailable", sentence, _AGAIN_SECONDS)
         self._owners[owner] += size
 
     def remove(self, owner: str, size: int) -> None:
@@ -89,7 +89,7 @@ class Held:
         self._bytes = 0
 
     def grow(self, size: int) -> None:
-        """To at least `size` bytes. Raises `Problem` "rate_limited" and "unavailable"."""
+        """To at least `size` bytes. Raises `Refusal` "rate_limited" and "unavailable"."""
         if (more := size - self._bytes) > 0:
             self._in_flight.add(self._owner, more, self._bytes)
             self._bytes = size

@@ -9,7 +9,6 @@ what a proxy hands on.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +16,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wan_engine.gateway.context import Door
+from wan_engine.gateway.door import Door
+from wan_engine.gateway.http.answers import answer_to, door_of
 from wan_engine.gateway.http.body import Body
 from wan_engine.gateway.http.budget import Held, InFlight, Pace
 from wan_engine.gateway.keys import Keys, RateLimit
+from wan_engine.gateway.loopback import is_loopback
 from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 
 _LARGE_AT_ONCE = 1
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -34,6 +34,8 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 @dataclass(frozen=True)
 class Rules:
+    """What the guard holds every caller to."""
+
     keys: Keys
     rate: RateLimit
     max_bytes: int
@@ -42,33 +44,6 @@ class Rules:
     pace: Pace
     folder: Path | None
     """Where large bodies are while they come in; the system's default."""
-
-
-def door_of(path: str, doors: Sequence[Door]) -> tuple[Door, str] | None:
-    """The door with the longest prefix of `path`, and the rest of the path."""
-    found = [
-        (len(prefix), door)
-        for door in doors
-        for prefix in door.prefixes
-        if path == prefix or path.startswith(f"{prefix}/")
-    ]
-    if not found:
-        return None
-    length, door = max(found, key=lambda one: one[0])
-    return door, path[length:]
-
-
-def refusal(problem: Problem, door: Door | None, path: str) -> JSONResponse:
-    """The answer in the door's own words, with `Retry-After` where that is known."""
-    if door is None:
-        response = JSONResponse({"error": problem.message}, problem.status)
-    else:
-        response = door.refuse(problem, path)
-    if problem.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(problem.retry_after_seconds)
-    if problem.code == "unauthenticated":
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
 
 
 class Guard:
@@ -109,13 +84,13 @@ class Guard:
             if door is not None:
                 await self._enter(door, match, scope, body)
             elif match is Match.NONE:
-                raise Problem("not_found", "Not Found")
-        except Problem as problem:
+                raise Refusal("not_found", "Not Found")
+        except Refusal as refusal:
             body.close()
             # What still comes of it is thrown away by the connection: a caller that is cut off
             # while it sends does not read why.
-            response = refusal(problem, door, scope["path"])
-            if body.is_asked_for or problem.code == "timeout":
+            response = answer_to(refusal, door, scope["path"])
+            if body.is_asked_for or refusal.code == "timeout":
                 response.headers["Connection"] = "close"  # it may come, or not
             await response(scope, receive, send)
             return
@@ -136,13 +111,13 @@ class Guard:
         return (found[0] if found else None), Match.NONE
 
     async def _enter(self, door: Door, match: Match, scope: Scope, body: Body) -> None:
-        """Raises `Problem`."""
+        """Raises `Refusal`."""
         rules, headers = self._rules, Headers(scope=scope)
         _check_page(headers, rules)
         owner = rules.keys.owner(headers.get("authorization"))
         rules.rate.count(owner)
         if match is Match.NONE:
-            raise Problem("not_found", "Not Found")
+            raise Refusal("not_found", "Not Found")
         if match is Match.FULL:
             found = door_of(scope["path"], [door])
             of_door = door.max_bytes(found[1]) if found else None
@@ -169,44 +144,41 @@ def _best(routes: Sequence[BaseRoute], scope: Scope) -> Match:
 
 
 def _check_path(path: str) -> None:
-    """Raises `Problem` for what no path has: line breaks and other control characters, and bytes
+    """Raises `Refusal` for what no path has: line breaks and other control characters, and bytes
     that are no text."""
     if not path.startswith("/") or not path.isprintable() or "\ufffd" in path:
-        raise Problem("invalid_request", "The path is not valid")
+        raise Refusal("invalid_request", "The path is not valid")
 
 
 _HANDED_ON = ("forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "via")
 
 
 def _check_proxy(scope: Scope, rules: Rules) -> None:
-    """Without keys, what comes through a proxy may be anybody's. Raises `Problem`."""
+    """Without keys, what comes through a proxy may be anybody's. Raises `Refusal`."""
     names = () if rules.keys else [name.decode("latin-1").lower() for name, _ in scope["headers"]]
     if any(name in _HANDED_ON or name.startswith("x-forwarded-") for name in names):
-        raise Problem("forbidden", "Without keys the gateway does not answer through a proxy")
+        raise Refusal("forbidden", "Without keys the gateway does not answer through a proxy")
 
 
 def _check_page(headers: Headers, rules: Rules) -> None:
-    """Without keys, only what belongs to this machine may call. Raises `Problem`."""
+    """Without keys, only what belongs to this machine may call. Raises `Refusal`."""
     if rules.keys:
         return
     host = headers.get("host", "")
     if not _is_here(host):
-        raise Problem("forbidden", "Without keys the gateway answers to this machine's name only")
+        raise Refusal("forbidden", "Without keys the gateway answers to this machine's name only")
     origin = headers.get("origin")
     if "*" in rules.origins or origin in rules.origins:
         return
     # A browser sends no origin with the GET of a picture or a link, but says where that came from.
     elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
     if elsewhere if origin is None else origin.partition("://")[2] != host:
-        raise Problem("forbidden", "Web pages of other origins may not call: see WAN_CORS_ORIGINS")
+        raise Refusal("forbidden", "Web pages of other origins may not call: see WAN_CORS_ORIGINS")
 
 
 def _is_here(host: str) -> bool:
+    """Of a header `Host`, which may have a port."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from wan_engine.gateway.context import Context
-from wan_engine.gateway.jobs.store import Store
-from wan_engine.gateway.links import PATH
-from wan_engine.gateway.readiness import Readiness
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.links import PATH, Links
+from wan_engine.gateway.metrics import Metrics
 
 
-def router(context: Context, store: Store, readiness: Readiness) -> APIRouter:
+def router(
+    waiting_for: Callable[[], Awaitable[list[str]]], measured: Metrics, links: Links
+) -> APIRouter:
+    """`waiting_for` says why a job would not be taken, rendered and stored now."""
     routes = APIRouter(tags=["Gateway"])
 
     @routes.get("/healthz")
@@ -24,24 +26,19 @@ def router(context: Context, store: Store, readiness: Readiness) -> APIRouter:
     @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
     async def readyz() -> JSONResponse:
         """200 when a job would be taken, rendered and stored now."""
-        waiting_for = [context.waiting_for(), *readiness.lacking()]
-        try:
-            await store.ping()
-        except Problem:
-            waiting_for.append("the database is away")
-        reasons = [reason for reason in waiting_for if reason]
+        reasons = await waiting_for()
         body = {"ready": not reasons, "waiting_for": reasons}
         return JSONResponse(body, 503 if reasons else 200)
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """What Prometheus reads."""
-        return Response(context.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(measured.text(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.head(PATH + "/{name}", include_in_schema=False)
     @routes.get(PATH + "/{name}", response_class=Response)
     async def result(name: str, expires: str = "", signature: str = "") -> Response:
         """A finished clip, by the link that its job has; Range is understood."""
-        return context.links.serve(name, expires, signature)
+        return links.serve(name, expires, signature)
 
     return routes

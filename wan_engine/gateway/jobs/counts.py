@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from wan_engine.gateway.jobs.job import FINAL, Job, State
+from wan_engine.gateway.job import FINAL, Job, State
 
 _Group = tuple[str, str, str]
 

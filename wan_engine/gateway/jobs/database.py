@@ -62,7 +62,7 @@ jobs = sa.Table(
     sa.Column("result", sa.JSON),
     sa.Column("error", sa.Text),
     sa.Column("error_code", sa.String(64)),
-    sa.Column("starts", sa.Integer, nullable=False),
+    sa.Column("starts", sa.Integer, nullable=False, key="workers_lost"),
     sa.Column("retries", sa.Integer, nullable=False),
     sa.Column("remote_id", sa.String(128)),
     sa.Column("worker", sa.String(64)),
@@ -80,16 +80,16 @@ requests = sa.Table(
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("parts", sa.Integer, nullable=False, server_default="0"),
 )
-"""What is to be rendered, without its long texts (`parts.py`): those have as many rows in
-`request_parts` as `parts` says, or it is not kept whole any longer."""
+"""What is to be rendered, without its long texts (`request_parts.py`): these have as many rows in
+`request_parts` as `parts` says, or the request is not kept whole any longer."""
 
-contents = sa.Table(
+long_texts = sa.Table(
     "contents",
     metadata,
     sa.Column("hash", sa.String(64), primary_key=True),
     sa.Column("bytes", sa.BigInteger, nullable=False),
 )
-"""Long texts, most of them pictures, by their SHA-256; the bytes are where `contents.py` says."""
+"""Long texts of requests, most of them pictures, by their SHA-256. Their bytes: `long_texts.py`."""
 
 request_parts = sa.Table(
     "request_parts",
@@ -106,9 +106,9 @@ request_parts = sa.Table(
     sa.Index("parts_by_hash", "hash"),
     sa.Index("parts_by_owner", "owner", "hash"),
 )
-"""Which request has which content where in it; the owner is that of the job."""
+"""Which request has which long text where; the owner is that of the job."""
 
-content_pieces = sa.Table(
+long_text_pieces = sa.Table(
     "content_pieces",
     metadata,
     sa.Column("hash", sa.String(64), primary_key=True),

@@ -1,4 +1,8 @@
-"""From the queue to the backend and back: each job is run until it has ended, whatever dies."""
+"""From the queue to the backend and back: each job is run until it has ended, whatever dies.
+
+`_dispatch` takes a job when its turn comes, `_run` claims it, has the backend do its `Work`, and
+stores how that ended.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,19 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from wan_engine.errors import EngineError, JobRefused
 from wan_engine.gateway.backends.base import Backend, Done, Work, WorkerLost, WorkFailed
-from wan_engine.gateway.jobs.ahead import Ahead
-from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.job import Job
+from wan_engine.gateway.jobs.handed_over import HandedOver
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _AGAIN_SECONDS = 2.0  # while the database is away
@@ -32,7 +37,7 @@ class Dispatcher:
         self._metrics = metrics
         self._settings = settings
         self._slots = asyncio.Semaphore(backend.slots)
-        self._ahead = Ahead()
+        self._handed_over = HandedOver()
         self._runs: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
@@ -72,17 +77,17 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         while True:
             await self._slots.acquire()
-            await self._ahead.room()
+            await self._handed_over.room()
             job = await self._jobs.take()
             if job.remote_id is None:  # else it was handed over before
-                self._ahead.handed(job.id)
+                self._handed_over.handed(job.id)
             run = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._runs.add(run)
             run.add_done_callback(partial(self._free, job.id))
 
     def _free(self, job_id: str, run: asyncio.Task[None]) -> None:
         self._runs.discard(run)
-        self._ahead.over(job_id)
+        self._handed_over.over(job_id)
         self._slots.release()
         if not run.cancelled() and (error := run.exception()) is not None:
             log.error("a run ended with what nobody expected", exc_info=error)
@@ -91,50 +96,49 @@ class Dispatcher:
         run = asyncio.current_task()
         assert run is not None
         await self._ours.wait()
-        claimed = await _stored(partial(self._jobs.claim, job.id, run.cancel))
+        claimed = await _stored(self._jobs.claim, job.id, run.cancel)
         if claimed is None:
             return
         try:
             done = await self._work(claimed)
         except WorkFailed as failure:
-            fail = partial(self._jobs.fail, claimed, failure.code, failure.sentence)
-            await _stored(fail)
+            await _stored(self._jobs.fail, claimed, failure.code, failure.sentence)
         except WorkerLost as lost:
-            starts = claimed.starts + lost.blamed
-            log.warning("job %s lost its worker, which it ended %d times", claimed.id, starts)
-            if starts >= self._settings.job_starts:
-                refused = JobRefused(starts)
-                await _stored(partial(self._jobs.fail, claimed, refused.code, str(refused)))
+            workers_lost = claimed.workers_lost + lost.blamed
+            log.warning("job %s lost its worker, which it ended %d times", claimed.id, workers_lost)
+            if workers_lost >= self._settings.job_starts:
+                refused = JobRefused(workers_lost)
+                await _stored(self._jobs.fail, claimed, refused.code, str(refused))
             else:
-                await _stored(partial(self._jobs.give_back, claimed.id, count=lost.blamed))
+                await _stored(self._jobs.give_back, claimed.id, count=lost.blamed)
         except asyncio.CancelledError:
             # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends, or has
             # lost the jobs, maybe for a moment.
             if not self._ours.is_set():
-                await _stored(partial(self._jobs.give_back, claimed.id, count=False))
+                await _stored(self._jobs.give_back, claimed.id, count=False)
             elif self._closing:
-                with suppress(Problem):  # then the next gateway finds it running, and queues it
+                with suppress(Refusal):  # then the next gateway finds it running, and queues it
                     await self._jobs.give_back(claimed.id, count=False)
         except Exception:
             reference = uuid.uuid4().hex[:8]
             log.exception("job %s failed, reference %s", claimed.id, reference)
             sentence = f"Internal error, reference {reference}"
-            await _stored(partial(self._jobs.fail, claimed, EngineError.code, sentence))
+            await _stored(self._jobs.fail, claimed, EngineError.code, sentence)
         else:
             self._metrics.stages(done.stage_seconds)
-            await _stored(partial(self._jobs.complete, claimed, done.output))
+            await _stored(self._jobs.complete, claimed, done.output)
 
     async def _work(self, job: Job) -> Done:
         async def begin(worker: str | None) -> None:
-            self._ahead.begun(job.id)
-            await _stored(partial(self._jobs.begin, job.id, worker))
+            self._handed_over.begun(job.id)
+            await _stored(self._jobs.begin, job.id, worker)
 
         async def remote(remote_id: str | None) -> None:
-            self._ahead.arrived(job.id)
-            await _stored(partial(self._jobs.remote, job.id, remote_id))
+            self._handed_over.arrived(job.id)
+            await _stored(self._jobs.remote, job.id, remote_id)
 
         async def request() -> Mapping[str, Any]:
-            found = await _stored(partial(self._jobs.whole_request, job.id))
+            found = await _stored(self._jobs.whole_request, job.id)
             if found is None:
                 raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
             return found
@@ -142,7 +146,7 @@ class Dispatcher:
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,
-            render=f"{job.id}/{job.retries}.{job.starts}",
+            render=f"{job.id}/{job.retries}.{job.workers_lost}",
             request=request,
             seconds=min(limits, default=None),
             remote_id=job.remote_id,
@@ -159,11 +163,11 @@ def _complain(loop: asyncio.Task[None]) -> None:
         log.critical("no jobs are begun any longer", exc_info=error)
 
 
-async def _stored(change: Callable[[], Awaitable[T]]) -> T:
+async def _stored(change: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
     """What `change` gives, once the database takes it: a result is not lost while that is away."""
     while True:
         try:
-            return await change()
-        except Problem as problem:
-            log.warning("%s: trying again", problem.message)
+            return await change(*arguments, **options)
+        except Refusal as refusal:
+            log.warning("%s: trying again", refusal.message)
             await asyncio.sleep(_AGAIN_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 
-from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.job import Job
 
 _SUBSCRIBER_EVENTS = 1000  # a subscriber that is further behind than this is cut off
 _SUBSCRIBERS_OF_OWNER = 100  # each holds a connection for as long as its reader likes

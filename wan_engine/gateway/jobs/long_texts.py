@@ -1,4 +1,4 @@
-"""Where the bytes of long texts are, by their hash.
+"""Where the bytes of requests' long texts are kept, by their SHA-256: in files or in Postgres.
 
 Beside a SQLite database they are files: its one writer would be held up by them, and its file never
 shrinks. With Postgres they are in it, as the next gateway may be on another machine and must find
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.jobs.database import content_pieces
-from wan_engine.storage.files import HALF, age_seconds, entries, is_file, remove, whole_file
+from wan_engine.gateway.jobs.database import Database, long_text_pieces
+from wan_engine.runtime.paths import HALF
+from wan_engine.storage.files import age_seconds, entries, is_file, remove, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,9 @@ _HALF_SECONDS = 3600.0
 _HASH = re.compile("[0-9a-f]{64}")
 
 
-class Contents(Protocol):
-    """Each method may be called for one hash at a time."""
+class LongTexts(Protocol):
+    """Each method may be called for one hash at a time. Those that change something raise `Refusal`
+    "unavailable" when another gateway has the jobs."""
 
     async def put(self, name: str, data: bytes) -> None:
         """All of it, on the disk, or nothing. Raises `OSError` and `SQLAlchemyError`."""
@@ -46,12 +47,13 @@ class Contents(Protocol):
         """All that are there. Raises `SQLAlchemyError`."""
 
 
-def open_contents(engine: AsyncEngine) -> Contents:
+def open_long_texts(database: Database) -> LongTexts:
     """Beside the database or in it. Raises `ConfigurationError`."""
+    engine = database.engine
     if engine.dialect.name != "sqlite":
-        return Table(engine)
-    database = Path(engine.url.database or "")
-    folder = database.with_name(f"{database.name}.media")
+        return LongTextTable(database)
+    file = Path(engine.url.database or "")
+    folder = file.with_name(f"{file.name}.media")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -59,10 +61,10 @@ def open_contents(engine: AsyncEngine) -> Contents:
             f"The folder {folder} cannot be made ({error.strerror}): set WAN_DATABASE_URL, or "
             "WAN_OUTPUT_DIR to a folder that this user may write"
         ) from error
-    return Folder(folder)
+    return LongTextFiles(folder)
 
 
-class Folder:
+class LongTextFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
@@ -100,24 +102,29 @@ class Folder:
         return [path.name for path in found if _HASH.fullmatch(path.name)]
 
 
-class Table:
-    """In pieces, so that no single one is long in the loop."""
+class LongTextTable:
+    """In pieces, so that no single one is long in the loop.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    A change counts only while the jobs are this gateway's (`Ownership.fence`): the next one may
+    need what this one would remove. That is asked last: who takes the jobs waits for no megabytes.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._engine, self._ownership = database.engine, database.ownership
 
     async def put(self, name: str, data: bytes) -> None:
-        there = sa.select(content_pieces.c.number).where(content_pieces.c.hash == name).limit(1)
+        there = sa.select(long_text_pieces.c.number).where(long_text_pieces.c.hash == name).limit(1)
         async with self._engine.begin() as connection:
             if (await connection.execute(there)).first() is not None:
                 return
             for number, at in enumerate(range(0, len(data), _PIECE_BYTES)):
                 piece = {"hash": name, "number": number, "data": data[at : at + _PIECE_BYTES]}
-                await connection.execute(sa.insert(content_pieces), piece)
+                await connection.execute(sa.insert(long_text_pieces), piece)
+            await self._ownership.fence(connection)
 
     async def get(self, name: str) -> bytes | None:
-        wanted = sa.select(content_pieces.c.data).where(content_pieces.c.hash == name)
-        pieces, number = list[bytes](), content_pieces.c.number
+        wanted = sa.select(long_text_pieces.c.data).where(long_text_pieces.c.hash == name)
+        pieces, number = list[bytes](), long_text_pieces.c.number
         async with self._engine.connect() as connection:
             while True:
                 one = wanted.where(number == len(pieces))
@@ -128,10 +135,11 @@ class Table:
 
     async def remove(self, name: str) -> None:
         async with self._engine.begin() as connection:
-            gone = sa.delete(content_pieces).where(content_pieces.c.hash == name)
+            gone = sa.delete(long_text_pieces).where(long_text_pieces.c.hash == name)
             await connection.execute(gone)
+            await self._ownership.fence(connection)
 
     async def names(self) -> list[str]:
         async with self._engine.connect() as connection:
-            found = await connection.execute(sa.select(content_pieces.c.hash).distinct())
+            found = await connection.execute(sa.select(long_text_pieces.c.hash).distinct())
             return [name for (name,) in found]

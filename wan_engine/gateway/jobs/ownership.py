@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Ownership:
         return self.why_not == _LOST
 
     async def fence(self, connection: AsyncConnection) -> None:
-        """Raise `Problem` unless the jobs are still ours; until the transaction of `connection` has
+        """Raise `Refusal` unless the jobs are still ours; until the transaction of `connection` has
         ended, nobody can take them."""
         if not self._shared:
             return
@@ -68,9 +68,9 @@ class Ownership:
         self.require()
 
     def require(self) -> None:
-        """Raise `Problem` unless the jobs are ours, by what is known without asking."""
+        """Raise `Refusal` unless the jobs are ours, by what is known without asking."""
         if self.why_not is not None:
-            raise Problem("unavailable", "The gateway is being replaced", _AWAY_SECONDS)
+            raise Refusal("unavailable", "The gateway is being replaced", _AWAY_SECONDS)
 
     async def try_lock(self) -> bool:
         """Whether the lock is held, after an attempt to take it where it was not."""

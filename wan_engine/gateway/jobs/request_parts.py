@@ -1,7 +1,8 @@
-"""A request apart: what is small, which is a row of the database, and the long texts in it, most of
-them pictures, each of which is kept once by its content.
+"""A request in two parts: a small one, which is a row of the database, and its long texts, most of
+them pictures, each of which is kept once, by its hash.
 
-No reference is within the request, where a caller could write one to another's picture.
+The small part does not say which texts were in it: a caller could write the hash of another's
+picture there.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wan_engine.gateway.excerpt import begin, brief
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.excerpt import beginning, excerpt
+from wan_engine.gateway.refusals import Refusal
 
 _ROW_MAX_CHARACTERS = 8 * 1024
 _LONG_CHARACTERS = 4096
-_PARTS = 8
+_MOST = 8
 _DEEPEST = 64
 _PLACE_MAX_CHARACTERS = 512
 _ENCODING = ("utf-8", "surrogatepass")
 _ALL = "[]"
-"""The place of what is left of a request without its parts, where that is too large for a row."""
+"""The place of the small part, where even that is too large for a row."""
 
 
 @dataclass(frozen=True)
-class Content:
+class LongText:
     """A long text, named by the SHA-256 of its `size` bytes."""
 
     text: str
@@ -35,7 +36,7 @@ class Content:
     size: int
 
     @classmethod
-    def of(cls, text: str) -> Content:
+    def of(cls, text: str) -> LongText:
         data = text.encode(*_ENCODING)
         return cls(text, hashlib.sha256(data).hexdigest(), len(data))
 
@@ -44,48 +45,48 @@ class Content:
         return self.text.encode(*_ENCODING)
 
 
-def checked(name: str, data: bytes) -> str | None:
-    """The text of a content's bytes, or None when they are not those that were stored."""
+def verified_text(name: str, data: bytes) -> str | None:
+    """The text of the bytes that are kept as `name`, or None when they were damaged."""
     right = hashlib.sha256(data).hexdigest() == name
     return data.decode(*_ENCODING) if right else None
 
 
 @dataclass(frozen=True)
-class Parted:
-    """`shown` is the request with the begin only of long texts, `row` what of that is small
-    enough to be kept, `contents` what is kept elsewhere, by its place."""
+class RequestParts:
+    """`shown` is the request with long texts cut to their beginnings, `row` as much of that as fits
+    into a row of the database, `long_texts` what is kept elsewhere, by its place in the request."""
 
     shown: dict[str, Any]
     row: dict[str, Any]
-    contents: dict[str, Content]
+    long_texts: dict[str, LongText]
 
 
-async def parted(request: Mapping[str, Any]) -> Parted:
-    """Raises `Problem` where the request is nested so deeply that nobody means it."""
+async def split(request: Mapping[str, Any]) -> RequestParts:
+    """The parts of a request. Raises `Refusal` for one that is nested more than 64 deep."""
     plain = len(request) <= 50 and all(map(_is_plain, request.values()))
-    return part(request) if plain else await asyncio.to_thread(part, request)
+    return split_at_once(request) if plain else await asyncio.to_thread(split_at_once, request)
 
 
-def part(request: Mapping[str, Any]) -> Parted:
-    """The same, at once."""
+def split_at_once(request: Mapping[str, Any]) -> RequestParts:
+    """The same in this thread, which takes a while for megabytes."""
     long: dict[str, str] = {}
-    shown = _without(request, (), long, None)
+    shown = _shortened(request, (), long, None)
     places = [place for place in long if len(place) <= _PLACE_MAX_CHARACTERS]
-    largest = sorted(places, key=lambda place: len(long[place]), reverse=True)[:_PARTS]
-    contents = {place: Content.of(long[place]) for place in largest}
+    largest = sorted(places, key=lambda place: len(long[place]), reverse=True)[:_MOST]
+    long_texts = {place: LongText.of(long[place]) for place in largest}
     row, rest = shown, shown
-    if len(contents) < len(long):
-        rest = _without(request, (), {}, contents.keys())
+    if len(long_texts) < len(long):
+        rest = _shortened(request, (), {}, long_texts.keys())
     text = _json(rest)
     if len(text) > _ROW_MAX_CHARACTERS:
-        row = brief(shown)
-        contents[_ALL] = Content.of(text)
-    return Parted(shown, row, contents)
+        row = excerpt(shown)
+        long_texts[_ALL] = LongText.of(text)
+    return RequestParts(shown, row, long_texts)
 
 
-def whole(row: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The request again, of a row and the texts by their places."""
-    request: Any = json.loads(texts[_ALL]) if _ALL in texts else _without(row, (), {}, ())
+def joined(row: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """The request again, from its row and its long texts by their places."""
+    request: Any = json.loads(texts[_ALL]) if _ALL in texts else _shortened(row, (), {}, ())
     for place, text in texts.items():
         *way, last = json.loads(place) or [None]
         if last is None:
@@ -97,22 +98,22 @@ def whole(row: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
     return dict(request)
 
 
-def _without(value: Any, way: tuple[str | int, ...], long: dict[str, str], only: Any) -> Any:
-    """A copy of `value` with the begins only of long texts, which are put into `long`; of those at
-    the places `only`, unless that is None."""
+def _shortened(value: Any, way: tuple[str | int, ...], long: dict[str, str], only: Any) -> Any:
+    """A copy of `value` in which long texts are cut to their beginnings; `long` gets them, by their
+    place. With `only`, just those at these places are cut."""
     if isinstance(value, str) and len(value) > _LONG_CHARACTERS:
         place = json.dumps(way)
         if only is not None and place not in only:
             return value
         long[place] = value
-        return begin(value)
+        return beginning(value)
     if not isinstance(value, Mapping | list):
         return value
     if len(way) >= _DEEPEST:
-        raise Problem("invalid_request", f"The request is nested more than {_DEEPEST} deep")
+        raise Refusal("invalid_request", f"The request is nested more than {_DEEPEST} deep")
     if isinstance(value, list):
-        return [_without(one, (*way, at), long, only) for at, one in enumerate(value)]
-    return {key: _without(one, (*way, key), long, only) for key, one in value.items()}
+        return [_shortened(one, (*way, at), long, only) for at, one in enumerate(value)]
+    return {key: _shortened(one, (*way, key), long, only) for key, one in value.items()}
 
 
 def _json(value: object) -> str:

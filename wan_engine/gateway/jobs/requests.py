@@ -17,12 +17,12 @@ from weakref import WeakValueDictionary
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from wan_engine.gateway.jobs.job import Job
-from wan_engine.gateway.jobs.long_texts import Contents
-from wan_engine.gateway.jobs.request_parts import Content, Parted, checked, whole
+from wan_engine.gateway.job import Job
+from wan_engine.gateway.jobs.long_texts import LongTexts
+from wan_engine.gateway.jobs.request_parts import LongText, RequestParts, joined, verified_text
 from wan_engine.gateway.jobs.store import NewRow, Store, StoredRequest
-from wan_engine.gateway.refusals import Problem
-from wan_engine.gateway.uncancelled import always_whole
+from wan_engine.gateway.refusals import Refusal
+from wan_engine.gateway.uncancelled import always_uncancelled
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ _AGAIN_SECONDS = 60
 
 
 class Requests:
-    """`max_bytes` is what one key may keep. Every call raises `Problem` "unavailable" while the
+    """`max_bytes` is what one key may keep. Every call raises `Refusal` "unavailable" while the
     database or the disk cannot be used."""
 
-    def __init__(self, store: Store, contents: Contents, max_bytes: int) -> None:
+    def __init__(self, store: Store, long_texts: LongTexts, max_bytes: int) -> None:
         self._store = store
-        self._contents = contents
+        self._long_texts = long_texts
         self._max_bytes = max_bytes
         self._needed: Counter[str] = Counter()
         self._coming: Counter[str] = Counter()
@@ -46,24 +46,24 @@ class Requests:
         self._moving = asyncio.Semaphore(_AT_ONCE)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def add(self, owner: str, new: Collection[tuple[Job, Parted]]) -> None:
-        """Store jobs of one owner with their requests, all or none. Raises `Problem` "queue_full"
+    async def add(self, owner: str, new: Collection[tuple[Job, RequestParts]]) -> None:
+        """Store jobs of one owner with their requests, all or none. Raises `Refusal` "queue_full"
         and "too_large" where the owner has no room.
 
         A refused job is nobody's to render: where there is no room it is stored all the same, and
         its request is not kept whole.
         """
-        contents = {one.hash: one for _, parted in new for one in parted.contents.values()}
-        if not contents:
-            await self._store.add(_row(job, parted, whole=True) for job, parted in new)
+        long_texts = {one.hash: one for _, parts in new for one in parts.long_texts.values()}
+        if not long_texts:
+            await self._store.add(_row(job, parts, whole=True) for job, parts in new)
             return
         try:
-            async with self._kept(owner, contents):
-                await self._store.add(_row(job, parted, whole=True) for job, parted in new)
-        except Problem:
+            async with self._kept(owner, long_texts):
+                await self._store.add(_row(job, parts, whole=True) for job, parts in new)
+        except Refusal:
             if not all(job.final for job, _ in new):
                 raise
-            await self._store.add(_row(job, parted, whole=False) for job, parted in new)
+            await self._store.add(_row(job, parts, whole=False) for job, parts in new)
 
     async def shown(self, job_id: str) -> dict[str, Any]:
         """The request as it was made, or what is kept of it."""
@@ -87,8 +87,8 @@ class Requests:
         await self.remove_unused()
 
     async def remove_unused(self) -> int:
-        """Contents that no request has go. Returns how many."""
-        unused = await self._store.unused_contents(_UNUSED_AT_ONCE)
+        """Long texts that no request has go. Returns how many."""
+        unused = await self._store.unused_long_texts(_UNUSED_AT_ONCE)
         gone = 0
         for name in {*unused, *self._strays}:
             gone += await self._remove(name)
@@ -98,41 +98,41 @@ class Requests:
     async def remove_strays(self) -> None:
         """Bytes that the database does not know, of a gateway that died while it stored them."""
         with _telling():
-            names = await self._contents.names()
+            names = await self._long_texts.names()
         for at in range(0, len(names), _UNUSED_AT_ONCE):
             some = names[at : at + _UNUSED_AT_ONCE]
-            for name in set(some) - await self._store.known_contents(some):
+            for name in set(some) - await self._store.known_long_texts(some):
                 await self._remove(name)
 
     # --- bytes -----------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _kept(self, owner: str, contents: Mapping[str, Content]) -> AsyncIterator[None]:
+    async def _kept(self, owner: str, long_texts: Mapping[str, LongText]) -> AsyncIterator[None]:
         """Inside of it, all of them are there and stay, also what no request has yet."""
         size = 0
-        self._needed.update(contents.keys())
+        self._needed.update(long_texts.keys())
         try:
-            size = await self._make_room(owner, contents)
+            size = await self._make_room(owner, long_texts)
             async with self._lock(f"key {owner}"):  # so that nobody waits for all of a key's
-                for name, content in contents.items():
+                for name, text in long_texts.items():
                     with _telling():
-                        await self._put(name, content)
+                        await self._put(name, text)
             yield
         except BaseException:
-            self._strays.update(contents)
+            self._strays.update(long_texts)
             raise
         finally:
             self._coming[owner] -= size
-            self._needed.subtract(contents.keys())
+            self._needed.subtract(long_texts.keys())
             self._needed += Counter()  # without those that are at 0
             self._coming += Counter()
 
-    async def _put(self, name: str, content: Content) -> None:
+    async def _put(self, name: str, text: LongText) -> None:
         while True:
             try:
                 async with self._lock(name), self._moving:
-                    data = await asyncio.to_thread(content.data)
-                    return await self._contents.put(name, data)
+                    data = await asyncio.to_thread(text.data)
+                    return await self._long_texts.put(name, data)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -141,9 +141,9 @@ class Requests:
                 if not freed and not await self._store.cut_requests(None, _CUT_AT_ONCE, None):
                     raise
 
-    async def _make_room(self, owner: str, contents: Mapping[str, Content]) -> int:
-        """The bytes that the owner has not had before, counted as coming. Raises `Problem`."""
-        sizes = {name: content.size for name, content in contents.items()}
+    async def _make_room(self, owner: str, long_texts: Mapping[str, LongText]) -> int:
+        """The bytes that the owner has not had before, counted as coming. Raises `Refusal`."""
+        sizes = {name: text.size for name, text in long_texts.items()}
         cut = 0
         while True:
             coming = self._coming[owner]
@@ -155,10 +155,10 @@ class Requests:
                 break
             if size > self._max_bytes:
                 most = f"{self._max_bytes / 2**20:g} MB"
-                raise Problem("too_large", f"The pictures and sounds are larger than {most}")
+                raise Refusal("too_large", f"The pictures and sounds are larger than {most}")
             full = used.needed_bytes + size_and_coming > self._max_bytes
             if full or not await self._store.cut_requests(owner, _CUT_AT_ONCE, None):
-                raise Problem("queue_full", _NO_ROOM, _AGAIN_SECONDS)
+                raise Refusal("queue_full", _NO_ROOM, _AGAIN_SECONDS)
             cut += 1
         self._coming[owner] += size
         if cut:
@@ -174,27 +174,27 @@ class Requests:
                 log.error("a part of the request of job %s is gone or damaged", job_id)
                 return None
             texts[place] = text
-        return await asyncio.to_thread(whole, stored.row, texts) if texts else stored.row
+        return await asyncio.to_thread(joined, stored.row, texts) if texts else stored.row
 
     async def _text(self, name: str) -> str | None:
         with _telling():
             async with self._moving:
-                data = await self._contents.get(name)
+                data = await self._long_texts.get(name)
             if data is None:
                 return None
-            if (text := await asyncio.to_thread(checked, name, data)) is None:
+            if (text := await asyncio.to_thread(verified_text, name, data)) is None:
                 async with self._lock(name):  # the next request with it stores it anew
-                    await self._contents.remove(name)
+                    await self._long_texts.remove(name)
             return text
 
-    @always_whole
+    @always_uncancelled
     async def _remove(self, name: str) -> bool:
         async with self._lock(name):
             # Who needs it from now on waits for the lock, and then finds that it is gone.
-            if name in self._needed or not await self._store.drop_content(name):
+            if name in self._needed or not await self._store.drop_long_text(name):
                 return False
             with _telling():
-                await self._contents.remove(name)
+                await self._long_texts.remove(name)
             return True
 
     def _lock(self, name: str) -> asyncio.Lock:
@@ -204,8 +204,8 @@ class Requests:
 _NO_ROOM = "Jobs of this key that wait have as many pictures and sounds as may be, try again later"
 
 
-def _row(job: Job, parted: Parted, *, whole: bool) -> NewRow:
-    return job, parted.row, len(parted.contents), parted.contents if whole else {}
+def _row(job: Job, parts: RequestParts, *, whole: bool) -> NewRow:
+    return job, parts.row, len(parts.long_texts), parts.long_texts if whole else {}
 
 
 @contextmanager
@@ -215,4 +215,4 @@ def _telling() -> Iterator[None]:
     except (SQLAlchemyError, OSError) as error:
         log.error("a request's long texts cannot be stored or read: %s", error)
         sentence = "The gateway cannot store or read pictures and sounds now, try again later"
-        raise Problem("unavailable", sentence, _AGAIN_SECONDS) from error
+        raise Refusal("unavailable", sentence, _AGAIN_SECONDS) from error

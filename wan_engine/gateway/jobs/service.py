@@ -17,10 +17,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from wan_engine.control import Progress
-from wan_engine.gateway.jobs.counts import Counts
-from wan_engine.gateway.jobs.events import Events
-from wan_engine.gateway.jobs.fair_queue import FairQueue, Full
-from wan_engine.gateway.jobs.job import (
+from wan_engine.gateway.job import (
     RETRYABLE,
     Job,
     NewJob,
@@ -29,12 +26,15 @@ from wan_engine.gateway.jobs.job import (
     now_ms,
     queued_again,
 )
-from wan_engine.gateway.jobs.request_parts import parted
+from wan_engine.gateway.jobs.counts import Counts
+from wan_engine.gateway.jobs.events import Events
+from wan_engine.gateway.jobs.fair_queue import FairQueue, Full
+from wan_engine.gateway.jobs.request_parts import split
 from wan_engine.gateway.jobs.requests import Requests
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.refusals import Problem
-from wan_engine.gateway.uncancelled import whole
+from wan_engine.gateway.refusals import Refusal
+from wan_engine.gateway.uncancelled import uncancelled
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ _FULL: dict[Full, str] = {
 class Jobs:
     """Open it with `start`. `owner` is the name of a caller's key: nobody sees another's jobs.
 
-    Every call raises `Problem` "unavailable" while the database is away.
+    Every call raises `Refusal` "unavailable" while the database is away.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class Jobs:
     async def submit(self, *new: NewJob) -> tuple[Job, ...]:
         """Store jobs, all or none; once this returns they will be finished or failed.
 
-        A job with a wrong request is stored as failed. Raises `Problem` "queue_full".
+        A job with a wrong request is stored as failed. Raises `Refusal` "queue_full".
         """
-        return await whole(self._submit(new))
+        return await uncancelled(self._submit(new))
 
     async def find(self, door: str, owner: str, job_id: str) -> Job | None:
         """A job of this owner that came by this door."""
@@ -165,21 +165,21 @@ class Jobs:
         return await self._end(job, "cancelled")
 
     async def retry(self, job: Job) -> Job:
-        """The job in the queue again, with all of its time. Raises `Problem` "conflict" when it
+        """The job in the queue again, with all of its time. Raises `Refusal` "conflict" when it
         has not failed or its request is not kept any longer, "queue_full"."""
 
         def again(job: Job) -> Job:
             now = now_ms()
             expires = now + round(job.ttl_seconds * 1000)
             job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
-            return replace(job, starts=0, retries=job.retries + 1)
+            return replace(job, workers_lost=0, retries=job.retries + 1)
 
         if job.state in RETRYABLE and not await self._requests.is_whole(job.id):
-            raise Problem("conflict", "The job's request is not kept any longer: send it again")
+            raise Refusal("conflict", "The job's request is not kept any longer: send it again")
         with self._room(job.owner, 1):
             moved = await self._move(job.id, RETRYABLE, again)
             if moved is None:
-                raise Problem("conflict", "Only a job that failed or timed out can be retried")
+                raise Refusal("conflict", "Only a job that failed or timed out can be retried")
             self._enqueue(moved)
         return moved
 
@@ -191,10 +191,10 @@ class Jobs:
 
     def events(self, owner: str) -> AsyncGenerator[Job]:
         """This owner's jobs at each change of state, from the first step on until the gateway ends;
-        before that those that had ended within the minute before this call. Raises `Problem`
+        before that those that had ended within the minute before this call. Raises `Refusal`
         "rate_limited" while too many of this owner's are open."""
         if self._events.crowded(owner):
-            raise Problem("rate_limited", "Too many streams of events are open")
+            raise Refusal("rate_limited", "Too many streams of events are open")
         since = now_ms() - REPLAY_SECONDS * 1000
         ended = [job for job in self._recent.values() if (job.finished_ms or 0) >= since]
         return self._events.of(owner, [job for job in ended if job.owner == owner])
@@ -266,7 +266,7 @@ class Jobs:
         ended, which is no job's fault."""
 
         def again(job: Job) -> Job:
-            return replace(queued_again(job), starts=job.starts + count)
+            return replace(queued_again(job), workers_lost=job.workers_lost + count)
 
         if (moved := await self._move(job_id, _UNFINISHED, again)) is not None:
             self._stops.pop(job_id, None)
@@ -289,7 +289,7 @@ class Jobs:
         return self._live.get(job.id) or self._recent.get(job.id) or job
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
-        parts = [await parted(one.request) for one in new]
+        parts = [await split(one.request) for one in new]
         made = [
             (accepted(replace(one, request=its.shown)), its)
             for one, its in zip(new, parts, strict=True)
@@ -307,11 +307,11 @@ class Jobs:
 
     @contextmanager
     def _room(self, owner: str, count: int) -> Iterator[None]:
-        """Places in the queue for `count` jobs while they are being stored. Raises `Problem`."""
+        """Places in the queue for `count` jobs while they are being stored. Raises `Refusal`."""
         full = self._queue.reserve(owner, count)
         if full is not None:
             seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
-            raise Problem("queue_full", f"{_FULL[full]}, try again later", seconds)
+            raise Refusal("queue_full", f"{_FULL[full]}, try again later", seconds)
         try:
             yield
         finally:
@@ -343,7 +343,7 @@ class Jobs:
         told: bool = True,
     ) -> Job | None:
         """The job after `change`, stored; None when it is in none of the states `before`."""
-        return await whole(self._locked_move(job_id, before, change, told))
+        return await uncancelled(self._locked_move(job_id, before, change, told))
 
     async def _locked_move(
         self, job_id: str, before: Collection[State], change: Callable[[Job], Job], told: bool

@@ -1,5 +1,5 @@
-"""What is asked of the database, in its words. Each method is one transaction, which is finished
-also when who waits for it is cancelled.
+"""Everything that is asked of the database: the one file with SQL about jobs. Each method is one
+transaction, which runs to its end even when its caller is cancelled.
 
 A change names the states that it may start from, and happens in the database or not at all, so a
 cancel and a result that come at once cannot both win.
@@ -19,27 +19,27 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from wan_engine.gateway.job import FINAL, RETRYABLE, Job, State
 from wan_engine.gateway.jobs.database import (
     Database,
-    contents,
     facts,
     jobs,
+    long_texts,
     request_parts,
     requests,
     webhooks,
 )
-from wan_engine.gateway.jobs.job import FINAL, RETRYABLE, Job, State
-from wan_engine.gateway.jobs.request_parts import Content
-from wan_engine.gateway.refusals import Problem
-from wan_engine.gateway.uncancelled import always_whole
+from wan_engine.gateway.jobs.request_parts import LongText
+from wan_engine.gateway.refusals import Refusal
+from wan_engine.gateway.uncancelled import always_uncancelled
 
 log = logging.getLogger(__name__)
 
 _AWAY_SECONDS = 5
 
 
-NewRow = tuple[Job, Mapping[str, Any], int, Mapping[str, Content]]
-"""A job, its request's row, how many parts it was in, and the contents that are kept of it."""
+NewRow = tuple[Job, Mapping[str, Any], int, Mapping[str, LongText]]
+"""A job, its request's row, how many long texts it had, and those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class StoredRequest:
 
 @dataclass(frozen=True)
 class Used:
-    """Bytes of contents, those of jobs that go on, and which of the names asked for are there."""
+    """Bytes of an owner's long texts, of these the bytes that jobs need which have not ended, and
+    which of the texts asked for the owner `had` already."""
 
     bytes: int
     needed_bytes: int
@@ -61,7 +62,7 @@ class Used:
 
 
 class Store:
-    """Raises `Problem` "unavailable" while the database is away."""
+    """Raises `Refusal` "unavailable" while the database is away."""
 
     def __init__(self, database: Database) -> None:
         self._engine, self._ownership = database.engine, database.ownership
@@ -81,11 +82,11 @@ class Store:
             async with self._engine.connect() as connection:
                 yield connection
 
-    @always_whole
+    @always_uncancelled
     async def add(self, new: Iterable[NewRow]) -> None:
         """Jobs with their requests, all or none; the webhooks of those that have ended as well.
 
-        The bytes of the contents must be stored before.
+        The bytes of the long texts must be stored before.
         """
         new = list(new)
         async with self._write() as connection:
@@ -104,7 +105,7 @@ class Store:
             return
         known = [{"hash": one.hash, "bytes": one.size} for *_, one in placed]
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        await connection.execute(insert(contents).on_conflict_do_nothing(), known)
+        await connection.execute(insert(long_texts).on_conflict_do_nothing(), known)
         await connection.execute(
             sa.insert(request_parts),
             [
@@ -113,13 +114,13 @@ class Store:
             ],
         )
 
-    @always_whole
+    @always_uncancelled
     async def find(self, job_id: str) -> Job | None:
         async with self._read() as connection:
             row = (await connection.execute(sa.select(jobs).where(jobs.c.id == job_id))).first()
         return _job(row) if row else None
 
-    @always_whole
+    @always_uncancelled
     async def request(self, job_id: str) -> StoredRequest | None:
         asked = sa.select(requests.c.request, requests.c.parts).where(requests.c.job_id == job_id)
         placed = sa.select(request_parts.c.place, request_parts.c.hash)
@@ -133,22 +134,22 @@ class Store:
                 places = {place: name for place, name in found}
         return StoredRequest(row.request, places, len(places) == row.parts)
 
-    @always_whole
+    @always_uncancelled
     async def used_bytes(self, owner: str, names: Collection[str]) -> Used:
-        """What this owner's requests have of contents, each counted once."""
+        """The long texts in this owner's requests, each counted once."""
         theirs = sa.select(request_parts.c.hash).where(request_parts.c.owner == owner)
         goes_on = theirs.join(jobs, jobs.c.id == request_parts.c.job_id)
         goes_on = goes_on.where(jobs.c.state.not_in(FINAL))
-        size = sa.func.coalesce(sa.func.sum(contents.c.bytes), 0)
+        size = sa.func.coalesce(sa.func.sum(long_texts.c.bytes), 0)
         async with self._read() as connection:
-            asked = (sa.select(size).where(contents.c.hash.in_(of)) for of in (theirs, goes_on))
+            asked = (sa.select(size).where(long_texts.c.hash.in_(of)) for of in (theirs, goes_on))
             used, needed = [int((await connection.execute(one)).scalar_one()) for one in asked]
             had = await connection.execute(theirs.where(request_parts.c.hash.in_(names)))
             return Used(used, needed, {name for (name,) in had})
 
-    @always_whole
+    @always_uncancelled
     async def cut_requests(self, owner: str | None, limit: int, before_ms: int | None) -> int:
-        """Of jobs that have ended the contents go, the failed first and then the oldest: of this
+        """The long texts of ended jobs go, the failed first and then the oldest: of this
         owner, and of those that ended before, where that is given. Returns of how many."""
         asked = (
             sa.select(request_parts.c.job_id)
@@ -168,28 +169,28 @@ class Store:
             await connection.execute(gone)
         return len(found)
 
-    @always_whole
-    async def unused_contents(self, limit: int) -> list[str]:
+    @always_uncancelled
+    async def unused_long_texts(self, limit: int) -> list[str]:
         """Those that no request has."""
-        asked = sa.select(contents.c.hash).where(_unused()).limit(limit)
+        asked = sa.select(long_texts.c.hash).where(_unused()).limit(limit)
         async with self._read() as connection:
             return [name for (name,) in await connection.execute(asked)]
 
-    @always_whole
-    async def known_contents(self, names: Collection[str]) -> set[str]:
-        asked = sa.select(contents.c.hash).where(contents.c.hash.in_(names))
+    @always_uncancelled
+    async def known_long_texts(self, names: Collection[str]) -> set[str]:
+        asked = sa.select(long_texts.c.hash).where(long_texts.c.hash.in_(names))
         async with self._read() as connection:
             return {name for (name,) in await connection.execute(asked)}
 
-    @always_whole
-    async def drop_content(self, name: str) -> bool:
-        """Forget a content that no request has; whether it is unknown now."""
+    @always_uncancelled
+    async def drop_long_text(self, name: str) -> bool:
+        """Forget a long text that no request has. Returns whether it is unknown now."""
         async with self._write() as connection:
-            this = contents.c.hash == name
-            await connection.execute(sa.delete(contents).where(this, _unused()))
-            return (await connection.execute(sa.select(contents).where(this))).first() is None
+            this = long_texts.c.hash == name
+            await connection.execute(sa.delete(long_texts).where(this, _unused()))
+            return (await connection.execute(sa.select(long_texts).where(this))).first() is None
 
-    @always_whole
+    @always_uncancelled
     async def change(self, job: Job, before: Collection[State]) -> bool:
         """Make the stored job `job`; False when it is in none of the states `before`."""
         values = _row(job)
@@ -206,30 +207,30 @@ class Store:
                 await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job.id))
         return True
 
-    @always_whole
+    @always_uncancelled
     async def unfinished(self) -> list[Job]:
         """Queued and running, the oldest first."""
         asked = sa.select(jobs).where(jobs.c.state.not_in(FINAL)).order_by(jobs.c.queued_ms)
         return await self._jobs(asked)
 
-    @always_whole
+    @always_uncancelled
     async def ended_since(self, since_ms: int) -> list[Job]:
         asked = sa.select(jobs).where(jobs.c.state.in_(FINAL), jobs.c.finished_ms >= since_ms)
         return await self._jobs(asked.order_by(jobs.c.finished_ms))
 
-    @always_whole
+    @always_uncancelled
     async def ended_before(self, before_ms: int, limit: int) -> list[Job]:
         asked = sa.select(jobs).where(jobs.c.state.in_(FINAL), jobs.c.finished_ms < before_ms)
         return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
 
-    @always_whole
+    @always_uncancelled
     async def unfruitful_of(self, owner: str, limit: int) -> list[Job]:
         """Those that have ended without a clip, the oldest first."""
         states = [state for state in FINAL if state != "completed"]
         asked = sa.select(jobs).where(jobs.c.state.in_(states), jobs.c.owner == owner)
         return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
 
-    @always_whole
+    @always_uncancelled
     async def of_owner(
         self,
         door: str,
@@ -252,7 +253,7 @@ class Store:
         asked = asked.order_by(jobs.c.created_ms.desc(), jobs.c.id.desc())
         return await self._jobs(asked.limit(limit))
 
-    @always_whole
+    @always_uncancelled
     async def counts(self) -> list[tuple[Any, ...]]:
         """Door, owner, model and state, with how many jobs there are and how often one of them was
         retried."""
@@ -262,16 +263,16 @@ class Store:
             found = await connection.execute(asked)
             return [(*of, count, int(retries)) for *of, count, retries in found]
 
-    @always_whole
+    @always_uncancelled
     async def remove(self, job_ids: Collection[str]) -> None:
         async with self._write() as connection:
             for table, column in ((requests, "job_id"), (webhooks, "job_id"), (jobs, "id")):
                 await connection.execute(sa.delete(table).where(table.c[column].in_(job_ids)))
 
-    @always_whole
+    @always_uncancelled
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
         """Job id and tries so far: the first of every owner, then the second of each, and so on,
-        so that nobody waits for another's receivers. Raises `Problem` where the jobs are not ours
+        so that nobody waits for another's receivers. Raises `Refusal` where the jobs are not ours
         any more."""
         self._ownership.require()
         turn = sa.func.row_number().over(
@@ -288,19 +289,19 @@ class Store:
             rows = await connection.execute(asked)
             return [(job_id, tries) for job_id, tries in rows]
 
-    @always_whole
+    @always_uncancelled
     async def postpone_webhook(self, job_id: str, tries: int, next_ms: int) -> None:
         change = sa.update(webhooks).where(webhooks.c.job_id == job_id)
         async with self._write() as connection:
             await connection.execute(change.values(tries=tries, next_ms=next_ms))
 
-    @always_whole
+    @always_uncancelled
     async def drop_webhook(self, job_id: str) -> None:
         async with self._write() as connection:
             await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job_id))
             await _drop_request(connection, job_id)
 
-    @always_whole
+    @always_uncancelled
     async def fact(self, name: str, new: str) -> str:
         """What is kept under `name`: `new`, unless there was something before."""
         async with self._write() as connection:
@@ -310,7 +311,7 @@ class Store:
             await connection.execute(sa.insert(facts).values(name=name, value=new))
             return new
 
-    @always_whole
+    @always_uncancelled
     async def ping(self) -> None:
         """Nothing, unless the database is away."""
         async with self._read() as connection:
@@ -327,7 +328,7 @@ def _telling() -> Iterator[None]:
         yield
     except (SQLAlchemyError, OSError) as error:
         log.error("the database failed: %s", error)
-        raise Problem(
+        raise Refusal(
             "unavailable", "The gateway cannot reach its database", _AWAY_SECONDS
         ) from error
 
@@ -339,7 +340,7 @@ async def _note_webhook(connection: AsyncConnection, job: Job) -> None:
 
 
 def _unused() -> sa.ColumnElement[bool]:
-    return ~sa.exists().where(request_parts.c.hash == contents.c.hash)
+    return ~sa.exists().where(request_parts.c.hash == long_texts.c.hash)
 
 
 async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
@@ -353,7 +354,7 @@ async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
 
 
 _OVER = tuple(state for state in FINAL if state not in RETRYABLE)
-_KEPT = tuple(column.name for column in jobs.columns)
+_KEPT = tuple(column.key for column in jobs.columns)
 
 
 def _row(job: Job) -> dict[str, Any]:
@@ -361,4 +362,4 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def _job(row: sa.Row[Any]) -> Job:
-    return Job(**row._mapping)
+    return Job(**dict(zip(_KEPT, row, strict=True)))

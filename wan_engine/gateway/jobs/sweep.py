@@ -9,12 +9,12 @@ import math
 import time
 from collections.abc import Sequence
 
-from wan_engine.gateway.jobs.job import DAY_SECONDS, Job, now_ms
+from wan_engine.gateway.job import DAY_SECONDS, Job, now_ms
 from wan_engine.gateway.jobs.requests import Requests
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.links import Links
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ async def sweep(
                 await requests.cut(_days_ago(settings.media_days))
             if unused.due():
                 await requests.remove_unused()
-        except Problem as problem:  # the database is away
-            log.warning("not swept: %s", problem.message)
+        except Refusal as refusal:  # the database is away
+            log.warning("not swept: %s", refusal.message)
         await asyncio.sleep(_EXPIRE_SECONDS)
 
 

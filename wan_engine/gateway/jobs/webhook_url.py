@@ -6,15 +6,16 @@ import asyncio
 import socket
 from urllib.parse import urlsplit
 
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.loopback import is_loopback
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.media.fetch import is_public_address
 
 _MAX_CHARACTERS = 2048
-_NAMES_OF_HERE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_IN_HOSTS_FILES = ("localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
-    """The URL, if there is one. Raises `Problem`, also for an address that is not public in any
+    """The URL, if there is one. Raises `Refusal`, also for an address that is not public in any
     spelling; what a name means is looked up when it is told, and may be another then."""
     if value is None or value == "":
         return None
@@ -25,12 +26,12 @@ async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
     if host is None:
         raise _refused()
     if not allow_private and not await asyncio.to_thread(_may_be_public, host):
-        raise Problem("invalid_request", 'field "webhook" must be a URL of the open internet')
+        raise Refusal("invalid_request", 'field "webhook" must be a URL of the open internet')
     return value
 
 
-def _refused() -> Problem:
-    return Problem("invalid_request", 'field "webhook" must be an http or https URL')
+def _refused() -> Refusal:
+    return Refusal("invalid_request", 'field "webhook" must be an http or https URL')
 
 
 def _is_plain(text: str) -> bool:
@@ -53,7 +54,7 @@ def _host(url: str) -> str | None:
 def _may_be_public(host: str) -> bool:
     """False for what is an address that is not, however it is written: 127.1, 0x7f000001, [::1]."""
     name = host.rstrip(".").lower()
-    if name in _NAMES_OF_HERE or name.endswith(".localhost"):
+    if is_loopback(name) or name in _IN_HOSTS_FILES:
         return False
     if ":" in name:
         return is_public_address(name)

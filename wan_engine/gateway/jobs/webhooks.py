@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
-from wan_engine.gateway.context import Door
-from wan_engine.gateway.jobs.job import now_ms
+from wan_engine.gateway.door import Door
+from wan_engine.gateway.job import now_ms
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.media.fetch import FetchLimits, post
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Webhooks:
                     ends = await asyncio.gather(*told, return_exceptions=True)
                     for (job_id, _), end in zip(due, ends, strict=True):
                         await self._look_at(job_id, end)
-                except Problem as problem:  # the database is away
-                    log.warning("no webhooks are sent: %s", problem.message)
+                except Refusal as refusal:  # the database is away
+                    log.warning("no webhooks are sent: %s", refusal.message)
                     due = []
                 if not due:
                     await asyncio.sleep(_LOOK_SECONDS)
@@ -72,8 +72,8 @@ class Webhooks:
         return post(url, json.dumps(body).encode(), self._limits, Control())
 
     async def _look_at(self, job_id: str, end: BaseException | None) -> None:
-        """What cannot be told today cannot tomorrow, and is in nobody's way. Raises `Problem`."""
-        if isinstance(end, Problem):
+        """What cannot be told today cannot tomorrow, and is in nobody's way. Raises `Refusal`."""
+        if isinstance(end, Refusal):
             raise end
         if end is not None:
             log.error("webhook of job %s cannot be made", job_id, exc_info=end)

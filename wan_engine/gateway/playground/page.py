@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from wan_engine.gateway.doors.runpod.door import RUN_MAX_BYTES
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.schema import (
     NEGATIVE_PROMPT_MAX_CHARACTERS,
     PROMPT_MAX_CHARACTERS,
@@ -88,7 +88,7 @@ def router(settings: Settings) -> APIRouter:
 
     async def asset(request: Request, given: str, name: str) -> Response:
         if given != version or name not in files:
-            raise Problem("not_found", "There is no such file")
+            raise Refusal("not_found", "There is no such file")
         return _answer(request, files[name], _FOR_EVER)
 
     routes.add_api_route("/", index, methods=["GET", "HEAD"])

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
-from wan_engine.gateway.context import Context, Door, read_json
+from wan_engine.gateway.door import Door
 from wan_engine.gateway.doors.aiml import pages, wire
 from wan_engine.gateway.doors.aiml.pages import PATH
-from wan_engine.gateway.jobs.job import DAY_SECONDS, NewJob
-from wan_engine.gateway.refusals import Code, Problem
+from wan_engine.gateway.doors.context import Context, read_json
+from wan_engine.gateway.job import DAY_SECONDS, NewJob
+from wan_engine.gateway.refusals import Refusal, RefusalCode
 
 NAME = "aiml"
 OLDER_PATHS = (
@@ -48,7 +49,7 @@ class _Routes:
         try:
             asked = wire.parse(body)
         except wire.BodyError as error:
-            raise Problem("invalid_request", str(error)) from None
+            raise Refusal("invalid_request", str(error)) from None
         # `generate_audio` is only checked: this engine has no model that makes sound, so without
         # `audio_url` every clip is as silent as `false` asks for.
         new = NewJob(
@@ -71,16 +72,16 @@ class _Routes:
         """How far a video is, and where it is once it is finished. The link is good for 24 h."""
         if not generation_id:
             message = 'Query validation error\nRequired at "generation_id"'
-            raise Problem("invalid_request", message)
+            raise Refusal("invalid_request", message)
         job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
         if job is None:
-            raise Problem("not_found", "No generation of yours has this generation_id")
+            raise Refusal("not_found", "No generation of yours has this generation_id")
         done = job.state == "completed"
         url = self._context.links.url(job, LINK_SECONDS) if done else None
         return JSONResponse(wire.generation(job, url))
 
 
-_MESSAGES: Mapping[Code, str] = {
+_MESSAGES: Mapping[RefusalCode, str] = {
     "unauthenticated": "This request requires a valid API key. Keys are given by whoever runs "
     "this server.",
     "rate_limited": "Too Many Requests",
@@ -88,13 +89,13 @@ _MESSAGES: Mapping[Code, str] = {
 }
 
 
-def refuse(problem: Problem, path: str) -> JSONResponse:
+def refuse(refusal: Refusal, path: str) -> JSONResponse:
     """This API's answer to what the gateway refuses."""
     failure = wire.Failure(
-        message=_MESSAGES.get(problem.code, problem.message),
+        message=_MESSAGES.get(refusal.code, refusal.message),
         path=path,
         request_id=str(uuid.uuid4()),
-        status=problem.status,
+        status=refusal.status,
         timestamp=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     )
-    return JSONResponse(failure.body(), problem.status)
+    return JSONResponse(failure.body(), refusal.status)

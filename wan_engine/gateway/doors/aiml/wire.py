@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from wan_engine.gateway.jobs.job import Job, State
+from wan_engine.gateway.job import Job, State
 from wan_engine.schema import SEED_MAX
 
 CREDITS_PER_USD = 2_100_000

@@ -15,12 +15,13 @@ from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
-from wan_engine.gateway.context import Context, Door, read_json
+from wan_engine.gateway.door import Door
+from wan_engine.gateway.doors.context import Context, read_json
 from wan_engine.gateway.doors.job_lists import Lists
 from wan_engine.gateway.doors.oxen import models, pages, parameters, wire
-from wan_engine.gateway.excerpt import brief
-from wan_engine.gateway.jobs.job import Job, NewJob, State
-from wan_engine.gateway.refusals import Code, Problem
+from wan_engine.gateway.excerpt import excerpt
+from wan_engine.gateway.job import Job, NewJob, State
+from wan_engine.gateway.refusals import Refusal, RefusalCode
 from wan_engine.pricing import HOSTED_PRICES
 
 NAME = "oxen"
@@ -31,7 +32,7 @@ KEEP_ALIVE_SECONDS = 15.0
 
 _WAIT_SECONDS = 2.0  # between looks at whether the caller of the sync route is still there
 _WAITED_FOR = "waited_for"
-_KINDS: Mapping[Code, str] = {
+_KINDS: Mapping[RefusalCode, str] = {
     "unauthenticated": "unauthenticated",
     "not_found": "resource_not_found",
     "gone": "resource_not_found",
@@ -59,11 +60,11 @@ def door(context: Context) -> Door:
     return Door(NAME, PREFIXES, router, refuse)
 
 
-def refuse(problem: Problem, _path: str) -> JSONResponse:
+def refuse(refusal: Refusal, _path: str) -> JSONResponse:
     """This API's answer to what the gateway refuses."""
-    kind = _KINDS.get(problem.code, "invalid_params")
-    detail = None if kind in ("unauthenticated", "resource_not_found") else problem.message
-    return JSONResponse(wire.failure(kind, detail), problem.status)
+    kind = _KINDS.get(refusal.code, "invalid_params")
+    detail = None if kind in ("unauthenticated", "resource_not_found") else refusal.message
+    return JSONResponse(wire.failure(kind, detail), refusal.status)
 
 
 class _Refused(Exception):
@@ -75,13 +76,13 @@ class _Refused(Exception):
 
 
 async def _asked(request: Request) -> tuple[str, dict[str, Any]]:
-    """The model and the body of a request. Raises `Problem` and `_Refused`."""
+    """The model and the body of a request. Raises `Refusal` and `_Refused`."""
     body = await read_json(request)
     if not isinstance(body, dict):
-        raise Problem("invalid_request", "The body must be a JSON object")
+        raise Refusal("invalid_request", "The body must be a JSON object")
     name = body.get("model")
     if name is None:
-        raise Problem("invalid_request", "model: Field required")
+        raise Refusal("invalid_request", "model: Field required")
     if not isinstance(name, str) or name not in models.MODELS:
         raise _Refused(404, wire.model_not_found(name))
     return name, body
@@ -130,7 +131,7 @@ class _Videos:
             if closed or await request.is_disconnected():
                 job = await jobs.cancel(job)
             if closed and not job.final:
-                raise Problem("unavailable", "The server is about to end, please ask again")
+                raise Refusal("unavailable", "The server is about to end, please ask again")
         return job
 
     async def _video(self, job: Job, given: parameters.ResponseFormat) -> dict[str, str]:
@@ -164,7 +165,7 @@ class _Queue:
             requests = [wanted.fields(count) for count in range(number)]
         except parameters.ProviderError as error:
             refused_for = str(error)
-        shown = brief({key: value for key, value in body.items() if key != _WAITED_FOR})
+        shown = excerpt({key: value for key, value in body.items() if key != _WAITED_FOR})
         new = [
             NewJob(
                 id=str(uuid.uuid4()),
@@ -234,7 +235,7 @@ class _Queue:
     async def _found(self, request: Request, generation_id: str) -> Job:
         job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
         if job is None or not _in_queue(job):
-            raise Problem("not_found", "The generation does not exist")
+            raise Refusal("not_found", "The generation does not exist")
         return job
 
     def _shown(self, job: Job) -> dict[str, Any]:
@@ -250,12 +251,12 @@ def _in_queue(job: Job) -> bool:
 
 
 def _states(status: str | None) -> list[State]:
-    """The states that a status stands for; those that go on without one. Raises `Problem`."""
+    """The states that a status stands for; those that go on without one. Raises `Refusal`."""
     names = (status,) if status else wire.ACTIVE
     found = [state for state, name in wire.STATUS.items() if name in names]
     if not found:
         allowed = ", ".join(dict.fromkeys(wire.STATUS.values()))
-        raise Problem("invalid_request", f"status must be one of {allowed}")
+        raise Refusal("invalid_request", f"status must be one of {allowed}")
     return found
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from wan_engine.gateway.jobs.job import Job, State
+from wan_engine.gateway.job import Job, State
 
 EVENT = "media_generation_completed"
 PADDING = b": " + b" " * 4096 + b"\n\n"

@@ -17,11 +17,12 @@ from pydantic import WithJsonSchema
 from starlette.responses import JSONResponse
 
 from wan_engine.errors import InvalidRequest
-from wan_engine.gateway.context import Context, Door, read_json
+from wan_engine.gateway.door import Door
+from wan_engine.gateway.doors.context import Context, read_json
 from wan_engine.gateway.doors.runpod import pages as schema
-from wan_engine.gateway.jobs.job import DAY_SECONDS, Job, NewJob, State
+from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.jobs.webhook_url import checked_webhook
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.storage import given_bucket, unknown_fields
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,14 @@ def door(context: Context) -> Door:
     )
 
 
-def refuse(problem: Problem, path: str) -> JSONResponse:
+def refuse(refusal: Refusal, path: str) -> JSONResponse:
     """`status` as well, for the SDK's async client reads that of every answer; and what is no
     request at all has an `id`, as every failed request of the page."""
-    if problem.code == "not_found":
-        body = {"error": problem.message, "status": 404, "title": "Not Found"}
+    if refusal.code == "not_found":
+        body = {"error": refusal.message, "status": 404, "title": "Not Found"}
         return JSONResponse(body, 404)
-    status = 400 if problem.code == "conflict" else problem.status
-    body = {"error": problem.message, "status": "FAILED"}
+    status = 400 if refusal.code == "conflict" else refusal.status
+    body = {"error": refusal.message, "status": "FAILED"}
     operation = path.rpartition("/")[2]
     if status == 400 and operation in ("run", "runsync"):
         body["id"] = _new_id(operation)
@@ -145,13 +146,13 @@ class _Routes:
     async def cancel(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """End a job that waits or runs; one that has ended stays as it is."""
         job = await self._shown(endpoint, job_id, request)
-        return JSONResponse(_brief(await self._context.jobs.cancel(job)))
+        return JSONResponse(_id_and_status(await self._context.jobs.cancel(job)))
 
     async def retry(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """Queue a job again that has failed or timed out."""
         job = await self._context.jobs.retry(await self._found(endpoint, job_id, request))
         self._streamed.pop(job.id, None)
-        return JSONResponse(_brief(job))
+        return JSONResponse(_id_and_status(job))
 
     async def purge_queue(self, endpoint: Endpoint, request: Request) -> JSONResponse:
         """Cancel all of the caller's jobs that wait."""
@@ -194,31 +195,31 @@ class _Routes:
 
     def _check(self, endpoint: str) -> None:
         if endpoint not in self._context.settings.endpoints:
-            raise Problem("not_found", "endpoint not found")
+            raise Refusal("not_found", "endpoint not found")
 
     async def _found(self, endpoint: str, job_id: str, request: Request) -> Job:
         self._check(endpoint)
         job = await self._context.jobs.find(NAME, request.state.owner, job_id)
         if job is None or job.model != endpoint:
-            raise Problem("not_found", "job not found")
+            raise Refusal("not_found", "job not found")
         return job
 
     async def _shown(self, endpoint: str, job_id: str, request: Request) -> Job:
         """A job whose time to live is over is not found, but can be retried."""
         job = await self._found(endpoint, job_id, request)
         if job.state == "expired":
-            raise Problem("not_found", "job not found")
+            raise Refusal("not_found", "job not found")
         return job
 
     async def _submit(self, endpoint: str, request: Request, operation: str) -> Job:
         self._check(endpoint)
         body = await read_json(request)
         if not isinstance(body, dict):
-            raise Problem("invalid_request", "The body must be a JSON object")
+            raise Refusal("invalid_request", "The body must be a JSON object")
         if body.get("input") is None:
-            raise Problem("invalid_request", 'field "input" is required')
+            raise Refusal("invalid_request", 'field "input" is required')
         if not isinstance(body["input"], dict):
-            raise Problem("invalid_request", 'field "input" must be an object')
+            raise Refusal("invalid_request", 'field "input" must be an object')
         _refuse_what_is_not_done(body)
         execution_ms, ttl_ms = _policy(body.get("policy"))
         private = self._context.settings.allow_private_urls
@@ -238,7 +239,7 @@ class _Routes:
         return job
 
     def _body(self, job: Job) -> dict[str, Any]:
-        body = _brief(job)
+        body = _id_and_status(job)
         if job.delay_ms is not None:
             body["delayTime"] = job.delay_ms
         if job.execution_ms is not None:
@@ -265,7 +266,7 @@ def _sorted(body: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(body.items()))
 
 
-def _brief(job: Job) -> dict[str, Any]:
+def _id_and_status(job: Job) -> dict[str, Any]:
     return {"id": job.id, "status": _STATUS[job.state]}
 
 
@@ -274,7 +275,7 @@ def _wait_seconds(wait: str | None) -> float:
         return _DEFAULT_WAIT_MS / 1000
     least, most = _WAIT_MS
     if not (wait.isascii() and wait.isdigit() and len(wait) < 10):
-        raise Problem("invalid_request", f'field "wait" must be an integer from {least} to {most}')
+        raise Refusal("invalid_request", f'field "wait" must be an integer from {least} to {most}')
     return min(max(int(wait), least), most) / 1000
 
 
@@ -292,9 +293,9 @@ def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
                 "leave it out, or send the job to the endpoint itself"
             )
     except InvalidRequest as error:
-        raise Problem("invalid_request", str(error)) from error
+        raise Refusal("invalid_request", str(error)) from error
     if body.get("webhookV2"):
-        raise Problem("invalid_request", 'field "webhookV2" is not supported: use "webhook"')
+        raise Refusal("invalid_request", 'field "webhookV2" is not supported: use "webhook"')
     if unknown:
         log.info('ignored beside "input": %s', ", ".join(unknown))
 
@@ -304,7 +305,7 @@ def _policy(policy: object) -> tuple[int | None, int | None]:
     if policy is None:
         return None, None
     if not isinstance(policy, dict):
-        raise Problem("invalid_request", 'field "policy" must be an object')
+        raise Refusal("invalid_request", 'field "policy" must be an object')
     execution = _milliseconds(policy, "executionTimeout", _EXECUTION_TIMEOUT_MS)
     return execution, _milliseconds(policy, "ttl", _TTL_MS)
 
@@ -317,5 +318,5 @@ def _milliseconds(policy: Mapping[str, Any], name: str, limits: tuple[int, int])
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
         allowed = f"an integer from {least} to {most}"
-        raise Problem("invalid_request", f'field "policy.{name}" must be {allowed}')
+        raise Refusal("invalid_request", f'field "policy.{name}" must be {allowed}')
     return int(value)

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
-from tests.gateway.test_jobs import ended, running_one, submitted
+from tests.gateway.jobs.test_jobs import ended, running_one, submitted
 from wan_engine.gateway.readiness import Readiness
 from wan_engine.settings import Settings
 

@@ -17,10 +17,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from tests.gateway.conftest import Serve, wish
-from tests.gateway.test_jobs import ended, submitted
+from tests.gateway.jobs.test_jobs import ended, submitted
 from wan_engine.errors import ConfigurationError
-from wan_engine.gateway.jobs.service import database, ownership
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.jobs import database, ownership
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
 
 
@@ -140,7 +140,7 @@ def test_while_the_database_is_away_callers_get_503_and_results_wait(
             assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
             assert (await served.http.get("/readyz")).status_code == 503
             assert (await served.http.get("/healthz")).status_code == 200
-            with pytest.raises(Problem):
+            with pytest.raises(Refusal):
                 await served.jobs.request(job.id)
             await asyncio.sleep(0.2)
             assert not served.jobs._now(job).final

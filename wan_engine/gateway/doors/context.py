@@ -1,5 +1,4 @@
-"""What a door gets, and what a door is. A new hosted API is one file with a function that makes a
-`Door`, and its line in `app.py`."""
+"""What the gateway gives to a door: its jobs, its links, its settings."""
 
 from __future__ import annotations
 
@@ -8,15 +7,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse
+from fastapi import Request
 
 from wan_engine.gateway.http.body import Body
-from wan_engine.gateway.jobs.job import Job, NewJob
+from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.links import Links
-from wan_engine.gateway.metrics import Metrics
-from wan_engine.gateway.refusals import Problem
 from wan_engine.pricing import cost
 from wan_engine.settings import Settings
 
@@ -32,7 +28,6 @@ class Context:
     settings: Settings
     jobs: Jobs
     links: Links
-    metrics: Metrics
     waiting_for: Callable[[], str | None]
     """What rendering waits for, in words for the operator; None when it can begin."""
 
@@ -52,25 +47,8 @@ class Context:
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
 
 
-@dataclass(frozen=True)
-class Door:
-    """One hosted API: `prefixes` are the paths that are its own, `refuse` is how it says no, told
-    the path that was asked for.
-
-    `max_bytes` gives the largest body by the rest of a path after the prefix, where the API has
-    limits of its own; `webhook_body` what a finished job's webhook is told.
-    """
-
-    name: str
-    prefixes: tuple[str, ...]
-    router: APIRouter
-    refuse: Callable[[Problem, str], JSONResponse]
-    max_bytes: Callable[[str], int | None] = lambda path: None
-    webhook_body: Callable[[Job, dict[str, Any]], dict[str, Any]] | None = None
-
-
 async def read_json(request: Request) -> Any:
     """The body as JSON, whatever its content type says; the guard has received it. Raises
-    `Problem`."""
+    `Refusal`."""
     body: Body = request.state.body
     return await body.json()

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import Listening, Serve, _until, free_port, gateway_process, wish
-from tests.gateway.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
+from tests.gateway.http.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
 from wan_engine.gateway.http import connection as connection_module
 from wan_engine.gateway.http.budget import Connections, Deadline, Held, InFlight, Pace
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 
 Listen = Callable[..., Listening]
 MB = 2**20
@@ -222,10 +222,10 @@ def test_the_bytes_of_all_keys_are_bounded() -> None:
     ann, bob, eve = (Held(flying, owner) for owner in ("ann", "bob", "eve"))
     ann.grow(60)
     bob.grow(30)
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(Refusal) as raised:
         eve.grow(20)
     assert raised.value.status == 503
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(Refusal) as raised:
         Held(flying, "ann").grow(1)
     assert raised.value.status == 429
     ann.release()

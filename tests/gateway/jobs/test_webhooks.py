@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import Serve, eventually, wish
-from tests.gateway.test_jobs import new
+from tests.gateway.jobs.test_jobs import new
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
 from wan_engine.media.fetch import FetchLimits, post
@@ -216,6 +216,7 @@ def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Rece
         "http://localhost/",
         "http://LOCALHOST./",
         "https://a.localhost/",
+        "http://ip6-loopback./",
         "http://user:password@127.0.0.1/",
         "http://127%2e0.0.1/",
         "http://%31%32%37.1/",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wan_engine.gateway.doors.oxen import models, parameters, wire
-from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.job import Job
 from wan_engine.pricing import HOSTED_PRICES
 from wan_engine.schema import SEED_MAX, VideoRequest
 

@@ -1,4 +1,4 @@
-"""How many jobs are handed over before their work has begun.
+"""How many jobs are handed over to a backend before their work has begun.
 
 A queue elsewhere is first come, first served: what is in it is no longer in anybody's turn. So it
 gets as much as it works off soon, and the rest waits here. Runpod adds a worker when requests wait
@@ -12,10 +12,12 @@ import asyncio
 
 _LEAST = 4
 _EACH = 3
-_ARRIVE_SECONDS = 60.0  # what has not arrived by then is in nobody's way there
+_ARRIVE_SECONDS = 60.0  # a job that has not arrived by then counts no longer
 
 
-class Ahead:
+class HandedOver:
+    """Jobs that a backend has and has not begun: at most four, and three for each one at work."""
+
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.TimerHandle] = {}
         self._begun: set[str] = set()
@@ -27,13 +29,13 @@ class Ahead:
         await self._room.wait()
 
     def handed(self, job_id: str) -> None:
-        """It is on its way, and will wait elsewhere."""
+        """It is on its way to the backend."""
         timer = asyncio.get_running_loop().call_later(_ARRIVE_SECONDS, self._lost, job_id)
         self._waiting[job_id] = timer
         self._look()
 
     def arrived(self, job_id: str) -> None:
-        """It waits elsewhere now."""
+        """It waits in the backend's own queue now, for as long as that takes."""
         if (timer := self._waiting.get(job_id)) is not None:
             timer.cancel()
 

@@ -64,7 +64,8 @@ class Job:
     The request is not in it, as it may be megabytes: `Jobs.request(id)`. `result` is
     `VideoResult.output()`; its URLs may be `file:` ones, so give callers `Links.url(job)`.
     `error` is the sentence for the caller, `error_code` a code of `wan_engine.errors`.
-    `progress` is known while the job runs, and not kept.
+    `progress` is known while the job runs, and not kept. `workers_lost` counts the workers that
+    ended while the job had their device.
     """
 
     id: str
@@ -85,7 +86,7 @@ class Job:
     result: Mapping[str, Any] | None = None
     error: str | None = None
     error_code: str | None = None
-    starts: int = 0  # that ended its worker
+    workers_lost: int = 0
     retries: int = 0
     remote_id: str | None = None
     worker: str | None = None

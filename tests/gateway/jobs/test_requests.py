@@ -19,12 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
-from tests.gateway.test_jobs import ended, running_one, submitted
-from wan_engine.gateway.jobs.job import Job, now_ms
-from wan_engine.gateway.jobs.request_parts import checked, part, whole
-from wan_engine.gateway.jobs.service import database
-from wan_engine.gateway.jobs.service import long_texts as contents_module
-from wan_engine.gateway.refusals import Problem
+from tests.gateway.jobs.test_jobs import ended, running_one, submitted
+from wan_engine.gateway.job import Job, now_ms
+from wan_engine.gateway.jobs import database, long_texts
+from wan_engine.gateway.jobs.request_parts import joined, split_at_once, verified_text
+from wan_engine.gateway.refusals import Refusal
 
 MB = 1 << 20
 BASE = "/v2/wan-2-6-i2v"
@@ -52,21 +51,21 @@ async def kept(served: Served, job: Job) -> bool:
 
 LONG = "data:audio/wav;base64," + "B" * 9000
 
-long_texts = st.sampled_from([LONG, "x" * 5000, "data:image/png;base64," + "é\ud800" * 3000])
+long_strings = st.sampled_from([LONG, "x" * 5000, "data:image/png;base64," + "é\ud800" * 3000])
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | long_texts,
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | long_strings,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=20,
 )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.text(max_size=9) | long_texts, values, max_size=12))
+@given(st.dictionaries(st.text(max_size=9) | long_strings, values, max_size=12))
 def test_a_request_that_was_taken_apart_is_made_whole_again(request: dict[str, Any]) -> None:
-    parts = part(request)
+    parts = split_at_once(request)
     row = json.loads(json.dumps(parts.row))
-    texts = {place: checked(one.hash, one.data()) for place, one in parts.contents.items()}
-    assert whole(row, texts) == request
+    texts = {place: verified_text(one.hash, one.data()) for place, one in parts.long_texts.items()}
+    assert joined(row, texts) == request
     assert len(json.dumps(parts.row)) < 10_000
 
 
@@ -85,10 +84,12 @@ def test_a_request_that_was_taken_apart_is_made_whole_again(request: dict[str, A
 def test_few_parts_are_made_of_a_request_and_its_row_is_small(
     request_: dict[str, Any], most: int
 ) -> None:
-    parts = part(request_)
-    assert 1 <= len(parts.contents) <= most
+    parts = split_at_once(request_)
+    assert 1 <= len(parts.long_texts) <= most
     assert len(json.dumps(parts.row)) < 10_000
-    assert whole(parts.row, {place: one.text for place, one in parts.contents.items()}) == request_
+    assert (
+        joined(parts.row, {place: one.text for place, one in parts.long_texts.items()}) == request_
+    )
 
 
 def test_what_is_nested_deeper_than_anybody_means_is_refused(serve: Serve) -> None:
@@ -169,7 +170,7 @@ def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
             assert [await kept(served, job) for job in jobs] == [False, True, True, True]
             assert await kept(served, waiting) and await kept(served, others)
             assert sum(path.stat().st_size for path in media(tmp_path)) == 5 * MB // 2
-            with pytest.raises(Problem, match="not kept any longer") as raised:
+            with pytest.raises(Refusal, match="not kept any longer") as raised:
                 await served.jobs.retry(jobs[0])
             assert raised.value.code == "conflict"
             shown = await served.jobs.request(jobs[0].id)  # for what its webhook is told
@@ -217,7 +218,7 @@ def test_nothing_goes_for_a_picture_that_is_refused_all_the_same(serve: Serve) -
             served.backend.hold()
             await submitted(served, request=wish(image=picture("a", MB)))
             for size in (3 * MB, 3 * MB // 2):
-                with pytest.raises(Problem):
+                with pytest.raises(Refusal):
                     await submitted(served, request=wish(image=picture("b", size)))
             assert await kept(served, old)
 
@@ -292,7 +293,7 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(
             assert answer.status_code == 503 and answer.headers["retry-after"]
             assert str(tmp_path) not in answer.text and "cannot store" in answer.json()["error"]
             with monkeypatch.context() as patch:
-                patch.setattr(contents_module, "_SPARE_BYTES", 1 << 60)
+                patch.setattr(long_texts, "_SPARE_BYTES", 1 << 60)
                 answer = await served.http.post(f"{BASE}/run", json=body)
                 assert answer.status_code == 503
                 small = await served.http.post(f"{BASE}/run", json={"input": wish()})
@@ -314,12 +315,12 @@ def test_on_a_full_disk_the_pictures_of_failed_jobs_go_first(
 
             def disk_usage(_path: Path) -> Any:
                 kept = sum(path.stat().st_size for path in folder.iterdir())
-                return SimpleNamespace(free=contents_module._SPARE_BYTES + 2 * MB - kept)
+                return SimpleNamespace(free=long_texts._SPARE_BYTES + 2 * MB - kept)
 
             monkeypatch.setattr("shutil.disk_usage", disk_usage)
             served.backend.hold()
             jobs = [await submitted(served, request=wish(image=picture(f"n{n}"))) for n in range(4)]
-            with pytest.raises(Problem, match="cannot store"):
+            with pytest.raises(Refusal, match="cannot store"):
                 await submitted(served, request=wish(image=picture("new")))
             assert not any([await kept(served, job) for job in old])
             assert all([await kept(served, job) for job in jobs])
@@ -337,7 +338,7 @@ def test_bytes_whose_job_could_not_be_stored_are_removed(serve: Serve, tmp_path:
                     raise sa.exc.OperationalError(statement, {}, Exception("the disk is full"))
 
             sa.event.listen(engine.sync_engine, "before_cursor_execute", refuse)
-            with pytest.raises(Problem):
+            with pytest.raises(Refusal):
                 await submitted(served, request=wish(image=picture("a")))
             sa.event.remove(engine.sync_engine, "before_cursor_execute", refuse)
             assert len(media(tmp_path)) == 1
@@ -484,6 +485,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def opened(served: Served) -> database.Database:
+    return database.Database(served.gateway.store._engine, served.gateway.ownership)
+
+
 @pytest.mark.system
 def test_with_postgres_the_pictures_are_there_for_a_gateway_elsewhere(
     serve: Serve, postgres: str, tmp_path: Path
@@ -493,7 +498,7 @@ def test_with_postgres_the_pictures_are_there_for_a_gateway_elsewhere(
 
     async def pieces(served: Served) -> int:
         async with served.gateway.store._engine.connect() as connection:
-            count = sa.select(sa.func.count()).select_from(database.content_pieces)
+            count = sa.select(sa.func.count()).select_from(database.long_text_pieces)
             return int((await connection.execute(count)).scalar() or 0)
 
     async def line() -> None:
@@ -504,7 +509,7 @@ def test_with_postgres_the_pictures_are_there_for_a_gateway_elsewhere(
             assert await pieces(served) == 1 + 3
             await submitted(served, request=wish(image=picture("b")))
             assert not await kept(served, first)
-            with pytest.raises(Problem, match="pictures"):
+            with pytest.raises(Refusal, match="pictures"):
                 await submitted(served, request=wish(image=picture("c", MB)))
         async with serve(**options, output_dir=tmp_path / "there") as served:
             for job in jobs:
@@ -513,7 +518,7 @@ def test_with_postgres_the_pictures_are_there_for_a_gateway_elsewhere(
             await served.gateway.requests.remove_unused()
             served.backend.hold()
             assert await pieces(served) <= 1
-            table = contents_module.Table(served.gateway.store._engine)
+            table = long_texts.LongTextTable(opened(served))
             await table.put("0" * 64, b"x")  # its gateway died before its job was stored
             await served.gateway.requests.remove_strays()
             assert "0" * 64 not in await table.names()

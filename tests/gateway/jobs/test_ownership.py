@@ -16,9 +16,12 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import ROOT, Serve, _answers, _until, eventually, free_port, wish
+from tests.gateway.jobs.test_jobs import ended, submitted
 from tests.gateway.test_crash import RUN, STATUS
-from tests.gateway.test_jobs import ended, submitted
-from wan_engine.gateway.jobs.service import ownership
+from wan_engine.gateway.jobs import ownership
+from wan_engine.gateway.jobs.database import Database
+from wan_engine.gateway.jobs.long_texts import LongTextTable
+from wan_engine.gateway.refusals import Refusal
 
 pytestmark = pytest.mark.system
 
@@ -155,6 +158,28 @@ def test_a_gateway_that_cannot_confirm_its_lock_stops_and_goes_on_when_it_can(
             assert (await ended(served, job)).state == "completed"
             assert served.backend.rendered == [job.id]
             assert (await served.http.get("/readyz")).status_code == 200
+
+    asyncio.run(line())
+
+
+def test_a_gateway_whose_jobs_another_has_neither_writes_nor_removes_long_texts(
+    serve: Serve, postgres: str
+) -> None:
+    """The other one has accepted a job with the same picture meanwhile, and needs it."""
+    taken = "UPDATE facts SET value = (value::int + 1)::text WHERE name = 'epoch'"
+
+    async def line() -> None:
+        async with serve(database_url=postgres) as served:
+            store, owner = served.gateway.store, served.gateway.ownership
+            texts = LongTextTable(Database(store._engine, owner))
+            await texts.put("0" * 64, b"x" * (3 << 20))
+            await asyncio.to_thread(asked, postgres, taken)
+            for change in (texts.remove("0" * 64), texts.put("1" * 64, b"y")):
+                with pytest.raises(Refusal, match="being replaced"):
+                    await change
+            assert await texts.names() == ["0" * 64]
+            assert await texts.get("0" * 64) == b"x" * (3 << 20)
+            assert owner.lost
 
     asyncio.run(line())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from wan_engine.gateway.app import Gateway, create_app, open_gateway
 from wan_engine.gateway.backends import Backend, open_backend
 from wan_engine.gateway.http.budget import Connections, Pace, raise_descriptor_limit
 from wan_engine.gateway.http.connection import protocol
+from wan_engine.gateway.loopback import is_loopback
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 
@@ -110,13 +110,13 @@ class _Server(uvicorn.Server):
 def _check_keyless(settings: Settings, host: str) -> None:
     """Raises `ConfigurationError` where others than this machine could call."""
     make = "make a key with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise ConfigurationError(
             f"Without keys the gateway listens on this machine only, not on {host}: {make}"
         )
     public = urlsplit(settings.public_url or "http://localhost").hostname or ""
     for variable, local in (
-        ("WAN_PUBLIC_URL", _is_loopback(public)),
+        ("WAN_PUBLIC_URL", is_loopback(public)),
         ("WAN_TRUSTED_PROXIES", not settings.trusted_proxies),
     ):
         if not local:
@@ -124,10 +124,3 @@ def _check_keyless(settings: Settings, host: str) -> None:
                 f"{variable} is set, and without keys whoever comes through a proxy would be "
                 f"answered: {make}"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -312,7 +312,8 @@ def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
             await ended(served, done)
             served.backend.hold()
             (running,) = await enqueue(served)
-            await asyncio.sleep(0.01)
+            await eventually(lambda: running in served.backend.requests)
+            await asyncio.sleep(0.002)  # another millisecond, by which they are sorted
             (waiting,) = await enqueue(served, target_namespace="team")
             found = (await served.http.get(QUEUE)).json()
             assert found["count"] == 2
@@ -467,7 +468,10 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
 # --- a caller that goes away ---------------------------------------------------------------------
 
 
-def test_a_caller_that_goes_away_ends_the_work(listen: Callable[..., Listening]) -> None:
+def test_a_caller_that_goes_away_ends_the_work(
+    listen: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.doors.oxen.door._WAIT_SECONDS", 0.1)
     here = listen()
     connection = HTTPConnection(here.url.removeprefix("http://"), timeout=10)
     connection.request("POST", GENERATE, json.dumps({**SAMPLE, "prompt": "hang"}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from wan_engine.gateway.excerpt import brief
+from wan_engine.gateway.excerpt import excerpt
 
 
 def test_what_was_submitted_is_kept_as_it_was() -> None:
@@ -17,12 +17,12 @@ def test_what_was_submitted_is_kept_as_it_was() -> None:
         "tags": ["a", {"b": None}],
         "x": 1.5,
     }
-    assert brief(body) == body
+    assert excerpt(body) == body
 
 
 def test_a_picture_in_a_data_uri_is_kept_by_its_begin() -> None:
     uri = "data:image/png;base64," + "A" * 1_000_000
-    kept = brief({"input_image": uri, "input_images": [uri]})
+    kept = excerpt({"input_image": uri, "input_images": [uri]})
     assert kept == {"input_image": uri[:64] + "...", "input_images": [uri[:64] + "..."]}
 
 
@@ -32,7 +32,7 @@ def test_what_is_kept_is_small_and_can_be_written() -> None:
         deep = [deep]
     body = {"prompt": "x" * 10**6, "deep": deep, "infinite": float("inf"), "y" * 10**6: 1}
     body |= {f"key {count}": "z" * 1500 for count in range(100)}
-    kept = brief(body)
+    kept = excerpt(body)
     assert len(json.dumps(kept, allow_nan=False)) < 10_000
     assert kept["prompt"] == "x" * 2000 + "..."
     assert {"deep", "infinite"}.isdisjoint(kept)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wan_engine.gateway.doors.aiml import wire
-from wan_engine.gateway.jobs.job import Job
+from wan_engine.gateway.job import Job
 from wan_engine.pricing import cost
 from wan_engine.schema import SEED_MAX, VideoRequest
 

@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.gateway.conftest import Serve, Served, eventually
+from tests.gateway.jobs.test_jobs import ended, new, submitted
 from tests.gateway.test_endpoint_backend import Pair, paired
-from tests.gateway.test_jobs import ended, new, submitted
 from wan_engine import __main__ as command_line
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.jobs.fair_queue import FairQueue
 from wan_engine.gateway.keys import Keys, Share, digest, new_entry, shares
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
 
 KEYS = {name: digest(name) for name in ("ann", "bob", "cleo")}
@@ -82,7 +82,7 @@ def test_a_job_does_not_wait_for_what_another_key_has_at_the_endpoint(tmp_path: 
 def test_jobs_that_the_endpoint_does_not_take_are_not_in_the_way_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.jobs.ahead._ARRIVE_SECONDS", 0.2)
+    monkeypatch.setattr("wan_engine.gateway.jobs.handed_over._ARRIVE_SECONDS", 0.2)
 
     async def test(pair: Pair) -> None:
         pair.way.fault = lambda request: 500 if b"poison" in request.content else None
@@ -182,7 +182,7 @@ def test_a_key_that_fills_the_queue_leaves_places_for_the_others(serve: Serve) -
             for owner, places in (("ann", 8), ("bob", 2), ("cleo", 2)):
                 for _ in range(places):
                     await submitted(served, owner=owner)
-                with pytest.raises(Problem) as raised:
+                with pytest.raises(Refusal) as raised:
                     await submitted(served, owner=owner)
                 assert raised.value.code == "queue_full"
                 assert "key" in raised.value.message
@@ -215,7 +215,7 @@ def test_a_limit_in_a_keys_entry_is_the_most_that_wait(serve: Serve) -> None:
             await submitted(served)
             await eventually(lambda: begun(served))
             waiting = [await submitted(served, owner="bob") for _ in range(2)]
-            with pytest.raises(Problem, match="this key"):
+            with pytest.raises(Refusal, match="this key"):
                 await submitted(served, owner="bob")
             await submitted(served, owner="ann")
             await served.jobs.cancel(waiting[0])

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from wan_engine.gateway.uncancelled import always_whole, whole
+from wan_engine.gateway.uncancelled import always_uncancelled, uncancelled
 
 
 def test_who_is_cancelled_waits_for_the_end_of_what_it_began() -> None:
@@ -19,9 +19,9 @@ def test_who_is_cancelled_waits_for_the_end_of_what_it_began() -> None:
             seen.append("finished")
             return "done"
 
-        assert await whole(work()) == "done"
+        assert await uncancelled(work()) == "done"
         seen.clear()
-        waiting = asyncio.create_task(whole(work()))
+        waiting = asyncio.create_task(uncancelled(work()))
         while not seen:
             await asyncio.sleep(0)
         waiting.cancel()
@@ -34,7 +34,7 @@ def test_who_is_cancelled_waits_for_the_end_of_what_it_began() -> None:
 
 def test_an_error_is_the_caller_s_and_a_method_keeps_its_arguments() -> None:
     class Store:
-        @always_whole
+        @always_uncancelled
         async def half(self, number: int, *, of: int = 2) -> float:
             """Docs."""
             return number / of

@@ -89,7 +89,7 @@ def test_runsync_that_waits_long_enough_gives_the_id(serve: Serve) -> None:
             served.backend.hold()
             begun = time.monotonic()
             status, body = await post(served, "/runsync?wait=1000", {"input": wish()})
-            assert 0.9 < time.monotonic() - begun < 1.5
+            assert 0.9 < time.monotonic() - begun < 60  # not the 300 s of the default
             assert (status, body["status"]) == (200, "IN_PROGRESS")
             held = asyncio.create_task(get(served, f"/status-sync/{body['id']}?wait=5000"))
             await asyncio.sleep(0.02)
@@ -153,7 +153,8 @@ def test_a_wrong_field_fails_at_once_also_behind_a_full_queue(
     async def line() -> None:
         async with serve(queue_max=1) as served:
             served.backend.hold()
-            first, _ = await queued(served), await asyncio.sleep(0.05)
+            first = await queued(served)
+            await status_of(served, first, "IN_PROGRESS")
             await queued(served)
             status, body = await post(served, "/runsync", {"input": wish(**fields)})
             assert (status, body["status"]) == (400, "FAILED") and sentence in body["error"]

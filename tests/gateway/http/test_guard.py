@@ -15,7 +15,7 @@ import pytest
 from tests.gateway.conftest import Listening, Serve, wish
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.keys import Keys, RateLimit, digest, new_entry
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
 
 BASE = "/v2/wan-2-6-i2v"
@@ -225,13 +225,13 @@ def test_a_rate_is_kept_for_each_key_by_itself() -> None:
     rate = RateLimit(2, clock=lambda: now[0])
     for _ in range(20):  # ten seconds' worth
         rate.count("ann")
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(Refusal) as raised:
         rate.count("ann")
     assert (raised.value.code, raised.value.retry_after_seconds) == ("rate_limited", 1)
     rate.count("bob")
     now[0] = 0.5
     rate.count("ann")
-    with pytest.raises(Problem):
+    with pytest.raises(Refusal):
         rate.count("ann")
 
 
@@ -328,6 +328,12 @@ def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
         ({}, 200),
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "127.0.0.2"}, 200),
+        ({"Host": "LOCALHOST.:8000"}, 200),
+        ({"Host": "wan.localhost"}, 200),
+        ({"Host": "ip6-localhost"}, 403),  # an attacker's, where no hosts file says otherwise
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "evillocalhost"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": ""}, 403),
         ({"Host": "[::1"}, 403),

@@ -12,9 +12,9 @@ import pytest
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from wan_engine.errors import InvalidRequest
-from wan_engine.gateway.jobs.job import Job, NewJob, now_ms
+from wan_engine.gateway.job import Job, NewJob, now_ms
 from wan_engine.gateway.jobs.sweep import forget
-from wan_engine.gateway.refusals import Problem
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.schema import VideoRequest
 
 WAIT_SECONDS = 10
@@ -108,8 +108,8 @@ def test_retries_at_once_do_not_pass_the_bound_of_the_queue(serve: Serve) -> Non
             await eventually(lambda: not served.jobs._queue)
             again = [served.jobs.retry(job) for job in failed]
             retried = await asyncio.gather(*again, return_exceptions=True)
-            refused = [one for one in retried if isinstance(one, Problem)]
-            assert [problem.code for problem in refused] == ["queue_full"] * 4
+            refused = [one for one in retried if isinstance(one, Refusal)]
+            assert [refusal.code for refusal in refused] == ["queue_full"] * 4
             assert len(served.jobs._queue) == 2
 
     asyncio.run(line())
@@ -208,7 +208,7 @@ def test_what_has_ended_stays_as_it_ended(serve: Serve) -> None:
             done = await ended(served, await submitted(served))
             assert await served.jobs.cancel(done) == done
             assert await served.jobs.fail(done, "internal_error", "too late") == done
-            with pytest.raises(Problem) as raised:
+            with pytest.raises(Refusal) as raised:
                 await served.jobs.retry(done)
             assert raised.value.code == "conflict"
 
@@ -263,7 +263,7 @@ def test_the_queue_is_bounded_and_a_group_is_taken_whole_or_not_at_all(serve: Se
             running = await submitted(served)
             await eventually(lambda: running_one(served, running))
             await served.jobs.submit(new(), new())
-            with pytest.raises(Problem) as raised:
+            with pytest.raises(Refusal) as raised:
                 await served.jobs.submit(new(), new())
             assert raised.value.code == "queue_full"
             assert (raised.value.retry_after_seconds or 0) >= 1
@@ -295,7 +295,7 @@ def test_many_submits_at_once_do_not_pass_the_bound(serve: Serve) -> None:
                 *(submitted(served) for _ in range(20)), return_exceptions=True
             )
             assert sum(isinstance(one, Job) for one in told) == 5
-            assert sum(isinstance(one, Problem) for one in told) == 15
+            assert sum(isinstance(one, Refusal) for one in told) == 15
 
     asyncio.run(line())
 
@@ -383,7 +383,7 @@ def test_jobs_of_a_gateway_that_ended_go_on_in_the_next(serve: Serve) -> None:
             assert await served.jobs.find("runpod", "ann", done.id) == done
             assert await anext(served.jobs.events("ann")) == done
             again = await eventually(lambda: running_one(served, running))
-            assert again.starts == 0  # it was not its fault that the gateway ended
+            assert again.workers_lost == 0  # it was not its fault that the gateway ended
             await served.jobs.cancel(again)
             assert (await ended(served, waiting)).state == "completed"
 
@@ -405,7 +405,7 @@ def test_a_job_whose_worker_ends_for_another_one_is_not_blamed(serve: Serve) -> 
     async def line() -> None:
         async with serve(job_starts=1) as served:
             job = await ended(served, await submitted(served, "spare:"))
-            assert (job.state, job.starts, served.backend.spared) == ("completed", 0, 3)
+            assert (job.state, job.workers_lost, served.backend.spared) == ("completed", 0, 3)
 
     asyncio.run(line())
 

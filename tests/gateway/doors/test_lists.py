@@ -8,8 +8,8 @@ import time
 from uuid import uuid4
 
 from tests.gateway.conftest import Serve, eventually
-from tests.gateway.test_jobs import ended, new, running_one, submitted
-from wan_engine.gateway.jobs.job import now_ms
+from tests.gateway.jobs.test_jobs import ended, new, running_one, submitted
+from wan_engine.gateway.job import now_ms
 from wan_engine.gateway.jobs.sweep import forget, forget_unfruitful
 from wan_engine.gateway.keys import digest
 
