@@ -25,7 +25,7 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="module")
 def worker(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with started(plane, tmp_path_factory.mktemp("loop") / "worker") as worker:
+    with started(plane, tmp_path_factory.mktemp("loop") / "worker", cold=True) as worker:
         yield worker
 
 

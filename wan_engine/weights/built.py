@@ -46,9 +46,11 @@ def built_writer(settings: Settings) -> Path:
 
 
 def _in_cache(name: Path, settings: Settings, build: Callable[[Path], Path]) -> Path:
-    quiet_libraries(bars=False)
+    folder = settings.cache_dir.expanduser() / name
+    if not folder.is_dir():  # else nothing is built, and the libraries are not imported for it
+        quiet_libraries(bars=False)
     try:
-        return build(settings.cache_dir.expanduser() / name)
+        return build(folder)
     except OSError as error:
         fallback = _own_folder() / name
         log.info("%s is not writable (%s); using %s", settings.cache_dir, error, fallback)
