@@ -40,13 +40,13 @@ from wan_engine import (
     Settings,
     VideoRequest,
     checks,
-    environment,
     logs,
 )
 from wan_engine.media.fetch import is_public_address
 from wan_engine.runtime.faults import Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
+from wan_engine.settings import environment
 from wan_engine.storage import open_given, unknown_fields
 from wan_engine.worker.runpod_loop import Ending, end_process, install
 

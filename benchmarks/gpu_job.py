@@ -64,7 +64,7 @@ def job(scale: Scale) -> Iterator[Case]:
         def set_up(precision: str) -> Case:
             engine = _engine(parts, scale, folder, None, precision=precision)
             started = time.perf_counter()
-            engine.warm_up()
+            engine.pool.warm_up(engine.limits)
             synchronize()
             made.append(engine)
             return {"set_up_s": engine.set_up_s, "warm_up_s": time.perf_counter() - started}
@@ -180,17 +180,19 @@ def _engine(
         scratch_min_gb=0.1,
     )
     engine = Engine(settings)
-    engine.spec = replace(
+    engine.pool.spec = replace(
         CATALOG[_ROW],
         steps=steps or 4,
         max_area=scale.width * scale.height,
         max_frames=max(scale.frames, 81),
     )
-    engine.gpu = card or engine.gpu
-    engine.recipe, engine.recipe_reason = recipes.choose(engine.spec, engine.gpu, settings)
+    engine.pool.gpu = card or engine.pool.gpu
+    engine.recipe, engine.pool.recipe_reason = recipes.choose(
+        engine.spec, engine.pool.gpu, settings
+    )
     started = time.perf_counter()
     apply(parts, engine.recipe)
-    engine._family = ImageToVideo(parts, engine.spec, engine.recipe)
+    engine.pool.family = ImageToVideo(parts, engine.spec, engine.recipe)
     engine.set_up_s = time.perf_counter() - started
     return engine
 
@@ -215,7 +217,7 @@ def _ours(engine: Any, scale: Scale, fps: str) -> Case:
         "seconds": took,
         "stages": stages,
         "recipe": str(engine.recipe),
-        "reason": engine.recipe_reason,
+        "reason": engine.pool.recipe_reason,
         "set_up_s": engine.set_up_s,
         "peak_gb": peak_gb(),
     }

@@ -65,7 +65,7 @@ class Case:
 
     @property
     def plan(self) -> Plan:
-        segment = Segment(_SEED, self.frames, skip=0, keep=self.frames)
+        segment = Segment(_SEED, self.frames, repeated=0, shown=self.frames)
         sizes = *self.output, *self.render, *self.render
         shot = Shot("", (segment,), self.frames)
         return Plan(*sizes, _FPS, self.frames, _SEED, (shot,), _FPS)
@@ -103,7 +103,7 @@ def pipeline_of(side: str, engine: Engine) -> Any:
     from wan_engine.families.i2v import make_scheduler
 
     pipeline = WanImageToVideoPipeline.from_pretrained(
-        str(engine.located.folder), local_files_only=True
+        str(engine.pool.located.folder), local_files_only=True
     )
     pipeline.scheduler = make_scheduler(engine.spec)
     pipeline.set_progress_bar_config(disable=True)

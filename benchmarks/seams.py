@@ -34,6 +34,7 @@ from wan_engine.engine import Engine  # noqa: E402
 from wan_engine.media import ffmpeg  # noqa: E402
 from wan_engine.media.video import Frames  # noqa: E402
 from wan_engine.plan import PlanLimits, make_plan  # noqa: E402
+from wan_engine.render import model_frames  # noqa: E402
 from wan_engine.schema import Plan, VideoRequest  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
 
@@ -118,10 +119,10 @@ def joins_of(plan: Plan) -> tuple[list[int], int]:
     the overlap in frames."""
     joins, before = [], 0
     for shot in plan.shots:
-        ends = list(accumulate(segment.keep for segment in shot.segments))
+        ends = list(accumulate(segment.shown for segment in shot.segments))
         joins += [before + end for end in ends[:-1]]
         before += ends[-1]
-    return joins, max((segment.skip for segment in plan.segments), default=0) or 1
+    return joins, max((segment.repeated for segment in plan.segments), default=0) or 1
 
 
 def read_frames(path: Path) -> Iterator[Frames]:
@@ -153,7 +154,7 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
         request, expansion.script, media, engine.spec, PlanLimits(engine.settings.frame)
     )
     negative = engine.spec.negative_prompt
-    frames = engine._frames(engine.load(), plan, media.image, negative, control)
+    frames = model_frames(engine.load(), plan, media.image, negative, control)
     joins, overlap = joins_of(plan)
     faded = engine.spec.continuation == "last_frames"  # else the newer frames are left out
     return measure(frames, joins, overlap if faded else 1)

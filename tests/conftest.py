@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +95,6 @@ def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
         return Settings(**{**values, **overrides})
 
     return make
-
-
-@pytest.fixture
-def make_settings(settings_in: Callable[..., Settings], tmp_path: Path) -> Callable[..., Settings]:
-    """`settings_in` the folder of the test."""
-    return partial(settings_in, tmp_path)
 
 
 @pytest.fixture

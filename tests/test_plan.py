@@ -278,7 +278,7 @@ def test_the_clip_is_exactly_as_long_as_asked_for(
     assert plan.fps == (fps or spec.fps)
     assert plan.frames == seconds * plan.fps
     assert plan.source_fps == spec.fps
-    assert plan.source_frames == sum(segment.keep for segment in plan.segments)
+    assert plan.source_frames == sum(segment.shown for segment in plan.segments)
 
 
 @fuzz
@@ -328,7 +328,7 @@ def test_more_frames_a_second_are_not_sampled_but_made(
 def test_a_frame_behind_the_end_is_not_worth_a_segment() -> None:
     spec = replace(CATALOG["wan2.2-i2v-a14b"], fps=17, max_frames=85)
     plan = plan_of(spec=spec, fps=30)
-    assert [segment.keep for segment in plan.segments] == [85]  # 86 would take a second one
+    assert [segment.shown for segment in plan.segments] == [85]  # 86 would take a second one
     assert plan.frames == 150
 
 
@@ -351,7 +351,7 @@ def test_frames_that_are_kept_for_a_known_rate(
     name: str, seconds: int, fps: int, kept: list[int]
 ) -> None:
     plan = plan_of(spec=CATALOG[name], shots=(("a", seconds),), fps=fps)
-    assert [segment.keep for segment in plan.segments] == kept
+    assert [segment.shown for segment in plan.segments] == kept
     assert plan.frames == seconds * fps
 
 
@@ -370,7 +370,7 @@ def test_all_but_the_first_segment_of_a_shot_begin_with_what_was_shown(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
-        first, *others = (segment.skip for segment in shot.segments)
+        first, *others = (segment.repeated for segment in shot.segments)
         assert (first, set(others)) in ((0, set()), (0, {spec.overlap_frames}))
 
 
@@ -380,8 +380,8 @@ def test_a_segment_holds_back_what_the_next_one_begins_with(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
-        skips = [segment.skip for segment in shot.segments]
-        assert [segment.hold for segment in shot.segments] == [*skips[1:], 0]
+        skips = [segment.repeated for segment in shot.segments]
+        assert [segment.carried for segment in shot.segments] == [*skips[1:], 0]
 
 
 @pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)

@@ -760,7 +760,7 @@ def left_behind(folder: Path) -> list[Path]:
 
 
 def test_a_flagged_prompt_fetches_and_renders_nothing(engine: Any, tmp_path: Path) -> None:
-    engine._family = family = Painted(range(0))
+    engine.pool.family = family = Painted(range(0))
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/photo.jpg"
@@ -773,7 +773,7 @@ def test_a_flagged_prompt_fetches_and_renders_nothing(engine: Any, tmp_path: Pat
 
 
 def test_a_flagged_image_renders_nothing(engine: Any, magenta: str, tmp_path: Path) -> None:
-    engine._family = family = Painted(range(0))
+    engine.pool.family = family = Painted(range(0))
     request = VideoRequest.parse({"prompt": "x", "image": magenta})
     with pytest.raises(ContentPolicy, match=r"^Content policy: image was flagged$"):
         engine.generate(request)
@@ -795,7 +795,7 @@ class Careless:
 def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
     engine: Any, photo: str, words: str, shots: int
 ) -> None:
-    engine._family = family = Painted(range(0))
+    engine.pool.family = family = Painted(range(0))
     engine.expander = Careless(words)
     fields = {"prompt": "x", "image": photo, "enable_prompt_expansion": True, "shot_type": "multi"}
     result = engine.generate(VideoRequest.parse(fields))
@@ -805,7 +805,7 @@ def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
 
 
 def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -> None:
-    engine._family = Painted(range(32, 81))
+    engine.pool.family = Painted(range(32, 81))
     request = VideoRequest.parse({"prompt": "x", "image": photo})
     control = Control("job-1")
     with pytest.raises(ContentPolicy, match=r"^Content policy: video was flagged$") as caught:
@@ -819,17 +819,17 @@ def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -
 
 
 def test_a_clip_with_one_flagged_frame_is_stored(engine: Any, photo: str) -> None:
-    engine._family = Painted(range(30, 40))
+    engine.pool.family = Painted(range(30, 40))
     result = engine.generate(VideoRequest.parse({"prompt": "x", "image": photo}))
     assert result.video_url and result.stage_seconds["safety"] > 0
 
 
 def test_the_job_after_a_hit_works(engine: Any, photo: str) -> None:
     request = VideoRequest.parse({"prompt": "x", "image": photo})
-    engine._family = Painted(range(81))
+    engine.pool.family = Painted(range(81))
     with pytest.raises(ContentPolicy):
         engine.generate(request)
-    engine._family = Painted(range(0))
+    engine.pool.family = Painted(range(0))
     assert engine.generate(request).video_url
 
 
@@ -839,7 +839,7 @@ def test_who_does_not_want_the_check_has_none(
 ) -> None:
     made = make_settings(preset="superfast", render_area=64 * 48, safety=mode)
     engine: Any = Engine(made)
-    engine._family = Painted(range(81))
+    engine.pool.family = Painted(range(81))
     request = VideoRequest.parse(
         {"prompt": "forbidden", "image": magenta, "enable_safety_checker": asked}
     )
@@ -867,7 +867,7 @@ class CancelsInside:
 def test_a_cancel_inside_a_check_leaves_nothing(
     engine: Any, photo: str, tmp_path: Path, turn: int, denoised: int
 ) -> None:
-    engine._family = family = Painted(range(0))
+    engine.pool.family = family = Painted(range(0))
     control = Control()
     engine.safety._lock = CancelsInside(engine.safety, control, turn)
     with pytest.raises(Cancelled):

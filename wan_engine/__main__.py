@@ -32,12 +32,12 @@ from wan_engine import logs, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, WRITERS
 from wan_engine.checks import machine_checks, require, start_checks
 from wan_engine.cli.orders import Order, read_jobs
+from wan_engine.cli.plan_table import tables
 from wan_engine.cli.terminal import err, out, progress_bar
 from wan_engine.control import Control
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.sheet import choose_frames, write_sheet
-from wan_engine.outline import tables
 from wan_engine.runtime import paths, recipes
 from wan_engine.runtime.paths import PathRefused
 from wan_engine.runtime.startup import Startup, end_when_told

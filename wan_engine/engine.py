@@ -4,71 +4,56 @@ else."""
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from wan_engine import weights
-from wan_engine.catalog.with_settings import negative_prompt, with_overrides
+from wan_engine.catalog import ModelSpec
+from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.control import Control
-from wan_engine.errors import CompileFailed, ContentPolicy, OutOfMemory
-from wan_engine.families import import_family, load_family
+from wan_engine.errors import ContentPolicy
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
-from wan_engine.media.framing import cropped, subject
-from wan_engine.media.images import ImageLimits, fit, open_image
-from wan_engine.media.joins import Joined
-from wan_engine.media.postprocess import Finish
-from wan_engine.media.video import EncodeOptions, Frames, encode
-from wan_engine.outline import outline
-from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.media.framing import subject
+from wan_engine.media.images import ImageLimits, open_image
+from wan_engine.media.postprocess import Postprocess
+from wan_engine.media.video import EncodeOptions
+from wan_engine.plan import PlanLimits, described, make_plan
+from wan_engine.pool import Pool
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
 from wan_engine.prompts.token_limit import TokenLimit
-from wan_engine.runtime import compile_cache, estimates, memory, recipes
-from wan_engine.runtime.faults import is_out_of_memory
+from wan_engine.render import render
+from wan_engine.runtime import estimates, memory
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.time_limits import set_limits
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
-    Carry,
     EncodedVideo,
     Media,
     Plan,
     Script,
-    ScriptShot,
-    SegmentInput,
-    Size,
     VideoRequest,
     VideoResult,
 )
 from wan_engine.settings import VERSION, Settings
-from wan_engine.storage import Starts, Storage, open_storage
+from wan_engine.storage import CrashCounts, Storage, open_storage
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-_POLL_SECONDS = 0.1
-_WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
-
-
-class _Warm(Exception):
-    """Ends the warm-up after its first step."""
 
 
 class Engine:
@@ -83,40 +68,39 @@ class Engine:
     def __init__(self, settings: Settings | None = None, *, serverless: bool = False) -> None:
         self.settings = settings = settings or Settings.load()
         self.storage = open_storage(settings, lasting=serverless)
-        self.gpu = gpu = recipes.detect(settings.device)
-        self.located, self.model_reason = weights.select(
-            settings, lambda spec: recipes.fits(spec, gpu), fallback=not serverless
-        )
-        self.spec = with_overrides(self.located.spec, settings)
-        self.recipe, self.recipe_reason = recipes.choose(self.spec, gpu, settings)
-        device = recipes.beside(self.spec, gpu, self.recipe)
-        self.safety = open_safety(settings, required=serverless, device=device)
-        self.finish = Finish(settings, self.recipe.device)
-        self._starts = (
-            Starts(settings.spool_dir, keep_days=settings.keep_days) if settings.spool_dir else None
-        )
-        self._device = threading.Lock()
-        self._family: Family | None = None
-        spare_gb = recipes.spare_gb(self.spec, gpu, self.recipe)
-        self.token_limit = TokenLimit(self.located.folder, self.spec.text_tokens)
+        self.pool = pool = Pool(settings, real=serverless)
+        self.limits = PlanLimits(settings.frame, None if settings.fps == "native" else settings.fps)
+        self.safety = open_safety(settings, required=serverless, device=pool.device_beside)
+        self.postprocess = Postprocess(settings, pool.recipe.device)
+        self.token_limit = TokenLimit(pool.located.folder, pool.spec.text_tokens)
         self.expander = open_expander(
-            settings, self.recipe.device, spare_gb, self._device_for, self.token_limit.fitted
+            settings, pool.recipe.device, pool.spare_gb, pool.device, self.token_limit.fitted
         )
+        self._crashes = CrashCounts(settings.spool_dir, keep_days=settings.keep_days)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.pool.spec
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the model is run now."""
+        return self.pool.recipe
+
+    # --- the start -------------------------------------------------------------------------------
 
     def load(self) -> Family:
         """The weights, read once, the safety classifiers' too.
 
         Raises `OutOfMemory` when no recipe gets the model onto the device.
         """
-        if self._family is None:
+        if self.pool.family is None:
             self.safety.load()
-            log.info("model %s (%s)", self.spec.name, self.model_reason)
-            log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
             clear_abandoned(self.settings)
             threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
-            self._family = self._or_leaner(partial(self._or_eager, self._load))
-            self.finish.load()
-        return self._family
+            self.pool.load()
+            self.postprocess.load()
+        return self.pool.load()
 
     def start(self, startup: Startup) -> None:
         """All that the first job would wait for, each part a stage of `startup`.
@@ -124,7 +108,7 @@ class Engine:
         Raises `OutOfMemory` as `load` does, and `ConfigurationError` for a prompt writer that
         cannot be read.
         """
-        import_family(self.spec)
+        self.pool.import_libraries()
         startup.done("libraries")
         self.safety.load()
         startup.done("safety")
@@ -132,42 +116,10 @@ class Engine:
         startup.done("model")
         self.expander.load()
         startup.done("writer")
-        if self.recipe.compiled:
-            kept = compile_cache.Kept(compile_cache.file_for(self.settings, self.gpu, self.recipe))
-            startup.done("compiled code")
-        self.warm_up()
-        if self.recipe.compiled:
-            kept.keep()
+        self.pool.warm_up(self.limits, startup)
         startup.done("warm-up")
 
-    def warm_up(self) -> None:
-        """One step of the model at each size as a 16:9 picture is rendered, for CUDA loads a kernel
-        when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
-        if self.recipe.device == "cpu":
-            return
-        shot = Script((ScriptShot("", 5),))
-        media = Media(Image.new("RGB", (1280, 720)), None)
-        sizes = set()
-        for name in get_args(Size):
-            request = VideoRequest(prompt="x", image="data:,", size=name, seed=0)
-            plan = self._plan(request, shot, media)
-            sizes.add((plan.render_width, plan.render_height))
-        with self._device:
-            for size in sorted(sizes):
-                self._or_leaner(partial(self._or_eager, partial(self._one_step, size)))
-
-    def _one_step(self, size: tuple[int, int]) -> None:
-        def on_step(count: int) -> None:
-            if count > 0:
-                raise _Warm
-
-        asked = SegmentInput("", "", Image.new("RGB", size), *size, _WARM_FRAMES, seed=0)
-        with suppress(_Warm):
-            self.load().denoise(asked, on_step)
-
-    def _load(self) -> Family:
-        located = self.located
-        return load_family(self.spec, located.folder, self.recipe, located.loras)
+    # --- the line --------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -184,14 +136,16 @@ class Engine:
         if done := storage.finished(control.job_id, control):
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
-            return _result(url, record)
+            return _from_record(url, record)
         request = _settled(request)
         with memory.measured():
-            counted = self._counted(control.job_id, not self.settings.prefetch)
+            # Around the whole job, or its render alone where jobs overlap, so that the one that
+            # waits is not blamed for what the other does.
+            counted = nullcontext() if self.settings.prefetch else self._counted(control)
             with counted, job_folder(self.settings) as folder:
                 prepare = partial(self.prepare, request, folder, control)
-                media, expansion = self._or_leaner(prepare, beside=control)
-                plan, how = self._plan(request, expansion.script, media), self._how()
+                media, expansion = self.pool.run(prepare, beside=control)
+                plan, how = self.plan(request, expansion.script, media), self._how()
                 estimates.refuse_if_too_long(self.settings, request, plan, how, control)
                 warnings = self._warnings(request, plan, media, expansion)
                 video = self.render(request, plan, media, folder, control)
@@ -202,45 +156,19 @@ class Engine:
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
     def dry_run(self, request: VideoRequest, control: Control | None = None) -> dict[str, Any]:
-        """What `generate` would render, as `outline` has it. Fetches what the request points to and
-        expands the prompt, as a plan depends on both; checks, renders and stores nothing."""
+        """What `generate` would render, as `plan.described` has it. Fetches what the request points
+        to and expands the prompt, as a plan depends on both; checks, renders and stores nothing."""
         request = _settled(request.model_copy(update={"enable_safety_checker": False}))
         with job_folder(self.settings) as folder:
             media, expansion = self.prepare(request, folder, control or Control())
-            plan = self._plan(request, expansion.script, media)
-        return outline(
+            plan = self.plan(request, expansion.script, media)
+        return described(
             plan,
             self.spec,
-            made_by=self.finish.describe(plan).strip(", "),
+            made_by=", ".join(self.postprocess.describe(plan)),
             seconds=estimates.expected_seconds(self.settings, plan, self._how()),
             price=cost(request.size, request.duration, self.settings.prices),
         )
-
-    def _plan(self, request: VideoRequest, script: Script, media: Media) -> Plan:
-        fps = self.settings.fps
-        limits = PlanLimits(self.settings.frame, None if fps == "native" else fps)
-        return make_plan(request, script, media, self.spec, limits)
-
-    def _how(self) -> str:
-        """What decides how long a frame takes, beside its size. The machine is a part of it, as
-        several may share one cache folder."""
-        where = f"{self.gpu.name if self.gpu else 'no GPU'}, {os.cpu_count()} cores"
-        how = (self.finish.interpolation, self.finish.upscaling, where)
-        return f"{self.spec.name}, {self.spec.steps} steps, {self.recipe}, {', '.join(how)}"
-
-    @contextmanager
-    def _counted(self, job_id: str, here: bool) -> Iterator[None]:
-        """Refuse a job that has killed its worker before, whichever worker that was; nothing
-        unless `here`: around the whole job, or its render alone where jobs overlap, so that the
-        one that waits is not blamed for what the other does."""
-        if self._starts is None or not here:
-            yield
-            return
-        self._starts.begin(job_id)
-        try:
-            yield
-        finally:
-            self._starts.end(job_id)
 
     def prepare(
         self, request: VideoRequest, folder: Path, control: Control
@@ -286,6 +214,10 @@ class Engine:
             return replace(Expansion.none(request), warning=warning)
         return expansion
 
+    def plan(self, request: VideoRequest, script: Script, media: Media) -> Plan:
+        """Every number of the clip. `request.seed` must be settled."""
+        return make_plan(request, script, media, self.spec, self.limits)
+
     def render(
         self, request: VideoRequest, plan: Plan, media: Media, folder: Path, control: Control
     ) -> EncodedVideo:
@@ -293,96 +225,31 @@ class Engine:
 
         Out of memory repeats it once with the next leaner recipe, which is kept for later jobs.
         """
-        comment = (
-            f"AI-generated video; model {self.spec.name}; seed {plan.seed}; wan_engine {VERSION}"
-            if self.settings.metadata
-            else ""
-        )
+        comment = f"AI-generated video; model {self.spec.name}; seed {plan.seed}"
+        comment = f"{comment}; wan_engine {VERSION}" if self.settings.metadata else ""
         options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
-        control.enter("queue")
         negative = negative_prompt(request.negative_prompt, self.spec, self.settings)
+        watch = self.safety.watch if request.enable_safety_checker else None
+        control.enter("queue")
 
         def once() -> EncodedVideo:
             set_limits(control, plan, self.settings, self.spec, self.recipe, self._how())
             control.enter("load")
-            family = self.load()
-            frames = self._frames(family, plan, media.image, negative, control)
-            if request.enable_safety_checker:
-                frames = self.safety.watch(frames, plan.source_fps, control)
-            # A generator that an error's traceback keeps would clear the VAE under the next job.
-            stream, shown = self.finish.apply(frames, plan, control)
-            with closing(stream):
-                return encode(stream, shown, media.audio, folder / "clip.mp4", options, control)
+            return render(
+                self.load(),
+                plan,
+                media,
+                negative,
+                folder / "clip.mp4",
+                control,
+                watch=watch,
+                postprocess=self.postprocess,
+                options=options,
+            )
 
-        with self._device_for(control), self._counted(control.job_id, self.settings.prefetch):
-            return self._or_leaner(partial(self._or_eager, once))
-
-    def _or_leaner(self, work: Callable[[], T], *, beside: Control | None = None) -> T:
-        """What `work` gives; when memory does not suffice, once more with the next leaner recipe.
-        `beside` is the job of work that does not hold the device.
-
-        Raises `OutOfMemory` with what would fit.
-        """
-        try:
-            return work()
-        except (OutOfMemory, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Not in the handler above: what it holds of the failed run keeps that run's memory.
-        with self._device_for(beside) if beside else nullcontext():
-            self._become_leaner()
-        try:
-            return work()
-        except (OutOfMemory, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(self._too_little_memory()) from None
-
-    def _become_leaner(self) -> None:
-        recipe = recipes.leaner(self.recipe)
-        uncompiled = recipe is not None and self.recipe.compiled and not recipe.compiled
-        if recipe is None or (uncompiled and self.settings.compile == "required"):
-            raise OutOfMemory(self._too_little_memory())
-        log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
-        self._family = None
-        memory.free_accelerator()
-        self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
-
-    def _or_eager(self, work: Callable[[], T]) -> T:
-        """What `work` gives; when its blocks cannot be compiled, once more with them as they are,
-        which is kept. Raises `CompileFailed` where WAN_COMPILE is `required`."""
-        try:
-            return work()
-        except CompileFailed as failed:
-            if self.settings.compile == "required":
-                log.error("compiling failed: %s", failed.why)
-                raise
-            why = failed.why
-            log.warning("compiling failed: %s", why, exc_info=failed.__cause__)
-        # Not in the handler above: what it holds of the failed run keeps that run's memory.
-        if self._family is not None:  # else it could not even be asked for
-            self._family.run_eagerly()
-        self.recipe = replace(self.recipe, compiled=False)
-        self.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"
-        log.warning("recipe %s (%s)", self.recipe, self.recipe_reason)
-        return work()
-
-    def _too_little_memory(self) -> str:
-        fitting = recipes.smaller(self.spec, self.gpu)
-        return f"The worker has too little GPU memory for {self.spec.name}: {fitting}"
-
-    @contextmanager
-    def _device_for(self, control: Control) -> Iterator[None]:
-        """The device, for one job at a time; the wait for it can be cancelled."""
-        while not self._device.acquire(timeout=_POLL_SECONDS):
-            control.checkpoint()
-        control.has_device = True
-        try:
-            control.checkpoint()  # it may have come with the end of this process
-            yield
-        finally:
-            control.has_device = False
-            self._device.release()
+        counted = self._counted(control) if self.settings.prefetch else nullcontext()
+        with self.pool.device(control), counted:
+            return self.pool.run(once)
 
     def publish(
         self,
@@ -395,50 +262,34 @@ class Engine:
     ) -> VideoResult:
         """Store the file; its URL and the record by which the job id finds it again."""
         control.progress("publish", 0, 1)
+        price = cost(request.size, request.duration, self.settings.prices)
         record = {
-            "cost": str(cost(request.size, request.duration, self.settings.prices)),
+            "cost": str(price),
             "seed": plan.seed,
             "model": self.spec.name,
             "warnings": warnings,
         }
         url = storage.put(video.path, control.job_id, record, control)
         control.enter(None)
-        return _result(url, record, control.stage_seconds)
+        return VideoResult(
+            video_url=url,
+            cost=price,
+            seed=plan.seed,
+            warnings=tuple(warnings),
+            model=self.spec.name,
+            stage_seconds=dict(control.stage_seconds),
+        )
 
-    def _frames(
-        self, family: Family, plan: Plan, image: Image.Image, negative: str, control: Control
-    ) -> Generator[Frames, None, None]:
-        """Frames of the whole clip as they are decoded; never more than one chunk is held."""
-        size = plan.render_width, plan.render_height
-        steps, decoded = family.spec.steps, 0
-        all_steps, done_steps = steps * len(plan.segments), 0
+    # --- what the line is told -------------------------------------------------------------------
 
-        def on_step(count: int) -> None:
-            control.progress("denoise", done_steps + count, all_steps)
+    def _counted(self, control: Control) -> AbstractContextManager[None]:
+        """Refuse a job that has killed its worker before, whichever worker that was."""
+        return self._crashes.counting(control.job_id)
 
-        for shot in plan.shots:
-            start, carry = fit(cropped(image, shot.crop), *size), Carry()
-            joined = Joined(blend=family.spec.continuation == "last_frames")
-            for segment in shot.segments:
-                on_step(0)
-                numbers = *size, segment.frames, segment.seed
-                asked = SegmentInput(shot.prompt, negative, start, *numbers, carry)
-                latents = family.denoise(asked, on_step)
-                done_steps += steps
-                joined.begin(segment)
-                for chunk in family.decode(latents, carry, continued=segment.hold > 0):
-                    control.progress("decode", decoded, plan.source_frames)
-                    shown = joined.add(chunk)
-                    decoded += len(shown)
-                    if len(shown):
-                        yield shown
-                        control.enter("decode")
-                    # Before the last segment the decoder must come to its end, to be gone on from.
-                    if joined.complete and not segment.hold:
-                        break
-                if segment.hold:
-                    carry.frames = joined.tail
-        control.progress("encode", 0, 1)
+    def _how(self) -> str:
+        """What decides how long a frame takes, beside its size."""
+        made = (self.postprocess.interpolation, self.postprocess.upscaling)
+        return estimates.kind_of_work(self.spec, self.recipe, self.pool.gpu, *made)
 
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
         return FetchLimits(
@@ -450,7 +301,7 @@ class Engine:
     def _warnings(
         self, request: VideoRequest, plan: Plan, media: Media, expansion: Expansion
     ) -> list[str]:
-        warnings = self.finish.warnings(plan)
+        warnings = self.postprocess.warnings(plan)
         if self.spec.caveat:
             warnings.append(f"{self.spec.name} is {self.spec.caveat}")
         if request.enable_safety_checker:
@@ -479,7 +330,7 @@ class Engine:
             self.spec.name,
             video.frames,
             plan.fps,
-            self.finish.describe(plan),
+            "".join(f", {part}" for part in self.postprocess.describe(plan)),
             video.bytes,
             stages,
             ", ".join(f"{where} {used} MB" for where, used in memory.peaks().items()),
@@ -493,14 +344,11 @@ def _settled(request: VideoRequest) -> VideoRequest:
     return request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
 
 
-def _result(
-    url: str, record: Mapping[str, Any], stage_seconds: Mapping[str, float] | None = None
-) -> VideoResult:
+def _from_record(url: str, record: Mapping[str, Any]) -> VideoResult:
     return VideoResult(
         video_url=url,
         cost=Decimal(record["cost"]),
         seed=record["seed"],
         warnings=tuple(record["warnings"]),
         model=record["model"],
-        stage_seconds=dict(stage_seconds or {}),
     )

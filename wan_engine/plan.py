@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.schema import (
@@ -19,6 +20,7 @@ from wan_engine.schema import (
     Script,
     Segment,
     Shot,
+    Size,
     VideoRequest,
 )
 
@@ -61,9 +63,9 @@ def make_plan(
     fps = limits.fps or spec.fps
     for scripted in script.shots:
         layout = _covering_layout(scripted.seconds, fps, spec)
-        holds = [skip for _, skip, _ in layout[1:]] + [0]
-        numbers = zip(layout, holds, seeds, strict=False)  # the seeds last: they never end
-        segments = tuple(Segment(seed, *row, hold) for row, hold, seed in numbers)
+        carried = [repeated for _, repeated, _ in layout[1:]] + [0]
+        numbers = zip(layout, carried, seeds, strict=False)  # the seeds last: they never end
+        segments = tuple(Segment(seed, *row, last) for row, last, seed in numbers)
         crop = punch_in(scripted.framing, media.subject)
         shots.append(Shot(scripted.text, segments, scripted.seconds * fps, crop))
     return Plan(
@@ -110,6 +112,14 @@ def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
     return min(
         candidates, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1])
     )
+
+
+def rendered_sizes(
+    picture: tuple[int, int], spec: ModelSpec, limits: PlanLimits
+) -> list[tuple[int, int]]:
+    """Every size at which a picture of `picture` pixels may be sampled, the smallest first."""
+    targets = [target_size(*picture, size, limits.frame) for size in get_args(Size)]
+    return sorted({render_size(*target, spec) for target in targets})
 
 
 def crop_size(
@@ -197,3 +207,56 @@ def _even(value: float) -> int:
 def _around(value: float, multiple: int) -> set[int]:
     steps = round(value / multiple, 6)  # 256.00000001 is 256, not the next step
     return {max(1, math.floor(steps)) * multiple, max(1, math.ceil(steps)) * multiple}
+
+
+# --- a plan for scripts to read ------------------------------------------------------------------
+
+
+def described(
+    plan: Plan, spec: ModelSpec, *, made_by: str, seconds: float | None, price: Decimal
+) -> dict[str, Any]:
+    """What would be rendered, in numbers: the JSON of `python -m wan_engine plan --json`.
+
+    `seconds` is what rendering should take here, None when that is not known; `price` is the `cost`
+    of the result, in USD.
+    """
+    shots, start = [], 0
+    for shot in plan.shots:
+        shots.append(_shot(shot, start / plan.fps, plan.fps))
+        start += shot.frames
+    return {
+        "model": spec.name,
+        "size": [plan.width, plan.height],
+        "rendered": [plan.render_width, plan.render_height],
+        "seconds": plan.frames / plan.fps,
+        "frames": plan.frames,
+        "fps": plan.fps,
+        "source_frames": plan.source_frames,
+        "source_fps": plan.source_fps,
+        "made_by": made_by,
+        "steps": spec.steps * len(plan.segments),
+        "continuation": spec.continuation,
+        "seed": plan.seed,
+        "cut_seconds": list(plan.cut_seconds),
+        "shots": shots,
+        "expected_seconds": None if seconds is None else round(seconds, 1),
+        "cost": float(price),
+    }
+
+
+def _shot(shot: Shot, start: float, fps: int) -> dict[str, Any]:
+    return {
+        "start": start,
+        "seconds": shot.frames / fps,
+        "prompt": shot.prompt,
+        "crop": [round(side, 3) for side in shot.crop],
+        "segments": [
+            {
+                "seed": segment.seed,
+                "sampled": segment.frames,
+                "repeated": segment.repeated,
+                "shown": segment.shown,
+            }
+            for segment in shot.segments
+        ],
+    }

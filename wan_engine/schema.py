@@ -336,17 +336,18 @@ class Script:
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of the model: `frames` are sampled, the first `skip` are not new, then `keep` are.
+    """One run of the model, which samples `frames`. The first `repeated` show what the last ones of
+    the segment before show; the `shown` after them are new, and go into the clip.
 
-    The first `skip` show what the last ones of the segment before show. `hold`: how many frames at
-    the end the next segment begins with; 0 for the last one of a shot.
+    `carried`: how many frames at the end the next segment begins with; 0 for the last one of a
+    shot.
     """
 
     seed: int
     frames: int
-    skip: int
-    keep: int
-    hold: int = 0
+    repeated: int
+    shown: int
+    carried: int = 0
 
 
 @dataclass(frozen=True)
@@ -363,7 +364,7 @@ class Shot:
 
     @property
     def source_frames(self) -> int:
-        return sum(segment.keep for segment in self.segments)
+        return sum(segment.shown for segment in self.segments)
 
 
 @dataclass(frozen=True)

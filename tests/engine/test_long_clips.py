@@ -29,6 +29,7 @@ from wan_engine import Control, Engine, Settings, VideoRequest, data_uri
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.render import model_frames
 from wan_engine.schema import Media, Script, ScriptShot
 
 LONG_RUNS = (
@@ -45,7 +46,7 @@ def frames_digest(engine: Engine, request: VideoRequest) -> str:
     script = Script((ScriptShot(request.prompt, request.duration),))
     plan = make_plan(request, script, media, engine.spec, PlanLimits())
     digest, count = hashlib.sha256(), 0
-    for chunk in engine._frames(engine.load(), plan, media.image, "", Control()):
+    for chunk in model_frames(engine.load(), plan, media.image, "", Control()):
         digest.update(np.ascontiguousarray(chunk))
         count += len(chunk)
     assert count == request.duration * engine.spec.fps
@@ -61,7 +62,7 @@ def long_run(model: str, continuation: Any) -> dict[str, Any]:
 def long_clips(settings: Settings, *seeds: int) -> list[str]:
     """The digests of ten seconds, one job after the other. Another process imports this."""
     engine = Engine(settings)
-    engine.spec = replace(engine.spec, **FEWEST)
+    engine.pool.spec = replace(engine.spec, **FEWEST)
     requests = [
         VideoRequest(prompt="lift-off", image="data:,", seed=seed, duration=10) for seed in seeds
     ]
@@ -119,7 +120,7 @@ def test_joined_segments_equal_one_long_run(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, seconds),))
     plan = make_plan(request, script, Media(image), changed, PlanLimits())
-    chunks = engine._frames(family, plan, image, "", Control())
+    chunks = model_frames(family, plan, image, "", Control())
     frames = np.concatenate(list(chunks))
     size = plan.render_height, plan.render_width
     wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
@@ -139,7 +140,7 @@ def test_no_latent_is_decoded_behind_the_last_frame(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, 15),))
     plan = make_plan(request, script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(engine._frames(family, plan, image, "", Control())))
+    frames = np.concatenate(list(model_frames(family, plan, image, "", Control())))
     assert len(frames) == 240 and sum(asked.frames for asked in family.asked) == 4 * 65
     assert family.decoded == 3 * 65 + 61  # of the last segment 60 are needed, 1 + 4n
 
@@ -150,7 +151,7 @@ def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: Requ
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot("one", 8), ScriptShot("two", 7)))
     plan = make_plan(request_for(duration=15), script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(engine._frames(family, plan, image, "", Control())))
+    frames = np.concatenate(list(model_frames(family, plan, image, "", Control())))
     numbers = [int(frame[0, 0, 0]) * 256 + int(frame[0, 0, 1]) for frame in frames]
     assert numbers == [*range(8 * 16), *range(7 * 16)]
     first, second = (
@@ -164,7 +165,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     make_settings: MakeSettings, request_for: RequestFor, data: Path, tmp_path: Path, name: str
 ) -> None:
     engine: Any = Engine(make_settings(preset="superfast"))
-    engine._family = SlidingPicture()
+    engine.pool.family = SlidingPicture()
     result = engine.generate(request_for(image=data_uri(data / name), duration=15))
     original = Image.open(data / name).convert("RGB")
     command = [ffmpeg.executable(), "-v", "error", "-i", str(local(result.video_url))]
@@ -175,7 +176,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
     seen = visible(original, plan)
     middle = slice(original.width // 8, -original.width // 4)  # what never wraps around
-    joins = list(accumulate(segment.keep for segment in plan.segments))
+    joins = list(accumulate(segment.shown for segment in plan.segments))
     assert joins == [65, 125, 185, 240]
     for number in (0, 40, *(join + step for join in joins[:-1] for step in (-5, -1, 0)), 239):
         pixels = number // 8

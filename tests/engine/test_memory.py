@@ -63,8 +63,8 @@ def engine(unloaded: Engine) -> Engine:
 def small_card(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallCard]:
     def make(part: str, enough: tuple[str, str] | None) -> SmallCard:
         card = SmallCard(part, enough)
-        monkeypatch.setattr("wan_engine.engine.load_family", card.load)
-        engine.recipe = Recipe("cuda", "bfloat16")
+        monkeypatch.setattr("wan_engine.pool.load_family", card.load)
+        engine.pool.recipe = Recipe("cuda", "bfloat16")
         return card
 
     return make
@@ -150,7 +150,7 @@ def test_the_leaner_recipe_gives_the_same_frames(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
 ) -> None:
     plain = frame_hashes(local(engine.generate(request_for()).video_url))
-    engine._family = None
+    engine.pool.family = None
     small_card("vae.decoder", MOVED)
     assert frame_hashes(local(engine.generate(request_for()).video_url)) == plain
 
@@ -159,9 +159,9 @@ def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard], tmp_path: Path
 ) -> None:
     card = small_card("transformer", None)
-    engine.gpu = Gpu("RTX 4090", 25.3, (8, 9))
+    engine.pool.gpu = Gpu("RTX 4090", 25.3, (8, 9))
     large = CATALOG["wan2.2-i2v-a14b"].networks
-    engine.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
+    engine.pool.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
     with pytest.raises(OutOfMemory) as caught:
         engine.generate(request_for())
     assert card.tried == [KEPT, MOVED]
@@ -178,7 +178,7 @@ def test_required_compiling_is_not_given_up_for_memory(
 ) -> None:
     card = small_card("transformer", ("stream", "moved"))
     engine.settings = engine.settings.model_copy(update={"compile": "required"})
-    engine.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
+    engine.pool.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
     with pytest.raises(OutOfMemory, match="too little GPU memory"):
         engine.generate(request_for())
     assert card.tried == [MOVED]
@@ -197,6 +197,6 @@ def test_a_failed_run_is_freed_before_the_next_recipe_is_loaded(
         return family
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wan_engine.engine.load_family", load)
+        patch.setattr("wan_engine.pool.load_family", load)
         engine.generate(request_for())
     assert alive == [[], []]

@@ -84,7 +84,7 @@ def test_in_a_later_segment_too_no_more_than_the_call_that_runs_is_finished(
     part: str,
 ) -> None:
     engine = Engine(make_settings(model=model, render_area=64 * 64))
-    engine.spec = replace(engine.spec, **FEWEST)
+    engine.pool.spec = replace(engine.spec, **FEWEST)
     family: Any = engine.load()
     finished: list[str] = []
     later = False
@@ -157,7 +157,7 @@ def test_a_job_that_would_take_too_long_is_refused_before_it_is_rendered(
         second.generate(request_for(duration=15), control)
     assert set(stages) == {"prepare"}
     assert list((tmp_path / "scratch").iterdir()) == []
-    second.gpu = Gpu("another card", 24.0, (8, 9))
+    second.pool.gpu = Gpu("another card", 24.0, (8, 9))
     assert second.dry_run(request_for())["expected_seconds"] is None
 
 

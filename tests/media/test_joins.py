@@ -27,8 +27,8 @@ def joined(parts: list[Frames], plan: list[Segment], *, blend: bool, size: int =
     for frames, segment in zip(parts, plan, strict=True):
         join.begin(segment)
         shown += [join.add(chunk) for chunk in chunks(frames, size)]
-        if segment.hold:
-            assert len(join.tail) == segment.hold
+        if segment.carried:
+            assert len(join.tail) == segment.carried
     return np.concatenate(shown)
 
 
@@ -52,7 +52,7 @@ def test_segments_that_agree_join_to_the_row_they_were_cut_from(
     row = noise(sum(segment.frames for segment in plan))
     parts, start = [], 0
     for segment in plan:
-        start -= segment.skip
+        start -= segment.repeated
         parts.append(row[start : start + segment.frames])
         start += segment.frames
     shown = joined(parts, plan, blend=blend, size=size)
@@ -61,7 +61,7 @@ def test_segments_that_agree_join_to_the_row_they_were_cut_from(
 
 def test_without_blend_the_older_frames_of_an_overlap_are_shown() -> None:
     first, second = noise(9, seed=1), noise(9, seed=2)
-    plan = [Segment(0, 9, 0, 9, hold=5), Segment(0, 9, 5, 4)]
+    plan = [Segment(0, 9, 0, 9, carried=5), Segment(0, 9, 5, 4)]
     shown = joined([first, second], plan, blend=False)
     assert np.array_equal(shown, np.concatenate([first, second[5:]]))
 
@@ -81,7 +81,7 @@ def test_a_cast_on_a_later_segment_is_taken_off_to_the_end() -> None:
     row = noise(20)
     cast = row.astype(float) * [1.05, 1.0, 0.95] + [4, -3, 2]
     second = np.rint(cast).astype(np.uint8)[4:]
-    plan = [Segment(0, 9, 0, 9, hold=5), Segment(0, 16, 5, 11)]
+    plan = [Segment(0, 9, 0, 9, carried=5), Segment(0, 16, 5, 11)]
     shown = joined([row[:9], second], plan, blend=True)
     assert len(shown) == 20
     assert np.abs(shown.astype(int) - row).max() <= 1  # rounded once more

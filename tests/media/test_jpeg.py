@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,7 +125,7 @@ def test_every_component_needs_its_scan() -> None:
         b"\xff\xc0\0\x0e" + grey[frame + 4 : frame + 9] + b"\2" + grey[frame + 10 : frame + segment]
     )
     parts = outline(grey[:frame] + two + b"\2\x11\0" + grey[frame + segment : -2])
-    assert (parts.scans, parts.complete, parts.has_end) == (1, False, False)
+    assert (len(parts.scans), parts.complete, parts.has_end) == (1, False, False)
     assert outline(grey[:-2]).complete
 
 
@@ -146,3 +149,88 @@ def test_what_only_progressive_pictures_say_counts_in_those_alone(numbers: bytes
     end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
     odd = data[: end - 3] + numbers + data[end:]
     assert np.array_equal(opened(odd), opened(data))
+
+
+# --- damage within -------------------------------------------------------------------------------
+
+PAGE = b"<html><head><title>503 Service Unavailable</title></head>" * 2000
+DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
+    "zeros to the end": lambda data, at: data[:at] + bytes(len(data) - at - 2) + END,
+    "zeros": lambda data, at: data[:at] + bytes(len(data) // 10) + data[at + len(data) // 10 :],
+    "4 KB of zeros": lambda data, at: data[:at] + bytes(4096) + data[at + 4096 :],
+    "a page": lambda data, at: data[:at] + PAGE[: len(data) // 9] + data[at + len(data) // 9 :],
+    "a page at the end": lambda data, at: data[:at] + PAGE[:3000] + END,
+    "nothing": lambda data, at: data[:at] + data[at + len(data) // 10 :],
+}
+DAMAGED_KINDS = KINDS | {
+    "own codes, best": {"optimize": True, "quality": 95},
+    "own codes, own colours": {"optimize": True, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_KINDS)
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_within_the_picture_is_refused_or_hardly_shows(
+    data: Path, name: str, kind: str
+) -> None:
+    """Where a scan that refines the picture is hit, little is to be seen."""
+    for file in ("rocket_640x360.jpg", "astronaut_360x480.png"):
+        with Image.open(data / file) as image:
+            whole = encoded(image, "JPEG", **DAMAGED_KINDS[kind])
+        for tenth in (3, 5, 8):
+            damaged = DAMAGE[name](whole, len(whole) * tenth // 10)
+            if not refused(damaged):
+                levels = np.abs(opened(damaged).astype(int) - opened(whole)).max(axis=2)
+                assert (levels > 30).mean() < 0.03, (file, tenth)
+
+
+def test_restart_markers_are_counted_and_in_order() -> None:
+    data = jpeg("waves", "with restarts")
+    first = data.index(b"\xff\xd0")
+    second = data.index(b"\xff\xd1")
+    assert refused(data[:first] + data[second:])
+    assert refused(data[:first] + b"\xff\xd3" + data[first + 2 :])
+    last = re.findall(rb"\xff([\xd0-\xd7])", data)[-1][0]
+    more = bytes([0xFF, 0xD0 + (last + 1) % 8])
+    assert np.array_equal(opened(data[:-2] + more + END), opened(data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "more", [b"", b"\xff" * 20, bytes(3000), b"\1\2custom data" * 200], ids=len
+)
+def test_bytes_behind_the_picture_and_in_front_of_its_end_are_no_damage(
+    kind: str, more: bytes
+) -> None:
+    """Cameras align their files so, or leave notes there."""
+    for name in ("waves", "grey"):
+        data = jpeg(name, kind)
+        assert np.array_equal(opened(data[:-2] + more + END), opened(data))
+
+
+def test_space_between_the_scans_may_be_filled() -> None:
+    data = jpeg("waves", "progressive")
+    filled = data.replace(b"\xff\xda", b"\xff" * 5 + b"\xda").replace(b"\xff\xc4", b"\xff\xff\xc4")
+    assert np.array_equal(opened(filled), opened(data))
+
+
+def test_a_page_beside_the_picture_is_none_within() -> None:
+    data = jpeg("waves", "baseline")
+    note = b"<?xml version='1.0'?><html></html>"
+    comment = b"\xff\xfe" + (len(note) + 2).to_bytes(2) + note
+    assert np.array_equal(opened(data[:2] + comment + data[2:]), opened(data))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (128, 128, 128), (12, 200, 90)])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_flat_pictures_are_made_of_zeros(
+    colour: tuple[int, int, int], progressive: bool, subsampling: int
+) -> None:
+    options = {"optimize": True, "progressive": progressive, "subsampling": subsampling}
+    flat = Image.new("RGB", (1600, 1200), colour)
+    flat.paste(picture("waves"), (300, 100))
+    data = encoded(flat, "JPEG", **options)
+    assert bytes(256) in data
+    assert not refused(data)
+    assert not refused(data[:-2])

@@ -22,7 +22,7 @@ HOUR = 3600.0
 
 
 def plan(segments: int = 1) -> Plan:
-    parts = tuple(Segment(seed, frames=81, skip=0, keep=81) for seed in range(segments))
+    parts = tuple(Segment(seed, frames=81, repeated=0, shown=81) for seed in range(segments))
     return Plan(1280, 720, 1280, 720, 1280, 720, 16, 81, 1, (Shot("x", parts, 81),), 16)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,5 +143,74 @@ def test_a_process_in_which_python_stands_still_ends_with_its_stacks() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FREEZES], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and time.monotonic() - began < 50
+    assert done.returncode == signal.SIGUSR2 and time.monotonic() - began < 50
     assert done.stdout == "idle\n" and "most recent call first" in done.stderr
+    assert "No thread of Python has run for" in done.stderr
+
+
+WORKS = """
+import sys, time
+from wan_engine.control import Control
+from wan_engine.runtime.watchdog import Watchdog
+control = Control("a", hang_seconds=2)
+with Watchdog(lambda hang: None, frozen=True).watching(control):
+    print("works", flush=True)
+    sys.stdin.readline()
+    control.checkpoint()
+    time.sleep(1)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def works() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", WORKS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "works\n"
+        yield process
+        process.kill()
+
+
+def beside(process: subprocess.Popen[str]) -> int:
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    (child,) = " ".join(task.read_text("ascii") for task in tasks).split()
+    return int(child)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_process_that_is_stopped_for_long_goes_on_with_its_job(
+    works: subprocess.Popen[str], whole: bool
+) -> None:
+    stopped = [works.pid, beside(works)] if whole else [works.pid]
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    time.sleep(4)
+    for process in stopped:
+        os.kill(process, signal.SIGCONT)
+    out, errors = works.communicate("go on\n", timeout=30)
+    assert (works.returncode, out, errors) == (0, "done\n", "")
+
+
+def test_the_process_beside_ends_with_the_one_that_it_watches(
+    works: subprocess.Popen[str],
+) -> None:
+    child = Path("/proc") / str(beside(works))
+    works.kill()
+    works.wait()
+    until = time.monotonic() + 30
+    while child.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not child.exists()
+
+
+def test_a_process_beside_that_was_ended_is_begun_again(works: subprocess.Popen[str]) -> None:
+    first = beside(works)
+    os.kill(first, signal.SIGKILL)
+    until = time.monotonic() + 30
+    found = first
+    while found == first and time.monotonic() < until:
+        time.sleep(0.05)
+        with suppress(ValueError):  # between the two there is none
+            found = beside(works)
+    assert found != first

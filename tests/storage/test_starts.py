@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from tests.storage.stores import ODD_IDS
 from wan_engine.errors import JobRefused
-from wan_engine.storage import Starts
+from wan_engine.storage import CrashCounts
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from wan_engine.storage import Starts
-Starts(Path(sys.argv[1])).begin("job-1")
+from wan_engine.storage import CrashCounts
+CrashCounts(Path(sys.argv[1])).begin("job-1")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -33,7 +33,7 @@ def killed(folder: Path) -> int:
 
 def test_a_job_that_killed_two_workers_is_refused(tmp_path: Path) -> None:
     assert [killed(tmp_path), killed(tmp_path)] == [-signal.SIGKILL] * 2
-    starts = Starts(tmp_path)
+    starts = CrashCounts(tmp_path)
     for _ in range(2):
         with pytest.raises(JobRefused) as caught:
             starts.begin("job-1")
@@ -45,7 +45,7 @@ def test_a_job_that_killed_two_workers_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_job_that_ends_is_forgotten(tmp_path: Path) -> None:
-    starts = Starts(tmp_path)
+    starts = CrashCounts(tmp_path)
     for _ in range(5):
         starts.begin("job-1")
         starts.end("job-1")
@@ -54,7 +54,7 @@ def test_a_job_that_ends_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_an_end_forgets_one_job_only(tmp_path: Path) -> None:
-    starts = Starts(tmp_path, limit=1)
+    starts = CrashCounts(tmp_path, limit=1)
     starts.begin("job-1")
     starts.begin("job-2")
     starts.end("job-1")
@@ -65,7 +65,7 @@ def test_an_end_forgets_one_job_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_the_limit_counts_starts(tmp_path: Path, limit: int) -> None:
-    starts = Starts(tmp_path, limit)
+    starts = CrashCounts(tmp_path, limit)
     for _ in range(limit):
         starts.begin("job-1")
     with pytest.raises(JobRefused, match=f" {limit} times"):
@@ -73,7 +73,7 @@ def test_the_limit_counts_starts(tmp_path: Path, limit: int) -> None:
 
 
 def test_old_starts_are_forgiven(tmp_path: Path) -> None:
-    starts = Starts(tmp_path, limit=1, keep_days=2)
+    starts = CrashCounts(tmp_path, limit=1, keep_days=2)
     starts.begin("job-1")
     [mark] = (tmp_path / "starts").iterdir()
     os.utime(mark, (time.time() - 1.9 * 86400,) * 2)
@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_used_refuses_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "starts").write_bytes(b"in the way")
-    starts = Starts(tmp_path)
+    starts = CrashCounts(tmp_path)
     for _ in range(3):
         starts.begin("job-1")
     starts.end("job-1")
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_used_refuses_nobody(
 
 
 def test_damaged_marks_and_other_files_are_harmless(tmp_path: Path) -> None:
-    starts = Starts(tmp_path)
+    starts = CrashCounts(tmp_path)
     starts.begin("job-1")
     [mark] = (tmp_path / "starts").iterdir()
     mark.write_bytes(os.urandom(100))
@@ -112,7 +112,7 @@ def test_damaged_marks_and_other_files_are_harmless(tmp_path: Path) -> None:
 @given(job=st.one_of(st.text(), st.sampled_from(ODD_IDS)))
 def test_any_job_id_stays_inside(tmp_path_factory: pytest.TempPathFactory, job: str) -> None:
     root = tmp_path_factory.mktemp("volume")
-    starts = Starts(root / "spool", limit=1)
+    starts = CrashCounts(root / "spool", limit=1)
     starts.begin(job)
     assert [path.name for path in root.iterdir()] == ["spool"]
     assert len(list((root / "spool" / "starts").iterdir())) == 1

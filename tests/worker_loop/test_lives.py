@@ -175,6 +175,6 @@ def test_a_worker_that_is_frozen_ends_too(good: dict[str, Any], tmp_path: Path) 
         started(plane, tmp_path / "worker", entry=FAULTY, **settings) as worker,
     ):
         plane.submit("freezes", {**good, "prompt": "freeze"})
-        assert worker.process.wait(90) == 1
+        assert worker.process.wait(90) == signal.SIGUSR2
         assert "faulty_worker.py" in worker.log.read_text()
         plane.wait_until(lambda: worker.survivors() == [], seconds=60)  # nor does it ping

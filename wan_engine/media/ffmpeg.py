@@ -31,12 +31,13 @@ _PART_BYTES = 1 << 20
 class Failed(Exception):
     """ffmpeg ended badly; the text is what it last said, for the log and never for a caller.
 
-    `here`: for something of this machine, whatever it was given: it was killed, or had no room.
+    `here`: for something of this machine, whatever it was given: it did not start, was killed, had
+    no room or no time.
     """
 
-    def __init__(self, why: str, *, killed: bool = False) -> None:
+    def __init__(self, why: str, *, here: bool = False) -> None:
         super().__init__(why)
-        self.here = killed or "No space left" in why
+        self.here = here or "No space left" in why
 
 
 def executable() -> str:
@@ -68,14 +69,8 @@ class Filter:
     """An ffmpeg that turns bytes into bytes while its owner does something else."""
 
     def __init__(self, arguments: Sequence[str], frames: NDArray[np.uint8]) -> None:
-        """Starts it; `frames` go to its standard input."""
-        self._process = subprocess.Popen(
-            [executable(), "-hide_banner", "-loglevel", "error", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        _give_way(self._process)
+        """Starts it; `frames` go to its standard input. Raises `Failed`."""
+        self._process = _started(arguments, subprocess.PIPE, subprocess.PIPE)
         self._output = self._errors = b""
         data = np.ascontiguousarray(frames).reshape(-1).data
         self._thread = threading.Thread(
@@ -94,7 +89,7 @@ class Filter:
             self._thread.join(_POLL_SECONDS)
             if patience.ended(_ticks(self._process)):
                 self.close()
-                raise Failed(f"it did nothing for {control.hang_seconds:g} seconds")
+                raise _hangs(control)
         if status := self._process.returncode:
             last_words = self._errors[-_LAST_WORDS_BYTES:].decode("utf-8", "replace").strip()
             raise Failed(last_words or f"it ended with status {status}")
@@ -127,7 +122,7 @@ class Input:
         while rest.nbytes:
             if not room.poll(_POLL_SECONDS * 1000):
                 if patience.ended(_ticks(self._process)):
-                    raise self._hangs()
+                    raise _hangs(self._control)
                 continue
             with suppress(BlockingIOError):  # room for less than a page
                 rest = rest[os.write(self._pipe.fileno(), rest[:_PART_BYTES]) :]
@@ -142,7 +137,7 @@ class Input:
         while (status := self._process.poll()) is None:
             time.sleep(_POLL_SECONDS / 5)
             if patience.ended(_ticks(self._process)):
-                raise self._hangs()
+                raise _hangs(self._control)
         return status
 
     def close(self) -> None:
@@ -152,8 +147,9 @@ class Input:
         with suppress(BrokenPipeError):
             self._pipe.close()
 
-    def _hangs(self) -> Failed:
-        return Failed(f"it did nothing for {self._control.hang_seconds:g} seconds")
+
+def _hangs(control: Control) -> Failed:
+    return Failed(f"it did nothing for {control.hang_seconds:g} seconds", here=True)
 
 
 class _Patience:
@@ -197,13 +193,7 @@ def running(
     when the block raises. Raises `Failed` with its last words, or what `control.checkpoint()` says.
     """
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [executable(), "-hide_banner", "-loglevel", "error", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-        )
-        _give_way(process)
+        process = _started(arguments, subprocess.DEVNULL, errors)
         pipe = Input(process, control)
         try:
             with control.watch(process.kill, seconds) as watch:
@@ -213,10 +203,26 @@ def running(
             pipe.close()
         control.checkpoint()
         if watch.expired:
-            raise Failed(f"it took longer than {seconds:g} seconds")
+            raise Failed(f"it took longer than {seconds:g} seconds", here=True)
         if status != 0:
             told = _last_words(errors) or f"it ended with status {status}"
-            raise Failed(told, killed=status < 0)
+            raise Failed(told, here=status < 0)
+
+
+def _started(
+    arguments: Sequence[str], output: int, errors: int | IO[bytes]
+) -> subprocess.Popen[bytes]:
+    try:
+        process = subprocess.Popen(
+            [executable(), "-hide_banner", "-loglevel", "error", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=errors,
+        )
+    except OSError as error:
+        raise Failed(f"it did not start: {error}", here=True) from error
+    _give_way(process)
+    return process
 
 
 def _give_way(process: subprocess.Popen[bytes]) -> None:

@@ -71,6 +71,8 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         if image.format in ("JPEG", "MPO"):
             image = _whole_jpeg(data)
         image.load()
+        if image.format == "PNG":
+            png.check_whole(data)
         if png.has_grey_and_alpha(data):  # Pillow makes colours of 16-bit grey with alpha
             image = image.convert("LA")
         return _rgb(_upright(image), space or image.info.get("icc_profile") or _bmp_profile(data))
@@ -100,7 +102,7 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
 def _whole_jpeg(data: bytes) -> Image.Image:
     """Decoded, where all of it is there: its end marker may be missing, but nothing before it."""
     outline = jpeg.outline(data)
-    if outline.scans > jpeg.MAX_SCANS:
+    if len(outline.scans) > jpeg.MAX_SCANS:
         raise InvalidMedia("image", "the image is damaged")
     image = Image.open(io.BytesIO(jpeg.ended(data, outline)), formats=["JPEG"])
     image.load()

@@ -23,8 +23,8 @@ ColourTable = NDArray[np.uint8]
 class Joined:
     """Takes the frames of one segment after the other and gives those that are shown.
 
-    The last `Segment.hold` frames wait for the next segment, whose first `skip` frames show the
-    same. With `blend` these are cross-faded and the whole segment takes the colours of the one
+    The last `Segment.carried` frames wait for the next segment, whose first `repeated` frames show
+    the same. With `blend` these are cross-faded and the whole segment takes the colours of the one
     before; without it the older frames are shown and the newer left out.
     """
 
@@ -50,22 +50,22 @@ class Joined:
     def complete(self) -> bool:
         """Whether the segment's frames that are shown are here; what follows was sampled to make
         whole latents of them."""
-        return self._seen >= self._segment.skip + self._segment.keep
+        return self._seen >= self._segment.repeated + self._segment.shown
 
     def add(self, chunk: Frames) -> Frames:
         """Frames of the segment in, frames to show out; often another number of them."""
         segment, before = self._segment, self._seen
         self._seen += len(chunk)
-        repeated = chunk[: max(0, segment.skip - before)]
-        new = chunk[len(repeated) : max(0, segment.skip + segment.keep - before)]
+        repeated = chunk[: max(0, segment.repeated - before)]
+        new = chunk[len(repeated) : max(0, segment.repeated + segment.shown - before)]
         if len(repeated):
             self._repeated = _after(self._repeated, repeated)
-            if len(self._repeated) == segment.skip:
+            if len(self._repeated) == segment.repeated:
                 self._join(self._repeated)
-        if self._seen < segment.skip:
+        if self._seen < segment.repeated:
             return chunk[:0]  # what waits is not final before all of the overlap is here
         waiting = _after(self._waiting, self._coloured(new))
-        ready = max(0, len(waiting) - segment.hold)
+        ready = max(0, len(waiting) - segment.carried)
         self._waiting = waiting[ready:]
         return waiting[:ready]
 

@@ -1,8 +1,12 @@
 """Whether a JPEG is whole. libjpeg fills what is missing with grey and says nothing; an end marker
 proves nothing either, as whoever cut the file may have written one.
 
-The bits that come after the picture's last one belong to nobody. So the picture is decoded once
-more with other bits there: where that changes a pixel, bits of the picture itself are missing.
+The bits that come after a scan's last one belong to nobody. So the picture is decoded once more
+with other bits there: where that changes a pixel, bits of the picture itself are missing.
+
+What is damaged in the middle may also end too late. Restart markers are counted; and a page with an
+error, or many zeros, must not be what the picture is made of. Flat pictures are made of zeros, but
+of exactly as many as there are.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 from PIL import Image
 
@@ -21,26 +26,45 @@ MAX_SCANS = 50  # encoders write ten; each may cost 60 ms at 8000x8000, twice, a
 # A marker with a length, or the end: no stuffed zero, restart (d0 to d7) or second start (d8).
 _MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]")
 _END = b"\xff\xd9"
-_SCAN, _HUFFMAN, _EXTENSION, _ARITHMETIC = 0xDA, 0xC4, 0xC8, 0xCC
+_SCAN, _INTERVAL, _HUFFMAN, _EXTENSION, _ARITHMETIC = 0xDA, 0xDD, 0xC4, 0xC8, 0xCC
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_HUFFMAN, _EXTENSION, _ARITHMETIC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _COEFFICIENTS = 64
 _PADDING_BYTES = 8
 _ROWS = 256  # compared at a time
 _RESTARTS = range(0xD0, 0xD8)
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_ZEROS = re.compile(rb"\0{256}")  # an eighth of what is at once lost on a disk
+_PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)
+_OWN_ZEROS = 8  # of a run may still be the picture's
+_TAIL_BYTES = 8
 _FIRST_BYTES = (0xB6, 0x2D, 0xE9, 0x53)  # of other bits: ones first, and zeros
+
+
+@dataclass
+class Scan:
+    """One pass over the picture: `data[start:end]` is its bits."""
+
+    start: int
+    end: int
+    restarts: int | None
+    """Restart markers that must be in it, where that is known."""
+    refines: bool
+    """Whether it adds a bit to coefficients, which may not show."""
 
 
 @dataclass
 class Outline:
     """What the segments of a JPEG say: passes over the picture, and where the last one ends."""
 
-    scans: int = 0
+    scans: list[Scan] = field(default_factory=list)
     end: int = 0
     """Where the end marker is, or belongs."""
     has_end: bool = False
-    last_scan: int = 0
     _progressive: bool = False
+    _interval: int = 0
+    _size: tuple[int, int] = (0, 0)
+    _sampling: dict[int, tuple[int, int]] = field(default_factory=dict)
     _missing: dict[int, list[bool]] = field(default_factory=dict)
 
     @property
@@ -48,23 +72,59 @@ class Outline:
         """Whether all bits of all coefficients of all components have had their scan."""
         return bool(self._missing) and not any(map(any, self._missing.values()))
 
-    def frame(self, marker: int, segment: bytes) -> None:
+    def segment(self, marker: int, at: int, segment: bytes) -> None:
+        """Take in what it says; `at` is where its length is."""
+        if self.scans and self.scans[-1].end == 0:
+            self.scans[-1].end = at - len(_END)  # and 0xff that fill the space
+        if marker in _FRAMES:
+            self._frame(marker, segment)
+        elif marker == _INTERVAL:
+            self._interval = int.from_bytes(segment[2:4])
+        elif marker == _SCAN:
+            self._scan(at, segment)
+
+    def finish(self, end: int, *, has_end: bool) -> None:
+        """`end` is in front of 0xff, which may be half of an end marker or fill the space."""
+        self.end, self.has_end = end, has_end
+        if self.scans and not 0 < self.scans[-1].end < end:
+            self.scans[-1].end = end
+
+    def _frame(self, marker: int, segment: bytes) -> None:
         self._progressive = marker in _PROGRESSIVE
-        for component in segment[8 : 8 + 3 * segment[7] : 3]:
+        self._size = int.from_bytes(segment[5:7]), int.from_bytes(segment[3:5])
+        for at in range(8, 8 + 3 * segment[7], 3):
+            component, sampling = segment[at], segment[at + 1]
+            self._sampling[component] = sampling >> 4, sampling & 0x0F
             self._missing[component] = [True] * _COEFFICIENTS
 
-    def scan(self, segment: bytes) -> None:
-        """ITU T.81, B.2.3: components, then first and last coefficient and the bits still kept
-        back, which decoders read of progressive pictures alone."""
-        self.scans += 1
+    def _scan(self, at: int, segment: bytes) -> None:
+        """ITU T.81, B.2.3: components, then first and last coefficient, the bits that came before
+        and the bits still kept back, which decoders read of progressive pictures alone."""
         count = segment[2]
+        components = segment[3 : 3 + 2 * count : 2]
         first, last, bits = segment[3 + 2 * count : 6 + 2 * count]
         if not self._progressive:
             first, last, bits = 0, _COEFFICIENTS - 1, 0
-        for component in segment[3 : 3 + 2 * count : 2]:
+        for component in components:
             coefficients = range(first, min(last, _COEFFICIENTS - 1) + 1)
             for coefficient in coefficients if bits & 0x0F == 0 else ():
                 self._missing[component][coefficient] = False
+        restarts = self._restarts(components)
+        self.scans.append(Scan(at + len(segment), 0, restarts, refines=bits >> 4 > 0))
+
+    def _restarts(self, components: bytes) -> int | None:
+        """One between each two intervals of so many units (A.2)."""
+        width, height = self._size
+        if not (self._interval and width and height):
+            return None
+        across, down = (max(sides) for sides in zip(*self._sampling.values(), strict=True))
+        if len(components) == 1:
+            own_across, own_down = self._sampling[components[0]]
+            columns = ceil(ceil(width * own_across / across) / 8)
+            rows = ceil(ceil(height * own_down / down) / 8)
+        else:
+            columns, rows = ceil(width / (8 * across)), ceil(height / (8 * down))
+        return int((columns * rows - 1) // self._interval)
 
 
 def outline(data: bytes) -> Outline:
@@ -72,30 +132,68 @@ def outline(data: bytes) -> Outline:
     or ValueError where a segment is cut."""
     found = Outline()
     for marker, at in _segments(data):
-        segment = data[at : at + int.from_bytes(data[at : at + 2])]
+        found.segment(marker, at, data[at : at + int.from_bytes(data[at : at + 2])])
         if marker == _END[1]:
-            found.end, found.has_end = at - len(_END), True
+            found.finish(len(data[: at - len(_END)].rstrip(b"\xff")), has_end=True)
             return found
-        if marker in _FRAMES:
-            found.frame(marker, segment)
-        elif marker == _SCAN:
-            found.scan(segment)
-            found.last_scan = at
-            if found.scans > MAX_SCANS:
-                return found
-    found.end = len(data.rstrip(b"\xff"))  # half of an end marker may be there
+        if len(found.scans) > MAX_SCANS:
+            return found
+    found.finish(len(data.rstrip(b"\xff")), has_end=False)
     return found
 
 
 def check_whole(image: Image.Image, data: bytes, found: Outline) -> None:
-    """Raises `InvalidMedia` when bits of `image`, the decoded `data`, are missing."""
-    whole = found.complete
+    """Raises `InvalidMedia` when bits of `image`, the decoded `data`, are missing or damaged."""
+    whole = found.complete and all(_has_its_restarts(data, scan) for scan in found.scans)
     if whole and found.has_end:  # who wrote one has rarely cut the file: less work
         whole = _needs_no_more(image, data, found, _FIRST_BYTES[:2])
     elif whole:
         whole = _needs_no_more(image, data, _without_padding(image, data, found))
-    if not whole:
+    if not whole or _is_made_of_damage(image, data, found):
         raise InvalidMedia("image", "the image is damaged")
+
+
+def _has_its_restarts(data: bytes, scan: Scan) -> bool:
+    """In their order. Some encoders write one more, behind the last."""
+    if scan.restarts is None:
+        return True
+    found = [marker[1] % 8 for marker in _RESTART.findall(data, scan.start, scan.end)]
+    in_order = all(number == place % 8 for place, number in enumerate(found))
+    return in_order and len(found) - scan.restarts in (0, 1)
+
+
+def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
+    """Whether the picture needs a page; or needs many zeros, and not all that is behind them."""
+    for scan, start in _first_mark(_PAGE, data, found.scans):
+        if _needs(image, data, found, scan, start):
+            return True
+    telling = [scan for scan in found.scans if not scan.refines]
+    for scan, start in _first_mark(_ZEROS, data, telling):
+        tail = max(scan.start, scan.end - _TAIL_BYTES)
+        if _needs(image, data, found, scan, start + _OWN_ZEROS):
+            return not _needs(image, data, found, scan, tail)
+    return False
+
+
+def _first_mark(
+    pattern: re.Pattern[bytes], data: bytes, scans: Sequence[Scan]
+) -> Iterator[tuple[Scan, int]]:
+    """The scan in which it is found first, and where; no further ones, for the time that each look
+    takes."""
+    for scan in scans:
+        if mark := pattern.search(data, scan.start, scan.end):
+            yield scan, mark.start()
+            return
+
+
+def _needs(image: Image.Image, data: bytes, found: Outline, scan: Scan, start: int) -> bool:
+    """Whether it looks other without the bits of `scan` from `start` on."""
+    rest = data[scan.end : found.end] + _end(data, found)
+    for first in _FIRST_BYTES[:2]:
+        fill = _fill(first, _next_restart(data, scan.start, start))
+        if not _shows(image, data[:start].rstrip(b"\xff") + fill + rest):
+            return True
+    return False
 
 
 def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline:
@@ -111,14 +209,23 @@ def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline
 def _needs_no_more(
     image: Image.Image, data: bytes, found: Outline, first_bytes: Sequence[int] = _FIRST_BYTES
 ) -> bool:
-    """Whether it looks the same whatever comes behind the end."""
-    for first in first_bytes:
-        fill = _fill(first, _next_restart(data, found))
-        with Image.open(io.BytesIO(ended(data, found, fill)), formats=["JPEG"]) as other:
-            other.load()
-            if not _same(image, other):
-                return False
-    return True
+    """Whether it looks the same whatever comes behind the end of each scan."""
+    return all(_shows(image, _filled(data, found, first)) for first in first_bytes)
+
+
+def _filled(data: bytes, found: Outline, first: int) -> bytes:
+    parts, at = [], 0
+    for scan in found.scans:
+        end = found.end if scan is found.scans[-1] else scan.end
+        parts += [data[at:end].rstrip(b"\xff"), _fill(first, _next_restart(data, scan.start, end))]
+        at = end
+    return b"".join([*parts, _end(data, found)])
+
+
+def _shows(image: Image.Image, data: bytes) -> bool:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as other:
+        other.load()
+        return _same(image, other)
 
 
 def _fill(first: int, restart: int) -> bytes:
@@ -130,17 +237,18 @@ def _fill(first: int, restart: int) -> bytes:
     return b"".join(parts)
 
 
-def _next_restart(data: bytes, found: Outline) -> int:
-    places = [
-        data.rfind(bytes([0xFF, restart]), found.last_scan, found.end) for restart in _RESTARTS
-    ]
+def _next_restart(data: bytes, start: int, end: int) -> int:
+    places = [data.rfind(bytes([0xFF, restart]), start, end) for restart in _RESTARTS]
     return (places.index(max(places)) + 1) % 8 if max(places) >= 0 else 0
 
 
-def ended(data: bytes, found: Outline, fill: bytes = b"") -> bytes:
-    """`data` with `fill` behind the picture's last bit, and an end marker."""
-    rest = data[found.end :] if found.has_end else _END
-    return data[: found.end] + fill + rest
+def ended(data: bytes, found: Outline) -> bytes:
+    """`data` with an end marker."""
+    return data[: found.end] + _end(data, found)
+
+
+def _end(data: bytes, found: Outline) -> bytes:
+    return data[found.end :] if found.has_end else _END
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,16 @@
-"""Where the sound of an MP3 file begins: recorders put tags, zeros or the rest of another frame in
-front of it."""
+"""Where the sound of an MP3 file begins, and whether all of it is there: recorders put tags, zeros
+or the rest of another frame in front of it, and a decoder skips in silence what is no frame.
+
+A last frame that is cut proves nothing, as many programs cut where they like. A file without a
+header that counts its frames (Xing, VBRI) may end anywhere.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+from wan_engine.errors import InvalidMedia
 
 _LEAST_FRAMES = 3  # in a row, before anything is taken for more than chance
 _SEARCHED_BYTES = 2**20
@@ -12,6 +19,17 @@ _ID3_HEADER_BYTES = 10
 # Sync, any version, layer III, with or without a checksum (ISO 11172-3, 2.4.1.3).
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 _MPEG_1 = 3
+_MONO = 3
+# Where a header that counts the frames lies in the first one: behind what tells of its channels,
+# by MPEG 1 or not, and one channel or two (LAME's mp3info-tag specification), or Fraunhofer's.
+_XING_AT = {(True, False): 36, (True, True): 21, (False, False): 21, (False, True): 13}
+_VBRI_AT = 36
+_MOST_FRAMES = 2**31  # more are none that were counted
+_LEAST_LOST_BYTES = 2048  # a frame or two
+_PADDING_BYTES = (4096, 32 * 1024)  # clusters of memory cards, and no more than a quarter
+_PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)
+_TAG = re.compile(rb"ID3[\2-\4]|APETAGEX")
+_LANDMARK = re.compile(_SYNC.pattern + b"|" + _TAG.pattern)
 _KBPS = {
     _MPEG_1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -33,19 +51,128 @@ def first_frame(data: bytes) -> int | None:
     return None
 
 
-def _behind_tags(data: bytes) -> int:
-    at = 0
-    while data[at : at + 3] == b"ID3":
-        size = data[at + 6 : at + _ID3_HEADER_BYTES]
-        end = (
-            at
-            + _ID3_HEADER_BYTES
-            + sum((byte & 0x7F) << 7 * n for n, byte in enumerate(size[::-1]))
-        )
-        if end > len(data):
-            break
+def check_whole(data: bytes, start: int) -> None:
+    """Raises `InvalidMedia` when, from the frame at `start` on, more than a hundredth is no frame,
+    or missing from those that the file's own header counts, or a page with an error was sent."""
+    sound, padding = _without_tail(data[start:])
+    walk = _Walk(sound, allowed_bytes=_LEAST_LOST_BYTES + len(sound) // 100)
+    least, most = _PADDING_BYTES
+    walk.lost_bytes = max(0, padding - min(max(least, len(sound) // 4), most))
+    while walk.at < len(sound) and not walk.fails:
+        walk.step()
+    walk.look_for_page(len(sound))
+    counted = _counted_frames(sound)
+    missing = counted - walk.frames
+    if walk.fails or (counted < _MOST_FRAMES and missing > max(2, counted // 100)):
+        raise InvalidMedia("audio", "the sound is damaged or cut")
+
+
+@dataclass
+class _Walk:
+    """From frame to frame, over tags between joined files and over what is none of both."""
+
+    sound: bytes
+    allowed_bytes: int
+    at: int = 0
+    frames: int = 0
+    lost_bytes: int = 0
+    has_page: bool = False
+    _last: int = 0
+
+    @property
+    def fails(self) -> bool:
+        return self.has_page or self.lost_bytes > self.allowed_bytes
+
+    def step(self) -> None:
+        if length := _frame_bytes(self.sound[self.at : self.at + _HEADER_BYTES]):
+            self._last, self.at, self.frames = self.at, self.at + length, self.frames + 1
+            return
+        # The last frame may be cut, and a tag begin within its length.
+        tag = _TAG.search(self.sound, self._last + _HEADER_BYTES, self.at)
+        end = _behind_tags(self.sound, tag.start() if tag else self.at)
+        if end <= self.at:
+            end = self._landmark()
+            self.lost_bytes += end - self.at
+            self.look_for_page(end)
+        self._last = self.at = end
+
+    def look_for_page(self, end: int) -> None:
+        """It may begin where the last frame was cut."""
+        self.has_page = self.has_page or _PAGE.search(self.sound, self._last, end) is not None
+
+    def _landmark(self) -> int:
+        """Where frames or a tag go on, or as far as makes too much."""
+        most = min(len(self.sound), self.at + self.allowed_bytes - self.lost_bytes + 1)
+        for found in _LANDMARK.finditer(self.sound, self.at + 1, most):
+            if found[0][:1] != b"\xff" or _row_begins(self.sound, found.start()):
+                return found.start()
+        return most
+
+
+def _counted_frames(sound: bytes) -> int:
+    """Those behind the first, which counts them, or 0 where it does not."""
+    version, channels = sound[1] >> 3 & 3, sound[3] >> 6
+    at = _XING_AT[version == _MPEG_1, channels == _MONO]
+    if sound[at : at + 4] in (b"Xing", b"Info") and sound[at + 7] & 1:
+        return int.from_bytes(sound[at + 8 : at + 12])
+    if sound[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
+        return int.from_bytes(sound[_VBRI_AT + 14 : _VBRI_AT + 18])
+    return 0
+
+
+def _without_tail(data: bytes) -> tuple[bytes, int]:
+    """Without the tags and zeros at its end; how many zeros there were."""
+    padding = 0
+    while True:
+        start = _last_tag(data)
+        bare = data[:start] if start < len(data) else data.rstrip(b"\0")
+        if len(bare) == len(data):
+            return data, padding
+        padding += len(data) - len(bare) if start == len(data) else 0
+        data = bare
+
+
+def _last_tag(data: bytes) -> int:
+    """Where a tag begins that ends the file (ID3v1, ID3v1 extended, APE, Lyrics3, ID3v2.4 with a
+    footer), or the file's length."""
+    end = len(data)
+    for length, name in ((128, b"TAG"), (227, b"TAG+")):
+        if length <= end and data[end - length :].startswith(name):
+            return end - length
+    if data[-32:-24] == b"APETAGEX":
+        head = 32 if data[-9] & 0x80 else 0
+        return max(0, end - head - int.from_bytes(data[-20:-16], "little"))
+    if data.endswith(b"LYRICS200") and data[-15:-9].isdigit():
+        return max(0, end - 15 - int(data[-15:-9]))
+    if data.endswith(b"LYRICSEND") and b"LYRICSBEGIN" in data[-5200:]:
+        return data.rindex(b"LYRICSBEGIN")
+    if data[-10:-7] == b"3DI":
+        return max(0, end - 2 * _ID3_HEADER_BYTES - _syncsafe(data[-4:]))
+    return end
+
+
+def _behind_tags(data: bytes, at: int = 0) -> int:
+    while at < (end := _tag_end(data, at)) <= len(data):
         at = end
     return at
+
+
+def _tag_end(data: bytes, at: int) -> int:
+    """`at` where no tag begins there."""
+    head = data[at : at + 32]
+    if head[:3] == b"ID3":
+        footer = _ID3_HEADER_BYTES if head[5:6] > b"\x0f" and head[5] & 0x10 else 0
+        return at + _ID3_HEADER_BYTES + _syncsafe(head[6:_ID3_HEADER_BYTES]) + footer
+    if head[:3] == b"TAG":
+        return at + (227 if head[3:4] == b"+" else 128)
+    if head[:8] == b"APETAGEX":
+        return at + 32 + int.from_bytes(head[12:16], "little")
+    return at
+
+
+def _syncsafe(size: bytes) -> int:
+    """Seven bits of each byte count."""
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(size[::-1]))
 
 
 def _row_begins(data: bytes, at: int) -> bool:

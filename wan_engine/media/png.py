@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from wan_engine.errors import InvalidMedia
 from wan_engine.media import colours
 from wan_engine.media.colours import Space
 
@@ -23,6 +24,14 @@ _XMP, _OLD_EXIF = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
 _MAX_TEXT_BYTES = 256 * 1024
 _MAX_PROFILE_BYTES = 4 * 2**20
 _END = _HEAD.pack(0, b"IEND") + struct.pack(">I", zlib.crc32(b"IEND"))
+_IHDR = struct.Struct(">2I2B2xB")  # width, height, bit depth, colour type, interlace method
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
+# First column and row, and steps from one to the next (table 12).
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+_PART_BYTES = 64 * 1024
 _PERCEPTUAL_TO_ABSOLUTE = range(4)  # the rendering intents of sRGB
 
 
@@ -31,6 +40,10 @@ class _Chunk:
     kind: bytes
     body: memoryview
     whole: memoryview
+
+    @property
+    def complete(self) -> bool:
+        return len(self.whole) == _HEAD.size + len(self.body) + _CHECK_BYTES
 
     @property
     def sound(self) -> bool:
@@ -50,6 +63,21 @@ def picture_alone(data: bytes) -> bytes:
     if data[at + 4 : at + 8] in (b"IDAT", b"fdAT"):
         return b"".join([*parts, view[at:]])
     return b"".join([*parts, memoryview(_END)])
+
+
+def check_whole(data: bytes) -> None:
+    """Raises `InvalidMedia` where rows of a picture that Pillow has decoded are missing, which it
+    leaves black, or are not those that were written."""
+    missing = _row_bytes(data)
+    try:
+        for part in _inflated(_rows(data)):
+            missing -= len(part)
+            if missing <= 0:
+                break
+    except zlib.error:  # which Pillow would have told, had it not had all rows before
+        missing = 0
+    if missing > 0 or any(chunk.complete and not chunk.sound for chunk in _rows(data)):
+        raise InvalidMedia("image", "the image is damaged")
 
 
 def has_grey_and_alpha(data: bytes) -> bool:
@@ -86,6 +114,45 @@ def _chunks(data: memoryview) -> Iterator[_Chunk]:
             return
         yield _Chunk(kind, data[body : body + length], data[at:end])
         at = end
+
+
+def _rows(data: bytes) -> Iterator[_Chunk]:
+    """Those of the first picture; the last one may be cut."""
+    view, at, begun = memoryview(data), len(SIGNATURE), False
+    while at + _HEAD.size <= len(data):
+        length, kind = _HEAD.unpack_from(data, at)
+        body = at + _HEAD.size
+        end = body + length + _CHECK_BYTES
+        if kind == b"IDAT":
+            begun = True
+            yield _Chunk(kind, view[body : body + length], view[at:end])
+        elif begun and kind in _PICTURE:
+            return
+        at = end
+
+
+def _inflated(chunks: Iterable[_Chunk]) -> Iterator[bytes]:
+    """What is packed in them, a part at a time. Raises zlib.error."""
+    packer = zlib.decompressobj()
+    for chunk in chunks:
+        for start in range(0, len(chunk.body), _PART_BYTES):
+            rest: bytes | memoryview = chunk.body[start : start + _PART_BYTES]
+            while rest and not packer.eof:
+                yield packer.decompress(rest, _PART_BYTES)
+                rest = packer.unconsumed_tail
+    yield packer.flush()
+
+
+def _row_bytes(data: bytes) -> int:
+    """Length of all rows, each with the byte of its filter."""
+    width, height, depth, colour, interlaced = _IHDR.unpack_from(data, len(SIGNATURE) + _HEAD.size)
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        if columns > 0:
+            total += max(rows, 0) * (1 + (columns * depth * _SAMPLES[colour] + 7) // 8)
+    return total
 
 
 def _belongs(chunk: _Chunk) -> bool:

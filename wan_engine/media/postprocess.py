@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _NETWORKS = ("realesrgan", "kandinsky-sr")
 
 
-class Finish:
+class Postprocess:
     """Raises `ConfigurationError` when made or loaded for what a setting names and is not here."""
 
     def __init__(self, settings: Settings, device: str) -> None:
@@ -53,15 +53,15 @@ class Finish:
             frames = retime.retime(frames, plan, self._between(), control)
         return frames, plan
 
-    def describe(self, plan: Plan) -> str:
-        """What is not the model's own in a clip, for the log."""
+    def describe(self, plan: Plan) -> list[str]:
+        """What is not the model's own in a clip, in words."""
         parts = []
         if upscale.is_larger(plan):
             how = self.upscaling if self._enlarges(plan) else "lanczos"
-            parts.append(f", {plan.crop_width}x{plan.crop_height} enlarged by {how}")
+            parts.append(f"{plan.crop_width}x{plan.crop_height} enlarged by {how}")
         if plan.fps != plan.source_fps:
-            parts.append(f", from {plan.source_fps} fps by {self.interpolation}")
-        return "".join(parts)
+            parts.append(f"from {plan.source_fps} fps by {self.interpolation}")
+        return parts
 
     def warnings(self, plan: Plan) -> list[str]:
         """What a result has to say about it."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
+from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import TimeLimitTooShort
+from wan_engine.runtime.recipes import Gpu, Recipe
 from wan_engine.schema import Plan, VideoRequest
 from wan_engine.settings import Settings
 
@@ -36,9 +39,15 @@ process may have compiled its kernels: 15 s beside 65 s on an H200, so 0.81 is t
 of it."""
 
 
+def kind_of_work(spec: ModelSpec, recipe: Recipe, gpu: Gpu | None, *made_by: str) -> str:
+    """What decides how long a frame takes, beside its size: `how` of the functions below. The
+    machine is a part of it, as several may share one cache folder."""
+    where = f"{gpu.name if gpu else 'no GPU'}, {os.cpu_count()} cores"
+    return f"{spec.name}, {spec.steps} steps, {recipe}, {', '.join((*made_by, where))}"
+
+
 def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[str, float]) -> None:
-    """Note what a clip took. `how` is whatever else decides: machine, model, recipe, steps. Never
-    fails."""
+    """Note what a clip took. `how` is `kind_of_work`. Never fails."""
     seconds = sum(took for stage, took in stage_seconds.items() if stage not in _OUTSIDE)
     path, kind = _path(settings), _kind(plan, how)
     half = path.with_name(f".{uuid4().hex}.part")

@@ -25,7 +25,7 @@ def set_limits(
     control: Control, plan: Plan, settings: Settings, spec: ModelSpec, recipe: Recipe, how: str
 ) -> None:
     """Tell `control` how long a step of `plan` may be silent, and give it a deadline if it has
-    none. `how` as in `timings`."""
+    none. `how` as in `estimates`."""
     expected_seconds = estimates.expected_seconds(settings, plan, how)
     step_seconds = settings.hang_seconds * _as_slow(spec, recipe)
     control.step_seconds = max(step_seconds, expected_seconds or 0)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from wan_engine.control import Control
+from wan_engine.runtime.freeze_guard import FreezeGuard
 
 _STDERR = 2
 _TICK_SECONDS = 0.5
@@ -43,13 +44,13 @@ class Watchdog:
     """Calls `on_hang` once for each job that hangs, from its own thread.
 
     A job hangs when it is silent for longer than `limit_seconds`, or when that long after it was
-    told to end it still works. `frozen` ends the process, from C, also when no thread of Python
-    runs any more; with all stacks on stderr.
+    told to end it still works. `frozen` ends the process also when no thread of Python runs any
+    more, with all stacks on stderr.
     """
 
     def __init__(self, on_hang: Callable[[Hang], None], *, frozen: bool = False) -> None:
         self._on_hang = on_hang
-        self._frozen = frozen
+        self._frozen = FreezeGuard() if frozen else None
         self._watched: dict[Control, _Watched] = {}
         self._lock = threading.Lock()
         self._some = threading.Event()
@@ -72,7 +73,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            self._disarm()  # a worker without a job may be put to sleep for hours
+            self._disarm()
             self._some.wait()
             before = time.monotonic()
             while self._some.is_set():
@@ -101,12 +102,12 @@ class Watchdog:
             return
         loads = any(one.control.stage == "load" for one in watched)
         longest = max(limit_seconds(one.control) for one in watched)
-        seconds = longest if loads else min(longest, _FROZEN_SECONDS)
-        faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+        self._frozen.allow(longest if loads else min(longest, _FROZEN_SECONDS))
 
     def _disarm(self) -> None:
-        if self._frozen:
-            faulthandler.cancel_dump_traceback_later()
+        with self._lock:
+            if self._frozen and not self._watched:
+                self._frozen.allow(None)
 
 
 class _Watched:

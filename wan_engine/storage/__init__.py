@@ -17,17 +17,17 @@ from wan_engine.storage.local import LocalStorage
 from wan_engine.storage.records import Clip, job_name
 from wan_engine.storage.retries import Patience
 from wan_engine.storage.s3 import BUCKET_KEYS, URL_SECONDS, S3Storage
-from wan_engine.storage.spool import SpooledStorage, Starts
+from wan_engine.storage.spool import CrashCounts, SpooledStorage
 
 __all__ = [
     "URL_SECONDS",
     "Bucket",
     "Clip",
+    "CrashCounts",
     "LocalStorage",
     "Patience",
     "S3Storage",
     "SpooledStorage",
-    "Starts",
     "Storage",
     "Store",
     "find_bucket",

@@ -13,6 +13,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,20 +206,32 @@ class SpooledStorage:
         remove(*(path for path in halves + alone if age_seconds(path) > _LEFTOVER_SECONDS))
 
 
-class Starts:
+class CrashCounts:
     """Counts, across processes, the starts of a job that did not end: those that killed a worker.
 
-    `limit` such starts are forgiven for `keep_days`. Marks are empty files, one a start, so there
-    is nothing in them to be damaged. A folder that cannot be used is logged and refuses nobody.
+    Nothing is counted without a `folder`. `limit` such starts are forgiven for `keep_days`. Marks
+    are empty files, one a start, so there is nothing in them to be damaged. A folder that cannot be
+    used is logged and refuses nobody.
     """
 
-    def __init__(self, folder: Path, limit: int = 2, keep_days: float = 7) -> None:
-        self._folder = folder.expanduser() / _STARTS
+    def __init__(self, folder: Path | None, limit: int = 2, keep_days: float = 7) -> None:
+        self._folder = folder and folder.expanduser() / _STARTS
         self._limit = limit
         self._keep_seconds = keep_days * _DAY_SECONDS
 
+    @contextmanager
+    def counting(self, job_id: str) -> Iterator[None]:
+        """The work of a job: whatever ends it but the end of this process is no crash."""
+        self.begin(job_id)
+        try:
+            yield
+        finally:
+            self.end(job_id)
+
     def begin(self, job_id: str) -> None:
         """Count a start. Raises `JobRefused`, and counts nothing, when that would be too many."""
+        if self._folder is None:
+            return
         count = len(self._marks(job_id))
         if count >= self._limit:
             raise JobRefused(count)
@@ -234,7 +247,7 @@ class Starts:
         remove(*self._marks(job_id))
 
     def _marks(self, job_id: str) -> list[Path]:
-        paths = entries(self._folder)
+        paths = entries(self._folder) if self._folder else []
         old = [path for path in paths if age_seconds(path) > self._keep_seconds]
         remove(*old)
         return [path for path in paths if path not in old and path.stem == job_name(job_id)]

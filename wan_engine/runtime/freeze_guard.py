@@ -1,0 +1,117 @@
+"""A process beside this one, which ends it when no thread of Python runs any more: a library can
+keep the interpreter's lock for ever, and then nobody inside can say so.
+
+The process beside counts seconds without a sign, and only such as this process could use: whoever
+was stopped (Ctrl-Z, `docker pause`) goes on afterwards as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+_STDERR = 2
+_TICK_SECONDS = 0.5
+_DUMP_SECONDS = 5.0  # until whoever does not end at the signal is killed
+_END = signal.SIGUSR2
+_STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger
+
+
+class FreezeGuard:
+    """Ends this process, with all stacks on stderr, when `allow` is not called in time."""
+
+    def __init__(self) -> None:
+        _end_at_signal()
+        self._lock = threading.Lock()
+        self._beside = _begin()
+
+    def allow(self, seconds: float | None) -> None:
+        """From now on `seconds` may pass without another call; None: any number."""
+        line = f"{seconds or 0:g}\n".encode()
+        with self._lock:
+            if self._beside.poll() is not None:  # somebody ended it
+                self._beside = _begin()
+            assert self._beside.stdin is not None
+            with suppress(BlockingIOError, BrokenPipeError):  # it is stopped, or ends just now
+                os.write(self._beside.stdin.fileno(), line)
+
+
+@cache  # the second time, what ends it would take the place of what shows the stacks
+def _end_at_signal() -> None:
+    """Both handlers are C's, as Python's would wait for the lock. The first shows the stacks; the
+    second, which it calls, ends also the first process of a container, which no SIGKILL from within
+    reaches."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal(int(_END), ctypes.cast(libc._exit, ctypes.c_void_p))
+    faulthandler.register(_END, file=_STDERR, all_threads=True, chain=True)
+
+
+def _begin() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
+    beside = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+    assert beside.stdin is not None
+    os.set_blocking(beside.stdin.fileno(), False)
+    return beside
+
+
+def watch(process: int, signs: int) -> None:
+    """Read lines from the descriptor `signs`, each how many seconds may pass until the next (0: any
+    number), and end `process` when they have. Returns when `signs` ends."""
+    allowed = silent = 0.0
+    with selectors.DefaultSelector() as selector:
+        selector.register(signs, selectors.EVENT_READ)
+        before = time.monotonic()
+        while os.getppid() == process:
+            if selector.select(_TICK_SECONDS):
+                lines = os.read(signs, 4096).split()
+                if not lines:
+                    return
+                allowed, silent = float(lines[-1]), 0.0
+            now = time.monotonic()
+            # This process is stopped with the other, where all of a container is.
+            silent += 0 if _is_stopped(process) else min(now - before, 2 * _TICK_SECONDS)
+            before = now
+            if allowed and silent > allowed:
+                _end(process, silent)
+                return
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        line = Path(f"/proc/{process}/stat").read_text("utf-8", errors="replace")
+        return line.rpartition(")")[2].split()[0] in _STOPPED
+    except (OSError, IndexError):  # no Linux, or it has just ended
+        return False
+
+
+def _end(process: int, silent_seconds: float) -> None:
+    print(
+        f"No thread of Python has run for {silent_seconds:.0f} s while a job was at work: process "
+        f"{process} is ended, its stacks follow.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os.kill(process, _END)
+    until = time.monotonic() + _DUMP_SECONDS
+    while os.getppid() == process and time.monotonic() < until:
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        if os.getppid() == process:
+            os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    for ends_the_group in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ends_the_group, signal.SIG_IGN)  # the other decides what these mean
+    watch(int(sys.argv[1]), sys.stdin.fileno())
