@@ -22,9 +22,6 @@ _OURS = ("WAN_", "BUCKET_", "RUNPOD_", "HF_")
 for _name in list(os.environ):  # for what is made once for several tests
     if _name.upper().startswith(_OURS) and _name != "HF_HUB_OFFLINE":
         del os.environ[_name]
-for _name in list(os.environ):  # for what is made once for several tests
-    if _name.upper().startswith(_OURS) and _name != "HF_HUB_OFFLINE":
-        del os.environ[_name]
 
 
 _LONG = ("tests/worker_loop", "tests/cli", "tests/engine", "tests/test_", "tests/families")
