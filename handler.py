@@ -47,7 +47,7 @@ from wan_engine.runtime.faults import Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
 from wan_engine.settings import environment
-from wan_engine.storage import open_given, unknown_fields
+from wan_engine.storage import Storage, claims, open_given, unknown_fields
 from wan_engine.worker.runpod_loop import Ending, end_process, install
 
 log = logging.getLogger("wan_engine.handler")
@@ -195,14 +195,21 @@ class Handler:
 
     def _generate(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
         """Into the job's own bucket, where it names one. Raises `EngineError`."""
-        request = VideoRequest.parse(job.get("input"))
+        claim, payload = None, job.get("input")
+        if self._report:  # a local run has no job that its sender could find again
+            claim, payload = claims.taken(payload)
+        request = VideoRequest.parse(payload)
         if unknown := unknown_fields(job):
             log.info("job %s: ignored beside its input: %s", control.job_id, ", ".join(unknown))
         given = open_given(job.get("s3Config"), self._settings, control, is_public_address)
-        with given as storage:
-            if storage is None:
-                return self._engine.generate(request, control).output()
-            return self._engine.generate(request, control, storage).output()
+
+        def render(*storage: Storage) -> dict[str, Any]:
+            return self._engine.generate(request, control, *storage).output()
+
+        with given as own:
+            if claim is not None:
+                return claims.once(claim, own or self._engine.storage, control, render)
+            return render() if own is None else render(own)
 
     async def _send_progress(self, job: dict[str, Any], latest: _Latest) -> None:
         """Post progress in order, one at a time. The SDK's own `progress_update` starts a thread

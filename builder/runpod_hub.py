@@ -28,8 +28,16 @@ _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_
 """Of no use, or of no good, on an endpoint."""
 
 _GATEWAY = (
-    *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "api_keys", "endpoints"),
-    *("database_url", "queue_max", "job_starts", "keep_jobs_days", "request_max_bytes"),
+    *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "runpod_claims"),
+    *(
+        "api_keys",
+        "endpoints",
+        "database_url",
+        "queue_max",
+        "job_starts",
+        "keep_jobs_days",
+        "request_max_bytes",
+    ),
     *("media_max_bytes", "media_days", "rate_limit", "public_url", "trusted_proxies"),
     *("cors_origins", "shutdown_seconds", "in_flight_max_bytes", "in_flight_key_bytes"),
     *("head_seconds", "body_rate", "connections_per_address"),

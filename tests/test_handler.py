@@ -23,6 +23,7 @@ from wan_engine import Engine, Settings, data_uri
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled
 from wan_engine.runtime import memory
+from wan_engine.storage.claims import FIELD
 
 ROOT = Path(__file__).parents[1]
 GIF = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -208,6 +209,40 @@ def test_a_cancel_ends_the_thread_before_the_handler(engine: Engine, good: dict[
         assert waiting.ended.is_set()
 
     asyncio.run(cancel_twice())
+
+
+def test_a_job_that_was_handed_over_twice_is_rendered_once(
+    engine: Engine, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runpod.serverless.modules import rp_http
+
+    async def no_post(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(rp_http, "send_result", no_post)
+    handler = Handler(engine, engine.settings, report=True)
+    named = {**good, FIELD: "job/0.0"}
+
+    async def both() -> list[dict[str, Any]]:
+        with engine._device_for(Control()):  # for which the first one waits meanwhile
+            first = asyncio.create_task(handler({"id": "first", "input": named}))
+            folder = engine.settings.output_dir / ".jobs"
+            while not (folder.is_dir() and any(folder.glob("*.claim"))):
+                assert not first.done(), first.result()
+                await asyncio.sleep(0.005)
+            other = Handler(engine, engine.settings, report=True)
+            second = await other({"id": "second", "input": named})
+        return [await first, second, await handler({"id": "third", "input": named})]
+
+    first, second, third = asyncio.run(both())
+    assert second == {"duplicate_of": "first"}
+    assert third["video_url"] == first["video_url"]
+    assert [path.suffix for path in engine.settings.output_dir.glob("*.mp4")] == [".mp4"]
+
+
+def test_a_local_run_has_no_other_to_be_told_of(engine: Engine, good: dict[str, Any]) -> None:
+    urls = {run(engine, {**good, FIELD: "job/0.0"})["video_url"] for _ in range(2)}
+    assert len(urls) == 2
 
 
 def test_progress_is_posted_in_order_and_never_after_the_result(

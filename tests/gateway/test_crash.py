@@ -9,13 +9,15 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.gateway.conftest import Process, _until, free_port, gateway_process, wish
-from wan_engine.gateway.keys import digest
+from tests.gateway.fake_endpoint import FakeEndpoint
 
 RUN = "/v2/wan-2-6-i2v/run"
 STATUS = "/v2/wan-2-6-i2v/status/"
@@ -166,30 +168,27 @@ def test_a_kill_while_the_engine_loads_fails_no_job(tmp_path: Path) -> None:
 
 
 def crash_before_an_endpoint(folder: Path, kills: int) -> None:
-    """Twenty jobs at an endpoint, the gateway before it killed meanwhile: none fails. What it hands
-    over just then may be rendered twice."""
-    far_port, port, dice = free_port(), free_port(), random.Random(kills)
-    (folder / "far").mkdir()
-    (folder / "near").mkdir()
-    keyed = {"WAN_API_KEYS": f"near:{digest('rpa_key')}", "WAN_RATE_LIMIT": "0"}
-    before = {
-        "WAN_RUNPOD_URL": f"http://127.0.0.1:{far_port}/v2",
-        "WAN_RUNPOD_ENDPOINT": "wan-2-6-i2v",
-        "WAN_RUNPOD_KEY": "rpa_key",
-        "WAN_RATE_LIMIT": "0",
-    }
-    with gateway_process(folder / "far", far_port, **keyed):
-        with gateway_process(folder / "near", port, "serve_endpoint", **before) as process:
-            jobs = [
-                process.ask("POST", RUN, json={"input": wish(prompt="sleep 0.3")})["id"]
-                for _ in range(20)
-            ]
-        for _ in range(kills):
-            with gateway_process(folder / "near", port, "serve_endpoint", **before) as process:
-                time.sleep(dice.uniform(0.1, 0.8))
+    """Twenty jobs at an endpoint, the gateway before it killed after it has sent one more, with or
+    without an answer: all are finished, each rendered once."""
+    port, dice = free_port(), random.Random(kills)
+    jobs: list[str] = []
+    states: dict[str, str] = {}
+    with FakeEndpoint(folder / "far") as endpoint:
+        endpoint.answer_seconds = 0.05
+        served = partial(gateway_process, folder, port, "serve_endpoint", **endpoint.settings())
+        for kill in range(kills):
+            if kill % 2:
+                endpoint.answers.clear()
+            posted = len(endpoint.posted)
+            with served() as process:
+                while len(jobs) < 20 * (kill + 1) / kills:
+                    body = {"input": wish(prompt=f"sleep 0.3 job {len(jobs)}")}
+                    jobs.append(process.ask("POST", RUN, json=body)["id"])
+                _until(partial(_more, endpoint.posted, posted))
+                time.sleep(dice.uniform(0, 0.1))
                 kill_gateway(process)
-        with gateway_process(folder / "near", port, "serve_endpoint", **before) as process:
-            states: dict[str, str] = {}
+            endpoint.answers.set()
+        with served() as process:
 
             def all_ended() -> bool:
                 for job in jobs:
@@ -197,9 +196,18 @@ def crash_before_an_endpoint(folder: Path, kills: int) -> None:
                 return not set(states.values()) & {"IN_QUEUE", "IN_PROGRESS"}
 
             _until(all_ended, 120)
+        posts = [fields["wan_claim"] for fields in endpoint.posted]
+        renders = endpoint.renderer.renders
+    print(f"{kills} kills: {len(posts)} posts of {len(set(posts))} renders, {len(renders)} done")
     assert Counter(states.values()) == {"COMPLETED": 20}
+    assert len(posts) > 20
+    assert sorted(Counter(renders).values()) == [1] * 20
+
+
+def _more(found: Sequence[object], count: int) -> bool:
+    return len(found) > count
 
 
 @pytest.mark.slow
-def test_kills_of_the_gateway_before_an_endpoint_fail_no_job(tmp_path: Path) -> None:
+def test_kills_of_the_gateway_before_an_endpoint_finish_each_job_once(tmp_path: Path) -> None:
     crash_before_an_endpoint(tmp_path, kills=10)

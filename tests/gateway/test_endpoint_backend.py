@@ -120,6 +120,7 @@ def test_a_clip_is_rendered_at_the_endpoint(tmp_path: Path) -> None:
         assert body["output"]["video_url"].startswith("http://far/results/")
         assert body["workerId"] == "worker-1"
         (request,) = pair.far.backend.requests.values()
+        assert isinstance(request, dict) and request.pop("wan_claim").endswith("/0.0")
         assert request == wish(seed=3)
 
     paired(tmp_path, test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,27 @@ def test_what_fails_stays_failing_while_it_is_looked_at_again(tmp_path: Path) ->
 
     asyncio.run(line())
     assert seen == [[], ["there is no room for a job's files"]]
+
+
+def test_a_bucket_that_hangs_does_not_delay_the_look_at_the_disk(tmp_path: Path) -> None:
+    readiness = Readiness(Settings(output_dir=tmp_path, scratch_min_gb=1e9), here=True)
+    [disk, storage] = readiness._looks
+    hanging, over = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hanging.set()
+        over.wait(30)
+
+    storage.check = hang
+    readiness._looks.reverse()  # whichever is begun first
+
+    async def line() -> None:
+        watch = asyncio.create_task(readiness.watch())
+        try:
+            await eventually(hanging.is_set)
+            await eventually(lambda: disk.failing)
+        finally:
+            over.set()
+            watch.cancel()
+
+    asyncio.run(line())

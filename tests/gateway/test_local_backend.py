@@ -48,6 +48,7 @@ class Asked:
 
         return self.backend.run(
             Work(
+                render="",
                 job_id=job_id,
                 request=request,
                 seconds=seconds,

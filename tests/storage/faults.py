@@ -49,7 +49,8 @@ class Fault:
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
-    """`seen` has every request that arrived, `injected` counts the faults by kind."""
+    """`seen` has every request that arrived, `injected` counts the faults by kind; headers whose
+    names are in `unknown` do not reach the store."""
 
     allow_reuse_address = True
     daemon_threads = False
@@ -61,6 +62,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         self.store = (host, port)
         self.seen: list[Request] = []
         self.injected: Counter[str] = Counter()
+        self.unknown: tuple[str, ...] = ()
         self.over = threading.Event()
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -148,7 +150,8 @@ class _Connection(socketserver.BaseRequestHandler):
         return b"".join(blocks)
 
     def _ask_store(self, head: list[str], body: bytes) -> bytes:
-        kept = [line for line in head if not line.lower().startswith(("expect:", "connection:"))]
+        dropped = ("expect", "connection", *self.server.unknown)
+        kept = [line for line in head if line.lower().partition(":")[0] not in dropped]
         text = "\r\n".join([*kept, "Connection: close"]) + "\r\n\r\n"
         answer = []
         with socket.create_connection(self.server.store, timeout=20) as store:

@@ -26,7 +26,6 @@ class _Look:
     lacking: str
     check: Callable[[], object]
     every_seconds: float
-    again_at: float = 0.0
     failing: bool = False
 
 
@@ -49,14 +48,13 @@ class Readiness:
         return [look.lacking for look in self._looks if look.failing]
 
     async def watch(self) -> None:
-        """For ever, until cancelled."""
-        loop = asyncio.get_running_loop()
-        while self._looks:
-            for look in self._looks:
-                if look.failing or loop.time() >= look.again_at:
-                    await self._look(look)
-                    look.again_at = loop.time() + look.every_seconds
-            await asyncio.sleep(_DISK_SECONDS)
+        """For ever, until cancelled; each look by itself, as one may hang."""
+        await asyncio.gather(*(self._repeat(look) for look in self._looks))
+
+    async def _repeat(self, look: _Look) -> None:
+        while True:
+            await self._look(look)
+            await asyncio.sleep(_DISK_SECONDS if look.failing else look.every_seconds)
 
     async def _look(self, look: _Look) -> None:
         before, failing = look.failing, False

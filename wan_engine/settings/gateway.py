@@ -28,6 +28,12 @@ class GatewaySettings(BaseSettings):
         default="https://api.runpod.ai/v2",
         description="Where that endpoint's API is",
     )
+    runpod_claims: bool = Field(
+        default=True,
+        description="Whether that endpoint is told the name of each render, as `wan_claim` in "
+        "the input: its workers render once what was handed over twice. For another's worker that "
+        "refuses unknown fields: `0`",
+    )
     api_keys: HashedKeys = Field(
         default={},
         description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "

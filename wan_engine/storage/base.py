@@ -25,6 +25,10 @@ class Storage(Protocol):
         `DeadlineExceeded`, and `StorageFailed` when the clip is there but cannot be delivered.
         """
 
+    def claim(self, job_id: str, holder: str, control: Control) -> str | None:
+        """Who renders it: `holder`, unless another was first. None, and logged, where the store
+        cannot tell. Raises `Cancelled` and `DeadlineExceeded`."""
+
     def flush(self) -> None:
         """Store what waits since the store was away. Logs what goes wrong, raises nothing."""
 

@@ -45,6 +45,22 @@ def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         raise
 
 
+def first_file(target: Path, data: bytes) -> bool:
+    """Whether this made `target`, which has `data` from its first moment on; False where there was
+    one before. Its folder must exist. Raises `OSError`."""
+    made = target.with_name(f".{uuid4().hex}{HALF}")
+    try:
+        with whole_file(made) as file:
+            file.write(data)
+        os.link(made, target)
+        sync_folder(target.parent)
+    except FileExistsError:
+        return False
+    finally:
+        made.unlink(missing_ok=True)
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Make names that were added to `folder` last. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -10,13 +10,23 @@ from typing import Any
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, StorageFailed
-from wan_engine.storage.files import CLIP_BYTES, read, remove, require_writable, whole_file
+from wan_engine.storage.files import (
+    CLIP_BYTES,
+    first_file,
+    read,
+    remove,
+    require_writable,
+    whole_file,
+)
 from wan_engine.storage.records import (
+    NO_CLAIM,
     NO_RECORD,
     NOT_READ,
     NOT_STORED,
     Clip,
+    decode_claim,
     decode_record,
+    encode_claim,
     encode_record,
     job_name,
 )
@@ -61,6 +71,18 @@ class LocalStorage:
             log.warning(NOT_READ, job_name(job_id), error)
             return None
 
+    def claim(self, job_id: str, holder: str, control: Control) -> str | None:
+        control.checkpoint()
+        path = self._claim_path(job_id)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if first_file(path, encode_claim(holder)):
+                return holder
+            return decode_claim(path.read_bytes(), job_id)
+        except OSError as error:
+            log.warning(NO_CLAIM, job_name(job_id), error)
+            return None
+
     def flush(self) -> None:
         """Nothing waits: a folder takes a clip at once or not at all."""
 
@@ -70,7 +92,7 @@ class LocalStorage:
         found = decode_record(data, job_id) if (data := read(record)) is not None else None
         if found is not None and Path(found[0]).name == found[0]:
             remove(self._folder / found[0])
-        remove(record)
+        remove(record, self._claim_path(job_id))
 
     def check(self) -> str:
         folder = self._folder.resolve()
@@ -110,3 +132,6 @@ class LocalStorage:
 
     def _record_path(self, job_id: str) -> Path:
         return self._folder / ".jobs" / f"{job_name(job_id)}.json"
+
+    def _claim_path(self, job_id: str) -> Path:
+        return self._record_path(job_id).with_suffix(".claim")

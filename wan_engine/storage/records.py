@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 NOT_STORED = "The finished clip could not be stored"
 NO_RECORD = "no record of job %s, so a repeat would render again: %s"  # its clip is stored, though
+NO_CLAIM = "job %s not claimed, so if it was sent twice it is rendered twice: %s"
 NOT_READ = "record of job %s not read, so it is rendered: %s"
 
 
@@ -63,3 +64,19 @@ def decode_record(data: bytes, job_id: str) -> tuple[str, dict[str, Any]] | None
         log.warning(NOT_READ, job_name(job_id), "it is damaged")
         return None
     return key, stored
+
+
+def encode_claim(holder: str) -> bytes:
+    return json.dumps({"holder": holder}).encode()
+
+
+def decode_claim(data: bytes, job_id: str) -> str | None:
+    """Who holds it; None, and logged, when damaged."""
+    try:
+        holder = json.loads(data)["holder"]
+    except (ValueError, KeyError, TypeError):
+        holder = None
+    if isinstance(holder, str):
+        return holder
+    log.warning(NO_CLAIM, job_name(job_id), "the claim is damaged")
+    return None

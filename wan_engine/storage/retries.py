@@ -51,6 +51,7 @@ _PASSING_CODES = (
     "RequestTimeout",
     "RequestTimeoutException",
     "PriorRequestNotComplete",
+    "ConditionalRequestConflict",  # two write what only the first may, at the same moment
     "SlowDown",
     "Throttling",
     "ThrottlingException",

@@ -21,10 +21,13 @@ from wan_engine.storage.bucket import Bucket, find_bucket, serves_no_signed_link
 from wan_engine.storage.pinned import PinnedSession
 from wan_engine.storage.probe import Probe, Unusable, get
 from wan_engine.storage.records import (
+    NO_CLAIM,
     NO_RECORD,
     NOT_READ,
     Clip,
+    decode_claim,
     decode_record,
+    encode_claim,
     encode_record,
     job_name,
 )
@@ -115,6 +118,19 @@ class S3Storage:
             return None
         return (self._url(found[0]), found[1]) if found else None
 
+    def claim(self, job_id: str, holder: str, control: Control) -> str | None:
+        def take(ask: Ask) -> str | None:
+            return self._holder(job_id, ask) or self._first(job_id, holder, ask)
+
+        if not self._records:
+            return None
+        try:
+            with boto_errors():
+                return beside(take, control, self._patience.find_seconds)
+        except BucketFailed as error:
+            log.warning(NO_CLAIM, job_name(job_id), error.advice)
+            return None
+
     def flush(self) -> None:
         """Nothing waits: a bucket takes a clip at once or not at all."""
 
@@ -193,6 +209,38 @@ class S3Storage:
         with boto_errors():
             beside(send, control, self._patience.find_seconds, undo)
 
+    def _holder(self, job_id: str, ask: Ask) -> str | None:
+        """Looked for before it is claimed, for a store that does not know `If-None-Match` may
+        ignore it."""
+        try:
+            with boto_errors():
+                return decode_claim(self._read(self._claim_key(job_id), ask), job_id)
+        except BucketFailed as error:
+            if error.absent or error.status == 403:  # without s3:ListBucket
+                return None
+            raise
+
+    def _first(self, job_id: str, holder: str, ask: Ask) -> str | None:
+        """`holder`, once it has claimed it, or who was quicker.
+
+        docs.aws.amazon.com, S3, "Conditional writes": 412 where the object is there. A store that
+        refuses such a write (501) gets a plain one, which two may do at the same moment.
+        """
+        put = partial(
+            self._client.put_object, **self._at(self._claim_key(job_id)), Body=encode_claim(holder)
+        )
+        ask()
+        try:
+            with boto_errors():
+                put(IfNoneMatch="*")
+        except BucketFailed as error:
+            if error.status == 412:
+                return self._holder(job_id, ask)
+            if error.status != 501:
+                raise
+            put()
+        return holder
+
     def _read(self, key: str, ask: Ask) -> bytes:
         """The whole object. botocore retries until an answer begins; one that breaks is asked for
         again here."""
@@ -225,6 +273,9 @@ class S3Storage:
 
     def _record_key(self, job_id: str) -> str:
         return f"{self._prefix}jobs/{job_name(job_id)}.json"
+
+    def _claim_key(self, job_id: str) -> str:
+        return f"{self._prefix}jobs/{job_name(job_id)}.claim"
 
     def _url(self, key: str) -> str:
         if self._public:

@@ -102,6 +102,9 @@ class SpooledStorage:
                 return self._store.finished(job_id, control)
             raise StorageFailed(f"{error}; {_KEPT}") from error
 
+    def claim(self, job_id: str, holder: str, control: Control) -> str | None:
+        return self._store.claim(job_id, holder, control)
+
     def flush(self) -> None:
         """Store what waits, the oldest first, until the store fails; remove what is too old."""
         if not self._flushing.acquire(blocking=False):

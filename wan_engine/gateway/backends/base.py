@@ -12,7 +12,8 @@ from wan_engine.control import Progress
 @dataclass(frozen=True)
 class Work:
     """One start of a job. `seconds` is how long it may run from its begin. `request` reads the
-    request, which may be megabytes: hold it no longer than it is needed.
+    request, which may be megabytes: hold it no longer than it is needed. `render` names what this
+    start is to make: a start that may have been made before has the same name, a retry another.
 
     `remote_id` is what an earlier start told `remote`. `begin` must be awaited when the work really
     begins, with the worker's name if it has one; `progress` may be called at any time. `leaving`
@@ -20,6 +21,7 @@ class Work:
     """
 
     job_id: str
+    render: str
     request: Callable[[], Awaitable[Mapping[str, Any]]]
     seconds: float | None
     remote_id: str | None

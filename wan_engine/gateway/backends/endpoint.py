@@ -1,7 +1,10 @@
 """A Runpod endpoint renders: submit, follow, cancel. Its queue, its machines and its scaling are
 Runpod's; whatever answers like Runpod's API will do.
 
-A busy or broken API is asked again for as long as the job lives, less and less often.
+A busy or broken API is asked again for as long as the job lives, less and less often. An answer may
+be lost after the endpoint has taken the job, and this process may end before it has noted the job's
+id: then it is sent again, with the same name of its render, by which this project's worker knows
+that another job of it is there, and says which (`wan_engine.storage.claims`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import httpx
 from wan_engine.control import Progress
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.jobs.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import whole
 from wan_engine.pricing import cost
 from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
+from wan_engine.storage import claims
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,10 @@ class _Away(Exception):
         self.status = status
 
 
+class _Strict(Exception):
+    """The endpoint's worker is another's and refuses the name of a render."""
+
+
 class EndpointBackend:
     def __init__(
         self,
@@ -68,6 +77,7 @@ class EndpointBackend:
         self.slots = _SLOTS
         self.outlives = True
         self._settings = settings
+        self._claims = settings.runpod_claims
         self._poll_seconds = poll_seconds
         self._why: str | None = "the endpoint has not answered yet"
         self._looker: asyncio.Task[None] | None = None
@@ -97,26 +107,52 @@ class EndpointBackend:
     async def run(self, work: Work) -> Done:
         remote = _Remote(work.remote_id)
         try:
-            if remote.id is None:
-                await whole(self._submit(work, remote), remote.stop)
-            assert remote.id is not None, "only a run that is cancelled submits nothing"
-            return await self._follow(work, remote.id)
+            return await self._handed_over(work, remote)
         except asyncio.CancelledError:
             if remote.id is not None and not work.leaving():
                 await self._cancel(remote.id)
             raise
 
+    async def _handed_over(self, work: Work, remote: _Remote) -> Done:
+        while True:
+            if remote.id is None:
+                await whole(self._submit(work, remote), remote.stop)
+            assert remote.id is not None, "only a run that is cancelled submits nothing"
+            try:
+                return await self._follow(work, remote)
+            except _Strict:
+                self._without_claims()
+                remote.id = None
+                await work.remote(None)
+
+    def _without_claims(self) -> None:
+        if self._claims:
+            log.warning(
+                "the endpoint's worker refuses the field %s and gets it no more, so that a job may "
+                "be rendered twice whose answer is lost; set WAN_RUNPOD_CLAIMS to 0",
+                claims.FIELD,
+            )
+        self._claims = False
+
     async def _submit(self, work: Work, remote: _Remote) -> None:
         """Until the endpoint has taken the job and its id is stored. Once asked for, the answer is
         waited for, whatever happens: nobody could find the job again without its id."""
-        body: dict[str, Any] = {"input": dict(await work.request())}
+        fields = dict(await work.request())
+        body: dict[str, Any] = {"input": fields}
         if work.seconds is not None:
             body["policy"] = {"executionTimeout": max(5_000, round(work.seconds * 1000))}
         waits = _Waits(self._poll_seconds, _LONGEST_BACKOFF_SECONDS)
         while not remote.stopped.is_set():
+            fields.pop(claims.FIELD, None)  # a caller's would lead to another's clip
+            if self._claims:
+                fields[claims.FIELD] = work.render
+            remote.named = claims.FIELD in fields
             try:
                 answer = await self._ask("POST", "/run", body)
             except _Away as away:
+                if remote.named and away.status in _REFUSALS and claims.FIELD in str(away):
+                    self._without_claims()
+                    continue
                 if away.status in _REFUSALS:
                     raise WorkFailed("invalid_request", str(away)) from away
                 log.warning("the endpoint does not take job %s: %s", work.job_id, away)
@@ -128,32 +164,33 @@ class EndpointBackend:
                 await work.remote(remote.id)
                 return
 
-    async def _follow(self, work: Work, remote_id: str) -> Done:
+    async def _follow(self, work: Work, remote: _Remote) -> Done:
+        """To its end, or to that of the job that renders it already, which it becomes."""
         begun = False
         waits = _Waits(self._poll_seconds, _LONGEST_POLL_SECONDS)
         while True:
             try:
-                told = await self._ask("GET", f"/status/{remote_id}")
+                told = await self._ask("GET", f"/status/{remote.id}")
             except _Away as away:
                 if away.status == 404:
                     log.error("the endpoint does not know job %s any longer", work.job_id)
-                    await work.remote(None)
-                    raise WorkerLost from away
+                    raise await _lost(work) from away
                 log.warning("no news of job %s: %s", work.job_id, away)
                 await waits.next()
                 continue
-            status = told.get("status")
+            status, output = told.get("status"), told.get("output")
+            if status == "COMPLETED" and (other := claims.duplicate_of(output)) is not None:
+                await _become(work, remote, other)
+                continue
             if not begun and status not in ("IN_QUEUE", "CANCELLED"):
                 worker = told.get("workerId")
                 await work.begin(worker if isinstance(worker, str) else None)
                 begun = True
             if status == "COMPLETED":
-                return Done(self._output(told.get("output"), await work.request()))
-            if status == "CANCELLED":
-                raise WorkFailed("cancelled", "The job was cancelled at the endpoint")
-            if status in ("FAILED", "TIMED_OUT"):
-                raise _failure(told)
-            if (progress := _progress(told.get("output"))) is not None:
+                return Done(self._output(output, await work.request()))
+            if status in ("CANCELLED", "FAILED", "TIMED_OUT"):
+                raise await _ended(work, remote, told)
+            if (progress := _progress(output)) is not None:
                 work.progress(progress)
             await waits.next()
 
@@ -213,6 +250,8 @@ class _Remote:
 
     def __init__(self, known: str | None) -> None:
         self.id = known
+        self.named = True  # its render has a name
+        self.adopted = False  # an earlier start's, of which nothing was known
         self.stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -233,6 +272,35 @@ class _Waits:
             async with asyncio.timeout(seconds):
                 await (stopped or asyncio.Event()).wait()
         self._seconds = min(self._seconds * 1.4, self._longest)
+
+
+async def _lost(work: Work) -> WorkerLost:
+    """For a job at the endpoint that gives no clip any more."""
+    await work.remote(None)
+    return WorkerLost()
+
+
+async def _become(work: Work, remote: _Remote, other: str) -> None:
+    """From now on the job is the other one there. Raises `WorkerLost` where that leads nowhere."""
+    if remote.adopted or other == remote.id:
+        log.error("the endpoint's workers send job %s from one to another", work.job_id)
+        raise await _lost(work)
+    log.info("job %s is job %s of the endpoint, which has it already", work.job_id, other)
+    remote.id, remote.adopted = other, True  # before it is stored: a cancel must meet it
+    await work.remote(other)
+
+
+async def _ended(work: Work, remote: _Remote, told: Mapping[str, Any]) -> Exception:
+    """What it means that the job at the endpoint has ended without a clip."""
+    if told.get("status") == "CANCELLED":
+        return WorkFailed("cancelled", "The job was cancelled at the endpoint")
+    failure = _failure(told)
+    if remote.named and failure.code == "internal_error" and claims.FIELD in str(told.get("error")):
+        return _Strict()
+    if remote.adopted and failure.code not in CALLERS_FAULTS:
+        # Maybe long ago, while nobody was there to be told: the name of its render is used up.
+        return await _lost(work)
+    return failure
 
 
 def _failure(told: Mapping[str, Any]) -> WorkFailed:

@@ -142,6 +142,7 @@ class Dispatcher:
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,
+            render=f"{job.id}/{job.retries}.{job.starts}",
             request=request,
             seconds=min(limits, default=None),
             remote_id=job.remote_id,

@@ -1,0 +1,90 @@
+"""One render of a job that may have been handed over twice, by the name that its sender gives it.
+
+A gateway that dies between a job's taking by the endpoint and its own noting of the job's id sends
+it again. So it names the render in the job's input; the first job of that name claims it in the
+storage and renders, the others answer at once with the id of the first.
+
+It does not know what is rendered. Only an endpoint's worker listens to the name, as whoever may
+call the endpoint may see all that it has made.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wan_engine.control import Control
+from wan_engine.errors import InvalidRequest
+from wan_engine.storage.base import Storage
+
+log = logging.getLogger(__name__)
+
+FIELD = "wan_claim"
+"""In a job's input: the name of its render."""
+
+_DUPLICATE_OF = "duplicate_of"
+_NAME = re.compile(r"[!-~]{1,200}")  # printable ASCII without blanks
+_REMOTE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def taken(payload: object) -> tuple[str | None, object]:
+    """The render's name in a job's input, and the input without it. Raises `InvalidRequest`."""
+    if not isinstance(payload, Mapping) or FIELD not in payload:
+        return None, payload
+    rest = {name: value for name, value in payload.items() if name != FIELD}
+    claim = payload[FIELD]
+    if not isinstance(claim, str) or not _NAME.fullmatch(claim):
+        raise InvalidRequest(
+            f'field "{FIELD}" must be 1 to 200 characters of printable ASCII without blanks'
+        )
+    return claim, rest
+
+
+def once(
+    claim: str, storage: Storage, control: Control, render: Callable[[Storage], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `render` gives, which is to store its clip in the storage that it gets; or the id of the
+    job that renders it already. Raises `Cancelled`, `DeadlineExceeded`, and what `render` does.
+
+    A job that is handed to another worker keeps its id, and so what it has claimed. Where nothing
+    can be claimed, it is rendered.
+    """
+    own = _Claimed(storage, claim)
+    holder = own.claim(claim, control.job_id, control)
+    # The result of a job that has ended is soon forgotten where it ran, its clip is not.
+    if holder in (None, control.job_id) or own.finished(claim, control) is not None:
+        return render(own)
+    log.info("job %s is rendered as job %s already", control.job_id, holder)
+    return {_DUPLICATE_OF: holder}
+
+
+def duplicate_of(output: object) -> str | None:
+    """The id of the job that renders it already, of a job's output; None for any other output."""
+    found = output.get(_DUPLICATE_OF) if isinstance(output, Mapping) else None
+    return found if isinstance(found, str) and _REMOTE_ID.fullmatch(found) else None
+
+
+class _Claimed:
+    """`storage`, which knows the clip by the name of its render, whatever its job is called."""
+
+    def __init__(self, storage: Storage, claim: str) -> None:
+        self._storage = storage
+        self._name = f"claim/{claim}"  # no job's id
+
+    def put(self, path: Path, _job_id: str, record: Mapping[str, Any], control: Control) -> str:
+        return self._storage.put(path, self._name, record, control)
+
+    def finished(self, _job_id: str, control: Control) -> tuple[str, dict[str, Any]] | None:
+        return self._storage.finished(self._name, control)
+
+    def claim(self, _job_id: str, holder: str, control: Control) -> str | None:
+        return self._storage.claim(self._name, holder, control)
+
+    def flush(self) -> None:
+        self._storage.flush()
+
+    def check(self) -> str:
+        return self._storage.check()
