@@ -17,7 +17,7 @@ from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.media import ffmpeg
 from wan_engine.schema import Carry, Plan, SegmentInput
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 MakeSettings = Callable[..., Settings]

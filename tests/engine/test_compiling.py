@@ -39,7 +39,7 @@ def test_a_compiler_that_cannot_even_be_imported_is_done_without(
     assert "uncompiled, slower: PermissionError" in engine.pool.recipe_reason
     assert "uncompiled, slower: PermissionError" in caplog.text
     engine.pool.family = None
-    engine.settings = engine.settings.model_copy(update={"compile": "required"})
+    engine.pool._settings = engine.settings.model_copy(update={"compile": "required"})
     engine.pool.recipe = replace(engine.recipe, compiled=True)
     with pytest.raises(CompileFailed):
         engine.load()

@@ -177,7 +177,7 @@ def test_required_compiling_is_not_given_up_for_memory(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
 ) -> None:
     card = small_card("transformer", ("stream", "moved"))
-    engine.settings = engine.settings.model_copy(update={"compile": "required"})
+    engine.pool._settings = engine.settings.model_copy(update={"compile": "required"})
     engine.pool.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
     with pytest.raises(OutOfMemory, match="too little GPU memory"):
         engine.generate(request_for())

@@ -68,8 +68,8 @@ def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
     for name in PARTS:
         module = attrgetter(name)(family.pipeline)
         hooks.append(module.register_forward_hook(partial(note, name)))
-    with pytest.raises(Cancelled):
-        engine.generate(request_for(), control)
+    with pytest.raises(Cancelled):  # a prompt of its own: what was encoded before is kept
+        engine.generate(request_for(prompt=part), control)
     for hook in hooks:
         hook.remove()
     assert len(finished) <= 1
