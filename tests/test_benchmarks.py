@@ -88,9 +88,12 @@ def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
     assert "| loading | save |" in capfd.readouterr().out
 
 
-def test_a_whole_clip_of_the_engine_is_measured_at_a_tiny_size() -> None:
-    cases = ["ours, set up", "ours, native fps"]
-    rows = {row["case"]: row for row in gpu.part("job", "tiny", cases)}
+def test_a_whole_clip_of_the_engine_is_measured_at_a_tiny_size(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    cases = ["--cases", "ours, set up", "ours, native fps"]
+    gpu.main(["--scale", "tiny", "--out", str(out), "--parts", "job", *cases])
+    rows = {row["case"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert rows["end"]["exit"] == 0
     assert {"denoise", "decode", "encode"} <= set(rows["ours, native fps"]["stages"])
 
 
