@@ -212,9 +212,11 @@ def test_a_cancel_ends_the_thread_before_the_handler(engine: Engine, good: dict[
 
 
 def test_a_job_that_was_handed_over_twice_is_rendered_once(
-    engine: Engine, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    make_settings: Callable[..., Settings], good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from runpod.serverless.modules import rp_http
+
+    engine = Engine(make_settings(preset="superfast", render_area=64 * 48, progress_seconds=0.05))
 
     async def no_post(*_: object) -> None:
         return
@@ -224,7 +226,7 @@ def test_a_job_that_was_handed_over_twice_is_rendered_once(
     named = {**good, FIELD: "job/0.0"}
 
     async def both() -> list[dict[str, Any]]:
-        with engine._device_for(Control()):  # for which the first one waits meanwhile
+        with engine.pool.device(Control()):  # for which the first one waits meanwhile
             first = asyncio.create_task(handler({"id": "first", "input": named}))
             folder = engine.settings.output_dir / ".jobs"
             while not (folder.is_dir() and any(folder.glob("*.claim"))):
