@@ -13,7 +13,6 @@ RUN python -m venv /opt/venv \
 
 FROM packages AS safety
 WORKDIR /app
-COPY builder builder
 COPY wan_engine wan_engine
 # The Hub's key is in no layer: the mount exists while this runs, and only where it was given.
 RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
@@ -30,6 +29,7 @@ RUN useradd --create-home --uid 1000 wan && mkdir -p /app/outputs && chown wan /
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=safety /opt/wan /opt/wan
 WORKDIR /app
+# For a ready set: `python -m builder.prepare`.
 COPY builder builder
 COPY wan_engine wan_engine
 COPY LICENSE handler.py test_input.json ./

@@ -1,12 +1,13 @@
 # run    one clip from test_input.json, from nothing but Python 3.11 or newer
 # test   the tests that need only the Python index; test-system those that need system packages
 # soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
-# check  linters, formatter, types; also of the Dockerfile, compose file and workflows
+# docs   writes every generated file: the tables in README.md and docs/, .runpod/hub.json and tests.json
+# check  linters, formatter, types; also of the Dockerfile, compose file and workflows; generated files
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-system soak check format clean help
+.PHONY: run test test-system soak docs check format clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -32,10 +33,14 @@ test-system: .venv/test.ok
 		{ echo "test-system needs Runpod's JavaScript client: npm ci --prefix tests/system"; exit 1; }
 	$(BIN)/python -m pytest -m "system and not gpu"
 
+docs: .venv/run.ok
+	$(BIN)/python -m builder.docs
+
 check: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m builder.docs --check
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
@@ -46,7 +51,7 @@ format: .venv/test.ok
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build wan_engine.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

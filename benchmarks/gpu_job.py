@@ -29,10 +29,10 @@ def pipeline(scale: Scale, *, on: torch.device) -> Any:
     """The parts of a four-step A14B, on the device `on`."""
     from diffusers import AutoencoderKLWan
 
-    from builder.tiny import tokenizer
     from wan_engine.catalog import CATALOG
     from wan_engine.families.continuation import ContinuingPipeline
     from wan_engine.families.i2v import make_scheduler
+    from wan_engine.toy.checkpoints import tokenizer
 
     assert AutoencoderKLWan  # imported before the networks, so that no import is timed
     return ContinuingPipeline(

@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # where this file is run as a script
     sys.path.insert(0, str(ROOT))
 
-from builder import tiny  # noqa: E402
+from wan_engine import toy  # noqa: E402
 from wan_engine.control import Control  # noqa: E402
 from wan_engine.errors import ContentPolicy  # noqa: E402
+from wan_engine.logs import quiet_libraries  # noqa: E402
 from wan_engine.safety import Safety, open_safety  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
-from wan_engine.weights import quiet_libraries  # noqa: E402
 
 _TOKENS = 480
 """After the part of the template that is computed once: 1500 English characters and the end of the
@@ -47,8 +47,8 @@ def prepare(folder: Path, *, small: bool) -> Settings:
     from transformers import Qwen3Config, Qwen3ForCausalLM, ViTConfig, ViTForImageClassification
 
     torch.manual_seed(7)
-    guard = tiny.build("tiny-prompt-guard", folder / "guard")
-    image = tiny.build("tiny-image-classifier", folder / "image")
+    guard = toy.build("tiny-prompt-guard", folder / "guard")
+    image = toy.build("tiny-image-classifier", folder / "image")
     if small:
         return _settings(guard, image)
     # config.json of Qwen/Qwen3-0.6B, of which Qwen3Guard-Gen-0.6B is a fine-tune

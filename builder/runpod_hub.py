@@ -1,6 +1,6 @@
 """`.runpod/hub.json` and `.runpod/tests.json`, made from the settings and the catalogue.
 
-`python -m builder.runpod_hub` writes them; a test fails when they are not what the code makes.
+`make docs` writes them.
 Schema: docs.runpod.io, hub/publishing-guide.
 """
 
@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import types
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -18,31 +17,14 @@ from pydantic.fields import FieldInfo
 from builder.gpu_table import CARDS
 from wan_engine.catalog import FALLBACK
 from wan_engine.settings import Settings, described, env_name
-
-ROOT = Path(__file__).parents[1]
+from wan_engine.settings.gateway import GatewaySettings
+from wan_engine.settings.retired import RetiredSettings
 
 _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
 """Asked for at once, with the bucket; the rest is behind "advanced"."""
 
 _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
 """Of no use, or of no good, on an endpoint."""
-
-_GATEWAY = (
-    *("backend", "runpod_endpoint", "runpod_key", "runpod_url", "runpod_claims"),
-    *(
-        "api_keys",
-        "endpoints",
-        "database_url",
-        "queue_max",
-        "job_starts",
-        "keep_jobs_days",
-        "request_max_bytes",
-    ),
-    *("media_max_bytes", "media_days", "rate_limit", "public_url", "trusted_proxies"),
-    *("cors_origins", "shutdown_seconds", "in_flight_max_bytes", "in_flight_key_bytes"),
-    *("head_seconds", "body_rate", "connections_per_address"),
-)
-"""A worker has no gateway."""
 
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
@@ -95,7 +77,9 @@ def hub() -> dict[str, Any]:
             "env": [
                 {"key": env_name(name), "input": _input(name, field)}
                 for name, field in Settings.model_fields.items()
-                if name not in (*_LEFT_OUT, *_GATEWAY, *_SELDOM)
+                if name not in (*_LEFT_OUT, *_SELDOM)
+                # A worker has no gateway.
+                and name not in (*GatewaySettings.model_fields, *RetiredSettings.model_fields)
             ],
         },
     }
@@ -187,8 +171,3 @@ def _picture() -> str:
 def text(content: dict[str, Any]) -> str:
     """As it is in the file."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    for file_name, made in (("hub.json", hub()), ("tests.json", tests())):
-        (ROOT / ".runpod" / file_name).write_text(text(made), "utf-8")

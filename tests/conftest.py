@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from builder import tiny
+from wan_engine import toy
 from wan_engine.settings import Settings
+from wan_engine.toy.checkpoints import place_in_cache
 
 # Tensors this small gain nothing from a second thread, and lose a lot on a machine that is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,16 +56,17 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     that does not look at the picture. What does takes `trained`.
     """
     folder = tmp_path_factory.mktemp("tiny")
-    random = tiny.build("wan-tiny-random", folder / "wan-tiny")
-    (folder / f"tiny-{tiny.RECIPE}").mkdir()
-    (folder / f"tiny-{tiny.RECIPE}" / "wan-tiny").symlink_to(random, target_is_directory=True)
+    random = toy.build("wan-tiny-random", folder / "wan-tiny")
+    place = folder / place_in_cache("wan-tiny")
+    place.parent.mkdir()
+    place.symlink_to(random, target_is_directory=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint `wan-tiny` as users get it: it shows the picture."""
-    return tiny.build("wan-tiny", tmp_path_factory.mktemp("trained") / "wan-tiny")
+    return toy.build("wan-tiny", tmp_path_factory.mktemp("trained") / "wan-tiny")
 
 
 @pytest.fixture

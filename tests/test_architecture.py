@@ -1,32 +1,24 @@
-"""The shape of the package: layers, light imports, public names, and the README's tables.
-
-`python tests/test_architecture.py` writes those tables into README.md.
-"""
+"""The shape of the house: layers of all top folders, light imports, public names."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+import wan_engine
+
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
-    sys.path.insert(0, str(ROOT))
-
-import wan_engine  # noqa: E402
-from builder import gpu_table  # noqa: E402
-from wan_engine.catalog import CATALOG, CLASSIFIERS  # noqa: E402
-from wan_engine.runtime.recipes import least_gb  # noqa: E402
-from wan_engine.settings import described  # noqa: E402
-
 PACKAGE = ROOT / "wan_engine"
-README = ROOT / "README.md"
+
+MOST_UNITS = 26
+"""More rooms than this, and nobody finds his way."""
 
 LAYERS = {
     "errors": 0,
@@ -36,6 +28,7 @@ LAYERS = {
     "pricing": 1,
     "catalog": 2,
     "logs": 2,
+    "toy": 3,
     "plan": 3,
     "runtime": 3,
     "weights": 4,
@@ -53,8 +46,26 @@ LAYERS = {
     "gateway": 10,
     "cli": 11,
     "__main__": 12,
+    # beside the package
+    "handler": 13,
+    "builder": 13,
+    "benchmarks": 14,
+    "tests": 15,
 }
-"""A unit, which is a module or a folder of the package, may import from lower layers only."""
+"""A unit, which is a module or a folder of the package or a top file or folder, may import from
+lower layers only. So neither the package nor the handler has anything of the builder, which the
+image of a worker could be without, and only tests import tests."""
+
+KNOWN = {
+    # They measure what the tests' harness starts.
+    ("benchmarks.gateway_hostile", "tests.gateway.conftest"),
+    ("benchmarks.gateway_load", "tests.gateway.conftest"),
+    ("benchmarks.overlap", "tests.storage.faults"),
+    ("benchmarks.overlap", "tests.worker_loop.conftest"),
+    ("benchmarks.overlap", "tests.worker_loop.control_plane"),
+    ("benchmarks.overlap", "tests.worker_loop.worker"),
+}
+"""Imports that point up. Each has to be there: who mends one takes it from here."""
 
 HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
 NEEDS_TORCH = (
@@ -80,13 +91,22 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+def modules_of(folder: str) -> dict[str, Path]:
+    return {module_name(path): path for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+MODULES = modules_of("wan_engine")
+BESIDE = {"handler": ROOT / "handler.py", **modules_of("builder"), **modules_of("benchmarks")}
+ALL = MODULES | BESIDE
+TARGETS = ALL.keys() | modules_of("tests").keys()
 
 
 def unit(module: str) -> str:
     """The part of a module's name that has a layer."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    top, *rest = module.split(".")
+    if top != "wan_engine":
+        return top
+    return rest[0] if rest else "__init__"
 
 
 def nodes(tree: ast.AST, *, at_import: bool) -> Iterator[ast.AST]:
@@ -101,23 +121,30 @@ def nodes(tree: ast.AST, *, at_import: bool) -> Iterator[ast.AST]:
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """The modules of the package that an import statement names."""
+    """The modules of this repository that an import statement names."""
     if isinstance(node, ast.Import):
-        yield from (name.name for name in node.names if name.name in MODULES)
+        yield from (name.name for name in node.names if name.name in TARGETS)
     elif isinstance(node, ast.ImportFrom):
         for name in node.names:
             inner = f"{node.module}.{name.name}"
-            found = inner if inner in MODULES else node.module
-            if found in MODULES:
+            found = inner if inner in TARGETS else node.module
+            if found in TARGETS:
                 yield found
+
+
+def top_names(node: ast.AST) -> list[str]:
+    """What an import statement names, of any package."""
+    if isinstance(node, ast.Import):
+        return [name.name for name in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
 @cache
 def edges(*, at_import: bool) -> frozenset[tuple[str, str]]:
-    """Which module of the package imports which, in all of its code or at import time only."""
+    """Which module imports which, in all of its code or at import time only."""
     return frozenset(
         (module, target)
-        for module, path in MODULES.items()
+        for module, path in ALL.items()
         for node in nodes(ast.parse(path.read_text("utf-8")), at_import=at_import)
         for target in imported(node)
         if target != module
@@ -127,19 +154,38 @@ def edges(*, at_import: bool) -> frozenset[tuple[str, str]]:
 # --- layers --------------------------------------------------------------------------------------
 
 
-def test_every_module_has_a_layer() -> None:
-    assert sorted({unit(module) for module in MODULES} - set(LAYERS)) == []
+def test_every_unit_has_a_layer_and_every_layer_its_unit() -> None:
+    beside = {path.stem if path.parent == ROOT else path.parent.name for path in tops()}
+    units = {unit(module) for module in MODULES}
+    assert units | beside - {"wan_engine"} == set(LAYERS)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module: str) -> None:
-    upwards = [
-        f"{module} imports {target}"
-        for source, target in sorted(edges(at_import=False))
-        if source == module and unit(module) != unit(target)
-        if LAYERS[unit(module)] <= LAYERS[unit(target)]
-    ]
-    assert upwards == []
+def tops() -> list[Path]:
+    """The Python files at the top, and in the folders there."""
+    return [*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")]
+
+
+def test_the_package_has_few_units() -> None:
+    assert len({unit(module) for module in MODULES}) <= MOST_UNITS
+
+
+def test_imports_point_down() -> None:
+    upwards = {
+        (source, target)
+        for source, target in edges(at_import=False)
+        if unit(source) != unit(target) and LAYERS[unit(source)] <= LAYERS[unit(target)]
+    }
+    assert upwards == KNOWN
+
+
+def test_neither_the_package_nor_the_handler_has_anything_of_the_builder_or_of_benchmarks() -> None:
+    others = {
+        (source, target)
+        for source, target in edges(at_import=False) - KNOWN
+        if unit(source) not in ("builder", "benchmarks")
+        if unit(target) in ("builder", "benchmarks", "tests")
+    }
+    assert others == set()
 
 
 def test_the_search_for_imports_finds_them() -> None:
@@ -147,6 +193,9 @@ def test_the_search_for_imports_finds_them() -> None:
     assert ("wan_engine", "wan_engine.engine") in found
     assert ("wan_engine.pool", "wan_engine.weights") in found
     assert ("wan_engine.media.video", "wan_engine.media.ffmpeg") in found
+    assert ("handler", "wan_engine.settings.environment") in found
+    assert ("builder.docs", "wan_engine.catalog") in found
+    assert ("wan_engine.toy", "wan_engine.toy.cache") in found
     assert ("wan_engine.pool", "wan_engine.families.base") in found
     assert ("wan_engine.pool", "wan_engine.families.base") not in edges(at_import=True)
 
@@ -154,15 +203,26 @@ def test_the_search_for_imports_finds_them() -> None:
 def test_imports_name_the_whole_path_and_what_they_take() -> None:
     others = [
         f"{module} line {node.lineno}"
-        for module, path in MODULES.items()
+        for module, path in ALL.items()
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.level or node.names[0].name == "*")
     ]
     assert others == []
 
 
+def test_the_engine_imports_nothing_of_what_builds_tests_or_measures_it() -> None:
+    named = {
+        (module, name.split(".")[0])
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for name in top_names(node)
+    }
+    apart = {"builder", "tests", "benchmarks", "handler"}
+    assert sorted((module, name) for module, name in named if name in apart) == []
+
+
 def test_no_module_needs_itself_to_be_imported() -> None:
-    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    graph: dict[str, set[str]] = {module: set() for module in ALL}
     for module, target in edges(at_import=True):
         graph[module].add(target)
     try:
@@ -224,128 +284,11 @@ def test_public_names_are_sorted_and_unique() -> None:
     assert list(wan_engine.__all__) == sorted(set(wan_engine.__all__))
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if MODULES[name].stat().st_size])
-def test_every_module_says_what_it_owns(module: str) -> None:
-    assert ast.get_docstring(ast.parse(MODULES[module].read_text("utf-8")))
+def test_every_module_says_what_it_owns() -> None:
+    written = {name: path.read_text("utf-8") for name, path in ALL.items()}
+    silent = [name for name, text in written.items() if text and not docstring(text)]
+    assert silent == []
 
 
-# --- the README ----------------------------------------------------------------------------------
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        head,
-        ["---"] * len(head),
-        *([cell.replace("|", r"\|") for cell in row] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def settings_table() -> str:
-    return table(
-        ["variable", "default", "meaning"],
-        [
-            [f"`{row.variable}`", f"`{row.default}`" if row.default else "", row.meaning]
-            for row in described()
-        ],
-    )
-
-
-def models_table() -> str:
-    return table(
-        ["name", "title", "fps", "max frames", "steps", "download GB", "GPU GB", "licence"],
-        [
-            [
-                f"`{row.name}`",
-                row.title,
-                *(f"{number:g}" for number in (row.fps, row.max_frames, row.steps)),
-                *(f"{number:g}" for number in (row.download_gb, round(least_gb(row), 1))),
-                row.licence,
-            ]
-            for row in CATALOG.values()
-        ],
-    )
-
-
-def classifiers_table() -> str:
-    return table(
-        ["name", "title", "flagged", "download GB", "licence"],
-        [
-            [
-                f"`{row.name}`",
-                row.title,
-                ", ".join(f"{label} from {least:g}" for label, least in row.flagged.items())
-                or "see below",
-                f"{row.download_gb:g}",
-                row.licence,
-            ]
-            for row in CLASSIFIERS.values()
-        ],
-    )
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "settings": settings_table,
-    "models": models_table,
-    "classifiers": classifiers_table,
-    "gpus": gpu_table.table,
-}
-
-
-def between_markers(text: str, name: str) -> tuple[str, str, str]:
-    """What is before, between and after the markers of a table, markers not in the middle."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    assert (text.count(start), text.count(end)) == (1, 1), f"README.md needs {start} and {end}"
-    before, _, rest = text.partition(start)
-    middle, _, after = rest.partition(end)
-    return before + start, middle, end + after
-
-
-def rewritten(text: str) -> str:
-    """The README with the tables as they should be."""
-    for name, render in TABLES.items():
-        before, _, after = between_markers(text, name)
-        text = f"{before}\n{render()}\n{after}"
-    return text
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_the_readme_has_the_table_that_the_code_makes(name: str) -> None:
-    expected = TABLES[name]()
-    written = between_markers(README.read_text("utf-8"), name)[1].strip() if README.exists() else ""
-    advice = "run `python tests/test_architecture.py`, which writes this table into README.md:"
-    assert written == expected, f"{advice}\n\n{expected}"
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_has_the_same_cells_in_every_row(name: str) -> None:
-    lines = TABLES[name]().splitlines()
-    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
-
-
-def test_a_table_has_a_row_for_each_of_its_things() -> None:
-    rows = {name: len(render().splitlines()) - 2 for name, render in TABLES.items()}
-    assert rows == {
-        "settings": len(described()),
-        "models": len(CATALOG),
-        "classifiers": len(CLASSIFIERS),
-        "gpus": len(gpu_table.CARDS),
-    }
-
-
-def test_a_bar_in_a_cell_does_not_end_it() -> None:
-    assert table(["a"], [["x|y"]]).splitlines()[-1] == r"| x\|y |"
-
-
-def test_rewriting_the_readme_changes_only_what_is_between_the_markers() -> None:
-    text = "a\n<!-- models -->\nold\n<!-- /models -->\nb\n<!-- settings --><!-- /settings -->\nc\n"
-    text += "<!-- gpus --><!-- /gpus -->\n<!-- classifiers --><!-- /classifiers -->"
-    done = rewritten(text)
-    assert done.startswith(f"a\n<!-- models -->\n{models_table()}\n<!-- /models -->\nb\n")
-    assert f"b\n<!-- settings -->\n{settings_table()}\n<!-- /settings -->\nc\n" in done
-    assert done.endswith(f"<!-- classifiers -->\n{classifiers_table()}\n<!-- /classifiers -->")
-    assert rewritten(done) == done
-
-
-if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text("utf-8")), "utf-8")
+def docstring(source: str) -> str | None:
+    return ast.get_docstring(ast.parse(source))

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from builder import tiny
-from wan_engine import Settings
+from wan_engine import Settings, toy
 from wan_engine.checks import Check, machine_checks, require, start_checks
 from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError
@@ -37,7 +36,7 @@ def test_a_start_that_fails_is_one_line_that_says_why(make_settings: MakeSetting
 
 
 def broken_model(tiny_cache: Path, folder: Path, *, cut: bool) -> Path:
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "whole" / "wan-tiny"), folder)
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "whole" / "wan-tiny"), folder)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     if cut:
         path.write_bytes(path.read_bytes()[:-1])
@@ -111,7 +110,7 @@ def test_a_card_must_hold_the_model(
 ) -> None:
     monkeypatch.setattr("wan_engine.runtime.recipes.detect", lambda _: gpu)
     folder = tmp_path / "models" / "wan2.2-ti2v-5b"
-    shutil.copytree(tiny.build("wan-tiny-ti2v", tiny_cache / "whole" / "wan-tiny-ti2v"), folder)
+    shutil.copytree(toy.build("wan-tiny-ti2v", tiny_cache / "whole" / "wan-tiny-ti2v"), folder)
     settings = make_settings(model="wan2.2-ti2v-5b", models_dir=folder.parent)
     check = found(settings)["memory"]
     assert check.ok == ok and "wan2.2-ti2v-5b needs 18 GB" in check.found

@@ -74,6 +74,12 @@ def test_what_is_copied_exists_and_is_sent_to_the_builder() -> None:
         assert any(fnmatch.fnmatch(source, pattern) for pattern in allowed), source
 
 
+def test_the_trainer_of_the_toy_is_not_in_the_image() -> None:
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert (ROOT / "builder" / "train_toy").is_dir()
+    assert ignored.index("builder/train_toy") > ignored.index("!builder")
+
+
 def test_the_classifiers_are_fetched_to_where_they_are_looked_for() -> None:
     [command] = [rest for rest in rest_of("RUN") if "download safety" in rest]
     home = re.search(r"HF_HOME=(\S+)", command)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from wan_engine import toy
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.plan import (
     FrameMode,
@@ -24,7 +25,7 @@ from wan_engine.plan import (
 )
 from wan_engine.schema import SEED_MAX, Framing, Media, Plan, Script, ScriptShot, VideoRequest
 
-ROWS = list(CATALOG.values())
+ROWS = [*CATALOG.values(), *toy.MODELS.values()]
 AREAS = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}
 LONGEST_SIDE = 8000
 SHORTEST_SIDE = 240
@@ -217,8 +218,8 @@ def test_little_of_the_render_is_thrown_away(
 
 @fuzz
 @given(picture=pictures(most=LONGEST_SIDE // SHORTEST_SIDE), size=sizes, spec=rows, frame=frames)
-@example(picture=(8000, 240), size="1280*720", spec=CATALOG["wan-tiny-ti2v"], frame="image")
-@example(picture=(240, 8000), size="1920*1080", spec=CATALOG["wan-tiny-ti2v"], frame="image")
+@example(picture=(8000, 240), size="1280*720", spec=toy.MODELS["wan-tiny-ti2v"], frame="image")
+@example(picture=(240, 8000), size="1920*1080", spec=toy.MODELS["wan-tiny-ti2v"], frame="image")
 def test_every_image_that_is_taken_has_a_plan(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
@@ -262,7 +263,7 @@ def test_the_middle_of_a_render_that_is_too_wide_is_taken() -> None:
 
 @pytest.mark.parametrize("side", [32, 64, 96])
 def test_a_size_that_is_legal_is_rendered_as_it_is(side: int) -> None:
-    assert render_size(side, side, CATALOG["wan-tiny-ti2v"]) == (side, side)
+    assert render_size(side, side, toy.MODELS["wan-tiny-ti2v"]) == (side, side)
 
 
 # --- frames and segments -------------------------------------------------------------------------

@@ -22,8 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from builder import tiny
-from wan_engine import Control, Engine, Settings, VideoRequest, data_uri, weights
+from wan_engine import Control, Engine, Settings, VideoRequest, data_uri, toy, weights
 from wan_engine.catalog import (
     CATALOG,
     GUARD_CATEGORIES,
@@ -56,7 +55,7 @@ def safety(make_settings: MakeSettings) -> Safety:
 
 @pytest.fixture
 def guard(tiny_cache: Path) -> PromptGuard:
-    folder = tiny.build("tiny-prompt-guard", tiny_cache / "tiny-prompt-guard")
+    folder = toy.build("tiny-prompt-guard", tiny_cache / "tiny-prompt-guard")
     return guard_in(folder)
 
 
@@ -66,7 +65,7 @@ def copied(tiny_cache: Path, tmp_path: Path) -> Callable[[str], Path]:
 
     def copy(name: str) -> Path:
         folder = tmp_path / "copy" / name
-        shutil.copytree(tiny.build(name, tiny_cache / name), folder)
+        shutil.copytree(toy.build(name, tiny_cache / name), folder)
         return folder
 
     return copy

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
+import logging
+import re
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings
 
-import wan_engine
+from wan_engine import logs
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Lora, Settings, described, env_name
 from wan_engine.settings.gateway import GatewaySettings
+from wan_engine.settings.retired import RetiredSettings
 
 SECRET = "very/SECRET+key"
 BUCKET = {
@@ -40,11 +45,18 @@ def test_descriptions_are_one_line() -> None:
     assert [row.variable for row in described() if not row.meaning.isprintable()] == []
 
 
-def test_the_table_has_every_field_once_and_in_order() -> None:
-    fields, gateways = list(Settings.model_fields), list(GatewaySettings.model_fields)
-    in_order = [*(name for name in fields if name not in gateways), *gateways]
-    assert [row.variable for row in described()] == [env_name(name) for name in in_order]
-    assert len(in_order) == len(fields)
+def test_the_table_has_every_field_once_the_models_first_and_the_gateways_last() -> None:
+    shown = [row.variable for row in described()]
+    fields = [*Settings.model_fields]
+    assert shown == [env_name(name) for name in fields if name not in RetiredSettings.model_fields]
+    gateways = [env_name(name) for name in GatewaySettings.model_fields]
+    assert (shown[0], shown[-len(gateways) :]) == ("WAN_MODEL", gateways)
+
+
+def test_no_field_is_in_two_topics() -> None:
+    topics = [base for base in Settings.__bases__ if base is not BaseSettings]
+    names = [name for topic in topics for name in topic.model_fields]
+    assert sorted(names) == sorted(Settings.model_fields)
 
 
 def test_variables_start_with_ours_or_with_runpods_own_names() -> None:
@@ -255,7 +267,7 @@ def test_blanks_around_a_value_are_left_out_with_a_warning(
 ) -> None:
     monkeypatch.setenv(variable, around.format(SECRET))
     settings = Settings.load()
-    assert SECRET in settings.model_dump().values()
+    assert SECRET in settings.with_secrets().values()
     assert f"{variable} has blanks or line breaks around it" in caplog.text
     assert SECRET not in caplog.text
 
@@ -300,15 +312,89 @@ def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> No
 # --- what is kept to itself ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("show", [repr, str, "{}".format])
-def test_the_secret_key_is_not_shown(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in BUCKET.items():
-        monkeypatch.setenv(variable, value)
-    settings = Settings.load()
-    assert settings.bucket_secret_access_key == SECRET
-    assert SECRET not in show(settings)
-    assert settings.bucket_access_key_id
-    assert settings.bucket_access_key_id not in show(settings)
+SECRETS = {
+    "BUCKET_ACCESS_KEY_ID": "AKIDEXAMPLE",
+    "BUCKET_SECRET_ACCESS_KEY": SECRET,
+    "WAN_PROMPT_API_KEY": "sk-prompts",
+    "WAN_PROMPT_URL": "api-key=in-a-query",
+    "WAN_RUNPOD_KEY": "rpa_EXAMPLE",
+    "WAN_DATABASE_URL": "pass/word:1",
+}
+URLS_AROUND = {
+    "WAN_PROMPT_URL": "https://prompts.example/v1?{}",
+    "WAN_DATABASE_URL": "postgresql://wan:{}@db.example/wan",
+}
+
+
+def shows_a_secret(text: object) -> bool:
+    return any(secret in str(text) for secret in SECRETS.values())
+
+
+@pytest.fixture
+def secretive(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with every secret set."""
+    for variable, secret in SECRETS.items():
+        monkeypatch.setenv(variable, URLS_AROUND.get(variable, "{}").format(secret))
+    return Settings.load()
+
+
+def test_whatever_is_named_like_a_secret_is_one(secretive: Settings) -> None:
+    values = {env_name(name): getattr(secretive, name) for name in Settings.model_fields}
+    assert {name for name, value in values.items() if isinstance(value, SecretStr)} == set(SECRETS)
+    # Names and hashes of the gateway's keys, and a number.
+    others = {"WAN_API_KEYS", "WAN_IN_FLIGHT_KEY_BYTES"}
+    named = {name for name in values if re.search("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name)}
+    assert named - others <= set(SECRETS)
+
+
+SHOWN: dict[str, Callable[[Settings], object]] = {
+    "repr": repr,
+    "str": str,
+    "format": "{}".format,
+    "dump": Settings.model_dump,
+    "json": Settings.model_dump_json,
+}
+
+
+@pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
+def test_no_secret_is_shown(show: Callable[[Settings], object], secretive: Settings) -> None:
+    assert not shows_a_secret(show(secretive))
+
+
+def test_no_secret_gets_into_the_log(secretive: Settings) -> None:
+    formatter = logs.RedactingFormatter("%(message)s", logs.secrets_of(secretive))
+    for secret in SECRETS.values():
+        line = formatter.format(logging.makeLogRecord({"msg": f"somebody logs {secret} here"}))
+        assert line == "somebody logs ... here"
+
+
+def test_a_password_in_the_buckets_url_is_not_shown() -> None:
+    shown = repr(Settings(bucket_endpoint_url="https://me:hunter2@s3.example.com/clips"))
+    assert "hunter2" not in shown
+
+
+def test_of_a_url_only_what_is_secret_is_taken_out_of_the_log(secretive: Settings) -> None:
+    formatter = logs.RedactingFormatter("%(message)s", logs.secrets_of(secretive))
+    record = logging.makeLogRecord({"msg": "https://prompts.example/v1 does not answer"})
+    assert formatter.format(record) == "https://prompts.example/v1 does not answer"
+
+
+def test_another_process_gets_the_secrets(secretive: Settings) -> None:
+    sent = json.loads(json.dumps(secretive.with_secrets()))
+    assert Settings(**sent) == secretive
+    assert sent["runpod_key"] == SECRETS["WAN_RUNPOD_KEY"]
+
+
+def test_a_setting_that_nobody_needs_is_read_with_what_to_do_now(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Settings(in_flight_max_bytes=4096).in_flight_of_key_bytes == 1024
+    Settings.load()
+    assert caplog.text == ""
+    monkeypatch.setenv("WAN_IN_FLIGHT_KEY_BYTES", "2048")
+    assert Settings.load().in_flight_of_key_bytes == 2048
+    assert "WAN_IN_FLIGHT_KEY_BYTES is still used, but no longer needed: " in caplog.text
+    assert "unset it" in caplog.text
 
 
 def test_a_refusal_does_not_show_the_secret_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,35 +404,53 @@ def test_a_refusal_does_not_show_the_secret_key(monkeypatch: pytest.MonkeyPatch)
     assert SECRET not in refusal()
 
 
-READERS = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+ROOT = Path(__file__).parents[1]
+READERS = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"}
+READERS |= {"BaseSettings", "EnvSettingsSource", "load_dotenv", "dotenv_values"}
 
 
 def _reads_the_environment(source: str) -> bool:
+    """Whether a name that reads it is used, imported or spelled for `getattr`, or typer's option
+    for it."""
     return any(
         (isinstance(node, ast.Attribute) and node.attr in READERS)
         or (isinstance(node, ast.ImportFrom) and READERS & {name.name for name in node.names})
         or (isinstance(node, ast.Name) and node.id in READERS)
+        or (isinstance(node, ast.Constant) and node.value in READERS)
+        or (isinstance(node, ast.keyword) and node.arg == "envvar")
         for node in ast.walk(ast.parse(source))
     )
 
 
 @pytest.mark.parametrize(
     "source",
-    ["import os\nos.environ['A']", "import os as o\no.getenv('A')", "from os import environ"],
+    [
+        "import os\nos.environ['A']",
+        "import os as o\no.getenv('A')",
+        "from os import environ",
+        "import os\ngetattr(os, 'environ')",
+        "typer.Option(envvar='A')",
+        "class Mine(BaseSettings): ...",
+    ],
 )
 def test_the_search_for_readers_of_the_environment_finds_them(source: str) -> None:
     assert _reads_the_environment(source)
 
 
-def test_only_the_settings_and_their_neighbour_read_the_environment() -> None:
-    package = Path(wan_engine.__file__).parent
-    readers = [
-        str(path.relative_to(package))
-        for path in sorted(package.rglob("*.py"))
-        if path.name not in ("settings.py", "environment.py")
-        and _reads_the_environment(path.read_text())
-    ]
-    assert readers == []
+def test_only_the_settings_and_the_handler_read_the_environment() -> None:
+    sources = [ROOT / "handler.py", *(ROOT / "wan_engine").rglob("*.py")]
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        if _reads_the_environment(path.read_text("utf-8"))
+    }
+    settings = {"wan_engine/settings/__init__.py", "wan_engine/settings/environment.py"}
+    assert readers == {"handler.py", *settings}
+
+
+def test_the_handler_only_asks_for_a_quiet_sdk() -> None:
+    read = re.findall(r"os\.(?:environ|getenv)\S*", (ROOT / "handler.py").read_text("utf-8"))
+    assert read == ['os.environ.setdefault("RUNPOD_LOG_LEVEL",']
 
 
 def test_every_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

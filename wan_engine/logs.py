@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable
 
-from wan_engine.settings import Settings
+from wan_engine.settings import Settings, secret_values
 
 _HIDDEN = (
     # All of a query: what signs a URL has another name in every store.
@@ -26,12 +27,6 @@ _HIDDEN = (
         ),
         r"\1...",
     ),
-)
-_SECRET_FIELDS = (
-    "bucket_access_key_id",
-    "bucket_secret_access_key",
-    "prompt_api_key",
-    "runpod_key",
 )
 _LONGEST_LINE = 20_000  # what is longer has somebody's data in it, and takes time to look through
 _SHORTEST_SECRET = 6  # shorter ones would blot out ordinary words
@@ -85,9 +80,8 @@ def redact_runpods(secrets: Iterable[str]) -> None:
 
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
-    """The credentials that these settings hold."""
-    values = (getattr(settings, field) for field in _SECRET_FIELDS)
-    return tuple(value for value in values if value and len(value) >= _SHORTEST_SECRET)
+    """The credentials that these settings hold, as `redact` takes them."""
+    return tuple(value for value in secret_values(settings) if len(value) >= _SHORTEST_SECRET)
 
 
 def set_up(
@@ -103,3 +97,17 @@ def set_up(
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
     for name in ("httpx2", "httpx"):  # of the Hub's client and the gateway: a line a request
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def quiet_libraries(*, bars: bool) -> None:
+    """Loading bars only where they are wanted and somebody watches; no warning about torchvision,
+    which is missing here because nothing uses it."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    for logging_module in (diffusers_logging, transformers_logging):
+        if bars and sys.stderr.isatty():
+            logging_module.enable_progress_bar()
+        else:
+            logging_module.disable_progress_bar()

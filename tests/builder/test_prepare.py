@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from builder import prepare, tiny
+from builder import prepare
 from tests import warm
-from wan_engine import weights
+from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, LoraFile, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import load_family
@@ -69,7 +69,7 @@ def settings(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
     models = tmp_path / "models"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), models / "wan2.2-i2v-a14b")
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), models / "wan2.2-i2v-a14b")
     (models / "loras").mkdir()
     lora(models / "loras" / "high.safetensors", seed=1)
     lora(models / "loras" / "low.safetensors", seed=2)

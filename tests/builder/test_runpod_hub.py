@@ -15,6 +15,7 @@ from wan_engine import Engine, VideoRequest
 from wan_engine.catalog import CATALOG
 from wan_engine.runtime.recipes import Gpu, choose, fits
 from wan_engine.settings import Settings, described
+from wan_engine.settings.gateway import GatewaySettings
 
 ROOT = Path(__file__).parents[2]
 ENTRIES: list[dict[str, Any]] = runpod_hub.hub()["config"]["env"]
@@ -26,7 +27,7 @@ TYPES = {"string", "number", "boolean"}
 )
 def test_the_file_is_what_the_code_makes(name: str, made: dict[str, Any]) -> None:
     written = (ROOT / ".runpod" / name).read_text("utf-8")
-    assert written == runpod_hub.text(made), "run `python -m builder.runpod_hub`, which writes it"
+    assert written == runpod_hub.text(made), "run `make docs`, which writes it"
 
 
 def test_the_required_fields_are_there_and_of_their_kinds() -> None:
@@ -44,7 +45,7 @@ def test_the_required_fields_are_there_and_of_their_kinds() -> None:
 
 def test_every_setting_is_asked_for_or_left_out_by_name() -> None:
     keys = [entry["key"] for entry in ENTRIES]
-    named = (*runpod_hub._LEFT_OUT, *runpod_hub._GATEWAY, *runpod_hub._SELDOM)
+    named = (*runpod_hub._LEFT_OUT, *GatewaySettings.model_fields, *runpod_hub._SELDOM)
     left_out = {runpod_hub.env_name(name) for name in named}
     assert len(keys) == len(set(keys))
     assert set(keys) | left_out == {row.variable for row in described()}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from diffusers import WanImageToVideoPipeline
 
-from builder import tiny
 from tests.families.lora_files import network
-from wan_engine.catalog import CATALOG
+from tests.rows import ROWS
+from wan_engine import toy
 from wan_engine.families import load_family
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.weights import LoraWeights
@@ -40,8 +40,8 @@ def load(tiny_cache: Path) -> Callable[..., Any]:
         recipe: Recipe = Recipe("cpu", "float32"),  # noqa: B008
         **changes: Any,
     ) -> Any:
-        folder = tiny.build(name, tiny_cache / name)
-        return load_family(replace(CATALOG[name], **changes), folder, recipe, loras)
+        folder = toy.build(name, tiny_cache / name)
+        return load_family(replace(ROWS[name], **changes), folder, recipe, loras)
 
     return load
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from builder import tiny
 from tests.families.conftest import stock
-from wan_engine.catalog import CATALOG
+from tests.rows import ROWS
+from wan_engine import toy
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import Start
@@ -38,11 +38,11 @@ def loaded(tiny_cache: Path) -> Callable[..., Any]:
 
     def load(name: str, continuation: str, *, offload: Any = "none", **changes: Any) -> Any:
         if (name, offload) not in families:
-            folder = tiny.build(name, tiny_cache / name)
+            folder = toy.build(name, tiny_cache / name)
             recipe = Recipe("cpu", "float32", offload)
-            families[name, offload] = load_family(CATALOG[name], folder, recipe)
+            families[name, offload] = load_family(ROWS[name], folder, recipe)
         family = families[name, offload]
-        family.spec = replace(CATALOG[name], continuation=continuation, **changes)
+        family.spec = replace(ROWS[name], continuation=continuation, **changes)
         return family
 
     return load
@@ -186,8 +186,8 @@ def test_the_noise_is_that_of_the_stock_pipeline(
 
 
 def test_the_vae_that_encodes_again_is_float32(loaded: Loaded, tiny_cache: Path) -> None:
-    folder = tiny.build("wan-tiny", tiny_cache / "wan-tiny")
-    family: Any = load_family(CATALOG["wan-tiny"], folder, Recipe("cpu", "bfloat16"))
+    folder = toy.build("wan-tiny", tiny_cache / "wan-tiny")
+    family: Any = load_family(ROWS["wan-tiny"], folder, Recipe("cpu", "bfloat16"))
     seen: list[torch.dtype] = []
     family.pipeline.vae.encoder.conv_in.register_forward_pre_hook(
         lambda _module, inputs: seen.append(inputs[0].dtype)
@@ -318,7 +318,7 @@ def test_a_later_segment_can_be_stopped_within_a_step(
 
 @pytest.mark.parametrize("name", ["wan-tiny", "wan-tiny-ti2v"])
 def test_a_first_segment_is_the_stock_pipelines(loaded: Loaded, name: str) -> None:
-    family = loaded(name, CATALOG[name].continuation)
+    family = loaded(name, ROWS[name].continuation)
     latents, _ = run(family, Carry(), seed=5)
     spec = family.spec
     wanted = stock(family.pipeline)(

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.profiler import ProfilerActivity, profile
 
-from builder import tiny
+from wan_engine import toy
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.convolution import use_onednn
 
@@ -35,7 +35,7 @@ def calls(work: Callable[[], Any]) -> dict[str, int]:
 
 @pytest.fixture
 def stock(tiny_cache: Path) -> Any:
-    folder = tiny.build("wan-tiny", tiny_cache / "wan-tiny")
+    folder = toy.build("wan-tiny", tiny_cache / "wan-tiny")
     return AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
 
 

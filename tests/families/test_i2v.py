@@ -16,9 +16,9 @@ from diffusers.models import model_loading_utils
 from PIL import Image
 from safetensors.torch import save_file
 
-from builder import tiny
 from tests.families.conftest import stock
-from wan_engine.catalog import CATALOG
+from tests.rows import ROWS
+from wan_engine import toy
 from wan_engine.errors import ConfigurationError, OutOfMemory
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode, to_frames
@@ -83,7 +83,7 @@ def test_a_segment_becomes_as_many_frames_as_asked(load: Callable[..., Any], nam
     latents = family.denoise(segment(frames=9), steps.append)
     chunks = list(family.decode(latents))
     assert steps == sorted(steps)
-    assert sorted(set(steps)) == list(range(CATALOG[name].steps + 1))
+    assert sorted(set(steps)) == list(range(ROWS[name].steps + 1))
     assert sum(len(chunk) for chunk in chunks) == 9
     assert chunks[0].shape[1:] == (64, 64, 3) and chunks[0].dtype == np.uint8
 
@@ -160,9 +160,9 @@ def test_four_distilled_steps_are_those_of_the_training() -> None:
     assert scheduler.sigmas.tolist()[-1] == 0.0
 
 
-@pytest.mark.parametrize("name", list(CATALOG))
+@pytest.mark.parametrize("name", list(ROWS))
 def test_every_row_has_the_scheduler_of_its_own_shift(name: str) -> None:
-    spec = CATALOG[name]
+    spec = ROWS[name]
     scheduler: Any = make_scheduler(spec)
     scheduler.set_timesteps(spec.steps, device="cpu")
     assert len(scheduler.timesteps) == spec.steps
@@ -178,10 +178,9 @@ def test_the_checkpoints_own_flow_shift_is_not_used(load: Callable[..., Any]) ->
 
 @pytest.mark.parametrize("name", KINDS)
 def test_bfloat16_stays_near_float32(tiny_cache: Path, name: str) -> None:
-    folder = tiny.build(name, tiny_cache / name)
+    folder = toy.build(name, tiny_cache / name)
     plain, half = (
-        load_family(CATALOG[name], folder, Recipe("cpu", dtype))
-        for dtype in ("float32", "bfloat16")
+        load_family(ROWS[name], folder, Recipe("cpu", dtype)) for dtype in ("float32", "bfloat16")
     )
     first, second = (
         np.concatenate(list(family.decode(family.denoise(segment(), ignore)))).astype(int)
@@ -199,7 +198,7 @@ def test_offloading_changes_no_frame(
 ) -> None:
     resident = load(name)
     recipe = Recipe("cpu", "float32", offload)
-    offloaded = load_family(CATALOG[name], tiny_cache / name, recipe)
+    offloaded = load_family(ROWS[name], tiny_cache / name, recipe)
     for family in (offloaded, offloaded, resident):
         frames = np.concatenate(list(family.decode(family.denoise(segment(), ignore))))
         assert frames.shape == (9, 64, 64, 3)
@@ -211,13 +210,13 @@ def test_a_repository_that_names_the_text_to_video_pipeline_loads(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "converted"
-    shutil.copytree(tiny.build("wan-tiny-ti2v", tiny_cache / "wan-tiny-ti2v"), folder)
+    shutil.copytree(toy.build("wan-tiny-ti2v", tiny_cache / "wan-tiny-ti2v"), folder)
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("image_encoder", "image_processor"):
         index.pop(name, None)
     index["_class_name"] = "WanPipeline"  # as Wan-AI/Wan2.2-TI2V-5B-Diffusers has it
     (folder / "model_index.json").write_text(json.dumps(index))
-    family = load_family(CATALOG["wan-tiny-ti2v"], folder, CPU)
+    family = load_family(ROWS["wan-tiny-ti2v"], folder, CPU)
     assert family.denoise(segment(), ignore).shape == (1, 48, 3, 4, 4)
 
 
@@ -271,7 +270,7 @@ def test_weights_on_a_network_volume_are_read_whole_and_side_by_side(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]
 ) -> None:
     folder = tmp_path / "sharded"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
     for name in ("transformer", "transformer_2"):
         whole = WanTransformer3DModel.from_pretrained(folder / name)
         shutil.rmtree(folder / name)
@@ -287,7 +286,7 @@ def test_weights_on_a_network_volume_are_read_whole_and_side_by_side(
 
     monkeypatch.setattr(model_loading_utils, "load_state_dict", seen)
     monkeypatch.setattr("wan_engine.families.i2v.over_a_network", lambda _: True)
-    family = load_family(CATALOG["wan-tiny"], folder, CPU)
+    family = load_family(ROWS["wan-tiny"], folder, CPU)
     assert {whole for path, whole in read if "transformer" in str(path)} == {True}
     expected = load("wan-tiny").denoise(segment(), ignore)
     assert torch.equal(family.denoise(segment(), ignore), expected)
@@ -300,6 +299,6 @@ def test_too_little_memory_for_the_weights_is_a_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("diffusers.WanTransformer3DModel.to", full)
-    folder = tiny.build("wan-tiny", tiny_cache / "wan-tiny")
+    folder = toy.build("wan-tiny", tiny_cache / "wan-tiny")
     with pytest.raises(OutOfMemory, match="too little GPU memory for wan-tiny"):
-        load_family(CATALOG["wan-tiny"], folder, CPU)
+        load_family(ROWS["wan-tiny"], folder, CPU)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from builder import prepare, tiny
+from builder import prepare
 from tests.families.lora_files import BIAS, DIFFERENCE, FITS, K, save
-from wan_engine import Engine, Settings, VideoRequest
+from wan_engine import Engine, Settings, VideoRequest, toy
 from wan_engine.catalog import CATALOG, LoraFile
 from wan_engine.checks import Check, machine_checks
 from wan_engine.errors import ConfigurationError
@@ -117,7 +117,7 @@ def test_nothing_is_added_to_a_set_in_float8(
     load: Callable[..., Any], tiny_cache: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "float8"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
     network = WanTransformer3DModel.from_pretrained(folder / "transformer")
     prepare.to_fp8(network)
     network.save_pretrained(folder / "transformer")
@@ -134,7 +134,7 @@ def test_a_ready_set_has_all_of_a_file_in_it(
     file = LoraFile("me/l", "both.safetensors", None, "both", 0.5)
     monkeypatch.setitem(CATALOG, name, replace(CATALOG[name], loras=(file,)))  # type: ignore[misc]
     models = tmp_path / "models"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), models / "wan2.2-i2v-a14b")
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), models / "wan2.2-i2v-a14b")
     (models / "loras").mkdir()
     save({**FITS, NORM: BIAS}, models / "loras" / "both.safetensors")
     told: list[str] = []

@@ -1,7 +1,7 @@
 """`wan-tiny` as users get it, on photographs that its training never saw.
 
 What its weights can do so far: the bounds are a little below what was measured, which
-builder/tiny_weights/README.md tells.
+wan_engine/toy/README.md tells.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from builder.evaluate_tiny import fitted
-from builder.training.evaluation import PROMPTS, Motion, find_motion
+from builder.train_toy.evaluate import PROMPTS, fitted
+from builder.train_toy.motion import Motion, find_motion
 from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode

@@ -66,7 +66,7 @@ def test_a_process_that_cannot_start_says_all_that_is_missing(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     absent = {"scratch_dir": tmp_path / "absent", "output_dir": Path("/proc/x")}
-    settings = make_settings(**absent).model_dump(mode="json")
+    settings = make_settings(**absent).with_secrets()
     command = [sys.executable, "-m", "wan_engine.gateway.backends.engine_process"]
     with subprocess.Popen(
         command, stdin=PIPE, stdout=PIPE, text=True, cwd=Path(__file__).parents[2]

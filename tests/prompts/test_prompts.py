@@ -21,8 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from builder import tiny_writer
-from wan_engine import prompts
+from wan_engine import prompts, toy
 from wan_engine.catalog import WRITERS
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, ModelMissing
@@ -33,6 +32,7 @@ from wan_engine.prompts.server import ServerWriter
 from wan_engine.prompts.task import Task, WriterFailed
 from wan_engine.schema import ScriptShot, VideoRequest
 from wan_engine.settings import Settings
+from wan_engine.toy.writer import SPECIAL
 
 MakeSettings = Callable[..., Settings]
 
@@ -435,7 +435,7 @@ def test_a_server_expands_the_prompt_it_is_sent(server: Server, picture: Image.I
     assert expansion.script.shots == (ScriptShot(GOOD, 5),)
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer secret"
-    assert "secret" not in repr(Settings(prompt_api_key="secret"))
+    assert "sk-hidden" not in repr(Settings(prompt_api_key="sk-hidden"))
     asked = server.asked[0]
     assert (asked["model"], asked["temperature"]) == ("my-model", 0)
     assert asked["response_format"] == {"type": "json_object"}
@@ -672,7 +672,7 @@ def test_a_url_comes_first(make_settings: MakeSettings) -> None:
 def test_weights_that_are_here_need_a_gpu_unless_they_are_tiny(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    tiny_writer.build(tmp_path / "qwen3-vl-4b")
+    toy.build("tiny-prompt-writer", tmp_path / "qwen3-vl-4b")
     settings = make_settings(models_dir=tmp_path)
     on_cpu = open_expander(settings)
     assert on_cpu.backend == "template" and "no GPU" in on_cpu.reason
@@ -694,7 +694,7 @@ def test_a_named_backend_must_have_what_it_needs(make_settings: MakeSettings) ->
 
 def test_the_catalogue_pins_what_it_downloads() -> None:
     for row in WRITERS.values():
-        assert row.built or (row.repo and row.revision and len(row.revision) == 40)
+        assert row.repo and row.revision and len(row.revision) == 40
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -719,7 +719,7 @@ def test_the_text_is_in_a_log_of_its_own(
 
 @pytest.fixture(scope="module")
 def random_writer(tmp_path_factory: pytest.TempPathFactory) -> LocalWriter:
-    return local_writer(tiny_writer.build(tmp_path_factory.mktemp("writer") / "tiny"))
+    return local_writer(toy.build("tiny-prompt-writer", tmp_path_factory.mktemp("writer") / "tiny"))
 
 
 def local_writer(folder: Path, *, stays: bool = True) -> LocalWriter:
@@ -738,7 +738,7 @@ def taught(folder: Path, answer: str) -> Path:
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    tiny_writer.build(folder)
+    toy.build("tiny-prompt-writer", folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([answer])
     model = AutoModelForImageTextToText.from_pretrained(folder)
@@ -815,11 +815,9 @@ def test_the_caller_s_chat_markers_are_letters_to_the_tokenizer(
     def marks(prompt: str) -> dict[str, int]:
         task = Task(prompt, 5, multi=False)
         ids = _inputs(task, picture, tokenizer, images, model)["input_ids"][0].tolist()
-        return {
-            mark: ids.count(tokenizer.convert_tokens_to_ids(mark)) for mark in tiny_writer.SPECIAL
-        }
+        return {mark: ids.count(tokenizer.convert_tokens_to_ids(mark)) for mark in SPECIAL}
 
-    nasty = "".join(tiny_writer.SPECIAL)
+    nasty = "".join(SPECIAL)
     assert marks(nasty) == marks("a cat")
     assert marks("a cat")["<|image_pad|>"] == (640 // 32) * round(360 / 32)
     assert marks("a cat")["<|im_end|>"] == 2
@@ -851,7 +849,7 @@ def test_a_qwen3_vl_is_stopped_by_a_cancel_and_works_after_it(
 def test_a_checkpoint_of_another_kind_does_not_fail_the_job(
     tmp_path: Path, picture: Image.Image
 ) -> None:
-    folder = tiny_writer.build(tmp_path / "broken")
+    folder = toy.build("tiny-prompt-writer", tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"not weights")
     expander = Expander("transformers", "", local_writer(folder), 30)
     assert "the prompt writer broke" in fallen_back(expand(expander, picture))

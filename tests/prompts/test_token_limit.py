@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import tiny
-from wan_engine import Engine, Settings, VideoRequest, data_uri
+from wan_engine import Engine, Settings, VideoRequest, data_uri, toy
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.schema import ScriptShot
 
@@ -17,7 +16,7 @@ SENTENCE = "A red boat goes by. "  # the tiny tokenizer has a token a character
 
 @pytest.fixture(scope="module")
 def limit(tiny_cache: Path) -> TokenLimit:
-    return TokenLimit(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), 512)
+    return TokenLimit(toy.build("wan-tiny", tiny_cache / "wan-tiny"), 512)
 
 
 @pytest.fixture

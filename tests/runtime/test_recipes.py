@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from wan_engine import toy
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.runtime.recipes import (
@@ -43,7 +44,7 @@ CARDS = [
     for gb in SIZES_GB
     for major, minor in KINDS
 ]
-ROWS = list(CATALOG.values())
+ROWS = [*CATALOG.values(), *toy.MODELS.values()]
 REAL = [row for row in ROWS if not row.built]
 LARGE = Host(memory_gb=251.0)
 SMALL = Host(memory_gb=46.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.storage.faults import Fault, FaultProxy, Request
 from tests.storage.stores import (
@@ -204,7 +205,7 @@ def test_a_key_that_may_only_write_is_enough_for_a_public_bucket(
 def test_a_header_that_cannot_be_sent_is_not_shown(
     bucket_settings: dict[str, Any],
 ) -> None:
-    key = {"bucket_access_key_id": f"{ACCESS_KEY}\n"}
+    key = {"bucket_access_key_id": SecretStr(f"{ACCESS_KEY}\n")}
     unchecked = settings(**bucket_settings).model_copy(update=key)
     with pytest.raises(ConfigurationError) as caught:
         S3Storage(unchecked, patience=QUICK).check()

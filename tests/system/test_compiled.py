@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from builder import tiny
+from wan_engine import toy
 from wan_engine.media import ffmpeg
 
 pytestmark = pytest.mark.system
@@ -79,7 +79,7 @@ class Rendered:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the toy in it, small and random."""
     made = tmp_path_factory.mktemp("compiled")
-    tiny.build("wan-tiny-random", made / "wan-tiny")
+    toy.build("wan-tiny-random", made / "wan-tiny")
     return made
 
 

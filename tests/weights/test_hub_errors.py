@@ -21,8 +21,7 @@ from urllib.parse import unquote
 import huggingface_hub.constants
 import pytest
 
-from builder import tiny
-from wan_engine import weights
+from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, CLASSIFIERS, LoraFile
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
@@ -135,7 +134,7 @@ def test_a_classifier_is_fetched_at_its_pinned_revision(
 ) -> None:
     name = "qwen3guard-gen-0.6b"
     hub.folder = tmp_path / "repository"
-    tiny.build("tiny-prompt-guard", hub.folder)
+    toy.build("tiny-prompt-guard", hub.folder)
     (hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
     told: list[str] = []
     located = weights.download_classifier(name, "prompt", make_settings(), told.append)
@@ -150,7 +149,7 @@ def test_a_classifier_is_fetched_at_its_pinned_revision(
 def test_a_hub_id_is_fetched_at_the_tag_that_is_named_and_found_by_it(
     hub: Hub, make_settings: MakeSettings, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    hub.folder = tiny.build("tiny-prompt-guard", tmp_path / "repository")
+    hub.folder = toy.build("tiny-prompt-guard", tmp_path / "repository")
     told: list[str] = []
     name = "me/guard@v1.0"
     located = weights.download_classifier(name, "prompt", make_settings(), told.append)
@@ -201,7 +200,7 @@ def test_a_connection_that_breaks_in_a_file_is_told(
     hub: Hub, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.folder = tmp_path / "repository"
-    tiny.build("tiny-prompt-guard", hub.folder)
+    toy.build("tiny-prompt-guard", hub.folder)
     hub.broken = "model.safetensors"
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     with pytest.raises(ModelMissing, match="the connection to the Hub failed"):
@@ -221,7 +220,7 @@ def test_a_disk_that_takes_no_more_is_told(
     sentence: str,
 ) -> None:
     hub.folder = tmp_path / "repository"
-    tiny.build("tiny-prompt-guard", hub.folder)
+    toy.build("tiny-prompt-guard", hub.folder)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(number, "refused by the system")
@@ -242,7 +241,7 @@ ROW = replace(CATALOG["wan2.2-i2v-a14b"], repo="me/mine", revision=COMMIT)
 def repository(hub: Hub, tiny_cache: Path, tmp_path: Path) -> Path:
     """What the Hub has: a tiny checkpoint of the two-expert kind."""
     hub.folder = tmp_path / "repository"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), hub.folder)
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), hub.folder)
     return hub.folder
 
 

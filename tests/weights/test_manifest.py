@@ -10,8 +10,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from builder import tiny
-from wan_engine import weights
+from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
@@ -29,7 +28,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 def checkpoint(tiny_cache: Path, tmp_path: Path) -> Path:
     """A copy of a tiny checkpoint."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(tiny.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
     return folder
 
 

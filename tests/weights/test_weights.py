@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
-from builder import tiny, tiny_writer
-from wan_engine import weights
+from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, WRITERS, ModelSpec
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Lora, Settings
-from wan_engine.weights import LocatedWriter, built, files
+from wan_engine.weights import LocatedWriter, files
 
 MakeSettings = Callable[..., Settings]
 FAST = CATALOG["wan2.2-i2v-a14b-4step"]
@@ -27,7 +25,7 @@ SVI = CATALOG["wan2.2-i2v-a14b-4step-svi"]
 
 @pytest.fixture
 def checkpoint(tiny_cache: Path) -> Path:
-    return tiny.build("wan-tiny", tiny_cache / "wan-tiny")
+    return toy.build("wan-tiny", tiny_cache / "wan-tiny")
 
 
 @pytest.fixture
@@ -279,7 +277,7 @@ def test_a_lora_file_of_main_is_taken_before_that_of_another_revision(
 def test_a_classifier_and_a_writer_are_found_at_a_revision_and_without_main(
     make_settings: MakeSettings, hub: Path, writer: Path, tiny_cache: Path
 ) -> None:
-    guard = tiny.build("tiny-prompt-guard", tiny_cache / "whole" / "tiny-prompt-guard")
+    guard = toy.build("tiny-prompt-guard", tiny_cache / "whole" / "tiny-prompt-guard")
     for name, source in (("me/guard", guard), ("me/writer", writer)):
         cached(hub, name, OTHER, source)
         refer(hub, name, "v1", OTHER)
@@ -353,7 +351,7 @@ def test_an_own_lora_file_must_exist(make_settings: MakeSettings, tmp_path: Path
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Path:
-    return tiny_writer.build(tmp_path / "writer")
+    return toy.build("tiny-prompt-writer", tmp_path / "writer")
 
 
 def test_a_writer_is_found_in_its_folder_the_models_folder_and_the_hub_cache(
@@ -386,18 +384,3 @@ def test_the_tiny_writer_is_built_once(make_settings: MakeSettings) -> None:
     first = weights.resolve_writer(settings)
     assert first.built and (first.folder / "config.json").is_file()
     assert weights.download_writer("tiny-prompt-writer", settings, print) == first.folder
-
-
-def test_a_folder_for_all_that_somebody_else_may_write_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    own = tmp_path / f"wan_engine-{os.getuid()}"
-    assert built._own_folder() == own and own.stat().st_mode & 0o777 == 0o700
-    assert built._own_folder() == own
-    own.chmod(0o777)
-    other = built._own_folder()
-    assert other != own and other.stat().st_mode & 0o777 == 0o700
-    own.rmdir()
-    own.symlink_to(tmp_path)
-    assert built._own_folder() not in (own, tmp_path)

@@ -1,395 +1,53 @@
-"""The models this engine knows, as data. A new checkpoint is a new row here and nothing else.
+"""What this engine knows, as data: models, the safety checker's classifiers, prompt writers.
 
-Figures are the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a comment names
-another source.
+A new checkpoint is a new row in `models.py` and nothing else.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from wan_engine.errors import ConfigurationError
-
-Sampler = Literal["unipc", "distilled-euler"]
-Expert = Literal["high", "low", "both"]
-ClassifierKind = Literal["prompt", "image"]
-Continuation = Literal["svi", "latents", "last_frames"]
-"""How a segment goes on from the one before it, where a clip is longer than the model's own length.
-
-`svi`: the condition of Stable Video Infinity 2.0 Pro, which needs its LoRA pair. `latents`: the
-last clean latents are the first ones of the next segment. `last_frames`: the last frames are
-encoded again into the condition.
-"""
-
-# Wan-Video/Wan2.2 wan/configs/shared_config.py; the models were tuned with this exact Chinese text.
-_NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"  # noqa: RUF001
-    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"  # noqa: RUF001
-    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
-)
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA on the Hub that belongs to a row. `sha256` pins what `download` accepts; None: any."""
-
-    repo: str
-    path: str
-    sha256: str | None
-    expert: Expert
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What decides how a model fits into memory: weights in bfloat16 and 10^9 bytes, and what
-    computing takes beside them, in bytes a pixel of the rendered area, at the trained length."""
-
-    expert_gb: float
-    experts: int
-    text_encoder_gb: float
-    vae_gb: float
-    working_bytes: int
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """One checkpoint and the settings it was trained for.
-
-    `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
-    trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
-    the low-noise one (the order of diffusers; the official configuration has it the other way
-    round). 1.0 switches CFG off. `continuations`: what the model's condition can hold,
-    `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
-    common with the one before it. `text_tokens`: how much of a prompt is read. `caveat`: what a
-    user must be told of a model that is built here and not fetched.
-    """
-
-    name: str
-    title: str
-    family: str
-    fps: int
-    max_frames: int
-    size_multiple: int
-    max_area: int
-    steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None
-    flow_shift: float
-    sampler: Sampler = "unipc"
-    negative_prompt: str = _NEGATIVE_PROMPT
-    continuation: Continuation = "last_frames"
-    continuations: tuple[Continuation, ...] = ("last_frames", "svi")
-    overlap_frames: int = 5
-    text_tokens: int = 512  # Wan-Video/Wan2.2 wan/configs/shared_config.py, text_len
-    repo: str | None = None
-    revision: str | None = None
-    loras: tuple[LoraFile, ...] = ()
-    built: bool = False
-    caveat: str = ""
-    licence: str = "Apache-2.0"
-    download_gb: float = 0.0
-    networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes=1000)
-
-    @property
-    def working_gb(self) -> float:
-        """Accelerator memory beside the weights at the largest area that is rendered."""
-        return self.networks.working_bytes * self.max_area / 1e9
-
-
-_I2V_A14B = ModelSpec(
-    name="wan2.2-i2v-a14b",
-    title="Wan2.2 I2V A14B, 40 steps with CFG: the quality tier",
-    family="i2v",
-    fps=16,
-    max_frames=81,
-    size_multiple=16,
-    max_area=1280 * 720,
-    steps=40,
-    guidance_scale=3.5,
-    guidance_scale_2=3.5,
-    flow_shift=5.0,
-    repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
-    revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
-    download_gb=126.2,
-    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=18_200),  # benchmarks/RESULTS.md
-)
-
-_TI2V_5B = ModelSpec(
-    name="wan2.2-ti2v-5b",
-    title="Wan2.2 TI2V 5B, 50 steps with CFG: for 24 GB cards",
-    family="i2v",
-    fps=24,
-    max_frames=121,
-    size_multiple=32,
-    max_area=1280 * 704,
-    steps=50,
-    guidance_scale=5.0,
-    guidance_scale_2=None,
-    flow_shift=5.0,
-    continuation="latents",
-    continuations=("latents", "last_frames"),
-    repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-    revision="b8fff7315c768468a5333511427288870b2e9635",
-    download_gb=34.2,
-    networks=Networks(10.02, 1, 11.36, 1.41, working_bytes=10_000),
-)
-
-_KIJAI = (
-    "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
-)
-
-_SVI = (
-    "LoRAs/Stable-Video-Infinity/v2.0/SVI_v2_PRO_Wan2.2-I2V-A14B_{}_lora_rank_128_fp16.safetensors"
-)
-
-_FOUR_STEP = replace(
-    _I2V_A14B,
-    name="wan2.2-i2v-a14b-4step",
-    title="Wan2.2 I2V A14B with the lightx2v four-step LoRA pair (April 2026): the fast tier",
-    steps=4,
-    guidance_scale=1.0,
-    guidance_scale_2=1.0,
-    sampler="distilled-euler",
-    loras=(
-        LoraFile(
-            "Kijai/WanVideo_comfy",
-            _KIJAI.format("HIGH"),
-            "8e0a86e765ade42a1deca52eb7411348254a019147be8c4eed88c7ad465d3399",
-            "high",
-        ),
-        LoraFile(
-            "Kijai/WanVideo_comfy",
-            _KIJAI.format("LOW"),
-            "09e10abd98460b66439bd77ea671e94c10fdc8251e0b986aa196d1904e3cc583",
-            "low",
-        ),
-    ),
-    download_gb=127.5,
-)
-
-_ROWS = (
-    # First, so that `auto` takes it where somebody has put the SVI pair.
-    replace(
-        _FOUR_STEP,
-        name="wan2.2-i2v-a14b-4step-svi",
-        title="The fast tier with the Stable Video Infinity 2.0 Pro LoRA pair: for 10 and 15 s",
-        continuation="svi",
-        continuations=("svi",),  # with any other condition the pair misbehaves
-        # No checksum of the pair could be found in public, so any file of the name is taken.
-        loras=(
-            *_FOUR_STEP.loras,
-            LoraFile("Kijai/WanVideo_comfy", _SVI.format("HIGH"), None, "high"),
-            LoraFile("Kijai/WanVideo_comfy", _SVI.format("LOW"), None, "low"),
-        ),
-        download_gb=130.0,
-    ),
-    _FOUR_STEP,
-    _I2V_A14B,
-    _TI2V_5B,
-    replace(
-        _I2V_A14B,
-        name="wan-tiny",
-        title="a toy of two tiny experts, trained on drawings: tries the path on any CPU",
-        max_area=256 * 144,
-        steps=4,
-        guidance_scale=1.0,
-        guidance_scale_2=1.0,
-        sampler="distilled-euler",
-        repo=None,
-        revision=None,
-        built=True,
-        caveat="a toy trained on drawings, for trying the path, not for use: the clip is soft, and "
-        "nothing in it moves but the camera",
-        download_gb=0.0,
-        networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
-    ),
-    replace(
-        _TI2V_5B,
-        name="wan-tiny-ti2v",
-        title="a tiny random model of the TI2V kind: its picture is texture",
-        max_area=256 * 160,
-        steps=6,
-        repo=None,
-        revision=None,
-        built=True,
-        caveat="a toy with random weights: the clip shows texture, not the image",
-        download_gb=0.0,
-        networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
-    ),
-)
-
-CATALOG: Mapping[str, ModelSpec] = {row.name: row for row in _ROWS}
-"""By name, best first: the order in which `WAN_MODEL=auto` looks for files."""
-
-FALLBACK = "wan-tiny"
-"""What a local run uses when no real model is present."""
-
-
-# --- the safety checker's classifiers ------------------------------------------------------------
-
-GUARD_VERDICTS = ("Safe", "Unsafe", "Controversial")
-"""What a guard of the Qwen3Guard-Gen kind writes after `Safety: ` (its model card)."""
-
-POLITICAL = "Politically Sensitive Topics"
-SEXUAL = "Sexual Content or Sexual Acts"
-GUARD_CATEGORIES = (
-    "None",
-    "Violent",
-    "Non-violent Illegal Acts",
-    SEXUAL,
-    "PII",
-    "Suicide & Self-Harm",
-    "Unethical Acts",
+from wan_engine.catalog.classifiers import (
+    CLASSIFIERS,
+    GUARD_CATEGORIES,
+    GUARD_FLAGGED,
+    GUARD_THRESHOLD,
+    GUARD_VERDICTS,
     POLITICAL,
-    "Copyright Violation",
-    "Jailbreak",
+    SEXUAL,
+    WELL_KNOWN_UNSAFE,
+    ClassifierKind,
+    ClassifierSpec,
 )
-"""What it writes after `Categories: `, for prompts (the same card)."""
-
-GUARD_FLAGGED: Mapping[str, frozenset[str]] = {
-    "Safe": frozenset(),
-    "Unsafe": frozenset(GUARD_CATEGORIES) - {POLITICAL},
-    "Controversial": frozenset({SEXUAL}),
-}
-"""Verdict and category that flag a prompt. Politics is no reason to refuse a clip; what is merely
-controversial is one where it is sexual, as a picture of a person is what it would be done to."""
-
-GUARD_THRESHOLD = 0.5
-"""Together, the flagged pairs are more probable than all others."""
-
-WELL_KNOWN_UNSAFE = ("nsfw", "unsafe", "porn", "pornography", "hentai", "explicit", "nude", "gore")
-"""Labels that mean the same in every classifier which has them; flagged from 0.5 on in somebody's
-own classifier when no setting says otherwise."""
-
-
-@dataclass(frozen=True)
-class ClassifierSpec:
-    """One classifier of the safety checker, in transformers layout.
-
-    `flagged`, of an image classifier: labels in lower case, each from which probability on it is a
-    hit. A prompt guard has none: what it flags is GUARD_FLAGGED.
-    """
-
-    name: str
-    title: str
-    kind: ClassifierKind
-    flagged: Mapping[str, float] = field(default_factory=dict)
-    repo: str | None = None
-    revision: str | None = None
-    built: bool = False
-    licence: str = "Apache-2.0"
-    download_gb: float = 0.0
-
-
-_CLASSIFIERS = (
-    ClassifierSpec(
-        name="qwen3guard-gen-0.6b",
-        title="Qwen3Guard-Gen 0.6B: prompts in 119 languages",
-        kind="prompt",
-        repo="Qwen/Qwen3Guard-Gen-0.6B",
-        revision="fada3b2f655b89601929198343c94cd2f64d93cc",
-        download_gb=1.5,
-    ),
-    ClassifierSpec(
-        name="nsfw-image-detection",
-        title="Falconsai NSFW detection, ViT-B/16 at 224 px: nudity and sexual acts in pictures",
-        kind="image",
-        # Published advice is 0.5 to 0.7. It misses much (README), which speaks for less; at 0.5
-        # beach and dance pictures are hits, and an input image has no second frame to agree.
-        flagged={"nsfw": 0.6},
-        repo="Falconsai/nsfw_image_detection",
-        revision="96cb0d0342c7afb80cab76ecc58b265fa44da256",
-        download_gb=0.35,
-    ),
-    ClassifierSpec(
-        name="tiny-prompt-guard",
-        title="knows three words, for tests: protects nobody",
-        kind="prompt",
-        built=True,
-    ),
-    ClassifierSpec(
-        name="tiny-image-classifier",
-        title="flags magenta, for tests: protects nobody",
-        kind="image",
-        flagged={"nsfw": 0.6},
-        built=True,
-    ),
+from wan_engine.catalog.models import (
+    CATALOG,
+    FALLBACK,
+    Continuation,
+    Expert,
+    LoraFile,
+    ModelSpec,
+    Networks,
+    Sampler,
+    infer,
 )
+from wan_engine.catalog.writers import WRITERS, WriterSpec
 
-CLASSIFIERS: Mapping[str, ClassifierSpec] = {row.name: row for row in _CLASSIFIERS}
-"""By name. Which are used: WAN_SAFETY_PROMPT_MODEL and WAN_SAFETY_IMAGE_MODEL."""
-
-
-# --- the writers of prompts ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WriterSpec:
-    """A vision-language model that expands prompts. `resident_gb`: accelerator memory with one
-    answer in work."""
-
-    name: str
-    title: str
-    repo: str | None = None
-    revision: str | None = None
-    built: bool = False
-    licence: str = "Apache-2.0"
-    download_gb: float = 0.0
-    resident_gb: float = 0.0
-
-
-_WRITER_ROWS = (
-    WriterSpec(
-        name="qwen3-vl-4b",
-        title="Qwen3-VL 4B Instruct: sees the image",
-        repo="Qwen/Qwen3-VL-4B-Instruct",
-        revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
-        download_gb=8.9,  # 4.44 billion parameters in bfloat16
-        resident_gb=11.0,  # and up to 2 GB for 2000 tokens and the image; not measured
-    ),
-    WriterSpec(
-        name="tiny-prompt-writer",
-        title="a tiny random Qwen3-VL: the whole path on any CPU, its answers are nonsense",
-        built=True,
-        resident_gb=0.1,
-    ),
-)
-
-WRITERS: Mapping[str, WriterSpec] = {row.name: row for row in _WRITER_ROWS}
-"""Models for `WAN_PROMPT_MODEL`, by name."""
-
-
-def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
-    """The row for somebody's own checkpoint in diffusers layout, from its `model_index.json`.
-
-    It gets the settings of the catalogue's row of the same kind. Raises `ConfigurationError` for
-    other pipelines.
-    """
-    kind = str(model_index.get("_class_name", ""))
-    # The text-to-video class is also what repositories of the TI2V kind name, which take an image.
-    both = kind == "WanPipeline" and model_index.get("expand_timesteps")
-    if kind != "WanImageToVideoPipeline" and not both:
-        raise ConfigurationError(
-            f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs "
-            f"WanImageToVideoPipeline "
-            "checkpoints. Set WAN_MODEL to one of those, or to a name that `python -m "
-            "wan_engine models` lists."
-        )
-    if model_index.get("expand_timesteps"):
-        row = _TI2V_5B
-    elif model_index.get("boundary_ratio") is not None:
-        row = _I2V_A14B
-    else:
-        # A single expert, such as Wan2.1 I2V 14B: guidance 5.0 throughout.
-        row = replace(
-            _I2V_A14B,
-            guidance_scale=5.0,
-            guidance_scale_2=None,
-            continuations=("last_frames",),
-        )
-    return replace(
-        row, name=name, title=f"own checkpoint {name}", repo=None, revision=None, licence="unknown"
-    )
+__all__ = [
+    "CATALOG",
+    "CLASSIFIERS",
+    "FALLBACK",
+    "GUARD_CATEGORIES",
+    "GUARD_FLAGGED",
+    "GUARD_THRESHOLD",
+    "GUARD_VERDICTS",
+    "POLITICAL",
+    "SEXUAL",
+    "WELL_KNOWN_UNSAFE",
+    "WRITERS",
+    "ClassifierKind",
+    "ClassifierSpec",
+    "Continuation",
+    "Expert",
+    "LoraFile",
+    "ModelSpec",
+    "Networks",
+    "Sampler",
+    "WriterSpec",
+    "infer",
+]

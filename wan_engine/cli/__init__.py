@@ -1,1 +1,1 @@
-"""The command line: `python -m wan_engine`, one file a command."""
+"""The command line: one file a command, found by its name (`app.py`)."""

@@ -1,11 +1,14 @@
-"""What people see of the command line: the two streams, and a bar for a clip."""
+"""What every command has of the terminal: two streams, the log, a bar, and how it fails."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +19,12 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from wan_engine import logs
 from wan_engine.control import Progress
+from wan_engine.errors import EngineError
+from wan_engine.settings import Settings
+
+_INTERRUPTED = 130
 
 err = Console(stderr=True)
 out = Console()
@@ -46,3 +54,27 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             bar.update(stages[progress.stage], completed=progress.step, visible=True)
 
         yield show
+
+
+def load_settings(model: str = "") -> Settings:
+    """The environment's settings with --model put over them, and logging to stderr."""
+    settings = Settings.load()
+    handler: logging.Handler = logging.StreamHandler()
+    layout = "%(levelname)-7s| %(message)s"
+    if err.is_terminal:
+        handler, layout = RichHandler(console=err, show_path=False), "%(message)s"
+    logs.set_up(settings, handler, logs.RedactingFormatter(layout, logs.secrets_of(settings)))
+    return settings.model_copy(update={"model": model}) if model else settings
+
+
+@contextmanager
+def failing_clearly() -> Iterator[None]:
+    """Errors become one sentence and exit code 1, an interrupt becomes exit code 130."""
+    try:
+        yield
+    except EngineError as error:
+        err.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(_INTERRUPTED) from None

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_engine.catalog import ModelSpec
+from wan_engine.logs import quiet_libraries
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.settings.environment import tell_libraries
-from wan_engine.weights import LoraWeights, quiet_libraries
+from wan_engine.weights import LoraWeights
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family

@@ -166,7 +166,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         rate=RateLimit(settings.rate_limit),
         max_bytes=settings.request_max_bytes,
         origins=settings.cors_origins,
-        in_flight=InFlight(settings.in_flight_max_bytes, settings.in_flight_key_bytes),
+        in_flight=InFlight(settings.in_flight_max_bytes, settings.in_flight_of_key_bytes),
         pace=Pace(settings.head_seconds, settings.body_rate),
         folder=settings.scratch_dir,
     )

@@ -136,10 +136,12 @@ def open_expander(
     backend, reason = choose(settings, device)
     writer: Writer | None = None
     if backend == "openai":
-        assert settings.prompt_url is not None
+        url, key = settings.prompt_url, settings.prompt_api_key
+        assert url is not None
         model = settings.prompt_model
         served = WRITERS[model].repo if model in WRITERS else None
-        writer = ServerWriter(settings.prompt_url, served or model, settings.prompt_api_key)
+        secret = key.get_secret_value() if key else None
+        writer = ServerWriter(url.get_secret_value(), served or model, secret)
     elif backend == "transformers":
         located = weights.resolve_writer(settings)
         stays = device == "cpu" or spare_gb >= located.resident_gb

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from wan_engine import weights
 from wan_engine.control import Control
+from wan_engine.logs import quiet_libraries
 from wan_engine.prompts.task import Task, WriterFailed, shrunk
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class LocalWriter:
             Qwen2VLImageProcessorPil,
         )
 
-        weights.quiet_libraries(bars=True)
+        quiet_libraries(bars=True)
         started = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
         legacy = self._folder / "chat_template.json"  # where earlier processors kept it

@@ -1,19 +1,25 @@
-"""The gateway's part of `settings.Settings`, which alone reads the environment."""
+"""The gateway: who renders for it, who may call it, and how much."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel, Field, SecretStr
 
-from wan_engine.settings.values import BaseUrl, HashedKeys, Key, Networks, Origins, Words
+from wan_engine.settings.values import (
+    MIB,
+    BaseUrl,
+    HashedKeys,
+    Key,
+    Networks,
+    Origins,
+    SecretKey,
+    Words,
+)
 
-MIB = 1024 * 1024
 
-
-class GatewaySettings(BaseSettings):
-    """The fields alone."""
+class GatewaySettings(BaseModel):
+    """Only `serve` reads them."""
 
     backend: Literal["auto", "local", "runpod"] = Field(
         default="auto",
@@ -23,7 +29,7 @@ class GatewaySettings(BaseSettings):
     runpod_endpoint: Key | None = Field(
         default=None, description="Id of the Runpod endpoint that renders for the gateway"
     )
-    runpod_key: Key | None = Field(default=None, description="Its API key", repr=False)
+    runpod_key: SecretKey | None = Field(default=None, description="Its API key")
     runpod_url: BaseUrl = Field(
         default="https://api.runpod.ai/v2",
         description="Where that endpoint's API is",
@@ -46,11 +52,10 @@ class GatewaySettings(BaseSettings):
         description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
         "between",
     )
-    database_url: str | None = Field(
+    database_url: SecretStr | None = Field(
         default=None,
         description="Where the gateway keeps its jobs: `sqlite:///path` or "
         "`postgresql://user:password@host/name`; not set, the file `gateway.db` in WAN_OUTPUT_DIR",
-        repr=False,
     )
     queue_max: int = Field(
         default=1000,
@@ -88,10 +93,7 @@ class GatewaySettings(BaseSettings):
         default=256 * MIB,
         ge=1024,
         description="Bytes of all requests that are being received or stored; beyond it, callers "
-        "get 503",
-    )
-    in_flight_key_bytes: int = Field(
-        default=64 * MIB, ge=1024, description="The same of one key; beyond it, it gets 429"
+        "get 503. One key may have a quarter of it; beyond that, it gets 429",
     )
     head_seconds: float = Field(
         default=10,

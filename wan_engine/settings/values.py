@@ -9,14 +9,16 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
 
 HASHED_KEY = re.compile(
     r"(?!.*:weight=.*:weight=)(?!.*:max=.*:max=)[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}"
@@ -100,6 +102,25 @@ def _base_url(value: str) -> str:
     return value
 
 
+def _hidden(check: Callable[[str], str]) -> AfterValidator:
+    """`check`, of a secret."""
+
+    def checked(value: SecretStr) -> SecretStr:
+        return SecretStr(check(value.get_secret_value()))
+
+    return AfterValidator(checked)
+
+
+def secret_parts(value: SecretStr) -> list[str]:
+    """What of it nobody may see: all, but of a URL the password and the query."""
+    text = value.get_secret_value()
+    if "://" not in text:
+        return [text]
+    user, _, place = text.partition("://")[2].rpartition("@")
+    password, query = user.partition(":")[2], place.partition("?")[2]
+    return [part for part in (password, unquote(password), query) if part]
+
+
 def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     for origin in value:
         if origin != "*" and (urlsplit(_base_url(origin)).path or origin.endswith("/")):
@@ -124,6 +145,9 @@ Origins = Annotated[Words, AfterValidator(_origins)]
 Networks = Annotated[Words, AfterValidator(_networks)]
 HashedKeys = Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)]
 Key = Annotated[str, AfterValidator(_key)]
-"""A key, or an id that goes with one: what a header or a path is made of."""
+"""An id or a name: what a header or a path is made of."""
 Url = Annotated[str, AfterValidator(url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+SecretKey = Annotated[SecretStr, _hidden(_key)]
+SecretUrl = Annotated[SecretStr, _hidden(url)]
+"""A URL in which may be a password or a key."""

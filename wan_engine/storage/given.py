@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import SecretStr
+
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, InvalidRequest, StorageFailed
 from wan_engine.settings import Settings
@@ -30,6 +32,7 @@ _FIELDS = {
     "accessSecret": "bucket_secret_access_key",
     "bucketName": "bucket_name",
 }
+_KEYS = ("bucket_access_key_id", "bucket_secret_access_key")
 _KNOWN = ("id", "input", "webhook", "webhookV2", "policy", FIELD)
 _LONGEST = 2048
 _WORD = re.compile(r"[!-~]+")  # printable ASCII without blanks
@@ -144,7 +147,8 @@ def _own(settings: Settings, bucket: Mapping[str, str]) -> Settings:
     """Nothing of the operator's bucket is left."""
     fields = ("bucket_name", "s3_region", "s3_addressing", "s3_prefix", "public_base_url")
     plain = {name: Settings.model_fields[name].default for name in fields}
-    return settings.model_copy(update={**plain, **bucket})
+    keys = {name: SecretStr(bucket[name]) for name in _KEYS}
+    return settings.model_copy(update={**plain, **bucket, **keys})
 
 
 def _require_usable(storage: S3Storage, control: Control) -> None:

@@ -74,7 +74,8 @@ class S3Storage:
         self._get, self._records = (get, True) if session is None else (session.get, False)
         if session is not None:
             self._client.meta.events.register("before-send.s3", session.send_instead)
-        if (settings.bucket_access_key_id or "").startswith("ASIA") and not self._public:
+        access_key, _ = _keys(settings)
+        if access_key.startswith("ASIA") and not self._public:
             log.warning(
                 "BUCKET_ACCESS_KEY_ID is a session key: signed links end with its session, long "
                 "before 7 days; use a permanent key, or set WAN_PUBLIC_BASE_URL"
@@ -284,6 +285,13 @@ class S3Storage:
         return str(sign("get_object", Params=self._at(key), ExpiresIn=URL_SECONDS))
 
 
+def _keys(settings: Settings) -> tuple[str, str]:
+    """Access key and secret key, both of which are set."""
+    access_key, secret_key = settings.bucket_access_key_id, settings.bucket_secret_access_key
+    assert access_key and secret_key
+    return access_key.get_secret_value(), secret_key.get_secret_value()
+
+
 def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tuple[Any, Any]:
     """The client, and how it uploads."""
     import boto3  # type: ignore[import-untyped]
@@ -301,13 +309,14 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
         connect_timeout=patience.connect_seconds,
         read_timeout=patience.read_seconds,
     )
+    access_key, secret_key = _keys(settings)
     try:
         client = boto3.client(
             "s3",
             endpoint_url=bucket.endpoint,
             region_name=bucket.region,
-            aws_access_key_id=settings.bucket_access_key_id,
-            aws_secret_access_key=settings.bucket_secret_access_key,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
             config=config,
         )
     except (BotoCoreError, ValueError) as error:

@@ -4,7 +4,6 @@ It knows folders and the Hub's cache layout; it does not load weights into memor
 """
 
 from wan_engine.runtime.paths import over_a_network
-from wan_engine.weights.built import quiet_libraries
 from wan_engine.weights.download import (
     download,
     download_classifier,
@@ -47,7 +46,6 @@ __all__ = [
     "missing_files",
     "over_a_network",
     "own_loras",
-    "quiet_libraries",
     "resolve",
     "resolve_classifier",
     "resolve_writer",

@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from wan_engine.catalog import CLASSIFIERS, WRITERS, ClassifierKind, LoraFile
+from wan_engine import toy
+from wan_engine.catalog import ClassifierKind, LoraFile
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import hub_errors, manifest
-from wan_engine.weights.built import built_writer
 from wan_engine.weights.files import Wanted, at_revision, cut_off, sha256
 from wan_engine.weights.manifest import Manifest
 from wan_engine.weights.models import Located, locate, resolve, wanted_model
@@ -28,6 +28,8 @@ from wan_engine.weights.small_models import (
     locate_writer,
     resolve_classifier,
     resolve_writer,
+    wanted_classifier,
+    wanted_writer,
 )
 
 log = logging.getLogger(__name__)
@@ -78,10 +80,10 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
 def download_writer(name: str, settings: Settings, tell: Tell) -> Path:
     """Fetch a prompt writer of the catalogue at its pinned revision into the Hub's cache. Raises
     `ModelMissing` as `download` does."""
-    wanted = Wanted.read(name, WRITERS)
+    wanted = wanted_writer(name)
     assert wanted is not None and wanted.row is not None
     if wanted.repo is None:
-        return built_writer(settings)
+        return toy.cached(name, settings)
     settings = settings.model_copy(update={"prompt_model": name})
     located = locate_writer(settings)
     if located and _is_pinned(located.folder, wanted.revision, settings, tell):
@@ -97,7 +99,7 @@ def download_classifier(
 ) -> LocatedClassifier:
     """Fetch a classifier at its pinned revision, or a Hub id, into the Hub's cache. A folder is
     taken as it is. Raises `ModelMissing` as `download` does."""
-    wanted = Wanted.read(name, CLASSIFIERS)
+    wanted = wanted_classifier(name)
     spec = wanted.row if wanted else None
     if spec.built if spec else Path(name).expanduser().is_dir():
         return resolve_classifier(name, kind, settings)

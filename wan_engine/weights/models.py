@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wan_engine import toy
 from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import manifest
-from wan_engine.weights.built import built
 from wan_engine.weights.files import Wanted, cached_file, missing_in_layout, read_json
 
 
@@ -72,7 +72,7 @@ def resolve(name: str, settings: Settings) -> Located:
 
 def wanted_model(name: str) -> Wanted[ModelSpec] | None:
     """What `name` means that is no folder; a row has the revision that is named."""
-    wanted = Wanted.read(name, CATALOG)
+    wanted = Wanted.read(name, {**CATALOG, **toy.MODELS})
     if wanted is None or wanted.row is None:
         return None if Path(name).expanduser().is_dir() else wanted
     return replace(wanted, row=replace(wanted.row, revision=wanted.revision))
@@ -106,7 +106,7 @@ def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Locat
     """The files of a catalogue row, or None while one is missing. Only those of the row's revision
     where somebody has `named` that."""
     if spec.built:
-        return Located(spec, built(spec.name, settings), own_loras(settings))
+        return Located(spec, toy.cached(spec.name, settings), own_loras(settings))
     loras: tuple[LoraWeights, ...] | None = None
 
     def usable(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wan_engine import toy
 from wan_engine.catalog import (
     CLASSIFIERS,
     WELL_KNOWN_UNSAFE,
@@ -16,7 +17,6 @@ from wan_engine.catalog import (
 )
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.settings import Settings
-from wan_engine.weights.built import built, built_writer
 from wan_engine.weights.files import Wanted, missing_in, read_json
 
 _OWN_THRESHOLD = 0.5
@@ -39,13 +39,23 @@ class LocatedWriter:
     built: bool = False
 
 
+def wanted_writer(name: str) -> Wanted[WriterSpec] | None:
+    """What `name` means that is no folder."""
+    return Wanted.read(name, {**WRITERS, **toy.WRITERS})
+
+
+def wanted_classifier(name: str) -> Wanted[ClassifierSpec] | None:
+    """What `name` means that is no folder."""
+    return Wanted.read(name, {**CLASSIFIERS, **toy.CLASSIFIERS})
+
+
 def locate_writer(settings: Settings) -> LocatedWriter | None:
     """The files of WAN_PROMPT_MODEL, or None while one is missing. Builds the tiny one."""
     name = settings.prompt_model
-    wanted = Wanted.read(name, WRITERS)
+    wanted = wanted_writer(name)
     spec = (wanted and wanted.row) or WriterSpec(name, f"own checkpoint {name}")
     if spec.built:
-        return LocatedWriter(built_writer(settings), spec.resident_gb, built=True)
+        return LocatedWriter(toy.cached(name, settings), spec.resident_gb, built=True)
     folder = _plain_checkpoint(name, wanted, settings)
     if folder is None:
         return None
@@ -92,14 +102,14 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
     Builds the tiny ones; never downloads. Raises `ModelMissing` when files are missing, and
     `ConfigurationError` for labels that the classifier does not have.
     """
-    wanted = Wanted.read(name, CLASSIFIERS)
+    wanted = wanted_classifier(name)
     spec = wanted.row if wanted else None
     variable = f"WAN_SAFETY_{kind.upper()}_MODEL"
     if spec is not None and spec.kind != kind:
         raise ConfigurationError(f"{variable} is {name}, which is a classifier of {spec.kind}s")
     own = settings.models_dir / name if spec is not None else Path(name).expanduser()
     if spec is not None and spec.built:
-        folder: Path | None = built(name, settings)
+        folder: Path | None = toy.cached(name, settings)
     elif own.is_dir() and (spec is None or not missing_classifier_files(own, kind)):
         folder = own
     else:
@@ -131,7 +141,7 @@ def _cached_classifier(wanted: Wanted[ClassifierSpec] | None, kind: ClassifierKi
 def has_classifier(name: str, settings: Settings) -> bool:
     """Whether the files of a configured or known classifier are on this machine."""
     configured = {used: kind for kind, used in configured_classifiers(settings).items()}
-    wanted = Wanted.read(name, CLASSIFIERS)
+    wanted = wanted_classifier(name)
     kind = wanted.row.kind if wanted and wanted.row else configured[name]
     try:
         resolve_classifier(name, kind, settings)

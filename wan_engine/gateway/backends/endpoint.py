@@ -83,7 +83,7 @@ class EndpointBackend:
         self._looker: asyncio.Task[None] | None = None
         self._http = httpx.AsyncClient(
             base_url=f"{settings.runpod_url.rstrip('/')}/{settings.runpod_endpoint}",
-            headers={"Authorization": f"Bearer {settings.runpod_key}"},
+            headers={"Authorization": f"Bearer {settings.runpod_key.get_secret_value()}"},
             timeout=_HTTP_SECONDS,
             limits=httpx.Limits(max_connections=50),
             transport=transport,

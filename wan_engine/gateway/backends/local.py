@@ -157,7 +157,7 @@ class LocalBackend:
         watch = asyncio.create_task(self._watch(process), name="watch the engine")
         try:
             with suppress(WorkerLost):
-                await self._send({"settings": self._settings.model_dump(mode="json")})
+                await self._send({"settings": self._settings.with_secrets()})
             await self._listen(process)
         finally:
             watch.cancel()

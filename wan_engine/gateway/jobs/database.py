@@ -178,7 +178,7 @@ def _url(settings: Settings) -> sa.URL:
         path = settings.output_dir.expanduser().resolve() / "gateway.db"
         return sa.URL.create("sqlite+aiosqlite", database=str(path))
     try:
-        url = sa.make_url(settings.database_url)
+        url = sa.make_url(settings.database_url.get_secret_value())
         driver = _DRIVERS.get(url.drivername, url.drivername)
         if driver not in _DRIVERS.values() or url.database in (None, "", ":memory:"):
             raise ArgumentError(driver)

@@ -1,0 +1,130 @@
+"""`make docs`: writes every generated file, the tables in the pages and what Runpod's Hub reads.
+
+python -m builder.docs          writes them
+python -m builder.docs --check  names those that are stale, with exit code 1; writes nothing
+
+A table stands once, between `<!-- name -->` and `<!-- /name -->`, in README.md or a page of
+`docs/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from builder import gpu_table, runpod_hub
+from wan_engine.catalog import CATALOG, CLASSIFIERS
+from wan_engine.runtime.recipes import least_gb
+from wan_engine.settings import described
+
+ROOT = Path(__file__).parents[1]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As Markdown; a bar in a cell does not end it."""
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([cell.replace("|", r"\|") for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def settings_table() -> str:
+    return table(
+        ["variable", "default", "meaning"],
+        [
+            [f"`{row.variable}`", f"`{row.default}`" if row.default else "", row.meaning]
+            for row in described()
+        ],
+    )
+
+
+def models_table() -> str:
+    return table(
+        ["name", "title", "fps", "max frames", "steps", "download GB", "GPU GB", "licence"],
+        [
+            [
+                f"`{row.name}`",
+                row.title,
+                *(f"{number:g}" for number in (row.fps, row.max_frames, row.steps)),
+                *(f"{number:g}" for number in (row.download_gb, round(least_gb(row), 1))),
+                row.licence,
+            ]
+            for row in CATALOG.values()
+        ],
+    )
+
+
+def classifiers_table() -> str:
+    return table(
+        ["name", "title", "flagged", "download GB", "licence"],
+        [
+            [
+                f"`{row.name}`",
+                row.title,
+                ", ".join(f"{label} from {least:g}" for label, least in row.flagged.items())
+                or "see below",
+                f"{row.download_gb:g}",
+                row.licence,
+            ]
+            for row in CLASSIFIERS.values()
+        ],
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "models": models_table,
+    "classifiers": classifiers_table,
+    "gpus": gpu_table.table,
+}
+
+
+def generated(root: Path = ROOT) -> dict[Path, str]:
+    """Every generated file under `root`, and its content as the code makes it. Raises `ValueError`
+    unless each table has its place."""
+    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    pages = {path: path.read_text("utf-8") for path in paths}
+    for name, render in TABLES.items():
+        found = [path for path in pages if f"<!-- {name} -->" in pages[path]]
+        if len(found) != 1:
+            raise ValueError(f"the table {name} needs one place, and has {len(found)}")
+        pages[found[0]] = with_table(pages[found[0]], name, render())
+    hub = {"hub.json": runpod_hub.hub(), "tests.json": runpod_hub.tests()}
+    files = {root / ".runpod" / name: runpod_hub.text(made) for name, made in hub.items()}
+    return pages | files
+
+
+def with_table(page: str, name: str, text: str) -> str:
+    """`page` with `text` between the marks of the table `name`. Raises `ValueError` unless it has
+    each of them once."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if (page.count(start), page.count(end)) != (1, 1):
+        raise ValueError(f"a page with the table {name} needs {start} and {end}, once each")
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """The generated files that are not what the code makes."""
+    return [
+        path.relative_to(root).as_posix()
+        for path, content in generated(root).items()
+        if not path.exists() or path.read_text("utf-8") != content
+    ]
+
+
+def write(root: Path = ROOT) -> None:
+    """All of them."""
+    for path, content in generated(root).items():
+        path.write_text(content, "utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        if old := stale():
+            sys.exit(f"not what the code makes: {', '.join(old)}; `make docs` writes them")
+    else:
+        write()

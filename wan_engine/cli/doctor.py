@@ -1,0 +1,58 @@
+"""`doctor`: what a job needs on this machine, and what of it is here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+
+from wan_engine.checks import machine_checks, start_checks
+from wan_engine.cli.options import AsJson
+from wan_engine.cli.terminal import failing_clearly, load_settings, out
+from wan_engine.runtime.startup import Startup
+from wan_engine.settings.environment import in_runpod_loop
+
+EXAMPLE = "--timing"
+
+_LEVELS = {"ok": "ok", "warn": "[yellow]warn[/yellow]", "fail": "[red]FAIL[/red]"}
+
+
+def doctor(
+    as_json: AsJson = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Start as a worker does and say what took how long.")
+    ] = False,
+    worker: Annotated[
+        bool | None,
+        typer.Option(
+            "--worker/--no-worker",
+            help="Ask what the Runpod loop asks. The default where RUNPOD_WEBHOOK_GET_JOB is set.",
+        ),
+    ] = None,
+) -> None:
+    """Say what is here, what was chosen for this machine and why, and what is missing.
+
+    `ok`, `warn` where jobs run but not as promised, `FAIL` where they do not: exit code 1.
+    """
+    worker = in_runpod_loop() if worker is None else worker
+    with failing_clearly():
+        startup = Startup()
+        settings = load_settings()
+        startup.done("imports")
+        checks = list(machine_checks(settings, worker=worker))
+        startup.done("checks")
+        if timing and all(check.ok for check in checks):
+            checks += start_checks(settings, startup, worker=worker)
+    if as_json:
+        print(json.dumps([{**asdict(check), "ok": check.ok} for check in checks], indent=2))
+    else:
+        asked = "as a worker of Runpod's" if worker else "on this machine"
+        table = Table("", Column("what", no_wrap=True), f"found {asked}", show_edge=False)
+        for check in checks:
+            table.add_row(_LEVELS[check.level], check.what, Text(check.found))
+        out.print(table)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)

@@ -1,0 +1,136 @@
+"""`generate`: one clip, or one for each line of a file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+import typer
+
+from wan_engine.checks import require
+from wan_engine.cli.local_requests import LocalRequest, read_jobs
+from wan_engine.cli.options import RequestOptions, with_request_options
+from wan_engine.cli.terminal import err, failing_clearly, load_settings, out, progress_bar
+from wan_engine.control import Control
+from wan_engine.engine import Engine
+from wan_engine.errors import EngineError, InvalidRequest
+from wan_engine.media.sheet import choose_frames, write_sheet
+from wan_engine.runtime import paths
+from wan_engine.runtime.paths import PathRefused
+from wan_engine.schema import VideoRequest, VideoResult
+from wan_engine.storage import LocalStorage
+
+EXAMPLE = '--image photo.jpg --prompt "Leaves sway" --out clip.mp4'
+
+
+@with_request_options
+def generate(
+    options: RequestOptions,
+    out_file: Annotated[str, typer.Option("--out", help="Write the mp4 here.")] = "",
+    sheet: Annotated[
+        str, typer.Option(help="Write a contact sheet with times and cuts here, as PNG.")
+    ] = "",
+    jobs: Annotated[
+        str,
+        typer.Option(
+            help="A file (`-`: stdin) with one request a line, as JSON, for one loaded model."
+        ),
+    ] = "",
+) -> None:
+    """Render one clip, or with --jobs many; print each result as one line of JSON."""
+    one = LocalRequest({**options.payload(), "out": out_file, "sheet": sheet})
+    asked = _read_jobs(jobs) if jobs else [one]
+    with failing_clearly():
+        settings = load_settings(options.model)
+        # Before the model is loaded: a typing error should not cost minutes.
+        wrong = [request.look(settings) for request in asked]
+        if not jobs and wrong[0]:
+            raise InvalidRequest(wrong[0])
+        _tell_wrong(asked, wrong)
+        if not all(wrong):
+            good = [request for request, why in zip(asked, wrong, strict=True) if not why]
+            require(settings, stores=not all(request.payload.get("out") for request in good))
+            engine = Engine(settings)
+        done = [
+            _refused(why) if why else _render(engine, request)
+            for request, why in zip(asked, wrong, strict=True)
+        ]
+    raise typer.Exit(0 if all(done) else 1)
+
+
+def _read_jobs(source: str) -> list[LocalRequest]:
+    try:
+        return read_jobs(source)
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error), param_hint="--jobs") from error
+
+
+def _tell_wrong(asked: Sequence[LocalRequest], wrong: Sequence[str | None]) -> None:
+    """What will not be rendered, for whoever watches."""
+    for place, why in zip((request.place for request in asked), wrong, strict=True):
+        if why:
+            told = why if why.startswith(place) else f"{place}: {why}"
+            err.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refused(why: str) -> bool:
+    print(json.dumps({"error": why}), flush=True)
+    return False
+
+
+def _render(engine: Engine, asked: LocalRequest) -> bool:
+    """Render one request and print its result; False when it failed, or its contact sheet."""
+    try:
+        target, sheet = asked.target("out"), asked.target("sheet")
+        request = asked.request(engine.settings)
+        with progress_bar() as on_progress, asked.naming_files():
+            seconds = engine.settings.job_seconds
+            control = Control(deadline_seconds=seconds, on_progress=on_progress)
+            result = _generate_to(engine, request, control, target)
+    except (EngineError, PathRefused) as error:
+        _tell_error(str(error))
+        return _refused(str(error))
+    output = {**result.output(), "model": engine.spec.name}
+    if result.expanded_prompt:
+        output["expanded_prompt"] = result.expanded_prompt
+    print(json.dumps(output), flush=True)
+    return sheet is None or _draw_sheet(result, sheet)
+
+
+def _tell_error(sentence: str) -> None:
+    """To stderr, unless stdout shows it on the same terminal."""
+    if not (out.is_terminal and err.is_terminal):
+        err.print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _generate_to(
+    engine: Engine, request: VideoRequest, control: Control, target: Path | None
+) -> VideoResult:
+    """Render to where the settings say, or to the file `target`."""
+    if target is None:
+        return engine.generate(request, control)
+    with paths.refusing(target):
+        beside = tempfile.TemporaryDirectory(prefix=".wan-", dir=target.parent)
+    with beside as folder:
+        result = engine.generate(request, control, LocalStorage(Path(folder)))
+        with paths.refusing(target):
+            next(Path(folder).glob("*.mp4")).replace(target)
+    return replace(result, video_url=target.as_uri())
+
+
+def _draw_sheet(result: VideoResult, target: Path) -> bool:
+    """A sheet that cannot be drawn is told, and costs nothing but itself."""
+    assert result.plan is not None
+    plan = result.plan
+    shown = choose_frames(plan.frames, plan.fps, plan.cut_seconds)
+    try:
+        write_sheet(Path(unquote(urlsplit(result.video_url).path)), shown, plan.fps, target)
+    except (EngineError, PathRefused) as error:
+        err.print(f"--sheet: {error}; the clip is whole", style="yellow", markup=False)
+        return False
+    return True

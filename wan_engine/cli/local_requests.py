@@ -1,0 +1,148 @@
+"""What `generate` and `plan` are asked for: requests with local paths in them, and the files that
+their clips go to. All that can be wrong with them is found before anything is rendered."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wan_engine.errors import InvalidMedia, InvalidRequest
+from wan_engine.runtime import paths
+from wan_engine.runtime.paths import PathRefused
+from wan_engine.schema import VideoRequest
+from wan_engine.settings import Settings
+from wan_engine.storage import uses_bucket
+
+_OURS = ("out", "sheet")
+_ADDRESSES = ("http:", "https:", "data:")
+_SIZES = ("720p", "1080p")
+
+
+@dataclass(frozen=True)
+class LocalRequest:
+    """A request and two fields of the command line's: `out`, where its clip goes instead of where
+    the settings say, and `sheet`. `wrong` is what is no request at all, `place` its line."""
+
+    payload: Mapping[str, Any]
+    place: str = ""
+    wrong: str | None = None
+
+    def look(self, settings: Settings) -> str | None:
+        """What is wrong with it, in a sentence; None where it can be rendered."""
+        try:
+            self.request(settings)
+            out, sheet = self.target("out"), self.target("sheet")
+        except InvalidRequest as error:
+            return str(error)
+        if sheet is not None and sheet == out:
+            return f"--sheet: {paths.shown(sheet)} is where the clip goes"
+        if sheet is not None and out is None and uses_bucket(settings):
+            return "--sheet: the clip goes to the bucket; keep it here with --out"
+        return None
+
+    def request(self, settings: Settings) -> VideoRequest:
+        """With local files as data URIs, which is all that a request may carry. Raises
+        `InvalidRequest`."""
+        if self.wrong is not None:
+            raise InvalidRequest(self.wrong)
+        fields = {name: value for name, value in self.payload.items() if name not in _OURS}
+        fields |= {name: _inline(name, self.payload[name], settings) for name in self._local}
+        if isinstance(fields.get("size"), str):
+            fields["size"] = fields["size"].lower().replace("x", "*")
+        try:
+            return VideoRequest.parse(fields)
+        except InvalidRequest as error:
+            if not str(error).startswith('field "size"'):
+                raise
+            raise InvalidRequest(f"{error}; {' and '.join(_SIZES)} will do too") from error
+
+    @contextmanager
+    def naming_files(self) -> Iterator[None]:
+        """What is wrong inside with a local file is said of the file, not of a URL."""
+        try:
+            yield
+        except InvalidMedia as error:
+            if error.field not in self._local:
+                raise
+            name = paths.shown(self.payload[error.field])
+            raise InvalidRequest(f"{error.field}: {name}: {error.why}") from error
+
+    def target(self, field: str) -> Path | None:
+        """The file that `out` or `sheet` names. Raises `InvalidRequest` unless it could be written
+        now."""
+        value = self.payload.get(field)
+        if not value:
+            return None
+        if not isinstance(value, str):
+            raise InvalidRequest(f"--{field}: it must be a path, got {json.dumps(value)[:60]}")
+        try:
+            return paths.to_write(value)
+        except PathRefused as refused:
+            raise InvalidRequest(f"--{field}: {refused}") from refused
+
+    @property
+    def _local(self) -> list[str]:
+        """The fields that name a file of this machine."""
+        values = {name: self.payload.get(name) for name in ("image", "audio")}
+        return [
+            name
+            for name, value in values.items()
+            if isinstance(value, str) and value and not value.lower().startswith(_ADDRESSES)
+        ]
+
+
+def read_jobs(source: str) -> list[LocalRequest]:
+    """A request for each line of a file of JSON objects, or of stdin where that is `-`; paths in
+    them are relative to the working directory. A line that is none is a request that is wrong.
+
+    Raises `InvalidRequest` for a file that cannot be read or has no request in it.
+    """
+    name = "stdin" if source == "-" else paths.shown(source)
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            data = paths.to_read(source, pipes=True).read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeError as error:
+        raise InvalidRequest(f"{name} is not text: {error}") from error
+    except (PathRefused, OSError) as error:
+        raise InvalidRequest(str(error)) from error
+    requests = [
+        _local_request(line, f"line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if all(request.wrong for request in requests):
+        first = requests[0].wrong if requests else "it is empty"
+        raise InvalidRequest(f"{name} has no request in it: {first}")
+    return requests
+
+
+def _local_request(line: str, place: str) -> LocalRequest:
+    try:
+        payload = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return LocalRequest({}, place, f"{place} is not JSON: {error}")
+    if not isinstance(payload, dict):
+        return LocalRequest({}, place, f"{place} is not an object")
+    return LocalRequest(payload, place)
+
+
+def _inline(field: str, name: str, settings: Settings) -> str:
+    """The file `name` as a data URI."""
+    limit = settings.image_max_bytes if field == "image" else settings.audio_max_bytes
+    try:
+        with paths.refusing(name), paths.to_read(name).open("rb") as file:
+            data = file.read(limit + 1)
+    except PathRefused as refused:
+        raise InvalidRequest(f"{field}: {refused}") from refused
+    if len(data) > limit:
+        raise InvalidRequest(f"{field}: {paths.shown(name)} is larger than {limit / 2**20:g} MB")
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,67 @@
+"""`models`: the catalogue, and what of it is here."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Column, Table
+
+from wan_engine import weights
+from wan_engine.catalog import CATALOG, CLASSIFIERS
+from wan_engine.cli.options import AsJson
+from wan_engine.cli.terminal import failing_clearly, load_settings, out
+from wan_engine.runtime import recipes
+from wan_engine.settings import Settings
+
+EXAMPLE = "--json"
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the models of the catalogue, and which of them are on this machine."""
+    with failing_clearly():
+        settings = load_settings()
+        gpu = recipes.detect(settings.device)
+        rows = [
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "present": spec.built or weights.locate(spec, settings) is not None,
+                "fits": recipes.fits(spec, gpu),
+                "download_gb": spec.download_gb,
+                "gpu_gb": round(recipes.least_gb(spec), 1),
+                "licence": spec.licence,
+                "repo": spec.repo,
+                "revision": spec.revision,
+            }
+            for spec in CATALOG.values()
+        ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(
+        Column("name", no_wrap=True), "present", "fits", "download", "GPU", "what", show_edge=False
+    )
+    for row in rows:
+        marks = ["yes" if row[key] else "no" for key in ("present", "fits")]
+        sizes = [f"{row[key]:g} GB" if row["repo"] else "-" for key in ("download_gb", "gpu_gb")]
+        table.add_row(str(row["name"]), *marks, *sizes, str(row["title"]))
+    out.print(table)
+    out.print()
+    out.print(_classifiers(settings))
+
+
+def _classifiers(settings: Settings) -> Table:
+    used = weights.configured_classifiers(settings).values()
+    table = Table(
+        Column("safety classifier", no_wrap=True),
+        *("present", "used", "download", "what"),
+        show_edge=False,
+    )
+    for name in dict.fromkeys((*CLASSIFIERS, *used)):
+        spec = CLASSIFIERS.get(name)
+        present = weights.has_classifier(name, settings)
+        size = f"{spec.download_gb:g} GB" if spec and spec.repo else "-"
+        title = spec.title if spec else "named by a setting"
+        marks = ["yes" if mark else "no" for mark in (present, name in used)]
+        table.add_row(name, *marks, size, title)
+    return table

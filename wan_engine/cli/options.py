@@ -1,0 +1,67 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+Model = Annotated[str, typer.Option(help="Instead of WAN_MODEL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """A request as the command line has it: an option a field."""
+
+    image: Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")] = ""
+    prompt: Annotated[str, typer.Option(help="What is to be seen.")] = ""
+    audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = ""
+    size: Annotated[str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")] = (
+        "1280*720"
+    )
+    duration: Annotated[str, typer.Option(help="5, 10 or 15 seconds.")] = "5"
+    shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single"
+    seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1"
+    negative_prompt: Annotated[str, typer.Option(help="What is not to be seen.")] = ""
+    expand_prompt: Annotated[bool, typer.Option("--expand-prompt", help="Expand the prompt.")] = (
+        False
+    )
+    no_safety_checker: Annotated[
+        bool, typer.Option("--no-safety-checker", help="Do not check the content.")
+    ] = False
+    model: Model = ""
+
+    def payload(self) -> dict[str, Any]:
+        """The fields of the request that were said; `model` is none of them."""
+        said = {name: value for name, value in asdict(self).items() if value not in ("", None)}
+        said.pop("model", None)
+        said["enable_prompt_expansion"] = said.pop("expand_prompt")
+        said["enable_safety_checker"] = not said.pop("no_safety_checker")
+        return said
+
+
+def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(options, ...)` with an option for each field of `RequestOptions` in front of its
+    own, as typer reads them from a signature."""
+    kinds = get_type_hints(RequestOptions, include_extras=True)
+    shared = [
+        Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+        )
+        for field in fields(RequestOptions)
+    ]
+    _, *own = signature(command, eval_str=True).parameters.values()
+
+    def taken(**said: Any) -> None:
+        options = RequestOptions(**{option.name: said.pop(option.name) for option in shared})
+        command(options, **said)
+
+    own = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in own]
+    taken.__signature__ = Signature([*shared, *own])  # type: ignore[attr-defined]
+    taken.__annotations__ = {}  # else typer would read those of `said`
+    taken.__doc__ = command.__doc__
+    return taken

@@ -1,0 +1,14 @@
+"""`schema`: what a request may be."""
+
+from __future__ import annotations
+
+import json
+
+from wan_engine.schema import VideoRequest
+
+EXAMPLE = "> input.schema.json"
+
+
+def schema() -> None:
+    """Print the JSON schema of a request's `input`."""
+    print(json.dumps(VideoRequest.model_json_schema(), indent=2))

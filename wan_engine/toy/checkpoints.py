@@ -1,0 +1,191 @@
+"""Makes the tiny checkpoints: the real classes, small, in the layout of diffusers and transformers.
+
+They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. `wan-tiny` has the
+weights beside this file, trained on drawings: it animates a picture, as a toy. Other models have
+random ones, and their pictures are texture. A folder is a pure function of `RECIPE`, those weights
+and the library versions; it knows nothing of the rest of the engine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from wan_engine.toy import classifiers, networks, writer
+
+RECIPE = "4"
+"""Part of a cached folder's name. Raise it with any change here, in `classifiers.py` or of the
+weights, so that no stale folder is used."""
+
+_WRITER = "tiny-prompt-writer"
+_SEED = 2026
+_TEXT_WIDTH = 32
+WEIGHTS = Path(__file__).parent / "wan-tiny.safetensors"
+"""The weights of `wan-tiny`; README.md beside them tells how they were made."""
+
+
+def build(name: str, folder: Path) -> Path:
+    """Make the tiny checkpoint `name` (one of `NAMES`) in `folder`, unless it is there already.
+
+    The folder appears whole or not at all: several processes may build it at once. Returns
+    `folder`.
+    """
+    if _is_there(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    try:
+        _KINDS[name](scratch)
+        with suppress(OSError):  # mkdtemp gives 0700: unreadable for others who share the cache
+            scratch.chmod(0o755)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not _is_there(folder):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def place_in_cache(name: str) -> Path:
+    """The checkpoint's folder below the cache's."""
+    return Path(f"tiny-writer-{writer.RECIPE}") if name == _WRITER else Path(f"tiny-{RECIPE}", name)
+
+
+def _is_there(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+
+
+def _trained(folder: Path) -> None:
+    """The kind of Wan2.2-I2V-A14B with the trained weights."""
+    from diffusers import WanImageToVideoPipeline
+
+    pipeline = WanImageToVideoPipeline(
+        **networks.read_weights(WEIGHTS), scheduler=_scheduler(), boundary_ratio=0.9
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _two_experts(folder: Path) -> None:
+    """The kind of Wan2.2-I2V-A14B: 16 noisy + 4 mask + 16 condition channels, two experts, boundary
+    0.9."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+
+    torch.manual_seed(_SEED)
+    characters, text_encoder = _text_parts()
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],  # the library's own spelling
+    )
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=characters,
+        text_encoder=text_encoder,
+        vae=vae.eval(),
+        scheduler=_scheduler(),
+        transformer=_transformer(in_channels=36, out_channels=16),
+        transformer_2=_transformer(in_channels=36, out_channels=16),
+        boundary_ratio=0.9,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _expand_timesteps(folder: Path) -> None:
+    """The kind of Wan2.2-TI2V-5B: 48 latent channels, spatial stride 16, the first latent frame
+    kept clean."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+
+    torch.manual_seed(_SEED)
+    characters, text_encoder = _text_parts()
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=48,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],  # the library's own spelling
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * 48,
+        latents_std=[1.0] * 48,
+    )
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=characters,
+        text_encoder=text_encoder,
+        vae=vae.eval(),
+        scheduler=_scheduler(),
+        transformer=_transformer(in_channels=48, out_channels=48),
+        expand_timesteps=True,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _text_parts() -> tuple[Any, Any]:
+    """A character tokenizer and its UMT5 encoder."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    characters = tokenizer()
+    config = UMT5Config(
+        vocab_size=len(characters), d_model=_TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+    )
+    return characters, UMT5EncoderModel(config).eval()
+
+
+def tokenizer() -> Any:
+    """Characters, with a fixed vocabulary: a trained one differs between runs."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(character, -3.0) for character in networks.CHARACTERS]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _transformer(*, in_channels: int, out_channels: int) -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        text_dim=_TEXT_WIDTH,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        rope_max_seq_len=1024,
+    ).eval()
+
+
+def _scheduler() -> Any:
+    """As the converted repositories have it, with the flow shift that the engine must put right."""
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=1000,
+        flow_shift=3.0,
+    )
+
+
+_KINDS: dict[str, Callable[[Path], None]] = {
+    "wan-tiny": _trained,
+    "wan-tiny-random": _two_experts,
+    "wan-tiny-ti2v": _expand_timesteps,
+    "tiny-prompt-guard": classifiers.prompt_guard,
+    "tiny-image-classifier": classifiers.image_classifier,
+    _WRITER: writer.write,
+}
+NAMES = tuple(_KINDS)

@@ -1,0 +1,53 @@
+"""The rows of the test doubles: settings may name them, and no list of models shows them.
+
+They protect nobody and write nonsense, so they are nothing to choose from; a test, or whoever
+tries an installation, has to know the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from wan_engine.catalog import CATALOG, ClassifierSpec, ModelSpec, Networks, WriterSpec
+
+_TI2V = replace(
+    CATALOG["wan2.2-ti2v-5b"],
+    name="wan-tiny-ti2v",
+    title="a tiny random model of the TI2V kind: its picture is texture",
+    max_area=256 * 160,
+    steps=6,
+    repo=None,
+    revision=None,
+    built=True,
+    caveat="a toy with random weights: the clip shows texture, not the image",
+    download_gb=0.0,
+    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
+)
+
+MODELS: Mapping[str, ModelSpec] = {_TI2V.name: _TI2V}
+
+CLASSIFIERS: Mapping[str, ClassifierSpec] = {
+    "tiny-prompt-guard": ClassifierSpec(
+        name="tiny-prompt-guard",
+        title="knows three words, for tests: protects nobody",
+        kind="prompt",
+        built=True,
+    ),
+    "tiny-image-classifier": ClassifierSpec(
+        name="tiny-image-classifier",
+        title="flags magenta, for tests: protects nobody",
+        kind="image",
+        flagged={"nsfw": 0.6},
+        built=True,
+    ),
+}
+
+WRITERS: Mapping[str, WriterSpec] = {
+    "tiny-prompt-writer": WriterSpec(
+        name="tiny-prompt-writer",
+        title="a tiny random Qwen3-VL: the whole path on any CPU, its answers are nonsense",
+        built=True,
+        resident_gb=0.1,
+    ),
+}
