@@ -16,7 +16,8 @@ run: .venv/run.ok
 	$(BIN)/python handler.py
 
 test: .venv/test.ok
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not slow and not system"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		-m "not gpu and not slow and not system"
 
 soak: .venv/test.ok
 	$(BIN)/python -m pytest -m slow tests/worker_loop/test_soak.py

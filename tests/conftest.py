@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 _OURS = ("WAN_", "BUCKET_", "RUNPOD_", "HF_")
+for _name in list(os.environ):  # for what is made once for several tests
+    if _name.upper().startswith(_OURS) and _name != "HF_HUB_OFFLINE":
+        del os.environ[_name]
+
+
+_LONG = ("tests/worker_loop", "tests/cli", "tests/engine", "tests/test_", "tests/families")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests of seconds come first: two workers that are given whole files, in this order
+    with `--no-loadscope-reorder`, then end together."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid
+        return next((at for at, start in enumerate(_LONG) if name.startswith(start)), len(_LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -56,23 +74,29 @@ def data() -> Path:
     return Path(__file__).parent / "data"
 
 
-@pytest.fixture
-def make_settings(tiny_cache: Path, tmp_path: Path) -> Callable[..., Settings]:
-    """Settings for the tiny model and classifiers with all folders in `tmp_path`; arguments replace
-    any of them."""
+@pytest.fixture(scope="session")
+def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
+    """Settings for the tiny model and classifiers with all folders in the first argument; the
+    others replace any of them."""
 
-    def make(**overrides: Any) -> Settings:
-        scratch = tmp_path / "scratch"
+    def make(folder: Path, **overrides: Any) -> Settings:
+        scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         values = {
             "model": "wan-tiny",
             "safety_prompt_model": "tiny-prompt-guard",
             "safety_image_model": "tiny-image-classifier",
             "cache_dir": tiny_cache,
-            "output_dir": tmp_path / "outputs",
+            "output_dir": folder / "outputs",
             "scratch_dir": scratch,
             "fps": "native",  # what the model makes is what most tests look at
         }
         return Settings(**{**values, **overrides})
 
     return make
+
+
+@pytest.fixture
+def make_settings(settings_in: Callable[..., Settings], tmp_path: Path) -> Callable[..., Settings]:
+    """`settings_in` the folder of the test."""
+    return partial(settings_in, tmp_path)

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
+from tests import warm
 from tests.gateway.conftest import free_port
 from wan_engine import data_uri
 from wan_engine.gateway import keys
@@ -82,15 +83,15 @@ class Here:
         self.services: dict[str, Any] = yaml.safe_load(substituted(text, variables))["services"]
 
     @contextmanager
-    def running(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, name: str) -> Iterator[warm.Process]:
         service = self.services[name]
         python, *arguments = service["command"]
         assert python == "python"
         plain = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
         environment = {**plain, **SMALLEST, **service["environment"]}
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], env=environment, cwd=ROOT, stdout=log, stderr=log
+        with (self.folder / f"{name}.log").open("wb") as log, Path(os.devnull).open() as nothing:
+            process = warm.shared().start(
+                arguments, env=environment, cwd=ROOT, stdin=nothing, stdout=log, stderr=log
             )
         try:
             yield process
@@ -108,7 +109,7 @@ class Here:
         return checked.returncode == 0
 
 
-def wait_until(true: Any, process: subprocess.Popen[bytes], here: Here, name: str) -> None:
+def wait_until(true: Any, process: warm.Process, here: Here, name: str) -> None:
     deadline = time.monotonic() + 90
     while not true():
         assert process.poll() is None, here.log(name)

@@ -30,9 +30,8 @@ def events(found: dict[Any, Any]) -> set[str]:
     return set(found[True])  # YAML 1.1 reads `on` so
 
 
-def commands(found: dict[Any, Any]) -> list[list[str]]:
+def commands(job: dict[Any, Any]) -> list[list[str]]:
     """The lines of all steps that run something."""
-    [job] = found["jobs"].values()
     scripts = [step["run"].replace("\\\n", " ") for step in job["steps"] if "run" in step]
     lines = [line for script in scripts for line in script.splitlines() if line.strip()]
     return [shlex.split(line) for line in lines]
@@ -56,7 +55,7 @@ def test_rights_and_time_are_bounded(path: Path) -> None:
 def test_every_push_and_pull_request_is_checked_by_commands_that_exist() -> None:
     found = workflow("check.yaml")
     assert events(found) == {"push", "pull_request"}
-    ran = commands(found)
+    ran = commands(found["jobs"]["check"])
     assert ran == [
         [".ci/run", "packages"],
         ["make", "check"],
@@ -68,10 +67,25 @@ def test_every_push_and_pull_request_is_checked_by_commands_that_exist() -> None
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
+def test_every_python_that_the_readme_names_runs_the_tests() -> None:
+    jobs = workflow("check.yaml")["jobs"]
+    oldest = [
+        step["with"]["python-version"]
+        for step in jobs["check"]["steps"]
+        if "setup-python" in step.get("uses", "")
+    ]
+    newer = jobs["newer-python"]
+    assert commands(newer) == [["make", "test"]]
+    versions = [*oldest, *newer["strategy"]["matrix"]["python"]]
+    assert versions == [f"3.{minor}" for minor in range(11, 15)]
+    named = re.search(r"Python (3\.\d+) to (3\.\d+)", (ROOT / "README.md").read_text("utf-8"))
+    assert named is not None and named.groups() == (versions[0], versions[-1])
+
+
 def test_a_release_is_pushed_only_after_the_image_has_rendered() -> None:
     found = workflow("image.yaml")
     assert found[True] == {"release": {"types": ["published"]}}
-    docker = [line[1:] for line in commands(found) if line[0] == "docker"]
+    docker = [line[1:] for line in commands(found["jobs"]["image"]) if line[0] == "docker"]
     order = [line[0] for line in docker]
     assert order.index("build") < order.index("run") < order.index("login") < order.index("push")
     [smoke] = [line for line in docker if line[0] == "run"]

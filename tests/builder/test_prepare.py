@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from builder import prepare
+from tests import warm
 from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, LoraFile, ModelSpec
 from wan_engine.errors import ConfigurationError
@@ -226,7 +227,10 @@ def test_the_command_has_an_example_and_says_what_is_missing(tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, tiny_cache: Path) -> None:
     (tmp_path / "file").touch()
     target = tmp_path / "file" / "set"
-    done = command("wan-tiny", "--out", str(target), WAN_CACHE_DIR=str(tiny_cache))
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    environment["WAN_CACHE_DIR"] = str(tiny_cache)
+    program = ["-m", "builder.prepare", "wan-tiny", "--out", str(target)]
+    done = warm.shared().run(program, env=environment, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"{target} was not")
 
 

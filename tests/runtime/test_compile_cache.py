@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from wan_engine import Settings
 from wan_engine.runtime import compile_cache
 from wan_engine.runtime.recipes import Gpu, Recipe
 
+ROOT = Path(__file__).parents[2]
 _PROCESS = """
 import json, sys
 from pathlib import Path
@@ -33,21 +33,35 @@ print(json.dumps({"found": kept.found, **cache}))
 """
 
 
+def run(folder: Path, program: str, path: Path, inductor: Path) -> tuple[str, str]:
+    """Both outputs of `program` with `path`, in a process with a cache of its own in `inductor`."""
+    script = folder / "program.py"
+    script.write_text(program)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(inductor)}
+    done = warm.shared().run([str(script), str(path)], env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
 def started(path: Path, inductor: Path) -> dict[str, Any]:
     """What a process with an empty cache of its own had to compile."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(inductor), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _PROCESS, str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(run(inductor.parent, _PROCESS, path, inductor)[0])
     return found
 
 
-def test_a_later_start_compiles_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "volume" / "torch.bin"
-    assert started(path, tmp_path / "first") == {"found": False, "hit": 0, "miss": 1}
-    assert started(path, tmp_path / "second") == {"found": True, "hit": 1, "miss": 0}
-    assert [entry.name for entry in path.parent.iterdir()] == ["torch.bin"]
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a first start."""
+    folder = tmp_path_factory.mktemp("kept")
+    path = folder / "volume" / "torch.bin"
+    assert started(path, folder / "first") == {"found": False, "hit": 0, "miss": 1}
+    return path
+
+
+def test_a_later_start_compiles_nothing(kept: Path, tmp_path: Path) -> None:
+    assert started(kept, tmp_path / "second") == {"found": True, "hit": 1, "miss": 0}
+    assert [entry.name for entry in kept.parent.iterdir()] == ["torch.bin"]
 
 
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
@@ -66,24 +80,15 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
     assert "is not kept" in caplog.text
 
 
-def test_torch_without_a_place_for_its_code_is_no_error(tmp_path: Path) -> None:
-    path = tmp_path / "torch.bin"
-    started(path, tmp_path / "first")
+def test_torch_without_a_place_for_its_code_is_no_error(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     program = (
         "import sys; from wan_engine.runtime.compile_cache import Kept; from pathlib import Path\n"
     )
     program += "kept = Kept(Path(sys.argv[1])); kept.keep(); print(kept.found)"
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "False\n", done.stderr
-    assert "cannot be used: compiling anew" in done.stderr
+    out, err = run(tmp_path, program, kept, tmp_path / "file" / "cache")
+    assert out == "False\n", err
+    assert "cannot be used: compiling anew" in err
 
 
 @pytest.mark.parametrize(

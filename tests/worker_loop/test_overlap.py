@@ -146,4 +146,5 @@ def test_a_terminated_worker_finishes_both_of_its_jobs(
         worker.process.send_signal(signal.SIGTERM)
         assert "output" in plane.result("one") and "output" in plane.result("two")
         assert worker.process.wait(15) == 0
-        assert worker.survivors() == [] and worker.scratch() == []
+        plane.wait_until(lambda: worker.survivors() == [], seconds=15)
+        assert worker.scratch() == []

@@ -25,7 +25,7 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="module")
 def worker(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with started(plane, tmp_path_factory.mktemp("loop") / "worker") as worker:
+    with started(plane, tmp_path_factory.mktemp("loop") / "worker", cold=True) as worker:
         yield worker
 
 
@@ -174,7 +174,7 @@ def test_a_terminated_worker_finishes_its_job(good: dict[str, Any], tmp_path: Pa
         result = plane.result("busy")
         assert "output" in result, result
         assert worker.process.wait(15) == 0
-        assert worker.survivors() == []
+        plane.wait_until(lambda: worker.survivors() == [], seconds=15)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["nothing arrives", "a job arrives"])
@@ -191,4 +191,4 @@ def test_an_idle_worker_ends_when_it_is_told_to(
             plane.submit("late", {**good, "seed": "x"})
             assert "seed" in plane.result("late", seconds=10)["error"]
         assert worker.process.wait(15) == 0
-        assert processes_of(worker.process.pid) == []
+        plane.wait_until(lambda: processes_of(worker.process.pid) == [], seconds=15)

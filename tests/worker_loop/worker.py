@@ -12,9 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import warm
 from tests.worker_loop.control_plane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
+Running = subprocess.Popen[bytes] | warm.Process
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Figures:
 class Worker:
     """One `python handler.py` in its own session, with its log."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, folder: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | warm.Process, log: Path, folder: Path
+    ) -> None:
         self.process = process
         self.log = log
         self.folder = folder
@@ -90,9 +94,15 @@ def processes_of(session: int) -> list[str]:
 
 @contextmanager
 def started(
-    plane: ControlPlane, folder: Path, *, entry: str = "handler.py", **settings: str
+    plane: ControlPlane,
+    folder: Path,
+    *,
+    entry: str = "handler.py",
+    cold: bool = False,
+    **settings: str,
 ) -> Iterator[Worker]:
-    """A worker on `wan-tiny` at its smallest; `settings` go over its environment.
+    """A worker on `wan-tiny` at its smallest; `settings` go over its environment. It has the large
+    libraries when it starts, unless `cold`.
 
     A folder that an earlier worker had is used again.
     """
@@ -115,16 +125,30 @@ def started(
         "WAN_PROGRESS_SECONDS": "0.1",
         **settings,
     }
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / entry)],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # the SDK's ping process must end with it
-        )
+    process: Running
+    program = str(ROOT / entry)
+    with log.open("ab") as output, Path(os.devnull).open() as nothing:
+        # In a session of its own, for the SDK's ping process must end with it.
+        if cold:
+            process = subprocess.Popen(
+                [sys.executable, program],
+                env=environment,
+                cwd=folder,
+                stdin=nothing,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        else:
+            process = warm.shared().start(
+                [program],
+                env=environment,
+                cwd=folder,
+                stdin=nothing,
+                stdout=output,
+                stderr=output,
+                new_session=True,
+            )
     try:
         yield Worker(process, log, folder)
     finally:

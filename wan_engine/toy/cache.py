@@ -19,10 +19,12 @@ log = logging.getLogger(__name__)
 
 def cached(name: str, settings: Settings) -> Path:
     """The folder of a tiny model, classifier or prompt writer, made if it is not there."""
-    quiet_libraries(bars=False)
     place = checkpoints.place_in_cache(name)
+    folder = settings.cache_dir.expanduser() / place
+    if not folder.is_dir():  # else nothing is built, and the libraries are not imported for it
+        quiet_libraries(bars=False)
     try:
-        return checkpoints.build(name, settings.cache_dir.expanduser() / place)
+        return checkpoints.build(name, folder)
     except OSError as error:
         fallback = _own_folder() / place
         log.info("%s is not writable (%s); using %s", settings.cache_dir, error, fallback)

@@ -1,0 +1,140 @@
+"""What the tests of the engine look at: files and their frames, and families in the place of the
+model."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from wan_engine import Settings, VideoRequest
+from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.media import ffmpeg
+from wan_engine.schema import Carry, Plan, SegmentInput
+
+ROOT = Path(__file__).parents[2]
+
+
+MakeSettings = Callable[..., Settings]
+SMALLEST: dict[str, Any] = {"preset": "superfast", "render_area": 64 * 48}
+FEWEST: dict[str, Any] = {"fps": 4, "max_frames": 21}
+"""5 seconds are one segment, 10 are three, 15 are four, as at 16 frames a second and 81."""
+SMALLEST: dict[str, Any] = {"preset": "superfast", "render_area": 64 * 48}
+FEWEST: dict[str, Any] = {"fps": 4, "max_frames": 21}
+"""5 seconds are one segment, 10 are three, 15 are four, as at 16 frames a second and 81."""
+
+
+RequestFor = Callable[..., VideoRequest]
+
+
+def local(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))
+
+
+def probe(path: Path) -> str:
+    command = [ffmpeg.executable(), "-hide_banner", "-i", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def frame_hashes(path: Path) -> list[str]:
+    command = [
+        ffmpeg.executable(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-map",
+        "0:v",
+        "-f",
+        "framemd5",
+        "-",
+    ]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.split(",")[-1].strip() for line in lines if not line.startswith("#")]
+
+
+def clip_frames(path: Path, width: int, height: int) -> np.ndarray:
+    command = [ffmpeg.executable(), "-v", "error", "-i", str(path), "-vf"]
+    command += [f"scale={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def visible(original: Image.Image, plan: Plan) -> np.ndarray:
+    """The middle of the picture that crops leave, at the picture's own size; one scale for both
+    axes."""
+    width, height = original.size
+    scale = max(plan.render_width / width, plan.render_height / height)
+    half_width, half_height = plan.crop_width / scale / 2, plan.crop_height / scale / 2
+    box = (width / 2 - half_width, height / 2 - half_height)
+    box += (width / 2 + half_width, height / 2 + half_height)
+    return np.asarray(original.resize(original.size, Image.Resampling.BILINEAR, box=box))
+
+
+class LongRun:
+    """A family whose frame t is a picture of t alone, whatever segments it is sampled in.
+
+    A later segment begins with the frames that the one before ended with, and goes on: what is
+    joined has to equal one long run to the bit. It notes its inputs.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.asked: list[SegmentInput] = []
+        self.ends = 0  # the number of the frame after the last one that was sampled
+        self.decoded = 0
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
+        self.asked.append(segment)
+        for step in range(self.spec.steps):
+            on_step(step + 1)
+        return segment
+
+    def decode(
+        self, latents: Any, carry: Carry | None = None, *, continued: bool = False
+    ) -> Iterator[np.ndarray]:
+        assert carry is latents.carry
+        first = 0 if carry.frames is None else self.ends - len(carry.frames)
+        self.ends = first + latents.frames
+        size = latents.height, latents.width
+        frames = np.stack([self.picture(number, *size) for number in range(first, self.ends)])
+        assert carry.frames is None or np.array_equal(carry.frames, frames[: len(carry.frames)])
+        for start, end in ((0, 1), *((start, start + 4) for start in range(1, len(frames), 4))):
+            self.decoded += len(frames[start:end])
+            yield frames[start:end]
+
+    @staticmethod
+    def picture(number: int, height: int, width: int) -> np.ndarray:
+        """`number` as bytes in the corner of texture that changes with it."""
+        picture = np.random.default_rng(number).integers(60, 200, (height, width, 3), np.uint8)
+        picture[0, 0] = number // 256, number % 256, 7
+        return picture
+
+
+class SlidingPicture:
+    """A family that shows the user's picture and slides it left, a pixel every eight frames."""
+
+    def __init__(self) -> None:
+        self.spec = CATALOG["wan-tiny"]
+        self.ends = 0
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
+        on_step(self.spec.steps)
+        return segment
+
+    def decode(
+        self, latents: Any, carry: Carry | None = None, *, continued: bool = False
+    ) -> Iterator[np.ndarray]:
+        first = 0 if carry is None or carry.frames is None else self.ends - len(carry.frames)
+        self.ends = first + latents.frames
+        picture = np.asarray(latents.image)
+        numbers = range(first, self.ends)
+        frames = [np.roll(picture, -(number // 8), axis=1) for number in numbers]
+        yield np.stack(frames[:1])
+        for start in range(1, len(frames), 4):
+            yield np.stack(frames[start : start + 4])

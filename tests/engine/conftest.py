@@ -1,0 +1,59 @@
+"""The engine on `wan-tiny` at its smallest, and requests for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.clips import FEWEST, SMALLEST, MakeSettings, RequestFor
+from wan_engine import Engine, Settings, VideoRequest, data_uri
+
+
+@pytest.fixture
+def unloaded(make_settings: MakeSettings) -> Engine:
+    """`wan-tiny` with few frames: their encode takes most of the time of a job as small as this."""
+    engine = Engine(make_settings(**SMALLEST))
+    engine.pool.spec = replace(engine.spec, **FEWEST)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def loaded(
+    settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
+) -> Engine:
+    engine = Engine(settings_in(tmp_path_factory.mktemp("loaded"), **SMALLEST))
+    engine.pool.spec = replace(engine.spec, **FEWEST)
+    engine.load()
+    return engine
+
+
+@pytest.fixture
+def engine(unloaded: Engine, loaded: Engine) -> Engine:
+    """`unloaded` with weights that were read once, for tests that leave those as they are."""
+    unloaded.pool.family, unloaded.safety = loaded.pool.family, loaded.safety
+    return unloaded
+
+
+@pytest.fixture
+def whole(make_settings: MakeSettings) -> Engine:
+    """With as many frames as the catalogue says."""
+    return Engine(make_settings(**SMALLEST))
+
+
+@pytest.fixture
+def thirty(make_settings: MakeSettings) -> Any:
+    """As an operator gets it who sets nothing about frames a second."""
+    return Engine(make_settings(**SMALLEST, fps=30))
+
+
+@pytest.fixture
+def request_for(data: Path) -> RequestFor:
+    def make(**fields: Any) -> VideoRequest:
+        image = data_uri(data / "rocket_640x360.jpg")
+        return VideoRequest.parse({"prompt": "lift-off", "image": image, "seed": 3, **fields})
+
+    return make

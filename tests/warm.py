@@ -1,0 +1,220 @@
+"""Our programs as processes of their own that need not import the large libraries again.
+
+torch, diffusers and transformers take five seconds to import, most of what a short test of a
+command or a worker would take. One process imports them and stays; each program is a fork of it,
+with arguments, environment, folder and descriptors of its own, that runs the unmodified file as
+`__main__`. Nothing of ours is imported before the fork, nor is what reads the environment when it
+is imported: the SDK, and the Hub's client for whoever sets HF_ variables, which start cold.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parents[1]
+_REQUEST_BYTES = 1 << 20
+
+
+class Process:
+    """One program that runs; as much of `subprocess.Popen` as tests use."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lines = connection.makefile("r")
+        self.pid = int(self._lines.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = int(self._lines.readline())
+            self._lines.close()
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def shared() -> Warm:
+    """One for all tests of this process."""
+    warm = Warm()
+    atexit.register(warm.close)
+    return warm
+
+
+class Warm:
+    """The process with the libraries, which ends with this one."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+        self._path = str(Path(self._folder.name) / "socket")
+        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, self._path],
+            env={**kept, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+        self._folder.cleanup()
+
+    def start(
+        self,
+        program: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        stdin: IO[Any],
+        stdout: IO[Any],
+        stderr: IO[Any],
+        new_session: bool = False,
+    ) -> Process:
+        """`program` is what follows `python` in a shell: a file or `-m` and a module, and then the
+        arguments."""
+        assert not any(name.startswith("HF_") for name in env)
+        assert env.get("OMP_NUM_THREADS") == "1"
+        asked = {"program": program, "env": dict(env), "cwd": str(cwd), "session": new_session}
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._path)
+        files = [file.fileno() for file in (stdin, stdout, stderr)]
+        socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], files)
+        return Process(connection)
+
+    def run(
+        self,
+        program: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        stdin: str = "",
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run` with text and both outputs captured."""
+        with (
+            tempfile.TemporaryFile("w+") as given,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
+            given.write(stdin)
+            given.seek(0)
+            process = self.start(program, env=env, cwd=cwd, stdin=given, stdout=out, stderr=err)
+            try:
+                code = process.wait(timeout)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(list(program), code, out.read(), err.read())
+
+
+# --- in the process with the libraries ------------------------------------------------------------
+
+
+def _import_libraries() -> None:
+    """What workers and commands import sooner or later, and their classes' own modules. Of the SDK
+    only what it imports itself: its own modules read the environment."""
+    import cpuinfo
+
+    # The SDK asks for the processor's name when it is imported, and that takes a second.
+    processor = cpuinfo.get_cpu_info()
+    cpuinfo.get_cpu_info = lambda: processor
+
+
+def _serve(path: str) -> dict[str, Any] | None:
+    """Fork for each request; gives what was asked in the fork that is to do it, and None where
+    nobody asks any more."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks that wait
+    gc.freeze()  # no fork looks through what it was given
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return None
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            return _become(connection)
+        connection.close()
+
+
+def _become(connection: socket.socket) -> dict[str, Any]:
+    """In one fork, wait for the other and tell how it ended; in the other, be as if just started
+    from a shell."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    text, files, _, _ = socket.recv_fds(connection, _REQUEST_BYTES, 3)
+    asked: dict[str, Any] = json.loads(text)
+    if pid := os.fork():
+        for file in (*files, 0, 1):
+            os.close(file)
+        with suppress(OSError):
+            connection.sendall(f"{pid}\n".encode())
+        _, status = os.waitpid(pid, 0)
+        with suppress(OSError):  # nobody may wait any more
+            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os._exit(0)
+    connection.close()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    if asked["session"]:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    os.chdir(asked["cwd"])
+    return asked
+
+
+def _run(program: list[str]) -> None:
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if program[0] == "-m":
+        sys.argv = program[1:]
+        sys.path[:1] = [str(Path.cwd()), *filter(None, paths)]
+        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = program
+        sys.path[:1] = [str(Path(program[0]).parent), *filter(None, paths)]
+        runpy.run_path(program[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    _import_libraries()
+    if (order := _serve(sys.argv[1])) is not None:
+        _run(order["program"])
