@@ -32,10 +32,13 @@ if str(ROOT) not in sys.path:  # where this file is run as a script
 from wan_engine.control import Control  # noqa: E402
 from wan_engine.engine import Engine  # noqa: E402
 from wan_engine.media import ffmpeg  # noqa: E402
-from wan_engine.media.video import Frames  # noqa: E402
 from wan_engine.plan import PlanLimits, make_plan  # noqa: E402
 from wan_engine.render import model_frames  # noqa: E402
-from wan_engine.schema import Plan, VideoRequest  # noqa: E402
+from wan_engine.schema import (  # noqa: E402
+    Frames,
+    Plan,
+    VideoRequest,
+)
 from wan_engine.settings import Settings  # noqa: E402
 
 _LEAST = 1e-6  # levels; what a ratio is taken against where nothing moves at all

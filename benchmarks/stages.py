@@ -40,10 +40,15 @@ from wan_engine.control import Control  # noqa: E402
 from wan_engine.engine import Engine  # noqa: E402
 from wan_engine.media import ffmpeg, retime, upscale, video  # noqa: E402
 from wan_engine.media.rife import Rife  # noqa: E402
-from wan_engine.media.video import Frames  # noqa: E402
 from wan_engine.plan import frames_to_cover  # noqa: E402
 from wan_engine.runtime.recipes import detect  # noqa: E402
-from wan_engine.schema import Plan, Segment, Shot, VideoRequest  # noqa: E402
+from wan_engine.schema import (  # noqa: E402
+    Frames,
+    Plan,
+    Segment,
+    Shot,
+    VideoRequest,
+)
 from wan_engine.settings import Settings  # noqa: E402
 
 SIZES = ("1280*720", "1920*1080")

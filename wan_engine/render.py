@@ -23,8 +23,8 @@ from wan_engine.media.framing import cropped
 from wan_engine.media.images import fit
 from wan_engine.media.joins import Joined
 from wan_engine.media.postprocess import Postprocess
-from wan_engine.media.video import EncodeOptions, Frames, encode
-from wan_engine.schema import Carry, EncodedVideo, Media, Plan, SegmentInput
+from wan_engine.media.video import EncodeOptions, encode
+from wan_engine.schema import Carry, EncodedVideo, Frames, Media, Plan, SegmentInput
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family

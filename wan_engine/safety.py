@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from wan_engine.catalog import (
@@ -34,6 +33,7 @@ from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, ModelMissing
 from wan_engine.logs import quiet_libraries
 from wan_engine.runtime.finite import require_finite
+from wan_engine.schema import Frames
 from wan_engine.settings import Settings
 from wan_engine.weights import (
     LocatedClassifier,
@@ -49,9 +49,6 @@ _IMAGE_SIDE = 1024  # pixels; more is thrown away before a copy of 200 MB is mad
 _PIECE_CHARACTERS = 2000  # as much as one request's prompt may have, with room
 _OVERLAP_CHARACTERS = 200
 _MARK = "PROMPTGOESHERE"
-
-Frames = NDArray[np.uint8]
-"""A chunk of frames [n, height, width, 3]; the same type as in `media.video`, a sibling."""
 
 
 def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> Safety:

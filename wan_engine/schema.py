@@ -37,6 +37,9 @@ from wan_engine.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
+Frames = NDArray[np.uint8]
+"""uint8 [n, height, width, 3], RGB."""
+
 Size = Literal["1280*720", "1920*1080"]
 Duration = Literal[5, 10, 15]
 ShotType = Literal["single", "multi"]

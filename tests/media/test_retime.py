@@ -19,12 +19,12 @@ from PIL import Image
 
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed
-from wan_engine.media.retime import Between, _windows_at_once, blend, choose, retime
+from wan_engine.media.frames import blend
+from wan_engine.media.retime import Between, _windows_at_once, choose, retime
 from wan_engine.media.rife import Rife
-from wan_engine.media.video import Frames
 from wan_engine.plan import frames_to_cover
 from wan_engine.runtime import memory
-from wan_engine.schema import Plan, Segment, Shot
+from wan_engine.schema import Frames, Plan, Segment, Shot
 from wan_engine.settings import Settings
 
 Method = Between | Literal["mci"]
@@ -359,7 +359,8 @@ _FIFTEEN_SECONDS = """
 import sys
 import numpy as np
 from wan_engine.control import Control
-from wan_engine.media.retime import blend, retime
+from wan_engine.media.frames import blend
+from wan_engine.media.retime import retime
 from wan_engine.schema import Plan, Segment, Shot
 
 def kib(name):

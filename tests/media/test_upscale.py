@@ -17,8 +17,7 @@ from PIL import Image
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed, OutOfMemory
 from wan_engine.media import upscale
-from wan_engine.media.video import Frames
-from wan_engine.schema import Plan, Segment, Shot
+from wan_engine.schema import Frames, Plan, Segment, Shot
 from wan_engine.settings import Settings
 
 

@@ -22,8 +22,8 @@ import pytest
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, DeadlineExceeded, EncodeFailed, EngineError
 from wan_engine.media.audio import SAMPLE_RATE_HZ
-from wan_engine.media.video import EncodeOptions, Frames, encode
-from wan_engine.schema import AudioTrack, EncodedVideo, Plan
+from wan_engine.media.video import EncodeOptions, encode
+from wan_engine.schema import AudioTrack, EncodedVideo, Frames, Plan
 from wan_engine.settings import Settings
 
 FAST = EncodeOptions(preset="superfast")

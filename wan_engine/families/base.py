@@ -10,9 +10,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
-from wan_engine.media.video import Frames
 from wan_engine.runtime.finite import not_finite
-from wan_engine.schema import Carry, SegmentInput
+from wan_engine.schema import Carry, Frames, SegmentInput
 
 
 class Family(Protocol):

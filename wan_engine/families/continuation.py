@@ -13,8 +13,8 @@ from diffusers import WanImageToVideoPipeline
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 
 from wan_engine.families.first_frames import encode_then_grey
-from wan_engine.media.video import Frames
 from wan_engine.runtime.finite import require_finite
+from wan_engine.schema import Frames
 
 
 @dataclass(frozen=True)

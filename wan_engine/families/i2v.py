@@ -27,13 +27,12 @@ from wan_engine.families.continuation import ContinuingPipeline, Start, latent_m
 from wan_engine.families.lora import fuse_loras, plans_for
 from wan_engine.families.placement import apply, run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
-from wan_engine.media.video import Frames
 from wan_engine.runtime import memory
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, SegmentInput
+from wan_engine.schema import Carry, Frames, SegmentInput
 from wan_engine.weights import LoraWeights, over_a_network
 
 _TRAIN_TIMESTEPS = 1000

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wan_engine.media.video import Frames
-from wan_engine.schema import Segment
+from wan_engine.schema import Frames, Segment
 
 # A join of one clip is off by a few levels; what is more is another picture, not another colour.
 _MOST_GAIN = 1.1

@@ -11,9 +11,9 @@ from typing import Literal
 
 from wan_engine.control import Control
 from wan_engine.media import retime, upscale
+from wan_engine.media.frames import blend
 from wan_engine.media.rife import Rife
-from wan_engine.media.video import Frames
-from wan_engine.schema import Plan
+from wan_engine.schema import Frames, Plan
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Postprocess:
 
     def _between(self) -> retime.Between | Literal["mci"]:
         if self.interpolation != "rife":
-            return "mci" if self.interpolation == "mci" else retime.blend
+            return "mci" if self.interpolation == "mci" else blend
         if self._rife is None:
             assert self._settings.rife_weights is not None, "checked at start"
             self._rife = Rife(self._settings.rife_weights, self._device)

@@ -19,22 +19,19 @@ from math import ceil
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, EncodeFailed
 from wan_engine.media import ffmpeg, rife
-from wan_engine.media.video import Frames
+from wan_engine.media.frames import Frame, ended, of_shot, one_by_one
 from wan_engine.runtime import memory
-from wan_engine.schema import Plan, Shot
+from wan_engine.schema import Frames, Plan
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
 Interpolation = Literal["rife", "mci", "blend"]
 
-Frame = NDArray[np.uint8]
-"""uint8 [height, width, 3], RGB."""
 
 Between = Callable[[Frame, Frame, float], Frame]
 """The frame at `weight` (above 0, below 1) of the way from the first to the second."""
@@ -92,21 +89,6 @@ def retime(
         ended(source, plan)
 
 
-def ended(source: Iterator[Frame], plan: Plan) -> None:
-    """Raises `EncodeFailed` when there are more frames than the plan has."""
-    if next(source, None) is not None:
-        log.error("the model gave more than the %d frames of the plan", plan.source_frames)
-        raise EncodeFailed(_SENTENCE)
-
-
-def blend(earlier: Frame, later: Frame, weight: float) -> Frame:
-    """The weighted mean of two frames, correctly rounded."""
-    mean = np.subtract(later, earlier, dtype=np.float32)
-    mean *= np.float32(weight)
-    mean += earlier
-    return np.rint(mean, out=mean).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class _Rate:
     source_fps: int
@@ -116,27 +98,6 @@ class _Rate:
     def step(self) -> Fraction:
         """Source frames from one frame of the clip to the next."""
         return Fraction(self.source_fps, self.fps)
-
-
-def one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
-    """Each frame by itself; closes `frames`, if it is a generator, when it is closed."""
-    try:
-        for chunk in frames:
-            yield from chunk
-    finally:
-        if isinstance(frames, Generator):
-            frames.close()
-
-
-def of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
-    """The frames of `shot`, which are next in `source`. Raises `EncodeFailed` if they end early."""
-    count = 0
-    for frame in islice(source, shot.source_frames):
-        count += 1
-        yield frame
-    if count < shot.source_frames:
-        log.error("the model gave %d frames, the shot has %d", count, shot.source_frames)
-        raise EncodeFailed(_SENTENCE)
 
 
 def _between_neighbours(

@@ -22,12 +22,11 @@ import numpy as np
 
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, OutOfMemory
-from wan_engine.media.retime import Frame, blend, ended, of_shot, one_by_one
-from wan_engine.media.video import Frames
+from wan_engine.media.frames import Frame, blend, ended, of_shot, one_by_one
 from wan_engine.runtime import compiler
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
-from wan_engine.schema import Plan
+from wan_engine.schema import Frames, Plan
 from wan_engine.settings import Settings
 from wan_engine.weights import missing_files
 

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed
 from wan_engine.media import ffmpeg
 from wan_engine.media.audio import SAMPLE_RATE_HZ
-from wan_engine.schema import AudioTrack, EncodedVideo, Plan
+from wan_engine.schema import AudioTrack, EncodedVideo, Frames, Plan
 
 log = logging.getLogger(__name__)
 
-Frames = NDArray[np.uint8]
-"""uint8 [n, height, width, 3], RGB."""
 
 _SENTENCE = "The clip could not be encoded"
 
