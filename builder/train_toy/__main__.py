@@ -3,7 +3,8 @@
     python -m builder.train_toy --out wan-tiny.safetensors
 
 First the VAE, then the two experts with the text encoder. The same seed and steps give the same
-pictures, prompts and noise. wan_engine/toy/README.md tells what the weights of the package are.
+pictures, prompts and noise, and weights that are equal but for rounding. What the weights of the
+package are is told in wan_engine/toy/README.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from builder.train_toy import __main__ as train_toy
 from builder.train_toy import experts, loop, moves, prompts, vae
@@ -86,7 +85,7 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
     assert loop.learning_rate_factor(0, 0.0) < 0.05
 
 
-def test_the_steps_of_a_training_run_and_the_same_seed_writes_the_same_weights(
+def test_the_steps_of_a_training_run_and_write_weights_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of it on pictures of a few pixels: the VAE, then the experts."""
@@ -94,16 +93,13 @@ def test_the_steps_of_a_training_run_and_the_same_seed_writes_the_same_weights(
     monkeypatch.setattr(experts, "_SHAPES", ((32, 32),))
     monkeypatch.setattr(experts, "_SMALL_SHAPES", ((32, 32),))
     monkeypatch.setattr(experts, "_SMALL", ((3, 4, 4),))
-    files = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
-    for file in files:
-        steps = ["--vae-steps", "2", "--expert-steps", "8"]
-        train_toy.main(["--device", "cpu", "--scale", "0.02", *steps, "--out", str(file)])
+    file = tmp_path / "wan-tiny.safetensors"
+    steps = ["--vae-steps", "2", "--expert-steps", "8"]
+    train_toy.main(["--device", "cpu", "--scale", "0.02", *steps, "--out", str(file)])
     said = capsys.readouterr().out
-    assert "vae 2 of 2: " in said and "experts 8 of 8: " in said and str(files[0]) in said
-    parts = networks.read_weights(files[0])
+    assert "vae 2 of 2: " in said and "experts 8 of 8: " in said and str(file) in said
+    parts = networks.read_weights(file)
     assert len(set(parts["vae"].config.latents_std)) == 16
-    one, other = (load_file(file) for file in files)
-    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 class SmallPictures(Pictures):
