@@ -22,7 +22,7 @@ from wan_engine.schema import SegmentInput
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
 def test_the_age_of_a_process_counts_what_happened_before_the_import() -> None:
-    program = "import time; time.sleep(0.5); from wan_engine import startup; "
+    program = "import time; time.sleep(0.5); from wan_engine.runtime import startup; "
     program += "print(startup.age_seconds())"
     begun = time.monotonic()
     done = subprocess.run(
@@ -70,10 +70,10 @@ def test_a_gpu_is_warmed_up_by_one_step_and_a_job_is_the_same_after_it(
         shapes.append(given["hidden_states"].shape)
 
     hook = family.pipeline.transformer.register_forward_pre_hook(note, with_kwargs=True)
-    engine.warm_up()
+    engine.pool.warm_up(engine.limits)
     assert shapes == []  # on a CPU there is nothing to load
-    engine.recipe = replace(engine.recipe, device="cuda")
-    engine.warm_up()
+    engine.pool.recipe = replace(engine.recipe, device="cuda")
+    engine.pool.warm_up(engine.limits)
     hook.remove()
     assert len(shapes) == passes * len(set(shapes)) > 0  # a pass for each side of CFG, no more
     assert {shape[2] for shape in shapes} == {2}
