@@ -80,6 +80,8 @@ def test_every_python_that_the_readme_names_runs_the_tests() -> None:
     assert versions == [f"3.{minor}" for minor in range(11, 15)]
     named = re.search(r"Python (3\.\d+) to (3\.\d+)", (ROOT / "README.md").read_text("utf-8"))
     assert named is not None and named.groups() == (versions[0], versions[-1])
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert re.findall(r"Language :: Python :: (3\.\d+)", project) == versions
 
 
 def test_a_release_is_pushed_only_after_the_image_has_rendered() -> None:
