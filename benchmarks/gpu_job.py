@@ -187,7 +187,7 @@ def _engine(
         max_frames=max(scale.frames, 81),
     )
     engine.pool.gpu = card or engine.pool.gpu
-    engine.recipe, engine.pool.recipe_reason = recipes.choose(
+    engine.pool.recipe, engine.pool.recipe_reason = recipes.choose(
         engine.spec, engine.pool.gpu, settings
     )
     started = time.perf_counter()

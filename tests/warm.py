@@ -23,11 +23,25 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 _REQUEST_BYTES = 1 << 20
+_LIBRARIES = (
+    "boto3",
+    "diffusers.pipelines.wan.pipeline_wan_i2v",
+    "diffusers.schedulers.scheduling_unipc_multistep",
+    "torch",
+    "transformers.models.qwen3.modeling_qwen3",
+    "transformers.models.t5.tokenization_t5",
+    "transformers.models.umt5.modeling_umt5",
+    "transformers.models.vit.image_processing_pil_vit",
+    "transformers.models.vit.modeling_vit",
+    "typer",
+)
+"""By name, as no linter sees that an import is there for its time alone."""
 
 
 class Process:
@@ -69,6 +83,21 @@ def shared() -> Warm:
     return warm
 
 
+def children() -> dict[int, str]:
+    """Process id and state letter of this process's children, as /proc has them, those that ended
+    and were not waited for included; without the process of `shared`."""
+    warm = shared().pid if shared.cache_info().currsize else None
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == os.getpid() and int(folder.name) != warm:
+            found[int(folder.name)] = state
+    return found
+
+
 class Warm:
     """The process with the libraries, which ends with this one."""
 
@@ -85,6 +114,10 @@ class Warm:
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -148,6 +181,8 @@ class Warm:
 def _import_libraries() -> None:
     """What workers and commands import sooner or later, and their classes' own modules. Of the SDK
     only what it imports itself: its own modules read the environment."""
+    for name in _LIBRARIES:
+        import_module(name)
     import cpuinfo
 
     # The SDK asks for the processor's name when it is imported, and that takes a second.

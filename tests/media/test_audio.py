@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.warm import children
 from wan_engine.control import Control
 from wan_engine.errors import (
     Cancelled,
@@ -608,11 +609,6 @@ def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     return folder
-
-
-def children() -> list[str]:
-    """This process's child processes, those that ended but were not waited for included."""
-    return (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
 
 
 def stopped_after(seconds: float, folder: Path, control: Control) -> EngineError:

@@ -19,6 +19,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from tests.warm import children
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, DeadlineExceeded, EncodeFailed, EngineError
 from wan_engine.media.audio import SAMPLE_RATE_HZ
@@ -150,19 +151,6 @@ def seconds_of(path: Path) -> list[float]:
     tracks = [dict(boxes(content))["tkhd"] for name, content in boxes(film) if name == "trak"]
     lengths = [length, *(struct.unpack_from(">I", head, 20)[0] for head in tracks)]
     return [length / scale for length in lengths]
-
-
-def children() -> dict[int, str]:
-    """Process id and state letter of this process's children, as /proc has them."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(parent) == os.getpid():
-            found[int(folder.name)] = state
-    return found
 
 
 def signal_children(number: signal.Signals) -> None:
