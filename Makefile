@@ -5,6 +5,7 @@
 # check  linters, formatter, types; also of the Dockerfile, compose file and workflows; generated files
 
 PYTHON ?= python3
+WORKERS ?= 3# of two cores: a third of the time is waiting for processes and clocks
 BIN := .venv/bin
 
 .PHONY: run test test-system soak docs check format clean help
@@ -16,7 +17,7 @@ run: .venv/run.ok
 	$(BIN)/python handler.py
 
 test: .venv/test.ok
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m "not gpu and not slow and not system"
 
 soak: .venv/test.ok

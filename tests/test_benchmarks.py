@@ -88,6 +88,7 @@ def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
     assert "| loading | save |" in capfd.readouterr().out
 
 
+@pytest.mark.system  # for its half a minute
 def test_a_whole_clip_of_the_engine_is_measured_at_a_tiny_size(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     cases = ["--cases", "ours, set up", "ours, native fps"]

@@ -404,7 +404,7 @@ def test_no_secret_of_the_settings_is_shown(wan: Wan) -> None:
         if "SecretStr" in str(field.annotation)
     }
     rest = {"BUCKET_ENDPOINT_URL": "http://me:hidden-6@127.0.0.1:1/clips", "WAN_LOG_LEVEL": "DEBUG"}
-    for arguments in (("settings", "--json"), ("doctor", "--json"), ("doctor",)):
+    for arguments in (("settings", "--json"), ("doctor", "--json")):
         done = wan(*arguments, **secrets, **rest, WAN_DEVICE="cpu")
         shown = done.stdout + done.stderr
         assert done.stdout and "hidden" not in shown and "AKIDEXAMPLE" not in shown

@@ -284,8 +284,8 @@ def test_the_search_for_a_frame_ends(tmp_path: Path) -> None:
     began = time.process_time()
     for piece in (b"\xff\xfb", b"\xff\xfb\x90\0", b"\xff\xfb\x14\0" + b"x" * 4, b"ID3" + bytes(7)):
         with pytest.raises(InvalidMedia):
-            open_audio(b"\0" + piece * (15 * 2**20 // len(piece)), tmp_path, LIMITS, Control())
-    assert time.process_time() - began < 15
+            open_audio(b"\0" + piece * (4 * 2**20 // len(piece)), tmp_path, LIMITS, Control())
+    assert time.process_time() - began < 4
 
 
 def test_the_sounds_of_the_data_folder(data: Path, tmp_path: Path) -> None:
