@@ -66,6 +66,8 @@ class Webhooks:
         finally:
             for task in telling:
                 task.cancel()
+            if telling:  # before the database is closed
+                await asyncio.wait(telling)
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, telling: _Telling, by_name: dict[str, Door]) -> None:
