@@ -9,16 +9,17 @@ from typing import Any
 _KEPT_BYTES = 8 * 1024
 _KEPT_CHARACTERS = 2000
 _DATA_URI_CHARACTERS = 64
+_VALUE_BYTES = 32  # an empty list is two bytes of JSON, and sixty in memory
 
 
 def excerpt(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """At most 8 KB of `fields` as JSON: long texts are cut to their beginnings, and what still has
-    no room, or cannot be said in JSON, is left out."""
+    """At most 8 KB of `fields` as JSON, in at most 256 values: long texts are cut to their
+    beginnings, and what still has no room, or cannot be said in JSON, is left out."""
     kept, left = dict[str, Any](), _KEPT_BYTES
     for key, value in fields.items():
         shown = [beginning(one) for one in value] if isinstance(value, list) else beginning(value)
         try:
-            size = len(json.dumps([key, shown], allow_nan=False))
+            size = max(len(json.dumps([key, shown], allow_nan=False)), _VALUE_BYTES * _count(shown))
         except (ValueError, RecursionError):  # 1e999 is infinite
             continue
         if size <= left:
@@ -33,3 +34,14 @@ def beginning(value: object) -> object:
         return value
     most = _DATA_URI_CHARACTERS if value[:5].lower() == "data:" else _KEPT_CHARACTERS
     return value if len(value) <= most else f"{value[:most]}..."
+
+
+def _count(value: object) -> int:
+    """How many values it is, those within it counted."""
+    count, left = 0, [value]
+    while left:
+        count += 1
+        one = left.pop()
+        if isinstance(one, list | dict):
+            left += one.values() if isinstance(one, dict) else one
+    return count

@@ -256,6 +256,19 @@ def test_stream_gives_the_output_once_and_then_only_the_end(serve: Serve) -> Non
     asyncio.run(line())
 
 
+@pytest.mark.parametrize("wrong", [{"image": 5}, {"prompt": None}, {"duration": 7}])
+def test_a_wrong_request_is_rendered_by_no_retry(serve: Serve, wrong: dict[str, Any]) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            _, failed = await post(served, "/runsync", {"input": wish(**wrong)})
+            assert (await post(served, f"/retry/{failed['id']}"))[0] == 200
+            again = (await served.http.get(f"{BASE}/status-sync/{failed['id']}")).json()
+            assert (again["status"], again["error"]) == ("FAILED", failed["error"])
+            assert not served.backend.rendered and not served.backend.requests
+
+    asyncio.run(line())
+
+
 def test_retry_queues_a_failed_job_again_and_no_other(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:

@@ -258,3 +258,24 @@ def test_private_webhooks_are_taken_where_the_operator_allows_them(serve: Serve)
             assert (await served.http.post(f"{BASE}/run", json=body)).status_code == 200
 
     asyncio.run(line())
+
+
+def test_a_receiver_that_does_not_answer_holds_up_no_other(
+    serve: Serve, receiver: Receiver
+) -> None:
+    async def line() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            async with serve(allow_private_urls=True) as served:
+                hang = {"input": wish(duration=7), "webhook": silent_url}
+                await served.http.post(f"{BASE}/run", json=hang)
+                connection, _ = await asyncio.to_thread(silent.accept)
+                with connection:  # it is being told, for ten seconds
+                    begun = time.monotonic()
+                    for _ in range(12):  # more than are told at once
+                        quick = {"input": wish(duration=7), "webhook": receiver.url}
+                        await served.http.post(f"{BASE}/run", json=quick)
+                    await eventually(lambda: len(receiver.bodies) == 12)
+                    assert time.monotonic() - begun < 9
+
+    asyncio.run(line())

@@ -14,13 +14,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from wan_engine.errors import EngineError, JobRefused
+from wan_engine.errors import EngineError, InvalidRequest, JobRefused
 from wan_engine.gateway.backends.base import Backend, Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import Job
 from wan_engine.gateway.jobs.handed_over import HandedOver
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.schema import VideoRequest
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,8 @@ class Dispatcher:
             found = await _stored(self._jobs.whole_request, job.id)
             if found is None:
                 raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+            if job.retries:
+                await _check(found)
             return found
 
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
@@ -156,6 +159,15 @@ class Dispatcher:
             leaving=lambda: self._closing or not self._ours.is_set(),
         )
         return await self._backend.run(work)
+
+
+async def _check(request: Mapping[str, Any]) -> None:
+    """A job whose request is wrong has failed at once, but can be retried as any other. Raises
+    `WorkFailed`."""
+    try:
+        await asyncio.to_thread(VideoRequest.parse, request)  # there may be pictures in it
+    except InvalidRequest as error:
+        raise WorkFailed(error.code, str(error)) from error
 
 
 def _complain(loop: asyncio.Task[None]) -> None:

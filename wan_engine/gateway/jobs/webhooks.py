@@ -30,6 +30,9 @@ _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 _ANSWER_MAX_BYTES = 64 * 1024
 
+_Telling = dict[asyncio.Task[None], str]
+"""What is being told now, and the ids of the jobs."""
+
 
 class Webhooks:
     def __init__(
@@ -51,21 +54,42 @@ class Webhooks:
     async def run(self, doors: Sequence[Door]) -> None:
         """For ever, until cancelled."""
         by_name = {door.name: door for door in doors}
+        telling: _Telling = {}
         try:
             while True:
                 try:
-                    due = await self._store.due_webhooks(now_ms(), _AT_ONCE)
-                    told = [self._tell(*one, by_name) for one in due]
-                    ends = await asyncio.gather(*told, return_exceptions=True)
-                    for (job_id, _), end in zip(due, ends, strict=True):
-                        await self._look_at(job_id, end)
+                    await self._begin(telling, by_name)
+                    await self._look_at_ends(telling)
                 except Refusal as refusal:  # the database is away
                     log.warning("no webhooks are sent: %s", refusal.message)
-                    due = []
-                if not due:
                     await asyncio.sleep(_LOOK_SECONDS)
         finally:
+            for task in telling:
+                task.cancel()
+            if telling:  # before the database is closed
+                await asyncio.wait(telling)
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _begin(self, telling: _Telling, by_name: dict[str, Door]) -> None:
+        """Tell what is due and has a place. What is being told is due as well, and so counts as its
+        owner's first: who fills the places with slow receivers gets the next one last."""
+        free = _AT_ONCE - len(telling)
+        if not free:
+            return
+        due = await self._store.due_webhooks(now_ms(), _AT_ONCE + len(telling))
+        begun = set(telling.values())
+        for job_id, tries in [one for one in due if one[0] not in begun][:free]:
+            telling[asyncio.create_task(self._tell(job_id, tries, by_name))] = job_id
+
+    async def _look_at_ends(self, telling: _Telling) -> None:
+        """Wait for one end, or a while."""
+        if not telling:
+            await asyncio.sleep(_LOOK_SECONDS)
+            return
+        first = asyncio.FIRST_COMPLETED
+        ended, _ = await asyncio.wait(telling, timeout=_LOOK_SECONDS, return_when=first)
+        for task in ended:
+            await self._look_at(telling.pop(task), task.exception())
 
     def _post(self, url: str, body: object) -> int:
         # There may be a picture in it.
