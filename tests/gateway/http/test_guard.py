@@ -334,6 +334,9 @@ def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
         ({"Host": "ip6-localhost"}, 403),  # an attacker's, where no hosts file says otherwise
         ({"Host": "localhost.evil.example"}, 403),
         ({"Host": "evillocalhost"}, 403),
+        ({"Host": "evil@localhost"}, 403),
+        ({"Host": "localhost/evil"}, 403),
+        ({"Host": "localhost:evil"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": ""}, 403),
         ({"Host": "[::1"}, 403),
@@ -361,7 +364,12 @@ def test_without_keys_other_peoples_pages_are_refused(
 
 @pytest.mark.parametrize(
     "name",
-    ["X-Forwarded-For", "Forwarded", "X-Real-IP", "x-forwarded-host", "CF-Connecting-IP", "Via"],
+    [
+        *("X-Forwarded-For", "Forwarded", "X-Real-IP", "x-forwarded-host", "CF-Connecting-IP"),
+        *("Via", "CF-Ray", "X-Original-Forwarded-For", "X-Cluster-Client-IP", "Fastly-Client-IP"),
+        *("X-Azure-ClientIP", "X-Envoy-External-Address", "ngrok-skip-browser-warning"),
+        *("Tailscale-User-Login", "X-Amzn-Trace-Id"),
+    ],
 )
 def test_without_keys_nobody_is_answered_through_a_proxy(serve: Serve, name: str) -> None:
     async def line() -> None:

@@ -150,13 +150,18 @@ def _check_path(path: str) -> None:
         raise Refusal("invalid_request", "The path is not valid")
 
 
-_HANDED_ON = ("forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "via")
+_HANDED_ON = (
+    *("forwarded", "via", "true-client-ip", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
+    *("x-forwarded-", "x-original-", "x-envoy-", "x-azure-", "x-amz", "x-cloud-trace-context"),
+    *("cf-", "fastly-", "fly-", "ngrok-", "tailscale-"),
+)
+"""How names of headers begin that only proxies and tunnels send."""
 
 
 def _check_proxy(scope: Scope, rules: Rules) -> None:
     """Without keys, what comes through a proxy may be anybody's. Raises `Refusal`."""
     names = () if rules.keys else [name.decode("latin-1").lower() for name, _ in scope["headers"]]
-    if any(name in _HANDED_ON or name.startswith("x-forwarded-") for name in names):
+    if any(name.startswith(_HANDED_ON) for name in names):
         raise Refusal("forbidden", "Without keys the gateway does not answer through a proxy")
 
 
@@ -179,6 +184,9 @@ def _check_page(headers: Headers, rules: Rules) -> None:
 def _is_here(host: str) -> bool:
     """Of a header `Host`, which may have a port."""
     try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
+        parts = urlsplit(f"//{host}")
+        return (
+            parts.port != 0 and set(host).isdisjoint("@/?#") and is_loopback(parts.hostname or "")
+        )
     except ValueError:
         return False
