@@ -98,8 +98,9 @@ def test_the_last_frame_of_a_still_clip_is_still_the_photo(
     [
         (ASTRONAUT, "pan right", 49),
         (ASTRONAUT, "tilt down", 49),
-        (ROCKET, "zoom in", 81),  # it shows later: after 49 it is still taken for none
-        (ROCKET, "zoom out", 81),
+        # They show later: after 49 frames they are still taken for none.
+        pytest.param(ROCKET, "zoom in", 81, marks=pytest.mark.system),
+        pytest.param(ROCKET, "zoom out", 81, marks=pytest.mark.system),
         (ROCKET, "pan left", 49),
         (ROCKET, "tilt up", 49),
     ],

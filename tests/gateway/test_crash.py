@@ -104,6 +104,7 @@ def final_states(process: Process, job_ids: list[str]) -> dict[str, str]:
     return states
 
 
+@pytest.mark.system  # a quarter of a minute
 def test_a_few_kills_lose_no_job(tmp_path: Path) -> None:
     crash(tmp_path, rounds=2, seed=1)
 

@@ -59,11 +59,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.system  # g++
 def test_a_later_start_compiles_nothing(kept: Path, tmp_path: Path) -> None:
     assert started(kept, tmp_path / "second") == {"found": True, "hit": 1, "miss": 0}
     assert [entry.name for entry in kept.parent.iterdir()] == ["torch.bin"]
 
 
+@pytest.mark.system  # g++
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "torch.bin"
     path.write_bytes(b"not what torch wrote")
@@ -80,6 +82,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
     assert "is not kept" in caplog.text
 
 
+@pytest.mark.system  # g++
 def test_torch_without_a_place_for_its_code_is_no_error(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     program = (
