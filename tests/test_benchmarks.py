@@ -11,7 +11,17 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from benchmarks import end_to_end, gateway_load, gpu, media_path, overlap, safety, seams, stages
+from benchmarks import (
+    end_to_end,
+    gateway_hostile,
+    gateway_load,
+    gpu,
+    media_path,
+    overlap,
+    safety,
+    seams,
+    stages,
+)
 from tests.worker_loop.conftest import opened_bucket
 from wan_engine.control import Control
 from wan_engine.media.video import EncodeOptions, encode
@@ -110,7 +120,7 @@ def test_the_table_tells_how_memory_grows() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [end_to_end, gateway_load, gpu, media_path, overlap, safety, stages]
+    "script", [end_to_end, gateway_hostile, gateway_load, gpu, media_path, overlap, safety, stages]
 )
 def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -266,3 +276,12 @@ def test_a_load_on_the_gateway_loses_nothing(capsys: pytest.CaptureFixture[str])
     line = json.loads(capsys.readouterr().out)
     assert (line["jobs"], line["lost"]) == (20, 0) and line["polls"] >= 20
     assert min(line["status_p50_ms"], line["bare_p50_ms"], line["p99_ratio"]) > 0
+
+
+def test_a_hostile_caller_is_refused_and_others_are_answered(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gateway_hostile.main(["400 MB of trailers"])
+    line = json.loads(capsys.readouterr().out)
+    assert line["answers"] == {"431": 1}
+    assert (line["healthz_failed"], line["tracebacks"]) == ({}, 0) and line["healthz"] > 0
