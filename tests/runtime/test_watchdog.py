@@ -152,7 +152,7 @@ WORKS = """
 import sys, time
 from wan_engine.control import Control
 from wan_engine.runtime.watchdog import Watchdog
-control = Control("a", hang_seconds=2)
+control = Control("a", hang_seconds=4)
 with Watchdog(lambda hang: None, frozen=True).watching(control):
     print("works", flush=True)
     sys.stdin.readline()
@@ -185,7 +185,7 @@ def test_a_process_that_is_stopped_for_long_goes_on_with_its_job(
     stopped = [works.pid, beside(works)] if whole else [works.pid]
     for process in stopped:
         os.kill(process, signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(6)
     for process in stopped:
         os.kill(process, signal.SIGCONT)
     out, errors = works.communicate("go on\n", timeout=30)

@@ -102,11 +102,11 @@ def _end(process: int, silent_seconds: float) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os.kill(process, _END)
-    until = time.monotonic() + _DUMP_SECONDS
-    while os.getppid() == process and time.monotonic() < until:
-        time.sleep(0.1)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # it may end by itself meanwhile
+        os.kill(process, _END)
+        until = time.monotonic() + _DUMP_SECONDS
+        while os.getppid() == process and time.monotonic() < until:
+            time.sleep(0.1)
         if os.getppid() == process:
             os.kill(process, signal.SIGKILL)
 
