@@ -38,7 +38,6 @@ from wan_engine import (
     EngineError,
     Progress,
     Settings,
-    VideoRequest,
     checks,
     logs,
 )
@@ -46,6 +45,7 @@ from wan_engine.media.fetch import is_public_address
 from wan_engine.runtime.faults import Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
+from wan_engine.schema import parse_request
 from wan_engine.settings import environment
 from wan_engine.storage import Storage, claims, open_given, unknown_fields
 from wan_engine.worker.runpod_loop import Ending, end_process, install
@@ -198,7 +198,7 @@ class Handler:
         claim, payload = None, job.get("input")
         if self._report:  # a local run has no job that its sender could find again
             claim, payload = claims.taken(payload)
-        request = VideoRequest.parse(payload)
+        request = parse_request(payload)
         if unknown := unknown_fields(job):
             log.info("job %s: ignored beside its input: %s", control.job_id, ", ".join(unknown))
         given = open_given(job.get("s3Config"), self._settings, control, is_public_address)

@@ -59,7 +59,7 @@ from wan_engine.control import Control  # noqa: E402
 from wan_engine.engine import Engine  # noqa: E402
 from wan_engine.plan import PlanLimits, make_plan  # noqa: E402
 from wan_engine.prompts import Expansion  # noqa: E402
-from wan_engine.schema import Duration, Media, Plan, VideoRequest  # noqa: E402
+from wan_engine.schema import Duration, Media, Order, Plan, VideoRequest  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
 
 _MODEL = "wan-tiny"
@@ -84,7 +84,7 @@ class Job:
     """A case as the engine sees it: its request, media and plan, and the engine itself."""
 
     engine: Engine
-    request: VideoRequest
+    order: Order
     media: Media
     plan: Plan
 
@@ -102,18 +102,19 @@ class Job:
         )
         engine = Engine(settings)
         fields = {"duration": case.duration, "seed": _SEED, "enable_safety_checker": False}
-        request = VideoRequest(prompt=_PROMPT, image="data:,", **fields)
+        order = VideoRequest(prompt=_PROMPT, image="data:,", **fields).order()
         media = Media(Image.open(_PHOTO).convert("RGB"))
-        script = Expansion.none(request).script
-        plan = make_plan(request, script, media, engine.spec, PlanLimits(settings.frame))
-        return cls(engine, request, media, plan)
+        script = Expansion.none(order).script
+        plan = make_plan(order, script, media, engine.spec, PlanLimits(settings.frame))
+        return cls(engine, order, media, plan)
 
 
 # --- one side, in its own process ----------------------------------------------------------------
 
 
 def ours(job: Job, _pipeline: Any, folder: Path) -> Path:
-    return job.engine.render(job.request, job.plan, job.media, folder, Control()).path
+    choice = job.engine.choose(job.order)
+    return job.engine.render(job.order, choice, job.plan, job.media, folder, Control()).path
 
 
 def plain(job: Job, pipeline: Any, folder: Path) -> Path:
@@ -123,7 +124,7 @@ def plain(job: Job, pipeline: Any, folder: Path) -> Path:
     size = plan.render_width, plan.render_height
     frames = pipeline(
         image=job.media.image.resize(size),
-        prompt=job.request.prompt,
+        prompt=job.order.prompt,
         width=plan.render_width,
         height=plan.render_height,
         num_frames=frames_of_one_run(plan),

@@ -180,19 +180,19 @@ def _engine(
         scratch_min_gb=0.1,
     )
     engine = Engine(settings)
-    engine.pool.spec = replace(
+    engine.pool.main.spec = replace(
         CATALOG[_ROW],
         steps=steps or 4,
         max_area=scale.width * scale.height,
         max_frames=max(scale.frames, 81),
     )
     engine.pool.gpu = card or engine.pool.gpu
-    engine.pool.recipe, engine.pool.recipe_reason = recipes.choose(
+    engine.pool.main.recipe, engine.pool.main.recipe_reason = recipes.choose(
         engine.spec, engine.pool.gpu, settings
     )
     started = time.perf_counter()
     apply(parts, engine.recipe)
-    engine.pool.family = ImageToVideo(parts, engine.spec, engine.recipe)
+    engine.pool.main.family = ImageToVideo(parts, engine.spec, engine.recipe)
     engine.set_up_s = time.perf_counter() - started
     return engine
 
@@ -217,7 +217,7 @@ def _ours(engine: Any, scale: Scale, fps: str) -> Case:
         "seconds": took,
         "stages": stages,
         "recipe": str(engine.recipe),
-        "reason": engine.pool.recipe_reason,
+        "reason": engine.pool.main.recipe_reason,
         "set_up_s": engine.set_up_s,
         "peak_gb": peak_gb(),
     }

@@ -89,8 +89,10 @@ class GivenLatents:
     def __init__(self, family: Any, latents: torch.Tensor) -> None:
         self.spec, self.decode, self._latents = family.spec, family.decode, latents
 
-    def denoise(self, _segment: Any, _on_step: Any) -> torch.Tensor:
-        return self._latents
+    def render(self, segment: Any, _on_step: Any) -> Any:
+        from wan_engine.schema import Clip
+
+        return Clip(self.decode(self._latents, segment.carry, continued=segment.continued))
 
 
 def pipeline_of(side: str, engine: Engine) -> Any:
@@ -103,7 +105,7 @@ def pipeline_of(side: str, engine: Engine) -> Any:
     from wan_engine.families.i2v import make_scheduler
 
     pipeline = WanImageToVideoPipeline.from_pretrained(
-        str(engine.pool.located.folder), local_files_only=True
+        str(engine.pool.main.located.folder), local_files_only=True
     )
     pipeline.scheduler = make_scheduler(engine.spec)
     pipeline.set_progress_bar_config(disable=True)
@@ -113,11 +115,11 @@ def pipeline_of(side: str, engine: Engine) -> Any:
 def ours(engine: Engine, _pipeline: Any, latents: torch.Tensor, case: Case, folder: Path) -> Path:
     from PIL import Image
 
-    family = GivenLatents(engine.load(), latents)
-    engine.load = lambda: family  # type: ignore[method-assign]
-    request = VideoRequest(prompt="a benchmark", image="data:,")
-    media = Media(Image.new("RGB", case.render))
-    return engine.render(request, case.plan, media, folder, Control()).path
+    engine.load()
+    engine.pool.main.family = GivenLatents(engine.pool.main.family, latents)
+    order = VideoRequest(prompt="a benchmark", image="data:,").order()
+    media, choice = Media(Image.new("RGB", case.render)), engine.choose(order)
+    return engine.render(order, choice, case.plan, media, folder, Control()).path
 
 
 def plain(engine: Engine, pipeline: Any, latents: torch.Tensor, case: Case, folder: Path) -> Path:

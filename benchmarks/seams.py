@@ -152,12 +152,11 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
     fields = {"prompt": prompt, "image": data_uri(image), "duration": duration, "seed": seed}
     request = VideoRequest.parse(fields)
     with tempfile.TemporaryDirectory(prefix="seams-") as folder:
-        media, expansion = engine.prepare(request, Path(folder), control)
-    plan = make_plan(
-        request, expansion.script, media, engine.spec, PlanLimits(engine.settings.frame)
-    )
-    negative = engine.spec.negative_prompt
-    frames = model_frames(engine.load(), plan, media.image, negative, control)
+        order = request.order()
+        media, expansion = engine.prepare(order, engine.choose(order), Path(folder), control)
+    limits = PlanLimits(engine.settings.frame)
+    plan = make_plan(order, expansion.script, media, engine.spec, limits)
+    frames = model_frames(engine.load(), plan, media, engine.spec.negative_prompt, control)
     joins, overlap = joins_of(plan)
     faded = engine.spec.continuation == "last_frames"  # else the newer frames are left out
     return measure(frames, joins, overlap if faded else 1)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.engine.clips import Double
 from wan_engine import Control, Engine, Settings, VideoRequest, data_uri, toy, weights
 from wan_engine.catalog import (
     CATALOG,
@@ -718,7 +719,7 @@ def test_a_template_that_does_not_show_the_prompt_once_is_refused(
 # --- a job ---------------------------------------------------------------------------------------
 
 
-class Painted:
+class Painted(Double):
     """A family that paints: magenta from one frame on to another, grey before and after."""
 
     def __init__(self, magenta: range) -> None:
@@ -730,7 +731,9 @@ class Painted:
         self.denoised += 1
         return segment
 
-    def decode(self, latents: SegmentInput, carry: Any = None, **_: Any) -> Iterator[np.ndarray]:
+    def decode(
+        self, latents: SegmentInput, carry: Any = None, **_: Any
+    ) -> Generator[np.ndarray, None, None]:
         for number in range(latents.frames):
             colour = MAGENTA if number in self.magenta else GREY
             shape = (1, latents.height, latents.width, 3)
@@ -759,7 +762,7 @@ def left_behind(folder: Path) -> list[Path]:
 
 
 def test_a_flagged_prompt_fetches_and_renders_nothing(engine: Any, tmp_path: Path) -> None:
-    engine.pool.family = family = Painted(range(0))
+    engine.pool.main.family = family = Painted(range(0))
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/photo.jpg"
@@ -772,7 +775,7 @@ def test_a_flagged_prompt_fetches_and_renders_nothing(engine: Any, tmp_path: Pat
 
 
 def test_a_flagged_image_renders_nothing(engine: Any, magenta: str, tmp_path: Path) -> None:
-    engine.pool.family = family = Painted(range(0))
+    engine.pool.main.family = family = Painted(range(0))
     request = VideoRequest.parse({"prompt": "x", "image": magenta})
     with pytest.raises(ContentPolicy, match=r"^Content policy: image was flagged$"):
         engine.generate(request)
@@ -785,7 +788,7 @@ class Careless:
     def __init__(self, words: str) -> None:
         self.words = words
 
-    def expand(self, request: VideoRequest, _image: Any, _control: Control) -> Expansion:
+    def expand(self, request: VideoRequest, *_: Any) -> Expansion:
         shots = (ScriptShot("a rocket", 3), ScriptShot(self.words, request.duration - 3))
         return Expansion(Script(shots), self.words, "openai")
 
@@ -794,7 +797,7 @@ class Careless:
 def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
     engine: Any, photo: str, words: str, shots: int
 ) -> None:
-    engine.pool.family = family = Painted(range(0))
+    engine.pool.main.family = family = Painted(range(0))
     engine.expander = Careless(words)
     fields = {"prompt": "x", "image": photo, "enable_prompt_expansion": True, "shot_type": "multi"}
     result = engine.generate(VideoRequest.parse(fields))
@@ -804,7 +807,7 @@ def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
 
 
 def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -> None:
-    engine.pool.family = Painted(range(32, 81))
+    engine.pool.main.family = Painted(range(32, 81))
     request = VideoRequest.parse({"prompt": "x", "image": photo})
     control = Control("job-1")
     with pytest.raises(ContentPolicy, match=r"^Content policy: video was flagged$") as caught:
@@ -814,17 +817,17 @@ def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -
 
 
 def test_a_clip_with_one_flagged_frame_is_stored(engine: Any, photo: str) -> None:
-    engine.pool.family = Painted(range(30, 40))
+    engine.pool.main.family = Painted(range(30, 40))
     result = engine.generate(VideoRequest.parse({"prompt": "x", "image": photo}))
     assert result.video_url and result.stage_seconds["safety"] > 0
 
 
 def test_the_job_after_a_hit_works(engine: Any, photo: str) -> None:
     request = VideoRequest.parse({"prompt": "x", "image": photo})
-    engine.pool.family = Painted(range(81))
+    engine.pool.main.family = Painted(range(81))
     with pytest.raises(ContentPolicy):
         engine.generate(request)
-    engine.pool.family = Painted(range(0))
+    engine.pool.main.family = Painted(range(0))
     assert engine.generate(request).video_url
 
 
@@ -834,7 +837,7 @@ def test_who_does_not_want_the_check_has_none(
 ) -> None:
     made = make_settings(preset="superfast", render_area=64 * 48, safety=mode)
     engine: Any = Engine(made)
-    engine.pool.family = Painted(range(81))
+    engine.pool.main.family = Painted(range(81))
     request = VideoRequest.parse(
         {"prompt": "forbidden", "image": magenta, "enable_safety_checker": asked}
     )
@@ -862,7 +865,7 @@ class CancelsInside:
 def test_a_cancel_inside_a_check_leaves_nothing(
     engine: Any, photo: str, tmp_path: Path, turn: int, denoised: int
 ) -> None:
-    engine.pool.family = family = Painted(range(0))
+    engine.pool.main.family = family = Painted(range(0))
     control = Control()
     engine.safety._lock = CancelsInside(engine.safety, control, turn)
     with pytest.raises(Cancelled):

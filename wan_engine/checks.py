@@ -21,6 +21,7 @@ from wan_engine.prompts import open_expander
 from wan_engine.runtime import paths, recipes, scratch
 from wan_engine.runtime.startup import Startup
 from wan_engine.safety import open_safety
+from wan_engine.schema import Task
 from wan_engine.settings import VERSION, Settings
 from wan_engine.settings.environment import unknown_variables
 from wan_engine.storage import open_storage, uses_bucket
@@ -29,6 +30,7 @@ from wan_engine.weights import Located
 log = logging.getLogger(__name__)
 Level = Literal["ok", "warn", "fail"]
 T = TypeVar("T")
+Configured = dict[Task, tuple[Located, str]]
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,23 @@ def machine_checks(
     yield _checked("ffmpeg", lambda: ffmpeg.version())
     yield _checked("scratch", lambda: scratch.check(settings))
     yield _checked("folders", lambda: _folders(settings))
-    located, row = _locate(settings, gpu, worker, seen)
+    found, row = _locate(settings, gpu, worker, seen)
     yield row
-    if located is not None:
-        overrides = _checked("settings", lambda: _overrides(located.spec, settings))
+    several = len(found or {}) > 1
+    for task, (located, reason) in (found or {}).items():
+        of = f" ({task})" if several else ""
+        if several:
+            yield Check(f"model{of}", "ok", f"{located.spec.name} ({reason})")
+        overrides = _checked(f"settings{of}", partial(_overrides, located.spec, settings))
         yield overrides
         for lora in located.loras:
-            yield _checked("lora", partial(_lora, located, lora))
+            yield _checked(f"lora{of}", partial(_lora, located, lora))
         if seen:
-            yield _checked("memory", lambda: _memory(located.spec, gpu))
+            yield _checked(f"memory{of}", partial(_memory, located.spec, gpu))
         if seen and overrides.ok:
-            yield _checked("recipe", lambda: _recipe(located.spec, gpu, settings))
+            yield _checked(f"recipe{of}", partial(_recipe, located.spec, gpu, settings))
+    if several and seen:
+        yield _checked("pool", partial(_pool, found or {}, gpu, settings))
     yield _checked("fps", lambda: _fps(settings))
     yield _checked(
         "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))
@@ -178,19 +186,38 @@ def _unwritable(folder: Path) -> str | None:
 
 def _locate(
     settings: Settings, gpu: recipes.Gpu | None, worker: bool, seen: bool
-) -> tuple[Located | None, Check]:
-    """The model, None where there is none, and a line about it."""
+) -> tuple[Configured | None, Check]:
+    """The models by task, None where there is none, and a line about the first."""
 
     def fits(spec: ModelSpec) -> bool:
         return recipes.fits(spec, gpu) if seen else not spec.built
 
-    def tell(chosen: tuple[Located, str]) -> str:
-        located, reason = chosen
+    def tell(found: Configured) -> str:
+        located, reason = next(iter(found.values()))
         line = f"{located.spec.name} in {located.folder} ({reason})"
-        return Warned(f"{line}; {located.spec.caveat}") if located.spec.caveat else line
+        caveats = [one.spec.caveat for one, _ in found.values() if one.spec.caveat]
+        return Warned("; ".join((line, *caveats))) if caveats else line
 
-    found = _found("model", lambda: weights.select(settings, fits, fallback=not worker), tell)
-    return found[0] and found[0][0], found[1]
+    return _found("model", lambda: weights.configured(settings, fits, fallback=not worker), tell)
+
+
+def _pool(found: Configured, gpu: recipes.Gpu | None, settings: Settings) -> str:
+    """How many of several models stay on the device together."""
+    limit_gb = recipes.pool_gb(gpu, settings)
+    kept_gb, most_gb = 0.0, 0.0
+    for located, _ in found.values():
+        spec = with_overrides(located.spec, settings)
+        recipe, _ = recipes.choose(spec, gpu, settings)
+        kept = recipes.kept_gb(spec, recipe)
+        kept_gb += kept
+        most_gb = max(most_gb, recipes.needs_gb(spec, recipe) - kept)
+    if kept_gb + most_gb <= limit_gb:
+        return f"all {len(found)} models stay loaded: {kept_gb + most_gb:.0f} of {limit_gb:.0f} GB"
+    return Warned(
+        f"not all of the {len(found)} models fit together: {kept_gb + most_gb:.0f} GB, and "
+        f"{limit_gb:.0f} are here. What was not used for longest is put away, and loaded again "
+        "when a job needs it"
+    )
 
 
 def _overrides(spec: ModelSpec, settings: Settings) -> str:

@@ -14,10 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
+from wan_engine.choice import Choice, choose
 from wan_engine.control import Control
-from wan_engine.errors import ContentPolicy
+from wan_engine.errors import ContentPolicy, InvalidMedia
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.framing import subject
@@ -25,11 +28,11 @@ from wan_engine.media.images import ImageLimits, open_image
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.video import EncodeOptions
 from wan_engine.plan import PlanLimits, described, make_plan
-from wan_engine.pool import Pool
+from wan_engine.pool import Model, Pool
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
 from wan_engine.prompts.token_limit import TokenLimit
-from wan_engine.render import render
+from wan_engine.render import Ways, render
 from wan_engine.runtime import estimates, memory
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
@@ -40,9 +43,10 @@ from wan_engine.schema import (
     SEED_MAX,
     EncodedVideo,
     Media,
+    Order,
     Plan,
+    Request,
     Script,
-    VideoRequest,
     VideoResult,
 )
 from wan_engine.settings import VERSION, Settings
@@ -57,8 +61,8 @@ _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken wi
 
 
 class Engine:
-    """One model on one device. Jobs may come from several threads; the device works on one at a
-    time.
+    """The models of the configured tasks on one device. Jobs may come from several threads; the
+    device works on one at a time.
 
     The constructor decides everything and raises `ConfigurationError` with what to do; `load` reads
     the weights. `serverless` is the Runpod loop, where nothing may be pretended: no model or no
@@ -71,36 +75,45 @@ class Engine:
         self.pool = pool = Pool(settings, real=serverless)
         self.limits = PlanLimits(settings.frame, None if settings.fps == "native" else settings.fps)
         self.safety = open_safety(settings, required=serverless, device=pool.device_beside)
-        self.postprocess = Postprocess(settings, pool.recipe.device)
-        self.token_limit = TokenLimit(pool.located.folder, pool.spec.text_tokens)
-        self.expander = open_expander(
-            settings, pool.recipe.device, pool.spare_gb, pool.device, self.token_limit.fitted
-        )
+        self.postprocess = Postprocess(settings, pool.main.recipe.device)
+        self.expander = open_expander(settings, pool.main.recipe.device, pool.spare_gb, pool.device)
+        self._token_limits = {
+            task: TokenLimit(model.located.folder, model.spec.text_tokens)
+            for task, model in pool.models.items()
+        }
+        self._begun = False
         self._crashes = CrashCounts(settings.spool_dir, keep_days=settings.keep_days)
 
     @property
     def spec(self) -> ModelSpec:
-        return self.pool.spec
+        """The row of the main model."""
+        return self.pool.main.spec
 
     @property
     def recipe(self) -> Recipe:
-        """How the model is run now."""
-        return self.pool.recipe
+        """How the main model is run now."""
+        return self.pool.main.recipe
 
     # --- the start -------------------------------------------------------------------------------
 
     def load(self) -> Family:
-        """The weights, read once, the safety classifiers' too.
+        """The weights of as many models as fit, read once, the safety classifiers' too. Gives the
+        main one.
 
-        Raises `OutOfMemory` when no recipe gets the model onto the device.
+        Raises `OutOfMemory` when no recipe gets the first model onto the device.
         """
-        if self.pool.family is None:
-            self.safety.load()
-            clear_abandoned(self.settings)
-            threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
-            self.pool.load()
-            self.postprocess.load()
-        return self.pool.load()
+        self._begin()
+        return self.pool.load_all()
+
+    def _begin(self) -> None:
+        """What is done once before the first clip, whichever model makes it."""
+        if self._begun:
+            return
+        self.safety.load()
+        clear_abandoned(self.settings)
+        threading.Thread(target=self.storage.flush, name="flush", daemon=True).start()
+        self.postprocess.load()
+        self._begun = True
 
     def start(self, startup: Startup) -> None:
         """All that the first job would wait for, each part a stage of `startup`.
@@ -123,7 +136,7 @@ class Engine:
 
     def generate(
         self,
-        request: VideoRequest,
+        request: Request | Order,
         control: Control | None = None,
         storage: Storage | None = None,
     ) -> VideoResult:
@@ -137,123 +150,156 @@ class Engine:
             url, record = done
             log.info("job %s was finished before: its clip is given again", control.job_id)
             return _from_record(url, record)
-        request = _settled(request)
+        order = _settled(request)
+        choice = self.choose(order)
+        model = self.pool.models[choice.spec.task]
         with memory.measured():
             # Around the whole job, or its render alone where jobs overlap, so that the one that
             # waits is not blamed for what the other does.
             counted = nullcontext() if self.settings.prefetch else self._counted(control)
             with counted, job_folder(self.settings) as folder:
-                prepare = partial(self.prepare, request, folder, control)
-                media, expansion = self.pool.run(prepare, beside=control)
-                plan, how = self.plan(request, expansion.script, media), self._how()
-                estimates.refuse_if_too_long(self.settings, request, plan, how, control)
-                warnings = self._warnings(request, plan, media, expansion)
-                video = self.render(request, plan, media, folder, control)
-                result = self.publish(request, plan, warnings, video, control, storage)
-            self._log_summary(request, plan, video, control)
-        if how == self._how():  # else it was rendered twice, the first time in vain
+                prepare = partial(self.prepare, order, choice, folder, control)
+                media, expansion = self.pool.run(model, prepare, beside=control)
+                plan, how = self.plan(order, choice, expansion.script, media), self._how(model)
+                estimates.refuse_if_too_long(self.settings, order, plan, how, control)
+                warnings = self._warnings(order, choice, plan, media, expansion)
+                video = self.render(order, choice, plan, media, folder, control)
+                result = self.publish(order, choice, plan, warnings, video, control, storage)
+            self._log_summary(order, choice, plan, video, control)
+        if how == self._how(model):  # else it was rendered twice, the first time in vain
             estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
-    def dry_run(self, request: VideoRequest, control: Control | None = None) -> dict[str, Any]:
+    def dry_run(self, request: Request | Order, control: Control | None = None) -> dict[str, Any]:
         """What `generate` would render, as `plan.described` has it. Fetches what the request points
         to and expands the prompt, as a plan depends on both; checks, renders and stores nothing."""
-        request = _settled(request.model_copy(update={"enable_safety_checker": False}))
+        order = replace(_settled(request), check_content=False)
+        choice = self.choose(order)
         with job_folder(self.settings) as folder:
-            media, expansion = self.prepare(request, folder, control or Control())
-            plan = self.plan(request, expansion.script, media)
+            media, expansion = self.prepare(order, choice, folder, control or Control())
+            plan = self.plan(order, choice, expansion.script, media)
+        how = self._how(self.pool.models[choice.spec.task])
         return described(
             plan,
-            self.spec,
+            choice,
             made_by=", ".join(self.postprocess.describe(plan)),
-            seconds=estimates.expected_seconds(self.settings, plan, self._how()),
-            price=cost(request.size, request.duration, self.settings.prices),
+            seconds=estimates.expected_seconds(self.settings, plan, how),
+            price=self._price(order),
         )
 
-    def prepare(
-        self, request: VideoRequest, folder: Path, control: Control
-    ) -> tuple[Media, Expansion]:
-        """Fetch and check what the request points to, and expand the prompt if that is asked.
+    def choose(self, order: Order) -> Choice:
+        """The model for `order`. Raises `NotServed`."""
+        return choose(order, self.pool.rows)
 
-        The model's device is not held.
+    def prepare(
+        self, order: Order, choice: Choice, folder: Path, control: Control
+    ) -> tuple[Media, Expansion]:
+        """Fetch and check what the order points to, and expand the prompt if that is asked.
+
+        The models' device is not held.
         """
-        settings = self.settings
-        control.progress("prepare", 0, 2 if request.audio else 1)
-        if request.enable_safety_checker:
-            self.safety.check_prompt(request.prompt, control)
-        data = fetch(request.image, "image", self._fetch_limits(settings.image_max_bytes), control)
-        sides = ImageLimits(settings.image_min_side, settings.image_max_side)
-        image = open_image(data, sides, first_frame=request.first_frame)
-        if request.enable_safety_checker:
-            self.safety.check_image(image, control)
-        audio = None
-        if request.audio:
+        control.progress("prepare", 0, 2 if order.audio else 1)
+        if order.check_content:
+            self.safety.check_prompt(order.prompt, control)
+        width, height = (int(side) for side in order.aspect_ratio.split(":"))
+        media = Media(
+            image=self._picture("image", order.image, order, control),
+            last_image=self._picture("last_image", order.last_image, order, control),
+            references=tuple(
+                picture
+                for index, source in enumerate(order.references or ())
+                if (picture := self._picture(f"references[{index}]", source, order, control))
+            ),
+            aspect=(width, height),
+        )
+        if order.audio:
             control.progress("prepare", 1, 2)
-            limits = self._fetch_limits(settings.audio_max_bytes)
-            data = fetch(request.audio, "audio", limits, control)
-            audio = open_audio(data, folder, AudioLimits(settings.audio_max_seconds), control)
-        expansion = Expansion.none(request)
-        if request.enable_prompt_expansion:
+            limits = self._fetch_limits(self.settings.audio_max_bytes)
+            data = fetch(order.audio, "audio", limits, control)
+            longest = AudioLimits(self.settings.audio_max_seconds)
+            media = replace(media, audio=open_audio(data, folder, longest, control))
+        expansion = Expansion.none(order)
+        if order.expand_prompt:
             control.enter("expand")
-            expansion = self.expander.expand(request, image, control)
+            fitted = self._token_limits[choice.spec.task].fitted
+            expansion = self.expander.expand(order, media.image, control, fitted)
             control.enter("prepare")
-            if request.enable_safety_checker:
-                expansion = self._checked(expansion, request, control)
-        media = Media(image, audio)
-        if len(expansion.script.shots) > 1:
-            media = replace(media, subject=subject(image))
+            if order.check_content:
+                expansion = self._checked(expansion, order, control)
+        if len(expansion.script.shots) > 1 and media.image is not None:
+            media = replace(media, subject=subject(media.image))
         return media, expansion
 
-    def _checked(self, expansion: Expansion, request: VideoRequest, control: Control) -> Expansion:
+    def _picture(
+        self, field: str, source: str | None, order: Order, control: Control
+    ) -> Image.Image | None:
+        """A picture of the order, fetched, opened and looked at; None where it has none."""
+        if source is None:
+            return None
+        settings = self.settings
+        data = fetch(source, field, self._fetch_limits(settings.image_max_bytes), control)
+        sides = ImageLimits(settings.image_min_side, settings.image_max_side)
+        try:
+            image = open_image(data, sides, first_frame=order.any_frames)
+        except InvalidMedia as error:
+            raise InvalidMedia(field, error.why) from error
+        if order.check_content:
+            self.safety.check_image(image, control)
+        return image
+
+    def _checked(self, expansion: Expansion, order: Order, control: Control) -> Expansion:
         """The expansion, or none where the guard flags what a writer made of a clean prompt."""
         try:
             for shot in expansion.script.shots:
                 self.safety.check_prompt(shot.text, control)
         except ContentPolicy:
             warning = "The expanded prompt was flagged: the prompt was used as it is"
-            return replace(Expansion.none(request), warning=warning)
+            return replace(Expansion.none(order), warning=warning)
         return expansion
 
-    def plan(self, request: VideoRequest, script: Script, media: Media) -> Plan:
-        """Every number of the clip. `request.seed` must be settled."""
-        return make_plan(request, script, media, self.spec, self.limits)
+    def plan(self, order: Order, choice: Choice, script: Script, media: Media) -> Plan:
+        """Every number of the clip. `order.seed` must be settled."""
+        return make_plan(order, script, media, choice.spec, self.limits)
 
     def render(
-        self, request: VideoRequest, plan: Plan, media: Media, folder: Path, control: Control
+        self,
+        order: Order,
+        choice: Choice,
+        plan: Plan,
+        media: Media,
+        folder: Path,
+        control: Control,
     ) -> EncodedVideo:
         """Segments to latents to frames to mp4. The device is held for the time of it.
 
-        Out of memory repeats it once with the next leaner recipe, which is kept for later jobs.
+        Out of memory repeats it with less on the device, as `Pool.run` has it.
         """
-        comment = f"AI-generated video; model {self.spec.name}; seed {plan.seed}"
-        comment = f"{comment}; wan_engine {VERSION}" if self.settings.metadata else ""
-        options = EncodeOptions(self.settings.crf, self.settings.preset, comment)
-        negative = negative_prompt(request.negative_prompt, self.spec, self.settings)
-        watch = self.safety.watch if request.enable_safety_checker else None
+        model, spec = self.pool.models[choice.spec.task], choice.spec
+        ways = Ways(
+            negative_prompt=negative_prompt(order.negative_prompt, spec, self.settings),
+            track=choice.track,
+            watch=self.safety.watch if order.check_content else None,
+            postprocess=self.postprocess,
+            options=EncodeOptions(
+                self.settings.crf, self.settings.preset, self._comment(choice, plan)
+            ),
+        )
         control.enter("queue")
 
         def once() -> EncodedVideo:
-            set_limits(control, plan, self.settings, self.spec, self.recipe, self._how())
+            set_limits(control, plan, self.settings, spec, model.recipe, self._how(model))
             control.enter("load")
-            return render(
-                self.load(),
-                plan,
-                media,
-                negative,
-                folder / "clip.mp4",
-                control,
-                watch=watch,
-                postprocess=self.postprocess,
-                options=options,
-            )
+            self._begin()
+            return render(self.pool.load(model, control), plan, media, ways, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()
         with self.pool.device(control), counted:
-            return self.pool.run(once)
+            return self.pool.run(model, once)
 
     def publish(
         self,
-        request: VideoRequest,
+        order: Order,
+        choice: Choice,
         plan: Plan,
         warnings: list[str],
         video: EncodedVideo,
@@ -262,13 +308,8 @@ class Engine:
     ) -> VideoResult:
         """Store the file; its URL and the record by which the job id finds it again."""
         control.progress("publish", 0, 1)
-        price = cost(request.size, request.duration, self.settings.prices)
-        record = {
-            "cost": str(price),
-            "seed": plan.seed,
-            "model": self.spec.name,
-            "warnings": warnings,
-        }
+        price, name = self._price(order), choice.spec.name
+        record = {"cost": str(price), "seed": plan.seed, "model": name, "warnings": warnings}
         url = storage.put(video.path, control.job_id, record, control)
         control.enter(None)
         return VideoResult(
@@ -276,7 +317,7 @@ class Engine:
             cost=price,
             seed=plan.seed,
             warnings=tuple(warnings),
-            model=self.spec.name,
+            model=name,
             stage_seconds=dict(control.stage_seconds),
         )
 
@@ -286,10 +327,22 @@ class Engine:
         """Refuse a job that has killed its worker before, whichever worker that was."""
         return self._crashes.counting(control.job_id)
 
-    def _how(self) -> str:
+    def _how(self, model: Model) -> str:
         """What decides how long a frame takes, beside its size."""
         made = (self.postprocess.interpolation, self.postprocess.upscaling)
-        return estimates.kind_of_work(self.spec, self.recipe, self.pool.gpu, *made)
+        return estimates.kind_of_work(model.spec, model.recipe, self.pool.gpu, *made)
+
+    def _price(self, order: Order) -> Decimal:
+        return cost(order.size, order.duration, self.settings.prices, order.task)
+
+    def _comment(self, choice: Choice, plan: Plan) -> str:
+        """What the mp4's metadata say of it; nothing where a setting says so."""
+        if not self.settings.metadata:
+            return ""
+        spec = choice.spec
+        task = "" if spec.task == "image-to-video" else f" for {spec.task}"
+        made_by = f"model {spec.name}{task}; seed {plan.seed}; wan_engine {VERSION}"
+        return f"AI-generated video; {made_by}"
 
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
         return FetchLimits(
@@ -299,35 +352,38 @@ class Engine:
         )
 
     def _warnings(
-        self, request: VideoRequest, plan: Plan, media: Media, expansion: Expansion
+        self, order: Order, choice: Choice, plan: Plan, media: Media, expansion: Expansion
     ) -> list[str]:
+        spec = choice.spec
         warnings = self.postprocess.warnings(plan)
-        if self.spec.caveat:
-            warnings.append(f"{self.spec.name} is {self.spec.caveat}")
-        if request.enable_safety_checker:
+        if spec.caveat:
+            warnings.append(f"{spec.name} is {spec.caveat}")
+        if order.check_content:
             warnings += self.safety.warnings()
         if expansion.warning:
             warnings.append(expansion.warning)
         callers = expansion.in_the_callers_words
-        warnings += self.token_limit.warnings(request, self.spec, self.settings, whole=callers)
+        limit = self._token_limits[spec.task]
+        warnings += limit.warnings(order, spec, self.settings, whole=callers)
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
-        return warnings
+        return warnings + list(choice.warnings)
 
     def _log_summary(
-        self, request: VideoRequest, plan: Plan, video: EncodedVideo, control: Control
+        self, order: Order, choice: Choice, plan: Plan, video: EncodedVideo, control: Control
     ) -> None:
         stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
         log.info(
-            "job %s: %s %ds %dx%d seed %d model %s, %d frames at %d fps%s, %d bytes; %s; "
+            "job %s: %s %ds %dx%d seed %d model %s (%s), %d frames at %d fps%s, %d bytes; %s; "
             "peak memory %s",
             control.job_id,
-            request.size,
-            request.duration,
+            order.size,
+            order.duration,
             plan.width,
             plan.height,
             plan.seed,
-            self.spec.name,
+            choice.spec.name,
+            "; ".join((f"{choice.spec.task}: {choice.reason}", *choice.undone)),
             video.frames,
             plan.fps,
             "".join(f", {part}" for part in self.postprocess.describe(plan)),
@@ -337,11 +393,10 @@ class Engine:
         )
 
 
-def _settled(request: VideoRequest) -> VideoRequest:
-    """The request with a seed of its own where it left that open."""
-    if request.seed >= 0:
-        return request
-    return request.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
+def _settled(request: Request | Order) -> Order:
+    """Its order, with a seed of its own where it left that open."""
+    order = request if isinstance(request, Order) else request.order()
+    return order if order.seed >= 0 else replace(order, seed=secrets.randbelow(SEED_MAX + 1))
 
 
 def _from_record(url: str, record: Mapping[str, Any]) -> VideoResult:

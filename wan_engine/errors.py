@@ -3,7 +3,8 @@ or traceback.
 
 EngineError               something failed that is nobody's input
 |- InvalidRequest         a field of the request is wrong; the caller can mend it
-|  '- InvalidMedia        an image or sound that cannot be fetched, read or used
+|  |- InvalidMedia        an image or sound that cannot be fetched, read or used
+|  '- NotServed           no model that is configured here takes what the request has
 |- TimeLimitTooShort      the job would surely run longer than it may, and was not begun
 |- ContentPolicy          the safety checker flagged the prompt, the image or the clip
 |- Cancelled              the caller asked for the job to stop
@@ -46,7 +47,8 @@ class InvalidRequest(EngineError):
 
 
 class InvalidMedia(InvalidRequest):
-    """`field` is "image", "audio" or "webhook"; the sentence becomes `Invalid image URL: <why>`."""
+    """`field` is "image", "last_image", "references[0]", "audio" or "webhook"; the sentence becomes
+    `Invalid image URL: <why>`."""
 
     code = "invalid_media"
 
@@ -54,6 +56,10 @@ class InvalidMedia(InvalidRequest):
         super().__init__(f"Invalid {field} URL: {why}")
         self.field = field
         self.why = why
+
+
+class NotServed(InvalidRequest):
+    """The sentence names the field, and what the model takes that is here."""
 
 
 class ContentPolicy(EngineError):

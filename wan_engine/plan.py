@@ -1,27 +1,28 @@
-"""From a checked request to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no
+"""From an order to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no
 torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import product
 from typing import Any, Literal, get_args
 
 from wan_engine.catalog import ModelSpec
+from wan_engine.choice import Choice
 from wan_engine.schema import (
     SEED_MAX,
     Crop,
     Framing,
     Media,
+    Order,
     Plan,
     Script,
     Segment,
     Shot,
     Size,
-    VideoRequest,
 )
 
 FrameMode = Literal["image", "exact"]
@@ -49,23 +50,25 @@ class PlanLimits:
 
 
 def make_plan(
-    request: VideoRequest, script: Script, media: Media, spec: ModelSpec, limits: PlanLimits
+    order: Order, script: Script, media: Media, spec: ModelSpec, limits: PlanLimits
 ) -> Plan:
-    """Lay out the whole clip. `request.seed` must be settled (not -1)."""
-    assert request.seed >= 0, "the engine settles the seed first"
-    width, height = target_size(*media.image.size, request.size, limits.frame)
+    """Lay out the whole clip. `order.seed` must be settled (not -1)."""
+    assert order.seed >= 0, "the engine settles the seed first"
+    width, height = target_size(*media.shape, order.size, limits.frame)
     render_width, render_height = render_size(width, height, spec)
     crop_width, crop_height = crop_size(
         width, height, render_width, render_height, spec.size_multiple
     )
     shots: list[Shot] = []
-    seeds = _seeds(request.seed)
+    seeds = _seeds(order.seed)
     fps = limits.fps or spec.fps
     for scripted in script.shots:
         layout = _covering_layout(scripted.seconds, fps, spec)
         carried = [repeated for _, repeated, _ in layout[1:]] + [0]
         numbers = zip(layout, carried, seeds, strict=False)  # the seeds last: they never end
         segments = tuple(Segment(seed, *row, last) for row, last, seed in numbers)
+        if scripted is script.shots[-1]:
+            segments = (*segments[:-1], replace(segments[-1], ends_clip=True))
         crop = punch_in(scripted.framing, media.subject)
         shots.append(Shot(scripted.text, segments, scripted.seconds * fps, crop))
     return Plan(
@@ -77,7 +80,7 @@ def make_plan(
         crop_height=crop_height,
         fps=fps,
         frames=sum(shot.frames for shot in shots),
-        seed=request.seed,
+        seed=order.seed,
         shots=tuple(shots),
         source_fps=spec.fps,
     )
@@ -213,19 +216,23 @@ def _around(value: float, multiple: int) -> set[int]:
 
 
 def described(
-    plan: Plan, spec: ModelSpec, *, made_by: str, seconds: float | None, price: Decimal
+    plan: Plan, choice: Choice, *, made_by: str, seconds: float | None, price: Decimal
 ) -> dict[str, Any]:
     """What would be rendered, in numbers: the JSON of `python -m wan_engine plan --json`.
 
     `seconds` is what rendering should take here, None when that is not known; `price` is the `cost`
     of the result, in USD.
     """
-    shots, start = [], 0
+    spec, shots, start = choice.spec, [], 0
     for shot in plan.shots:
         shots.append(_shot(shot, start / plan.fps, plan.fps))
         start += shot.frames
     return {
         "model": spec.name,
+        "task": spec.task,
+        "reason": choice.reason,
+        "sound": choice.track,
+        "undone": list(choice.undone),
         "size": [plan.width, plan.height],
         "rendered": [plan.render_width, plan.render_height],
         "seconds": plan.frames / plan.fps,

@@ -1,19 +1,24 @@
-"""The device and the model on it: which model, how it is run, and a leaner way when memory does not
-suffice. It knows no request and no clip."""
+"""The device and the models on it: which are configured, how each is run, which of them are loaded,
+and a leaner way when memory does not suffice. It knows no request and no clip.
+
+    on disk ── load ──> on the device ── put away ──> in host memory, where that has room
+       ^                     ^                            │      └──> else dropped
+       │                     └────── brought back ────────┘             │
+       └────────────────────────────────────────────────────────────────┘
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from PIL import Image
-
 from wan_engine import weights
+from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import with_overrides
 from wan_engine.control import Control
 from wan_engine.errors import CompileFailed, OutOfMemory
@@ -22,7 +27,7 @@ from wan_engine.plan import PlanLimits, rendered_sizes
 from wan_engine.runtime import compile_cache, memory, recipes
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.startup import Startup
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import Task
 from wan_engine.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,82 +37,189 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
-_WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
 
 
-class _Warm(Exception):
-    """Ends the warm-up after its first step."""
+class Model:
+    """A row that is configured, where its files are, and how it is run.
+
+    `family` is its weights, where they are loaded; `away` means that they wait in host memory.
+    `recipe` becomes leaner, and stays so, when memory does not suffice. `alone`: it was seen to
+    need the device for itself.
+    """
+
+    def __init__(
+        self, located: weights.Located, reason: str, gpu: recipes.Gpu | None, settings: Settings
+    ) -> None:
+        self.located, self.reason = located, reason
+        self.spec = with_overrides(located.spec, settings)
+        self.recipe, self.recipe_reason = recipes.choose(self.spec, gpu, settings)
+        self.family: Family | None = None
+        self.away = False
+        self.alone = False
+
+    @property
+    def on_device(self) -> bool:
+        return self.family is not None and not self.away
+
+    @property
+    def kept_gb(self) -> float:
+        """What it takes of the device between two clips."""
+        return recipes.kept_gb(self.spec, self.recipe)
+
+    @property
+    def needs_gb(self) -> float:
+        """What it takes of the device while it makes a clip."""
+        return recipes.needs_gb(self.spec, self.recipe)
 
 
 class Pool:
-    """One model on one device, which one job has at a time.
+    """The models of the tasks that are configured, on one device, which one job has at a time.
 
     The constructor decides and reads nothing; raises `ConfigurationError` with what to do. `real`
-    refuses to fall back to a toy. `recipe` is how the model is run; it becomes leaner, and stays
-    so, when memory does not suffice.
+    refuses to fall back to a toy. As many models stay on the device as fit, by the recipes' sums;
+    what was not used for longest is put away first.
     """
 
     def __init__(self, settings: Settings, *, real: bool) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self.gpu = gpu = recipes.detect(settings.device)
-        self.located, self.model_reason = weights.select(
+        found = weights.configured(
             settings, lambda spec: recipes.fits(spec, gpu), fallback=not real
         )
-        self.spec = with_overrides(self.located.spec, settings)
-        self.recipe, self.recipe_reason = recipes.choose(self.spec, gpu, settings)
-        self.family: Family | None = None
+        self.models: dict[Task, Model] = {
+            task: Model(located, reason, gpu, settings) for task, (located, reason) in found.items()
+        }
+        self._limit_gb = recipes.pool_gb(gpu, settings)
+        self._used: list[Model] = []  # the one that was used last, last
+
+    @property
+    def main(self) -> Model:
+        """The model of the first task: of image-to-video, unless there is none."""
+        return next(iter(self.models.values()))
+
+    @property
+    def rows(self) -> Mapping[Task, ModelSpec]:
+        """The row of each task, with the settings applied."""
+        return {task: model.spec for task, model in self.models.items()}
 
     @property
     def device_beside(self) -> str:
-        """Where small networks run that work beside the model."""
-        return recipes.beside(self.spec, self.gpu, self.recipe)
+        """Where small networks run that work beside the models."""
+        places = (recipes.beside(one.spec, self.gpu, one.recipe) for one in self.models.values())
+        return next((place for place in places if place == "cpu"), self.main.recipe.device)
 
     @property
     def spare_gb(self) -> float:
-        return recipes.spare_gb(self.spec, self.gpu, self.recipe)
+        """Memory of the device that the largest model leaves free."""
+        models = self.models.values()
+        return min(recipes.spare_gb(one.spec, self.gpu, one.recipe) for one in models)
 
     # --- loading ---------------------------------------------------------------------------------
 
-    def load(self) -> Family:
-        """The model, its weights read once. Raises `OutOfMemory` when no recipe gets it onto the
-        device."""
-        if self.family is None:
-            log.info("model %s (%s)", self.spec.name, self.model_reason)
-            log.info("recipe %s (%s)", self.recipe, self.recipe_reason)
-            self.family = self.run(self._load)
-        return self.family
+    def load(self, model: Model, control: Control | None = None) -> Family:
+        """A model with its weights on the device; others are put away where it needs their room.
 
-    def _load(self) -> Family:
-        return load_family(self.spec, self.located.folder, self.recipe, self.located.loras)
+        The device must be held once jobs have begun. A load is a stage of `control`, in megabytes,
+        and ends when the job must. Raises `OutOfMemory` when no recipe gets it onto the device.
+        """
+        if not model.on_device:
+            self.run(model, lambda: self._load(model, control))
+        self._used = [*(one for one in self._used if one is not model), model]
+        assert model.family is not None
+        return model.family
+
+    def load_all(self) -> Family:
+        """As many models as fit together, the main one for sure, which is given."""
+        family = self.load(self.main)
+        for model in self.models.values():
+            if not model.on_device and self._fits(model):
+                self.load(model)
+        return family
+
+    def _load(self, model: Model, control: Control | None) -> None:
+        self._make_room(model)
+        if model.family is not None:
+            log.info("model %s comes back from host memory", model.spec.name)
+            model.family.move(model.recipe.device)
+            model.away = False
+            return
+        log.info("model %s (%s)", model.spec.name, model.reason)
+        log.info("recipe %s (%s)", model.recipe, model.recipe_reason)
+
+        def on_bytes(done: int, total: int) -> None:
+            if control is not None:
+                control.progress("load", done // 10**6, total // 10**6)
+
+        located = model.located
+        try:
+            model.family = load_family(
+                model.spec, located.folder, model.recipe, located.loras, on_bytes
+            )
+        finally:
+            if model.family is None:
+                memory.free_accelerator()
 
     def import_libraries(self) -> None:
         """What `load` would import, which takes seconds."""
-        import_family(self.spec)
+        for model in self.models.values():
+            import_family(model.spec)
 
     def warm_up(self, limits: PlanLimits, startup: Startup | None = None) -> None:
-        """One step of the model at each size as a 16:9 picture is rendered, for CUDA loads a kernel
-        when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
+        """A little work with each loaded model at each size as a 16:9 picture is rendered, for CUDA
+        loads a kernel when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
         kept = None
-        if self.recipe.compiled:
-            kept = compile_cache.Kept(compile_cache.file_for(self._settings, self.gpu, self.recipe))
+        if self.main.recipe.compiled:
+            file = compile_cache.file_for(self._settings, self.gpu, self.main.recipe)
+            kept = compile_cache.Kept(file)
             if startup:
                 startup.done("compiled code")
-        if self.recipe.device != "cpu":
-            with self._lock:
-                for size in rendered_sizes((1280, 720), self.spec, limits):
-                    self.run(partial(self._one_step, size))
+        for model in self.models.values():
+            if model.recipe.device != "cpu" and (model.on_device or model is self.main):
+                with self._lock:
+                    for size in rendered_sizes((1280, 720), model.spec, limits):
+                        self.run(model, partial(self._warm_up, model, size))
         if kept:
             kept.keep()
 
-    def _one_step(self, size: tuple[int, int]) -> None:
-        def on_step(count: int) -> None:
-            if count > 0:
-                raise _Warm
+    def _warm_up(self, model: Model, size: tuple[int, int]) -> None:
+        self.load(model).warm_up(*size)
 
-        asked = SegmentInput("", "", Image.new("RGB", size), *size, _WARM_FRAMES, seed=0)
-        with suppress(_Warm):
-            self.load().denoise(asked, on_step)
+    # --- what is put away ------------------------------------------------------------------------
+
+    def _fits(self, model: Model) -> bool:
+        """Whether it can make clips beside what is on the device now, and those can beside it."""
+        others = self._others(model)
+        if others and (model.alone or any(one.alone for one in others)):
+            return False
+        together = [model, *others]
+        working_gb = max(one.needs_gb - one.kept_gb for one in together)
+        return sum(one.kept_gb for one in together) + working_gb <= self._limit_gb
+
+    def _on_device(self) -> list[Model]:
+        """What was not used for longest first."""
+        waiting = [one for one in self.models.values() if one not in self._used]
+        return [one for one in (*waiting, *self._used) if one.on_device]
+
+    def _make_room(self, model: Model) -> None:
+        while not self._fits(model) and (others := self._others(model)):
+            self._put_away(others[0], f"{model.spec.name} needs the room")
+
+    def _others(self, model: Model) -> list[Model]:
+        return [one for one in self._on_device() if one is not model]
+
+    def _put_away(self, model: Model, why: str) -> None:
+        assert model.family is not None
+        if recipes.can_wait_in_host_memory(model.spec, model.recipe):
+            log.info("model %s is put into host memory: %s", model.spec.name, why)
+            model.family.move("cpu")
+            model.away = True
+        else:
+            log.info(
+                "model %s is dropped, and read again for the next job: %s", model.spec.name, why
+            )
+            model.family = None
+        memory.free_accelerator()
 
     # --- work on the device ----------------------------------------------------------------------
 
@@ -124,29 +236,36 @@ class Pool:
             control.has_device = False
             self._lock.release()
 
-    def run(self, work: Callable[[], T], *, beside: Control | None = None) -> T:
-        """What `work` gives; when memory does not suffice, once more with the next leaner recipe,
-        and when its blocks cannot be compiled, once more with them as they are. Both are kept.
+    def run(self, model: Model, work: Callable[[], T], *, beside: Control | None = None) -> T:
+        """What `work` with `model` gives.
 
-        `beside` is the job of work that does not hold the device. Raises `OutOfMemory` with what
-        would fit, and `CompileFailed` where WAN_COMPILE is `required`.
+        When memory does not suffice it is done again: without the other models on the device, then
+        with the next leaner recipe; and when blocks cannot be compiled, with them as they are.
+        All of that is kept. `beside` is the job of work that does not hold the device.
+
+        Raises `OutOfMemory` with what would fit, and `CompileFailed` where WAN_COMPILE is
+        `required`.
         """
-        try:
-            return self._or_eager(work)
-        except (OutOfMemory, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Not in the handler above: what it holds of the failed run keeps that run's memory.
-        with self.device(beside) if beside else nullcontext():
-            self._become_leaner()
-        try:
-            return self._or_eager(work)
-        except (OutOfMemory, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(self._too_little_memory()) from None
+        leaner = False
+        while True:
+            try:
+                return self._or_eager(model, work)
+            except (OutOfMemory, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not in the handler above: what it holds of the failed run keeps that run's memory.
+            if leaner:
+                raise OutOfMemory(self._too_little_memory(model)) from None
+            with self.device(beside) if beside else nullcontext():
+                if others := self._others(model):
+                    model.alone = True
+                    for other in others:
+                        self._put_away(other, f"{model.spec.name} ran out of memory beside it")
+                else:
+                    leaner = True
+                    self._become_leaner(model)
 
-    def _or_eager(self, work: Callable[[], T]) -> T:
+    def _or_eager(self, model: Model, work: Callable[[], T]) -> T:
         try:
             return work()
         except CompileFailed as failed:
@@ -156,23 +275,23 @@ class Pool:
             why = failed.why
             log.warning("compiling failed: %s", why, exc_info=failed.__cause__)
         # Not in the handler above, as in `run`.
-        if self.family is not None:  # else it could not even be asked for
-            self.family.run_eagerly()
-        self.recipe = replace(self.recipe, compiled=False)
-        self.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"
-        log.warning("recipe %s (%s)", self.recipe, self.recipe_reason)
+        if model.family is not None:  # else it could not even be asked for
+            model.family.run_eagerly()
+        model.recipe = replace(model.recipe, compiled=False)
+        model.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"
+        log.warning("recipe %s (%s)", model.recipe, model.recipe_reason)
         return work()
 
-    def _become_leaner(self) -> None:
-        recipe = recipes.leaner(self.recipe)
-        uncompiled = recipe is not None and self.recipe.compiled and not recipe.compiled
+    def _become_leaner(self, model: Model) -> None:
+        recipe = recipes.leaner(model.recipe)
+        uncompiled = recipe is not None and model.recipe.compiled and not recipe.compiled
         if recipe is None or (uncompiled and self._settings.compile == "required"):
-            raise OutOfMemory(self._too_little_memory())
-        log.warning("out of memory with %s: from now on with %s", self.recipe, recipe)
-        self.family = None
+            raise OutOfMemory(self._too_little_memory(model))
+        log.warning("out of memory with %s: from now on with %s", model.recipe, recipe)
+        model.family, model.away = None, False
         memory.free_accelerator()
-        self.recipe, self.recipe_reason = recipe, "the one before it ran out of memory"
+        model.recipe, model.recipe_reason = recipe, "the one before it ran out of memory"
 
-    def _too_little_memory(self) -> str:
-        fitting = recipes.smaller(self.spec, self.gpu)
-        return f"The worker has too little GPU memory for {self.spec.name}: {fitting}"
+    def _too_little_memory(self, model: Model) -> str:
+        fitting = recipes.smaller(model.spec, self.gpu)
+        return f"The worker has too little GPU memory for {model.spec.name}: {fitting}"

@@ -1,30 +1,47 @@
 """The stream of one clip: segments to latents to frames to mp4.
 
-    plan.shots ─ segment ─ denoise ─> latents ─ decode ─> chunks of frames
-                    ^                                          │
-                    └── carry: what the next one goes on from ─┤ join
-                                                               v
-               mp4 <─ encode <─ retime <─ upscale <─ look at one frame a second
+    plan.shots ─ segment ─ conditions ─ family ─> chunks of frames, and their sound
+                               ^                       │             │
+                               └── carry ──────────────┤ join        │ join
+                                                       v             v
+       mp4 <─ encode <─ retime <─ upscale <─ look at one frame a     made.wav, muxed when
+                                             second                  the last frame is in
 
 Everything after the latents is a generator, so that no more than one chunk of a clip is held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
+from wan_engine.choice import Track
 from wan_engine.control import Control
 from wan_engine.media.framing import cropped
 from wan_engine.media.images import fit
 from wan_engine.media.joins import Joined
 from wan_engine.media.postprocess import Postprocess
-from wan_engine.media.video import EncodeOptions, encode
-from wan_engine.schema import Carry, EncodedVideo, Frames, Media, Plan, SegmentInput
+from wan_engine.media.soundtrack import Soundtrack
+from wan_engine.media.video import EncodeOptions, Sound, add_sound, encode
+from wan_engine.schema import (
+    Carry,
+    Condition,
+    DrivingSound,
+    EncodedVideo,
+    FirstPicture,
+    Frames,
+    Input,
+    LastPicture,
+    Media,
+    Plan,
+    References,
+    Segment,
+    SegmentInput,
+    Shot,
+)
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
@@ -33,33 +50,48 @@ Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames
 """Passes frames of a number of fps through as they are, and raises for what must not be shown."""
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How a clip is made, beside its plan. `watch` looks at its frames, where somebody asks for
+    that."""
+
+    negative_prompt: str
+    track: Track
+    watch: Watch | None
+    postprocess: Postprocess
+    options: EncodeOptions
+
+
 def render(
+    family: Family, plan: Plan, media: Media, ways: Ways, folder: Path, control: Control
+) -> EncodedVideo:
+    """The clip of `plan`, written into the job's `folder`. Raises what any stage of it raises."""
+    made = Soundtrack(plan.source_fps)
+    frames = model_frames(family, plan, media, ways.negative_prompt, control, folder, made)
+    if ways.watch is not None:
+        frames = ways.watch(frames, plan.source_fps, control)
+    stream, shown = ways.postprocess.apply(frames, plan, control)
+    sounds: dict[Track, Sound] = {"given": media.audio, "silent": "silence"}
+    # A generator that an error's traceback keeps would clear the VAE under the next job.
+    with closing(stream):
+        sound = sounds.get(ways.track)
+        video = encode(stream, shown, sound, folder / "clip.mp4", ways.options, control)
+    if ways.track == "made":
+        video = add_sound(video, made.write(folder / "made.wav") or "silence", plan, control)
+    return video
+
+
+def model_frames(
     family: Family,
     plan: Plan,
     media: Media,
     negative_prompt: str,
-    path: Path,
     control: Control,
-    *,
-    watch: Watch | None,
-    postprocess: Postprocess,
-    options: EncodeOptions,
-) -> EncodedVideo:
-    """The clip of `plan`, written to `path`. Raises what any stage of it raises."""
-    frames = model_frames(family, plan, media.image, negative_prompt, control)
-    if watch is not None:
-        frames = watch(frames, plan.source_fps, control)
-    stream, shown = postprocess.apply(frames, plan, control)
-    # A generator that an error's traceback keeps would clear the VAE under the next job.
-    with closing(stream):
-        return encode(stream, shown, media.audio, path, options, control)
-
-
-def model_frames(
-    family: Family, plan: Plan, image: Image.Image, negative_prompt: str, control: Control
+    folder: Path | None = None,
+    made: Soundtrack | None = None,
 ) -> Generator[Frames, None, None]:
     """Frames of the whole clip as the model makes them, uint8 [n, height, width, 3]; never more
-    than one chunk is held."""
+    than one chunk is held. Their sound goes into `made`."""
     size = plan.render_width, plan.render_height
     steps, decoded = family.spec.steps, 0
     all_steps, done_steps = steps * len(plan.segments), 0
@@ -67,26 +99,67 @@ def model_frames(
     def on_step(count: int) -> None:
         control.progress("denoise", done_steps + count, all_steps)
 
+    given = _Conditions(plan, media, family.spec.takes)
     for shot in plan.shots:
-        start, carry = fit(cropped(image, shot.crop), *size), Carry()
+        carry = Carry()
         joined = Joined(blend=family.spec.continuation == "last_frames")
         for segment in shot.segments:
             on_step(0)
-            numbers = *size, segment.frames, segment.seed
-            asked = SegmentInput(shot.prompt, negative_prompt, start, *numbers, carry)
-            latents = family.denoise(asked, on_step)
+            asked = SegmentInput(
+                shot.prompt,
+                negative_prompt,
+                (*given.of(shot, segment), carry),
+                *(*size, segment.frames, segment.seed),
+                continued=segment.carried > 0,
+                folder=folder,
+            )
+            clip = family.render(asked, on_step)
             done_steps += steps
             joined.begin(segment)
-            for chunk in family.decode(latents, carry, continued=segment.carried > 0):
-                control.progress("decode", decoded, plan.source_frames)
-                shown = joined.add(chunk)
-                decoded += len(shown)
-                if len(shown):
-                    yield shown
-                    control.enter("decode")
-                # Before the last segment the decoder must come to its end, to be gone on from.
-                if joined.complete and not segment.carried:
-                    break
+            if made is not None:
+                made.add(clip.sound, segment)
+            with closing(clip.frames):
+                for chunk in clip.frames:
+                    control.progress("decode", decoded, plan.source_frames)
+                    shown = joined.add(chunk)
+                    decoded += len(shown)
+                    if len(shown):
+                        yield shown
+                        control.enter("decode")
+                    # Before the last segment the decoder must come to its end, to be gone on from.
+                    if joined.complete and not segment.carried:
+                        break
             if segment.carried:
                 carry.frames = joined.tail
     control.progress("encode", 0, 1)
+
+
+class _Conditions:
+    """What the segments are given of the media, as far as the row takes it."""
+
+    def __init__(self, plan: Plan, media: Media, takes: tuple[Input, ...]) -> None:
+        self._plan, self._media, self._takes = plan, media, takes
+        self._shot: Shot | None = None
+        self._start: FirstPicture | None = None
+        self._shown = 0  # source frames before the segment
+
+    def of(self, shot: Shot, segment: Segment) -> tuple[Condition, ...]:
+        """Asked once for each segment, in the order of the clip."""
+        conditions = tuple(self._all(shot, segment))
+        self._shown += segment.shown
+        return conditions
+
+    def _all(self, shot: Shot, segment: Segment) -> Iterator[Condition]:
+        media, size = self._media, (self._plan.render_width, self._plan.render_height)
+        if media.image is not None and "first_picture" in self._takes:
+            if self._start is None or shot is not self._shot:
+                self._start = FirstPicture(fit(cropped(media.image, shot.crop), *size))
+                self._shot = shot
+            yield self._start
+        if media.last_image is not None and segment.ends_clip and "last_picture" in self._takes:
+            yield LastPicture(fit(media.last_image, *size))
+        if media.references and "references" in self._takes:
+            yield References(media.references)
+        if media.audio is not None and "driving_sound" in self._takes:
+            first = self._shown - segment.repeated
+            yield DrivingSound(media.audio, first / self._plan.source_fps)

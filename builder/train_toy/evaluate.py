@@ -27,7 +27,7 @@ from wan_engine.catalog import CATALOG
 from wan_engine.families import load_family
 from wan_engine.plan import render_size
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import FirstPicture, SegmentInput
 from wan_engine.toy import checkpoints
 from wan_engine.toy.camera_moves import MOVES
 
@@ -88,7 +88,7 @@ def fitted(path: Path) -> Image.Image:
 
 def clip(family: Any, image: Image.Image, prompt: str, seed: int, frames: int = 81) -> np.ndarray:
     """Frames of one segment, uint8 [n, h, w, 3]."""
-    segment = SegmentInput(prompt, "", image, image.width, image.height, frames, seed=seed)
+    segment = SegmentInput(prompt, "", (FirstPicture(image),), *image.size, frames, seed=seed)
     return np.concatenate(list(family.decode(family.denoise(segment, lambda _step: None))))
 
 

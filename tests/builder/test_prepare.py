@@ -28,7 +28,7 @@ from wan_engine.catalog import CATALOG, LoraFile, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import load_family
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import FirstPicture, SegmentInput
 from wan_engine.settings import Settings
 from wan_engine.weights import files, manifest
 
@@ -89,7 +89,7 @@ def frames(family: Any) -> np.ndarray[Any, Any]:
     segment = SegmentInput(
         prompt="a rocket rises",
         negative_prompt="",
-        image=image,
+        conditions=(FirstPicture(image),),
         width=64,
         height=64,
         frames=5,

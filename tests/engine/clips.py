@@ -4,7 +4,7 @@ model."""
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,10 +12,11 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from wan_engine import Settings, VideoRequest
+from wan_engine import Control, Engine, Settings, VideoRequest
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.media import ffmpeg
-from wan_engine.schema import Carry, Plan, SegmentInput
+from wan_engine.prompts import Expansion
+from wan_engine.schema import Carry, Clip, FirstPicture, Media, Plan, SegmentInput
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +77,36 @@ def visible(original: Image.Image, plan: Plan) -> np.ndarray:
     return np.asarray(original.resize(original.size, Image.Resampling.BILINEAR, box=box))
 
 
-class LongRun:
+class Double:
+    """What a family is, around `denoise` and `decode`."""
+
+    spec: ModelSpec
+
+    def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
+        latents = self.denoise(segment, on_step)
+        return Clip(self.decode(latents, segment.carry, continued=segment.continued))
+
+    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
+        raise NotImplementedError
+
+    def decode(
+        self, latents: Any, carry: Carry | None = None, *, continued: bool = False
+    ) -> Generator[np.ndarray, None, None]:
+        raise NotImplementedError
+
+
+def prepared(engine: Engine, request: VideoRequest, folder: Path) -> tuple[Media, Expansion]:
+    order = request.order()
+    return engine.prepare(order, engine.choose(order), folder, Control())
+
+
+def first_picture(segment: SegmentInput) -> Image.Image:
+    found = segment.find(FirstPicture)
+    assert found is not None
+    return found.image
+
+
+class LongRun(Double):
     """A family whose frame t is a picture of t alone, whatever segments it is sampled in.
 
     A later segment begins with the frames that the one before ended with, and goes on: what is
@@ -97,7 +127,7 @@ class LongRun:
 
     def decode(
         self, latents: Any, carry: Carry | None = None, *, continued: bool = False
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         assert carry is latents.carry
         first = 0 if carry.frames is None else self.ends - len(carry.frames)
         self.ends = first + latents.frames
@@ -116,7 +146,7 @@ class LongRun:
         return picture
 
 
-class SlidingPicture:
+class SlidingPicture(Double):
     """A family that shows the user's picture and slides it left, a pixel every eight frames."""
 
     def __init__(self) -> None:
@@ -129,10 +159,10 @@ class SlidingPicture:
 
     def decode(
         self, latents: Any, carry: Carry | None = None, *, continued: bool = False
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         first = 0 if carry is None or carry.frames is None else self.ends - len(carry.frames)
         self.ends = first + latents.frames
-        picture = np.asarray(latents.image)
+        picture = np.asarray(first_picture(latents))
         numbers = range(first, self.ends)
         frames = [np.roll(picture, -(number // 8), axis=1) for number in numbers]
         yield np.stack(frames[:1])

@@ -17,7 +17,7 @@ from wan_engine import Engine, Settings, VideoRequest, data_uri
 def unloaded(make_settings: MakeSettings) -> Engine:
     """`wan-tiny` with few frames: their encode takes most of the time of a job as small as this."""
     engine = Engine(make_settings(**SMALLEST))
-    engine.pool.spec = replace(engine.spec, **FEWEST)
+    engine.pool.main.spec = replace(engine.spec, **FEWEST)
     return engine
 
 
@@ -26,7 +26,7 @@ def loaded(
     settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:
     engine = Engine(settings_in(tmp_path_factory.mktemp("loaded"), **SMALLEST))
-    engine.pool.spec = replace(engine.spec, **FEWEST)
+    engine.pool.main.spec = replace(engine.spec, **FEWEST)
     engine.load()
     return engine
 
@@ -34,7 +34,7 @@ def loaded(
 @pytest.fixture
 def engine(unloaded: Engine, loaded: Engine) -> Engine:
     """`unloaded` with weights that were read once, for tests that leave those as they are."""
-    unloaded.pool.family, unloaded.safety = loaded.pool.family, loaded.safety
+    unloaded.pool.main.family, unloaded.safety = loaded.pool.main.family, loaded.safety
     return unloaded
 
 

@@ -13,6 +13,7 @@ from tests.engine.clips import (
     RequestFor,
     frame_hashes,
     local,
+    prepared,
     probe,
 )
 from wan_engine import Control, Engine, Progress, data_uri
@@ -103,11 +104,11 @@ def test_an_animation_is_animated_from_its_first_frame_where_that_is_asked(
     gif = tmp_path / "a.gif"
     frames[0].save(gif, save_all=True, append_images=frames[1:])
     request = request_for(image=data_uri(gif), first_frame=True)
-    media, _ = engine.prepare(request, tmp_path, Control())
+    media, _ = prepared(engine, request, tmp_path)
     red, green, blue = media.image.getpixel((160, 120))
     assert red > 200 and max(green, blue) < 50
     with pytest.raises(InvalidMedia, match="not a JPEG, PNG, BMP or WEBP image"):
-        engine.prepare(request_for(image=data_uri(gif)), tmp_path, Control())
+        prepared(engine, request_for(image=data_uri(gif)), tmp_path)
 
 
 def test_short_audio_is_a_warning(engine: Engine, request_for: RequestFor, data: Path) -> None:

@@ -33,14 +33,14 @@ def test_a_compiler_that_cannot_even_be_imported_is_done_without(
         raise PermissionError(13, "Permission denied", "/tmp/torchinductor_wan")
 
     monkeypatch.setattr("diffusers.WanTransformer3DModel.compile_repeated_blocks", fails)
-    engine.pool.recipe = replace(engine.recipe, compiled=True)
+    engine.pool.main.recipe = replace(engine.recipe, compiled=True)
     engine.load()
     assert not engine.recipe.compiled
-    assert "uncompiled, slower: PermissionError" in engine.pool.recipe_reason
+    assert "uncompiled, slower: PermissionError" in engine.pool.main.recipe_reason
     assert "uncompiled, slower: PermissionError" in caplog.text
-    engine.pool.family = None
+    engine.pool.main.family = None
     engine.pool._settings = engine.settings.model_copy(update={"compile": "required"})
-    engine.pool.recipe = replace(engine.recipe, compiled=True)
+    engine.pool.main.recipe = replace(engine.recipe, compiled=True)
     with pytest.raises(CompileFailed):
         engine.load()
 
@@ -62,7 +62,7 @@ def test_what_compiles_at_first_and_not_in_a_later_job_is_done_without(
     family: Any = engine.load()
     for expert in (family.pipeline.transformer, family.pipeline.transformer_2):
         expert.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=backend)
-    family._compiled, engine.pool.recipe = True, replace(engine.recipe, compiled=True)
+    family._compiled, engine.pool.main.recipe = True, replace(engine.recipe, compiled=True)
     engine.generate(request_for())
     assert compiled and engine.recipe.compiled and "compiling failed" not in caplog.text
     torch.compiler.reset()
@@ -70,4 +70,4 @@ def test_what_compiles_at_first_and_not_in_a_later_job_is_done_without(
     again = engine.generate(request_for())
     assert frame_hashes(local(again.video_url)) == eager
     assert not engine.recipe.compiled and "compiling failed: OSError" in caplog.text
-    assert "No space left on device" in engine.pool.recipe_reason
+    assert "No space left on device" in engine.pool.main.recipe_reason

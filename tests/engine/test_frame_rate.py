@@ -60,7 +60,7 @@ def test_a_click_and_a_flash_at_two_seconds_meet(
         file.writeframes(click.tobytes())
     small = {**SMALLEST, "fps": 30}
     engine: Any = Engine(make_settings(interpolation=interpolation, **small))
-    engine.pool.family = Flashing()
+    engine.pool.main.family = Flashing()
     request = request_for(audio=data_uri(tmp_path / "click.wav"))
     path = local(engine.generate(request).video_url)
     read = [ffmpeg.executable(), "-v", "error", "-i", str(path)]
@@ -84,7 +84,7 @@ def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
     forced.postprocess.interpolation = "blend"  # as on an ffmpeg without the other filter
     told = []
     for engine in (asked, forced):
-        engine.pool.family = SlidingPicture()
+        engine.pool.main.family = SlidingPicture()
         told.append(" ".join(engine.generate(request_for()).warnings))
     assert "moving edges are double" not in told[0]
     assert "moving edges are double" in told[1]
@@ -104,7 +104,7 @@ def test_a_network_enlarges_before_frames_are_made_between(
 ) -> None:
     small = {"preset": "superfast", "render_area": 256 * 144, "fps": 30, "interpolation": "blend"}
     engine: Any = Engine(make_settings(**small))
-    engine.pool.family = SlidingPicture()
+    engine.pool.main.family = SlidingPicture()
     engine.postprocess._upscaler, engine.postprocess.upscaling = Doubler(), "realesrgan"
     with caplog.at_level("INFO"):
         path = local(engine.generate(request_for()).video_url)
@@ -125,7 +125,7 @@ def test_a_cancel_between_frames_leaves_no_process(
                     control.cancel()
                 yield chunk
 
-    thirty.pool.family = Cancelling()
+    thirty.pool.main.family = Cancelling()
     with pytest.raises(Cancelled):
         thirty.generate(request_for(), control)
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -41,7 +41,7 @@ class SmallCard:
         self.enough = enough
         self.tried: list[tuple[str, str]] = []
 
-    def load(self, spec: Any, folder: Path, recipe: Recipe, loras: Any) -> Any:
+    def load(self, spec: Any, folder: Path, recipe: Recipe, loras: Any, _on_bytes: Any) -> Any:
         self.tried.append((recipe.offload, recipe.text_encoder))
         family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras)
 
@@ -64,7 +64,7 @@ def small_card(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def make(part: str, enough: tuple[str, str] | None) -> SmallCard:
         card = SmallCard(part, enough)
         monkeypatch.setattr("wan_engine.pool.load_family", card.load)
-        engine.pool.recipe = Recipe("cuda", "bfloat16")
+        engine.pool.main.recipe = Recipe("cuda", "bfloat16")
         return card
 
     return make
@@ -150,7 +150,7 @@ def test_the_leaner_recipe_gives_the_same_frames(
     engine: Engine, request_for: RequestFor, small_card: Callable[..., SmallCard]
 ) -> None:
     plain = frame_hashes(local(engine.generate(request_for()).video_url))
-    engine.pool.family = None
+    engine.pool.main.family = None
     small_card("vae.decoder", MOVED)
     assert frame_hashes(local(engine.generate(request_for()).video_url)) == plain
 
@@ -161,7 +161,7 @@ def test_memory_that_never_suffices_is_a_sentence_with_what_would_fit(
     card = small_card("transformer", None)
     engine.pool.gpu = Gpu("RTX 4090", 25.3, (8, 9))
     large = CATALOG["wan2.2-i2v-a14b"].networks
-    engine.pool.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
+    engine.pool.main.spec = replace(engine.spec, name="wan2.2-i2v-a14b", networks=large)
     with pytest.raises(OutOfMemory) as caught:
         engine.generate(request_for())
     assert card.tried == [KEPT, MOVED]
@@ -178,7 +178,7 @@ def test_required_compiling_is_not_given_up_for_memory(
 ) -> None:
     card = small_card("transformer", ("stream", "moved"))
     engine.pool._settings = engine.settings.model_copy(update={"compile": "required"})
-    engine.pool.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
+    engine.pool.main.recipe = replace(engine.recipe, text_encoder="moved", compiled=True)
     with pytest.raises(OutOfMemory, match="too little GPU memory"):
         engine.generate(request_for())
     assert card.tried == [MOVED]

@@ -32,7 +32,7 @@ from wan_engine.schema import Media, Script, ScriptShot
 def test_an_expanded_prompt_is_what_the_model_gets_and_not_in_the_output(
     engine: Any, request_for: RequestFor
 ) -> None:
-    family = engine.pool.family = LongRun(engine.spec)
+    family = engine.pool.main.family = LongRun(engine.spec)
     control = Control()
     result = engine.generate(request_for(enable_prompt_expansion=True), control)
     assert result.expanded_prompt.startswith("lift-off. ")
@@ -49,8 +49,8 @@ def test_an_expansion_that_failed_is_a_warning(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     engine: Any = Engine(make_settings(**SMALLEST, prompt_url=url))
-    engine.pool.spec = replace(engine.spec, **FEWEST)
-    engine.pool.family = LongRun(engine.spec)
+    engine.pool.main.spec = replace(engine.spec, **FEWEST)
+    engine.pool.main.family = LongRun(engine.spec)
     result = engine.generate(request_for(enable_prompt_expansion=True))
     assert any("Prompt expansion failed" in warning for warning in result.output()["warnings"])
     assert result.expanded_prompt.startswith("lift-off. ")
@@ -58,7 +58,7 @@ def test_an_expansion_that_failed_is_a_warning(
 
 @pytest.mark.parametrize("expanded", [False, True])
 def test_several_shots_need_expansion(engine: Any, request_for: RequestFor, expanded: bool) -> None:
-    family = engine.pool.family = LongRun(engine.spec)
+    family = engine.pool.main.family = LongRun(engine.spec)
     engine.generate(request_for(shot_type="multi", enable_prompt_expansion=expanded))
     assert len(family.asked) == (2 if expanded else 1)
     assert (family.asked[0].prompt == "lift-off") is not expanded
@@ -82,8 +82,8 @@ def test_every_shot_starts_from_its_crop_of_the_image_unstretched(
     make_settings: MakeSettings, request_for: RequestFor, data: Path, name: str
 ) -> None:
     engine: Any = Engine(make_settings(preset="superfast"))
-    engine.pool.spec = replace(engine.spec, **FEWEST)
-    engine.pool.family = SlidingPicture()
+    engine.pool.main.spec = replace(engine.spec, **FEWEST)
+    engine.pool.main.family = SlidingPicture()
     request = request_for(
         image=data_uri(data / name), shot_type="multi", enable_prompt_expansion=True, duration=15
     )
@@ -121,8 +121,8 @@ def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
     make_settings: MakeSettings, request_for: RequestFor, mode: str, asked: str | None, used: str
 ) -> None:
     engine: Any = Engine(make_settings(negative_prompt=mode, preset="superfast"))
-    family = engine.pool.family = LongRun(replace(engine.spec, max_area=32 * 32, **FEWEST))
-    engine.pool.spec = family.spec
+    family = engine.pool.main.family = LongRun(replace(engine.spec, max_area=32 * 32, **FEWEST))
+    engine.pool.main.spec = family.spec
     result = engine.generate(request_for(negative_prompt=asked))
     own = engine.spec.negative_prompt
     assert {segment.negative_prompt for segment in family.asked} == {used.format(own=own)}
@@ -134,6 +134,6 @@ def test_with_cfg_a_negative_prompt_is_no_warning(
     make_settings: MakeSettings, request_for: RequestFor
 ) -> None:
     engine: Any = Engine(make_settings(preset="superfast", guidance_scale=3))
-    engine.pool.family = LongRun(replace(engine.spec, max_area=32 * 32, **FEWEST))
-    engine.pool.spec = engine.pool.family.spec
+    engine.pool.main.family = LongRun(replace(engine.spec, max_area=32 * 32, **FEWEST))
+    engine.pool.main.spec = engine.pool.main.family.spec
     assert "CFG" not in " ".join(engine.generate(request_for(negative_prompt="x")).warnings)

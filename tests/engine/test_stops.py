@@ -84,7 +84,7 @@ def test_in_a_later_segment_too_no_more_than_the_call_that_runs_is_finished(
     part: str,
 ) -> None:
     engine = Engine(make_settings(model=model, render_area=64 * 64))
-    engine.pool.spec = replace(engine.spec, **FEWEST)
+    engine.pool.main.spec = replace(engine.spec, **FEWEST)
     family: Any = engine.load()
     finished: list[str] = []
     later = False

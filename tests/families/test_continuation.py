@@ -20,7 +20,7 @@ from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import Start
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, SegmentInput
+from wan_engine.schema import Carry, FirstPicture, SegmentInput
 
 Frames = np.ndarray
 WAYS = [
@@ -58,7 +58,9 @@ def ignore(_step: int) -> None:
 def run(family: Any, carry: Carry, *, seed: int, frames: int = 17) -> tuple[torch.Tensor, Frames]:
     """One segment as the engine runs it; its end is left in `carry`."""
     image = Image.linear_gradient("L").convert("RGB").resize((SIZE, SIZE))
-    asked = SegmentInput("a rocket rises", "blurry", image, SIZE, SIZE, frames, seed, carry)
+    asked = SegmentInput(
+        "a rocket rises", "blurry", (FirstPicture(image), carry), *(SIZE, SIZE, frames, seed)
+    )
     latents = family.denoise(asked, ignore)
     shown = np.concatenate(list(family.decode(latents, carry)))
     carry.frames = shown[-family.spec.overlap_frames :]
@@ -310,7 +312,7 @@ def test_a_later_segment_can_be_stopped_within_a_step(
             raise RuntimeError("stop")
 
     image = Image.new("RGB", (SIZE, SIZE))
-    asked = SegmentInput("a rocket", "", image, SIZE, SIZE, 17, 2, carry)
+    asked = SegmentInput("a rocket", "", (FirstPicture(image), carry), SIZE, SIZE, 17, 2)
     with pytest.raises(RuntimeError, match="stop"):
         family.denoise(asked, stop)
     assert steps[-1] == 2 and family.pipeline.start is None

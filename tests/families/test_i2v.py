@@ -24,7 +24,7 @@ from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.i2v import DistilledEulerScheduler, make_scheduler
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import FirstPicture, SegmentInput
 from wan_engine.weights import LoraWeights
 
 CPU = Recipe("cpu", "float32")
@@ -37,7 +37,7 @@ def segment(width: int = 64, height: int = 64, frames: int = 9, **changes: Any) 
     values: dict[str, Any] = {
         "prompt": "a rocket rises",
         "negative_prompt": "blurry",
-        "image": image,
+        "conditions": (FirstPicture(image),),
         "width": width,
         "height": height,
         "frames": frames,
@@ -101,7 +101,7 @@ def test_the_engines_latents_are_the_stock_pipelines(load: Callable[..., Any]) -
     family = load("wan-tiny")
     wanted = segment()
     plain = stock(family.pipeline)(
-        image=wanted.image,
+        image=wanted.find(FirstPicture).image,
         prompt=wanted.prompt,
         width=64,
         height=64,

@@ -23,7 +23,7 @@ from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import latent_moments
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, SegmentInput
+from wan_engine.schema import Carry, FirstPicture, SegmentInput
 
 ASTRONAUT, ROCKET = "astronaut_360x480.png", "rocket_640x360.jpg"
 DATA = Path(__file__).parents[1] / "data"
@@ -32,9 +32,12 @@ FRAMES = 33  # 2 s
 Frames = np.ndarray
 
 
-def segment(image: Image.Image, prompt: str, **changes: Any) -> SegmentInput:
+def segment(
+    image: Image.Image, prompt: str, carry: Carry | None = None, **changes: Any
+) -> SegmentInput:
     values = {"frames": FRAMES, "seed": 1, **changes}
-    return SegmentInput(prompt, "", image, image.width, image.height, **values)
+    conditions = (FirstPicture(image), carry or Carry())
+    return SegmentInput(prompt, "", conditions, image.width, image.height, **values)
 
 
 def frames_of(family: Any, asked: SegmentInput) -> Frames:

@@ -17,7 +17,7 @@ from PIL import Image
 from wan_engine import Engine, Settings
 from wan_engine.runtime import startup
 from wan_engine.runtime.startup import Startup
-from wan_engine.schema import SegmentInput
+from wan_engine.schema import FirstPicture, SegmentInput
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
@@ -62,7 +62,8 @@ def test_a_gpu_is_warmed_up_by_one_step_and_a_job_is_the_same_after_it(
 ) -> None:
     engine = Engine(make_settings(model=model, render_area=3072))
     family: Any = engine.load()
-    asked = SegmentInput("x", "", Image.new("RGB", (64, 64), "red"), 64, 64, 5, seed=1)
+    red = FirstPicture(Image.new("RGB", (64, 64), "red"))
+    asked = SegmentInput("x", "", (red,), 64, 64, 5, seed=1)
     before = family.denoise(asked, lambda count: None)
     shapes: list[torch.Size] = []
 
@@ -72,7 +73,7 @@ def test_a_gpu_is_warmed_up_by_one_step_and_a_job_is_the_same_after_it(
     hook = family.pipeline.transformer.register_forward_pre_hook(note, with_kwargs=True)
     engine.pool.warm_up(engine.limits)
     assert shapes == []  # on a CPU there is nothing to load
-    engine.pool.recipe = replace(engine.recipe, device="cuda")
+    engine.pool.main.recipe = replace(engine.recipe, device="cuda")
     engine.pool.warm_up(engine.limits)
     hook.remove()
     assert len(shapes) == passes * len(set(shapes)) > 0  # a pass for each side of CFG, no more

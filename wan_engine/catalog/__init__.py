@@ -25,6 +25,7 @@ from wan_engine.catalog.models import (
     Networks,
     Sampler,
     infer,
+    known_models,
 )
 from wan_engine.catalog.writers import WRITERS, WriterSpec
 
@@ -50,4 +51,5 @@ __all__ = [
     "Sampler",
     "WriterSpec",
     "infer",
+    "known_models",
 ]

@@ -1,5 +1,8 @@
 """The models this engine knows, as data. A new checkpoint is a new row here and nothing else.
 
+Rows of others come by entry points: a package that names a sequence of `ModelSpec` under
+`wan_engine.models` adds them, and a row's `family` may be the class itself, as `module:Class`.
+
 Figures are the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a comment names
 another source.
 """
@@ -8,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from wan_engine.errors import ConfigurationError
+from wan_engine.schema import Input, Task
 
 Sampler = Literal["unipc", "distilled-euler"]
 Expert = Literal["high", "low", "both"]
@@ -57,6 +63,10 @@ class Networks:
 class ModelSpec:
     """One checkpoint and the settings it was trained for.
 
+    `task` is what it does, `takes` what it may be given beside its prompt, `needs` what of that it
+    cannot do without; `gives_sound`: its frames come with sound. `family` is a name of
+    `wan_engine.families.FAMILIES`, or `module:Class`.
+
     `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
     trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
     the low-noise one (the order of diffusers; the official configuration has it the other way
@@ -78,6 +88,10 @@ class ModelSpec:
     guidance_scale_2: float | None
     flow_shift: float
     sampler: Sampler = "unipc"
+    task: Task = "image-to-video"
+    takes: tuple[Input, ...] = ("first_picture",)
+    needs: tuple[Input, ...] = ("first_picture",)
+    gives_sound: bool = False
     negative_prompt: str = _NEGATIVE_PROMPT
     continuation: Continuation = "last_frames"
     continuations: tuple[Continuation, ...] = ("last_frames", "svi")
@@ -208,7 +222,36 @@ _ROWS = (
 )
 
 CATALOG: Mapping[str, ModelSpec] = {row.name: row for row in _ROWS}
-"""By name, best first: the order in which `WAN_MODEL=auto` looks for files."""
+"""By name, best first: the order in which `auto` looks for files."""
+
+ENTRY_POINTS = "wan_engine.models"
+
+
+def known_models() -> Mapping[str, ModelSpec]:
+    """The catalogue, and behind it the rows that installed packages add. Raises
+    `ConfigurationError` for a package whose rows cannot be read."""
+    return {**CATALOG, **_added_models()}
+
+
+@cache
+def _added_models() -> Mapping[str, ModelSpec]:
+    added: dict[str, ModelSpec] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            rows = {row.name: row for row in point.load()}
+        except Exception as error:
+            raise ConfigurationError(
+                f"The entry point {point.name} of {ENTRY_POINTS} ({point.value}) gives no rows: "
+                f"{error!r}. Mend or uninstall its package."
+            ) from error
+        if taken := sorted((CATALOG.keys() | added.keys()) & rows.keys()):
+            raise ConfigurationError(
+                f"The entry point {point.name} of {ENTRY_POINTS} ({point.value}) adds "
+                f"{', '.join(taken)}, which is there already. Rename its row."
+            )
+        added |= rows
+    return added
+
 
 FALLBACK = "wan-tiny"
 """What a local run uses when no real model is present."""

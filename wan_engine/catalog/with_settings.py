@@ -13,14 +13,17 @@ _FULL_AREA = 1920 * 1088  # 1080p in sides that are multiples of 16
 
 
 def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    """`spec` as these settings want it. Raises `ConfigurationError` for pairs that do not go
-    together."""
+    """`spec` as these settings want it; but for the area they are about the model of WAN_MODEL.
+    Raises `ConfigurationError` for pairs that do not go together."""
+    area = settings.render_area or (_FULL_AREA if settings.upscale == "native" else None)
+    if spec.task != "image-to-video":
+        return replace(spec, max_area=area or spec.max_area)
     overrides = {
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_scale_2": settings.guidance_scale_2,
         "flow_shift": settings.flow_shift,
-        "max_area": settings.render_area or (_FULL_AREA if settings.upscale == "native" else None),
+        "max_area": area,
     }
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
     spec = _with_continuation(replace(spec, **given), settings)

@@ -22,7 +22,7 @@ from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.sheet import choose_frames, write_sheet
 from wan_engine.runtime import paths
 from wan_engine.runtime.paths import PathRefused
-from wan_engine.schema import VideoRequest, VideoResult
+from wan_engine.schema import Request, VideoResult
 from wan_engine.storage import LocalStorage
 
 EXAMPLE = '--image photo.jpg --prompt "Leaves sway" --out clip.mp4'
@@ -95,7 +95,7 @@ def _render(engine: Engine, asked: LocalRequest) -> bool:
     except (EngineError, PathRefused) as error:
         _tell_error(str(error))
         return _refused(str(error))
-    output = {**result.output(), "model": engine.spec.name}
+    output = {**result.output(), "model": result.model}
     if result.expanded_prompt:
         output["expanded_prompt"] = result.expanded_prompt
     print(json.dumps(output), flush=True)
@@ -109,7 +109,7 @@ def _tell_error(sentence: str) -> None:
 
 
 def _generate_to(
-    engine: Engine, request: VideoRequest, control: Control, target: Path | None
+    engine: Engine, request: Request, control: Control, target: Path | None
 ) -> VideoResult:
     """Render to where the settings say, or to the file `target`."""
     if target is None:

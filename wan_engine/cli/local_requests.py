@@ -15,13 +15,14 @@ from typing import Any
 from wan_engine.errors import InvalidMedia, InvalidRequest
 from wan_engine.runtime import paths
 from wan_engine.runtime.paths import PathRefused
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import Request, parse_request
 from wan_engine.settings import Settings
 from wan_engine.storage import uses_bucket
 
 _OURS = ("out", "sheet")
 _ADDRESSES = ("http:", "https:", "data:")
 _SIZES = ("720p", "1080p")
+_MEDIA = ("image", "last_image", "audio")
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,22 @@ class LocalRequest:
             return "--sheet: the clip goes to the bucket; keep it here with --out"
         return None
 
-    def request(self, settings: Settings) -> VideoRequest:
+    def request(self, settings: Settings) -> Request:
         """With local files as data URIs, which is all that a request may carry. Raises
         `InvalidRequest`."""
         if self.wrong is not None:
             raise InvalidRequest(self.wrong)
         fields = {name: value for name, value in self.payload.items() if name not in _OURS}
         fields |= {name: _inline(name, self.payload[name], settings) for name in self._local}
+        if isinstance(references := self.payload.get("references"), list):
+            fields["references"] = [
+                _inline(f"references[{index}]", one, settings) if _is_local(one) else one
+                for index, one in enumerate(references)
+            ]
         if isinstance(fields.get("size"), str):
             fields["size"] = fields["size"].lower().replace("x", "*")
         try:
-            return VideoRequest.parse(fields)
+            return parse_request(fields)
         except InvalidRequest as error:
             if not str(error).startswith('field "size"'):
                 raise
@@ -68,9 +74,10 @@ class LocalRequest:
         try:
             yield
         except InvalidMedia as error:
-            if error.field not in self._local:
+            given = self._given(error.field)
+            if not _is_local(given):
                 raise
-            name = paths.shown(self.payload[error.field])
+            name = paths.shown(given)
             raise InvalidRequest(f"{error.field}: {name}: {error.why}") from error
 
     def target(self, field: str) -> Path | None:
@@ -89,12 +96,18 @@ class LocalRequest:
     @property
     def _local(self) -> list[str]:
         """The fields that name a file of this machine."""
-        values = {name: self.payload.get(name) for name in ("image", "audio")}
-        return [
-            name
-            for name, value in values.items()
-            if isinstance(value, str) and value and not value.lower().startswith(_ADDRESSES)
-        ]
+        return [name for name in _MEDIA if _is_local(self.payload.get(name))]
+
+    def _given(self, field: str) -> Any:
+        """What the payload has for a field that an error names: `references[0]` too."""
+        name, _, index = field.rstrip("]").partition("[")
+        value = self.payload.get(name)
+        return value[int(index)] if index and isinstance(value, list) else value
+
+
+def _is_local(value: object) -> bool:
+    """Whether it names a file of this machine."""
+    return isinstance(value, str) and value != "" and not value.lower().startswith(_ADDRESSES)
 
 
 def read_jobs(source: str) -> list[LocalRequest]:
@@ -137,7 +150,7 @@ def _local_request(line: str, place: str) -> LocalRequest:
 
 def _inline(field: str, name: str, settings: Settings) -> str:
     """The file `name` as a data URI."""
-    limit = settings.image_max_bytes if field == "image" else settings.audio_max_bytes
+    limit = settings.audio_max_bytes if field == "audio" else settings.image_max_bytes
     try:
         with paths.refusing(name), paths.to_read(name).open("rb") as file:
             data = file.read(limit + 1)

@@ -7,9 +7,10 @@ import json
 from rich.table import Column, Table
 
 from wan_engine import weights
-from wan_engine.catalog import CATALOG, CLASSIFIERS
+from wan_engine.catalog import CLASSIFIERS, known_models
 from wan_engine.cli.options import AsJson
 from wan_engine.cli.terminal import failing_clearly, load_settings, out
+from wan_engine.errors import ConfigurationError
 from wan_engine.runtime import recipes
 from wan_engine.settings import Settings
 
@@ -21,10 +22,13 @@ def models(as_json: AsJson = False) -> None:
     with failing_clearly():
         settings = load_settings()
         gpu = recipes.detect(settings.device)
+        used = _used(settings, gpu)
         rows = [
             {
                 "name": spec.name,
                 "title": spec.title,
+                "task": spec.task,
+                "used": spec.name in used,
                 "present": spec.built or weights.locate(spec, settings) is not None,
                 "fits": recipes.fits(spec, gpu),
                 "download_gb": spec.download_gb,
@@ -33,21 +37,33 @@ def models(as_json: AsJson = False) -> None:
                 "repo": spec.repo,
                 "revision": spec.revision,
             }
-            for spec in CATALOG.values()
+            for spec in known_models().values()
         ]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     table = Table(
-        Column("name", no_wrap=True), "present", "fits", "download", "GPU", "what", show_edge=False
+        Column("name", no_wrap=True),
+        *("here", "fits", "download", "GPU", "what"),
+        show_edge=False,
     )
     for row in rows:
-        marks = ["yes" if row[key] else "no" for key in ("present", "fits")]
+        here = "used" if row["used"] else "yes" if row["present"] else "no"
+        marks = [here, "yes" if row["fits"] else "no"]
         sizes = [f"{row[key]:g} GB" if row["repo"] else "-" for key in ("download_gb", "gpu_gb")]
         table.add_row(str(row["name"]), *marks, *sizes, str(row["title"]))
     out.print(table)
     out.print()
     out.print(_classifiers(settings))
+
+
+def _used(settings: Settings, gpu: recipes.Gpu | None) -> set[str]:
+    """The rows that the settings mean here; none where they name what is not here."""
+    try:
+        found = weights.configured(settings, lambda spec: recipes.fits(spec, gpu), fallback=True)
+    except ConfigurationError:
+        return set()
+    return {located.spec.name for located, _ in found.values()}
 
 
 def _classifiers(settings: Settings) -> Table:

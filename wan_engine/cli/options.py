@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_type_hints
 
@@ -19,6 +19,16 @@ class RequestOptions:
 
     image: Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")] = ""
     prompt: Annotated[str, typer.Option(help="What is to be seen.")] = ""
+    last_image: Annotated[
+        str, typer.Option(help="Path, URL or data URI of the picture to end with.")
+    ] = ""
+    reference: Annotated[
+        list[str],
+        typer.Option(
+            help="Path, URL or data URI of a picture of a subject, instead of --image. Repeat it "
+            "for the next subject."
+        ),
+    ] = field(default_factory=list)
     audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = ""
     size: Annotated[str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")] = (
         "1280*720"
@@ -37,7 +47,9 @@ class RequestOptions:
 
     def payload(self) -> dict[str, Any]:
         """The fields of the request that were said; `model` is none of them."""
-        said = {name: value for name, value in asdict(self).items() if value not in ("", None)}
+        said = {name: value for name, value in asdict(self).items() if value not in ("", None, [])}
+        if "reference" in said:
+            said["references"] = said.pop("reference")
         said.pop("model", None)
         said["enable_prompt_expansion"] = said.pop("expand_prompt")
         said["enable_safety_checker"] = not said.pop("no_safety_checker")
@@ -50,9 +62,12 @@ def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
     kinds = get_type_hints(RequestOptions, include_extras=True)
     shared = [
         Parameter(
-            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+            one.name,
+            Parameter.KEYWORD_ONLY,
+            default=[] if one.default is MISSING else one.default,
+            annotation=kinds[one.name],
         )
-        for field in fields(RequestOptions)
+        for one in fields(RequestOptions)
     ]
     _, *own = signature(command, eval_str=True).parameters.values()
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+_SOUNDS = {"made": "made by the model", "silent": "a silent track", "none": "no track"}
+
 
 def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
     """What `plan.described` gives, as two tables."""
@@ -20,6 +22,10 @@ def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
     facts.add_row(
         "model", f"{found['model']}, {found['steps']} steps, goes on by {found['continuation']}"
     )
+    facts.add_row("why", f"{found['task']}: {found['reason']}")
+    facts.add_row("sound", {"given": "the one that is given", **_SOUNDS}[found["sound"]])
+    for sentence in found["undone"]:
+        facts.add_row("not done", Text(sentence))
     facts.add_row(
         "clip",
         f"{width}x{height}, {found['seconds']:g} s, {found['frames']} frames at {found['fps']} fps",

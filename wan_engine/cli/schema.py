@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-from wan_engine.schema import VideoRequest
+import typer
+
+from wan_engine.schema import ReferenceRequest, VideoRequest
 
 EXAMPLE = "> input.schema.json"
 
 
-def schema() -> None:
+def schema(
+    references: Annotated[
+        bool, typer.Option("--references", help="Of reference-to-video, not of image-to-video.")
+    ] = False,
+) -> None:
     """Print the JSON schema of a request's `input`."""
-    print(json.dumps(VideoRequest.model_json_schema(), indent=2))
+    request = ReferenceRequest if references else VideoRequest
+    print(json.dumps(request.model_json_schema(), indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,17 @@ from wan_engine.weights import LoraWeights
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
+OnBytes = Callable[[int, int], None]
+
 FAMILIES: Mapping[str, str] = {"i2v": "wan_engine.families.i2v:ImageToVideo"}
+"""`module:Class` of each. A row of another package's names its class like that itself."""
 
 
 def import_family(spec: ModelSpec) -> Any:
     """The class of a row's family, with the libraries under it: seconds, on a cold disk many."""
     tell_libraries()
     quiet_libraries(bars=not spec.built)
-    module, name = FAMILIES[spec.family].split(":")
+    module, _, name = FAMILIES.get(spec.family, spec.family).partition(":")
     with _without_collector():
         return getattr(importlib.import_module(module), name)
 
@@ -45,8 +48,16 @@ def _without_collector() -> Iterator[None]:
 
 
 def load_family(
-    spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...] = ()
+    spec: ModelSpec,
+    folder: Path,
+    recipe: Recipe,
+    loras: tuple[LoraWeights, ...] = (),
+    on_bytes: OnBytes = lambda done, total: None,
 ) -> Family:
-    """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models."""
-    family: Family = import_family(spec).load(spec, folder, recipe, loras)
+    """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models.
+
+    `on_bytes` is told now and then how many bytes have been read, and how many there are; what it
+    raises ends the load.
+    """
+    family: Family = import_family(spec).load(spec, folder, recipe, loras, on_bytes=on_bytes)
     return family

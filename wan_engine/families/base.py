@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -10,38 +10,73 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
+from wan_engine.choice import taken
+from wan_engine.errors import NotServed
 from wan_engine.runtime.finite import not_finite
-from wan_engine.schema import Carry, Frames, SegmentInput
+from wan_engine.schema import (
+    Clip,
+    Condition,
+    DrivingSound,
+    FirstPicture,
+    Frames,
+    Input,
+    LastPicture,
+    References,
+    SegmentInput,
+)
+
+_NAMES: Mapping[type[Condition], Input] = {
+    FirstPicture: "first_picture",
+    LastPicture: "last_picture",
+    References: "references",
+    DrivingSound: "driving_sound",
+}
 
 
 class Family(Protocol):
-    """One loaded model. `denoise` and `decode` are called on one thread at a time.
+    """One loaded model, which one thread at a time works with.
 
-    A later segment of a shot goes on from what `carry` holds: `denoise` finds it in its input,
-    `decode` is given the same object. The family takes its own from it and leaves its own in it.
+    A family is a class with `load(spec, folder, recipe, loras, *, on_bytes)` beside these, and a
+    row of the catalogue that names it; the rest of the engine knows neither.
     """
 
     spec: ModelSpec
 
-    def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
-        """Latents of the segment. `on_step(n)` says that n steps are done, and is called between
-        the parts of a step too; what it raises ends the run."""
+    def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
+        """The segment: denoised when this returns, decoded while its frames are taken.
+
+        `on_step(n)` says that n steps are done, and is called between the parts of a step too; what
+        it raises ends the run. The clip has as many frames as were asked for: those that a later
+        segment of a shot has in common with the one before come first. Such a segment goes on from
+        what its `Carry` holds, where the family takes its own and leaves its own.
+
+        Raises `NotServed`, before anything is computed, for a condition that its row does not take.
+        """
+        ...
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Do once at this size what a clip does, so that the first job does not wait for what is
+        loaded when it is first used."""
         ...
 
     def run_eagerly(self) -> None:
-        """Compile nothing from now on, and use nothing that was: after `denoise` has raised
+        """Compile nothing from now on, and use nothing that was: after `render` has raised
         `CompileFailed`."""
         ...
 
-    def decode(
-        self, latents: torch.Tensor, carry: Carry | None = None, *, continued: bool = False
-    ) -> Iterator[Frames]:
-        """Frames of the latents, uint8 [n, height, width, 3], a latent frame at a time.
-
-        As many as were sampled: those that a later segment has in common with the one before come
-        first. `continued`: the last of them are what the next segment starts from.
-        """
+    def move(self, device: str) -> None:
+        """All of its weights to `device`: to host memory when another model needs the room, and
+        back."""
         ...
+
+
+def refuse_others(spec: ModelSpec, segment: SegmentInput) -> None:
+    """Raise `NotServed` for a condition that the row does not take, or lacks."""
+    given = {_NAMES[type(one)] for one in segment.conditions if type(one) in _NAMES}
+    for name in given - set(spec.takes):
+        raise NotServed(f"The model {spec.name} takes {taken(spec)}, and was given {name}")
+    for name in set(spec.needs) - given:
+        raise NotServed(f"The model {spec.name} needs {name}, and was given none")
 
 
 def stream_decode(

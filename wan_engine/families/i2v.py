@@ -8,7 +8,8 @@ weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import CompileFailed, OutOfMemory
-from wan_engine.families.base import stream_decode, to_frames
+from wan_engine.families.base import refuse_others, stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.lora import fuse_loras, plans_for
 from wan_engine.families.placement import apply, run_eagerly
@@ -32,11 +33,16 @@ from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, Frames, SegmentInput
+from wan_engine.schema import Carry, Clip, FirstPicture, Frames, SegmentInput
 from wan_engine.weights import LoraWeights, over_a_network
 
 _TRAIN_TIMESTEPS = 1000
+_WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
 _PARTS = ("text_encoder", "transformer", "transformer_2")
+
+
+class _Warm(Exception):
+    """Ends the warm-up after its first step."""
 
 
 class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
@@ -87,7 +93,13 @@ class ImageToVideo:
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...]
+        cls,
+        spec: ModelSpec,
+        folder: Path,
+        recipe: Recipe,
+        loras: tuple[LoraWeights, ...],
+        *,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
     ) -> ImageToVideo:
         """Weights from a folder in diffusers layout. The VAE is float32, for what is encoded stays
         in the picture for good. LoRA files are read first: what is wrong with one is told before
@@ -108,6 +120,12 @@ class ImageToVideo:
             if not is_out_of_memory(error):
                 raise
             raise _out_of_memory(spec) from error
+
+    def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
+        """See `Family.render`."""
+        refuse_others(self.spec, segment)
+        latents = self.denoise(segment, on_step)
+        return Clip(self.decode(latents, segment.carry, continued=segment.continued))
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
         """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1.
@@ -137,7 +155,9 @@ class ImageToVideo:
             if part is not None
         ]
         start = self.pipeline.start = self._start(segment.carry)
-        image = segment.image
+        first = segment.find(FirstPicture)
+        assert first is not None, "render has refused a segment without a first picture"
+        image = first.image
         if start is not None and start.frames is not None:
             image = Image.fromarray(start.frames[0])  # what a model with an image encoder looks at
         try:
@@ -182,6 +202,24 @@ class ImageToVideo:
         run_eagerly(self.pipeline)
         self._compiled = False
 
+    def move(self, device: str) -> None:
+        """All weights to `device`; what was embedded stays where it was."""
+        self.pipeline.to(device)
+        if self._decoder is not self.pipeline.vae:
+            self._decoder.to(device)
+
+    def warm_up(self, width: int, height: int) -> None:
+        """One step, for CUDA loads a kernel when it is first used."""
+
+        def on_step(count: int) -> None:
+            if count > 0:
+                raise _Warm
+
+        picture = FirstPicture(Image.new("RGB", (width, height)))
+        asked = SegmentInput("", "", (picture,), width, height, _WARM_FRAMES, seed=0)
+        with suppress(_Warm):
+            self.denoise(asked, on_step)
+
     def _expert_at(self, timestep: torch.Tensor) -> str:
         """Which transformer works at `timestep`, as the pipeline's loop chooses it."""
         boundary = self.pipeline.config.boundary_ratio
@@ -207,7 +245,7 @@ class ImageToVideo:
 
     def decode(
         self, latents: torch.Tensor, carry: Carry | None = None, *, continued: bool = False
-    ) -> Iterator[Frames]:
+    ) -> Generator[Frames, None, None]:
         """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame.
 
         In the recipe's `decode_dtype`, but in float32 where the next segment is to encode the

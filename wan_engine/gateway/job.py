@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from wan_engine.control import Progress
 from wan_engine.errors import InvalidRequest
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import parse_request
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 FINAL: tuple[State, ...] = ("completed", "failed", "cancelled", "expired")
@@ -36,7 +36,7 @@ def now_ms() -> int:
 class NewJob:
     """What a door hands in. The door makes `id`, in its API's own form, not to be guessed.
 
-    `request` has the fields of `VideoRequest`, unchecked: a wrong one makes a job that has failed.
+    `request` has the fields of a `Request`, unchecked: a wrong one makes a job that has failed.
     So does a sentence in `refused`, where the door has found the fault, in its API's own words.
     `payload` is small and for the door alone, to answer with: it stays in memory with the job.
     `base_url` is where this caller reaches the gateway, for the links in its answers.
@@ -151,7 +151,7 @@ def accepted(new: NewJob) -> Job:
     try:
         if new.refused is not None:
             raise InvalidRequest(new.refused)
-        VideoRequest.parse(new.request)
+        parse_request(new.request)
     except InvalidRequest as error:
         job = replace(job, state="failed", started_ms=now, finished_ms=now)
         return replace(job, error=str(error), error_code=error.code)

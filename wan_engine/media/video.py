@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _SENTENCE = "The clip could not be encoded"
 
+Sound = AudioTrack | Literal["silence"] | None
+"""What is heard: a track, a track without any sound in it, or no track at all."""
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -34,7 +38,7 @@ class EncodeOptions:
 def encode(
     frames: Iterable[Frames],
     plan: Plan,
-    audio: AudioTrack | None,
+    audio: Sound,
     path: Path,
     options: EncodeOptions,
     control: Control,
@@ -70,23 +74,57 @@ def encode(
     return EncodedVideo(path, frames=count, bytes=path.stat().st_size)
 
 
-def _arguments(
-    plan: Plan, audio: AudioTrack | None, path: Path, options: EncodeOptions
-) -> list[str]:
-    seconds = f"{plan.frames / plan.fps:.6f}"
+def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -> EncodedVideo:
+    """`video` with `audio` beside its frames, which stay as they are to the bit: for sound that is
+    made with them, and so is whole only after the last one. Raises `EncodeFailed`."""
+    if audio is None:
+        return video
+    control.enter("encode")
+    path = video.path.with_name(f"{video.path.stem}.sound.mp4")
+    arguments = ["-protocol_whitelist", "file", "-f", "mov", "-i", str(video.path)]
+    arguments += [*_sound(audio, plan), "-c:v", "copy", "-map_metadata", "0"]
+    arguments += ["-movflags", "+faststart", "-f", "mp4", "-y", str(path)]
+    try:
+        with ffmpeg.running(arguments, control):
+            pass
+        path.replace(video.path)
+    except ffmpeg.Failed as error:
+        log.error("ffmpeg failed to add the sound: %s", error)
+        raise EncodeFailed(_SENTENCE) from error
+    finally:
+        path.unlink(missing_ok=True)
+    return EncodedVideo(video.path, video.frames, bytes=video.path.stat().st_size)
+
+
+def _sound(audio: AudioTrack | Literal["silence"], plan: Plan) -> list[str]:
+    """The second input, and what becomes of it: as long as the picture."""
+    if isinstance(audio, AudioTrack):
+        source = ["-protocol_whitelist", "file", "-f", "wav", "-i", str(audio.path)]
+    else:
+        source = ["-f", "lavfi", "-i", f"anullsrc=r={SAMPLE_RATE_HZ}:cl=stereo"]
+    ends = f"apad,atrim=end={_seconds(plan)}"
+    return [
+        *(*source, "-map", "0:v:0", "-map", "1:a:0", "-af", ends),
+        *("-c:a", "aac", "-b:a", "192k", "-ar", str(SAMPLE_RATE_HZ), "-ac", "2"),
+    ]
+
+
+def _seconds(plan: Plan) -> str:
+    return f"{plan.frames / plan.fps:.6f}"
+
+
+def _arguments(plan: Plan, audio: Sound, path: Path, options: EncodeOptions) -> list[str]:
     arguments = [
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{plan.render_width}x{plan.render_height}"),
         *("-framerate", str(plan.fps), "-i", "pipe:0"),
     ]
     if audio is not None:
-        arguments += ["-protocol_whitelist", "file", "-f", "wav", "-i", str(audio.path)]
-        arguments += ["-map", "0:v:0", "-map", "1:a:0", "-af", f"apad,atrim=end={seconds}"]
-        arguments += ["-c:a", "aac", "-b:a", "192k", "-ar", str(SAMPLE_RATE_HZ), "-ac", "2"]
+        arguments += _sound(audio, plan)
     arguments += [
         *("-vf", _filters(plan), "-c:v", "libx264", "-profile:v", "high", "-pix_fmt", "yuv420p"),
         *("-preset", options.preset, "-crf", str(options.crf)),
         *("-g", str(plan.fps), "-x264-params", "open-gop=0"),  # a player seeks from key frames
-        *("-t", seconds, "-movflags", "+faststart"),
+        *("-t", _seconds(plan), "-movflags", "+faststart"),
     ]
     if options.comment:
         arguments += ["-metadata", f"comment={options.comment}"]

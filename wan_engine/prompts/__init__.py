@@ -24,7 +24,7 @@ from wan_engine.prompts.local import LocalWriter
 from wan_engine.prompts.replies import shots_of
 from wan_engine.prompts.server import ServerWriter
 from wan_engine.prompts.task import Task, Writer, WriterFailed
-from wan_engine.schema import Script, ScriptShot, VideoRequest
+from wan_engine.schema import Order, Script, ScriptShot
 from wan_engine.settings import Settings
 
 Backend = Literal["openai", "transformers", "template"]
@@ -49,9 +49,9 @@ class Expansion:
         return self.backend in (None, "template")
 
     @classmethod
-    def none(cls, request: VideoRequest) -> Expansion:
+    def none(cls, order: Order) -> Expansion:
         """The caller's words as they are, in one shot."""
-        return cls(Script((ScriptShot(request.prompt, request.duration),)))
+        return cls(Script((ScriptShot(order.prompt, order.duration),)))
 
 
 class Expander:
@@ -63,12 +63,9 @@ class Expander:
         reason: str,
         writer: Writer | None,
         seconds: float,
-        fitted: Callable[[ScriptShot], ScriptShot] = lambda shot: shot,
     ) -> None:
-        """`fitted` shortens a shot to what the video model reads of it."""
         self.backend, self.reason = backend, reason
         self._writer, self._seconds = writer, seconds
-        self._fitted = fitted
 
     def load(self) -> None:
         """Read the writer's weights now, so that the first job does not wait for them. Raises
@@ -83,9 +80,16 @@ class Expander:
                 "again, or set WAN_PROMPT_BACKEND=template."
             ) from error
 
-    def expand(self, request: VideoRequest, image: Image.Image, control: Control) -> Expansion:
-        """A script of the request's duration. Raises only `Cancelled` and `DeadlineExceeded`."""
-        task = Task.of(request)
+    def expand(
+        self,
+        order: Order,
+        image: Image.Image | None,
+        control: Control,
+        fitted: Callable[[ScriptShot], ScriptShot] = lambda shot: shot,
+    ) -> Expansion:
+        """A script of the order's duration; `fitted` shortens a shot to what the video model reads.
+        Raises only `Cancelled` and `DeadlineExceeded`."""
+        task = Task.of(order)
         started = time.monotonic()
         backend, warning = self.backend, None
         try:
@@ -94,7 +98,7 @@ class Expander:
             log.warning("prompt expansion by %s failed: %s", self.backend, failed)
             warning = f"Prompt expansion failed: {failed}. A template was used instead"
             backend, shots = "template", template.expand(task)
-        shots = tuple(self._fitted(shot) for shot in shots)
+        shots = tuple(fitted(shot) for shot in shots)
         text = _shown(shots)
         log.info(
             "prompt expanded by %s in %.1f s: %d characters to %d, %d shots",
@@ -107,7 +111,9 @@ class Expander:
         text_log.info("the prompt that is used: %s", text)
         return Expansion(Script(shots), text, backend, warning)
 
-    def _write(self, task: Task, image: Image.Image, control: Control) -> tuple[ScriptShot, ...]:
+    def _write(
+        self, task: Task, image: Image.Image | None, control: Control
+    ) -> tuple[ScriptShot, ...]:
         control.checkpoint()
         if self._writer is None:
             return template.expand(task)
@@ -125,13 +131,12 @@ def open_expander(
     device: str = "cpu",
     spare_gb: float = 0.0,
     turn: Callable[[Control], AbstractContextManager[None]] = lambda control: nullcontext(),
-    fitted: Callable[[ScriptShot], ScriptShot] = lambda shot: shot,
 ) -> Expander:
     """The expander that the settings mean on this machine.
 
     `spare_gb` is the accelerator's memory that the video model leaves free at its peak. `turn`
-    gives the device to one job at a time, `fitted` shortens a shot to what that model reads. Raises
-    `ConfigurationError` where a named backend lacks what it needs.
+    gives the device to one job at a time. Raises `ConfigurationError` where a named backend lacks
+    what it needs.
     """
     backend, reason = choose(settings, device)
     writer: Writer | None = None
@@ -148,7 +153,7 @@ def open_expander(
         if device != "cpu":
             reason += ", kept on the GPU" if stays else ", on the GPU for the time of an answer"
         writer = LocalWriter(located.folder, device, stays=stays, turn=turn)
-    return Expander(backend, reason, writer, settings.prompt_seconds, fitted)
+    return Expander(backend, reason, writer, settings.prompt_seconds)
 
 
 def choose(settings: Settings, device: str) -> tuple[Backend, str]:

@@ -66,7 +66,7 @@ class LocalWriter:
         self._parts = tokenizer, images, model
         log.info("the prompt writer was loaded in %.1f s", time.monotonic() - started)
 
-    def write(self, task: Task, image: Image.Image, seconds: float, control: Control) -> str:
+    def write(self, task: Task, image: Image.Image | None, seconds: float, control: Control) -> str:
         """See `Writer.write`. Neither the first load nor the wait for the device counts."""
         import torch
 
@@ -114,13 +114,17 @@ class _Limit:
 
 
 def _inputs(
-    task: Task, image: Image.Image, tokenizer: Any, images: Any, model: Any
+    task: Task, image: Image.Image | None, tokenizer: Any, images: Any, model: Any
 ) -> dict[str, Any]:
     """What `Qwen3VLProcessor` would give: the image's place is filled with a token for each of its
     merged patches, and marked as an image for the positions."""
-    pixels = images(images=[shrunk(image)], return_tensors="pt")
-    count = int(pixels["image_grid_thw"].prod()) // images.merge_size**2
-    content = [{"type": "image"}, {"type": "text", "text": task.wish}]
+    content = [{"type": "text", "text": task.wish}]
+    pixels: Any = {}
+    count = 0
+    if image is not None:
+        pixels = images(images=[shrunk(image)], return_tensors="pt")
+        count = int(pixels["image_grid_thw"].prod()) // images.merge_size**2
+        content = [{"type": "image"}, *content]
     messages = [
         {"role": "system", "content": task.instructions},
         {"role": "user", "content": content},
@@ -134,8 +138,7 @@ def _inputs(
         "input_ids": ids,
         "attention_mask": encoded["attention_mask"],
         "mm_token_type_ids": (ids == model.config.image_token_id).int(),
-        "pixel_values": pixels["pixel_values"],
-        "image_grid_thw": pixels["image_grid_thw"],
+        **{name: pixels[name] for name in ("pixel_values", "image_grid_thw") if image is not None},
     }
 
 

@@ -61,7 +61,7 @@ class ServerWriter:
     def load(self) -> None:
         """Nothing to load here."""
 
-    def write(self, task: Task, image: Image.Image, seconds: float, control: Control) -> str:
+    def write(self, task: Task, image: Image.Image | None, seconds: float, control: Control) -> str:
         """See `Writer.write`. A server that does not understand the first form of the request, with
         JSON mode and limits, is asked in plainer ones: without those, then without the image."""
         call = _Call(self._connection, seconds, control)
@@ -89,21 +89,21 @@ class ServerWriter:
         return HTTPSConnection(self._host, self._port, timeout=seconds, context=context)
 
 
-def _bodies(model: str, task: Task, image: Image.Image) -> list[bytes]:
+def _bodies(model: str, task: Task, image: Image.Image | None) -> list[bytes]:
     """The same question in three forms, each plainer than the one before."""
-    text = {"type": "text", "text": task.wish}
-    picture = {"type": "image_url", "image_url": {"url": _data_uri(image)}}
     system = {"role": "system", "content": task.instructions}
-    seeing: dict[str, Any] = {
-        "model": model,
-        "messages": [system, {"role": "user", "content": [picture, text]}],
-    }
+    blind = {"model": model, "messages": [system, {"role": "user", "content": task.wish}]}
+    seeing: dict[str, Any] = blind
+    if image is not None:
+        text = {"type": "text", "text": task.wish}
+        picture = {"type": "image_url", "image_url": {"url": _data_uri(image)}}
+        user = {"role": "user", "content": [picture, text]}
+        seeing = {"model": model, "messages": [system, user]}
     options = {
         "temperature": 0,
         "max_tokens": task.tokens_at_most,
         "response_format": {"type": "json_object"},
     }
-    blind = {"model": model, "messages": [system, {"role": "user", "content": task.wish}]}
     return [json.dumps(body).encode() for body in ({**seeing, **options}, seeing, blind)]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.prompts.replies import cut_at_sentence
-from wan_engine.schema import ScriptShot, VideoRequest, cut_sentence
+from wan_engine.schema import Order, ScriptShot, cut_sentence
 from wan_engine.settings import Settings
 
 
@@ -49,17 +49,17 @@ class TokenLimit:
         return cut_sentence(name, read, len(text), why) if read < len(text) else None
 
     def warnings(
-        self, request: VideoRequest, spec: ModelSpec, settings: Settings, *, whole: bool
+        self, order: Order, spec: ModelSpec, settings: Settings, *, whole: bool
     ) -> Iterator[str]:
         """What of the caller's words the model does not get to see. `whole`: it is given the prompt
         as the caller wrote it."""
         guided = spec.guidance_scale > 1
-        yield from request.cuts
-        if request.negative_prompt and not guided:
+        yield from order.cuts
+        if order.negative_prompt and not guided:
             yield f"{spec.name} works without CFG: no negative prompt is used"
-        texts = {"prompt": request.prompt} if whole else {}
-        if request.negative_prompt and guided:
-            texts["negative prompt"] = negative_prompt(request.negative_prompt, spec, settings)
+        texts = {"prompt": order.prompt} if whole else {}
+        if order.negative_prompt and guided:
+            texts["negative prompt"] = negative_prompt(order.negative_prompt, spec, settings)
         for name, text in texts.items():
             if warning := self.warning(name, text):
                 yield warning

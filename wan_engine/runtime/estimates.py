@@ -19,7 +19,7 @@ from wan_engine.control import Control
 from wan_engine.errors import TimeLimitTooShort
 from wan_engine.runtime.paths import beside
 from wan_engine.runtime.recipes import Gpu, Recipe
-from wan_engine.schema import Plan, VideoRequest
+from wan_engine.schema import Order, Plan
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def expected_seconds(settings: Settings, plan: Plan, how: str) -> float | None:
 
 
 def refuse_if_too_long(
-    settings: Settings, request: VideoRequest, plan: Plan, how: str, control: Control
+    settings: Settings, order: Order, plan: Plan, how: str, control: Control
 ) -> None:
     """Raise `TimeLimitTooShort` when rendering `plan` would surely end after the job's deadline: by
     the fastest of the last clips of its kind, and with a margin."""
@@ -79,12 +79,12 @@ def refuse_if_too_long(
     clips = _read(_path(settings)).get(_kind(plan, how), [])
     seconds = min((each for each, at in clips if at > since), default=0.0) * _sampled(plan)
     if seconds * _SURELY > left > 0:
-        raise TimeLimitTooShort(seconds, left, _what_takes_less(request))
+        raise TimeLimitTooShort(seconds, left, _what_takes_less(order))
 
 
-def _what_takes_less(request: VideoRequest) -> tuple[str, ...]:
-    shorter = ("a shorter duration",) if request.duration > 5 else ()
-    return (*shorter, "the smaller size") if request.size == "1920*1080" else shorter
+def _what_takes_less(order: Order) -> tuple[str, ...]:
+    shorter = ("a shorter duration",) if order.duration > 5 else ()
+    return (*shorter, "the smaller size") if order.size == "1920*1080" else shorter
 
 
 def _path(settings: Settings) -> Path:

@@ -20,6 +20,11 @@ _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
+_CGROUP_USED = (
+    Path("/sys/fs/cgroup/memory.current"),
+    Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+_MEMINFO = Path("/proc/meminfo")
 
 _lock = threading.Lock()
 _jobs = 0
@@ -33,6 +38,20 @@ def host_bytes() -> int:
             if (text := path.read_text().strip()).isdigit():  # `max` where there is no limit
                 sizes.append(int(text))
     return min(sizes)
+
+
+def available_bytes() -> int:
+    """Memory that nobody uses now, as far as the system and the container's limit let it be had."""
+    free = [host_bytes()]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = _MEMINFO.read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free.append(int(line.split()[1]) * 1024)
+    for limit, used in zip(_CGROUP_LIMITS, _CGROUP_USED, strict=True):
+        with suppress(OSError):
+            if (most := limit.read_text().strip()).isdigit():
+                free.append(int(most) - int(used.read_text()))
+    return max(0, min(free))
 
 
 @contextmanager

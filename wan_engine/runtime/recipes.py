@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.catalog import ModelSpec, known_models
 from wan_engine.errors import ConfigurationError
 from wan_engine.runtime import compiler, memory
 from wan_engine.settings import Settings
@@ -314,6 +314,32 @@ def needs_gb(spec: ModelSpec, recipe: Recipe) -> float:
     return expert_gb * share + vae_gb + peak + _CONTEXT_GB
 
 
+def kept_gb(spec: ModelSpec, recipe: Recipe) -> float:
+    """Memory of the device that the model holds between two clips: its weights that stay there."""
+    if recipe.offload in ("model", "layer"):
+        return 0.0
+    networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
+    expert_gb = networks.expert_gb * wide * (_FLOAT8_SHARE if recipe.float8 else 1)
+    text_gb = networks.text_encoder_gb * wide if recipe.text_encoder == "kept" else 0.0
+    vae_gb = networks.vae_gb * (2 if recipe.decode_dtype == "float32" else 3)
+    share = networks.experts if recipe.offload == "none" else _STREAMED_SHARE
+    return expert_gb * share + vae_gb + text_gb
+
+
+def pool_gb(gpu: Gpu | None, settings: Settings) -> float:
+    """What the models on the device may take together."""
+    here = detect_host().memory_gb - _HOST_GB if gpu is None else gpu.usable_gb
+    return here if settings.pool_gb is None else min(here, settings.pool_gb)
+
+
+def can_wait_in_host_memory(spec: ModelSpec, recipe: Recipe) -> bool:
+    """Whether a model that is put away may stay in host memory: one that is whole on a GPU, if the
+    host has room for it now."""
+    if recipe.device == "cpu" or recipe.offload != "none":
+        return False
+    return kept_gb(spec, recipe) + _HOST_GB <= memory.available_bytes() / 1e9
+
+
 def host_gb(spec: ModelSpec, recipe: Recipe) -> float:
     """Host memory for weights that are not on the device, and the process itself."""
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
@@ -350,7 +376,8 @@ def leaner(recipe: Recipe) -> Recipe | None:
 def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
     """What needs less memory than `spec` on `gpu` and should fit, as the end of a sentence."""
     area = f"a WAN_RENDER_AREA below {spec.max_area} needs less"
-    rows = (row for row in CATALOG.values() if not row.built and least_gb(row) < least_gb(spec))
+    same_task = (row for row in known_models().values() if row.task == spec.task)
+    rows = (row for row in same_task if not row.built and least_gb(row) < least_gb(spec))
     names = [row.name for row in rows if fits(row, gpu)]
     return f"{' or '.join(names)} would fit, or {area}" if names else area
 

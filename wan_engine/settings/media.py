@@ -11,6 +11,11 @@ from pydantic import BaseModel, Field
 
 from wan_engine.settings.values import MIB
 
+_Price = Annotated[Decimal, Field(ge=0)]
+_Size = Literal["1280*720", "1920*1080"]
+_PricedTask = Literal["image-to-video", "reference-to-video"]
+Prices = Mapping[_Size | _PricedTask, _Price | Mapping[_Size, _Price]]
+
 
 class ShapeSettings(BaseModel):
     """How large and how long a clip is rendered, beside what the request says."""
@@ -105,7 +110,9 @@ class OutputSettings(BaseModel):
         default=True,
         description='Write model, seed, version and "AI-generated" into the mp4\'s metadata',
     )
-    prices: Mapping[Literal["1280*720", "1920*1080"], Annotated[Decimal, Field(ge=0)]] = Field(
+    prices: Prices = Field(
         default={},
-        description="USD a second by size, as JSON; a size that is not given has the hosted price",
+        description="USD a second by size, as JSON, and by task where that differs: "
+        '`{"1280*720": 0.05, "reference-to-video": {"1280*720": 0.08}}`. What is not given has the '
+        "hosted price",
     )

@@ -25,7 +25,23 @@ class ModelSettings(BaseModel):
         default="auto",
         description="A catalogue name or a Hub id in diffusers layout, both with or without "
         "`@revision`, or a folder, or `auto`: the best model whose files are present and that fits "
-        "this GPU",
+        "this GPU, or `none`",
+    )
+    reference_model: str = Field(
+        default="auto", description="The model of reference-to-video, as WAN_MODEL"
+    )
+    speech_model: str = Field(
+        default="auto",
+        description="The model that moves lips by the sound that is given, as WAN_MODEL",
+    )
+    video_sound_model: str = Field(
+        default="auto", description="The model that makes frames and sound at once, as WAN_MODEL"
+    )
+    pool_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="GB that the models in memory may take together, instead of what the device "
+        "has. What was not used for longest is put away",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),

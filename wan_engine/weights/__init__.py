@@ -11,8 +11,10 @@ from wan_engine.weights.download import (
     verify,
 )
 from wan_engine.weights.models import (
+    TASK_SETTINGS,
     Located,
     LoraWeights,
+    configured,
     locate,
     missing_files,
     own_loras,
@@ -31,10 +33,12 @@ from wan_engine.weights.small_models import (
 )
 
 __all__ = [
+    "TASK_SETTINGS",
     "Located",
     "LocatedClassifier",
     "LocatedWriter",
     "LoraWeights",
+    "configured",
     "configured_classifiers",
     "download",
     "download_classifier",

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wan_engine import toy
-from wan_engine.catalog import CATALOG, FALLBACK, Expert, LoraFile, ModelSpec, infer
+from wan_engine.catalog import FALLBACK, Expert, LoraFile, ModelSpec, infer, known_models
 from wan_engine.errors import ConfigurationError, ModelMissing
-from wan_engine.settings import Settings
+from wan_engine.schema import Task
+from wan_engine.settings import Settings, env_name
 from wan_engine.weights import manifest
 from wan_engine.weights.files import Wanted, cached_file, missing_in_layout, read_json
+
+TASK_SETTINGS: Mapping[Task, str] = {
+    "image-to-video": "model",
+    "reference-to-video": "reference_model",
+    "speech-to-video": "speech_model",
+    "image-to-video-with-sound": "video_sound_model",
+}
+"""The setting that names the row of each task."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,9 @@ class Located:
     loras: tuple[LoraWeights, ...] = ()
 
 
-def resolve(name: str, settings: Settings) -> Located:
-    """Find the model that `name` means: a catalogue row or a Hub id, each with or without
-    `@revision`, or a folder.
+def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Located:
+    """Find the model that `name`, the value of `variable`, means: a catalogue row or a Hub id, each
+    with or without `@revision`, or a folder.
 
     Builds the tiny ones; never downloads. Raises `ModelMissing` with what to do.
     """
@@ -47,7 +56,7 @@ def resolve(name: str, settings: Settings) -> Located:
             raise ModelMissing(
                 f"The files of {name} are not on this machine ({wanted.row.download_gb:g} GB). "
                 f"Fetch them with `python -m wan_engine download {name}`, or name a folder in "
-                "WAN_MODEL."
+                f"{variable}."
             )
         return located
     folder = Path(name).expanduser()
@@ -59,39 +68,69 @@ def resolve(name: str, settings: Settings) -> Located:
         folder, shown = found or folder, name
     if not folder.is_dir():
         raise ModelMissing(
-            f"WAN_MODEL={name} is no catalogue name ({', '.join(CATALOG)}), no folder, "
+            f"{variable}={name} is no catalogue name ({', '.join(known_models())}), no folder, "
             f"and no Hub id whose files are here. `python -m wan_engine download {name}` "
             "fetches a Hub id."
         )
     _require_complete(name, folder)
     if prepared := _prepared_as(folder):
-        return Located(prepared, folder, own_loras(settings))
+        return Located(prepared, folder, own_loras(settings, prepared))
     spec = infer(shown, read_json(folder / "model_index.json"))
-    return Located(spec, folder, own_loras(settings))
+    return Located(spec, folder, own_loras(settings, spec))
 
 
 def wanted_model(name: str) -> Wanted[ModelSpec] | None:
     """What `name` means that is no folder; a row has the revision that is named."""
-    wanted = Wanted.read(name, {**CATALOG, **toy.MODELS})
+    wanted = Wanted.read(name, {**known_models(), **toy.MODELS})
     if wanted is None or wanted.row is None:
         return None if Path(name).expanduser().is_dir() else wanted
     return replace(wanted, row=replace(wanted.row, revision=wanted.revision))
 
 
-def select(
+def configured(
     settings: Settings, fits: Callable[[ModelSpec], bool], *, fallback: bool
-) -> tuple[Located, str]:
-    """The model that WAN_MODEL means, and why. `auto` is the first row that `fits` and is present.
+) -> dict[Task, tuple[Located, str]]:
+    """The model of each task that has one, and why. Raises `ModelMissing` and
+    `ConfigurationError`."""
+    chosen = {task: select(settings, fits, fallback=fallback, task=task) for task in TASK_SETTINGS}
+    found = {task: one for task, one in chosen.items() if one is not None}
+    if not found:
+        raise ConfigurationError(
+            "WAN_MODEL is `none`, and no other task has a model: nothing could be made. Set it to "
+            "`auto`, or to a name that `python -m wan_engine models` lists."
+        )
+    return found
 
-    With none, `auto` is the tiny model where `fallback` allows that, else `ModelMissing`.
+
+def select(
+    settings: Settings,
+    fits: Callable[[ModelSpec], bool],
+    *,
+    fallback: bool,
+    task: Task = "image-to-video",
+) -> tuple[Located, str] | None:
+    """The model of `task`, and why; None where the task has none. `auto` is the first row that
+    `fits` and is present.
+
+    Without one, `auto` is the tiny model for image-to-video where `fallback` allows that, else
+    `ModelMissing`; any other task is then not served.
     """
-    if settings.model != "auto":
-        return resolve(settings.model, settings), "named by WAN_MODEL"
-    for spec in CATALOG.values():
-        if not spec.built and fits(spec):
-            located = locate(spec, settings)
-            if located is not None:
-                return located, "auto: the best model whose files are here and that fits this GPU"
+    name: str = getattr(settings, TASK_SETTINGS[task])
+    variable = env_name(TASK_SETTINGS[task])
+    if name == "none":
+        return None
+    if name != "auto":
+        located = resolve(name, settings, variable)
+        _require_task(located.spec, task, variable)
+        return located, f"named by {variable}"
+    for spec in known_models().values():
+        if spec.task == task and not spec.built and fits(spec):
+            located_row = locate(spec, settings)
+            if located_row is not None:
+                why = "auto: the best model whose files are here and that fits this GPU"
+                return located_row, why
+    if task != "image-to-video":
+        return None
     if not fallback:
         raise ModelMissing(
             "No model was found: WAN_MODEL is `auto` and no catalogue model is present that fits "
@@ -102,11 +141,20 @@ def select(
     return resolve(FALLBACK, settings), "auto: no real model is present that fits this machine"
 
 
+def _require_task(spec: ModelSpec, task: Task, variable: str) -> None:
+    if spec.task != task:
+        right = env_name(TASK_SETTINGS[spec.task])
+        raise ConfigurationError(
+            f"{variable} names {spec.name}, a model for {spec.task}. Name it in {right}, and in "
+            f"{variable} one for {task}, `auto` or `none`."
+        )
+
+
 def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Located | None:
     """The files of a catalogue row, or None while one is missing. Only those of the row's revision
     where somebody has `named` that."""
     if spec.built:
-        return Located(spec, toy.cached(spec.name, settings), own_loras(settings))
+        return Located(spec, toy.cached(spec.name, settings), own_loras(settings, spec))
     loras: tuple[LoraWeights, ...] | None = None
 
     def usable(folder: Path) -> bool:
@@ -122,14 +170,15 @@ def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Locat
     folder = next(filter(usable, own), None) or cached.find(usable)
     if folder is None or loras is None:
         return None
-    return Located(spec, folder, loras + own_loras(settings))
+    return Located(spec, folder, loras + own_loras(settings, spec))
 
 
 def _shared(spec: ModelSpec) -> list[str]:
     """The names of the row's folder: rows that differ only in LoRA files and settings share one."""
-    pinned = CATALOG.get(spec.name, spec)
+    pinned = known_models().get(spec.name, spec)
     source = pinned.repo, pinned.revision
-    same = [row.name for row in CATALOG.values() if (row.repo, row.revision) == source]
+    rows = known_models().values()
+    same = [row.name for row in rows if row.repo and (row.repo, row.revision) == source]
     return list(dict.fromkeys((spec.name, *same)))
 
 
@@ -147,8 +196,11 @@ def missing_files(folder: Path) -> list[str]:
     return manifest.absent(folder) or missing_in_layout(folder)
 
 
-def own_loras(settings: Settings) -> tuple[LoraWeights, ...]:
-    """The files that WAN_LORA names. Raises `ConfigurationError` for one that is not there."""
+def own_loras(settings: Settings, spec: ModelSpec) -> tuple[LoraWeights, ...]:
+    """The files that WAN_LORA names, which are for the model of WAN_MODEL. Raises
+    `ConfigurationError` for one that is not there."""
+    if spec.task != "image-to-video":
+        return ()
     for lora in settings.lora:
         if not lora.path.is_file():
             raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
@@ -184,7 +236,7 @@ def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[LoraFile, ...] | None:
 def _prepared_as(folder: Path) -> ModelSpec | None:
     """The row that a folder with a manifest is, wherever it was put since."""
     found = manifest.read(folder)
-    spec = CATALOG.get(found.model) if found else None
+    spec = known_models().get(found.model) if found else None
     return spec if spec and _left_to_fuse(spec, folder) == () else None
 
 

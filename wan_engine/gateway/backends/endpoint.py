@@ -24,7 +24,7 @@ from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
 from wan_engine.pricing import cost
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import parse_request
 from wan_engine.settings import Settings
 from wan_engine.storage import claims
 
@@ -240,8 +240,8 @@ class EndpointBackend:
             log.error("the endpoint's output has no URL of a video")
             raise WorkFailed("internal_error", "The endpoint gave no video")
         assert isinstance(output, dict)
-        asked = VideoRequest.parse(request)
-        price = float(cost(asked.size, asked.duration, self._settings.prices))
+        asked = parse_request(request).order()
+        price = float(cost(asked.size, asked.duration, self._settings.prices, asked.task))
         return {"cost": price, "seed": asked.seed, **output, "video_url": url, "result": url}
 
 

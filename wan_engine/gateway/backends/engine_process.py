@@ -27,7 +27,7 @@ from wan_engine.errors import EngineError
 from wan_engine.runtime.faults import BROKEN_EXIT, Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import parse_request
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class EngineProcess:
         failure: Exception | None = None
         try:
             with self._watchdog.watching(control):
-                result = self._engine.generate(VideoRequest.parse(request), control)
+                result = self._engine.generate(parse_request(request), control)
             told |= {"told": "done", "output": result.output()}
             told["stage_seconds"] = dict(control.stage_seconds)
             self._device.worked()

@@ -21,7 +21,7 @@ from wan_engine.gateway.jobs.handed_over import HandedOver
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.refusals import Refusal
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import parse_request
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ async def _check(request: Mapping[str, Any]) -> None:
     """A job whose request is wrong has failed at once, but can be retried as any other. Raises
     `WorkFailed`."""
     try:
-        await asyncio.to_thread(VideoRequest.parse, request)  # there may be pictures in it
+        await asyncio.to_thread(parse_request, request)  # there may be pictures in it
     except InvalidRequest as error:
         raise WorkFailed(error.code, str(error)) from error
 

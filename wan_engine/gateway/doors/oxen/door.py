@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
@@ -22,7 +21,7 @@ from wan_engine.gateway.doors.oxen import models, pages, parameters, wire
 from wan_engine.gateway.excerpt import excerpt
 from wan_engine.gateway.job import Job, NewJob, State
 from wan_engine.gateway.refusals import Refusal, RefusalCode
-from wan_engine.pricing import HOSTED_PRICES
+from wan_engine.pricing import HOSTED_PRICES, price_a_second
 
 NAME = "oxen"
 PREFIXES = ("/api/ai", "/api/events")
@@ -262,8 +261,8 @@ def _states(status: str | None) -> list[State]:
 
 class _Models:
     def __init__(self, context: Context) -> None:
-        self._prices: dict[str, Decimal] = {**HOSTED_PRICES}
-        self._prices.update(context.settings.prices.items())
+        prices = context.settings.prices
+        self._prices = {size: price_a_second(size, prices) for size in HOSTED_PRICES}
         self._created = int(time.time())
 
     async def all(self, search: str = Query("", description="A part of a name.")) -> JSONResponse:

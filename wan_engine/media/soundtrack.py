@@ -1,0 +1,88 @@
+"""From the sounds of overlapping segments to one track as long as the clip: nothing repeated, no
+click at a join.
+
+A clip's sound takes 0.2 MB a second, so all of it is held.
+"""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wan_engine.errors import EncodeFailed
+from wan_engine.media.audio import SAMPLE_RATE_HZ
+from wan_engine.schema import AudioTrack, Segment
+
+_CHANNELS = 2
+_SAMPLE_BYTES = 2
+
+Samples = NDArray[np.int16]
+"""int16 [n, 2], 48 kHz."""
+
+
+class Soundtrack:
+    """Takes what each segment sounds like, in the order of the clip, and writes the whole.
+
+    A later segment's first `Segment.repeated` frames are those of the one before, and so is their
+    sound: it is cross-faded over them. Times come from the number of frames at `fps`, so that
+    nothing drifts. A segment without sound is silent.
+    """
+
+    def __init__(self, fps: int) -> None:
+        self._fps = fps
+        self._frames = 0
+        self._samples: Samples = np.zeros((0, _CHANNELS), np.int16)
+        self._heard = False
+
+    def add(self, sound: AudioTrack | None, segment: Segment) -> None:
+        """`sound` of the segment's frames, from its first one on; what is longer is left out."""
+        first = max(0, self._frames - segment.repeated)
+        self._frames += segment.shown
+        begin, end = self._at(first), self._at(self._frames)
+        new = np.zeros((end - begin, _CHANNELS), np.int16)
+        if sound is not None:
+            self._heard = True
+            given = read(sound)[: end - begin]
+            new[: len(given)] = given
+        overlap = len(self._samples) - begin
+        kept, new = new[overlap:], new[:overlap]
+        self._samples[begin:] = _cross_faded(self._samples[begin:], new)
+        self._samples = np.concatenate([self._samples, kept])
+
+    def write(self, path: Path) -> AudioTrack | None:
+        """The whole track at `path`; None where no segment had any sound."""
+        if not self._heard:
+            return None
+        with wave.open(str(path), "wb") as file:
+            file.setparams((_CHANNELS, _SAMPLE_BYTES, SAMPLE_RATE_HZ, 0, "NONE", ""))
+            file.writeframes(self._samples.astype("<i2").tobytes())
+        return AudioTrack(path, len(self._samples) / SAMPLE_RATE_HZ)
+
+    def _at(self, frame: int) -> int:
+        return round(frame * SAMPLE_RATE_HZ / self._fps)
+
+
+def read(track: AudioTrack) -> Samples:
+    """The samples of a track. Raises `EncodeFailed` for a file that is not 48 kHz stereo PCM."""
+    try:
+        with wave.open(str(track.path)) as file:
+            kind = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            data = file.readframes(file.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise EncodeFailed("The sound that was made cannot be read") from error
+    if kind != (_CHANNELS, _SAMPLE_BYTES, SAMPLE_RATE_HZ):
+        raise EncodeFailed("The sound that was made is not 48 kHz stereo")
+    samples: Samples = np.frombuffer(data, "<i2").reshape(-1, _CHANNELS)
+    return samples
+
+
+def _cross_faded(older: Samples, newer: Samples) -> Samples:
+    """From `older` to `newer` at equal power: the two are not correlated, so that amplitudes whose
+    squares add up to one keep the level."""
+    angle = np.linspace(0, np.pi / 2, len(newer), dtype=np.float32)[:, None]
+    mixed = older * np.cos(angle) + newer * np.sin(angle)
+    rounded: Samples = np.clip(np.rint(mixed), -32768, 32767).astype(np.int16)
+    return rounded

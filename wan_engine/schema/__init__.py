@@ -1,0 +1,91 @@
+"""The nouns that travel. Reading them tells the program.
+
+`fields.py`: what the fields of a request may be. `requests.py`: the requests of the hosted pages.
+`order.py`: the one order that each of them becomes. `clip.py`: what is between the verbs.
+"""
+
+from wan_engine.schema.clip import (
+    WHOLE,
+    AudioTrack,
+    Carry,
+    Clip,
+    Condition,
+    Crop,
+    DrivingSound,
+    EncodedVideo,
+    FirstPicture,
+    Frames,
+    Framing,
+    LastPicture,
+    Media,
+    Plan,
+    References,
+    Script,
+    ScriptShot,
+    Segment,
+    SegmentInput,
+    Shot,
+    VideoResult,
+)
+from wan_engine.schema.fields import (
+    NEGATIVE_PROMPT_MAX_CHARACTERS,
+    PROMPT_MAX_CHARACTERS,
+    REFERENCES_MAX,
+    SEED_MAX,
+    AspectRatio,
+    Duration,
+    ShotType,
+    Size,
+    cut_sentence,
+)
+from wan_engine.schema.order import (
+    Input,
+    Order,
+    Task,
+)
+from wan_engine.schema.requests import (
+    ReferenceRequest,
+    Request,
+    VideoRequest,
+    parse_request,
+)
+
+__all__ = [
+    "NEGATIVE_PROMPT_MAX_CHARACTERS",
+    "PROMPT_MAX_CHARACTERS",
+    "REFERENCES_MAX",
+    "SEED_MAX",
+    "WHOLE",
+    "AspectRatio",
+    "AudioTrack",
+    "Carry",
+    "Clip",
+    "Condition",
+    "Crop",
+    "DrivingSound",
+    "Duration",
+    "EncodedVideo",
+    "FirstPicture",
+    "Frames",
+    "Framing",
+    "Input",
+    "LastPicture",
+    "Media",
+    "Order",
+    "Plan",
+    "ReferenceRequest",
+    "References",
+    "Request",
+    "Script",
+    "ScriptShot",
+    "Segment",
+    "SegmentInput",
+    "Shot",
+    "ShotType",
+    "Size",
+    "Task",
+    "VideoRequest",
+    "VideoResult",
+    "cut_sentence",
+    "parse_request",
+]

@@ -1,0 +1,67 @@
+"""The one order that every request becomes: what is wanted, in nobody's API's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size
+
+Task = Literal[
+    "image-to-video",
+    "reference-to-video",
+    "speech-to-video",
+    "image-to-video-with-sound",
+    "sound-for-video",
+]
+"""What a model does. A row of the catalogue serves one of them."""
+
+Input = Literal["first_picture", "last_picture", "references", "driving_sound"]
+"""What a model may be given beside its prompt."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A clip that somebody wants. Media are URLs or data URIs that have not been fetched.
+
+    `references`, the order of which is the subjects' identity, is None where the clip begins with
+    `image`; without any it is text-to-video. `sound`: made where none is given (True), none at all
+    (False), or only the `audio` that is given (None). `aspect_ratio` is the clip's where no picture
+    decides it. `seed` is -1 until the engine settles it. `cuts` says what was left out of the
+    caller's text, a sentence each. `any_frames`: the first frame of an animated image is taken,
+    instead of refusing it.
+    """
+
+    prompt: str
+    image: str | None = None
+    last_image: str | None = None
+    references: tuple[str, ...] | None = None
+    audio: str | None = None
+    sound: bool | None = None
+    negative_prompt: str | None = None
+    size: Size = "1280*720"
+    aspect_ratio: AspectRatio = "16:9"
+    duration: Duration = 5
+    shot_type: ShotType = "single"
+    seed: int = -1
+    expand_prompt: bool = False
+    check_content: bool = True
+    any_frames: bool = False
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """What the hosted APIs call it, whichever model serves it here."""
+        return "image-to-video" if self.references is None else "reference-to-video"
+
+    @property
+    def gives(self) -> tuple[Input, ...]:
+        """What it has that a model may be given. Sound is muxed by any model, so it is not here."""
+        given: list[Input] = []
+        if self.image is not None:
+            given.append("first_picture")
+        if self.last_image is not None:
+            given.append("last_picture")
+        if self.references:
+            given.append("references")
+        return tuple(given)

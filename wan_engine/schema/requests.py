@@ -1,0 +1,231 @@
+"""The requests that callers send, a class a hosted page with its fields and words.
+
+All of them become an `Order`. A new page is a new class here, and its name in `parse_request`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from wan_engine.errors import InvalidRequest
+from wan_engine.schema import fields
+from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size
+from wan_engine.schema.order import Order
+
+log = logging.getLogger(__name__)
+
+_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image")  # as forms send them
+
+Prompt = Annotated[str, BeforeValidator(fields.prompt)]
+NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]
+Seed = Annotated[
+    int,
+    BeforeValidator(fields.seed),
+    WithJsonSchema({"type": "integer", "minimum": -1, "maximum": fields.SEED_MAX}),
+]
+
+# Not on the hosted pages, and so not in the schemas; taken where they are given.
+GenerateAudio = SkipJsonSchema[Annotated[bool | None, fields.boolean("generate_audio")]]
+"""Whether sound is made where none is given; false: no sound at all."""
+FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
+"""Whether an animated image, GIF too, gives its first frame instead of being refused."""
+LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]
+"""The picture that the clip ends with."""
+
+
+class ClipRequest(BaseModel):
+    """What the pages have in common: fields with one meaning wherever they are.
+
+    Build one with `parse` where the values come from a stranger: that raises `InvalidRequest` with
+    one sentence. The constructor takes the same values and raises pydantic's `ValidationError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    _cuts: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_cuts(cls, payload: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        request = build(payload)
+        if isinstance(payload, Mapping):
+            request._cuts = tuple(fields.cuts(payload))
+        return request
+
+    @classmethod
+    def parse(cls, payload: object) -> Self:
+        """The request in `payload`, a JSON object. Raises `InvalidRequest`: one sentence, the first
+        wrong field.
+
+        `null` means absent, and so do an empty `audio` and `negative_prompt`, as forms send them.
+        Unknown keys are ignored.
+        """
+        if payload is None:
+            raise InvalidRequest('field "input" is required')
+        if not isinstance(payload, Mapping):
+            raise InvalidRequest(
+                f'field "input" must be an object, got {fields.described(payload)}'
+            )
+        names = (json.dumps(str(key)[:40])[1:-1] for key in payload if key not in cls.model_fields)
+        unknown = sorted(names)
+        if unknown:
+            log.info("ignored unknown input fields: %s", ", ".join(unknown[:20]))
+        known = {
+            key: value
+            for key, value in payload.items()
+            if key in cls.model_fields and value is not None
+        }
+        for key in _EMPTY_IS_ABSENT:
+            if known.get(key) == "":
+                del known[key]
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if first["type"] == "missing":
+                raise InvalidRequest(f'field "{first["loc"][0]}" is required') from None
+            raise InvalidRequest(first["msg"]) from None
+
+    def order(self) -> Order:
+        """The same clip in the engine's own terms."""
+        names = {
+            "generate_audio": "sound",
+            "enable_prompt_expansion": "expand_prompt",
+            "enable_safety_checker": "check_content",
+            "first_frame": "any_frames",
+        }
+        said = {names.get(name, name): getattr(self, name) for name in type(self).model_fields}
+        return Order(**said, cuts=self._cuts)
+
+
+class VideoRequest(ClipRequest):
+    """One clip from a picture, as the hosted `wan-2-6-i2v` endpoint documents its `input` (fields
+    in the page's order)."""
+
+    model_config = ConfigDict(
+        title="wan-2-6-i2v input",
+        json_schema_extra={"description": "One clip of image-to-video generation."},
+    )
+
+    prompt: Prompt = Field(
+        description="Text description of the desired video motion and content. "
+        f"Longer than {fields.PROMPT_MAX_CHARACTERS} characters is cut."
+    )
+    image: Annotated[str, fields.source("image")] = Field(
+        description="URL (http, https) or data URI of the source image to animate: JPEG, PNG, "
+        "BMP or WEBP."
+    )
+    audio: Annotated[str, fields.source("audio")] | None = Field(
+        default=None,
+        description="URL (http, https) or data URI of a sound to include in the video: WAV or MP3. "
+        "Cut to the duration if longer, silence after it if shorter.",
+    )
+    negative_prompt: NegativePrompt = Field(
+        default=None,
+        description="Elements to exclude from the generated video. "
+        f"Longer than {fields.NEGATIVE_PROMPT_MAX_CHARACTERS} characters is cut.",
+    )
+    size: Annotated[Size, BeforeValidator(fields.size)] = Field(
+        default="1280*720",
+        description="Video resolution as a pixel budget; the picture keeps the shape of the image. "
+        "`720p` and `1080p` are names of the two.",
+    )
+    duration: Annotated[Duration, BeforeValidator(fields.duration)] = Field(
+        default=5, description="Video duration in seconds."
+    )
+    shot_type: Annotated[ShotType, fields.one_of("shot_type", ShotType)] = Field(
+        default="single",
+        description="Shot composition mode. `multi` acts only with `enable_prompt_expansion`.",
+    )
+    seed: Seed = Field(
+        default=-1, description="Seed for reproducible results. Set to -1 for random."
+    )
+    enable_prompt_expansion: Annotated[bool, fields.boolean("enable_prompt_expansion")] = Field(
+        default=False, description="Automatically expand and enhance the prompt."
+    )
+    enable_safety_checker: Annotated[bool, fields.boolean("enable_safety_checker")] = Field(
+        default=True, description="Enable content safety checking."
+    )
+    first_frame: FirstFrame = False
+    last_image: LastImage = None
+    generate_audio: GenerateAudio = None
+
+
+class ReferenceRequest(ClipRequest):
+    """One clip from references, in the style of the hosted `wan-2-6-i2v` page: no hosted Runpod
+    page has it. What it takes is what DashScope's `wan2.6-r2v` takes."""
+
+    model_config = ConfigDict(
+        title="wan-2-6-r2v input",
+        json_schema_extra={
+            "description": "One clip of reference-to-video generation; of text-to-video where "
+            "`references` is empty."
+        },
+    )
+
+    prompt: Prompt = Field(
+        description="Text description of the desired video. "
+        f"Longer than {fields.PROMPT_MAX_CHARACTERS} characters is cut."
+    )
+    references: Annotated[tuple[str, ...], BeforeValidator(fields.references)] = Field(
+        description=f"At most {fields.REFERENCES_MAX} URLs (http, https) or data URIs, one subject "
+        "each: the first is `character1`."
+    )
+    audio: Annotated[str, fields.source("audio")] | None = Field(
+        default=None, description="URL (http, https) or data URI of a sound: WAV or MP3."
+    )
+    negative_prompt: NegativePrompt = Field(
+        default=None, description="Elements to exclude from the generated video."
+    )
+    size: Annotated[Size, BeforeValidator(fields.size)] = Field(
+        default="1280*720", description="Video resolution as a pixel budget."
+    )
+    aspect_ratio: Annotated[AspectRatio, fields.one_of("aspect_ratio", AspectRatio)] = Field(
+        default="16:9", description="Shape of the video."
+    )
+    duration: Annotated[Duration, BeforeValidator(fields.duration)] = Field(
+        default=5, description="Video duration in seconds."
+    )
+    shot_type: Annotated[ShotType, fields.one_of("shot_type", ShotType)] = Field(
+        default="single",
+        description="Shot composition mode. `multi` acts only with `enable_prompt_expansion`.",
+    )
+    seed: Seed = Field(
+        default=-1, description="Seed for reproducible results. Set to -1 for random."
+    )
+    enable_prompt_expansion: Annotated[bool, fields.boolean("enable_prompt_expansion")] = Field(
+        default=False, description="Automatically expand and enhance the prompt."
+    )
+    enable_safety_checker: Annotated[bool, fields.boolean("enable_safety_checker")] = Field(
+        default=True, description="Enable content safety checking."
+    )
+    generate_audio: GenerateAudio = None
+
+
+Request = VideoRequest | ReferenceRequest
+
+
+def parse_request(payload: object) -> Request:
+    """The request in `payload`, of the page whose fields it has: `references` is
+    reference-to-video. Raises `InvalidRequest`."""
+    if isinstance(payload, Mapping) and payload.get("references") is not None:
+        if payload.get("image") is not None:
+            raise InvalidRequest('field "references" cannot be given with field "image"')
+        return ReferenceRequest.parse(payload)
+    return VideoRequest.parse(payload)
