@@ -867,6 +867,7 @@ def test_a_cancel_inside_a_check_leaves_nothing(
 ) -> None:
     engine.pool.main.family = family = Painted(range(0))
     control = Control()
+    engine._begin()  # which loads the checker, and takes its lock for that
     engine.safety._lock = CancelsInside(engine.safety, control, turn)
     with pytest.raises(Cancelled):
         engine.generate(VideoRequest.parse({"prompt": "x", "image": photo}), control)

@@ -55,9 +55,10 @@ OF_EACH_TYPE: list[tuple[Any, str]] = [
 ]
 
 FITTING: dict[str, type | None] = dict.fromkeys(("size", "duration", "shot_type"))
-FITTING |= dict.fromkeys(("prompt", "image", "audio", "negative_prompt"), str)
+FITTING |= dict.fromkeys(("prompt", "image", "last_image", "audio", "negative_prompt"), str)
 FITTING["seed"] = int
-FITTING |= dict.fromkeys(("enable_prompt_expansion", "enable_safety_checker", "first_frame"), bool)
+FLAGS = ("enable_prompt_expansion", "enable_safety_checker", "first_frame", "generate_audio")
+FITTING |= dict.fromkeys(FLAGS, bool)
 MISFITS = [
     (field, value, f'field "{field}" must be {allowed}, got {shown}')
     for field, allowed in WRONG_TYPE.items()
@@ -420,7 +421,7 @@ def test_the_name_of_an_unknown_field_stays_in_its_line_of_the_log(
 SENTENCE = re.compile(
     r'field "\w+" is required'
     r'|field "\w+" must be (a|an|one of) .+, got ((string|number|boolean) .+|array|object)'
-    r"|Invalid (image|audio) URL: .+"
+    r"|Invalid (image|last_image|audio) URL: .+"
 )
 PIECES = (
     *("1280*720", "1080p", "single", "5", "10", "-1", "+", "http://", "data:", "true", "e", "."),

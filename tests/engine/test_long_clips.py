@@ -122,7 +122,7 @@ def test_joined_segments_equal_one_long_run(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, seconds),))
     plan = make_plan(request, script, Media(image), changed, PlanLimits())
-    chunks = model_frames(family, plan, image, "", Control())
+    chunks = model_frames(family, plan, Media(image), "", Control())
     frames = np.concatenate(list(chunks))
     size = plan.render_height, plan.render_width
     wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
@@ -143,7 +143,7 @@ def test_no_latent_is_decoded_behind_the_last_frame(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, 15),))
     plan = make_plan(request, script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(model_frames(family, plan, image, "", Control())))
+    frames = np.concatenate(list(model_frames(family, plan, Media(image), "", Control())))
     assert len(frames) == 240 and sum(asked.frames for asked in family.asked) == 4 * 65
     assert family.decoded == 3 * 65 + 61  # of the last segment 60 are needed, 1 + 4n
 
@@ -154,7 +154,7 @@ def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: Requ
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot("one", 8), ScriptShot("two", 7)))
     plan = make_plan(request_for(duration=15), script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(model_frames(family, plan, image, "", Control())))
+    frames = np.concatenate(list(model_frames(family, plan, Media(image), "", Control())))
     numbers = [int(frame[0, 0, 0]) * 256 + int(frame[0, 0, 1]) for frame in frames]
     assert numbers == [*range(8 * 16), *range(7 * 16)]
     first, second = (

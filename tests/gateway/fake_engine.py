@@ -35,7 +35,8 @@ class FakeEngine:
         self._storage = LocalStorage(settings.output_dir)
         self._log = settings.output_dir / "renders.log"
         self._slow = settings.model == "slow"
-        self.spec = SimpleNamespace(name="fake")
+        rows = {"image-to-video": SimpleNamespace(name="fake")}
+        self.pool = SimpleNamespace(rows=rows)
 
     def start(self, startup: Startup) -> None:
         mark = self._log.with_name("started")

@@ -39,6 +39,8 @@ class InstantBackend:
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
 
+    models = None
+
     def waiting_for(self) -> str | None:
         return self.why
 

@@ -51,6 +51,7 @@ class Asked:
             Work(
                 render="",
                 job_id=job_id,
+                task="image-to-video",
                 request=request,
                 seconds=seconds,
                 remote_id=None,

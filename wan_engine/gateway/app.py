@@ -121,7 +121,13 @@ async def open_gateway(
 
         # 2. The doors, which hand them in and show them.
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
-        context = Context(settings, jobs, links, lambda: ownership.why_not or backend.waiting_for())
+        context = Context(
+            settings,
+            jobs,
+            links,
+            waiting_for=lambda: ownership.why_not or backend.waiting_for(),
+            models=lambda: backend.models,
+        )
         doors = [door(context) for door in DOORS]
 
         # 3. The backend, which renders them once it is ready.
@@ -171,7 +177,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     for door in doors:
         app.include_router(door.router, dependencies=[bearer])
     own = (
-        health.router(gateway.waiting_for, gateway.metrics, gateway.context.links),
+        health.router(
+            gateway.waiting_for, gateway.context.models, gateway.metrics, gateway.context.links
+        ),
         page.router(settings),
     )
     for router in own:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from wan_engine.control import Progress
 from wan_engine.errors import InvalidRequest
-from wan_engine.schema import parse_request
+from wan_engine.schema import Task, parse_request
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 FINAL: tuple[State, ...] = ("completed", "failed", "cancelled", "expired")
@@ -63,7 +63,8 @@ class Job:
 
     The request is not in it, as it may be megabytes: `Jobs.request(id)`. `result` is
     `VideoResult.output()`; its URLs may be `file:` ones, so give callers `Links.url(job)`.
-    `error` is the sentence for the caller, `error_code` a code of `wan_engine.errors`.
+    `error` is the sentence for the caller, `error_code` a code of `wan_engine.errors`. `task` is
+    what its request asks for.
     `progress` is known while the job runs, and not kept. `workers_lost` counts the workers that
     ended while the job had their device.
     """
@@ -86,6 +87,7 @@ class Job:
     result: Mapping[str, Any] | None = None
     error: str | None = None
     error_code: str | None = None
+    task: Task = "image-to-video"
     workers_lost: int = 0
     retries: int = 0
     remote_id: str | None = None
@@ -151,7 +153,7 @@ def accepted(new: NewJob) -> Job:
     try:
         if new.refused is not None:
             raise InvalidRequest(new.refused)
-        parse_request(new.request)
+        job = replace(job, task=parse_request(new.request).order().task)
     except InvalidRequest as error:
         job = replace(job, state="failed", started_ms=now, finished_ms=now)
         return replace(job, error=str(error), error_code=error.code)

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wan_engine.control import Progress
+from wan_engine.schema import Task
 
 
 @dataclass(frozen=True)
 class Work:
-    """One start of a job. `seconds` is how long it may run from its begin. `request` reads the
-    request, which may be megabytes: hold it no longer than it is needed. `render` names what this
-    start is to make: a start that may have been made before has the same name, a retry another.
+    """One start of a job, for a model of `task`. `seconds` is how long it may run from its begin.
+    `request` reads the request, which may be megabytes: hold it no longer than it is needed.
+    `render` names what this start is to make: a start that may have been made before has the same
+    name, a retry another.
 
     `remote_id` is what an earlier start told `remote`. `begin` must be awaited when the work really
     begins, with the worker's name if it has one; `progress` may be called at any time. `leaving`
@@ -25,6 +27,7 @@ class Work:
     """
 
     job_id: str
+    task: Task
     render: str
     request: Callable[[], Awaitable[Mapping[str, Any]]]
     seconds: float | None
@@ -71,6 +74,8 @@ class Backend(Protocol):
 
     slots: int
     outlives: bool
+    models: Mapping[Task, str] | None
+    """The names of its models by task, once it has told them."""
 
     async def start(self) -> None:
         """Begin to get ready; returns at once."""

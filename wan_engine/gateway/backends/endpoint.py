@@ -24,7 +24,7 @@ from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
 from wan_engine.pricing import cost
-from wan_engine.schema import parse_request
+from wan_engine.schema import Task, parse_request
 from wan_engine.settings import Settings
 from wan_engine.storage import claims
 
@@ -76,6 +76,7 @@ class EndpointBackend:
             )
         self.slots = _SLOTS
         self.outlives = True
+        self.models: Mapping[Task, str] | None = None  # it has no way to tell them
         self._settings = settings
         self._claims = settings.runpod_claims
         self._poll_seconds = poll_seconds

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from wan_engine import checks, logs
+from wan_engine.choice import served
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
@@ -214,7 +215,7 @@ def _started(
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
-    tell({"told": "ready", "model": engine.spec.name})
+    tell({"told": "ready", "models": served(engine.pool.rows)})
     return engine
 
 

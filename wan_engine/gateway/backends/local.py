@@ -23,6 +23,7 @@ from wan_engine.control import Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.runtime.watchdog import LOAD_TIMES
+from wan_engine.schema import Task
 from wan_engine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class LocalBackend:
         command: tuple[str, ...] = ("-m", "wan_engine.gateway.backends.engine_process"),
     ) -> None:
         self.outlives = False
+        self.models: Mapping[Task, str] | None = None
         self.slots = 2 if settings.prefetch else 1
         self._settings = settings
         self._metrics = metrics
@@ -201,7 +203,8 @@ class LocalBackend:
             if what == "ready":
                 self._failed_starts = -1
                 self._ready.set()
-                log.info("the engine is ready: %s", told["model"])
+                self.models = told["models"]
+                log.info("the engine is ready: %s", ", ".join(told["models"].values()))
             elif what == "unusable":
                 self._unusable(told["error"])
             elif what in ("ending", "hangs"):

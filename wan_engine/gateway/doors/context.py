@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,6 +14,7 @@ from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.links import Links
 from wan_engine.pricing import cost
+from wan_engine.schema import Task
 from wan_engine.settings import Settings
 
 
@@ -30,6 +31,8 @@ class Context:
     links: Links
     waiting_for: Callable[[], str | None]
     """What rendering waits for, in words for the operator; None when it can begin."""
+    models: Callable[[], Mapping[Task, str] | None] = lambda: None
+    """The names of the models by task, where they are known."""
 
     async def submit(self, request: Request, *new: NewJob) -> tuple[Job, ...]:
         """`jobs.submit`; once they are stored, the request counts no longer as in flight."""
@@ -38,9 +41,14 @@ class Context:
         body.close()
         return jobs
 
-    def price(self, size: str, seconds: int) -> Decimal:
+    def price(self, size: str, seconds: int, task: Task = "image-to-video") -> Decimal:
         """USD for a clip of `size` ("1280*720" or "1920*1080")."""
-        return cost(size, seconds, self.settings.prices)
+        return cost(size, seconds, self.settings.prices, task)
+
+    def serves(self, task: Task) -> bool:
+        """Whether a model of `task` is configured, as far as that is known."""
+        models = self.models()
+        return models is None or task in models
 
     def base_url(self, request: Request) -> str:
         """Where this caller reaches the gateway, without a slash at the end."""

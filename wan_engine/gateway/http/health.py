@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -10,12 +11,17 @@ from starlette.responses import JSONResponse, Response
 
 from wan_engine.gateway.links import PATH, Links
 from wan_engine.gateway.metrics import Metrics
+from wan_engine.schema import Task
 
 
 def router(
-    waiting_for: Callable[[], Awaitable[list[str]]], measured: Metrics, links: Links
+    waiting_for: Callable[[], Awaitable[list[str]]],
+    models: Callable[[], Mapping[Task, str] | None],
+    measured: Metrics,
+    links: Links,
 ) -> APIRouter:
-    """`waiting_for` says why a job would not be taken, rendered and stored now."""
+    """`waiting_for` says why a job would not be taken, rendered and stored now, `models` which ones
+    there are, once they are known."""
     routes = APIRouter(tags=["Gateway"])
 
     @routes.get("/healthz")
@@ -25,9 +31,12 @@ def router(
 
     @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
     async def readyz() -> JSONResponse:
-        """200 when a job would be taken, rendered and stored now."""
+        """200 when a job would be taken, rendered and stored now; with the models by task, once
+        they are known."""
         reasons = await waiting_for()
-        body = {"ready": not reasons, "waiting_for": reasons}
+        body: dict[str, Any] = {"ready": not reasons, "waiting_for": reasons}
+        if (known := models()) is not None:
+            body["models"] = dict(known)
         return JSONResponse(body, 503 if reasons else 200)
 
     @routes.get("/metrics", response_class=Response)

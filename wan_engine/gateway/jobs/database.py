@@ -66,6 +66,7 @@ jobs = sa.Table(
     sa.Column("retries", sa.Integer, nullable=False),
     sa.Column("remote_id", sa.String(128)),
     sa.Column("worker", sa.String(64)),
+    sa.Column("task", sa.String(32), nullable=False, server_default="image-to-video"),
     sa.Index("jobs_by_owner", "door", "owner", "created_ms"),
     sa.Index("jobs_by_state", "state", "finished_ms"),
 )

@@ -149,6 +149,7 @@ class Dispatcher:
         limits = [limit for limit in (job.run_seconds, self._settings.job_seconds) if limit]
         work = Work(
             job_id=job.id,
+            task=job.task,
             render=f"{job.id}/{job.retries}.{job.workers_lost}",
             request=request,
             seconds=min(limits, default=None),

@@ -262,18 +262,20 @@ def _states(status: str | None) -> list[State]:
 class _Models:
     def __init__(self, context: Context) -> None:
         prices = context.settings.prices
+        self._context = context
         self._prices = {size: price_a_second(size, prices) for size in HOSTED_PRICES}
         self._created = int(time.time())
 
     async def all(self, search: str = Query("", description="A part of a name.")) -> JSONResponse:
-        """The models of this door."""
-        data = [self._described(model) for model in models.found(search)]
+        """The models of this door that are configured here."""
+        served = [model for model in models.found(search) if self._context.serves(model.task)]
+        data = [self._described(model) for model in served]
         return JSONResponse({"object": "list", "data": data})
 
     async def one(self, model_id: str) -> JSONResponse:
         """One model with the schema of its parameters, under both of the names that it has had."""
         model = models.MODELS.get(model_id)
-        if model is None:
+        if model is None or not self._context.serves(model.task):
             return JSONResponse(wire.model_not_found(model_id), 404)
         return JSONResponse(self._described(model))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from wan_engine.schema import Task
+
 IMAGE_TO_VIDEO = "wan-v2-6-image-to-video"
 
 
@@ -19,6 +21,7 @@ class Model:
     """A model of this door. `schema` is the JSON Schema of its documented parameters."""
 
     name: str
+    task: Task
     title: str
     summary: str
     description: str
@@ -31,6 +34,7 @@ MODELS: Mapping[str, Model] = {
     for model in (
         Model(
             name=IMAGE_TO_VIDEO,
+            task="image-to-video",
             title="WAN 2.6 - Image to Video",
             summary="A picture becomes a video",
             description="Animates one picture by a prompt, with the sound that is given. Answered "

@@ -186,7 +186,10 @@ class _Routes:
             "throttled": 0,
             "unhealthy": 0,
         }
-        return JSONResponse({"jobs": jobs, "workers": workers})
+        body: dict[str, Any] = {"jobs": jobs, "workers": workers}
+        if (models := self._context.models()) is not None:
+            body["models"] = dict(models)
+        return JSONResponse(body)
 
     def webhook_body(self, job: Job, request: dict[str, Any]) -> dict[str, Any]:
         return _sorted({**self._body(job), "input": request, "webhook": job.webhook})

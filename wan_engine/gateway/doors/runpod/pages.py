@@ -102,7 +102,11 @@ _COUNTS = {"type": "object", "additionalProperties": {"type": "integer"}}
 _HEALTH = {
     "type": "object",
     "required": ["jobs", "workers"],
-    "properties": {"jobs": _COUNTS, "workers": _COUNTS},
+    "properties": {
+        "jobs": _COUNTS,
+        "workers": _COUNTS,
+        "models": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
 }
 _PURGED = {
     "type": "object",
