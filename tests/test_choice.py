@@ -1,0 +1,125 @@
+"""Which model serves which order, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.choice import Choice, choose, served
+from wan_engine.errors import InvalidRequest, NotServed
+from wan_engine.schema import Order, Task
+
+PICTURE = CATALOG["wan2.2-i2v-a14b-4step"]
+MODELS: dict[str, ModelSpec] = {
+    "picture": PICTURE,
+    "ends": replace(PICTURE, name="ends", takes=("first_picture", "last_picture")),
+    "references": replace(
+        PICTURE, name="references", task="reference-to-video", takes=("references",), needs=()
+    ),
+    "speech": replace(
+        PICTURE,
+        name="speech",
+        task="speech-to-video",
+        takes=("first_picture", "driving_sound"),
+        needs=("first_picture", "driving_sound"),
+    ),
+    "sounding": replace(
+        PICTURE, name="sounding", task="image-to-video-with-sound", gives_sound=True
+    ),
+}
+IMAGE, AUDIO = "https://example.com/a.png", "https://example.com/a.wav"
+PLAIN = {"image": IMAGE}
+SPOKEN = {**PLAIN, "audio": AUDIO}
+LOUD, SILENT = {**PLAIN, "sound": True}, {**PLAIN, "sound": False}
+
+
+def chosen(here: str, **fields: Any) -> Choice:
+    rows: dict[Task, ModelSpec] = {MODELS[name].task: MODELS[name] for name in here.split()}
+    return choose(Order("x", **fields), rows)
+
+
+@pytest.mark.parametrize(
+    ("here", "fields", "name", "track"),
+    [
+        ("picture", PLAIN, PICTURE.name, "none"),
+        ("picture", SPOKEN, PICTURE.name, "given"),
+        ("picture", LOUD, PICTURE.name, "silent"),
+        ("picture", SILENT, PICTURE.name, "none"),
+        ("picture", {**SPOKEN, "sound": False}, PICTURE.name, "none"),
+        ("picture speech", SPOKEN, "speech", "given"),
+        ("picture speech", {**SPOKEN, "sound": False}, PICTURE.name, "none"),
+        ("picture speech", PLAIN, PICTURE.name, "none"),
+        ("picture sounding", PLAIN, PICTURE.name, "none"),
+        ("picture sounding", LOUD, "sounding", "made"),
+        ("picture sounding", SPOKEN, PICTURE.name, "given"),
+        ("sounding", PLAIN, "sounding", "made"),
+        ("sounding", SILENT, "sounding", "none"),
+        ("sounding", SPOKEN, "sounding", "given"),
+        ("picture references", {"references": (IMAGE,)}, "references", "none"),
+        ("references", {"references": ()}, "references", "none"),
+        ("references", {"references": (), "sound": True}, "references", "silent"),
+        ("ends", {**PLAIN, "last_image": IMAGE}, "ends", "none"),
+    ],
+)
+def test_the_model_and_the_sound_of_an_order(
+    here: str, fields: dict[str, Any], name: str, track: str
+) -> None:
+    found = chosen(here, **fields)
+    assert (found.spec.name, found.track) == (name, track)
+    assert found.reason
+
+
+@pytest.mark.parametrize(
+    ("here", "fields", "said"),
+    [
+        (
+            "picture",
+            {"references": (IMAGE,)},
+            'field "references" cannot be used: reference-to-video has no model here, which serves '
+            f"image-to-video ({PICTURE.name})",
+        ),
+        (
+            "references",
+            PLAIN,
+            'field "image" cannot be used: image-to-video has no model here, which serves '
+            "reference-to-video (references)",
+        ),
+        (
+            "picture",
+            {**PLAIN, "last_image": IMAGE},
+            f'field "last_image" cannot be used: the model {PICTURE.name} takes a first picture',
+        ),
+        (
+            "speech",
+            PLAIN,
+            'field "image" cannot be used: image-to-video has no model here, which '
+            "serves speech-to-video (speech)",
+        ),
+    ],
+)
+def test_what_no_model_takes_is_refused_by_its_field(
+    here: str, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(NotServed) as caught:
+        chosen(here, **fields)
+    assert str(caught.value) == said and isinstance(caught.value, InvalidRequest)
+
+
+def test_what_is_not_done_is_told_and_warned_of_where_it_was_asked_for() -> None:
+    muxed = chosen("picture", **SPOKEN)
+    assert "does not move lips" in muxed.undone[0] and muxed.warnings == ()
+    silent = chosen("picture", **LOUD)
+    assert (
+        silent.undone
+        == silent.warnings
+        == ("No model here makes sound: the clip has a silent track",)
+    )
+    assert chosen("picture speech", **SPOKEN).undone == ()
+
+
+def test_models_are_shown_by_their_tasks() -> None:
+    rows: dict[Task, ModelSpec] = {"image-to-video": PICTURE}
+    assert served(rows) == {"image-to-video": PICTURE.name}
