@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,16 @@ def _without_collector() -> Iterator[None]:
 
 
 def load_family(
-    spec: ModelSpec, folder: Path, recipe: Recipe, loras: tuple[LoraWeights, ...] = ()
+    spec: ModelSpec,
+    folder: Path,
+    recipe: Recipe,
+    loras: tuple[LoraWeights, ...] = (),
+    on_bytes: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Family:
-    """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models."""
-    family: Family = import_family(spec).load(spec, folder, recipe, loras)
+    """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models.
+
+    `on_bytes` is called with the bytes that are loaded and those in all, from this thread; what it
+    raises ends the load, and nothing is left of it.
+    """
+    family: Family = import_family(spec).load(spec, folder, recipe, loras, on_bytes)
     return family
