@@ -77,9 +77,11 @@ NEEDS_TORCH = (
     "wan_engine.families.first_frames",
     "wan_engine.families.float8",
     "wan_engine.families.i2v",
+    "wan_engine.families.loading",
     "wan_engine.families.lora",
     "wan_engine.families.placement",
     "wan_engine.families.prompt_embeddings",
+    "wan_engine.families.tensors",
 )
 
 

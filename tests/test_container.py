@@ -33,7 +33,7 @@ def rest_of(word: str) -> list[str]:
 
 def locked() -> dict[str, str]:
     text = (ROOT / "requirements.lock").read_text("utf-8")
-    return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==(\S+) \\$", text, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==(\S+)(?: ; .*)? \\$", text, re.MULTILINE))
 
 
 def test_an_init_is_the_first_process_and_nobody_is_root() -> None:

@@ -126,6 +126,7 @@ def test_out_of_memory_beside_another_model_puts_that_away_and_keeps_the_recipe(
     others = engine.pool.models
     card = Card(lambda _recipe: others[FIRST].on_device)
     monkeypatch.setattr("wan_engine.pool.load_family", card.load)
+    monkeypatch.setattr(recipes, "can_wait_in_host_memory", lambda spec, recipe: False)
     for model in engine.pool.models.values():
         model.recipe = Recipe("cuda", "bfloat16")
     engine.load()
@@ -143,6 +144,7 @@ def test_out_of_memory_alone_makes_one_model_leaner_and_leaves_the_other_as_it_i
     engine = two(room_for=1)
     card = Card(lambda recipe: recipe.text_encoder == "kept")
     monkeypatch.setattr("wan_engine.pool.load_family", card.load)
+    monkeypatch.setattr(recipes, "can_wait_in_host_memory", lambda spec, recipe: False)
     for model in engine.pool.models.values():
         model.recipe = Recipe("cuda", "bfloat16")
     before = frames(engine, orders[FIRST])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
 from wan_engine.weights import LoraWeights
+from wan_engine.weights.lora_file import Tensor
 
 Tensors = dict[str, torch.Tensor]
 WIDTH, RANK, SCALE = 24, 4, 0.7
@@ -49,6 +50,13 @@ def save(tensors: Tensors, path: Path, metadata: Any = None) -> None:
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, path, metadata)
 
 
+def parameters_of(network: Any) -> lora.Parameters:
+    """What the headers of its files say of a network."""
+    return {
+        name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in network.named_parameters()
+    }
+
+
 def fused(
     base: Any, tensors: Tensors, folder: Path, *, unused: float = 0, metadata: Any = None
 ) -> Mapping[str, torch.Tensor]:
@@ -61,8 +69,7 @@ def fused(
 def fused_file(base: Any, file: LoraWeights) -> Mapping[str, torch.Tensor]:
     before = {name: one.data for name, one in base.named_parameters()}
     try:
-        parameters = lora._parameters({"high": base})
-        lora.fuse(base, "high", [lora.plan(file, parameters)])
+        lora.fuse(base, "high", [lora.plan(file, {"high": parameters_of(base)})])
         return {name: one.data for name, one in base.named_parameters()}
     finally:
         for name, one in base.named_parameters():

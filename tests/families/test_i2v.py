@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models import model_loading_utils
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -263,33 +261,6 @@ def test_a_lora_for_a_missing_expert_is_refused(load: Callable[..., Any], tmp_pa
     path, _ = lora_file(tmp_path / "low.safetensors", seed=1)
     with pytest.raises(ConfigurationError, match=r"low\.safetensors"):
         load("wan-tiny-ti2v", (LoraWeights(path, 1.0, "low"),))
-
-
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # diffusers leaves it open
-def test_weights_on_a_network_volume_are_read_whole_and_side_by_side(
-    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]
-) -> None:
-    folder = tmp_path / "sharded"
-    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
-    for name in ("transformer", "transformer_2"):
-        whole = WanTransformer3DModel.from_pretrained(folder / name)
-        shutil.rmtree(folder / name)
-        whole.save_pretrained(folder / name, max_shard_size="40KB")
-        assert len(list((folder / name).glob("*.safetensors"))) > 2
-    read: list[tuple[Path, bool]] = []
-    real = model_loading_utils.load_state_dict
-
-    def seen(given: Any, disable_mmap: bool = False, **others: Any) -> Any:
-        if not isinstance(given, dict):  # what was read before
-            read.append((Path(given), disable_mmap))
-        return real(given, disable_mmap=disable_mmap, **others)
-
-    monkeypatch.setattr(model_loading_utils, "load_state_dict", seen)
-    monkeypatch.setattr("wan_engine.families.i2v.over_a_network", lambda _: True)
-    family = load_family(ROWS["wan-tiny"], folder, CPU)
-    assert {whole for path, whole in read if "transformer" in str(path)} == {True}
-    expected = load("wan-tiny").denoise(segment(), ignore)
-    assert torch.equal(family.denoise(segment(), ignore), expected)
 
 
 def test_too_little_memory_for_the_weights_is_a_sentence(

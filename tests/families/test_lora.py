@@ -30,6 +30,7 @@ from tests.families.lora_files import (
     fused_file,
     network,
     noise,
+    parameters_of,
     save,
 )
 from wan_engine.errors import ConfigurationError
@@ -242,7 +243,7 @@ def test_a_file_for_both_experts_gives_each_its_own(tmp_path: Path) -> None:
     tensors = {f"transformer.{Q[1]}{end}": tensor for end, tensor in PAIR.items()}
     tensors |= {f"transformer_2.{Q[1]}{end}": 2 * tensor for end, tensor in PAIR.items()}
     save(tensors, path)
-    parameters = lora._parameters({"high": one, "low": other})
+    parameters = {"high": parameters_of(one), "low": parameters_of(other)}
     before = one.blocks[0].attn1.to_q.weight.detach().clone()
     plan = lora.plan(LoraWeights(path, 1.0, "both"), parameters)
     for expert, model, factor in (("high", one, 1), ("low", other, 4)):
@@ -268,7 +269,7 @@ def test_a_bfloat16_network_is_rounded_once(tmp_path: Path) -> None:
     expected = weight.double()
     for index in range(3):
         expected = expected + 0.01 * UP.double() @ noise(RANK, WIDTH, seed=index).double()
-    plans = [lora.plan(file, lora._parameters({"high": base})) for file in files]
+    plans = [lora.plan(file, {"high": parameters_of(base)}) for file in files]
     lora.fuse(base, "high", plans)
     after = base.blocks[0].attn1.to_q.weight.detach()
     assert after.dtype is torch.bfloat16 and not torch.equal(after, weight)
@@ -316,8 +317,6 @@ def test_every_key_of_the_four_step_pair_has_a_layer() -> None:
     with torch.device("meta"):  # Wan2.2-I2V-A14B
         network = WanTransformer3DModel(in_channels=36)
     tensors = {key: Tensor("F16", tuple(shape)) for key, shape in keys.items()}
-    reading = read_keys(
-        Header(tensors, Adapter()), lora._parameters({"high": network})["high"], low=False
-    )
+    reading = read_keys(Header(tensors, Adapter()), parameters_of(network), low=False)
     used = [key for change in reading.changes for key in change.keys.values()]
     assert reading.refused == {} and sorted(used) == sorted(keys) and len(keys) == 1459

@@ -32,6 +32,7 @@ from tests.families.lora_files import (
     fused_file,
     network,
     noise,
+    parameters_of,
     refusal,
     save,
 )
@@ -265,7 +266,7 @@ def test_each_weight_of_any_file_is_used_or_named(
 ) -> None:
     path = tmp_path / "any.safetensors"
     save({key: POOL[key] for key in chosen}, path)
-    parameters = lora._parameters({"high": plain})
+    parameters = {"high": parameters_of(plain)}
     weights = {key for key in chosen if not key.endswith((".alpha", ".rank"))}
     try:
         plan = lora.plan(LoraWeights(path, 1.0, "high", 1.0), parameters)

@@ -23,7 +23,7 @@ from wan_engine.media.frames import blend
 from wan_engine.media.retime import Between, _windows_at_once, choose, retime
 from wan_engine.media.rife import Rife
 from wan_engine.plan import frames_to_cover
-from wan_engine.runtime import memory
+from wan_engine.runtime import cores, memory
 from wan_engine.schema import Frames, Plan, Segment, Shot
 from wan_engine.settings import Settings
 
@@ -403,7 +403,7 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
 def test_windows_at_work_are_limited_by_their_memory(
     width: int, height: int, memory_gb: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(cores, "count", lambda: 64)
     monkeypatch.setattr(memory, "host_bytes", lambda: memory_gb * 10**9)
     window = np.lib.stride_tricks.as_strided(grey(0), (9, height, width, 3), (0, 0, 0, 1))
     assert _windows_at_once(window, 15) == most

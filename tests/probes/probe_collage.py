@@ -38,9 +38,7 @@ class Collage:
         self.spec = spec
 
     @classmethod
-    def load(
-        cls, spec: ModelSpec, folder: Path, recipe: Any, loras: Any, *, on_bytes: Any
-    ) -> Collage:
+    def load(cls, spec: ModelSpec, folder: Path, recipe: Any, loras: Any, on_bytes: Any) -> Collage:
         on_bytes(0, 2_000_000)
         on_bytes(2_000_000, 2_000_000)
         return cls(spec)

@@ -41,7 +41,7 @@ class Tone:
         self.spec = spec
 
     @classmethod
-    def load(cls, spec: ModelSpec, folder: Path, recipe: Any, loras: Any, *, on_bytes: Any) -> Tone:
+    def load(cls, spec: ModelSpec, folder: Path, recipe: Any, loras: Any, on_bytes: Any) -> Tone:
         return cls(spec)
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,10 +74,35 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     assert path.stat().st_size > 1000
 
 
+def compiled(patch: pytest.MonkeyPatch, keys: list[str], *, known: Sequence[str] = ()) -> None:
+    """As if torch had compiled `keys` and read `known` from a file."""
+
+    def told(names: Iterable[str]) -> SimpleNamespace:
+        return SimpleNamespace(artifacts={"inductor": list(names)})
+
+    patch.setattr("torch.compiler.save_cache_artifacts", lambda: (b"compiled", told(keys)))
+    patch.setattr("torch.compiler.load_cache_artifacts", lambda _: told(known))
+
+
+@pytest.mark.parametrize(
+    ("keys", "written"), [(["a"], False), (["a", "b"], False), (["a", "c"], True)]
+)
+def test_what_had_to_be_compiled_after_all_is_written_too(
+    keys: list[str], written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "torch.bin"
+    path.write_bytes(b"of an earlier start")
+    compiled(monkeypatch, keys, known=["a", "b"])
+    kept = compile_cache.Kept(path)
+    assert kept.found
+    kept.keep()
+    assert (path.read_bytes() == b"compiled") is written
+
+
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("torch.compiler.save_cache_artifacts", lambda: (b"compiled", None))
+    compiled(monkeypatch, ["a"])
     (tmp_path / "file").write_text("no folder")
     compile_cache.Kept(tmp_path / "file" / "torch.bin").keep()
     assert "is not kept" in caplog.text
@@ -109,6 +135,23 @@ def test_another_card_or_recipe_has_a_file_of_its_own(
         settings, Gpu("H200", 150.1, (9, 0)), Recipe("cuda", "bfloat16", compiled=True)
     )
     assert compile_cache.file_for(settings, gpu, recipe) != known
+
+
+def test_each_model_and_version_has_a_file_of_its_own(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def file(model: str) -> Path:
+        recipe = Recipe("cuda", "bfloat16", compiled=True)
+        return compile_cache.file_for(make_settings(), Gpu("H200", 150.1, (9, 0)), recipe, model)
+
+    files = {file("wan2.2-i2v-a14b"), file("wan2.2-ti2v-5b")}
+    for package in ("diffusers", "triton"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                compile_cache, "version", lambda name, package=package: f"{name == package}"
+            )
+            files.add(file("wan2.2-i2v-a14b"))
+    assert len(files) == 4
 
 
 def test_the_file_is_on_the_volume_where_there_is_one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,3 +53,18 @@ def test_a_job_beside_another_does_not_forget_its_peak() -> None:
         del block
         with memory.measured():
             assert memory.peaks()["host"] >= with_block - 2  # MB: other threads free some too
+
+
+@pytest.mark.parametrize("named", ["empty_host_cache", "_host_emptyCache", None])
+def test_pinned_memory_that_nothing_holds_is_given_back_too(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    parts = {"accelerator": {}, "_C": {}, "cuda": {"empty_cache": lambda: called.append("gpu")}}
+    if named:
+        part = "_C" if named.startswith("_") else "accelerator"
+        parts[part][named] = lambda: called.append("host")
+    torch = SimpleNamespace(**{name: SimpleNamespace(**found) for name, found in parts.items()})
+    monkeypatch.setattr(memory, "_cuda", lambda: torch)
+    memory.free_accelerator()
+    assert called == (["gpu", "host"] if named else ["gpu"])

@@ -56,8 +56,8 @@ def load_family(
 ) -> Family:
     """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models.
 
-    `on_bytes` is told now and then how many bytes have been read, and how many there are; what it
-    raises ends the load.
+    `on_bytes` is called with the bytes that are loaded and those in all, from this thread; what it
+    raises ends the load, and nothing is left of it.
     """
-    family: Family = import_family(spec).load(spec, folder, recipe, loras, on_bytes=on_bytes)
+    family: Family = import_family(spec).load(spec, folder, recipe, loras, on_bytes)
     return family

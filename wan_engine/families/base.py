@@ -36,7 +36,7 @@ _NAMES: Mapping[type[Condition], Input] = {
 class Family(Protocol):
     """One loaded model, which one thread at a time works with.
 
-    A family is a class with `load(spec, folder, recipe, loras, *, on_bytes)` beside these, and a
+    A family is a class with `load(spec, folder, recipe, loras, on_bytes)` beside these, and a
     row of the catalogue that names it; the rest of the engine knows neither.
     """
 

@@ -58,10 +58,12 @@ def replace_linears(module: nn.Module) -> None:
             replace_linears(child)
 
 
-def convert_blocks(expert: Any, device: torch.device) -> None:
-    """The matrices of the transformer's blocks; embeddings and the output stay as they are."""
+def convert_blocks(expert: Any, device: torch.device, *, stay: bool = False) -> None:
+    """The matrices of the transformer's blocks; embeddings and the output stay as they are. Blocks
+    `stay` on the device, or go back to where they were."""
     for block in expert.blocks:
         home = next(block.parameters()).device
         block.to(device)  # one at a time: both experts in bfloat16 may be too much for the device
         replace_linears(block)
-        block.to(home)
+        if not stay:
+            block.to(home)

@@ -24,17 +24,16 @@ from PIL import Image
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import CompileFailed, OutOfMemory
 from wan_engine.families.base import refuse_others, stream_decode, to_frames
-from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
-from wan_engine.families.lora import fuse_loras, plans_for
-from wan_engine.families.placement import apply, run_eagerly
+from wan_engine.families.continuation import Start, latent_moments
+from wan_engine.families.loading import OnBytes, load_pipeline
+from wan_engine.families.placement import run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
-from wan_engine.runtime import memory
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, Clip, FirstPicture, Frames, SegmentInput
-from wan_engine.weights import LoraWeights, over_a_network
+from wan_engine.weights import LoraWeights
 
 _TRAIN_TIMESTEPS = 1000
 _WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
@@ -97,25 +96,13 @@ class ImageToVideo:
         spec: ModelSpec,
         folder: Path,
         recipe: Recipe,
-        loras: tuple[LoraWeights, ...],
-        *,
-        on_bytes: Callable[[int, int], None] = lambda done, total: None,
+        loras: tuple[LoraWeights, ...] = (),
+        on_bytes: OnBytes = lambda _done, _all: None,
     ) -> ImageToVideo:
-        """Weights from a folder in diffusers layout. The VAE is float32, for what is encoded stays
-        in the picture for good. LoRA files are read first: what is wrong with one is told before
-        minutes of loading."""
-        plans_for(folder, loras)
-        dtype = getattr(torch, recipe.dtype)
-        pipeline = ContinuingPipeline.from_pretrained(
-            str(folder),
-            dtype={"default": dtype, "vae": torch.float32},
-            local_files_only=True,
-            disable_mmap=_read_whole(folder),
-        )
-        fuse_loras(pipeline, loras)
+        """Weights from a folder in diffusers layout, one network at a time. `on_bytes` is told how
+        many bytes are loaded, and of how many; what it raises ends the load."""
         try:
-            apply(pipeline, recipe)
-            return cls(pipeline, spec, recipe)
+            return cls(load_pipeline(folder, recipe, loras, on_bytes), spec, recipe)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -284,17 +271,6 @@ class ImageToVideo:
 def _moved(memory: list[Any], device: Any) -> list[Any]:
     """The decoder's memory on `device`; it has marks that are no tensors too."""
     return [item.to(device) if isinstance(item, torch.Tensor) else item for item in memory]
-
-
-def _read_whole(folder: Path) -> bool:
-    """Whether files are read in one go instead of mapped: faster over a network, and it takes the
-    host memory of the largest network twice."""
-    sizes = [
-        sum(file.stat().st_size for file in part.glob("*.safetensors"))
-        for part in folder.iterdir()
-        if part.is_dir()
-    ]
-    return over_a_network(folder) and 2 * max(sizes, default=0) < memory.host_bytes()
 
 
 def _decoder_only(vae: Any, dtype: torch.dtype) -> Any:

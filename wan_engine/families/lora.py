@@ -74,17 +74,8 @@ class Plan:
         )
 
 
-def fuse_loras(pipeline: Any, loras: Sequence[LoraWeights]) -> None:
-    """Add LoRA files into the experts of a pipeline, each with its own scale. Raises
-    `ConfigurationError` with what is wrong with one; the pipeline is of no use then."""
-    networks = {
-        expert: network
-        for component, expert in COMPONENTS.items()
-        if (network := getattr(pipeline, component, None)) is not None
-    }
-    plans = [plan(lora, _parameters(networks)) for lora in loras]
-    for expert, network in networks.items():
-        fuse(network, expert, plans)
+def tell_fused(plans: Sequence[Plan]) -> None:
+    """A line of the log for each file that was fused."""
     for one in plans:
         log.log(logging.WARNING if one.unused else logging.INFO, "fused %s", one.describe())
 
@@ -104,7 +95,7 @@ def plans_for(folder: Path, loras: Sequence[LoraWeights]) -> list[Plan]:
 
 def describe(folder: Path, lora: LoraWeights) -> str:
     """What a LoRA file does to the checkpoint in `folder`, `Warned` where a part of it has no use;
-    every number of it is looked at. Raises `ConfigurationError` as `fuse_loras` does."""
+    every number of it is looked at. Raises `ConfigurationError` as `plans_for` does."""
     (planned,) = plans_for(folder, [lora])
     changes = (change for each in planned.changes.values() for change in each)
     keys = dict.fromkeys(key for change in changes for key in change.keys.values())
@@ -284,7 +275,7 @@ def _open(path: Path) -> Any:
 
 def _read(file: Any, key: str, name: str) -> torch.Tensor:
     tensor: torch.Tensor = file.get_tensor(key)
-    if tensor.dtype in _DTYPES:
+    if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         tensor = tensor.float()  # float8 has no arithmetic of its own
     if not _is_finite(tensor):
         raise ConfigurationError(
@@ -296,19 +287,6 @@ def _read(file: Any, key: str, name: str) -> torch.Tensor:
 def _is_finite(tensor: torch.Tensor) -> bool:
     # The ends of the range are not finite where any of it is: a tenth of the time of `isfinite`.
     return all(math.isfinite(end.item()) for end in tensor.aminmax())
-
-
-def _parameters(networks: Mapping[Expert, Any]) -> dict[Expert, Parameters]:
-    return {
-        expert: {
-            name: Tensor(_DTYPES.get(one.dtype, str(one.dtype)), tuple(one.shape))
-            for name, one in network.named_parameters()
-        }
-        for expert, network in networks.items()
-    }
-
-
-_DTYPES = {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
 
 
 def _refuse_float8(lora: LoraWeights, parameters: Parameters) -> None:

@@ -1,5 +1,5 @@
-"""A recipe applied to a loaded pipeline, in the one order that works: float8, attention, step
-cache, place, compile."""
+"""A recipe applied to networks and their pipeline, in the one order that works: float8, attention,
+step cache, place, compile."""
 
 from __future__ import annotations
 
@@ -19,25 +19,45 @@ from wan_engine.runtime.recipes import Recipe
 log = logging.getLogger(__name__)
 
 
+EXPERTS = ("transformer", "transformer_2")
+
+
 def experts(pipeline: Any) -> Iterator[Any]:
     """The transformers of a pipeline: one or two."""
-    for name in ("transformer", "transformer_2"):
+    for name in EXPERTS:
         if (expert := getattr(pipeline, name, None)) is not None:
             yield expert
 
 
 def apply(pipeline: Any, recipe: Recipe) -> None:
-    """Make `pipeline` run as `recipe` says. Called once, after LoRA files are fused."""
-    if recipe.device == "cpu":
-        use_onednn(pipeline.vae)
-    for expert in experts(pipeline):
+    """Make a loaded `pipeline` run as `recipe` says. Called once, after LoRA files are fused."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            settle(name, part, recipe)
+    finish(pipeline, recipe)
+
+
+def settle(name: str, network: Any, recipe: Recipe) -> None:
+    """Convert one network of a pipeline and put it where `recipe` wants it. Called once each."""
+    device = torch.device(recipe.device)
+    if name == "vae" and device.type == "cpu":
+        use_onednn(network)
+    if name in EXPERTS:
         if recipe.float8:
-            convert_blocks(expert, torch.device(recipe.device))
+            convert_blocks(network, device, stay=recipe.offload == "none")
         if recipe.attention != "native":
-            set_attention(expert, recipe.attention, torch.device(recipe.device))
+            set_attention(network, recipe.attention, device)
         if recipe.step_cache is not None:
-            cache_steps(expert, recipe.step_cache)
-    place(pipeline, recipe)
+            cache_steps(network, recipe.step_cache)
+    _place(name, network, recipe)
+
+
+def finish(pipeline: Any, recipe: Recipe) -> None:
+    """What is done to a pipeline whose networks have been settled."""
+    if recipe.offload == "model":
+        pipeline.enable_model_cpu_offload(device=recipe.device)
+    elif recipe.offload == "layer":
+        pipeline.enable_group_offload(torch.device(recipe.device), offload_type="leaf_level")
     if recipe.compiled:
         for expert in experts(pipeline):
             # Pictures have many shapes: one graph with the number of tokens left open serves all.
@@ -90,31 +110,31 @@ def cache_steps(expert: Any, threshold: float) -> None:
     expert.enable_cache(FirstBlockCacheConfig(threshold=threshold))
 
 
-def place(pipeline: Any, recipe: Recipe) -> None:
-    """Put the networks where `recipe` wants them."""
+def _place(name: str, network: Any, recipe: Recipe) -> None:
+    """On the device, or in host memory where it is used from there."""
     device = torch.device(recipe.device)
-    if recipe.offload == "model":
-        pipeline.enable_model_cpu_offload(device=recipe.device)
-    elif recipe.offload == "layer":
-        pipeline.enable_group_offload(device, offload_type="leaf_level")
-    else:
-        streamed = recipe.offload == "stream"
-        still = [pipeline.vae, getattr(pipeline, "image_encoder", None)]
-        if recipe.text_encoder == "kept":
-            still.append(pipeline.text_encoder)
-        for expert in experts(pipeline):
-            if streamed:
-                _stream(expert, device)
-            else:
-                still.append(expert)
-        for network in still:
-            if network is not None:
-                network.to(device)
+    if recipe.offload in ("model", "layer"):
+        return  # the pipeline moves them
+    if name in EXPERTS and recipe.offload == "stream":
+        _stream(network, device)
+    elif name != "text_encoder" or recipe.text_encoder == "kept":
+        network.to(device)
+    elif device.type == "cuda":
+        pin(network)
+
+
+def pin(network: Any) -> None:
+    """In pinned memory a copy to the device runs at the speed of the bus. A tensor at a time, so
+    that nothing is there twice."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.pin_memory()
 
 
 def _stream(expert: Any, device: torch.device) -> None:
     """Blocks are copied from pinned host memory, each while the one before it works."""
     on_gpu = device.type == "cuda"
+    if on_gpu:
+        pin(expert)  # diffusers would have all of it twice before it drops one
     expert.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),

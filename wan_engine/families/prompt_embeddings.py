@@ -26,8 +26,6 @@ class PromptEncoder:
         self._tokens = tokens  # the method's own default is 226
         self._moved = moved
         self._known: OrderedDict[str, torch.Tensor] = OrderedDict()
-        if moved and device.type == "cuda":
-            _pin(pipeline.text_encoder)
 
     def embed(self, text: str) -> torch.Tensor:
         """Embeddings of `text` [1, tokens, width], in the text encoder's dtype, on the device.
@@ -64,9 +62,3 @@ class PromptEncoder:
         finally:
             for tensor, home in zip(tensors, homes, strict=True):
                 tensor.data = home
-
-
-def _pin(module: Any) -> None:
-    """In pinned memory a copy to the device runs at the speed of the bus."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.pin_memory()

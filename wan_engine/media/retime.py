@@ -8,7 +8,6 @@ frames, not models or requests.
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -24,7 +23,7 @@ from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, EncodeFailed
 from wan_engine.media import ffmpeg, rife
 from wan_engine.media.frames import Frame, ended, of_shot, one_by_one
-from wan_engine.runtime import memory
+from wan_engine.runtime import cores, memory
 from wan_engine.schema import Frames, Plan
 from wan_engine.settings import Settings
 
@@ -203,4 +202,4 @@ def _windows_at_once(window: Frames, shown: int) -> int:
     filtering = frame.shape[0] * frame.shape[1] * _FILTER_BYTES_A_PIXEL
     working = max(_WORKING_BYTES, memory.host_bytes() * _WORKING_SHARE)
     fitting = int(working // (raw + filtering))
-    return max(1, min(os.cpu_count() or 1, fitting))
+    return max(1, min(cores.count(), fitting))

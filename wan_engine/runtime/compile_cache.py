@@ -1,15 +1,17 @@
 """What torch compiled, kept in a file from one start to the next: on a network volume for all
 workers of an endpoint.
 
-A file is for one version of torch, one kind of GPU and one recipe; what is in it is trusted like
-the weights beside it.
+A file is for one version of torch, Triton and diffusers, one kind of GPU, one model and one recipe;
+what is in it is trusted like the weights beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from wan_engine.runtime.paths import beside
 from wan_engine.runtime.recipes import Gpu, Recipe
@@ -18,6 +20,8 @@ from wan_engine.settings import VERSION, Settings
 log = logging.getLogger(__name__)
 
 _FOLDER = "compiled"
+_PACKAGES = ("diffusers", "triton")
+"""What makes other code of the same blocks, beside torch."""
 
 
 def folder(settings: Settings) -> Path:
@@ -29,13 +33,23 @@ def folder(settings: Settings) -> Path:
     return settings.cache_dir.expanduser() / _FOLDER
 
 
-def file_for(settings: Settings, gpu: Gpu | None, recipe: Recipe) -> Path:
-    """The file of this torch, GPU and recipe."""
+def file_for(settings: Settings, gpu: Gpu | None, recipe: Recipe, model: str = "") -> Path:
+    """The file of this torch, GPU, model and recipe: models of other widths have other code, and
+    who started second would find none of his own."""
     import torch
 
-    words = (VERSION, torch.__version__, torch.version.cuda, gpu and (gpu.name, gpu.sm), recipe)
-    digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+    packages = [_version(name) for name in _PACKAGES]
+    words = (VERSION, torch.__version__, torch.version.cuda, packages, model)
+    where = (gpu and (gpu.name, gpu.sm), recipe)
+    digest = hashlib.sha256(repr((*words, *where)).encode()).hexdigest()[:16]
     return folder(settings) / f"torch-{torch.__version__.replace('+', '-')}-{digest}.bin"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # Triton, in a torch for CPUs
+        return None
 
 
 class Kept:
@@ -44,30 +58,34 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.found = self._load()
+        self._known = self._load()
 
-    def _load(self) -> bool:
+    @property
+    def found(self) -> bool:
+        """Whether an earlier start has left something here."""
+        return bool(self._known)
+
+    def _load(self) -> set[tuple[str, str]]:
+        """The names of what was there."""
         import torch
 
         try:
             data = self._path.read_bytes()
         except OSError:
-            return False
+            return set()
         try:
-            read = torch.compiler.load_cache_artifacts(data) is not None  # else it has logged why
+            read = torch.compiler.load_cache_artifacts(data)  # None: it has logged why
         except Exception:
             log.warning("what torch makes of %s has no place", self._path, exc_info=True)
-            read = False
-        if not read:
+            read = None
+        if read is None:
             log.warning("%s cannot be used: compiling anew", self._path)
-            return False
+            return set()
         log.info("compiled code of an earlier start: %s, %d kB", self._path, len(data) // 1000)
-        return True
+        return _names(read)
 
     def keep(self) -> None:
-        """Write what was compiled, whole or not at all, unless it came from there."""
-        if self.found:
-            return
+        """Write what was compiled, whole or not at all, unless all of it came from there."""
         import torch
 
         try:
@@ -77,7 +95,9 @@ class Kept:
             return
         if artifacts is None:  # nothing was compiled
             return
-        data = artifacts[0]
+        data, told = artifacts
+        if self._known >= _names(told):
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with beside(self._path) as half:
@@ -86,3 +106,9 @@ class Kept:
             log.warning("compiled code is not kept in %s: %s", self._path, error)
             return
         log.info("compiled code is kept in %s, %d kB", self._path, len(data) // 1000)
+
+
+def _names(told: Any) -> set[tuple[str, str]]:
+    """Of the artifacts that torch tells of (`CacheInfo`), by kind."""
+    artifacts: dict[str, list[str]] = getattr(told, "artifacts", {})
+    return {(kind, key) for kind, keys in artifacts.items() for key in keys}

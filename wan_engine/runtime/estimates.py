@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import TimeLimitTooShort
+from wan_engine.runtime import cores
 from wan_engine.runtime.paths import beside
 from wan_engine.runtime.recipes import Gpu, Recipe
 from wan_engine.schema import Order, Plan
@@ -42,7 +42,7 @@ of it."""
 def kind_of_work(spec: ModelSpec, recipe: Recipe, gpu: Gpu | None, *made_by: str) -> str:
     """What decides how long a frame takes, beside its size: `how` of the functions below. The
     machine is a part of it, as several may share one cache folder."""
-    where = f"{gpu.name if gpu else 'no GPU'}, {os.cpu_count()} cores"
+    where = f"{gpu.name if gpu else 'no GPU'}, {cores.count()} cores"
     return f"{spec.name}, {spec.steps} steps, {recipe}, {', '.join((*made_by, where))}"
 
 

@@ -3,7 +3,6 @@
 It knows folders and the Hub's cache layout; it does not load weights into memory.
 """
 
-from wan_engine.runtime.paths import over_a_network
 from wan_engine.weights.download import (
     download,
     download_classifier,
@@ -48,7 +47,6 @@ __all__ = [
     "locate_writer",
     "missing_classifier_files",
     "missing_files",
-    "over_a_network",
     "own_loras",
     "resolve",
     "resolve_classifier",

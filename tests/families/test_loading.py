@@ -1,0 +1,223 @@
+"""Pipelines from their files: the networks are stock's to the bit, and come one at a time."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from tests.families.test_i2v import ignore, segment
+from tests.rows import ROWS
+from wan_engine import toy
+from wan_engine.errors import ConfigurationError
+from wan_engine.families import load_family, loading, placement
+from wan_engine.families.continuation import ContinuingPipeline
+from wan_engine.families.loading import load_pipeline
+from wan_engine.runtime.recipes import Recipe
+
+CPU = Recipe("cpu", "float32")
+KINDS = ("wan-tiny", "wan-tiny-ti2v")
+NETWORKS = ("transformer", "transformer_2", "text_encoder", "vae")
+EXPERT = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny_cache: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, to be spoiled."""
+    copy = tmp_path / "wan-tiny"
+    shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), copy)
+    return copy
+
+
+def networks(pipeline: Any) -> Iterator[tuple[str, Any]]:
+    for name in NETWORKS:
+        if (network := getattr(pipeline, name, None)) is not None:
+            yield name, network
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_network_is_stocks_to_the_bit(tiny_cache: Path, name: str, dtype: str) -> None:
+    folder = toy.build(name, tiny_cache / name)
+    ours = load_pipeline(folder, Recipe("cpu", dtype))
+    wanted = {"default": getattr(torch, dtype), "vae": torch.float32}
+    stock = ContinuingPipeline.from_pretrained(str(folder), dtype=wanted)
+    assert ours.config.keys() == stock.config.keys()
+    for part, network in networks(stock):
+        found = getattr(ours, part)
+        assert type(found) is type(network) and not found.training
+        for kind in ("named_parameters", "named_buffers"):
+            expected = dict(getattr(network, kind)())
+            given = dict(getattr(found, kind)())
+            assert given.keys() == expected.keys()
+            for key, tensor in expected.items():
+                assert given[key].dtype == tensor.dtype, key
+                assert torch.equal(given[key], tensor), key
+
+
+def test_the_text_encoders_tied_weights_are_one(load: Callable[..., Any]) -> None:
+    encoder = load("wan-tiny").pipeline.text_encoder
+    assert encoder.encoder.embed_tokens.weight is encoder.shared.weight
+
+
+def test_what_diffusers_keeps_in_float32_is_in_float32(tiny_cache: Path) -> None:
+    pipeline = load_pipeline(
+        toy.build("wan-tiny", tiny_cache / "wan-tiny"), Recipe("cpu", "bfloat16")
+    )
+    kept = {
+        name for name, one in pipeline.transformer.named_parameters() if one.dtype == torch.float32
+    }
+    assert "condition_embedder.time_embedder.linear_1.weight" in kept
+    assert "blocks.0.scale_shift_table" in kept and "blocks.0.norm2.weight" in kept
+    assert not any(".attn1.to_q" in name for name in kept)
+
+
+def test_a_network_in_many_files_is_that_in_one(folder: Path, load: Callable[..., Any]) -> None:
+    for name in ("transformer", "transformer_2"):
+        whole = WanTransformer3DModel.from_pretrained(folder / name)
+        shutil.rmtree(folder / name)
+        whole.save_pretrained(folder / name, max_shard_size="40KB")
+        assert len(list((folder / name).glob("*.safetensors"))) > 2
+    family = load_family(ROWS["wan-tiny"], folder, CPU)
+    expected = load("wan-tiny").denoise(segment(), ignore)
+    assert torch.equal(family.denoise(segment(), ignore), expected)
+
+
+def held_bytes() -> int:
+    """Of all tensors in host memory."""
+    gc.collect()
+    found = (one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter))
+    storages = (one.untyped_storage() for one in found if one.device.type == "cpu")
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+
+
+@pytest.fixture
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each network in bfloat16, with the tables that it makes itself."""
+    return {
+        name: sum(one.nbytes for one in (*network.parameters(), *network.buffers()))
+        for name, network in networks(load_pipeline(folder, Recipe("cpu", "bfloat16")))
+    }
+
+
+def held_while_loading(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes in host memory, told often, of a load for a device that takes none."""
+    patch.setattr(loading, "_TOLD_EVERY_BYTES", 20_000)
+    before, held = held_bytes(), []
+    pipeline = load_pipeline(folder, recipe, (), lambda *_: held.append(held_bytes() - before))
+    assert pipeline.vae.device.type == "meta" and len(held) > 10
+    return held
+
+
+@pytest.mark.parametrize("float8", [False, True])
+def test_host_memory_holds_one_network_where_the_device_holds_them_all(
+    folder: Path, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch, float8: bool
+) -> None:
+    held = held_while_loading(folder, Recipe("meta", "bfloat16", float8=float8), monkeypatch)
+    largest = max(sizes.values())
+    assert 0.7 * largest < max(held) < 1.2 * largest
+    assert held[-1] < 0.3 * largest  # the tables of the scheduler
+
+
+def test_host_memory_holds_what_the_recipe_keeps_there_and_one_network(
+    folder: Path, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe("meta", "bfloat16", "stream", "moved")
+    monkeypatch.setattr(placement, "_stream", lambda *_: None)  # wants a device that is one
+    held = held_while_loading(folder, recipe, monkeypatch)
+    # Experts first, so that nothing else is there while a large one is made smaller.
+    kept = sum(sizes[name] for name in ("transformer", "transformer_2", "text_encoder"))
+    assert max(held[:3]) <= 1.1 * sizes["transformer"]
+    assert 0.9 * kept < held[-1] < 1.1 * kept
+    assert max(held) < 1.1 * (kept + sizes["vae"])
+
+
+def test_the_bytes_are_told_before_each_network_and_at_the_end(folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    load_pipeline(folder, CPU, (), lambda done, of: told.append((done, of)))
+    (whole,) = {of for _, of in told}
+    done = [count for count, _ in told]
+    assert done[0] == 0 and done[-1] == whole > 0
+    assert done == sorted(done)
+    assert len(set(done)) == 5  # four networks, and the end
+
+
+def test_the_bytes_are_told_within_a_large_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_TOLD_EVERY_BYTES", 20_000)
+    told: list[int] = []
+    load_family(ROWS["wan-tiny"], folder, CPU, (), lambda done, _: told.append(done))
+    steps = [later - earlier for earlier, later in pairwise(told)]
+    assert len(told) > 10 and max(steps) < 100_000
+
+
+class Stopped(Exception):
+    """What a job that is cancelled raises."""
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 6])
+def test_what_the_callback_raises_ends_the_load_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    monkeypatch.setattr(loading, "_TOLD_EVERY_BYTES", 100_000)
+    before, count = held_bytes(), 0
+
+    def stop(_done: int, _of: int) -> None:
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise Stopped
+
+    with pytest.raises(Stopped) as caught:
+        load_pipeline(folder, CPU, (), stop)
+    assert count == calls
+    assert held_bytes() <= before  # while the error and its frames are held
+    assert caught.value.__traceback__ is not None
+
+
+def spoil(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+def test_weights_that_are_missing_are_a_sentence(folder: Path) -> None:
+    spoil(folder / EXPERT, lambda state: state.pop("proj_out.bias"))
+    with pytest.raises(ConfigurationError, match=r"transformer do not fit .*proj_out\.bias is m"):
+        load_pipeline(folder, CPU)
+
+
+def test_weights_of_another_shape_are_a_sentence(folder: Path) -> None:
+    spoil(folder / EXPERT, lambda state: state.update({"proj_out.bias": torch.zeros(3)}))
+    with pytest.raises(ConfigurationError, match=r"proj_out\.bias .* of another shape"):
+        load_pipeline(folder, CPU)
+
+
+def test_weights_without_use_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spoil(folder / EXPERT, lambda state: state.update({"extra.weight": torch.zeros(3)}))
+    load_pipeline(folder, CPU)
+    assert "transformer has weights without use: extra.weight" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5])
+def test_a_file_that_is_cut_off_is_a_sentence(folder: Path, kept: float) -> None:
+    path = folder / EXPERT
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
+    with pytest.raises(ConfigurationError, match=r"transformer/.*\.safetensors is damaged or cut"):
+        load_pipeline(folder, CPU)
+
+
+def test_a_pipeline_without_an_image_encoder_or_second_expert_loads(tiny_cache: Path) -> None:
+    pipeline = load_pipeline(toy.build("wan-tiny-ti2v", tiny_cache / "wan-tiny-ti2v"), CPU)
+    assert pipeline.transformer_2 is None and pipeline.image_encoder is None
+    assert pipeline.config.expand_timesteps

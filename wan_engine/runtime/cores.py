@@ -1,0 +1,29 @@
+"""How many cores this process may use: those of the machine, or of the container that it is in."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_QUOTAS = (
+    (Path("/sys/fs/cgroup/cpu.max"),),  # version 2: quota and period in one line
+    tuple(  # version 1
+        Path("/sys/fs/cgroup/cpu") / name for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    ),
+)
+
+
+def count() -> int:
+    """At least 1. A quota of two and a half cores is two: a third would be held up half the time.
+    Rented machines show all the cores of the host and give a share of them."""
+    counts = [os.cpu_count() or 1]
+    with suppress(AttributeError):  # not Linux
+        counts.append(len(os.sched_getaffinity(0)))
+    for paths in _QUOTAS:
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            # `max` or -1 where there is no limit
+            quota, period = (int(word) for path in paths for word in path.read_text().split())
+            if quota > 0:
+                counts.append(quota // period)
+    return max(1, min(counts))
