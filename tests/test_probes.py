@@ -1,0 +1,250 @@
+"""Two families of somebody else's, each one file with its row (`probes/`), which the core has never
+heard of: through the command line, the worker's loop and the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests import warm
+from tests.engine.clips import clip_frames, local
+from tests.worker_loop.control_plane import ControlPlane
+from tests.worker_loop.worker import started
+from wan_engine import Engine, catalog, data_uri
+from wan_engine.catalog import models
+from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.app import create_app, open_gateway
+from wan_engine.media import ffmpeg
+from wan_engine.settings import Settings
+
+PROBES = Path(__file__).parent / "probes"
+ROOT = PROBES.parents[1]
+COLLAGE = {"reference_model": "probe-collage"}
+TONE = {"model": "none", "video_sound_model": "probe-tone"}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """WAN_MODELS_DIR with a folder for each of the two, as a download would have left it."""
+    for name in ("probe-collage", "probe-tone"):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "Probe"}))
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The probes as a package of this process."""
+    monkeypatch.syspath_prepend(str(PROBES))
+    models._added_models.cache_clear()
+    yield
+    monkeypatch.undo()
+    models._added_models.cache_clear()
+
+
+@pytest.fixture
+def variables(folders: Path, tiny_cache: Path) -> dict[str, str]:
+    """The environment of a program that has the probes."""
+    return {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{PROBES}",
+        "WAN_MODELS_DIR": str(folders),
+        "WAN_CACHE_DIR": str(tiny_cache),
+        "WAN_SAFETY": "off",
+        "WAN_FPS": "native",
+        "WAN_PRESET": "superfast",
+    }
+
+
+@pytest.fixture
+def three(data: Path, tmp_path: Path) -> list[str]:
+    """Three references: red, green and blue."""
+    from PIL import Image
+
+    paths = [tmp_path / f"{colour}.png" for colour in ("red", "lime", "blue")]
+    for path in paths:
+        Image.new("RGB", (300, 400), path.stem).save(path)
+    return [data_uri(path) for path in paths]
+
+
+def levels(path: Path) -> tuple[np.ndarray, list[float]]:
+    """The sound of a clip as numbers between -1 and 1, and how loud each tenth of a second is."""
+    wav = path.with_suffix(".wav")
+    command = [ffmpeg.executable(), "-v", "error", "-i", str(path), "-ac", "1", "-y", str(wav)]
+    subprocess.run(command, check=True)
+    with wave.open(str(wav)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
+    return samples, [float(part.std()) for part in np.array_split(samples, len(samples) // 4800)]
+
+
+def colours(path: Path) -> list[str]:
+    """Which colour each third of the clip's middle frame has."""
+    frame = clip_frames(path, 90, 60)[40].astype(int)
+    seen = [frame[20:40, at : at + 10].mean(axis=(0, 1)) for at in (10, 40, 70)]
+    return [("red", "lime", "blue")[int(colour.argmax())] for colour in seen]
+
+
+# --- in a process of their own -------------------------------------------------------------------
+
+
+def test_three_references_and_no_picture_make_a_clip_in_their_order(
+    make_settings: Callable[..., Settings], folders: Path, installed: None, three: list[str]
+) -> None:
+    from wan_engine.schema import ReferenceRequest
+
+    engine = Engine(make_settings(models_dir=folders, safety="off", preset="superfast", **COLLAGE))
+    request = ReferenceRequest(prompt="x", references=three[::-1], aspect_ratio="9:16", seed=1)
+    result = engine.generate(request)
+    assert colours(local(result.video_url)) == ["blue", "lime", "red"]
+    assert result.plan is not None
+    assert (result.plan.width, result.plan.height) == (720, 1280)
+    assert (result.model, result.cost) == ("probe-collage", engine.generate(request).cost)
+
+
+@pytest.mark.parametrize("sound", [None, True, False])
+def test_sound_of_the_model_goes_on_over_the_joins_and_ends_with_the_picture(
+    make_settings: Callable[..., Settings],
+    folders: Path,
+    installed: None,
+    data: Path,
+    sound: bool | None,
+) -> None:
+    from wan_engine import VideoRequest
+
+    engine = Engine(make_settings(models_dir=folders, safety="off", preset="superfast", **TONE))
+    image = data_uri(data / "rocket_640x360.jpg")
+    request = VideoRequest(prompt="x", image=image, seed=1, generate_audio=sound)
+    result = engine.generate(request)
+    assert result.plan is not None and len(result.plan.segments) > 1
+    path = local(result.video_url)
+    if sound is False:
+        with pytest.raises(subprocess.CalledProcessError):
+            levels(path)
+        return
+    samples, loudness = levels(path)
+    assert abs(len(samples) / 48_000 - 5) < 1 / engine.spec.fps
+    assert min(loudness[1:-1]) > 0.08 and max(loudness) < 0.26  # no gap and no burst at a join
+    spectrum = np.abs(np.fft.rfft(samples[:48_000]))
+    assert int(spectrum.argmax()) == 440
+
+
+def test_a_caller_s_own_sound_goes_before_what_the_model_makes(
+    make_settings: Callable[..., Settings], folders: Path, installed: None, data: Path
+) -> None:
+    from wan_engine import VideoRequest
+
+    engine = Engine(make_settings(models_dir=folders, safety="off", preset="superfast", **TONE))
+    media = {
+        "image": data_uri(data / "rocket_640x360.jpg"),
+        "audio": data_uri(data / "chime_1s.wav"),
+    }
+    _, loudness = levels(local(engine.generate(VideoRequest(prompt="x", **media)).video_url))
+    assert max(loudness[15:]) < 0.001  # the chime, and silence after it
+
+
+def test_rows_of_a_package_that_cannot_be_read_name_it(
+    installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    entry = folder / "entry_points.txt"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for value, said in (
+        ("nowhere:ROWS", r"broken of wan_engine.models \(nowhere:ROWS\) gives no rows"),
+        ("probe_tone:ROWS", "adds probe-tone, which is there already"),
+    ):
+        entry.write_text(f"[wan_engine.models]\nbroken = {value}\n")
+        models._added_models.cache_clear()
+        with pytest.raises(ConfigurationError, match=said):
+            catalog.known_models()
+
+
+# --- through the doors ---------------------------------------------------------------------------
+
+
+def test_the_command_line_takes_references(
+    variables: dict[str, str], data: Path, tmp_path: Path
+) -> None:
+    photos = [str(data / name) for name in ("rocket_640x360.jpg", "astronaut_360x480.png")]
+    asked = [part for photo in (*photos, photos[0]) for part in ("--reference", photo)]
+    command = ["-m", "wan_engine", "generate", *asked, "--prompt", "x", "--out", "clip.mp4"]
+    env = {**variables, "PATH": os.environ["PATH"], "WAN_REFERENCE_MODEL": "probe-collage"}
+    done = warm.shared().run(command, env=env, cwd=tmp_path, stdin="")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "probe-collage"
+    assert len(clip_frames(tmp_path / "clip.mp4", 8, 8)) == 80
+    assert "(reference-to-video: it has references)" in done.stderr
+
+
+def test_the_worker_tells_the_task_by_the_fields_of_its_input(
+    variables: dict[str, str], three: list[str], data: Path, tmp_path: Path
+) -> None:
+    image = data_uri(data / "rocket_640x360.jpg")
+    with (
+        ControlPlane() as plane,
+        started(
+            plane,
+            tmp_path / "worker",
+            **{**variables, "WAN_REFERENCE_MODEL": "probe-collage", "WAN_RENDER_AREA": "3072"},
+        ) as worker,
+    ):
+        plane.submit("references", {"prompt": "x", "references": three, "seed": 1})
+        plane.submit("picture", {"prompt": "x", "image": image, "seed": 1})
+        plane.submit("both", {"prompt": "x", "image": image, "references": three})
+        plane.submit("end", {"prompt": "x", "image": image, "last_image": image})
+        assert plane.result("references")["output"]["seed"] == 1
+        assert plane.result("picture")["output"]["seed"] == 1
+        assert plane.result("both")["error"] == (
+            'field "references" cannot be given with field "image"'
+        )
+        assert plane.result("end")["error"] == (
+            'field "last_image" cannot be used: the model wan-tiny takes a first picture'
+        )
+        assert ["red", "lime", "blue"] in [colours(clip) for clip in worker.clips()]
+        assert (
+            "model probe-collage (reference-to-video: it has references)" in worker.log.read_text()
+        )
+
+
+def test_one_gateway_serves_both_models_and_names_them(
+    make_settings: Callable[..., Settings],
+    variables: dict[str, str],
+    folders: Path,
+    three: list[str],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", variables["PYTHONPATH"])  # of the engine's process
+    settings = make_settings(
+        models_dir=folders, safety="off", preset="superfast", render_area=4096, **COLLAGE
+    )
+
+    async def line() -> None:
+        async with open_gateway(settings) as gateway:
+            transport = httpx.ASGITransport(create_app(gateway))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                for wanted, model in (
+                    (("references", three), "probe-collage"),
+                    (("image", data_uri(data / "rocket_640x360.jpg")), "wan-tiny"),
+                ):
+                    asked = {"input": {"prompt": "x", "seed": 3, wanted[0]: wanted[1]}}
+                    done = await http.post("/v2/wan-2-6-i2v/runsync", json=asked, timeout=120)
+                    body = done.json()
+                    assert (done.status_code, body["status"]) == (200, "COMPLETED"), body
+                    clip = await http.get(body["output"]["video_url"])
+                    assert f"model {model}".encode() in clip.content
+                here = {"image-to-video": "wan-tiny", "reference-to-video": "probe-collage"}
+                assert (await http.get("/readyz")).json()["models"] == here
+                assert (await http.get("/v2/wan-2-6-i2v/health")).json()["models"] == here
+
+    asyncio.run(line())
