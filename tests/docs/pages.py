@@ -22,10 +22,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The command lines of its `bash` blocks, each as it is written."""
+    """The command lines of its `bash` blocks as they are written, without comments behind them."""
     for block in blocks(page, "bash"):
-        for command in re.split(r"(?<!\\)\n", block):
-            if command.strip() and not command.startswith("#"):
+        for line in re.split(r"(?<!\\)\n", block):
+            if command := re.split(r"(?:^|\s)#", line)[0].strip():
                 yield command
 
 

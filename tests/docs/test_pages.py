@@ -45,7 +45,8 @@ def test_every_page_is_reached_by_links(start: str) -> None:
         reached.add(page)
         near = ((page.parent / link.partition("#")[0]).resolve() for link in links(page))
         todo += [path for path in near if path.suffix == ".md" and path not in reached]
-    assert {page for page in PAGES if page.parent == ROOT / "docs"} <= reached
+    others = {page for page in PAGES if page.parent == ROOT / "docs" and page.name != "index.md"}
+    assert others <= reached
 
 
 @EVERY_PAGE
