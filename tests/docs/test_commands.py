@@ -36,6 +36,7 @@ NOT_HERE = {
     "make check": "is run beside the tests",
     "make docs": "writes into this checkout; tests/builder/test_docs.py has it",
     "make format": "writes into this checkout",
+    "make site": "is run by make check",
     f"{ENGINE} download": "downloads gigabytes; tests/weights has it with a local Hub",
     "python -m wan_engine download": "downloads gigabytes, in the image",
     f"{PYTHON} -m builder.prepare": "needs 127 GB of weights; tests/builder/test_prepare.py has it",
