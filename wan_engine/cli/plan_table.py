@@ -1,4 +1,4 @@
-"""A plan as people read it: the facts, and a row for each shot."""
+"""A plan as a table for people: the facts, then one row per shot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
-    """What `plan.described` gives, as two tables."""
+    """The result of `plan.described` as two tables."""
     from rich.table import Table
     from rich.text import Text
 
