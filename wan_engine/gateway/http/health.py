@@ -1,4 +1,4 @@
-"""Routes of the gateway itself: health, readiness, metrics, and the clips that it serves."""
+"""The gateway's own routes: health, readiness, metrics, and the clips that it serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wan_engine.gateway.metrics import Metrics
 def router(
     waiting_for: Callable[[], Awaitable[list[str]]], measured: Metrics, links: Links
 ) -> APIRouter:
-    """`waiting_for` says why a job would not be taken, rendered and stored now."""
+    """`waiting_for` says why a job would not be accepted, rendered and stored now."""
     routes = APIRouter(tags=["Gateway"])
 
     @routes.get("/healthz")
@@ -25,20 +25,20 @@ def router(
 
     @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
     async def readyz() -> JSONResponse:
-        """200 when a job would be taken, rendered and stored now."""
+        """200 if a job would be accepted, rendered and stored now."""
         reasons = await waiting_for()
         body = {"ready": not reasons, "waiting_for": reasons}
         return JSONResponse(body, 503 if reasons else 200)
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """What Prometheus reads."""
+        """The metrics for Prometheus."""
         return Response(measured.text(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.head(PATH + "/{name}", include_in_schema=False)
     @routes.get(PATH + "/{name}", response_class=Response)
     async def result(name: str, expires: str = "", signature: str = "") -> Response:
-        """A finished clip, by the link that its job has; Range is understood."""
+        """A finished clip, by the link of its job. Understands Range."""
         return links.serve(name, expires, signature)
 
     return routes
