@@ -35,8 +35,8 @@ class Postprocess:
 
     def load(self) -> None:
         """Load the weights of the networks, so that wrong ones stop the start."""
-        log.info("frames between by %s (%s)", self.interpolation, self._interpolation_reason)
-        log.info("larger pictures by %s (%s)", self.upscaling, self._upscaling_reason)
+        log.info("interpolation: %s (%s)", self.interpolation, self._interpolation_reason)
+        log.info("upscaling: %s (%s)", self.upscaling, self._upscaling_reason)
         if self.interpolation == "rife":
             self._between()
         if self.upscaling in _NETWORKS:

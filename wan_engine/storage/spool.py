@@ -143,8 +143,8 @@ class SpooledStorage:
             if not kept.path.exists():  # another worker has just delivered it
                 return True
             log.error(
-                "clip of job %s and what is younger stay in %s until the store takes them; mend "
-                "what the store's error above says, the next start tries again: %s",
+                "the clip of job %s and younger ones stay in %s until the store takes them; fix "
+                "the store's error above, the next start tries again: %s",
                 kept.clip.job,
                 self._folder,
                 error,
@@ -174,7 +174,7 @@ class SpooledStorage:
         except OSError as error:
             remove(target.with_suffix(".json"), target)
             log.error(
-                "clip of job %s is lost, it could not be kept in %s either: %s; "
+                "the clip of job %s is lost: it could not be kept in %s either: %s; "
                 "make room there or set WAN_SPOOL_DIR to another folder",
                 clip.job,
                 self._folder,

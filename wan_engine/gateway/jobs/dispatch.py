@@ -93,7 +93,7 @@ class Dispatcher:
         self._handed_over.over(job_id)
         self._slots.release()
         if not run.cancelled() and (error := run.exception()) is not None:
-            log.error("a run ended with what nobody expected", exc_info=error)
+            log.error("a run ended with an unexpected error", exc_info=error)
 
     async def _run(self, job: Job) -> None:
         run = asyncio.current_task()

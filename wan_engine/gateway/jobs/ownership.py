@@ -97,7 +97,7 @@ class Ownership:
         keeper = asyncio.create_task(self._keep(), name="database lock")
         try:
             if await self._begin():
-                log.info("the gateway before did not end by itself: waiting until it surely has")
+                log.info("the previous gateway was killed: waiting until its work has surely ended")
                 await asyncio.sleep(_TAKEOVER_SECONDS)
             yield
             await self._release()

@@ -173,7 +173,7 @@ class Requests:
         texts = {}
         for place, name in stored.places.items():
             if (text := await self._text(name)) is None:
-                log.error("a part of the request of job %s is gone or damaged", job_id)
+                log.error("a part of the request of job %s is missing or damaged", job_id)
                 return None
             texts[place] = text
         return await asyncio.to_thread(joined, stored.row, texts) if texts else stored.row

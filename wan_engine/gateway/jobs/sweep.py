@@ -45,7 +45,7 @@ async def sweep(
             if unused.due():
                 await requests.remove_unused()
         except Refusal as refusal:  # the database is away
-            log.warning("not swept: %s", refusal.message)
+            log.warning("clean-up skipped: %s", refusal.message)
         await asyncio.sleep(_EXPIRE_SECONDS)
 
 
@@ -55,7 +55,7 @@ class _Each:
         self._last = -math.inf
 
     def due(self) -> bool:
-        """Return whether so many seconds have passed since the last time."""
+        """Whether so many seconds have passed since it was last due."""
         now = time.monotonic()
         if now - self._last < self._seconds:
             return False

@@ -83,7 +83,7 @@ class Webhooks:
             telling[asyncio.create_task(self._tell(job_id, tries, by_name))] = job_id
 
     async def _look_at_ends(self, telling: _Telling) -> None:
-        """Wait for one to end, or a while."""
+        """Wait until one has been told, or a while."""
         if not telling:
             await asyncio.sleep(_LOOK_SECONDS)
             return
