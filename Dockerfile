@@ -4,7 +4,7 @@
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
-# Another lock is another CUDA: see README, "The image".
+# Another lock is another CUDA: see docs/deploy-runpod.md, "The image".
 ARG LOCK=requirements.lock
 COPY ${LOCK} /tmp/requirements.lock
 RUN python -m venv /opt/venv \

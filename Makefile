@@ -1,14 +1,15 @@
 # run    one clip from test_input.json, from nothing but Python 3.11 or newer
 # test   the tests that need only the Python index; test-system those that need system packages
 # soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
-# docs   writes every generated file: the tables in README.md and docs/, .runpod/hub.json and tests.json
-# check  linters, formatter, types; also of the Dockerfile, compose file and workflows; generated files
+# docs   writes every generated file: tables and drawings in README.md and docs/, .runpod/hub.json and tests.json
+# site   builds the pages of docs/ as a website into build/site
+# check  linters, formatter, types; also of the Dockerfile, compose file and workflows; generated files; pages
 
 PYTHON ?= python3
 WORKERS ?= 3# of two cores: a third of the time is waiting for processes and clocks
 BIN := .venv/bin
 
-.PHONY: run test test-system soak docs check format clean help
+.PHONY: run test test-system soak docs site check format clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -37,11 +38,15 @@ test-system: .venv/test.ok
 docs: .venv/run.ok
 	$(BIN)/python -m builder.docs
 
+site: .venv/test.ok
+	$(BIN)/zensical build --strict --clean
+
 check: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m builder.docs --check
+	$(BIN)/zensical build --strict --clean
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
@@ -52,7 +57,7 @@ format: .venv/test.ok
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build wan_engine.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build .cache wan_engine.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -120,7 +120,7 @@ def _keep(out: Path | None, row: dict[str, Any]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for benchmarks/RESULTS.md."""
+    """The rows for docs/results.md."""
     lines = ["| part | case | figures |", "|---|---|---|"]
     for row in rows:
         shown = {key: value for key, value in row.items() if key not in ("part", "case", "kernels")}

@@ -1,4 +1,5 @@
-"""`make docs`: writes every generated file, the tables in the pages and what Runpod's Hub reads.
+"""`make docs`: writes every generated file: tables and drawings of the pages, and what Runpod's Hub
+reads.
 
 python -m builder.docs          writes them
 python -m builder.docs --check  names those that are stale, with exit code 1; writes nothing
@@ -9,16 +10,27 @@ A table stands once, between `<!-- name -->` and `<!-- /name -->`, in README.md 
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from builder import gpu_table, runpod_hub
+from builder import drawings, gpu_table, runpod_hub
 from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.runtime.recipes import least_gb
 from wan_engine.settings import described
 
 ROOT = Path(__file__).parents[1]
+
+TIERS = {
+    "wan2.2-i2v-a14b-4step": "Fast: four steps",
+    "wan2.2-i2v-a14b": "Best quality: 40 steps",
+    "wan2.2-ti2v-5b": "Small: for 24 GB cards",
+}
+"""The models to begin with, and what each is for."""
+
+_CODE = ("handler.py", "wan_engine", "builder", "benchmarks")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -57,6 +69,40 @@ def models_table() -> str:
     )
 
 
+def tiers_table() -> str:
+    return table(
+        ["model", "what for", "download", "GPU memory"],
+        [
+            [f"`{name}`", use, f"{row.download_gb:g} GB", f"from {least_gb(row):.0f} GB"]
+            for name, use in TIERS.items()
+            for row in [CATALOG[name]]
+        ],
+    )
+
+
+def files_tables() -> str:
+    """Every file of code, a table for each folder: the first sentence of its docstring."""
+    files = [ROOT / _CODE[0], *(path for top in _CODE[1:] for path in (ROOT / top).rglob("*.py"))]
+    folders: dict[str, list[list[str]]] = {}
+    for path in sorted(
+        files, key=lambda path: (_CODE.index(path.relative_to(ROOT).parts[0]), path)
+    ):
+        if sentence := first_sentence(path.read_text("utf-8")):
+            folder = path.parent.relative_to(ROOT).as_posix()
+            folders.setdefault(folder, []).append([f"`{path.name}`", sentence])
+    folders.pop("wan_engine/gateway/jobs/migrations/versions", None)  # one for each change
+    return "\n\n".join(
+        f"### {'The top' if folder == '.' else folder}\n\n{table(['file', 'what it does'], rows)}"
+        for folder, rows in folders.items()
+    )
+
+
+def first_sentence(source: str) -> str:
+    """Of a module's docstring, as one line."""
+    text = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+    return re.split(r"(?<=[.]) +(?=[A-Z`])", " ".join(text.split()))[0]
+
+
 def classifiers_table() -> str:
     return table(
         ["name", "title", "flagged", "download GB", "licence"],
@@ -77,6 +123,8 @@ def classifiers_table() -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings_table,
     "models": models_table,
+    "tiers": tiers_table,
+    "files": files_tables,
     "classifiers": classifiers_table,
     "gpus": gpu_table.table,
 }
@@ -94,7 +142,8 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
         pages[found[0]] = with_table(pages[found[0]], name, render())
     hub = {"hub.json": runpod_hub.hub(), "tests.json": runpod_hub.tests()}
     files = {root / ".runpod" / name: runpod_hub.text(made) for name, made in hub.items()}
-    return pages | files
+    pictures = {root / "docs" / name: draw() for name, draw in drawings.DRAWINGS.items()}
+    return pages | files | pictures
 
 
 def with_table(page: str, name: str, text: str) -> str:

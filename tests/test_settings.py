@@ -299,7 +299,7 @@ def test_a_refusal_is_one_sentence_that_says_where_to_look(monkeypatch: pytest.M
     monkeypatch.setenv("WAN_STEPS", "four")
     sentence = refusal()
     assert sentence.isprintable()
-    assert sentence.endswith(" README lists what it takes.")
+    assert sentence.endswith(" `python -m wan_engine settings` lists what it takes.")
 
 
 def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:

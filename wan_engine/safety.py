@@ -1,9 +1,9 @@
-"""The safety checker: a prompt guard, and a classifier for the image and one frame a second of the
-clip.
+"""The safety checker: a guard for prompts, and a classifier for the image and one frame per second
+of the clip.
 
-It knows text and pictures; it does not know requests or models. What is flagged is in the
-catalogue, where the files are is in `weights`. Both classifiers run through transformers' own
-classes; no code from a repository is ever run.
+It knows text and pictures, not requests or models. The catalogue says what is flagged, `weights`
+where the files are. Both classifiers run through transformers' own classes; no code from a
+repository is ever run.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _MARK = "PROMPTGOESHERE"
 
 
 def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> Safety:
-    """The checker that the settings mean; `required` is what an unset WAN_SAFETY means.
+    """The checker for these settings. `required` is the meaning of an unset WAN_SAFETY.
 
-    Looks at files only. Raises `ConfigurationError` when a classifier is missing that has to be
+    It only looks at files. Raises `ConfigurationError` if a classifier is missing that has to be
     there, and for labels that a classifier does not have.
     """
     mode = settings.safety or ("required" if required else "auto")
@@ -76,10 +76,9 @@ def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> S
 
 
 class Safety:
-    """Checks that raise `ContentPolicy`, and `NotFinite` for a verdict that is none. Without a
-    classifier of a kind, nothing of that kind is checked. Safe to use from several threads; one
-    check runs at a time.
-    """
+    """Checks that raise `ContentPolicy`, and `NotFinite` for a verdict that is not a number.
+    Without a classifier of a kind, nothing of that kind is checked. Safe to use from several
+    threads; one check runs at a time."""
 
     def __init__(
         self,
@@ -95,12 +94,12 @@ class Safety:
         self._classifier: ImageClassifier | None = None
 
     def load(self) -> None:
-        """The weights, read once. Raises `ModelMissing` when they cannot be used."""
+        """Load the weights once. Raises `ModelMissing` if they cannot be used."""
         with self._lock:
             self._load()
 
     def check_prompt(self, text: str, control: Control) -> None:
-        """Raise `ContentPolicy` when the guard flags `text`. The log has no word of it."""
+        """Raise `ContentPolicy` if the guard flags `text`. The log has no word of it."""
         if "prompt" not in self._found:
             return
         with self._turn(control):
@@ -111,7 +110,7 @@ class Safety:
             raise ContentPolicy("prompt")
 
     def check_image(self, image: Image.Image, control: Control) -> None:
-        """Raise `ContentPolicy` when the picture is flagged."""
+        """Raise `ContentPolicy` if the picture is flagged."""
         if "image" not in self._found:
             return
         verdict = self._look(image, control)
@@ -122,11 +121,11 @@ class Safety:
     def watch(
         self, frames: Generator[Frames, None, None], fps: int, control: Control
     ) -> Generator[Frames, None, None]:
-        """Pass chunks of uint8 [n, h, w, 3] through as they are, and look at the first frame of
-        each second.
+        """Pass chunks of uint8 [n, h, w, 3] through unchanged, and check the first frame of each
+        second.
 
-        Raises `ContentPolicy` at the second hit, or at the end of a clip so short that all of its
-        frames that were looked at are hits. Closes `frames`; keeps none.
+        Raises `ContentPolicy` at the second hit, or at the end of a clip that is so short that all
+        checked frames are hits. Closes `frames`; keeps none.
         """
         with closing(frames):
             if "image" not in self._found:
@@ -150,7 +149,7 @@ class Safety:
             raise ContentPolicy("video")
 
     def warnings(self) -> list[str]:
-        """What a result has to say about the check."""
+        """The warnings about the check for a result."""
         missing = [
             f"No safety classifier for {_WHAT[kind]} is installed: they were not checked"
             for kind in self._missing
@@ -163,7 +162,7 @@ class Safety:
         ]
 
     def describe(self) -> str:
-        """One line: what is checked with what, and what is not."""
+        """One line: what is checked with what, and what is not checked."""
         if not self._found and not self._missing:
             return "off: nothing is checked (WAN_SAFETY)"
         parts = []
@@ -200,7 +199,7 @@ class Safety:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`probability` of a hit, and the most probable label: "nsfw", or "Unsafe, Violent"."""
+    """`probability` of a hit, and the most probable label, such as "nsfw" or "Unsafe, Violent"."""
 
     flagged: bool
     label: str
@@ -251,7 +250,7 @@ class PromptGuard:
         return max(verdicts, key=lambda verdict: verdict.probability)
 
     def tokens(self, text: str) -> list[int]:
-        """What stands for `text` in the guard's input, all special tokens of it taken as text."""
+        """The tokens of `text` in the guard's input. Special tokens in it are plain text."""
         ids = self._tokenizer(
             self._lead + text + self._trail, add_special_tokens=False, split_special_tokens=True
         ).input_ids
@@ -376,8 +375,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _flagged_share(flagged: frozenset[str], likely: list[float], more: list[float]) -> float:
-    """How probable it is that a list of categories has a flagged one, from what its first one is
-    and whether there are `more`."""
+    """The probability that a list of categories has a flagged one, from its first category and
+    whether there are `more`."""
     share = 0.0
     for name, probability, continued in zip(GUARD_CATEGORIES, likely, more, strict=True):
         if name in flagged:
@@ -448,7 +447,7 @@ def _loaded(
 
 
 def _model(auto: Any, folder: Path, device: str) -> Any:
-    """The model for inference: bfloat16 on a GPU, float32 on the CPU."""
+    """The model for inference: bfloat16 on a GPU, float32 on a CPU."""
     import torch
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -36,14 +36,17 @@ def test_make_docs_is_the_command_that_writes_and_make_check_the_one_that_compar
     recipes = {found[1]: found[2] for found in target.finditer(rules)}
     assert recipes["docs"] == "\t$(BIN)/python -m builder.docs\n"
     assert "\t$(BIN)/python -m builder.docs --check\n" in recipes["check"]
+    assert "\t$(BIN)/zensical build --strict --clean\n" in recipes["check"]
 
 
 def test_stale_files_are_named_and_written_anew(pages: Path) -> None:
-    readme, hub = pages / "README.md", pages / ".runpod" / "hub.json"
-    right = {path: path.read_text("utf-8") for path in (readme, hub)}
-    readme.write_text(right[readme].replace("| `WAN_MODEL` |", "| `WAN_MODELS` |"), "utf-8")
+    page, hub = pages / "docs" / "settings.md", pages / ".runpod" / "hub.json"
+    drawing = pages / "docs" / "line.svg"
+    right = {path: path.read_text("utf-8") for path in (page, hub, drawing)}
+    page.write_text(right[page].replace("| `WAN_MODEL` |", "| `WAN_MODELS` |"), "utf-8")
     hub.unlink()
-    assert docs.stale(pages) == ["README.md", ".runpod/hub.json"]
+    drawing.unlink()
+    assert docs.stale(pages) == ["docs/settings.md", ".runpod/hub.json", "docs/line.svg"]
     docs.write(pages)
     assert docs.stale(pages) == []
     assert {path: path.read_text("utf-8") for path in right} == right
@@ -54,13 +57,11 @@ def test_a_check_writes_nothing() -> None:
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_table_may_move_to_a_page_of_its_own(pages: Path) -> None:
-    readme, page = pages / "README.md", pages / "docs" / "settings.md"
-    text = readme.read_text("utf-8")
-    begun, ended = text.index("<!-- settings -->"), text.index("<!-- /settings -->")
-    readme.write_text(text[:begun] + text[ended + len("<!-- /settings -->") :], "utf-8")
+def test_a_table_may_move_to_another_page(pages: Path) -> None:
+    (pages / "docs" / "settings.md").unlink()
     with pytest.raises(ValueError, match="the table settings needs one place, and has 0"):
         docs.generated(pages)
+    page = pages / "docs" / "variables.md"
     page.write_text("# Settings\n\n<!-- settings --><!-- /settings -->\nend\n", "utf-8")
     docs.write(pages)
     assert page.read_text("utf-8").startswith("# Settings\n\n<!-- settings -->\n| variable |")
@@ -74,13 +75,33 @@ def test_a_mark_that_is_missing_is_told() -> None:
 
 @pytest.mark.parametrize("name", docs.TABLES)
 def test_a_table_has_the_same_cells_in_every_row(name: str) -> None:
-    lines = docs.TABLES[name]().splitlines()
+    lines = [line for line in docs.TABLES[name]().splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+
+
+def test_every_file_of_code_has_its_line() -> None:
+    listed = docs.files_tables()
+    for path in (*(ROOT / "wan_engine").rglob("*.py"), *(ROOT / "builder").rglob("*.py")):
+        if path.name != "__init__.py" and path.parent.name != "versions":
+            folder = path.parent.relative_to(ROOT).as_posix()
+            assert f"| `{path.name}` |" in listed.partition(f"### {folder}\n")[2], path
+
+
+def test_the_first_sentence_of_a_file_is_its_line() -> None:
+    assert (
+        docs.first_sentence('"""One line,\nand its end. More of it."""') == "One line, and its end."
+    )
+    assert (
+        docs.first_sentence('"""`x.y`: a thing e.g. this\n\nMore."""') == "`x.y`: a thing e.g. this"
+    )
+    assert docs.first_sentence("import os") == ""
 
 
 def test_a_table_has_a_row_for_each_of_its_things() -> None:
     rows = {name: len(render().splitlines()) - 2 for name, render in docs.TABLES.items()}
+    del rows["files"]
     assert rows == {
+        "tiers": len(docs.TIERS),
         "settings": len(described()),
         "models": len(CATALOG),
         "classifiers": len(CLASSIFIERS),

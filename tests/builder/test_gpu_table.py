@@ -1,4 +1,4 @@
-"""The README's cards: one row is what was measured, the others follow from it."""
+"""The table of cards: one row is what was measured, the others follow from it."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_store_that_is_away_claims_nothing(
 
 
 def test_claims_go_with_the_clips(s3: Any, bucket_settings: dict[str, Any]) -> None:
-    """The README's rule for the bucket covers WAN_S3_PREFIX."""
+    """The documented rule for the bucket covers WAN_S3_PREFIX."""
     storage = S3Storage(settings(**bucket_settings))
     storage.claim("job", "a", Control())
     (item,) = s3.list_objects_v2(Bucket=BUCKET)["Contents"]

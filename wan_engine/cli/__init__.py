@@ -1,1 +1,1 @@
-"""The command line: one file a command, found by its name (`app.py`)."""
+"""The command line: one file per command (`app.py` lists them)."""

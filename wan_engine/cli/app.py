@@ -1,4 +1,4 @@
-"""All commands. Results go to stdout as JSON or a table, everything else to stderr.
+"""The list of commands. Results go to stdout as JSON or a table, everything else to stderr.
 
 Exit codes: 0 done, 1 a job, its contact sheet or a check failed, 2 wrong usage, 130 interrupted.
 """
@@ -22,7 +22,7 @@ COMMANDS = (
 `EXAMPLE` beside it."""
 
 PROGRAM = "wan-engine" if Path(sys.argv[0]).stem == "wan-engine" else "python -m wan_engine"
-"""What was typed to come here."""
+"""The command that the user typed."""
 
 app = typer.Typer(
     name="wan_engine",

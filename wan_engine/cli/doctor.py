@@ -1,4 +1,4 @@
-"""`doctor`: what a job needs on this machine, and what of it is here."""
+"""`doctor`: checks everything that a job needs on this machine."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ _LEVELS = {"ok": "ok", "warn": "[yellow]warn[/yellow]", "fail": "[red]FAIL[/red]
 def doctor(
     as_json: AsJson = False,
     timing: Annotated[
-        bool, typer.Option("--timing", help="Start as a worker does and say what took how long.")
+        bool,
+        typer.Option(
+            "--timing", help="Start as a worker does, and print the seconds of each stage."
+        ),
     ] = False,
     worker: Annotated[
         bool | None,
         typer.Option(
             "--worker/--no-worker",
-            help="Ask what the Runpod loop asks. The default where RUNPOD_WEBHOOK_GET_JOB is set.",
+            help="Check what the Runpod loop checks. Default if RUNPOD_WEBHOOK_GET_JOB is set.",
         ),
     ] = None,
 ) -> None:
-    """Say what is here, what was chosen for this machine and why, and what is missing.
+    """Show what is here, what was chosen for this machine and why, and what is missing.
 
-    `ok`, `warn` where jobs run but not as promised, `FAIL` where they do not: exit code 1.
+    `warn`: jobs run, but not as promised. `FAIL`: jobs do not run; the exit code is 1.
     """
     worker = in_runpod_loop() if worker is None else worker
     with failing_clearly():

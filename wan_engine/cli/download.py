@@ -1,4 +1,4 @@
-"""`download`: a model's files from the Hub, and whether those here are whole."""
+"""`download`: fetches a model's files from the Hub, or verifies the files that are here."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def download(
     model: Annotated[
         str,
         typer.Argument(
-            help="A catalogue name or a Hub id, both with or without `@revision`, or `safety` for "
-            "the safety classifiers."
+            help="A catalogue name or a Hub id, with or without `@revision`; or `safety` for the "
+            "safety classifiers."
         ),
     ],
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Fetch nothing; compare each file here with its hash."),
+        typer.Option("--verify", help="Download nothing; compare each file with its hash."),
     ] = False,
 ) -> None:
-    """Fetch a model's files at the pinned revision into the Hub's cache (HF_HOME).
+    """Download a model at its pinned revision into the Hugging Face cache (HF_HOME).
 
-    Says size, licence and free disk first; a second call goes on where the first one ended.
-    HF_TOKEN is the Hub's key, HF_ENDPOINT a mirror.
+    Prints size, licence and free disk space first. Run it again to continue after an interruption.
+    HF_TOKEN is your key of the Hub, HF_ENDPOINT a mirror.
     """
     tell = partial(err.print, markup=False, highlight=False, soft_wrap=True)
     row = model.partition("@")[0]

@@ -1,4 +1,4 @@
-"""`generate`: one clip, or one for each line of a file."""
+"""`generate`: renders one clip, or one for each line of a file."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ EXAMPLE = '--image photo.jpg --prompt "Leaves sway" --out clip.mp4'
 @with_request_options
 def generate(
     options: RequestOptions,
-    out_file: Annotated[str, typer.Option("--out", help="Write the mp4 here.")] = "",
+    out_file: Annotated[str, typer.Option("--out", help="Path of the mp4.")] = "",
     sheet: Annotated[
-        str, typer.Option(help="Write a contact sheet with times and cuts here, as PNG.")
+        str, typer.Option(help="Path of a contact sheet with times and cuts, as PNG.")
     ] = "",
     jobs: Annotated[
         str,
         typer.Option(
-            help="A file (`-`: stdin) with one request a line, as JSON, for one loaded model."
+            help="File (`-`: stdin) with one request per line, as JSON. The model is loaded once."
         ),
     ] = "",
 ) -> None:
-    """Render one clip, or with --jobs many; print each result as one line of JSON."""
+    """Render one clip, or many with --jobs. Each result is one line of JSON."""
     one = LocalRequest({**options.payload(), "out": out_file, "sheet": sheet})
     asked = _read_jobs(jobs) if jobs else [one]
     with failing_clearly():
@@ -71,7 +71,7 @@ def _read_jobs(source: str) -> list[LocalRequest]:
 
 
 def _tell_wrong(asked: Sequence[LocalRequest], wrong: Sequence[str | None]) -> None:
-    """What will not be rendered, for whoever watches."""
+    """Print which requests will not be rendered, and why."""
     for place, why in zip((request.place for request in asked), wrong, strict=True):
         if why:
             told = why if why.startswith(place) else f"{place}: {why}"
@@ -84,7 +84,7 @@ def _refused(why: str) -> bool:
 
 
 def _render(engine: Engine, asked: LocalRequest) -> bool:
-    """Render one request and print its result; False when it failed, or its contact sheet."""
+    """Render one request and print its result. False if it or its contact sheet failed."""
     try:
         target, sheet = asked.target("out"), asked.target("sheet")
         request = asked.request(engine.settings)
@@ -103,7 +103,7 @@ def _render(engine: Engine, asked: LocalRequest) -> bool:
 
 
 def _tell_error(sentence: str) -> None:
-    """To stderr, unless stdout shows it on the same terminal."""
+    """Print to stderr, unless stdout shows the sentence on the same terminal."""
     if not (out.is_terminal and err.is_terminal):
         err.print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
 
@@ -111,7 +111,7 @@ def _tell_error(sentence: str) -> None:
 def _generate_to(
     engine: Engine, request: Request, control: Control, target: Path | None
 ) -> VideoResult:
-    """Render to where the settings say, or to the file `target`."""
+    """Render to the storage of the settings, or to the file `target`."""
     if target is None:
         return engine.generate(request, control)
     with paths.refusing(target):
@@ -124,7 +124,7 @@ def _generate_to(
 
 
 def _draw_sheet(result: VideoResult, target: Path) -> bool:
-    """A sheet that cannot be drawn is told, and costs nothing but itself."""
+    """Draw the contact sheet. If that fails, say so and keep the clip."""
     assert result.plan is not None
     plan = result.plan
     shown = choose_frames(plan.frames, plan.fps, plan.cut_seconds)

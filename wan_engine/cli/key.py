@@ -1,4 +1,4 @@
-"""`key`: an API key for the gateway."""
+"""`key`: makes an API key for the gateway."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ EXAMPLE = "alice --weight 2 --max 50"
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    name: Annotated[str, typer.Argument(help="Who gets the key.")],
     weight: Annotated[
-        float | None, typer.Option(help="Turns that it has for one of another key's.")
+        float | None, typer.Option(help="Turns of this key for each turn of another key.")
     ] = None,
     most: Annotated[
-        int | None, typer.Option("--max", help="Jobs of its that may wait at a time.")
+        int | None, typer.Option("--max", help="Most jobs of this key that may wait at a time.")
     ] = None,
 ) -> None:
-    """Make an API key for the gateway; it is shown this once, and only its hash is kept."""
+    """Make an API key for the gateway. It is shown once; only its hash is kept."""
     from wan_engine.gateway import keys
 
     with failing_clearly():

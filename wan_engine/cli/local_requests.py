@@ -1,5 +1,5 @@
-"""What `generate` and `plan` are asked for: requests with local paths in them, and the files that
-their clips go to. All that can be wrong with them is found before anything is rendered."""
+"""The requests of `generate` and `plan`, with local paths in them, and the files that their clips
+go to. Everything that can be wrong with them is found before anything is rendered."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _MEDIA = ("image", "last_image", "audio")
 
 @dataclass(frozen=True)
 class LocalRequest:
-    """A request and two fields of the command line's: `out`, where its clip goes instead of where
-    the settings say, and `sheet`. `wrong` is what is no request at all, `place` its line."""
+    """A request with two fields of the command line: `out`, the file for its clip, and `sheet`.
+    `wrong` says why a line is no request, `place` is that line."""
 
     payload: Mapping[str, Any]
     place: str = ""
     wrong: str | None = None
 
     def look(self, settings: Settings) -> str | None:
-        """What is wrong with it, in a sentence; None where it can be rendered."""
+        """What is wrong with it, in a sentence. None if it can be rendered."""
         try:
             self.request(settings)
             out, sheet = self.target("out"), self.target("sheet")
@@ -48,8 +48,8 @@ class LocalRequest:
         return None
 
     def request(self, settings: Settings) -> Request:
-        """With local files as data URIs, which is all that a request may carry. Raises
-        `InvalidRequest`."""
+        """The request, with local files as data URIs, because a request may carry nothing else.
+        Raises `InvalidRequest`."""
         if self.wrong is not None:
             raise InvalidRequest(self.wrong)
         fields = {name: value for name, value in self.payload.items() if name not in _OURS}
@@ -70,7 +70,7 @@ class LocalRequest:
 
     @contextmanager
     def naming_files(self) -> Iterator[None]:
-        """What is wrong inside with a local file is said of the file, not of a URL."""
+        """Report a fault in a local file as one of the file, not of a URL."""
         try:
             yield
         except InvalidMedia as error:
@@ -81,7 +81,7 @@ class LocalRequest:
             raise InvalidRequest(f"{error.field}: {name}: {error.why}") from error
 
     def target(self, field: str) -> Path | None:
-        """The file that `out` or `sheet` names. Raises `InvalidRequest` unless it could be written
+        """The file that `out` or `sheet` names. Raises `InvalidRequest` unless it can be written
         now."""
         value = self.payload.get(field)
         if not value:
@@ -111,8 +111,8 @@ def _is_local(value: object) -> bool:
 
 
 def read_jobs(source: str) -> list[LocalRequest]:
-    """A request for each line of a file of JSON objects, or of stdin where that is `-`; paths in
-    them are relative to the working directory. A line that is none is a request that is wrong.
+    """One request per line of a file of JSON objects, or of stdin if it is `-`. Paths in them are
+    relative to the working directory. A line that is no request is kept as a wrong one.
 
     Raises `InvalidRequest` for a file that cannot be read or has no request in it.
     """

@@ -1,4 +1,4 @@
-"""`models`: the catalogue, and what of it is here."""
+"""`models`: lists the catalogue, and which models are on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = "--json"
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the models of the catalogue, and which of them are on this machine."""
+    """List the models, and which of them are on this machine."""
     with failing_clearly():
         settings = load_settings()
         gpu = recipes.detect(settings.device)

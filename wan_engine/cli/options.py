@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Model = Annotated[str, typer.Option(help="Instead of WAN_MODEL.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+Model = Annotated[str, typer.Option(help="Model to use instead of WAN_MODEL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """A request as the command line has it: an option a field."""
+    """A request on the command line: one option per field."""
 
     image: Annotated[str, typer.Option(help="Path, URL or data URI of the picture.")] = ""
-    prompt: Annotated[str, typer.Option(help="What is to be seen.")] = ""
+    prompt: Annotated[str, typer.Option(help="What you want to see.")] = ""
     last_image: Annotated[
         str, typer.Option(help="Path, URL or data URI of the picture to end with.")
     ] = ""
@@ -36,17 +36,17 @@ class RequestOptions:
     duration: Annotated[str, typer.Option(help="5, 10 or 15 seconds.")] = "5"
     shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single"
     seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1"
-    negative_prompt: Annotated[str, typer.Option(help="What is not to be seen.")] = ""
-    expand_prompt: Annotated[bool, typer.Option("--expand-prompt", help="Expand the prompt.")] = (
-        False
-    )
+    negative_prompt: Annotated[str, typer.Option(help="What you do not want to see.")] = ""
+    expand_prompt: Annotated[
+        bool, typer.Option("--expand-prompt", help="Let a model rewrite the prompt.")
+    ] = False
     no_safety_checker: Annotated[
-        bool, typer.Option("--no-safety-checker", help="Do not check the content.")
+        bool, typer.Option("--no-safety-checker", help="Do not check prompt, image and clip.")
     ] = False
     model: Model = ""
 
     def payload(self) -> dict[str, Any]:
-        """The fields of the request that were said; `model` is none of them."""
+        """The fields of the request that were given, without `model`."""
         said = {name: value for name, value in asdict(self).items() if value not in ("", None, [])}
         if "reference" in said:
             said["references"] = said.pop("reference")

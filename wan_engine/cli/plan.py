@@ -1,4 +1,4 @@
-"""`plan`: what would be rendered, without rendering it."""
+"""`plan`: shows what `generate` would render, and renders nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLE = '--image photo.jpg --duration 15 --size 1080p --prompt "Leaves sway" -
 
 @with_request_options
 def plan(options: RequestOptions, as_json: AsJson = False) -> None:
-    """Say what `generate` would render, in which pieces and for what price, and render nothing."""
+    """Show what `generate` would render, in which segments and for what price. Render nothing."""
     asked = LocalRequest(options.payload())
     with failing_clearly(), asked.naming_files():
         settings = load_settings(options.model)

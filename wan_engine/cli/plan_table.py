@@ -1,4 +1,4 @@
-"""A plan as people read it: the facts, and a row for each shot."""
+"""A plan as a table for people: the facts, then one row per shot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SOUNDS = {"made": "made by the model", "silent": "a silent track", "none": "no 
 
 
 def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
-    """What `plan.described` gives, as two tables."""
+    """The result of `plan.described` as two tables."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""`schema`: what a request may be."""
+"""`schema`: prints the JSON schema of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`serve`: the gateway."""
+"""`serve`: starts the gateway."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ EXAMPLE = "--port 8080"
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free port.")
+    ] = 8000,
     model: Model = "",
 ) -> None:
-    """Serve the hosted APIs from this machine, or from a Runpod endpoint."""
+    """Serve the hosted APIs and the playground, with this machine's GPU or a Runpod endpoint."""
     with failing_clearly():
         from wan_engine.gateway import serve as gateway  # a web server, for this command alone
 

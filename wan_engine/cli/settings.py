@@ -1,4 +1,4 @@
-"""`settings`: every variable that is read."""
+"""`settings`: lists every environment variable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command has of the terminal: two streams, the log, a bar, and how it fails."""
+"""The terminal for all commands: two streams, the log, the progress bar, and clear failures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ out = Console()
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar with stage, step and time left on a terminal; elsewhere a line for each stage."""
+    """On a terminal a bar with stage, step and time left; elsewhere one line per stage."""
     stages: dict[str, TaskID] = {}
     columns = (
         TextColumn("{task.description:>8}"),
@@ -57,7 +57,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
 
 def load_settings(model: str = "") -> Settings:
-    """The environment's settings with --model put over them, and logging to stderr."""
+    """Read the settings, put --model over them, and log to stderr."""
     settings = Settings.load()
     handler: logging.Handler = logging.StreamHandler()
     layout = "%(levelname)-7s| %(message)s"
@@ -69,7 +69,7 @@ def load_settings(model: str = "") -> Settings:
 
 @contextmanager
 def failing_clearly() -> Iterator[None]:
-    """Errors become one sentence and exit code 1, an interrupt becomes exit code 130."""
+    """Turn errors into one sentence and exit code 1, an interrupt into exit code 130."""
     try:
         yield
     except EngineError as error:

@@ -1,8 +1,8 @@
-"""From bytes of a stranger to sound that is safe to mux: decoded once into a WAV file of our own.
+"""Turns a stranger's bytes into sound that is safe to mux: it decodes them once into a WAV file of
+ours.
 
-ffmpeg sees the bytes only as a local file, with the demuxer named, protocols and formats
-whitelisted and a time limit, so that no playlist or script inside them can make it open anything
-else.
+ffmpeg sees the bytes only as a local file, with a named demuxer, a whitelist of protocols and
+formats, and a time limit, so no playlist or script inside them can make it open anything else.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class AudioLimits:
 
 
 def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control) -> AudioTrack:
-    """Decode a WAV or MP3 into `folder`. Raises `InvalidMedia` for anything else, or if too
-    long, and `EncodeFailed` where this machine is to blame."""
+    """Decode a WAV or MP3 into `folder`. Raises `InvalidMedia` for anything else or if it is too
+    long, and `EncodeFailed` if this machine is to blame."""
     kind, sound = _sound(data)
     source, decoded = folder / f"audio.{kind}", folder / "audio.pcm.wav"
     source.write_bytes(sound)
@@ -63,7 +63,7 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
 
 
 def _decode(kind: str, source: Path, decoded: Path, most_seconds: float, control: Control) -> float:
-    """Write `decoded`, and return its length in seconds. Raises what is in `_UNDECODED`."""
+    """Write `decoded` and return its length in seconds. Raises what is in `_UNDECODED`."""
     arguments = [
         *("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", kind),
         *("-f", kind, "-i", str(source), "-map", "0:a:0", "-t", f"{most_seconds:g}"),
@@ -83,7 +83,7 @@ def _is_here(error: Exception) -> bool:
 
 
 def _decodes_silence(folder: Path, control: Control) -> bool:
-    """Whether this machine decodes anything at all."""
+    """Whether ffmpeg decodes anything at all on this machine."""
     source, decoded = folder / "silence.wav", folder / "silence.pcm.wav"
     try:
         with wave.open(str(source), "wb") as track:
@@ -99,8 +99,8 @@ def _decodes_silence(folder: Path, control: Control) -> bool:
 
 
 def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
-    """The demuxer by content, and the bytes for it: RIFF/WAVE and its kinds for large files, or
-    MPEG layer III without the tags and the padding in front of it."""
+    """The demuxer for the content, and the bytes for it: RIFF/WAVE and its variants for large
+    files, or MPEG layer III without tags and padding in front of it."""
     if data[8:12] == b"WAVE" and data[:4] in (b"RIFF", *_LARGE_WAVES):
         plain = data if data[:4] == b"RIFF" else _as_riff(data)
         _check_samples(plain)
@@ -115,8 +115,8 @@ def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
 
 
 def _check_samples(data: bytes) -> None:
-    """All of them must be there, and be numbers: ffmpeg takes what there is, and makes the loudest
-    sample there is of NaN and infinity. Raises `InvalidMedia`."""
+    """Check that all samples are there and finite. ffmpeg accepts whatever is there, and turns NaN
+    and infinity into the loudest sample. Raises `InvalidMedia`."""
     form = b""
     for name, length, body in _chunks(data):
         if name == b"fmt ":
@@ -131,7 +131,7 @@ def _check_samples(data: bytes) -> None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, memoryview]]:
-    """Name, length as it is claimed, and what of it is there."""
+    """Name, claimed length and present bytes of each chunk."""
     at = _RIFF_HEADER_BYTES
     while at + 8 <= len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -150,8 +150,8 @@ def _are_numbers(form: bytes, body: memoryview) -> bool:
 
 
 def _as_riff(data: bytes) -> bytes:
-    """A large WAV as a plain one, which it fits in. Where its recorder never came to write the
-    sizes, all that follows is sound."""
+    """A large WAV as a plain one, which it fits into. If its recorder never wrote the sizes,
+    everything that follows is sound."""
     at = _RIFF_HEADER_BYTES
     while at + 8 <= len(data) and data[at : at + 4] != b"data":
         length = int.from_bytes(data[at + 4 : at + 8], "little")

@@ -1,8 +1,7 @@
-"""Colours as an sRGB screen shows them: phones save Display P3, scanners grey with a profile, print
-files CMYK, cameras and editors PNG files with their own numbers.
+"""Converts colours to what an sRGB screen shows: phones save Display P3, scanners grey with a
+profile, print files CMYK, cameras and editors PNG files with their own numbers.
 
-Levels were compared with Chromium 156, which is also where it was seen which profile counts for
-which picture.
+Levels were compared with Chromium 156, which also showed which profile counts for which picture.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ _MODES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 
 @dataclass(frozen=True)
 class Numbers:
-    """A colour space without a profile. `light` is the linear light of each of 256 levels, white is
-    1; where it goes beyond, `highlights` are brought down."""
+    """A colour space without a profile. `light` is the linear light of each of 256 levels; white is
+    1. If it goes beyond, `highlights` are brought down."""
 
     light: Floats
     points: Points = _BT709
@@ -71,7 +70,7 @@ Space = bytes | Numbers
 
 
 def to_srgb(image: Image.Image, space: Space | None) -> Image.Image:
-    """`image`, of mode L, RGB or CMYK, as RGB. A space that cannot be used is ignored."""
+    """`image`, of mode L, RGB or CMYK, as RGB. A colour space that cannot be used is ignored."""
     if isinstance(space, Numbers):
         return _by_numbers(image.convert("RGB"), space)
     if space is not None:
@@ -91,7 +90,7 @@ def is_profile(profile: bytes) -> bool:
 
 
 def by_gamma(exponent: float, points: Points | None) -> Numbers | None:
-    """PNG's gAMA and cHRM; None for sRGB, and for what has no meaning."""
+    """The space of PNG's gAMA and cHRM. None for sRGB, and for values without a meaning."""
     if exponent <= 0 or (points and not _usable(points)):
         return None
     if points is None and _NEARLY_SRGB[0] <= exponent <= _NEARLY_SRGB[1]:
@@ -101,7 +100,7 @@ def by_gamma(exponent: float, points: Points | None) -> Numbers | None:
 
 
 def by_code_points(primaries: int, transfer: int) -> Numbers | None:
-    """ITU-T H.273; None for numbers that name no colours."""
+    """The space of ITU-T H.273 numbers. None for numbers that name no colours."""
     points, light = _PRIMARIES.get(primaries), _light(transfer)
     if points is None or light is None:
         return None
@@ -120,8 +119,8 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _by_grey_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """Level by level: LittleCMS takes 33 points of a grey profile, which is 10 levels off in the
-    shadows."""
+    """Convert level by level: LittleCMS takes 33 points of a grey profile, which is 10 levels off
+    in the shadows."""
     levels = _transformed(Image.frombytes("L", (256, 1), bytes(range(256))), profile, _EXACT)
     return Image.merge("RGB", [image.point(channel.tobytes()) for channel in levels.split()])
 
@@ -172,7 +171,7 @@ def _levels() -> Floats:
 
 
 def _light(transfer: int) -> Floats | None:
-    """Linear light of each level (ITU-T H.273, table 3)."""
+    """The linear light of each level (ITU-T H.273, table 3)."""
     v = np.linspace(0, 1, 256)
     if transfer in _GAMMAS:
         light = v ** _GAMMAS[transfer]
@@ -193,7 +192,7 @@ def _light(transfer: int) -> Floats | None:
 
 
 def _pq(v: NDArray[np.float64]) -> NDArray[np.float64]:
-    """SMPTE ST 2084: of 10 000 nits."""
+    """The light of SMPTE ST 2084, of 10 000 nits."""
     m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
     root = v ** (1 / m2)
     result: NDArray[np.float64] = (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1)
@@ -230,7 +229,7 @@ def _tone_curve() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _usable(points: Points) -> bool:
-    """Whether they span a triangle with white somewhere, so that light can be computed."""
+    """Whether the primaries span a triangle with white inside, so that light can be computed."""
     if points[1] <= 0 or max(points) > 2:
         return False
     corners = np.array([[x, y, 1 - x - y] for x, y in _pairs(points)[1:]])

@@ -1,8 +1,8 @@
-"""What a request's URL or data URI points to, as bytes, within a size and a time.
+"""Fetches the bytes behind a request's URL or data URI, within a size and a time.
 
-The URL is a stranger's: it may name this machine or its neighbours, and its server may drip, lie
-or never end. The runpod SDK's pieces dial a checked address; the deadline, the stricter address
-test and the sentences are ours. What the bytes mean is decided elsewhere.
+The URL comes from a stranger. It may name this machine or its neighbours, and its server may drip,
+lie or never end. The runpod SDK's parts dial a checked address; the deadline, the stricter address
+check and the sentences are ours. What the bytes mean is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _NOT_PUBLIC = [
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """`seconds` of wall clock cover names, redirects and body; `allow_private` drops the address
-    test, nothing else."""
+    """`seconds` of wall clock cover names, redirects and body. `allow_private` drops the address
+    check, nothing else."""
 
     max_bytes: int
     seconds: float
@@ -73,7 +73,7 @@ class _Refused(Exception):
 
 
 class _Broken(_Refused):
-    """What may be over in a moment: asked again."""
+    """A failure that may be over in a moment, so the request is made again."""
 
 
 def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> bytes:
@@ -150,7 +150,7 @@ def _inline(uri: str, limits: FetchLimits) -> bytes:
 
 
 def _unquoted(text: str) -> bytes:
-    """Percent-decoded in blocks: at one go, urllib takes 1.1 GB for 20 MB."""
+    """Decode percent signs in blocks: in one go, urllib takes 1.1 GB for 20 MB."""
     data, start = bytearray(), 0
     while start < len(text):
         end = start + _CHUNK_BYTES
@@ -187,9 +187,9 @@ class _Line:
         self._answer: HTTPResponse | None = None
 
     def left(self) -> float:
-        """Seconds left, above zero; raises when there are none or the job must stop.
+        """Seconds left, above zero. Raises if there are none or the job must stop.
 
-        To be asked after every read: a cut may look like the end of the headers or of the body.
+        Call it after every read: a cut may look like the end of the headers or of the body.
         """
         self._control.checkpoint()
         left = self._deadline - time.monotonic()
@@ -198,7 +198,7 @@ class _Line:
         return left
 
     def wait(self, seconds: float) -> None:
-        """As long as there is time, and not past a cancel."""
+        """Wait, as long as there is time, and not past a cancel."""
         end = time.monotonic() + seconds
         while (rest := end - time.monotonic()) > 0:
             time.sleep(min(_POLL_SECONDS, rest, self.left()))
@@ -245,7 +245,8 @@ class _Line:
                     self._handle.shutdown(socket.SHUT_RDWR)
 
     def keep(self, answer: HTTPResponse) -> HTTPResponse:
-        """Close it with the line: urllib3 forgets an answer whose headers it does not like."""
+        """Close it together with the line: urllib3 forgets an answer whose headers it does not
+        like."""
         self._answer = answer
         return answer
 
@@ -260,7 +261,7 @@ class _Line:
 
 @contextmanager
 def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator[None]:
-    """Whatever fails in here is told as `why`, unless it failed because the line was cut."""
+    """Report every failure inside as `why`, unless it happened because the line was cut."""
     from requests.exceptions import ContentDecodingError, SSLError
     from urllib3.exceptions import HTTPError
 
@@ -281,7 +282,7 @@ def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator
 
 
 def _cause(error: BaseException | None) -> str:
-    """The types in an error's chain; their texts hold the whole URL, query included."""
+    """The types in an error's chain. Their texts hold the whole URL with its query."""
     names: list[str] = []
     while error is not None and len(names) < 8:
         number = getattr(error, "errno", None)
@@ -320,8 +321,8 @@ def _follow(url: str, limits: FetchLimits, line: _Line) -> bytes:
 
 
 def _ask(url: str, limits: FetchLimits, line: _Line, body: bytes | None = None) -> Any:
-    """The `requests.Response`, its body unread, of the first address that gives one. With `body`,
-    JSON, it is a POST."""
+    """The `requests.Response`, with its body unread, of the first address that gives one. With
+    `body`, which is JSON, it is a POST."""
     import requests
 
     with _told_as(_BAD_URL, line):
@@ -349,7 +350,7 @@ def _ask(url: str, limits: FetchLimits, line: _Line, body: bytes | None = None) 
 
 
 def _addresses(host: str, limits: FetchLimits, line: _Line) -> list[str]:
-    """The addresses of `host`, all of them public: one that is not makes the host hostile."""
+    """The addresses of `host`. All must be public: one that is not makes the host hostile."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def resolve() -> None:
@@ -377,7 +378,7 @@ def _addresses(host: str, limits: FetchLimits, line: _Line) -> list[str]:
 
 
 class _Answer(HTTPResponse):
-    """As the standard library's, which takes a chunk of size -1 for "read everything"."""
+    """An answer of the standard library, which takes a chunk of size -1 for "read everything"."""
 
     def _safe_read(self, amt: int) -> bytes:
         if amt < 0:
@@ -386,7 +387,8 @@ class _Answer(HTTPResponse):
 
 
 def _adapter(ip: str, line: _Line) -> Any:
-    """The SDK's adapter, which keeps Host, SNI and the certificate's name, on sockets of `line`."""
+    """The SDK's adapter, which keeps Host, SNI and the name of the certificate, on sockets of
+    `line`."""
     from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter
 
     class Adapter(PinnedIPAdapter):  # type: ignore[misc]

@@ -1,6 +1,6 @@
-"""The ffmpeg that comes with pip (imageio-ffmpeg): where it is, and how it is supervised.
+"""Finds the ffmpeg that comes with pip (imageio-ffmpeg), runs it and watches it.
 
-An ffmpeg that does nothing for `Control.hang_seconds` is killed, so that it costs its job alone.
+An ffmpeg that does nothing for `Control.hang_seconds` is killed, so that only its own job fails.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PART_BYTES = 1 << 20
 
 
 class Failed(Exception):
-    """ffmpeg ended badly; the text is what it last said, for the log and never for a caller.
+    """ffmpeg failed. The text is its last words, for the log and never for a caller.
 
-    `here`: for something of this machine, whatever it was given: it did not start, was killed, had
+    `here`: the cause is this machine, whatever the input was: ffmpeg did not start, was killed, had
     no room or no time.
     """
 
@@ -46,7 +46,7 @@ def executable() -> str:
 
 
 def version() -> str:
-    """The binary's own first line. Raises `ConfigurationError` when it does not run."""
+    """The first line that the binary prints. Raises `ConfigurationError` if it does not run."""
     try:
         command = [executable(), "-version"]
         output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -69,7 +69,7 @@ class Filter:
     """An ffmpeg that turns bytes into bytes while its owner does something else."""
 
     def __init__(self, arguments: Sequence[str], frames: NDArray[np.uint8]) -> None:
-        """Starts it; `frames` go to its standard input. Raises `Failed`."""
+        """Start ffmpeg; `frames` go to its standard input. Raises `Failed`."""
         self._process = _started(arguments, subprocess.PIPE, subprocess.PIPE)
         self._output = self._errors = b""
         data = np.ascontiguousarray(frames).reshape(-1).data
@@ -83,7 +83,8 @@ class Filter:
         return not self._thread.is_alive()
 
     def result(self, control: Control) -> bytes:
-        """What it wrote, when it has ended. Raises `Failed`, or what `control.checkpoint` says."""
+        """The output of ffmpeg, once it has ended. Raises `Failed`, or what `control.checkpoint`
+        raises."""
         patience = _Patience(control)
         while not self.done:
             self._thread.join(_POLL_SECONDS)
@@ -105,8 +106,8 @@ class Filter:
 
 
 class Input:
-    """The standard input of an ffmpeg, which never waits longer than `Control.hang_seconds` for
-    ffmpeg to do something."""
+    """The standard input of an ffmpeg. It never waits longer than `Control.hang_seconds` for ffmpeg
+    to do something."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: Control) -> None:
         assert process.stdin is not None
@@ -114,8 +115,8 @@ class Input:
         os.set_blocking(self._pipe.fileno(), False)
 
     def write(self, data: memoryview) -> None:
-        """All of `data`, of any shape. Raises BrokenPipeError when ffmpeg takes no more, `Failed`
-        when it hangs, or what `control.checkpoint` says."""
+        """Write all of `data`, of any shape. Raises BrokenPipeError if ffmpeg takes no more,
+        `Failed` if it hangs, or what `control.checkpoint` raises."""
         rest, patience = data.cast("B") if data.nbytes else data, _Patience(self._control)
         room = select.poll()
         room.register(self._pipe.fileno(), select.POLLOUT)
@@ -130,7 +131,7 @@ class Input:
         self._control.checkpoint()
 
     def finish(self) -> int:
-        """Close it, and wait for ffmpeg's end: its status. Raises as `write` does."""
+        """Close it, wait for ffmpeg to end and return its status. Raises what `write` raises."""
         with suppress(BrokenPipeError):  # it ended early; its status says why
             self._pipe.close()
         patience = _Patience(self._control)
@@ -153,7 +154,7 @@ def _hangs(control: Control) -> Failed:
 
 
 class _Patience:
-    """With a process: whether it has done nothing for `Control.hang_seconds`."""
+    """Watches whether a process has done nothing for `Control.hang_seconds`."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
@@ -174,7 +175,7 @@ class _Patience:
 
 
 def _ticks(process: subprocess.Popen[bytes]) -> int:
-    """Time that it has had on a core, in the system's ticks; 0 where that is not told."""
+    """The time that the process has had on a core, in ticks of the system; 0 if that is unknown."""
     try:
         with open(f"/proc/{process.pid}/stat") as file:  # noqa: PTH123 - twenty times a second
             fields = file.read().rpartition(") ")[2].split()
@@ -187,10 +188,12 @@ def _ticks(process: subprocess.Popen[bytes]) -> int:
 def running(
     arguments: Sequence[str], control: Control, *, seconds: float | None = None
 ) -> Iterator[Input]:
-    """Run ffmpeg with `arguments` and give its standard input; leaving the block waits for its end.
+    """Run ffmpeg with `arguments` and yield its standard input. Leaving the block waits for its
+    end.
 
-    It is killed when the job is cancelled or late, when `seconds` have passed, when it hangs and
-    when the block raises. Raises `Failed` with its last words, or what `control.checkpoint()` says.
+    ffmpeg is killed when the job is cancelled or late, when `seconds` have passed, when it hangs
+    and when the block raises. Raises `Failed` with its last words, or what `control.checkpoint()`
+    raises.
     """
     with tempfile.TemporaryFile() as errors:
         process = _started(arguments, subprocess.DEVNULL, errors)
@@ -226,8 +229,9 @@ def _started(
 
 
 def _give_way(process: subprocess.Popen[bytes]) -> None:
-    """What makes the frames goes first: an encoder thread that takes a core from it stalls all of
-    its threads, while the encoder catches up whenever they wait."""
+    """Lower its priority, so that whatever makes the frames goes first: an encoder thread that
+    takes a core from it stalls all of its threads, while the encoder catches up whenever they
+    wait."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
 

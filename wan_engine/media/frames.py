@@ -1,4 +1,4 @@
-"""Frames one after the other, as `upscale` and `retime` take them: a shot at a time, and as many as
+"""Passes frames on one by one, as `upscale` and `retime` need them: shot by shot, and as many as
 the plan has."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SENTENCE = "The clip could not be encoded"
 
 
 def one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
-    """Each frame by itself; closes `frames`, if it is a generator, when it is closed."""
+    """Yield each frame by itself. Closes `frames`, if it is a generator, when it is closed."""
     try:
         for chunk in frames:
             yield from chunk
@@ -32,7 +32,8 @@ def one_by_one(frames: Iterable[Frames]) -> Generator[Frame, None, None]:
 
 
 def of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
-    """The frames of `shot`, which are next in `source`. Raises `EncodeFailed` if they end early."""
+    """The frames of `shot`, which come next in `source`. Raises `EncodeFailed` if they end
+    early."""
     count = 0
     for frame in islice(source, shot.source_frames):
         count += 1
@@ -43,7 +44,7 @@ def of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
 
 
 def ended(source: Iterator[Frame], plan: Plan) -> None:
-    """Raises `EncodeFailed` when there are more frames than the plan has."""
+    """Raise `EncodeFailed` if there are more frames than the plan has."""
     if next(source, None) is not None:
         log.error("the model gave more than the %d frames of the plan", plan.source_frames)
         raise EncodeFailed(_SENTENCE)

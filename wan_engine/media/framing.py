@@ -1,5 +1,5 @@
-"""Where to look in a picture, and a part of it. No model: the estimate is plain image statistics,
-the same for the same picture."""
+"""Estimates where the subject of a picture is, and crops pictures. Plain image statistics, no
+model: the same picture always gives the same result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _COLOUR_WEIGHT, _EDGE_WEIGHT = 1.0, 0.5
 def subject(image: Image.Image) -> tuple[float, float]:
     """Where the subject of an RGB picture is likely to be, as fractions of its width and height.
 
-    The centre of what differs in colour from the picture's rim or has edges, pulled towards the
-    middle. A guess is all that is needed: the crops around it keep 60 % of each side.
+    It is the centre of everything that differs in colour from the picture's rim or has edges,
+    pulled towards the middle. A guess is enough: the crops around it keep 60 % of each side.
     """
     scale = min(1.0, _SIDE_PIXELS / max(image.size))
     sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -1,4 +1,4 @@
-"""From bytes of a stranger to an upright 8-bit RGB picture, and from that to a model's size.
+"""Turns a stranger's bytes into an upright 8-bit RGB picture, and fits it to a model's size.
 
 The content decides, never a name or a declared type. Every limit is checked before pixels are
 decoded.
@@ -50,10 +50,10 @@ class ImageLimits:
 
 
 def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -> Image.Image:
-    """The picture in `data`: EXIF or XMP orientation applied, sRGB, alpha on white, mode RGB.
+    """The picture in `data`: EXIF or XMP orientation applied, in sRGB, alpha on white, mode RGB.
 
     Raises `InvalidMedia` for other formats, animations, sides outside `limits` and damaged files.
-    With `first_frame`, GIF is a format too, and of an animation its first frame is taken.
+    With `first_frame`, GIF is accepted too, and the first frame of an animation is taken.
     """
     formats = (*_FORMATS, "GIF") if first_frame else _FORMATS
     try:
@@ -100,7 +100,7 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
 
 
 def _whole_jpeg(data: bytes) -> Image.Image:
-    """Decoded, where all of it is there: its end marker may be missing, but nothing before it."""
+    """Decode a JPEG that is whole. Its end marker may be missing, but nothing before it."""
     outline = jpeg.outline(data)
     if len(outline.scans) > jpeg.MAX_SCANS:
         raise InvalidMedia("image", "the image is damaged")
@@ -128,7 +128,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _mended_webp(data: bytes) -> bytes:
-    """A WEBP with the size of the chunks that are there: its last padding byte, or what follows the
+    """A WEBP with the size of the chunks that are there. Its last padding byte, or what follows the
     picture, may be missing."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return data
@@ -152,7 +152,8 @@ def _bmp_profile(data: bytes) -> bytes | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Not `ImageOps.exif_transpose`: it writes all other tags back and fails where one is odd."""
+    """Apply the orientation. `ImageOps.exif_transpose` would write all other tags back, and fail if
+    one is odd."""
     # Pillow looks into XMP too, and takes what is none for an orientation.
     image.info.pop("XML:com.adobe.xmp", None)
     packet = image.info.pop("xmp", b"")
@@ -161,7 +162,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """1 to 8, or 0 where there is none."""
+    """1 to 8, or 0 if there is none."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 0)
         return orientation if orientation in range(1, 9) else 0
@@ -179,7 +180,8 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _xmp_orientation(packet: bytes) -> int:
-    """As `_exif_orientation`. Searched, not parsed: XML of strangers can grow without end."""
+    """Like `_exif_orientation`. It searches instead of parsing, because XML of strangers can grow
+    without end."""
     packet = packet[:_XMP_BYTES].replace(b"\0", b"")  # UTF-16 and UTF-32 become ASCII
     names = {*_TIFF_NAMESPACE.findall(packet)} or {b"tiff"}
     for name in names:
@@ -189,7 +191,7 @@ def _xmp_orientation(packet: bytes) -> int:
 
 
 def _rgb(image: Image.Image, space: Space | None) -> Image.Image:
-    """Colours first, then transparency on white: so do browsers."""
+    """Convert colours first, then put transparency on white, as browsers do."""
     colour, alpha = _apart(image)
     picture = colours.to_srgb(colour, space)
     if alpha is None:
@@ -198,7 +200,7 @@ def _rgb(image: Image.Image, space: Space | None) -> Image.Image:
 
 
 def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The picture as L, RGB or CMYK, and how much of each pixel is there, of 255."""
+    """The picture as L, RGB or CMYK, and the opacity of each pixel, of 255."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         # 16 bits a sample: the high byte. Pillow's own conversion would clip at 255.

@@ -1,6 +1,7 @@
-"""From the overlapping segments of a shot to one row of frames: nothing repeated, nothing missing.
+"""Joins the overlapping segments of a shot into one row of frames: nothing repeated, nothing
+missing.
 
-Pure arithmetic on frames in host memory; it holds the overlap and the chunk that comes in.
+It is pure arithmetic on frames in host memory, and holds the overlap and one chunk.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ ColourTable = NDArray[np.uint8]
 
 
 class Joined:
-    """Takes the frames of one segment after the other and gives those that are shown.
+    """Takes the frames of one segment after the other and returns those that are shown.
 
     The last `Segment.carried` frames wait for the next segment, whose first `repeated` frames show
-    the same. With `blend` these are cross-faded and the whole segment takes the colours of the one
-    before; without it the older frames are shown and the newer left out.
+    the same. With `blend` these are cross-faded, and the whole segment takes the colours of the one
+    before. Without it, the older frames are shown and the newer ones are dropped.
     """
 
     def __init__(self, *, blend: bool) -> None:
@@ -36,23 +37,24 @@ class Joined:
         self._table: ColourTable | None = None
 
     def begin(self, segment: Segment) -> None:
-        """What `add` gets from now on belongs to `segment`."""
+        """Announce that `add` gets frames of `segment` from now on."""
         self._segment, self._seen, self._repeated, self._table = segment, 0, None, None
 
     @property
     def tail(self) -> Frames:
-        """The frames that wait, uint8 [hold, height, width, 3]: where the next segment begins."""
+        """The waiting frames, uint8 [hold, height, width, 3], with which the next segment
+        begins."""
         assert self._waiting is not None, "no frame came yet"
         return self._waiting
 
     @property
     def complete(self) -> bool:
-        """Whether the segment's frames that are shown are here; what follows was sampled to make
-        whole latents of them."""
+        """Whether all frames of the segment that are shown have come. The rest was sampled only to
+        fill whole latents."""
         return self._seen >= self._segment.repeated + self._segment.shown
 
     def add(self, chunk: Frames) -> Frames:
-        """Frames of the segment in, frames to show out; often another number of them."""
+        """Take frames of the segment, return frames to show; often another number of them."""
         segment, before = self._segment, self._seen
         self._seen += len(chunk)
         repeated = chunk[: max(0, segment.repeated - before)]

@@ -1,12 +1,12 @@
-"""Whether a JPEG is whole. libjpeg fills what is missing with grey and says nothing; an end marker
-proves nothing either, as whoever cut the file may have written one.
+"""Checks whether a JPEG is whole. libjpeg silently fills what is missing with grey, and an end
+marker proves nothing, because whoever cut the file may have written one.
 
-The bits that come after a scan's last one belong to nobody. So the picture is decoded once more
-with other bits there: where that changes a pixel, bits of the picture itself are missing.
+The bits behind the last one of a scan belong to nobody. So the picture is decoded once more with
+other bits there: if that changes a pixel, bits of the picture itself are missing.
 
-What is damaged in the middle may also end too late. Restart markers are counted; and a page with an
-error, or many zeros, must not be what the picture is made of. Flat pictures are made of zeros, but
-of exactly as many as there are.
+Damage in the middle may also make a scan end too late. So restart markers are counted, and neither
+a page with an error nor many zeros may be what the picture is made of. Flat pictures are made of
+zeros, but of exactly as many as there are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FIRST_BYTES = (0xB6, 0x2D, 0xE9, 0x53)  # of other bits: ones first, and zeros
 
 @dataclass
 class Scan:
-    """One pass over the picture: `data[start:end]` is its bits."""
+    """One pass over the picture: `data[start:end]` has its bits."""
 
     start: int
     end: int
@@ -55,7 +55,7 @@ class Scan:
 
 @dataclass
 class Outline:
-    """What the segments of a JPEG say: passes over the picture, and where the last one ends."""
+    """What the segments of a JPEG say: the passes over the picture, and where the last one ends."""
 
     scans: list[Scan] = field(default_factory=list)
     end: int = 0
@@ -73,7 +73,7 @@ class Outline:
         return bool(self._missing) and not any(map(any, self._missing.values()))
 
     def segment(self, marker: int, at: int, segment: bytes) -> None:
-        """Take in what it says; `at` is where its length is."""
+        """Read one segment; `at` is where its length is."""
         if self.scans and self.scans[-1].end == 0:
             self.scans[-1].end = at - len(_END)  # and 0xff that fill the space
         if marker in _FRAMES:
@@ -128,8 +128,8 @@ class Outline:
 
 
 def outline(data: bytes) -> Outline:
-    """Up to the end of the picture; other pictures or films may follow. Raises IndexError, KeyError
-    or ValueError where a segment is cut."""
+    """Read up to the end of the picture; other pictures or films may follow. Raises IndexError,
+    KeyError or ValueError if a segment is cut."""
     found = Outline()
     for marker, at in _segments(data):
         found.segment(marker, at, data[at : at + int.from_bytes(data[at : at + 2])])
@@ -143,7 +143,7 @@ def outline(data: bytes) -> Outline:
 
 
 def check_whole(image: Image.Image, data: bytes, found: Outline) -> None:
-    """Raises `InvalidMedia` when bits of `image`, the decoded `data`, are missing or damaged."""
+    """Raise `InvalidMedia` if bits of `image`, the decoded `data`, are missing or damaged."""
     whole = found.complete and all(_has_its_restarts(data, scan) for scan in found.scans)
     if whole and found.has_end:  # who wrote one has rarely cut the file: less work
         whole = _needs_no_more(image, data, found, _FIRST_BYTES[:2])
@@ -178,8 +178,8 @@ def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
 def _first_mark(
     pattern: re.Pattern[bytes], data: bytes, scans: Sequence[Scan]
 ) -> Iterator[tuple[Scan, int]]:
-    """The scan in which it is found first, and where; no further ones, for the time that each look
-    takes."""
+    """The first scan in which it is found, and where. Further ones are not looked at, because each
+    look takes time."""
     for scan in scans:
         if mark := pattern.search(data, scan.start, scan.end):
             yield scan, mark.start()
@@ -187,7 +187,7 @@ def _first_mark(
 
 
 def _needs(image: Image.Image, data: bytes, found: Outline, scan: Scan, start: int) -> bool:
-    """Whether it looks other without the bits of `scan` from `start` on."""
+    """Whether the picture looks different without the bits of `scan` from `start` on."""
     rest = data[scan.end : found.end] + _end(data, found)
     for first in _FIRST_BYTES[:2]:
         fill = _fill(first, _next_restart(data, scan.start, start))
@@ -209,7 +209,7 @@ def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline
 def _needs_no_more(
     image: Image.Image, data: bytes, found: Outline, first_bytes: Sequence[int] = _FIRST_BYTES
 ) -> bool:
-    """Whether it looks the same whatever comes behind the end of each scan."""
+    """Whether the picture looks the same whatever comes behind the end of each scan."""
     return all(_shows(image, _filled(data, found, first)) for first in first_bytes)
 
 

@@ -1,8 +1,9 @@
-"""Where the sound of an MP3 file begins, and whether all of it is there: recorders put tags, zeros
-or the rest of another frame in front of it, and a decoder skips in silence what is no frame.
+"""Finds where the sound of an MP3 file begins, and checks that all of it is there. Recorders put
+tags, zeros or the rest of another frame in front of it, and a decoder silently skips what is no
+frame.
 
-A last frame that is cut proves nothing, as many programs cut where they like. A file without a
-header that counts its frames (Xing, VBRI) may end anywhere.
+A last frame that is cut proves nothing, because many programs cut anywhere. A file without a header
+that counts its frames (Xing, VBRI) may end anywhere.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_02
 
 
 def is_frame(header: bytes) -> bool:
-    """Whether a frame may begin so. Many other bytes do as well."""
+    """Whether a frame may begin with these bytes. Many other bytes look the same."""
     return _SYNC.match(header) is not None
 
 
 def first_frame(data: bytes) -> int | None:
-    """Where the first of three frames in a row begins, or of all there are up to the end."""
+    """The start of the first of three frames in a row, or of all frames that are there up to the
+    end."""
     start = _behind_tags(data)
     for found in _SYNC.finditer(data, start, start + _SEARCHED_BYTES):
         if _row_begins(data, found.start()):
@@ -52,8 +54,9 @@ def first_frame(data: bytes) -> int | None:
 
 
 def check_whole(data: bytes, start: int) -> None:
-    """Raises `InvalidMedia` when, from the frame at `start` on, more than a hundredth is no frame,
-    or missing from those that the file's own header counts, or a page with an error was sent."""
+    """Raise `InvalidMedia` if, from the frame at `start` on, more than a hundredth is no frame or
+    is missing from those that the file's own header counts, or if the file is a page with an
+    error."""
     sound, padding = _without_tail(data[start:])
     walk = _Walk(sound, allowed_bytes=_LEAST_LOST_BYTES + len(sound) // 100)
     least, most = _PADDING_BYTES
@@ -158,7 +161,7 @@ def _behind_tags(data: bytes, at: int = 0) -> int:
 
 
 def _tag_end(data: bytes, at: int) -> int:
-    """`at` where no tag begins there."""
+    """Where the tag at `at` ends; `at` if no tag begins there."""
     head = data[at : at + 32]
     if head[:3] == b"ID3":
         footer = _ID3_HEADER_BYTES if head[5:6] > b"\x0f" and head[5] & 0x10 else 0
@@ -189,7 +192,7 @@ def _row_begins(data: bytes, at: int) -> bool:
 
 
 def _frame_bytes(header: bytes) -> int:
-    """0 for what is no header of a frame with a length."""
+    """The length of a frame by its header; 0 if it is no such header."""
     if len(header) < _HEADER_BYTES or not is_frame(header):
         return 0
     version, rate = header[1] >> 3 & 3, header[2] >> 2 & 3

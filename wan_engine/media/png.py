@@ -1,6 +1,6 @@
-"""The chunks of a PNG (w3.org/TR/png-3): those that make the picture, and what they say of its
-colours. Pillow refuses a picture for a note beside it that is too long, broken or cut, and reads
-none of the colour chunks as a browser does."""
+"""Reads the chunks of a PNG (w3.org/TR/png-3) that make the picture, and those about its colours.
+Pillow refuses a picture because of a note beside it that is too long, broken or cut, and does not
+read the colour chunks as browsers do."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class _Chunk:
 
 
 def picture_alone(data: bytes) -> bytes:
-    """The same picture without the chunks that do not make it, and with an end. One whose last data
-    are cut is as it was: an end would be taken for data."""
+    """The same picture without the chunks that do not make it, and with an end. If its last data
+    are cut, it is returned as it was: an end would be taken for data."""
     view, parts, at = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
     for chunk in _chunks(view):
         at += len(chunk.whole)
@@ -66,7 +66,7 @@ def picture_alone(data: bytes) -> bytes:
 
 
 def check_whole(data: bytes) -> None:
-    """Raises `InvalidMedia` where rows of a picture that Pillow has decoded are missing, which it
+    """Raise `InvalidMedia` if rows of a picture that Pillow has decoded are missing, which it
     leaves black, or are not those that were written."""
     missing = _row_bytes(data)
     try:
@@ -85,7 +85,7 @@ def has_grey_and_alpha(data: bytes) -> bool:
 
 
 def space_of(data: bytes) -> Space | None:
-    """The colour space that a browser takes: of cICP, iCCP, sRGB and gAMA with cHRM the first that
+    """The colour space that a browser takes: the first of cICP, iCCP, sRGB and gAMA with cHRM that
     is there and can be used."""
     notes: dict[bytes, bytes] = {}
     for chunk in _chunks(memoryview(data)):
@@ -104,7 +104,7 @@ def space_of(data: bytes) -> Space | None:
 
 
 def _chunks(data: memoryview) -> Iterator[_Chunk]:
-    """Up to the end, or to the first that is cut or none."""
+    """The chunks up to the end, or up to the first that is cut or is none."""
     at = len(SIGNATURE)
     while at + _HEAD.size + _CHECK_BYTES <= len(data):
         length, kind = _HEAD.unpack_from(data, at)
@@ -117,7 +117,7 @@ def _chunks(data: memoryview) -> Iterator[_Chunk]:
 
 
 def _rows(data: bytes) -> Iterator[_Chunk]:
-    """Those of the first picture; the last one may be cut."""
+    """The rows of the first picture. The last one may be cut."""
     view, at, begun = memoryview(data), len(SIGNATURE), False
     while at + _HEAD.size <= len(data):
         length, kind = _HEAD.unpack_from(data, at)
@@ -144,7 +144,7 @@ def _inflated(chunks: Iterable[_Chunk]) -> Iterator[bytes]:
 
 
 def _row_bytes(data: bytes) -> int:
-    """Length of all rows, each with the byte of its filter."""
+    """The length of all rows, each with the byte of its filter."""
     width, height, depth, colour, interlaced = _IHDR.unpack_from(data, len(SIGNATURE) + _HEAD.size)
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     total = 0
@@ -164,7 +164,7 @@ def _belongs(chunk: _Chunk) -> bool:
 
 
 def _is_short_note(kind: bytes, body: bytes) -> bool:
-    """Whether it may tell the orientation, and stays small when it is unpacked."""
+    """Whether it may have the orientation, and stays small when it is unpacked."""
     if not body.startswith((_XMP, _OLD_EXIF)) or len(body) > _MAX_TEXT_BYTES:
         return False
     _, _, rest = body.partition(b"\0")

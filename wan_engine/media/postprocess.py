@@ -1,6 +1,6 @@
-"""From the model's frames to the clip's: larger pictures, then more of them a second.
+"""Turns the model's frames into the clip's: larger pictures, then more frames per second.
 
-What does it is decided when the engine is made; the networks among them are read with the model.
+The constructor decides how. Networks for it are loaded together with the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _NETWORKS = ("realesrgan", "kandinsky-sr")
 
 
 class Postprocess:
-    """Raises `ConfigurationError` when made or loaded for what a setting names and is not here."""
+    """Raises `ConfigurationError` when it is made or loaded, if a setting names something that is
+    not here."""
 
     def __init__(self, settings: Settings, device: str) -> None:
         self._settings = settings
@@ -33,9 +34,9 @@ class Postprocess:
         self._upscaler: upscale.Upscaler | None = None
 
     def load(self) -> None:
-        """The weights of networks, so that wrong ones refuse to start."""
-        log.info("frames between by %s (%s)", self.interpolation, self._interpolation_reason)
-        log.info("larger pictures by %s (%s)", self.upscaling, self._upscaling_reason)
+        """Load the weights of the networks, so that wrong ones stop the start."""
+        log.info("interpolation: %s (%s)", self.interpolation, self._interpolation_reason)
+        log.info("upscaling: %s (%s)", self.upscaling, self._upscaling_reason)
         if self.interpolation == "rife":
             self._between()
         if self.upscaling in _NETWORKS:
@@ -45,7 +46,7 @@ class Postprocess:
         self, frames: Generator[Frames, None, None], plan: Plan, control: Control
     ) -> tuple[Generator[Frames, None, None], Plan]:
         """The model's frames as the clip has them, and the plan by which they are encoded. Closes
-        what it was given when it is closed."""
+        its source when it is closed."""
         if self._enlarges(plan):
             frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
             plan = upscale.upscaled(plan)
@@ -54,7 +55,7 @@ class Postprocess:
         return frames, plan
 
     def describe(self, plan: Plan) -> list[str]:
-        """What is not the model's own in a clip, in words."""
+        """What was added to the model's own frames, in words."""
         parts = []
         if upscale.is_larger(plan):
             how = self.upscaling if self._enlarges(plan) else "lanczos"
@@ -64,7 +65,7 @@ class Postprocess:
         return parts
 
     def warnings(self, plan: Plan) -> list[str]:
-        """What a result has to say about it."""
+        """The warnings for a result."""
         chosen = self._settings.interpolation == "auto"
         if chosen and self.interpolation == "blend" and plan.fps != plan.source_fps:
             return [

@@ -1,8 +1,8 @@
-"""From the model's frames a second to the clip's: frame i of a shot is at exactly i / fps.
+"""Changes the frame rate from the model's to the clip's: frame i of a shot is at exactly i / fps.
 
-A stage of the stream: it takes and gives frames one after the other and holds two of them, or for
-`mci` some windows of about half a second. No frame is made from two shots. It knows plans and
-frames, not models or requests.
+It is a stage of the stream: it takes and yields frames one after the other and holds two of them,
+or for `mci` some windows of about half a second. No frame is made from two shots. It knows plans
+and frames, not models or requests.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _WORKING_SHARE = 1 / 16  # of the machine's memory, where that is more
 
 
 def choose(settings: Settings) -> tuple[Interpolation, str]:
-    """The way to make frames, and why.
+    """The way to make frames, and why it was chosen.
 
-    `auto` prefers RIFE where its weights are named; then motion compensation, for a mean of two
-    frames shows every moving edge twice. Raises `ConfigurationError` for what is named and cannot
-    work.
+    `auto` prefers RIFE if its weights are named, then motion compensation, because a mean of two
+    frames shows every moving edge twice. Raises `ConfigurationError` for a way that is named and
+    cannot work.
     """
     wanted = settings.interpolation
     if wanted == "rife" or (wanted == "auto" and settings.rife_weights):
@@ -70,10 +70,10 @@ def choose(settings: Settings) -> tuple[Interpolation, str]:
 def retime(
     frames: Iterable[Frames], plan: Plan, method: Between | Literal["mci"], control: Control
 ) -> Generator[Frames, None, None]:
-    """The `plan.frames` of the clip from the `plan.source_frames` of the model.
+    """Yield the `plan.frames` of the clip from the `plan.source_frames` of the model.
 
-    Where a shot has no source frame behind its end, its last one stays. Raises `EncodeFailed` when
-    `frames` are not as many as planned.
+    If a shot has no source frame behind its end, its last one stays. Raises `EncodeFailed` unless
+    there are as many `frames` as planned.
     """
     rate = _Rate(plan.source_fps, plan.fps)
     with closing(one_by_one(frames)) as source:
@@ -121,9 +121,10 @@ def _between_neighbours(
 def _motion_compensated(
     source: Iterator[Frame], count: int, rate: _Rate, control: Control
 ) -> Iterator[Frames]:
-    """`minterpolate` on windows, each in a process of its own, for the filter uses one core.
+    """Run `minterpolate` on windows, each in a process of its own, because the filter uses one
+    core.
 
-    A window begins where a source frame and a frame of the clip fall together, so that each has the
+    A window begins where a source frame and a frame of the clip fall together, so that all have the
     same arithmetic, and ends with the first source frame of the next.
     """
     working: deque[ffmpeg.Filter] = deque()
@@ -161,7 +162,7 @@ def _windows(
 
 
 def _wide_enough(window: Frames) -> Frames:
-    """Repeats the last rows and columns of a strip that is too thin for the filter."""
+    """Repeat the last rows and columns of a strip that is too thin for the filter."""
     down, right = (max(0, _FILTER_SIDE - side) for side in window.shape[1:3])
     if not (down or right):
         return window
@@ -179,8 +180,8 @@ def _result(working: deque[ffmpeg.Filter], shape: tuple[int, ...], control: Cont
 
 
 def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
-    """The filter gives nothing behind the last frame but one: the last is repeated, then what is
-    too much is cut off."""
+    """The arguments of ffmpeg. The filter returns nothing behind the last frame but one, so the
+    last one is repeated and the surplus is cut off."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]
     size = f"{window.shape[2]}x{window.shape[1]}"
     filters = (
@@ -195,8 +196,8 @@ def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
 
 
 def _windows_at_once(window: Frames, shown: int) -> int:
-    """As many as there are cores, within the memory that they may take: of a model that renders
-    for a minute on a large machine the rest should not wait for three cores."""
+    """As many as there are cores, within the memory that they may take. On a large machine, a clip
+    that renders for a minute should not wait for three cores."""
     frame = window[0]
     raw = 2 * (len(window) + shown) * frame.nbytes  # here, and as YUV in ffmpeg's queues
     filtering = frame.shape[0] * frame.shape[1] * _FILTER_BYTES_A_PIXEL

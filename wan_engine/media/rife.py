@@ -1,6 +1,7 @@
-"""RIFE 4.26 through ccvfi: frames between two, by a small network on the engine's device.
+"""RIFE 4.26 through ccvfi: a small network that makes frames between two, on the engine's device.
 
-torch and ccvfi are imported when they are used. Weights come from a file that the operator names.
+torch and ccvfi are imported when they are used. The weights come from a file that the operator
+names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MULTIPLE = 64  # the coarsest of five pyramid levels is 1/16, in blocks of 4 (i
 
 
 def check(weights: Path | None) -> None:
-    """Raises `ConfigurationError` unless the package can be imported and the file is there."""
+    """Raise `ConfigurationError` unless the package can be imported and the file is there."""
     if weights is None:
         raise ConfigurationError(
             "WAN_INTERPOLATION is `rife`, which needs WAN_RIFE_WEIGHTS: the path of "
@@ -38,8 +39,8 @@ def check(weights: Path | None) -> None:
 
 
 class Rife:
-    """The loaded network. float32, for its coordinates in half precision are off by half a
-    pixel of a 1080p frame."""
+    """The loaded network. It runs in float32, because its coordinates in half precision are off by
+    half a pixel of a 1080p frame."""
 
     def __init__(self, weights: Path, device: str) -> None:
         """Raises `ConfigurationError` when the file does not hold this network."""
@@ -87,7 +88,7 @@ class Rife:
         return frame
 
     def forget(self) -> None:
-        """Let go of the grids that the package keeps for every size it has seen."""
+        """Free the grids that the package keeps for every size it has seen."""
         import_module("ccvfi.arch.arch_utils.warplayer").backwarp_tenGrid.clear()
 
 

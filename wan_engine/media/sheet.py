@@ -1,4 +1,5 @@
-"""A contact sheet: a clip's frames beside each other, with their times and the cuts marked."""
+"""Draws a contact sheet: frames of a clip next to each other, with their times and the cuts
+marked."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _BACKGROUND, _TEXT, _CUT = (24, 24, 24), (235, 235, 235), (255, 90, 60)
 
 @dataclass(frozen=True)
 class SheetFrame:
-    """One picture of the sheet: the frame's number in the clip, and whether a shot begins there."""
+    """One picture of the sheet: the number of its frame in the clip, and whether a shot begins
+    there."""
 
     number: int
     is_cut: bool = False
@@ -38,8 +40,8 @@ def choose_frames(frames: int, fps: int, cut_seconds: Sequence[float]) -> list[S
 
 
 def write_sheet(video: Path, shown: Sequence[SheetFrame], fps: int, target: Path) -> None:
-    """Draw the frames `shown` of the file `video` to a PNG, which is whole or not there. Raises
-    `EncodeFailed`, and `PathRefused` where it cannot be written."""
+    """Draw the frames `shown` of the file `video` to a PNG, which appears whole or not at all.
+    Raises `EncodeFailed`, and `PathRefused` if it cannot be written."""
     pictures = _extract(video, [frame.number for frame in shown])
     width, height = pictures[0].size
     columns = min(_COLUMNS, len(pictures))
@@ -80,7 +82,7 @@ def _extract(video: Path, numbers: Sequence[int]) -> list[Image.Image]:
 
 
 def _split(data: bytes) -> list[Image.Image]:
-    """Pictures one behind the other as binary PPM: `P6`, width and height, 255, pixels."""
+    """Split a row of binary PPM pictures: `P6`, width and height, 255, pixels."""
     pictures, start = [], 0
     while start < len(data):
         head = data[start : start + 64].split(b"\n", 3)

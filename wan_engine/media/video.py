@@ -1,4 +1,4 @@
-"""Frames in, mp4 out: one ffmpeg process that crops, scales, encodes and muxes while frames
+"""Encodes frames to mp4: one ffmpeg process crops, scales, encodes and muxes while frames
 arrive."""
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Sound = AudioTrack | Literal["silence"] | None
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """x264 `crf` and `preset`; `comment` goes into the file's metadata unless it is empty."""
+    """x264's `crf` and `preset`. `comment` goes into the metadata of the file unless it is
+    empty."""
 
     crf: int = 17
     preset: str = "medium"
@@ -43,12 +44,12 @@ def encode(
     options: EncodeOptions,
     control: Control,
 ) -> EncodedVideo:
-    """Write exactly `plan.frames` frames to `path`, H.264 High yuv420p BT.709, with `audio` beside
-    them.
+    """Write exactly `plan.frames` frames to `path`, H.264 High yuv420p BT.709, together with
+    `audio`.
 
-    `frames` yields chunks of rendered size as the model makes them; nothing is kept. The sound is
-    cut or padded with silence to the picture's length. On any failure no file stays behind; raises
-    `EncodeFailed`, or what `frames` or `control` raised.
+    `frames` yields chunks of the rendered size as the model makes them; nothing is kept. The sound
+    is cut or padded with silence to the length of the picture. If it fails, no file stays behind;
+    raises `EncodeFailed`, or what `frames` or `control` raised.
     """
     count, shape = 0, (plan.render_height, plan.render_width, 3)
     try:

@@ -1,1 +1,2 @@
-"""What a job needs of this machine while it runs: recipe, memory, scratch folder, time, faults."""
+"""What a job needs from this machine while it runs: recipe, memory, scratch folder, time,
+faults."""

@@ -1,7 +1,7 @@
-"""Whether this machine can compile what torch generates, decided by compiling something.
+"""Tells whether this machine can compile the code that torch generates, by compiling something.
 
-On a GPU torch's code becomes Triton's, whose driver is a C extension that it compiles at its first
-kernel; on the CPU it becomes C++. Both include Python's headers.
+On a GPU, torch generates Triton code, whose driver is a C extension that is compiled for the first
+kernel. On a CPU it generates C++. Both include Python's headers.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class _Cannot(Exception):
 
 @cache
 def problem(device: str) -> str | None:
-    """Why nothing can be compiled for `device` ("cuda", "cuda:1", "cpu") here; None when it can.
+    """Why nothing can be compiled here for `device` ("cuda", "cuda:1", "cpu"). None if it can.
 
-    Takes about half a second, once a process.
+    Takes about half a second, once per process.
     """
     try:
         if device == "cpu":
@@ -176,6 +176,6 @@ def reason(error: BaseException) -> str:
 
 
 def leave_uncompiled(network: Any) -> None:
-    """Let the blocks of a network that were to be compiled run as they are."""
+    """Run the blocks of a network uncompiled that were to be compiled."""
     for module in network.modules():
         module._compiled_call_impl = None

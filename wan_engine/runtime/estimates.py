@@ -1,8 +1,8 @@
-"""How long clips took on this machine, so that a plan can say what the next one will take, and a
-job that cannot end in its time is not begun.
+"""Remembers how long clips took on this machine, so that a plan can say what the next one takes,
+and a job that cannot end in its time is not started.
 
-A few numbers for each kind of work: seconds for a frame that the model samples. They are guesses
-from the last clips of the kind, and absent before the first.
+It keeps a few numbers for each kind of work: seconds per frame that the model samples. These are
+guesses from the last clips of that kind; before the first there are none.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ of it."""
 
 
 def kind_of_work(spec: ModelSpec, recipe: Recipe, gpu: Gpu | None, *made_by: str) -> str:
-    """What decides how long a frame takes, beside its size: `how` of the functions below. The
-    machine is a part of it, as several may share one cache folder."""
+    """Everything besides the size that decides how long a frame takes: the `how` of the functions
+    below. The machine is a part of it, because several machines may share one cache folder."""
     where = f"{gpu.name if gpu else 'no GPU'}, {cores.count()} cores"
     return f"{spec.name}, {spec.steps} steps, {recipe}, {', '.join((*made_by, where))}"
 
 
 def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[str, float]) -> None:
-    """Note what a clip took. `how` is `kind_of_work`. Never fails."""
+    """Note how long a clip took. `how` is `kind_of_work`. Never fails."""
     seconds = sum(took for stage, took in stage_seconds.items() if stage not in _OUTSIDE)
     path, kind = _path(settings), _kind(plan, how)
     clips = _read(path)
@@ -61,8 +61,8 @@ def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[st
 
 
 def expected_seconds(settings: Settings, plan: Plan, how: str) -> float | None:
-    """Seconds that rendering `plan` should take, as the last clip of its kind did; None when no
-    such clip was made here."""
+    """Seconds that rendering `plan` should take, from the last clip of its kind. None if this
+    machine has made none."""
     clips = _read(_path(settings)).get(_kind(plan, how), [])
     return clips[-1][0] * _sampled(plan) if clips else None
 
@@ -70,8 +70,8 @@ def expected_seconds(settings: Settings, plan: Plan, how: str) -> float | None:
 def refuse_if_too_long(
     settings: Settings, order: Order, plan: Plan, how: str, control: Control
 ) -> None:
-    """Raise `TimeLimitTooShort` when rendering `plan` would surely end after the job's deadline: by
-    the fastest of the last clips of its kind, and with a margin."""
+    """Raise `TimeLimitTooShort` if rendering `plan` would surely end after the job's deadline. It
+    goes by the fastest of the last clips of its kind, with a margin."""
     left = control.seconds_left
     if left is None:
         return
@@ -92,7 +92,8 @@ def _path(settings: Settings) -> Path:
 
 
 def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """By kind, oldest first: seconds a sampled frame, and when that was in seconds since 1970."""
+    """Seconds per sampled frame and the time of each in seconds since 1970, by kind, oldest
+    first."""
     try:
         found = json.loads(path.read_text())
         return {
@@ -104,7 +105,7 @@ def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _kind(plan: Plan, how: str) -> str:
-    """Pictures of other shapes have about the same number of pixels, and take as long."""
+    """The key of a kind. Pictures of other shapes have about as many pixels and take as long."""
     rendered, shown = plan.render_width * plan.render_height, plan.width * plan.height
     return f"{how}, {rendered:.2g} to {shown:.2g} pixels at {plan.fps} fps"
 

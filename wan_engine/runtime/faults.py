@@ -1,8 +1,8 @@
-"""What an exception of torch says about the accelerator: too little memory, or a device that may be
-broken; and a look at the device itself.
+"""Tells from an exception of torch whether the accelerator ran out of memory or may be broken, and
+checks whether the device still computes.
 
-A CUDA context that has failed once fails everything after it, so its process has to end. cuBLAS,
-cuDNN, NCCL and Triton tell it in a plain RuntimeError, so the text is what there is to go by.
+A CUDA context that failed once fails everything after it, so its process has to end. cuBLAS, cuDNN,
+NCCL and Triton raise a plain RuntimeError, so only its text tells.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ a library that fails at every job has its own state in this process."""
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from."""
+    """The error and the errors that it was raised from."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -59,12 +59,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _named(error: BaseException, name: str) -> bool:
-    """Whether it is of torch's class `name`, without an import of torch."""
+    """Whether it is an instance of torch's class `name`, without importing torch."""
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the accelerator had too little memory; the context is as it was before."""
+    """Whether the accelerator had too little memory. The context is still good then."""
     if isinstance(error, EngineError):
         return isinstance(error, OutOfMemory)
     if _named(error, "OutOfMemoryError"):
@@ -73,8 +73,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether the accelerator or one of its libraries failed, here or in what this was raised
-    from, for another reason than memory."""
+    """Whether the accelerator or one of its libraries failed for another reason than memory, in
+    this error or in those it was raised from."""
     return any(
         # All that torch and Triton raise; a stranger's words come in other kinds.
         isinstance(one, RuntimeError)
@@ -86,8 +86,8 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def device_answers(device: str, seconds: float = _PROBE_SECONDS) -> bool:
-    """Whether `device` still computes: a product, a convolution and a wait for both, in a thread,
-    for a broken device may never answer. Without torch or a GPU in use, it does."""
+    """Whether `device` still computes: a product, a convolution, and a wait for both. They run in a
+    thread, because a broken device may never answer. Without torch or a GPU in use, it does."""
     found: list[bool] = []
     thread = threading.Thread(
         target=lambda: found.append(_computes(device)), name="probe", daemon=True
@@ -121,12 +121,12 @@ class Device:
         self._faults = 0
 
     def worked(self) -> None:
-        """A job has ended well."""
+        """Note that a job ended well."""
         self._faults = 0
 
     def broke(self, error: BaseException) -> bool:
-        """Whether the device is broken after a job that ended with `error`: then no other job can
-        work in this process."""
+        """Whether the device is broken after a job that ended with `error`. If it is, no job can
+        work in this process any more."""
         fault = is_device_fault(error)
         if not fault and isinstance(error, EngineError):
             return False

@@ -1,7 +1,7 @@
-"""Numbers that are not finite never become a picture or a verdict: as uint8 NaN is black, and no
-comparison with it is true.
+"""Stops numbers that are not finite before they become a picture or a verdict: as uint8, NaN is
+black, and no comparison with it is true.
 
-torch is imported by whoever calls.
+The caller imports torch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def require_finite(values: torch.Tensor | Iterable[float], where: str) -> None:
-    """Raise `NotFinite`, and log `where`, unless all of `values` are finite. Waits for the GPU."""
+    """Raise `NotFinite` and log `where` unless all `values` are finite. Waits for the GPU."""
     if not _all_finite(values):
         raise not_finite(where)
 
 
 def not_finite(where: str) -> NotFinite:
-    """The error to raise, logged."""
+    """Log it and return the error to raise."""
     log.error("%s gave numbers that are not finite", where)
     return NotFinite(where)
 

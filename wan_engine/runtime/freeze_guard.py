@@ -1,8 +1,8 @@
-"""A process beside this one, which ends it when no thread of Python runs any more: a library can
-keep the interpreter's lock for ever, and then nobody inside can say so.
+"""A second process that ends this one when no thread of Python runs any more: a library can keep
+the interpreter's lock for ever, and then nobody inside can act.
 
-The process beside counts seconds without a sign, and only such as this process could use: whoever
-was stopped (Ctrl-Z, `docker pause`) goes on afterwards as if nothing had been.
+It counts seconds without a sign, and only those that this process could have used. A process that
+was stopped (Ctrl-Z, `docker pause`) goes on afterwards as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class FreezeGuard:
 
 @cache  # the second time, what ends it would take the place of what shows the stacks
 def _end_at_signal() -> None:
-    """Both handlers are C's, as Python's would wait for the lock. The first shows the stacks; the
-    second, which it calls, ends also the first process of a container, which no SIGKILL from within
-    reaches."""
+    """Install two handlers in C, because Python's would wait for the lock. The first writes the
+    stacks. The second, which it calls, ends even the first process of a container, which no SIGKILL
+    from inside reaches."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     libc.signal(int(_END), ctypes.cast(libc._exit, ctypes.c_void_p))
@@ -66,8 +66,8 @@ def _begin() -> subprocess.Popen[bytes]:
 
 
 def watch(process: int, signs: int) -> None:
-    """Read lines from the descriptor `signs`, each how many seconds may pass until the next (0: any
-    number), and end `process` when they have. Returns when `signs` ends."""
+    """Read lines from the descriptor `signs`. Each says how many seconds may pass until the next
+    (0: any number). End `process` when they have passed. Returns when `signs` ends."""
     allowed = silent = 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(signs, selectors.EVENT_READ)

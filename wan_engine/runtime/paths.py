@@ -1,4 +1,4 @@
-"""Files and folders that somebody named: can they be used, and if not, why, in a sentence."""
+"""Checks files and folders that the user named, and says in one sentence why one cannot be used."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ or links in a circle."""
 
 
 class PathRefused(Exception):
-    """The text has the path and why it cannot be used."""
+    """A path that cannot be used. The text has the path and the reason."""
 
 
 def why(error: Exception) -> str:
-    """The reason, in the system's words."""
+    """The reason, in the words of the system."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def shown(path: object) -> str:
-    """A path as a message has it: short, and in one line."""
+    """A path as messages show it: short, on one line."""
     text = str(path)
     text = text if len(text) < 200 else text[:60] + "..."
     return text if text.isprintable() else ascii(text)
@@ -40,7 +40,7 @@ def shown(path: object) -> str:
 
 @contextmanager
 def refusing(path: object) -> Iterator[None]:
-    """What cannot be done with `path` inside becomes `PathRefused`."""
+    """Turn what cannot be done with `path` inside into `PathRefused`."""
     try:
         yield
     except PATH_ERRORS as error:
@@ -48,14 +48,14 @@ def refusing(path: object) -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """What the system would not do, with the path that it names."""
+    """What the system refused to do, with the path that it names."""
     path = getattr(error, "filename", None)
     return f"{shown(path)} cannot be used ({why(error)})" if path else why(error)
 
 
 def to_read(text: str, *, pipes: bool = False) -> Path:
-    """The file that `text` names. Raises `PathRefused` unless there is one that can be read, again
-    and again but for `pipes`."""
+    """The file that `text` names. Raises `PathRefused` unless it can be read, and read again;
+    `pipes` allows what can be read once."""
     with refusing(text):
         path = Path(text).expanduser()
         try:
@@ -76,8 +76,8 @@ def to_read(text: str, *, pipes: bool = False) -> Path:
 
 
 def to_write(text: str) -> Path:
-    """The file that `text` names, absolute. Raises `PathRefused` unless it could be written now:
-    its folder takes a file."""
+    """The absolute path of the file that `text` names. Raises `PathRefused` unless its folder takes
+    a file now."""
     with refusing(text):
         path = Path(text).expanduser().resolve()
         parent = path.parent
@@ -92,7 +92,7 @@ def to_write(text: str) -> Path:
 
 
 def try_folder(folder: Path) -> None:
-    """Make a file in `folder`, which must exist, and remove it. Raises `PathRefused`."""
+    """Create a file in `folder`, which must exist, and remove it. Raises `PathRefused`."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
@@ -105,7 +105,7 @@ def try_folder(folder: Path) -> None:
 
 @contextmanager
 def written(target: Path) -> Iterator[Path]:
-    """`beside`, for a file that somebody named. Raises `PathRefused`."""
+    """`beside`, for a file that the user named. Raises `PathRefused`."""
     try:
         with beside(target) as half:
             yield half
@@ -115,8 +115,8 @@ def written(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A path in the folder of `target` to write to, which becomes `target` at the end, or is
-    removed: whoever reads `target` sees all of a file or none. Raises `OSError`."""
+    """A path next to `target` to write to. It becomes `target` at the end or is removed, so readers
+    of `target` see the whole file or none. Raises `OSError`."""
     half = target.with_name(f".{uuid4().hex}{HALF}")
     try:
         yield half
@@ -128,8 +128,8 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def over_a_network(folder: Path) -> bool:
-    """Whether `folder` is on a file system that is read over a network: mapping a file into memory
-    fetches it in small pieces, and locks may hold on this machine only."""
+    """Whether `folder` is on a network file system. There, memory mapping fetches a file in small
+    pieces, and locks may hold on this machine only."""
     path, longest, kind = os.path.realpath(folder), 0, ""
     try:
         lines = _MOUNTS.read_text().splitlines()

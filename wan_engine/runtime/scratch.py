@@ -1,5 +1,5 @@
-"""The folder of a job: made when there is room for it, gone when the job has ended, whatever
-happened."""
+"""Makes the folder of a job when there is room for it, and removes it when the job has ended,
+whatever happened."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _FULL_BYTES = 32 * 1024 * 1024  # with less than this left, what failed has fail
 
 @contextmanager
 def job_folder(settings: Settings) -> Iterator[Path]:
-    """A new folder for one job, removed at its end. Raises `DiskFull` where there is no room, also
-    instead of what a job raises once the disk has become full."""
+    """A new folder for one job, removed when it ends. Raises `DiskFull` if there is no room, also
+    in place of the error of a job that filled the disk."""
     parent = _parent(settings)
     _require_room(parent, settings.scratch_min_gb)
     try:
@@ -54,8 +54,8 @@ def job_folder(settings: Settings) -> Iterator[Path]:
 
 
 def _held_folder(parent: Path) -> tuple[Path, int]:
-    """A new folder, and the descriptor whose lock tells `clear_abandoned` that somebody works
-    there. Where there are no locks, a file says so. Raises `OSError`."""
+    """A new folder, and the descriptor whose lock tells `clear_abandoned` that it is in use.
+    Without locks, a file says so. Raises `OSError`."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     held = None
     try:
@@ -71,8 +71,8 @@ def _held_folder(parent: Path) -> tuple[Path, int]:
 
 
 def _locks(held: int, how: int) -> bool:
-    """Whether the file system has locks; takes one of the kind `how`. Raises `BlockingIOError`
-    where another process has it, and `OSError`."""
+    """Whether the file system has locks. Takes one of the kind `how`. Raises `BlockingIOError` if
+    another process has it, and `OSError`."""
     try:
         fcntl.flock(held, how)
     except OSError as error:
@@ -83,7 +83,7 @@ def _locks(held: int, how: int) -> bool:
 
 
 def clear_abandoned(settings: Settings) -> int:
-    """Remove the job folders of this user's processes that were killed. Returns how many."""
+    """Remove the job folders that killed processes of this user left behind. Returns how many."""
     count = 0
     for folder in _parent(settings).glob(f"{_PREFIX}*"):
         if not folder.is_symlink() and folder.is_dir() and _is_abandoned(folder):
@@ -95,7 +95,8 @@ def clear_abandoned(settings: Settings) -> int:
 
 
 def check(settings: Settings) -> str:
-    """One line: where job folders are made. Raises `ConfigurationError` when none can be."""
+    """One line that says where job folders are made. Raises `ConfigurationError` if none can be
+    made."""
     parent = _parent(settings)
     try:
         folder, held = _held_folder(parent)
@@ -141,7 +142,7 @@ def _require_room(parent: Path, min_gb: float) -> None:
 
 
 def _free_bytes(parent: Path) -> int:
-    """As `_FULL_BYTES` asks; plenty where the system does not tell."""
+    """Free bytes for the comparison with `_FULL_BYTES`; plenty if the system does not tell."""
     try:
         return shutil.disk_usage(parent).free
     except OSError:
@@ -149,8 +150,9 @@ def _free_bytes(parent: Path) -> int:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Nobody holds it, and it is old enough to have been held since it was made. Where locks do not
-    tell, or perhaps not those of another machine: nothing in it was written for a day."""
+    """Whether nobody holds the folder and it is old enough to have been locked since it was made.
+    If locks do not tell, or perhaps not those of another machine: whether nothing in it was written
+    for a day."""
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -169,6 +171,6 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _age_seconds(folder: Path) -> float:
-    """Since anything in it was written."""
+    """Seconds since anything in it was written."""
     newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
     return time.time() - newest

@@ -1,4 +1,5 @@
-"""The start of a process: where its seconds go, stage by stage, and what ends it meanwhile.
+"""Measures where the seconds of a process's start go, stage by stage, and lets SIGTERM end it
+meanwhile.
 
 It does not know what the stages are.
 """
@@ -17,17 +18,17 @@ _AGE_AT_IMPORT: float
 
 
 def end_when_told() -> None:
-    """Have SIGTERM end this process at once as the first one (PID 1) too, from which the kernel
-    keeps what it has no handler for; until a server sets its own."""
+    """Let SIGTERM end this process at once, also as the first process (PID 1), to which the kernel
+    passes only signals that have a handler. A server sets its own handler later."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
 
 
 def age_seconds() -> float:
-    """Since the system started this process, to a hundredth. Without /proc, since this module was
-    imported: what Python took before that is missing then.
+    """Seconds since the system started this process, to a hundredth. Without /proc, since this
+    module was imported, which leaves out Python's own start.
 
-    A program that a shell was replaced by (`exec`) is as old as the shell.
+    A program that replaced a shell (`exec`) is as old as the shell.
     """
     return _AGE_AT_IMPORT + time.monotonic() - _IMPORTED
 
@@ -45,8 +46,8 @@ _AGE_AT_IMPORT = _age_now()
 
 
 class Startup:
-    """Seconds of each stage, in order; a stage begins where the one before it ended. `on_done` is
-    called at the end of each."""
+    """The seconds of each stage, in order. A stage begins where the one before it ended. `on_done`
+    is called at the end of each."""
 
     def __init__(self, on_done: Callable[[], object] = lambda: None) -> None:
         self.on_done = on_done
@@ -54,7 +55,7 @@ class Startup:
         self._ended = 0.0
 
     def done(self, stage: str) -> None:
-        """`stage` ends here."""
+        """End `stage` here."""
         now = age_seconds()
         spent = self.stage_seconds.get(stage, 0.0)
         self.stage_seconds[stage] = spent + now - self._ended
@@ -63,7 +64,7 @@ class Startup:
 
     @property
     def seconds(self) -> float:
-        """All stages together: from the start of the process to the end of the last one."""
+        """Seconds from the start of the process to the end of the last stage."""
         return self._ended
 
     def __str__(self) -> str:

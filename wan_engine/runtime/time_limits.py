@@ -1,6 +1,6 @@
-"""How long a render may be silent, and how long all of it may take where nobody has said so.
+"""Sets how long a render may be silent, and how long it may take if nobody set a limit.
 
-Far more than it should take: only what hangs, or goes on for ever, meets these limits.
+The limits are far above what a render should take: only what hangs, or never ends, meets them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def set_limits(
 
 
 def _as_slow(spec: ModelSpec, recipe: Recipe) -> int:
-    """How many times as long a step may take as one of a model that stays on a GPU."""
+    """How many times longer a step may take than one of a model that stays on a GPU."""
     if recipe.device == "cpu":
         return _ON_A_CPU_TIMES if spec.download_gb >= _LARGE_GB else 1
     if recipe.offload == "layer":

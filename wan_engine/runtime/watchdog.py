@@ -1,9 +1,8 @@
-"""Ends what hangs: looks from a thread of its own at every job of this process, and tells of one
-that has given no sign of life for longer than its stage may take.
+"""Watches every job of this process from a thread of its own, and reports a job that shows no sign
+of life for longer than its stage may take.
 
-A sign is whatever a job says to its `Control`. A job that waits for the device says something all
-the time, so whoever is silent is at work. It does not know what the work is, nor what is done about
-it.
+Every call of `Control` is a sign of life. A job that waits for the device calls it all the time, so
+a silent job is one at work. The watchdog knows neither the work nor what is done about a hang.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class Hang:
 class Watchdog:
     """Calls `on_hang` once for each job that hangs, from its own thread.
 
-    A job hangs when it is silent for longer than `limit_seconds`, or when that long after it was
-    told to end it still works. `frozen` ends the process also when no thread of Python runs any
-    more, with all stacks on stderr.
+    A job hangs when it is silent for longer than `limit_seconds`, or when it still works that long
+    after it was told to end. `frozen` also ends the process when no thread of Python runs any more,
+    with all stacks on stderr.
     """
 
     def __init__(self, on_hang: Callable[[Hang], None], *, frozen: bool = False) -> None:
@@ -59,7 +58,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, control: Control) -> Iterator[None]:
-        """Look after a job, for as long as this is open."""
+        """Watch a job for as long as this is open."""
         with self._lock:
             self._watched[control] = _Watched(control)
             self._arm(list(self._watched.values()))  # it may freeze before the first look
@@ -112,7 +111,7 @@ class Watchdog:
 
 
 class _Watched:
-    """Seconds since the last sign, and since the job was told to end; counted in ticks."""
+    """Seconds since the last sign of life, and since the job was told to end, counted in ticks."""
 
     def __init__(self, control: Control) -> None:
         self.control = control
@@ -137,12 +136,12 @@ class _Watched:
 
 
 def limit_seconds(control: Control) -> float:
-    """How long a job may be silent in the stage that it is in."""
+    """How long a job may be silent in its present stage."""
     if control.stage == "load":
         return max(control.hang_seconds * LOAD_TIMES, control.step_seconds)
     return max(control.hang_seconds, control.step_seconds)
 
 
 def dump_stacks() -> None:
-    """What every thread does, on stderr."""
+    """Write the stack of every thread to stderr."""
     faulthandler.dump_traceback(_STDERR, all_threads=True)

@@ -1,7 +1,7 @@
 """Every setting: a file a topic, composed here. `environment.py` reads what is not ours.
 
-Nothing happens at import. Each field has a description: the tables of `python -m wan_engine
-settings`, of the README and of Runpod's Hub are made from them, in the order of the fields.
+Nothing happens at import. Each field has a description. The tables of `python -m wan_engine
+settings`, of docs/settings.md and of Runpod's Hub are made from them, in the order of the fields.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Settings(
                 f"{env_name(str(one['loc'][0]))} is wrong: {one['msg'].removeprefix(_OURS)}."
                 for one in error.errors(include_url=False)
             ]
-            raise ConfigurationError(f"{' '.join(wrong)} README lists what it takes.") from None
+            where = "`python -m wan_engine settings` lists what it takes."
+            raise ConfigurationError(f"{' '.join(wrong)} {where}") from None
         for name, field in RetiredSettings.model_fields.items():
             if getattr(settings, name) is not None:
                 told = (env_name(name), field.description)
@@ -131,7 +132,7 @@ def _check_hub() -> None:
 
 @dataclass(frozen=True)
 class Described:
-    """A setting as the README's table shows it."""
+    """A setting as docs/settings.md shows it."""
 
     variable: str
     default: str

@@ -1,7 +1,7 @@
-"""Where a finished clip goes: a bucket or a folder, and the URL under which it is found again.
+"""Stores finished clips in a bucket or a folder, and finds them again by their job id.
 
-It owns keys, URLs, the record that makes a job id idempotent, and the spool in which clips wait
-for a bucket that is away. It does not know what a clip shows or what the record says.
+It owns keys, URLs, the record that makes a job id idempotent, and the spool in which clips wait for
+a bucket that is away. It does not know what a clip shows or what a record says.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ log = logging.getLogger(__name__)
 
 
 def open_storage(settings: Settings, *, lasting: bool = False) -> Storage:
-    """What the settings ask for; nothing is contacted. `lasting` refuses to fall back to a folder
-    of this machine, which must be named then. Raises `ConfigurationError`."""
+    """Open the storage that the settings ask for, without contacting it.
+
+    `lasting` does not fall back to a folder of this machine: the settings must name one. Raises
+    `ConfigurationError`.
+    """
     store = _open_store(settings, lasting)
     if settings.spool_dir is None:
         return store
@@ -52,7 +55,7 @@ def open_storage(settings: Settings, *, lasting: bool = False) -> Storage:
 
 
 def uses_bucket(settings: Settings) -> bool:
-    """Whether clips go to a bucket, else to a folder."""
+    """Whether clips go to a bucket. Otherwise they go to a folder."""
     return settings.storage == "s3" or (settings.storage == "auto" and settings.has_bucket)
 
 

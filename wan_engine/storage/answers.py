@@ -1,6 +1,6 @@
-"""What a store's answers mean, for the caller and for the operator: boto's errors, translated.
+"""Translates boto's errors into what they mean for the caller and for the operator.
 
-Nothing of a request is in either text: its headers hold the key's signature.
+Neither text has anything of a request in it: its headers hold the signature of the key.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ _FOR_NOW_SAID = ("RequestTimeout", "SlowDown", "TooManyRequests", "RequestTimeTo
 
 
 class BucketFailed(StorageFailed):
-    """`why` is for the caller, `advice` for the operator; `said` is the store's own error code and
-    `status` that of its answer, where it gave one. `reached` is false where nothing was sent."""
+    """A bucket that did not do what it was asked. `why` is for the caller, `advice` for the
+    operator. `said` is the store's own error code and `status` that of its answer, if it gave one.
+    `reached` is False if nothing was sent."""
 
     def __init__(
         self, why: str, advice: str, said: str = "", status: int = 0, *, reached: bool = True
@@ -37,7 +38,7 @@ class BucketFailed(StorageFailed):
 
     @property
     def refused(self) -> bool:
-        """Whether the store has understood, and asking again changes nothing."""
+        """Whether the store understood and said no, so that asking again changes nothing."""
         return 300 <= self.status < 500 and not (
             self.status in _FOR_NOW or self.said in _FOR_NOW_SAID
         )
@@ -57,7 +58,7 @@ _ADVICE = {
 
 @contextmanager
 def boto_errors() -> Iterator[None]:
-    """The one place where boto's errors, and those of reading the clip, become `BucketFailed`."""
+    """Turn boto's errors, and those of reading the clip, into `BucketFailed`. Nothing else does."""
     import botocore.exceptions as boto  # type: ignore[import-untyped]
 
     broke = "the connection to the object store broke"
@@ -85,7 +86,7 @@ def boto_errors() -> Iterator[None]:
 
 
 def _told(error: Exception) -> str:
-    """Only the kind of what broke outside of boto: an `http.client` that refuses a header shows the
-    whole of it."""
+    """Name only the kind of an error from outside of boto: an `http.client` that refuses a header
+    shows the whole header."""
     inner = getattr(error, "kwargs", {}).get("error")
     return f"{type(error).__name__}: {type(inner).__name__}" if inner else str(error)

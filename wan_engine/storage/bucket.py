@@ -1,4 +1,5 @@
-"""Which bucket, region and style of address an endpoint means, as people write it."""
+"""Reads which bucket, region and style of address an endpoint means, in any spelling that people
+use."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ _VOLUME_HOST = re.compile(r"s3api-(?P<center>[a-z]{2,3}-[a-z]{2,3}-\d+)\.runpod\
 def find_bucket(
     url: str, name: str | None = None, region: str | None = None, addressing: str = "auto"
 ) -> Bucket:
-    """Read an endpoint as people write it: plain, or with the bucket as first host label or path.
+    """Read an endpoint: plain, or with the bucket as its first host label or in its path.
 
-    Without `name` only a known host tells a bucket. With it, any host of three or more labels that
+    Without `name`, only a known host tells a bucket. With it, any host of three or more labels that
     starts with it does, unless `addressing` is "path".
     """
     base, host, path = _split_endpoint(url)
@@ -64,7 +65,8 @@ def find_bucket(
 
 
 def serves_no_signed_links(bucket: Bucket) -> bool:
-    """Runpod's page says of a network volume's S3 API: pre-signed URLs are not supported."""
+    """Whether the endpoint is a network volume of Runpod's. Runpod's page says that its S3 API does
+    not support pre-signed URLs."""
     return (urlsplit(bucket.endpoint).hostname or "").endswith(".runpod.io")
 
 

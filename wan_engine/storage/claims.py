@@ -1,11 +1,11 @@
-"""One render of a job that may have been handed over twice, by the name that its sender gives it.
+"""Renders a job once, even if its sender handed it over twice.
 
-A gateway that dies between a job's taking by the endpoint and its own noting of the job's id sends
-it again. So it names the render in the job's input; the first job of that name claims it in the
-storage and renders, the others answer at once with the id of the first.
+A gateway that dies after an endpoint took a job, but before it noted the job's id, sends the job
+again. So it names the render in the input of the job. The first job with that name claims it in the
+storage and renders. The others answer at once with the id of the first.
 
-It does not know what is rendered. Only an endpoint's worker listens to the name, as whoever may
-call the endpoint may see all that it has made.
+It does not know what is rendered. Only the worker of an endpoint listens to the name, because
+whoever may call the endpoint may see everything that it made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _REMOTE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def taken(payload: object) -> tuple[str | None, object]:
-    """The render's name in a job's input, and the input without it. Raises `InvalidRequest`."""
+    """Take the name of the render out of a job's input. Returns the name and the rest. Raises
+    `InvalidRequest`."""
     if not isinstance(payload, Mapping) or FIELD not in payload:
         return None, payload
     rest = {name: value for name, value in payload.items() if name != FIELD}
@@ -46,10 +47,10 @@ def taken(payload: object) -> tuple[str | None, object]:
 def once(
     claim: str, storage: Storage, control: Control, render: Callable[[Storage], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What `render` gives, which is to store its clip in the storage that it gets; or the id of the
-    job that renders it already. Raises `Cancelled`, `DeadlineExceeded`, and what `render` does.
+    """Call `render` with the storage to use and return its result, or the id of the job that
+    renders it already. Raises `Cancelled`, `DeadlineExceeded`, and whatever `render` raises.
 
-    A job that is handed to another worker keeps its id, and so what it has claimed. Where nothing
+    A job that is handed to another worker keeps its id, and with it what it has claimed. If nothing
     can be claimed, it is rendered.
     """
     own = _Claimed(storage, claim)
@@ -62,13 +63,14 @@ def once(
 
 
 def duplicate_of(output: object) -> str | None:
-    """The id of the job that renders it already, of a job's output; None for any other output."""
+    """From the output of a job, the id of the job that renders it already. None for any other
+    output."""
     found = output.get(_DUPLICATE_OF) if isinstance(output, Mapping) else None
     return found if isinstance(found, str) and _REMOTE_ID.fullmatch(found) else None
 
 
 class _Claimed:
-    """`storage`, which knows the clip by the name of its render, whatever its job is called."""
+    """`storage`, which knows the clip by the name of its render instead of the id of its job."""
 
     def __init__(self, storage: Storage, claim: str) -> None:
         self._storage = storage

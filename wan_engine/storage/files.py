@@ -1,4 +1,5 @@
-"""Files that are complete or absent, whenever the machine ends, in folders that workers share."""
+"""Writes files that are complete or absent, whenever the machine stops, in folders that workers
+share."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ CLIP_BYTES = 256 * 1024 * 1024
 
 @contextmanager
 def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete and on the disk, or not at all.
+    """A file that appears under its name once it is complete and on the disk, or not at all.
 
-    Its folder must exist. `mode` is less the umask. Raises `OSError`.
+    Its folder must exist. The umask is taken off `mode`. Raises `OSError`.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with (
@@ -42,8 +43,8 @@ def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def first_file(target: Path, data: bytes) -> bool:
-    """Whether this made `target`, which has `data` from its first moment on; False where there was
-    one before. Its folder must exist. Raises `OSError`."""
+    """Write `data` to `target` if there is no such file yet. Returns whether it did. The file has
+    its data from its first moment on. Its folder must exist. Raises `OSError`."""
     made = target.with_name(f".{uuid4().hex}{HALF}")
     try:
         with whole_file(made) as file:
@@ -58,7 +59,7 @@ def first_file(target: Path, data: bytes) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that were added to `folder` last. Raises `OSError`."""
+    """Make sure that the names added to `folder` survive a crash. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sync(descriptor)
@@ -67,8 +68,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync(descriptor: int) -> None:
-    """`fsync`, where there is one: some network file systems have none for folders, others none at
-    all; they write at once, or when the file is closed."""
+    """Call `fsync` if the file system has it. Some network file systems have none for folders,
+    others none at all; these write at once, or when the file is closed."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -77,8 +78,8 @@ def _sync(descriptor: int) -> None:
 
 
 def require_writable(folder: Path, room_bytes: int = 0) -> None:
-    """Make `folder` where it is absent, and write, read and remove a file in it. Raises `OSError`,
-    also where there is less room than `room_bytes`."""
+    """Create `folder` if needed, then write, read and remove a file in it. Raises `OSError`, also
+    if there is less room than `room_bytes`."""
     folder.mkdir(parents=True, exist_ok=True)
     path, written = folder / f".{uuid4().hex}.check", os.urandom(4096)
     try:
@@ -96,7 +97,7 @@ def require_writable(folder: Path, room_bytes: int = 0) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing, and logged, when it cannot be read."""
+    """The entries of a folder. If it cannot be read, that is logged and there are none."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -107,7 +108,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def is_file(path: Path) -> bool:
-    """A file itself, not a link that leads out of the folder."""
+    """Whether it is a file itself, not a link that leads out of the folder."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -115,7 +116,7 @@ def is_file(path: Path) -> bool:
 
 
 def age_seconds(path: Path) -> float:
-    """Since it was last written; 0 when it is gone."""
+    """Seconds since it was last written; 0 if it is gone."""
     try:
         return time.time() - path.lstat().st_mtime
     except OSError:
@@ -123,7 +124,7 @@ def age_seconds(path: Path) -> float:
 
 
 def read(path: Path, count: int = -1) -> bytes | None:
-    """None when it has just been removed, or, logged, when it cannot be read."""
+    """Its bytes. None if it was just removed or, with a line in the log, if it cannot be read."""
     try:
         # A link is refused, and a pipe does not hold us.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -138,7 +139,7 @@ def read(path: Path, count: int = -1) -> bytes | None:
 
 
 def remove(*paths: Path) -> None:
-    """Links are removed, not followed; what cannot be removed is logged."""
+    """Remove it. Links are removed, not followed. What cannot be removed is logged."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)

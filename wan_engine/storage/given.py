@@ -1,8 +1,8 @@
-"""The bucket that a job brings with it: Runpod's `s3Config`, beside the `input` of a job.
+"""Opens the bucket that a job brings along: Runpod's `s3Config` beside the `input` of a job.
 
 docs.runpod.io, serverless/endpoints/send-requests: `accessId`, `accessSecret`, `bucketName` and
-`endpointUrl`, "passed directly to your worker but not included in responses". They are held in
-memory for the time of the job, and nowhere else.
+`endpointUrl`, "passed directly to your worker but not included in responses". They stay in memory
+for the time of the job, and nowhere else.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _UNDO_SECONDS = 10.0
 
 
 def unknown_fields(envelope: Mapping[str, Any]) -> list[str]:
-    """The names beside `input` that mean nothing here, as they can be logged.
+    """The names beside `input` that are unknown here, ready to be logged.
 
-    Raises `InvalidRequest` for an `s3Config` that is spelled otherwise or inside of `input`, where
-    the SDK puts what is given to it without one: the clip would go elsewhere.
+    Raises `InvalidRequest` for an `s3Config` that is spelled differently or is inside of `input`,
+    where the SDK puts it if there is no `input`: the clip would go elsewhere.
     """
     inner = envelope.get("input")
     if isinstance(inner, dict) and any(_means_bucket(name) for name in inner):
@@ -60,9 +60,9 @@ def _means_bucket(name: object) -> bool:
 
 
 def given_bucket(value: object) -> dict[str, str] | None:
-    """The settings that an `s3Config` stands for; None where there is none, or an empty one.
+    """The settings for an `s3Config`; None if there is none or an empty one.
 
-    Raises `InvalidRequest`, whose sentence has no value in it.
+    Raises `InvalidRequest`, whose sentence contains none of the values.
     """
     if value is None:
         return None
@@ -111,10 +111,10 @@ def open_given(
     allowed: Callable[[str], bool],
     patience: Patience | None = None,
 ) -> Iterator[S3Storage | None]:
-    """The storage of a job with this `s3Config`, which takes clips and serves their links; None
-    where the job brings none. `allowed` says which addresses it may be at.
+    """The storage for a job with this `s3Config`, which takes its clip and makes its link; None if
+    the job brings none. `allowed` says which addresses it may have.
 
-    Nothing is spooled, and no record is kept: a job that is sent again is rendered again. Raises
+    It spools nothing and keeps no record: a job that is sent again is rendered again. Raises
     `InvalidRequest` and `StorageFailed` before anything is rendered, and what `control` raises.
     """
     bucket = given_bucket(value)
@@ -144,7 +144,7 @@ def _opened(own: Settings, patience: Patience, session: PinnedSession) -> S3Stor
 
 
 def _own(settings: Settings, bucket: Mapping[str, str]) -> Settings:
-    """Nothing of the operator's bucket is left."""
+    """Settings without anything of the operator's bucket."""
     fields = ("bucket_name", "s3_region", "s3_addressing", "s3_prefix", "public_base_url")
     plain = {name: Settings.model_fields[name].default for name in fields}
     keys = {name: SecretStr(bucket[name]) for name in _KEYS}

@@ -1,4 +1,4 @@
-"""Clips in a folder of this machine, with `file:` URLs."""
+"""Stores clips in a folder of this machine, with `file:` URLs."""
 
 from __future__ import annotations
 
@@ -84,10 +84,11 @@ class LocalStorage:
             return None
 
     def flush(self) -> None:
-        """Nothing waits: a folder takes a clip at once or not at all."""
+        """Do nothing: a folder takes a clip at once or not at all."""
 
     def forget(self, job_id: str) -> None:
-        """Remove the clip of a finished job and its record, where they are. Logs what cannot be."""
+        """Remove the clip and the record of a finished job, if they are there. Logs what cannot be
+        removed."""
         record = self._record_path(job_id)
         found = decode_record(data, job_id) if (data := read(record)) is not None else None
         if found is not None and Path(found[0]).name == found[0]:

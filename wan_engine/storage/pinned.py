@@ -1,8 +1,10 @@
-"""How boto reaches a stranger's bucket: at checked addresses, and in bounded answers.
+"""Reaches a stranger's bucket: boto's requests go to checked addresses only, and answers have a
+limit.
 
-The endpoint is a caller's: it may name this machine or its neighbours, change its address between
-two look-ups, and answer for ever. The address that is checked is the one that is dialled; TLS still
-asks for the host's name. Proxies of the environment are not used, as they would look it up again.
+The endpoint comes from a caller. It may name this machine or its neighbours, change its address
+between two look-ups, or answer for ever. The address that is checked is the one that is dialled;
+TLS still checks the host's name. Proxies of the environment are not used, because they would look
+the name up again.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ _ANSWER_BYTES = 1024 * 1024  # the largest that S3 says of what is asked here is
 
 
 class PinnedSession:
-    """Connections to addresses that `allowed` says yes to; all of a host's must be.
+    """Connects to addresses that `allowed` accepts; it must accept all addresses of a host.
 
-    Given to a client by `before-send`. `close` ends all of them, whatever they wait for.
+    A client gets it by `before-send`. `close` ends all connections, whatever they wait for.
     """
 
     def __init__(self, allowed: Callable[[str], bool], timeout: tuple[float, float]) -> None:
@@ -41,7 +43,8 @@ class PinnedSession:
         self._closed = False
 
     def send_instead(self, request: Any, **_: object) -> Any:
-        """A handler of botocore's event `before-send`: the answer, so that boto sends nothing."""
+        """A handler of botocore's event `before-send`. It returns the answer, so boto sends nothing
+        itself."""
         from botocore.awsrequest import AWSResponse
 
         request.stream_output = True  # else all of the answer is read before it is returned
@@ -89,7 +92,7 @@ class PinnedSession:
         return pools
 
     def _dial(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        """A connection to the first address of `host` that takes one. Raises `OSError`."""
+        """A connection to the first address of `host` that accepts one. Raises `OSError`."""
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         private = [address for address in addresses if not self._allowed(address)]
@@ -106,7 +109,8 @@ class PinnedSession:
         raise failure
 
     def _keep(self, connection: socket.socket) -> socket.socket:
-        """To be ended by `close`. A duplicate, as TLS takes over the descriptor itself."""
+        """Remember a connection so that `close` can end it. A duplicate, because TLS takes over the
+        descriptor itself."""
         with self._lock:
             if self._closed:
                 connection.close()
@@ -116,14 +120,14 @@ class PinnedSession:
 
 
 class _Body(io.BytesIO):
-    """As the body of urllib3's answer."""
+    """The body of an answer, with the interface of urllib3's."""
 
     def stream(self) -> list[bytes]:
         return [self.getvalue()]
 
 
 def _bounded(raw: Any) -> _Body:
-    """All of an answer. Raises `OSError` when it is too large, or breaks."""
+    """The whole answer. Raises `OSError` if it is too large or breaks."""
     from urllib3.exceptions import HTTPError
 
     try:

@@ -1,7 +1,7 @@
-"""Whether a bucket takes what a job will want of it, asked with one small object before the job.
+"""Tries everything that a job needs from a bucket, with one small object, before the first job.
 
-A key may be good for half of it: what a clip or its link needs must work, what is only of use is
-told as a caveat.
+A key may be good for half of it. What a clip or its link needs must work; the rest becomes a
+caveat.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _GET_SECONDS = (5.0, 10.0)  # to connect, and between two pieces
 
 
 class Unusable(EngineError):
-    """The store takes clips, and callers could not fetch them."""
+    """The store takes clips, but callers could not fetch them."""
 
 
 def get(url: str) -> tuple[int, bytes]:
-    """As clients do, with no key. Raises `OSError`, which all errors of requests are."""
+    """Fetch a URL as clients do, without a key. Raises `OSError`, as all errors of requests are."""
     import requests
 
     def no_auth(request: Any) -> Any:  # else requests takes one from .netrc
@@ -44,10 +44,10 @@ def get(url: str) -> tuple[int, bytes]:
 
 
 class Probe:
-    """One object below `prefix`, written, read, linked to and deleted.
+    """One object below `prefix` that is written, read, linked to and deleted.
 
-    `caveats` are what works less well than it could, in words for the operator. `link` makes the
-    URL that a client would get of a key; `public` says that it is not signed.
+    `caveats` says, in words for the operator, what works less well than it could. `link` makes the
+    URL that a client would get for a key; `public` says that it is not signed.
     """
 
     def __init__(
@@ -64,10 +64,9 @@ class Probe:
         self._backoff_seconds = 0.0
 
     def run(self, get: Get, patience: Patience, control: Control) -> None:
-        """Ask. Raises `BucketFailed` where the store does not answer or refuses to take a
-        clip, `Unusable` where a client could not fetch it, and `Cancelled` and `DeadlineExceeded`
-        of `control`.
-        """
+        """Try everything. Raises `BucketFailed` if the store does not answer or refuses a clip,
+        `Unusable` if a client could not fetch it, and `Cancelled` and `DeadlineExceeded` of
+        `control`."""
         self._backoff_seconds = patience.backoff_seconds
         call = partial(self._look, get)
         # What is left of an object that may have been written is removed in the end, in any case.
@@ -97,7 +96,8 @@ class Probe:
             raise
 
     def _read(self, ask: Ask) -> None:
-        """Needed where links are signed, as the key signs for what it may do itself."""
+        """Read the object. Signed links need this, because a signature allows only what its key may
+        do."""
         try:
             found = self._patiently(ask, self._own_copy)
         except BucketFailed as error:
@@ -127,8 +127,8 @@ class Probe:
         time.sleep(self._backoff_seconds * attempt)
 
     def _fetch(self, get: Get, ask: Ask) -> None:
-        """The link of a clip, as its caller will fetch it. What cannot be reached from here may be
-        reached by callers; what is answered with a refusal is refused to them too."""
+        """Fetch the link of a clip, as its caller will. A link that cannot be reached from here may
+        be reached by callers. A link that is refused here is refused to them too."""
         url = self._link(self._at["Key"])
         fault = _fetched(get, url, self._body)
         for attempt in range(1, _ATTEMPTS):
@@ -149,7 +149,8 @@ class Probe:
         self.caveats.append(f"{shown} {fault}")
 
     def _begin_parts(self) -> None:
-        """Large clips are uploaded in parts, which a key can be forbidden by itself."""
+        """Begin a multipart upload, which large clips need and which a key can be forbidden
+        separately."""
         with boto_errors():
             begun = self._client.create_multipart_upload(**self._at, ContentType="video/mp4")
         try:
@@ -188,7 +189,7 @@ class Probe:
 
 
 def _fetched(get: Get, url: str, expected: bytes) -> str:
-    """What is wrong with a link; nothing when it gives what is expected."""
+    """What is wrong with a link; empty if it returns what is expected."""
     try:
         status, found = get(url)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Names: of a job, of one clip of it, and the record that makes a job id idempotent.
+"""Names jobs and their clips, and writes the record that makes a job id idempotent.
 
 It does not know where any of them is kept, nor what the caller's part of a record says.
 """
@@ -24,7 +24,7 @@ NOT_READ = "record of job %s not read, so it is rendered: %s"
 
 
 def job_name(job_id: str) -> str:
-    """A name of at most 64 of [A-Za-z0-9_-] for any job id; two ids never share one."""
+    """A name of at most 64 of [A-Za-z0-9_-] for any job id. Two ids never share a name."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)
     # An id that looks like a name with a digest gets one too, or it could be another id's name.
     if name == job_id and 0 < len(name) <= 64 and not re.search(r"-[0-9a-f]{16}$", name):
@@ -35,7 +35,7 @@ def job_name(job_id: str) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """One rendering of one job. A store makes its key of this alone, and the same one each time."""
+    """One rendering of one job. A store makes its key from this alone, and always the same key."""
 
     job_id: str
     made: datetime  # UTC, whole seconds
@@ -55,7 +55,8 @@ def encode_record(record: Mapping[str, Any], key: str) -> bytes:
 
 
 def decode_record(data: bytes, job_id: str) -> tuple[str, dict[str, Any]] | None:
-    """The clip's key and the caller's part of the record; None, and logged, when damaged."""
+    """The clip's key and the caller's part of the record. None, and a line in the log, if it is
+    damaged."""
     try:
         stored = json.loads(data)
         key = stored.pop("key")
@@ -71,7 +72,7 @@ def encode_claim(holder: str) -> bytes:
 
 
 def decode_claim(data: bytes, job_id: str) -> str | None:
-    """Who holds it; None, and logged, when damaged."""
+    """Who holds the claim. None, and a line in the log, if it is damaged."""
     try:
         holder = json.loads(data)["holder"]
     except (ValueError, KeyError, TypeError):

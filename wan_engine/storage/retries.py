@@ -1,4 +1,4 @@
-"""How long a store is asked, how often, and how a job ends while its store says nothing.
+"""Decides how long and how often a store is asked, and lets a job end while its store is silent.
 
 It knows botocore's retry events, and nothing of buckets or clips.
 """
@@ -27,8 +27,8 @@ _LONGEST_BACKOFF_SECONDS = 8.0
 
 @dataclass(frozen=True)
 class Patience:
-    """A store that is away takes at most `attempts` times the time of one attempt, and never
-    longer than `put_seconds` for a clip and `find_seconds` for anything else."""
+    """A store that is away costs at most `attempts` times the time of one attempt, and never more
+    than `put_seconds` for a clip and `find_seconds` for anything else."""
 
     attempts: int = 5
     """Of one request; each part of a multipart upload is one."""
@@ -72,11 +72,12 @@ _NEEDED = {
 
 
 class Retries:
-    """A handler of botocore's `needs-retry` event: the seconds until the next attempt, or None.
+    """A handler of botocore's `needs-retry` event. Returns the seconds until the next attempt, or
+    None.
 
-    botocore's own standard mode retries the same failures, but waits 50 ms at first and less than
-    a second in all, and stops retrying at all when its quota for a client is used up: a store that
-    restarts would be given up at once, by a long-lived worker for good.
+    botocore's own standard mode retries the same failures, but it waits 50 ms at first and less
+    than a second in all, and stops retrying when a client has used up its quota. It would give up a
+    store that restarts at once, and in a long-lived worker for good.
     """
 
     def __init__(self, patience: Patience) -> None:
@@ -137,8 +138,8 @@ def _passes(operation: str, answer: dict[str, Any]) -> bool:
 
 
 def _leads_nowhere(operation: str, answer: dict[str, Any]) -> bool:
-    """A redirect without a region: botocore asks for that by `HeadBucket`, and so would ask what
-    redirects everything for ever."""
+    """Whether it is a redirect without a region. botocore asks for the region by `HeadBucket`, and
+    would ask a server that redirects everything for ever."""
     told = answer.get("ResponseMetadata", {})
     redirected = told.get("HTTPStatusCode") in _REDIRECTS
     region = "x-amz-bucket-region" in told.get("HTTPHeaders", {})
@@ -146,7 +147,7 @@ def _leads_nowhere(operation: str, answer: dict[str, Any]) -> bool:
 
 
 class _AskedByThread(threading.local):
-    """What the job of this thread wants to be asked; nothing outside `beside`."""
+    """What the job of this thread wants to have called; nothing outside of `beside`."""
 
     def __init__(self) -> None:
         self.ask: Ask = lambda: None
@@ -161,11 +162,11 @@ def beside(
     seconds: float,
     undo: Callable[[], object] | None = None,
 ) -> Answer:
-    """Run `call` on a thread of its own, so that a job can end while its store says nothing.
+    """Run `call` on a thread of its own, so that a job can end while its store is silent.
 
-    `call` gets a function to be called now and then, which raises once nobody waits any more.
-    When the job ends first, or `seconds` pass, `undo` is run as soon as `call` has returned,
-    after a moment without being waited for. Raises `TimeoutError` after `seconds`.
+    `call` gets a function to call now and then; it raises once nobody waits any more. If the job
+    ends first, or `seconds` pass, `undo` runs as soon as `call` has returned; after a moment nobody
+    waits for that. Raises `TimeoutError` after `seconds`.
     """
     answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
     left = threading.Event()

@@ -1,6 +1,6 @@
-"""Clips in a bucket: S3 and everything that speaks it, with signed or public URLs.
+"""Stores clips in a bucket: S3 and everything that speaks it, with signed or public URLs.
 
-What the answers of a store mean is in `answers.py`.
+`answers.py` says what the answers of a store mean.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _PART_BYTES = 16 * 1024 * 1024
 
 
 class S3Storage:
-    """The bucket that `settings` name; nothing is contacted. `session` is how it is reached where
-    that is a stranger's bucket: no record is kept there, as what it gives back is not trusted.
+    """The bucket that `settings` name. The constructor contacts nothing. `session` reaches a
+    stranger's bucket; no record is kept there, because what it returns is not trusted.
 
-    Raises `ConfigurationError` for settings that mean no bucket.
+    Raises `ConfigurationError` for settings that name no bucket.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class S3Storage:
             return None
 
     def flush(self) -> None:
-        """Nothing waits: a bucket takes a clip at once or not at all."""
+        """Do nothing: a bucket takes a clip at once or not at all."""
 
     def check(self) -> str:
         probe = self._probe()
@@ -148,7 +148,7 @@ class S3Storage:
         return Warned("; but ".join([line, *probe.caveats])) if probe.caveats else line
 
     def require(self, control: Control) -> None:
-        """As `check`, for one job: raises what `Probe.run` does."""
+        """Do what `check` does, for one job. Raises what `Probe.run` raises."""
         self._probe().run(self._get, self._patience, control)
 
     def _probe(self) -> Probe:
@@ -182,8 +182,9 @@ class S3Storage:
             raise
 
     def _holds(self, key: str, control: Control) -> bool:
-        """The answer to the last request of a multipart upload may be lost, and a repeat of that
-        request is told that there is no such upload. Nothing but this clip is ever at its key."""
+        """Whether the clip is at its key. The answer to the last request of a multipart upload may
+        be lost, and a repeat of that request is told that there is no such upload. Nothing but this
+        clip is ever at its key."""
 
         def look(ask: Ask) -> bool:
             self._client.head_object(**self._at(key))
@@ -211,8 +212,8 @@ class S3Storage:
             beside(send, control, self._patience.find_seconds, undo)
 
     def _holder(self, job_id: str, ask: Ask) -> str | None:
-        """Looked for before it is claimed, for a store that does not know `If-None-Match` may
-        ignore it."""
+        """Who holds the claim. Asked before claiming, because a store that does not know
+        `If-None-Match` may ignore it."""
         try:
             with boto_errors():
                 return decode_claim(self._read(self._claim_key(job_id), ask), job_id)
@@ -222,10 +223,10 @@ class S3Storage:
             raise
 
     def _first(self, job_id: str, holder: str, ask: Ask) -> str | None:
-        """`holder`, once it has claimed it, or who was quicker.
+        """`holder` once it has the claim, or whoever was faster.
 
-        docs.aws.amazon.com, S3, "Conditional writes": 412 where the object is there. A store that
-        refuses such a write (501) gets a plain one, which two may do at the same moment.
+        docs.aws.amazon.com, S3, "Conditional writes": 412 if the object exists. A store that
+        refuses such a write (501) gets a plain one, which two jobs may do at the same moment.
         """
         put = partial(
             self._client.put_object, **self._at(self._claim_key(job_id)), Body=encode_claim(holder)
@@ -243,8 +244,8 @@ class S3Storage:
         return holder
 
     def _read(self, key: str, ask: Ask) -> bytes:
-        """The whole object. botocore retries until an answer begins; one that breaks is asked for
-        again here."""
+        """Read a whole object. botocore retries until an answer begins. An answer that breaks is
+        asked for again here."""
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
         left = self._patience.attempts
@@ -286,14 +287,14 @@ class S3Storage:
 
 
 def _keys(settings: Settings) -> tuple[str, str]:
-    """Access key and secret key, both of which are set."""
+    """The access key and the secret key. Both are set."""
     access_key, secret_key = settings.bucket_access_key_id, settings.bucket_secret_access_key
     assert access_key and secret_key
     return access_key.get_secret_value(), secret_key.get_secret_value()
 
 
 def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tuple[Any, Any]:
-    """The client, and how it uploads."""
+    """The client, and the options of its uploads."""
     import boto3  # type: ignore[import-untyped]
     from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
     from botocore.config import Config  # type: ignore[import-untyped]

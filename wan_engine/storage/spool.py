@@ -1,8 +1,9 @@
-"""A folder that outlives the worker: clips that their store did not take, and jobs that began.
+"""A folder that outlives the worker. It keeps clips that their store did not take, and counts jobs
+that killed their worker.
 
-Workers share it without locks, which network volumes do not keep: each file is written once, under
-a name of its own, and whatever is done to one may be done twice. It does not know where the store
-puts a clip.
+Workers share it without locks, because network volumes do not keep locks. Each file is written
+once, under a name of its own, and whatever is done to a file may be done twice. It does not know
+where the store puts a clip.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _DAY_SECONDS = 86400
 
 @dataclass(frozen=True)
 class _Kept:
-    """A clip in the spool, and the record that its store will get."""
+    """A clip in the spool, and the record for its store."""
 
     clip: Clip
     path: Path
@@ -61,7 +62,8 @@ class _Kept:
 
 
 class SpooledStorage:
-    """`store`, and `folder` for the clips that it does not take, each for `keep_days` at most."""
+    """`store`, with `folder` for the clips that it does not take. Each is kept for at most
+    `keep_days`."""
 
     def __init__(self, store: Store, folder: Path, keep_days: float = 7) -> None:
         self._store = store
@@ -70,7 +72,7 @@ class SpooledStorage:
         self._flushing = threading.Lock()
 
     def put(self, path: Path, job_id: str, record: Mapping[str, Any], control: Control) -> str:
-        """As `Storage.put`. What `StorageFailed` says of the clip being kept is true.
+        """Do what `Storage.put` does. If `StorageFailed` says that the clip is kept, it is.
 
         A clip whose job ran out of time while it was stored is kept too: it is finished.
         """
@@ -88,7 +90,7 @@ class SpooledStorage:
         return url
 
     def finished(self, job_id: str, control: Control) -> tuple[str, dict[str, Any]] | None:
-        """As `Storage.finished`; a clip that waits here is stored first."""
+        """Do what `Storage.finished` does, after storing a clip that waits here."""
         # Looked for first: what another worker delivers from now on is missing here or there,
         # never in both places.
         kept = self._waiting(job_name(job_id))
@@ -106,7 +108,8 @@ class SpooledStorage:
         return self._store.claim(job_id, holder, control)
 
     def flush(self) -> None:
-        """Store what waits, the oldest first, until the store fails; remove what is too old."""
+        """Store the waiting clips, oldest first, until the store fails. Remove clips that are too
+        old."""
         if not self._flushing.acquire(blocking=False):
             return
         try:
@@ -140,8 +143,8 @@ class SpooledStorage:
             if not kept.path.exists():  # another worker has just delivered it
                 return True
             log.error(
-                "clip of job %s and what is younger stay in %s until the store takes them; mend "
-                "what the store's error above says, the next start tries again: %s",
+                "the clip of job %s and younger ones stay in %s until the store takes them; fix "
+                "the store's error above, the next start tries again: %s",
                 kept.clip.job,
                 self._folder,
                 error,
@@ -157,8 +160,8 @@ class SpooledStorage:
         return url
 
     def _keep(self, path: Path, job_id: str, record: Mapping[str, Any]) -> bool:
-        """Whether clip and record are on the disk. Not asked whether the job is cancelled: what
-        follows is short, and its end may be why this is called."""
+        """Write clip and record to the disk. Returns whether that worked. Does not ask whether the
+        job is cancelled: this is short, and the end of the job may be the reason for it."""
         clip = Clip.new(job_id)
         target = self._folder / f"{_Name(clip.job, clip.made, clip.token)}.mp4"
         try:
@@ -171,7 +174,7 @@ class SpooledStorage:
         except OSError as error:
             remove(target.with_suffix(".json"), target)
             log.error(
-                "clip of job %s is lost, it could not be kept in %s either: %s; "
+                "the clip of job %s is lost: it could not be kept in %s either: %s; "
                 "make room there or set WAN_SPOOL_DIR to another folder",
                 clip.job,
                 self._folder,
@@ -182,7 +185,7 @@ class SpooledStorage:
         return True
 
     def _waiting(self, job: str | None = None) -> list[_Kept]:
-        """Every clip, or those of one job, each with its record; the oldest first."""
+        """Every waiting clip, or those of one job, each with its record, oldest first."""
         found = []
         for path, name in _named(self._folder, ".json"):
             if job in (None, name.job) and is_file(path.with_suffix(".mp4")):
@@ -191,7 +194,7 @@ class SpooledStorage:
         return sorted(found, key=lambda kept: (kept.clip.made, kept.clip.token))
 
     def _sweep(self) -> None:
-        """Remove what is too old, and what was never completed."""
+        """Remove files that are too old or were never completed."""
         for path, name in _named(self._folder, ".mp4"):
             waited_seconds = (datetime.now(UTC) - name.made).total_seconds()
             record = path.with_suffix(".json")
@@ -210,11 +213,11 @@ class SpooledStorage:
 
 
 class CrashCounts:
-    """Counts, across processes, the starts of a job that did not end: those that killed a worker.
+    """Counts the starts of a job that did not end, in any process: these killed a worker.
 
-    Nothing is counted without a `folder`. `limit` such starts are forgiven for `keep_days`. Marks
-    are empty files, one a start, so there is nothing in them to be damaged. A folder that cannot be
-    used is logged and refuses nobody.
+    Without a `folder`, nothing is counted. `limit` such starts are forgiven for `keep_days`. Marks
+    are empty files, one per start, so nothing in them can be damaged. A folder that cannot be used
+    is logged and refuses nobody.
     """
 
     def __init__(self, folder: Path | None, limit: int = 2, keep_days: float = 7) -> None:
@@ -224,7 +227,8 @@ class CrashCounts:
 
     @contextmanager
     def counting(self, job_id: str) -> Iterator[None]:
-        """The work of a job: whatever ends it but the end of this process is no crash."""
+        """Count a start around the work of a job. Only the end of this process counts as a
+        crash."""
         self.begin(job_id)
         try:
             yield
@@ -232,7 +236,7 @@ class CrashCounts:
             self.end(job_id)
 
     def begin(self, job_id: str) -> None:
-        """Count a start. Raises `JobRefused`, and counts nothing, when that would be too many."""
+        """Count a start. If that would be too many, count nothing and raise `JobRefused`."""
         if self._folder is None:
             return
         count = len(self._marks(job_id))
@@ -246,7 +250,7 @@ class CrashCounts:
             log.warning("start of job %s not counted: %s", job_name(job_id), error)
 
     def end(self, job_id: str) -> None:
-        """The job came to an end, whichever: forget its starts."""
+        """Forget the starts of a job that ended, however it did."""
         remove(*self._marks(job_id))
 
     def _marks(self, job_id: str) -> list[Path]:
@@ -261,7 +265,7 @@ class CrashCounts:
 
 @dataclass(frozen=True)
 class _Name:
-    """What the name of a spooled file tells."""
+    """What the name of a spooled file says."""
 
     job: str
     made: datetime

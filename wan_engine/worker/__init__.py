@@ -1,1 +1,1 @@
-"""What the Runpod worker needs beside the engine."""
+"""What the Runpod worker needs besides the engine."""

@@ -48,8 +48,8 @@ class Ending:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, why: str) -> None:
-        """The jobs that were taken end, their results are posted, and the process ends: two minutes
-        later even if they have not. Only the first call counts."""
+        """Let the jobs that were taken end, post their results, and end the process; after two
+        minutes even if they have not. Only the first call counts."""
         with self._lock:
             if self.why is not None:
                 return
@@ -68,7 +68,7 @@ class Ending:
 
 
 def end_process() -> None:
-    """At once, whatever its threads do; the ping process with it."""
+    """End this process and its ping process at once, whatever their threads do."""
     for child in multiprocessing.active_children():
         child.terminate()
     for stream in (sys.stdout, sys.stderr):
@@ -77,7 +77,7 @@ def end_process() -> None:
 
 
 def install(ending: Ending) -> None:
-    """Make `runpod.serverless.start` do better. After `import runpod`."""
+    """Mend `runpod.serverless.start`. Call it after `import runpod`."""
     from runpod.serverless.modules import rp_scale
 
     _keep_results()
@@ -104,7 +104,7 @@ def _keep_results() -> None:
 
 
 class Outage:
-    """A line in the log when something stops to answer, and one when all of it answers again."""
+    """Logs one line when something stops answering, and one when everything answers again."""
 
     def __init__(self) -> None:
         self._away: set[str] = set()
@@ -128,7 +128,7 @@ class Outage:
 
 
 class Patient:
-    """A poll of the SDK's that never raises, and waits longer after each failure, until `ends`."""
+    """A poll of the SDK that never raises, and waits longer after each failure, until `ends`."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Patient:
 
 
 def _mend_pings() -> None:
-    """Make the SDK's ping process end with the worker, and be as quiet as the other polls."""
+    """Make the SDK's ping process end with the worker, and log as little as the other polls."""
     import requests
     from runpod.serverless.modules import rp_ping
 
@@ -212,7 +212,7 @@ class Recent:
         return time.monotonic() - self._ids.get(job_id, -_KEPT_SECONDS) < _KEPT_SECONDS
 
     def take(self, job_id: str) -> bool:
-        """Whether it is there; then it is not any more."""
+        """Whether it is there. Afterwards it is not."""
         found = job_id in self
         self._ids.pop(job_id, None)
         return found
@@ -240,8 +240,8 @@ class _Loop(_Sdk):  # type: ignore[misc]
             self.stop_signals_fetcher = Patient("stops", stops, outage, ends)
 
     async def get_jobs(self, session: Any) -> None:
-        """In a process that must end, its poll is left at once: what it would bring now is another
-        worker's."""
+        """Poll for jobs. In a process that must end, leave the poll at once: what it would bring
+        belongs to another worker."""
         try:
             await _first(super().get_jobs(session), self.ending.wait())
         finally:
@@ -278,15 +278,15 @@ class _Loop(_Sdk):  # type: ignore[misc]
         await rp_http.send_result(session, {"error": sentence, "stopPod": True}, job)
 
     def _leave(self, job: dict[str, Any]) -> None:
-        """As the SDK does after a job."""
+        """Do what the SDK does after a job."""
         self.jobs_queue.task_done()
         self.job_progress.remove(job)
         self.jobs_tasks.pop(job["id"], None)
         self._ended.add(job["id"])
 
     async def stop_job(self, job_id: str) -> bool:
-        """A job that has not begun is not cancelled, as the SDK would count it for ever: it ends
-        when it comes to its turn."""
+        """Stop a job. One that has not begun is not cancelled, because the SDK would count it for
+        ever; it ends when its turn comes."""
         if job_id in self._begun:
             stopped: bool = await super().stop_job(job_id)
             return stopped
@@ -296,7 +296,7 @@ class _Loop(_Sdk):  # type: ignore[misc]
 
 
 async def _first(*works: Coroutine[Any, Any, None]) -> None:
-    """Until one of them has ended; the others are cancelled. Raises what that one raised."""
+    """Wait until one of them has ended, and cancel the others. Raises what that one raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,1 +1,1 @@
-"""The server under the doors: connections, bodies, who calls, health."""
+"""The HTTP server below the doors: connections, bodies, callers, health."""

@@ -1,4 +1,4 @@
-"""Whatever is raised becomes an answer in the words of the API whose path was called."""
+"""Turns every exception into an answer in the words of the API whose path was called."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def door_of(path: str, doors: Sequence[Door]) -> tuple[Door, str] | None:
 
 
 def answer_to(refusal: Refusal, door: Door | None, path: str) -> JSONResponse:
-    """The door's answer, or a plain one; with `Retry-After` where that is known."""
+    """The door's answer, or a plain one; with `Retry-After` if that is known."""
     if door is None:
         response = JSONResponse({"error": refusal.message}, refusal.status)
     else:
@@ -44,7 +44,7 @@ def answer_to(refusal: Refusal, door: Door | None, path: str) -> JSONResponse:
 
 
 def add_answers(app: FastAPI, doors: Sequence[Door]) -> None:
-    """Handle whatever a route of `app` raises."""
+    """Handle every exception that a route of `app` raises."""
 
     def answer(request: Request, refusal: Refusal) -> JSONResponse:
         path = request.url.path

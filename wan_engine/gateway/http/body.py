@@ -1,5 +1,5 @@
-"""The body of one request: received within a bound, on the disk where it is large, and parsed
-beside the event loop then."""
+"""Reads the body of a request within a limit. A large one goes to the disk and is parsed beside the
+event loop."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Body:
-    """`large` lets one large body at a time into memory, until it is stored: it takes a few times
-    its size there, and threads that parse hold up the loop."""
+    """The body of one request. `large` lets one large body at a time into memory until it is
+    stored, because it takes several times its size there and threads that parse hold up the
+    loop."""
 
     def __init__(
         self, headers: Headers, receive: Receive, large: asyncio.Semaphore, folder: Path | None
@@ -55,7 +56,8 @@ class Body:
     # --- receiving -------------------------------------------------------------------------------
 
     async def read(self, max_bytes: int, pace: Pace, held: Held) -> None:
-        """All of it, announced or not, at this pace, and counted in `held`. Raises `Refusal`."""
+        """Receive the whole body, announced or not, at this pace, and count it in `held`. Raises
+        `Refusal`."""
         self._held = held
         too_large = Refusal("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
         if self._announced > max_bytes:
@@ -75,11 +77,11 @@ class Body:
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether the caller asks before it sends it (100-continue)."""
+        """Whether the caller asks before it sends the body (100-continue)."""
         return self._headers.get("expect", "").lower() == "100-continue"
 
     def close(self) -> None:
-        """Nobody needs it any longer: once the request is stored, or refused."""
+        """Free it: the request is stored or refused."""
         if self._held is not None:
             self._held.release()
         if self._in_memory:
@@ -127,8 +129,8 @@ class Body:
     # --- reading ---------------------------------------------------------------------------------
 
     async def json(self) -> Any:
-        """What it says, once. Raises `Refusal`, also for NaN and 1e999, which no answer could say.
-        Halves of surrogate pairs become question marks, as no answer could be encoded with them."""
+        """Parse it, once. Raises `Refusal`, also for NaN and 1e999, which no answer could express.
+        Halves of surrogate pairs become question marks, because no answer could encode them."""
         try:
             if self._file is None:
                 return _parse(b"".join(self._recent))
@@ -161,7 +163,7 @@ def _parse(body: bytes) -> Any:
 
 
 def _checked(value: Any) -> Any:
-    """What the faster of the parsers found, which is silent about 1e999. Raises `ValueError`."""
+    """Check the result of the faster parser, which accepts 1e999. Raises `ValueError`."""
     if isinstance(value, float):
         return _finite(repr(value))
     if isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""What all requests may hold at a time: connections of an address, and bytes that have come in."""
+"""Limits what all requests together may hold: connections per address, and bytes in flight."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ class Pace:
     body_rate: float
 
     def body(self, now: float) -> Deadline:
-        """That of a body whose head is whole `now`."""
+        """The deadline of a body whose head is complete `now`."""
         return Deadline(self, now)
 
 
 class Deadline:
-    """Until when more of a body must have come, in the seconds of the event loop's clock."""
+    """The time by which more of a body must have come, in seconds of the event loop's clock."""
 
     def __init__(self, pace: Pace, now: float) -> None:
         self._pace = pace
         self.at = now + pace.head_seconds
 
     def extend(self, size: int, now: float) -> None:
-        """So many bytes have come. Who was fast may not rest longer than who was not."""
+        """Note `size` more bytes. A caller that was fast may not rest longer than one that was
+        not."""
         most = now + self._pace.head_seconds
         self.at = min(most, self.at + size / self._pace.body_rate)
 
     def wait(self, seconds: float) -> None:
-        """The caller was not listened to for so long."""
+        """Do not count the time in which nobody read from the caller."""
         self.at += seconds
 
 
@@ -81,7 +82,7 @@ class InFlight:
 
 
 class Held:
-    """What one request has of `InFlight`."""
+    """The bytes of one request in `InFlight`."""
 
     def __init__(self, in_flight: InFlight, owner: str) -> None:
         self._in_flight = in_flight
@@ -89,20 +90,20 @@ class Held:
         self._bytes = 0
 
     def grow(self, size: int) -> None:
-        """To at least `size` bytes. Raises `Refusal` "rate_limited" and "unavailable"."""
+        """Count at least `size` bytes. Raises `Refusal` "rate_limited" and "unavailable"."""
         if (more := size - self._bytes) > 0:
             self._in_flight.add(self._owner, more, self._bytes)
             self._bytes = size
 
     def release(self) -> None:
-        """All of it, once or more often."""
+        """Give all of it back. May be called again."""
         self._in_flight.remove(self._owner, self._bytes)
         self._bytes = 0
 
 
 class Connections:
-    """Who is connected. `most_of_address` counts an IPv6 network of 64 bits, which is what one
-    customer has, as one address; `proxies`, as WAN_TRUSTED_PROXIES has them, are not limited."""
+    """Counts open connections. `most_of_address` counts an IPv6 network of 64 bits, which is what
+    one customer has, as one address. `proxies` (as in WAN_TRUSTED_PROXIES) are not limited."""
 
     def __init__(self, most: int, most_of_address: int, proxies: Sequence[str]) -> None:
         self._most = most
@@ -121,7 +122,7 @@ class Connections:
             del self._addresses[name]
 
     def crowd(self, address: str) -> float:
-        """How full it is for somebody of `address`, who counts already: above 1 is too full."""
+        """How full it is for somebody at `address`, who is counted already. Above 1 is too full."""
         crowds = [self._addresses.total() / self._most]
         if not self._is_proxy(address):
             crowds.append(self._addresses[_network(address)] / self._most_of_address)
@@ -138,7 +139,8 @@ class Connections:
 
 
 def raise_descriptor_limit() -> int:
-    """To what this process may have at most. Returns how many connections there may be."""
+    """Raise the limit of open files as far as this process may. Returns how many connections there
+    may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, _UNLIMITED_DESCRIPTORS) if hard == resource.RLIM_INFINITY else hard
     try:

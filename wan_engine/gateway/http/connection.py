@@ -1,9 +1,9 @@
-"""One connection of the served gateway: uvicorn's, with a limit in bytes and seconds for whatever a
-caller can send, in whichever part of a request.
+"""One connection of the gateway: uvicorn's, with a limit in bytes and seconds for every part of a
+request.
 
-Nobody has looked at a key while a head comes in, so these limits are the same for everybody. How
-large a body may be, and in which words too slow a one is refused, is the guard's to say; what is
-here holds where nobody reads the body.
+Nobody has checked a key while a head comes in, so these limits are the same for everybody. The
+guard decides how large a body may be, and answers one that is too slow. The limits here hold when
+nobody reads the body.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Connection(HttpToolsProtocol):
         self._refuse(self._refusal or _Refused(400, msg))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Without a line in the log for each. The parser takes the rest for another protocol."""
+        """Log nothing for each. The parser takes the rest for another protocol."""
         self.cycle.keep_alive = False
 
     # --- what the parser finds -------------------------------------------------------------------
@@ -188,8 +188,8 @@ class _Connection(HttpToolsProtocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """A caller that does not read its answer would keep the connection for ever, closed or
-        not."""
+        """Start a time limit: a caller that does not read its answer would keep the connection for
+        ever, closed or not."""
         super().pause_writing()
         seconds = _UNREAD_SECONDS + self.transport.get_write_buffer_size() / self.pace.body_rate
         self._stop_unread()
@@ -215,7 +215,7 @@ class _Connection(HttpToolsProtocol):
             self._refuse(_Refused(408, "The body of the request took too long."))
 
     def _check_target(self) -> None:
-        """Raises `_Refused` unless the request is for a path of the host that its header names."""
+        """Raise `_Refused` unless the request is for a path on the host that its header names."""
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1:
             self._stop(400, "There is more than one Host.")
@@ -236,7 +236,7 @@ class _Connection(HttpToolsProtocol):
         raise self._refusal
 
     def _refuse(self, refused: _Refused) -> None:
-        """Answer, unless an answer has begun, and leave the connection to its end."""
+        """Answer, unless an answer has begun, and let the connection end."""
         if self.transport.is_closing() or self._stage == "refused":
             return
         if self._leave_application():
@@ -258,8 +258,8 @@ class _Connection(HttpToolsProtocol):
         self._start_timer(_LINGER_SECONDS, self.transport.close)
 
     def _leave_application(self) -> bool:
-        """To the application the caller is gone. Returns whether there is nothing left to say: an
-        answer has begun, or the next one is to a request before this one."""
+        """Tell the application that the caller is gone. Returns whether nothing is left to say: an
+        answer has begun, or the next answer belongs to an earlier request."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         self.cycle.disconnected = True

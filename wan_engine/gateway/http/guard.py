@@ -1,9 +1,9 @@
-"""Before any door is reached: who calls, how often, from which page, and how large the body is.
+"""Checks every call before a door sees it: who calls, how often, from which page, and how large the
+body is.
 
-No route can forget it: whatever the router takes for a door's passes here, and what it takes for
-nobody's is answered here. Without keys the gateway is for this machine's own programs: what a web
-page sends through a browser is refused then, as are a name that somebody made to point here and
-what a proxy hands on.
+No route can forget it. Every path that the router gives to a door passes here, and every other path
+is answered here. Without keys the gateway serves programs of this machine only. It refuses web
+pages in a browser, host names that somebody made to point here, and requests that a proxy hands on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 @dataclass(frozen=True)
 class Rules:
-    """What the guard holds every caller to."""
+    """The limits for every caller."""
 
     keys: Keys
     rate: RateLimit
@@ -47,7 +47,7 @@ class Rules:
 
 
 class Guard:
-    """Middleware. Puts the owner and the body into `request.state`.
+    """Middleware that puts the owner and the body into `request.state`.
 
     `open_routes` need no key, and nobody reads a body for them.
     """
@@ -100,8 +100,8 @@ class Guard:
             body.close()
 
     def _place(self, scope: Scope) -> tuple[Door | None, Match]:
-        """Whose path it is, as the router sees it; the door of a path that has no route is the one
-        whose words are understood there."""
+        """The door of a path, as the router sees it. For a path without a route, the door in whose
+        words the refusal is written."""
         for door in self._doors:
             if (match := _best(door.router.routes, scope)) is not Match.NONE:
                 return door, match
@@ -139,13 +139,13 @@ class Guard:
 
 
 def _best(routes: Sequence[BaseRoute], scope: Scope) -> Match:
-    """The router's own answer."""
+    """The answer of the router itself."""
     return max((route.matches(scope)[0] for route in routes), key=lambda match: match.value)
 
 
 def _check_path(path: str) -> None:
-    """Raises `Refusal` for what no path has: line breaks and other control characters, and bytes
-    that are no text."""
+    """Raise `Refusal` for a path with line breaks, other control characters or bytes that are no
+    text."""
     if not path.startswith("/") or not path.isprintable() or "\ufffd" in path:
         raise Refusal("invalid_request", "The path is not valid")
 
@@ -159,14 +159,14 @@ _HANDED_ON = (
 
 
 def _check_proxy(scope: Scope, rules: Rules) -> None:
-    """Without keys, what comes through a proxy may be anybody's. Raises `Refusal`."""
+    """Without keys, refuse what comes through a proxy: it may be anybody's. Raises `Refusal`."""
     names = () if rules.keys else [name.decode("latin-1").lower() for name, _ in scope["headers"]]
     if any(name.startswith(_HANDED_ON) for name in names):
         raise Refusal("forbidden", "Without keys the gateway does not answer through a proxy")
 
 
 def _check_page(headers: Headers, rules: Rules) -> None:
-    """Without keys, only what belongs to this machine may call. Raises `Refusal`."""
+    """Without keys, refuse everything that is not from this machine. Raises `Refusal`."""
     if rules.keys:
         return
     host = headers.get("host", "")
@@ -182,7 +182,7 @@ def _check_page(headers: Headers, rules: Rules) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Of a header `Host`, which may have a port."""
+    """Whether a `Host` header, perhaps with a port, names this machine."""
     try:
         parts = urlsplit(f"//{host}")
         return (

@@ -1,4 +1,4 @@
-"""Routes of the gateway itself: health, readiness, metrics, and the clips that it serves."""
+"""The gateway's own routes: health, readiness, metrics, and the clips that it serves."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def router(
     measured: Metrics,
     links: Links,
 ) -> APIRouter:
-    """`waiting_for` says why a job would not be taken, rendered and stored now, `models` which ones
-    there are, once they are known."""
+    """`waiting_for` says why a job would not be accepted, rendered and stored now, `models` which
+    ones there are, once they are known."""
     routes = APIRouter(tags=["Gateway"])
 
     @routes.get("/healthz")
@@ -31,7 +31,7 @@ def router(
 
     @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
     async def readyz() -> JSONResponse:
-        """200 when a job would be taken, rendered and stored now; with the models by task, once
+        """200 if a job would be accepted, rendered and stored now; with the models by task, once
         they are known."""
         reasons = await waiting_for()
         body: dict[str, Any] = {"ready": not reasons, "waiting_for": reasons}
@@ -41,13 +41,13 @@ def router(
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """What Prometheus reads."""
+        """The metrics for Prometheus."""
         return Response(measured.text(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.head(PATH + "/{name}", include_in_schema=False)
     @routes.get(PATH + "/{name}", response_class=Response)
     async def result(name: str, expires: str = "", signature: str = "") -> Response:
-        """A finished clip, by the link that its job has; Range is understood."""
+        """A finished clip, by the link of its job. Understands Range."""
         return links.serve(name, expires, signature)
 
     return routes

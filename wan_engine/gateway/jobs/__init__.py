@@ -1,1 +1,1 @@
-"""Jobs from the moment they are accepted to the moment they are forgotten."""
+"""Jobs, from acceptance until they are forgotten."""

@@ -1,5 +1,5 @@
-"""How many jobs of each door, owner and model are in each state: kept up, so that nobody who asks
-waits for the database to count."""
+"""Counts the jobs of each door, owner and model by state, so that nobody waits for the database to
+count."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Counts:
         self._retries: Counter[_Group] = Counter()
 
     def stored(self, group: _Group, state: State, count: int, retries: int) -> None:
-        """What the database has of a door, an owner and a model, in the order of these."""
+        """The counts of the database for a door, an owner and a model, in this order."""
         self._states[group][state] += count
         self._retries[group] += retries
 
     def come(self, job: Job) -> None:
-        """It is there, in its state of now."""
+        """Add a job in its present state."""
         self.stored(_group(job), job.state, 1, job.retries)
 
     def gone(self, job: Job) -> None:
-        """It is not there any longer, or not in this state."""
+        """Take a job out of its present state."""
         self.stored(_group(job), job.state, -1, -job.retries)
 
     def of(

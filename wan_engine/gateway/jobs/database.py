@@ -1,8 +1,8 @@
-"""The tables, and a database that is open: migrated, and used by one gateway at a time.
+"""The tables, and the open database: migrated, and used by one gateway at a time.
 
-A SQLite file by default (WAL, synced at each commit: accepted means stored), Postgres by URL. Who
-holds the lock owns all jobs in it, so that what was running when the last owner died can be queued
-again without asking anybody.
+It is a SQLite file by default (WAL, synced at each commit: accepted means stored), or Postgres by
+URL. Whoever holds the lock owns all jobs in it, so that it can queue what ran when the last owner
+died without asking anybody.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ facts = sa.Table(
 
 @dataclass(frozen=True)
 class Database:
-    """An open one, and whose the jobs in it are."""
+    """An open database, and who owns the jobs in it."""
 
     engine: AsyncEngine
     ownership: Ownership
@@ -148,7 +148,7 @@ class Database:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """The migrated database, this gateway's alone. Raises `ConfigurationError`."""
+    """The migrated database, for this gateway alone. Raises `ConfigurationError`."""
     async with AsyncExitStack() as stack:
         url = _url(settings)
         if url.get_backend_name() == "sqlite":
@@ -206,7 +206,7 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 
 @asynccontextmanager
 async def _file_lock(path: Path) -> AsyncIterator[None]:
-    """The system frees it when the process ends, however it ends."""
+    """Lock a file. The system frees it when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Prompts and the secret of the links are in it: for its owner alone.
@@ -249,7 +249,7 @@ async def _until(try_once: Callable[[], Awaitable[bool]]) -> None:
 
 
 def _migrate(connection: sa.Connection) -> None:
-    """Run what the database has not seen yet of `migrations/versions`."""
+    """Run the steps of `migrations/versions` that the database has not seen."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     script = ScriptDirectory.from_config(config)

@@ -1,6 +1,7 @@
-"""From the queue to the backend and back: each job is run until it has ended, whatever dies.
+"""Takes jobs from the queue to the backend and back. Each job runs until it has ended, whatever
+dies.
 
-`_dispatch` takes a job when its turn comes, `_run` claims it, has the backend do its `Work`, and
+`_dispatch` takes a job when its turn comes. `_run` claims it, lets the backend do its `Work`, and
 stores how that ended.
 """
 
@@ -51,18 +52,19 @@ class Dispatcher:
         self._loop.add_done_callback(_complain)
 
     def halt(self) -> None:
-        """End all work at once and begin nothing, as another gateway may have the jobs."""
+        """Stop all work at once and start nothing, because another gateway may have the jobs."""
         self._ours.clear()
         self._backend.abandon()
         for run in self._runs:
             run.cancel()
 
     def go_on(self) -> None:
-        """The jobs are ours again."""
+        """Start again: the jobs are ours."""
         self._ours.set()
 
     async def close(self, seconds: float) -> None:
-        """Take nothing more; what runs has `seconds` to end, the rest goes back into the queue."""
+        """Take no more jobs. Running jobs have `seconds` to end, the rest goes back into the
+        queue."""
         self._closing = True
         if self._loop is not None:
             self._loop.cancel()
@@ -91,7 +93,7 @@ class Dispatcher:
         self._handed_over.over(job_id)
         self._slots.release()
         if not run.cancelled() and (error := run.exception()) is not None:
-            log.error("a run ended with what nobody expected", exc_info=error)
+            log.error("a run ended with an unexpected error", exc_info=error)
 
     async def _run(self, job: Job) -> None:
         run = asyncio.current_task()
@@ -163,8 +165,8 @@ class Dispatcher:
 
 
 async def _check(request: Mapping[str, Any]) -> None:
-    """A job whose request is wrong has failed at once, but can be retried as any other. Raises
-    `WorkFailed`."""
+    """Raise `WorkFailed` for a wrong request. Such a job has failed at once, but may be retried
+    like any other."""
     try:
         await asyncio.to_thread(parse_request, request)  # there may be pictures in it
     except InvalidRequest as error:
@@ -177,7 +179,8 @@ def _complain(loop: asyncio.Task[None]) -> None:
 
 
 async def _stored(change: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
-    """What `change` gives, once the database takes it: a result is not lost while that is away."""
+    """The result of `change`, once the database takes it, so that a result is not lost while the
+    database is away."""
     while True:
         try:
             return await change(*arguments, **options)

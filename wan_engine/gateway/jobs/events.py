@@ -1,4 +1,5 @@
-"""Who is told of a job's changes: those that wait for its end, and an owner's subscribers."""
+"""Tells others about changes of jobs: those that wait for an end, and the subscribers of an
+owner."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Events:
         self.closed = False
 
     def tell(self, job: Job) -> None:
-        """It has changed."""
+        """Announce a change."""
         if job.final:
             _release(self._waiters.pop(job.id, ()))
         for events, owner in self._subscribers.items():
@@ -34,7 +35,7 @@ class Events:
             _put(events, None)
 
     async def ended(self, job_id: str, seconds: float) -> None:
-        """Return when the job has ended, `seconds` are over, or the gateway ends."""
+        """Wait until the job has ended, `seconds` are over, or the gateway ends."""
         if self.closed or seconds <= 0:
             return
         waiter = asyncio.get_running_loop().create_future()

@@ -59,8 +59,8 @@ class Ownership:
         return self.why_not == _LOST
 
     async def fence(self, connection: AsyncConnection) -> None:
-        """Raise `Refusal` unless the jobs are still ours; until the transaction of `connection` has
-        ended, nobody can take them."""
+        """Raise `Refusal` unless the jobs are ours. Nobody can take them until the transaction of
+        `connection` has ended."""
         if not self._shared:
             return
         if await _number(connection, _EPOCH, read=True) != self._epoch:
@@ -68,12 +68,12 @@ class Ownership:
         self.require()
 
     def require(self) -> None:
-        """Raise `Refusal` unless the jobs are ours, by what is known without asking."""
+        """Raise `Refusal` unless the jobs are ours, as far as is known without asking."""
         if self.why_not is not None:
             raise Refusal("unavailable", "The gateway is being replaced", _AWAY_SECONDS)
 
     async def try_lock(self) -> bool:
-        """Whether the lock is held, after an attempt to take it where it was not."""
+        """Whether the lock is held, after trying to take it if it was not."""
         if self._connection is not None:
             await self._connection.execute(sa.select(1))
             return True
@@ -97,7 +97,7 @@ class Ownership:
         keeper = asyncio.create_task(self._keep(), name="database lock")
         try:
             if await self._begin():
-                log.info("the gateway before did not end by itself: waiting until it surely has")
+                log.info("the previous gateway was killed: waiting until its work has surely ended")
                 await asyncio.sleep(_TAKEOVER_SECONDS)
             yield
             await self._release()

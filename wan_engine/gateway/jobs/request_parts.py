@@ -1,8 +1,8 @@
-"""A request in two parts: a small one, which is a row of the database, and its long texts, most of
-them pictures, each of which is kept once, by its hash.
+"""Splits a request in two parts: a small one, which is a row of the database, and its long texts,
+mostly pictures, each of which is kept once by its hash.
 
-The small part does not say which texts were in it: a caller could write the hash of another's
-picture there.
+The small part does not say which texts were in it: a caller could write the hash of another
+caller's picture there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def split(request: Mapping[str, Any]) -> RequestParts:
 
 
 def split_at_once(request: Mapping[str, Any]) -> RequestParts:
-    """The same in this thread, which takes a while for megabytes."""
+    """Do the same in this thread, which takes a while for megabytes."""
     long: dict[str, str] = {}
     shown = _shortened(request, (), long, None)
     places = [place for place in long if len(place) <= _PLACE_MAX_CHARACTERS]
@@ -85,7 +85,7 @@ def split_at_once(request: Mapping[str, Any]) -> RequestParts:
 
 
 def joined(row: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The request again, from its row and its long texts by their places."""
+    """The whole request, from its row and its long texts by their places."""
     request: Any = json.loads(texts[_ALL]) if _ALL in texts else _shortened(row, (), {}, ())
     for place, text in texts.items():
         *way, last = json.loads(place) or [None]

@@ -1,4 +1,5 @@
-"""The requests of jobs: whole for as long as somebody can need them, within what a key may keep.
+"""Keeps the requests of jobs whole for as long as somebody can need them, within the quota of each
+key.
 
 What a waiting or running job needs is never removed. Of jobs that have ended, the failed and the
 oldest go first when their key has no room, and all of them after some time.
@@ -66,28 +67,28 @@ class Requests:
             await self._store.add(_row(job, parts, whole=False) for job, parts in new)
 
     async def shown(self, job_id: str) -> dict[str, Any]:
-        """The request as it was made, or what is kept of it."""
+        """The request as it was made, or what is left of it."""
         stored = await self._store.request(job_id)
         return {} if stored is None else await self._whole(job_id, stored) or stored.row
 
     async def whole(self, job_id: str) -> dict[str, Any] | None:
-        """The request as it was made; None when it is not kept any longer."""
+        """The request as it was made. None if it is no longer kept."""
         stored = await self._store.request(job_id)
         return None if stored is None else await self._whole(job_id, stored)
 
     async def is_whole(self, job_id: str) -> bool:
-        """Whether `whole` has it."""
+        """Whether `whole` returns a request."""
         stored = await self._store.request(job_id)
         return stored is not None and stored.whole
 
     async def cut(self, before_ms: int) -> None:
-        """Long texts go whose jobs ended before, and whatever no request has."""
+        """Remove long texts of jobs that ended before, and texts that no request has."""
         while await self._store.cut_requests(None, _CUT_AT_ONCE, before_ms):
             pass
         await self.remove_unused()
 
     async def remove_unused(self) -> int:
-        """Long texts that no request has go. Returns how many."""
+        """Remove long texts that no request has. Returns how many."""
         unused = await self._store.unused_long_texts(_UNUSED_AT_ONCE)
         gone = 0
         for name in {*unused, *self._strays}:
@@ -96,7 +97,8 @@ class Requests:
         return gone
 
     async def remove_strays(self) -> None:
-        """Bytes that the database does not know, of a gateway that died while it stored them."""
+        """Remove bytes that the database does not know, left by a gateway that died while it stored
+        them."""
         with _telling():
             names = await self._long_texts.names()
         for at in range(0, len(names), _UNUSED_AT_ONCE):
@@ -171,7 +173,7 @@ class Requests:
         texts = {}
         for place, name in stored.places.items():
             if (text := await self._text(name)) is None:
-                log.error("a part of the request of job %s is gone or damaged", job_id)
+                log.error("a part of the request of job %s is missing or damaged", job_id)
                 return None
             texts[place] = text
         return await asyncio.to_thread(joined, stored.row, texts) if texts else stored.row

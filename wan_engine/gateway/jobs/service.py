@@ -1,8 +1,8 @@
-"""All jobs of this gateway: one state machine for every door, in the database and in memory.
+"""Holds all jobs of this gateway: one state machine for every door, in the database and in memory.
 
-Accepted means stored. What is not final, and what has ended lately, is in memory as well, so that
-a status is answered without the database. It does not know who renders (`dispatch.py`) nor what an
-API calls a state.
+Accepted means stored. Jobs that are not final, or ended lately, are in memory as well, so that a
+status is answered without the database. It does not know who renders (`dispatch.py`) or what an API
+calls a state.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Jobs:
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
-        """Read what a gateway before this one left: whatever it was running is queued again."""
+        """Read what an earlier gateway left, and queue again whatever it was running."""
         for *group, state, count, retries in await self._store.counts():
             self._counts.stored(tuple(group), state, count, retries)
         for job in await self._store.ended_since(now_ms() - REPLAY_SECONDS * 1000):
@@ -94,30 +94,30 @@ class Jobs:
             log.info("%d jobs of the last run go on", len(self._queue))
 
     def close(self) -> None:
-        """Nobody waits any longer: not for a job's end, nor for events."""
+        """Let nobody wait any longer, neither for a job's end nor for events."""
         self._events.close()
 
     @property
     def closed(self) -> bool:
-        """Whether the gateway ends, so that waiting is of no use."""
+        """Whether the gateway is ending, so that waiting is of no use."""
         return self._events.closed
 
     # --- for doors -------------------------------------------------------------------------------
 
     async def submit(self, *new: NewJob) -> tuple[Job, ...]:
-        """Store jobs, all or none; once this returns they will be finished or failed.
+        """Store jobs, all or none. Once this returns, they will be finished or fail.
 
         A job with a wrong request is stored as failed. Raises `Refusal` "queue_full".
         """
         return await uncancelled(self._submit(new))
 
     async def find(self, door: str, owner: str, job_id: str) -> Job | None:
-        """A job of this owner that came by this door."""
+        """A job of this owner that came through this door."""
         job = await self.get(job_id)
         return job if job and (job.door, job.owner) == (door, owner) else None
 
     async def get(self, job_id: str) -> Job | None:
-        """Any job; for those who do not answer a caller."""
+        """Any job, for code that does not answer a caller."""
         if job := self._live.get(job_id) or self._recent.get(job_id):
             return job
         if len(job_id) > 64 or not job_id.isascii() or not job_id.isprintable():
@@ -157,11 +157,11 @@ class Jobs:
         return [job for job in live if (job.door, job.owner, job.model) == wanted]
 
     def workers(self) -> int:
-        """How many are at work, for whichever door and owner."""
+        """How many jobs are at work, for all doors and owners."""
         return len(set(self._at_work.values()))
 
     async def cancel(self, job: Job) -> Job:
-        """The job, cancelled; as it is, when it has ended already."""
+        """Cancel the job. Returns it, unchanged if it had ended already."""
         return await self._end(job, "cancelled")
 
     async def retry(self, job: Job) -> Job:
@@ -212,7 +212,7 @@ class Jobs:
     # --- for who renders -------------------------------------------------------------------------
 
     async def take(self) -> Job:
-        """The job whose turn it is, which is then the taker's to end or give back."""
+        """The job whose turn it is. The taker must end it or give it back."""
         while not self._queue:
             self._queued.clear()
             await self._queued.wait()
@@ -228,7 +228,7 @@ class Jobs:
         return await self._move(job_id, _UNFINISHED, claimed, told=False)
 
     async def begin(self, job_id: str, worker: str | None = None) -> None:
-        """The work has begun."""
+        """Note that the work has begun."""
 
         def begun(job: Job) -> Job:
             return replace(
@@ -238,7 +238,7 @@ class Jobs:
         await self._move(job_id, _QUEUED, begun)
 
     async def remote(self, job_id: str, remote_id: str | None) -> None:
-        """Keep the id that the backend's own queue gave it, to follow it after a restart."""
+        """Keep the id of the job in the backend's own queue, to follow it after a restart."""
 
         def known(job: Job) -> Job:
             return replace(job, remote_id=remote_id)
@@ -256,7 +256,7 @@ class Jobs:
         return await self._end(job, "failed", error=error, error_code=code)
 
     async def expire(self, job: Job) -> Job:
-        """Its time, queue included, is over."""
+        """End a job whose time, queue included, is over."""
         error = "The job's time to live is over"
         return await self._end(job, "expired", error=error, error_code="deadline_exceeded")
 
@@ -273,12 +273,12 @@ class Jobs:
             self._enqueue(moved, first=True)
 
     def expired(self) -> list[Job]:
-        """Those whose time is over and which have not ended."""
+        """Jobs whose time is over and that have not ended."""
         now = now_ms()
         return [job for job in self._live.values() if job.expires_ms <= now]
 
     def forget(self, jobs: Collection[Job]) -> None:
-        """They are no longer in the database."""
+        """Forget jobs that are no longer in the database."""
         for job in jobs:
             self._recent.pop(job.id, None)
             self._counts.gone(job)

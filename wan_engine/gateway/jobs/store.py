@@ -1,5 +1,5 @@
-"""Everything that is asked of the database: the one file with SQL about jobs. Each method is one
-transaction, which runs to its end even when its caller is cancelled.
+"""Every query of the database: the one file with SQL about jobs. Each method is one transaction,
+which runs to its end even if its caller is cancelled.
 
 A change names the states that it may start from, and happens in the database or not at all, so a
 cancel and a result that come at once cannot both win.
@@ -84,7 +84,7 @@ class Store:
 
     @always_uncancelled
     async def add(self, new: Iterable[NewRow]) -> None:
-        """Jobs with their requests, all or none; the webhooks of those that have ended as well.
+        """Store jobs with their requests, all or none, and the webhooks of those that have ended.
 
         The bytes of the long texts must be stored before.
         """
@@ -149,8 +149,8 @@ class Store:
 
     @always_uncancelled
     async def cut_requests(self, owner: str | None, limit: int, before_ms: int | None) -> int:
-        """The long texts of ended jobs go, the failed first and then the oldest: of this
-        owner, and of those that ended before, where that is given. Returns of how many."""
+        """Remove the long texts of ended jobs, the failed first and then the oldest: of this owner,
+        and of those that ended before, if that is given. Returns how many requests were cut."""
         asked = (
             sa.select(request_parts.c.job_id)
             .join(jobs, jobs.c.id == request_parts.c.job_id)
@@ -171,7 +171,7 @@ class Store:
 
     @always_uncancelled
     async def unused_long_texts(self, limit: int) -> list[str]:
-        """Those that no request has."""
+        """Long texts that no request has."""
         asked = sa.select(long_texts.c.hash).where(_unused()).limit(limit)
         async with self._read() as connection:
             return [name for (name,) in await connection.execute(asked)]
@@ -209,7 +209,7 @@ class Store:
 
     @always_uncancelled
     async def unfinished(self) -> list[Job]:
-        """Queued and running, the oldest first."""
+        """Queued and running jobs, oldest first."""
         asked = sa.select(jobs).where(jobs.c.state.not_in(FINAL)).order_by(jobs.c.queued_ms)
         return await self._jobs(asked)
 
@@ -240,7 +240,7 @@ class Store:
         limit: int,
         after: Job | None,
     ) -> list[Job]:
-        """The newest first, from behind `after` on."""
+        """Jobs, newest first, from the one behind `after` on."""
         asked = sa.select(jobs).where(jobs.c.door == door, jobs.c.owner == owner)
         if states is not None:
             asked = asked.where(jobs.c.state.in_(states))
@@ -313,7 +313,7 @@ class Store:
 
     @always_uncancelled
     async def ping(self) -> None:
-        """Nothing, unless the database is away."""
+        """Raise if the database is away."""
         async with self._read() as connection:
             await connection.execute(sa.select(1))
 
@@ -344,7 +344,7 @@ def _unused() -> sa.ColumnElement[bool]:
 
 
 async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
-    """Once nobody can need it: neither a run, nor a retry, nor a webhook."""
+    """Remove a request that nobody can need: no run, no retry and no webhook."""
     over = sa.select(jobs.c.id).where(
         jobs.c.id == job_id,
         jobs.c.state.in_(_OVER),

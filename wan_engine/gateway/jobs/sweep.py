@@ -1,5 +1,5 @@
-"""What is done by the clock: jobs whose time is over end, old ones are forgotten, and what no
-request needs any longer goes."""
+"""Works by the clock: ends jobs whose time is over, forgets old ones, and removes what no request
+needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNFRUITFUL_OF_OWNER = 20_000
 async def sweep(
     jobs: Jobs, store: Store, requests: Requests, links: Links, settings: Settings
 ) -> None:
-    """For ever, until cancelled."""
+    """Run until cancelled."""
     strays, old, unused = map(_Each, (_STRAYS_SECONDS, _FORGET_SECONDS, _UNUSED_SECONDS))
     while True:
         try:
@@ -45,7 +45,7 @@ async def sweep(
             if unused.due():
                 await requests.remove_unused()
         except Refusal as refusal:  # the database is away
-            log.warning("not swept: %s", refusal.message)
+            log.warning("clean-up skipped: %s", refusal.message)
         await asyncio.sleep(_EXPIRE_SECONDS)
 
 
@@ -55,7 +55,7 @@ class _Each:
         self._last = -math.inf
 
     def due(self) -> bool:
-        """Once in so many seconds."""
+        """Whether so many seconds have passed since it was last due."""
         now = time.monotonic()
         if now - self._last < self._seconds:
             return False

@@ -1,4 +1,4 @@
-"""Whether a webhook's URL is one that could ever be told: checked when it is given."""
+"""Checks the URL of a webhook when it is given."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _IN_HOSTS_FILES = ("localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
-    """The URL, if there is one. Raises `Refusal`, also for an address that is not public in any
-    spelling; what a name means is looked up when it is told, and may be another then."""
+    """The URL, if there is one. Raises `Refusal`, also for an address that is not public, in any
+    spelling. A name is looked up when the webhook is sent, and may mean another address then."""
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) > _MAX_CHARACTERS or not _is_plain(value):
@@ -39,7 +39,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _host(url: str) -> str | None:
-    """As what sends it will read it."""
+    """The host, as the sender will read it."""
     import requests
 
     try:
@@ -52,7 +52,7 @@ def _host(url: str) -> str | None:
 
 
 def _may_be_public(host: str) -> bool:
-    """False for what is an address that is not, however it is written: 127.1, 0x7f000001, [::1]."""
+    """False for an address that is not public, however it is written: 127.1, 0x7f000001, [::1]."""
     name = host.rstrip(".").lower()
     if is_loopback(name) or name in _IN_HOSTS_FILES:
         return False

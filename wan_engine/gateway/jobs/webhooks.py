@@ -1,7 +1,8 @@
-"""The ends of jobs, told to whom the caller named: up to three times, also across restarts.
+"""Sends the end of each job to the URL that its caller gave: up to three times, also across
+restarts.
 
-Documented by Runpod: 200 is taken for an answer, two more tries, ten seconds apart. Addresses that
-are not public are refused as for media, and redirects are not followed.
+Documented by Runpod: 200 counts as an answer; there are two more tries, ten seconds apart.
+Addresses that are not public are refused as for media, and redirects are not followed.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Webhooks:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="webhook")
 
     async def run(self, doors: Sequence[Door]) -> None:
-        """For ever, until cancelled."""
+        """Run until cancelled."""
         by_name = {door.name: door for door in doors}
         telling: _Telling = {}
         try:
@@ -82,7 +83,7 @@ class Webhooks:
             telling[asyncio.create_task(self._tell(job_id, tries, by_name))] = job_id
 
     async def _look_at_ends(self, telling: _Telling) -> None:
-        """Wait for one end, or a while."""
+        """Wait until one has been told, or a while."""
         if not telling:
             await asyncio.sleep(_LOOK_SECONDS)
             return

@@ -1,4 +1,4 @@
-"""The README's lifecycle rule, given to a real store."""
+"""The documented lifecycle rule, given to a real store."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.storage.stores import BUCKET, RECORD, Store, s3_store
 from wan_engine.control import Control
 from wan_engine.storage import URL_SECONDS
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 def lifecycle() -> dict[str, Any]:
-    block = README.read_text("utf-8").partition("<!-- lifecycle -->")[2]
+    block = PAGE.read_text("utf-8").partition("<!-- lifecycle -->")[2]
     text = block.partition("```json")[2].partition("```")[0]
     found: dict[str, Any] = json.loads(text)
     return found

@@ -1,0 +1,197 @@
+"""Every command line of README, CONTRIBUTING and docs, run as it is written where it can run here.
+
+A command line that is not listed below is run. Those that start a server, import torch or render
+are system tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+
+from tests.docs.pages import PAGES, ROOT, commands, name
+from wan_engine.cli.app import app
+
+PYTHON = ".venv/bin/python"
+ENGINE = f"{PYTHON} -m wan_engine"
+SECONDS = 300.0
+
+NOT_HERE = {
+    "make run": "installs from the Python index; tests/test_handler.py has what it runs then",
+    "make test": "runs these tests",
+    "make check": "is run beside the tests",
+    "make docs": "writes into this checkout; tests/builder/test_docs.py has it",
+    "make format": "writes into this checkout",
+    "make site": "is run by make check",
+    f"{ENGINE} download": "downloads gigabytes; tests/weights has it with a local Hub",
+    "python -m wan_engine download": "downloads gigabytes, in the image",
+    f"{PYTHON} -m builder.prepare": "needs 127 GB of weights; tests/builder/test_prepare.py has it",
+    "python -m builder.prepare": "needs 127 GB of weights, in the image",
+    "rm -r /workspace": "on the pod's volume",
+    "python3 -m venv": "installs from the Python index",
+    ".venv/bin/pip install": "installs from the Python index",
+    "vllm serve": "needs vLLM and a GPU",
+    "docker ": "needs Docker",
+    "curl -s https://api.runpod.ai": "needs a Runpod account",
+    "aws s3api": "needs a bucket; tests/storage/test_lifecycle_rule.py gives the rule to one",
+    f"{PYTHON} benchmarks/gpu.py": "needs a GPU",
+    f"{PYTHON} benchmarks/": "takes minutes; tests/test_benchmarks.py runs each of them small",
+    "curl -fs --retry 90": "asks what docker compose started",
+    "curl -s http://127.0.0.1:8000/v2/wan-2-6-i2v/run -H": "has a key to be filled in",
+    "export WAN_API_KEYS=ann:<hash>": "has a key to be filled in",
+    "WAN_MODELS_DIR=~/models WAN_API_KEYS=ann:<hash>": "has a key to be filled in",
+    "WAN_API_KEYS=alice:5e88...": "has a key to be filled in",
+}
+"""By how they begin, and why they cannot run in a test."""
+
+FAILS = {f"{ENGINE} doctor --worker": "there is no bucket"}
+"""These end with exit code 1, and say why."""
+
+QUICK = (*(f"{ENGINE} {word}" for word in ("schema", "settings", "models", "key")), "export ")
+
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ALL = {command: name(page) for page in PAGES for command in commands(page)}
+RUN = [command for command in ALL if not command.startswith(tuple(NOT_HERE))]
+SERVED = [command for command in RUN if re.search(r"wan_engine serve|^curl", command)]
+ALONE = [command for command in RUN if command not in SERVED]
+
+
+def marked(command: str) -> Any:
+    slow = () if command.startswith(QUICK) else (pytest.mark.system,)
+    return pytest.param(command, id=f"{ALL[command]}: {command}", marks=slow)
+
+
+def environment(folder: Path, cache: Path) -> dict[str, str]:
+    """Somebody's who has set nothing, but for what makes a clip of the tiny model quick."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "WAN_CACHE_DIR": str(cache),
+        "WAN_RENDER_AREA": "3072",
+        "WAN_PRESET": "superfast",
+        "WAN_INTERPOLATION": "blend",
+    }
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, data: Path) -> Path:
+    """What the pages take for granted: a checkout after `make run`, and files of one's own."""
+    program = tmp_path / PYTHON
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    shutil.copy(ROOT / "test_input.json", tmp_path)
+    shutil.copy(data / "rocket_640x360.jpg", tmp_path / "photo.jpg")
+    shutil.copy(data / "chime_4s.mp3", tmp_path / "voice.mp3")
+    lines = [{"prompt": f"Leaves sway, {way}", "image": "photo.jpg"} for way in ("left", "right")]
+    (tmp_path / "requests.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return tmp_path
+
+
+@pytest.fixture
+def shell(checkout: Path, tiny_cache: Path) -> Shell:
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=checkout,
+            env=environment(checkout, tiny_cache),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("command", [marked(command) for command in ALONE])
+def test_a_command_does_what_its_page_says(command: str, shell: Shell, checkout: Path) -> None:
+    done = shell(command)
+    failing = command in FAILS
+    assert done.returncode == failing, done.stderr
+    assert "Traceback" not in done.stderr
+    if command.startswith("export"):
+        return
+    assert done.stdout.strip()
+    for option, magic in (("--out", b"ftyp"), ("--sheet", b"PNG")):
+        if written := re.search(rf"{option} (\S+)", command):
+            assert magic in (checkout / written[1]).read_bytes()[:12]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("page", ["README.md", "docs/gateway.md"])
+def test_a_served_clip_is_made_as_the_page_says(
+    page: str, checkout: Path, tiny_cache: Path, shell: Shell
+) -> None:
+    """At another port than 8000, which may be in use here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = [command for command in SERVED if command in set(commands(ROOT / page))]
+    [serve, *_] = [command for command in here if "serve" in command]
+    [curl] = [command for command in here if command.startswith("curl")]
+    url = f"http://127.0.0.1:{port}"
+    with (checkout / "log").open("w") as log:
+        gateway = subprocess.Popen(
+            ["bash", "-c", f"exec {serve} --port {port}"],
+            cwd=checkout,
+            env=environment(checkout, tiny_cache),
+            stderr=log,
+        )
+        try:
+            wait_for(f"{url}/readyz", gateway)
+            assert httpx.get(url).headers["content-type"].startswith("text/html")
+            done = shell(curl.replace("http://127.0.0.1:8000", url))
+            assert done.returncode == 0, done.stderr
+            clip = json.loads(done.stdout)["output"]["video_url"]
+            assert httpx.get(clip).content[4:8] == b"ftyp"
+        finally:
+            gateway.terminate()
+            gateway.wait(SECONDS)
+
+
+def wait_for(url: str, gateway: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        assert gateway.poll() is None
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail("the gateway did not become ready")
+
+
+@pytest.mark.parametrize("start", list(NOT_HERE))
+def test_what_is_said_not_to_run_here_is_on_a_page(start: str) -> None:
+    assert any(command.startswith(start) for command in ALL)
+
+
+@pytest.mark.parametrize("target", sorted({c.split()[1] for c in ALL if c.startswith("make ")}))
+def test_every_target_of_make_that_is_named_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in ALL if "-m wan_engine " in command])
+def test_every_option_of_our_commands_exists(command: str) -> None:
+    """Also of those that cannot run here."""
+    name_, *arguments = shlex.split(command.split("-m wan_engine ")[1], comments=True)
+    group: Any = typer.main.get_command(app)
+    assert group.commands[name_].make_context(name_, arguments).command.name == name_

@@ -1,0 +1,72 @@
+"""The drawing of what segments are given (docs/masks.svg) shows what the pipelines get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from builder.drawings import MASKS, Segment
+from tests.rows import ROWS
+from wan_engine import toy
+from wan_engine.families import load_family
+from wan_engine.families.continuation import ContinuingPipeline, Start
+from wan_engine.runtime.recipes import Recipe
+
+NAMES = {"A14B": "wan-tiny", "TI2V": "wan-tiny-ti2v"}
+SIZE, FRAMES = 64, 17  # five latents
+
+
+def start_of(segment: Segment, clean: torch.Tensor) -> Start | None:
+    """What the family hands on, in the way that is drawn."""
+    if segment.way == "last_frames":
+        frames = np.random.default_rng(3).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
+        return Start(frames=frames)
+    if segment.way == "latents":
+        return Start(latents=clean)
+    return Start(latents=clean[:, :, :1], anchored=True) if segment.way == "svi" else None
+
+
+def condition_and_mask(
+    pipeline: ContinuingPipeline, start: Start | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each latent: its condition, and 1 where the model is told that it is known."""
+    pipeline.start = start
+    channels = pipeline.vae.config.z_dim
+    with torch.no_grad():
+        made = pipeline.prepare_latents(
+            torch.linspace(-1, 1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE),
+            1,
+            channels,
+            SIZE,
+            SIZE,
+            FRAMES,
+            torch.float32,
+            torch.device("cpu"),
+            torch.Generator().manual_seed(4),
+        )
+    if pipeline.config.expand_timesteps:
+        _, condition, mask = made
+        return condition, 1 - mask
+    return made[1][:, 4:], made[1][:, :4]
+
+
+@pytest.mark.parametrize("segment", MASKS, ids=lambda segment: f"{segment.kind} {segment.way}")
+def test_the_drawing_is_what_the_pipeline_is_given(segment: Segment, tiny_cache: Path) -> None:
+    name = NAMES[segment.kind]
+    folder = toy.build(name, tiny_cache / name)
+    pipeline = load_family(ROWS[name], folder, Recipe("cpu", "float32", "none")).pipeline
+    channels = pipeline.vae.config.z_dim
+    side = SIZE // pipeline.vae_scale_factor_spatial
+    clean = torch.randn(1, channels, 2, side, side, generator=torch.Generator().manual_seed(5))
+    condition, known = condition_and_mask(pipeline, start_of(segment, clean))
+    for number, kind in enumerate(segment.latents):
+        assert known[:, :, number].unique().tolist() == [float(segment.known[number])]
+        if kind == "noise":  # whatever the condition has here, the mask keeps it out
+            continue
+        here = condition[:, :, number]
+        assert bool(here.any()) == (kind != "zero")
+        if kind == "latent":
+            assert any(torch.equal(here, clean[:, :, index]) for index in range(2))
