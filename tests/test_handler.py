@@ -242,6 +242,21 @@ def test_a_job_that_was_handed_over_twice_is_rendered_once(
     assert [path.suffix for path in engine.settings.output_dir.glob("*.mp4")] == [".mp4"]
 
 
+@pytest.mark.parametrize("report", [True, False])
+def test_only_who_names_its_renders_is_told_a_failures_code(
+    engine: Engine, good: dict[str, Any], report: bool
+) -> None:
+    """Runpod's clients give a failed job's output, which this becomes, where they gave None."""
+    handler = Handler(engine, engine.settings, report=report)
+    wrong = {**good, "seed": "x"}
+
+    def told(payload: dict[str, Any]) -> list[str]:
+        return list(asyncio.run(handler({"id": "job", "input": payload})))
+
+    assert told(wrong) == ["error"]
+    assert told({**wrong, FIELD: "job/0.0"}) == ["error", *(["error_code"] if report else [])]
+
+
 def test_a_local_run_has_no_other_to_be_told_of(engine: Engine, good: dict[str, Any]) -> None:
     urls = {run(engine, {**good, FIELD: "job/0.0"})["video_url"] for _ in range(2)}
     assert len(urls) == 2
