@@ -5,6 +5,9 @@ command or a worker would take. One process imports them and stays; each program
 with arguments, environment, folder and descriptors of its own, that runs the unmodified file as
 `__main__`. Nothing of ours is imported before the fork, nor is what reads the environment when it
 is imported: the SDK, and the Hub's client for whoever sets HF_ variables, which start cold.
+
+Gateways, which may have no torch, are forks of a second such process, in which their second of
+imports is done.
 """
 
 from __future__ import annotations
@@ -22,25 +25,42 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 _REQUEST_BYTES = 1 << 20
-_LIBRARIES = (
-    "boto3",
-    "diffusers.pipelines.wan.pipeline_wan_i2v",
-    "diffusers.schedulers.scheduling_unipc_multistep",
-    "torch",
-    "transformers.models.qwen3.modeling_qwen3",
-    "transformers.models.t5.tokenization_t5",
-    "transformers.models.umt5.modeling_umt5",
-    "transformers.models.vit.image_processing_pil_vit",
-    "transformers.models.vit.modeling_vit",
-    "typer",
-)
+_LIBRARIES = {
+    "engine": (
+        "boto3",
+        "diffusers.pipelines.wan.pipeline_wan_i2v",
+        "diffusers.schedulers.scheduling_unipc_multistep",
+        "torch",
+        "transformers.models.qwen3.modeling_qwen3",
+        "transformers.models.t5.tokenization_t5",
+        "transformers.models.umt5.modeling_umt5",
+        "transformers.models.vit.image_processing_pil_vit",
+        "transformers.models.vit.modeling_vit",
+        "typer",
+    ),
+    "gateway": (
+        "PIL.Image",
+        "aiosqlite",
+        "alembic.config",
+        "asyncpg",
+        "fastapi",
+        "httptools",
+        "httpx",
+        "numpy",
+        "prometheus_client",
+        "pydantic_settings",
+        "sqlalchemy.ext.asyncio",
+        "sse_starlette",
+        "typer",
+        "uvicorn",
+    ),
+}
 """By name, as no linter sees that an import is there for its time alone."""
 
 
@@ -75,25 +95,28 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-@cache
-def shared() -> Warm:
-    """One for all tests of this process."""
-    warm = Warm()
-    atexit.register(warm.close)
-    return warm
+_opened: dict[str, Warm] = {}
+
+
+def shared(kind: str = "engine") -> Warm:
+    """One of each kind, "engine" or "gateway", for all tests of this process."""
+    if kind not in _opened:
+        _opened[kind] = Warm(kind)
+        atexit.register(_opened[kind].close)
+    return _opened[kind]
 
 
 def children() -> dict[int, str]:
     """Process id and state letter of this process's children, as /proc has them, those that ended
-    and were not waited for included; without the process of `shared`."""
-    warm = shared().pid if shared.cache_info().currsize else None
+    and were not waited for included; without the processes of `shared`."""
+    ours = {warm.pid for warm in _opened.values()}
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == os.getpid() and int(folder.name) != warm:
+        if int(parent) == os.getpid() and int(folder.name) not in ours:
             found[int(folder.name)] = state
     return found
 
@@ -101,12 +124,12 @@ def children() -> dict[int, str]:
 class Warm:
     """The process with the libraries, which ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         self._path = str(Path(self._folder.name) / "socket")
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, self._path],
+            [sys.executable, __file__, kind, self._path],
             env={**kept, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -178,11 +201,16 @@ class Warm:
 # --- in the process with the libraries ------------------------------------------------------------
 
 
-def _import_libraries() -> None:
-    """What workers and commands import sooner or later, and their classes' own modules. Of the SDK
-    only what it imports itself: its own modules read the environment."""
-    for name in _LIBRARIES:
+def _import_libraries(kind: str) -> None:
+    """What the programs import sooner or later, and their classes' own modules. Of the SDK only
+    what it imports itself: its own modules read the environment."""
+    for name in _LIBRARIES[kind]:
         import_module(name)
+    if kind == "engine":
+        _know_the_processor()
+
+
+def _know_the_processor() -> None:
     import cpuinfo
 
     # The SDK asks for the processor's name when it is imported, and that takes a second.
@@ -250,6 +278,6 @@ def _run(program: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _import_libraries()
-    if (order := _serve(sys.argv[1])) is not None:
+    _import_libraries(sys.argv[1])
+    if (order := _serve(sys.argv[2])) is not None:
         _run(order["program"])
