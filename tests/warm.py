@@ -33,9 +33,14 @@ ROOT = Path(__file__).parents[1]
 _REQUEST_BYTES = 1 << 20
 _LIBRARIES = {
     "engine": (
+        "aiohttp",
         "boto3",
         "diffusers.pipelines.wan.pipeline_wan_i2v",
         "diffusers.schedulers.scheduling_unipc_multistep",
+        "paramiko",
+        "pydantic_settings",
+        "rich.progress",
+        "tomlkit",
         "torch",
         "transformers.models.qwen3.modeling_qwen3",
         "transformers.models.t5.tokenization_t5",

@@ -42,7 +42,7 @@ def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
             **environment,
         }
         program = ["-m", "wan_engine", *arguments]
-        if arguments[:1] == ("generate",) and not whole:
+        if arguments[:1] in (("generate",), ("plan",)) and not whole:
             program = [str(ROOT / "tests" / "small.py"), *program]
         if not cold and not any(name.startswith("HF_") for name in environment):
             return warm.shared().run(program, env=env, cwd=tmp_path, stdin=stdin)

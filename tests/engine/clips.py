@@ -29,9 +29,9 @@ SMALLEST: dict[str, Any] = {"preset": "superfast", "render_area": 64 * 48}
 RequestFor = Callable[..., VideoRequest]
 
 
-def few_frames(settings: Settings) -> Engine:
-    """`wan-tiny` as `tests.small` has it."""
-    engine = Engine(settings)
+def few_frames(settings: Settings, **options: Any) -> Engine:
+    """An engine with `options` on `wan-tiny` as `tests.small` has it."""
+    engine = Engine(settings, **options)
     engine.pool.spec = replace(engine.spec, **FEWEST)
     return engine
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import httpx
 
-from tests import warm
 from tests.gateway.conftest import wish
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.media.fetch import data_uri
@@ -66,15 +67,14 @@ def test_a_process_that_cannot_start_says_all_that_is_missing(
 ) -> None:
     absent = {"scratch_dir": tmp_path / "absent", "output_dir": Path("/proc/x")}
     settings = make_settings(**absent).with_secrets()
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
-    done = warm.shared().run(
-        ["-m", "wan_engine.gateway.backends.engine_process"],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        stdin=json.dumps({"settings": settings}) + "\n",
-    )
-    told = next(
-        line for line in map(json.loads, done.stdout.splitlines()) if line["told"] != "alive"
-    )
-    assert (done.returncode, told["told"]) == (1, "unusable")
+    command = [sys.executable, "-m", "wan_engine.gateway.backends.engine_process"]
+    with subprocess.Popen(
+        command, stdin=PIPE, stdout=PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"settings": settings}) + "\n")
+        process.stdin.flush()
+        lines = map(json.loads, process.stdout)
+        told = next(line for line in lines if line["told"] != "alive")
+        assert (process.wait(20), told["told"]) == (1, "unusable")
     assert "- scratch: " in told["error"] and "- storage: " in told["error"]
