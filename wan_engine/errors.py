@@ -45,7 +45,7 @@ class EngineError(Exception):
 
 class InvalidRequest(EngineError):
     code = "invalid_request"
-    begins = ('field "',)
+    begins: ClassVar[tuple[str, ...]] = ('field "',)
 
 
 class InvalidMedia(InvalidRequest):

@@ -19,7 +19,6 @@ def test_a_clip_from_local_files(wan: Wan, data: Path, tmp_path: Path) -> None:
         *("--image", str(data / "rocket_640x360.jpg"), "--audio", str(data / "chime_4s.mp3")),
         cold=True,
         whole=True,
-        WAN_FPS="30",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

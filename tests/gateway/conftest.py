@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -137,7 +139,7 @@ class Process:
     """`python -m tests.gateway.serve_fake`: the whole gateway with its engine's process."""
 
     url: str
-    popen: warm.Process
+    popen: subprocess.Popen[bytes] | warm.Process
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         return httpx.request(method, self.url + path, timeout=30, **options).json()
@@ -152,9 +154,15 @@ class Process:
 
 @contextmanager
 def gateway_process(
-    folder: Path, port: int, program: str = "serve_fake", **environment: str
+    folder: Path,
+    port: int,
+    program: str = "serve_fake",
+    *,
+    cold: bool = False,
+    **environment: str,
 ) -> Iterator[Process]:
-    """Started and answering; killed at the end if it still runs."""
+    """Started and answering; killed at the end if it still runs. It has the large libraries when it
+    starts, unless `cold`."""
     values = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
@@ -165,9 +173,12 @@ def gateway_process(
     }
     command = ["-m", f"tests.gateway.{program}", str(port)]
     with (folder / "gateway.log").open("ab") as log, Path(os.devnull).open() as nothing:
-        popen = warm.shared("gateway").start(
-            command, env=values, cwd=folder, stdin=nothing, stdout=log, stderr=log
-        )
+        files: dict[str, Any] = {"stdin": nothing, "stdout": log, "stderr": log}
+        popen: subprocess.Popen[bytes] | warm.Process
+        if cold:
+            popen = subprocess.Popen([sys.executable, *command], env=values, cwd=folder, **files)
+        else:
+            popen = warm.shared("gateway").start(command, env=values, cwd=folder, **files)
     process = Process(f"http://127.0.0.1:{port}", popen)
     try:
         _until(lambda: popen.poll() is not None or _answers(process.url))
