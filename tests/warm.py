@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -31,6 +32,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 _REQUEST_BYTES = 1 << 20
+_LONGEST_START_SECONDS = 120
 _LIBRARIES = {
     "engine": (
         "aiohttp",
@@ -104,17 +106,26 @@ _opened: dict[str, Warm] = {}
 
 
 def shared(kind: str = "engine") -> Warm:
-    """One of each kind, "engine" or "gateway", for all tests of this process."""
+    """One of each kind, "engine" or "gateway", for all tests of this process; that of the process
+    that began this one, if it lends its own."""
     if kind not in _opened:
-        _opened[kind] = Warm(kind)
-        atexit.register(_opened[kind].close)
+        lent = os.environ.get(f"WARM_{kind}")
+        _opened[kind] = Warm(kind, lent)
+        if lent is None:
+            atexit.register(_opened[kind].close)
     return _opened[kind]
+
+
+def lend() -> None:
+    """Have one of each kind for all processes that this one begins."""
+    for kind in _LIBRARIES:
+        os.environ[f"WARM_{kind}"] = shared(kind).path
 
 
 def children() -> dict[int, str]:
     """Process id and state letter of this process's children, as /proc has them, those that ended
     and were not waited for included; without the processes of `shared`."""
-    ours = {warm.pid for warm in _opened.values()}
+    ours = {warm.pid for warm in _opened.values() if warm.pid is not None}
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -127,32 +138,44 @@ def children() -> dict[int, str]:
 
 
 class Warm:
-    """The process with the libraries, which ends with this one."""
+    """The process with the libraries, which ends with this one; or one that listens at `path`,
+    another process's."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, path: str | None = None) -> None:
+        self.pid: int | None = None
+        if path is not None:
+            self.path = path
+            return
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
-        self._path = str(Path(self._folder.name) / "socket")
+        self.path = str(Path(self._folder.name) / "socket")
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, kind, self._path],
+            [sys.executable, __file__, kind, self.path],
             env={**kept, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self.pid = self._process.pid
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-        self._process.stdout.close()
         self._folder.cleanup()
+
+    def _connected(self) -> socket.socket:
+        """Once its libraries are there."""
+        connection = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + _LONGEST_START_SECONDS
+        while True:
+            try:
+                connection.connect(self.path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < deadline, "the libraries were not imported"
+                time.sleep(0.05)
+            else:
+                return connection
 
     def start(
         self,
@@ -170,8 +193,7 @@ class Warm:
         assert not any(name.startswith("HF_") for name in env)
         assert env.get("OMP_NUM_THREADS") == "1"
         asked = {"program": program, "env": dict(env), "cwd": str(cwd), "session": new_session}
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._path)
+        connection = self._connected()
         files = [file.fileno() for file in (stdin, stdout, stderr)]
         socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], files)
         return Process(connection)
@@ -231,7 +253,6 @@ def _serve(path: str) -> dict[str, Any] | None:
     listener.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks that wait
     gc.freeze()  # no fork looks through what it was given
-    print("ready", flush=True)
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
