@@ -177,16 +177,26 @@ class Handler:
             return output
         except EngineError as error:
             log.info("job %s failed: %s: %s", control.job_id, error.code, error)
-            return self._failed(error, str(error), control)
+            return self._failed(error, str(error), job, control)
         except Exception as error:
             reference = uuid.uuid4().hex[:8]
             log.exception("job %s failed, reference %s", control.job_id, reference)
-            return self._failed(error, f"Internal error, reference {reference}", control)
+            return self._failed(error, f"Internal error, reference {reference}", job, control)
 
-    def _failed(self, error: Exception, sentence: str, control: Control) -> dict[str, Any]:
-        """What the caller gets. A broken device fails every job after this one, so the platform is
-        asked for a new worker, and this one ends."""
+    def _failed(
+        self, error: Exception, sentence: str, job: Mapping[str, Any], control: Control
+    ) -> dict[str, Any]:
+        """What the caller gets; a gateway of this project gets the error's code as well.
+
+        The SDK posts all beside `error` as the job's output, which Runpod's own clients return for
+        a failed job in place of None: so nobody else gets it.
+
+        A broken device fails every job after this one, so the platform is asked for a new worker,
+        and this one ends."""
         output: dict[str, Any] = {"error": sentence}
+        if self._report and claims.named(job.get("input")):
+            kind = error if isinstance(error, EngineError) else EngineError
+            output[claims.ERROR_CODE] = kind.code
         if self._device.broke(error):
             output["refresh_worker"] = True
             if self._ending is not None:

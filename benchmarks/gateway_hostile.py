@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             port = free_port()
             with gateway_process(
-                Path(folder), port, program="serve_instant", WAN_API_KEYS=entries
+                Path(folder), port, program="serve_instant", cold=True, WAN_API_KEYS=entries
             ) as process:
                 found = asyncio.run(
                     measure(name, process.popen.pid, Target(port, [key for key, _ in keys]))

@@ -104,7 +104,11 @@ def main(arguments: list[str] | None = None) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         gateway_process(
-            Path(folder), free_port(), "serve_instant", WAN_CONNECTIONS_PER_ADDRESS="100000"
+            Path(folder),
+            free_port(),
+            "serve_instant",
+            cold=True,
+            WAN_CONNECTIONS_PER_ADDRESS="100000",
         ) as process,
     ):
         found = asyncio.run(load(process.url, asked.clients, asked.jobs, asked.poll_seconds))

@@ -92,9 +92,16 @@ def device_seconds(log: str) -> float:
 
 
 def measure(
-    mode: str, jobs: int, delay_seconds: float, bucket: Bucket, duration: int = 5
+    mode: str,
+    jobs: int,
+    delay_seconds: float,
+    bucket: Bucket,
+    duration: int = 5,
+    *,
+    whole: bool = True,
 ) -> dict[str, Any]:
-    """`jobs` clips of `duration` seconds, all of which wait when the worker starts."""
+    """`jobs` clips of `duration` seconds, all of which wait when the worker starts; of few frames
+    unless `whole`, for a look at whether this runs."""
     photo = ROOT / "tests" / "data" / "rocket_640x360.jpg"
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -111,7 +118,7 @@ def measure(
             "WAN_SAFETY": "off",
             "WAN_ALLOW_PRIVATE_URLS": "1",
         }
-        with started(plane, Path(folder) / "worker", **settings) as worker:
+        with started(plane, Path(folder) / "worker", whole=whole, **settings) as worker:
             plane.wait_until(lambda: bool(plane.taken), seconds=120)
             begun = time.monotonic()
             results = [plane.result(name, seconds=300) for name in names]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from wan_engine import toy
 from wan_engine.settings import Settings
 from wan_engine.toy.checkpoints import place_in_cache
@@ -26,6 +27,12 @@ for _name in list(os.environ):  # for what is made once for several tests
 
 
 _LONG = ("tests/worker_loop", "tests/cli", "tests/engine", "tests/test_", "tests/families")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of pytest-xdist share the processes that have the large libraries."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        warm.lend()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -90,8 +90,14 @@ class Here:
         plain = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
         environment = {**plain, **SMALLEST, **service["environment"]}
         with (self.folder / f"{name}.log").open("wb") as log, Path(os.devnull).open() as nothing:
+            few_frames = str(ROOT / "tests" / "small.py")
             process = warm.shared().start(
-                arguments, env=environment, cwd=ROOT, stdin=nothing, stdout=log, stderr=log
+                [few_frames, *arguments],
+                env=environment,
+                cwd=ROOT,
+                stdin=nothing,
+                stdout=log,
+                stderr=log,
             )
         try:
             yield process
@@ -117,6 +123,14 @@ def wait_until(true: Any, process: warm.Process, here: Here, name: str) -> None:
         time.sleep(0.3)
 
 
+def answer_of(url: str) -> int:
+    """The status; 0 while nobody listens."""
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0
+
+
 def is_a_clip(url: str, bucket: int) -> bool:
     clip = httpx.get(url)
     return url.startswith(f"http://127.0.0.1:{bucket}/") and clip.content[4:8] == b"ftyp"
@@ -134,7 +148,9 @@ def test_the_gateway_renders_for_who_has_a_key_and_ends_when_it_is_told(
     endpoint = f"http://127.0.0.1:{here.gateway_port}/v2/wan-2-6-i2v"
     with here.running("gateway") as process:
         assert not here.healthy("gateway")
-        wait_until(lambda: here.healthy("gateway"), process, here, "gateway")
+        ready = f"http://127.0.0.1:{here.gateway_port}/readyz"
+        wait_until(lambda: answer_of(ready) == 200, process, here, "gateway")
+        assert here.healthy("gateway")
         assert httpx.post(f"{endpoint}/runsync", json=job(data)).status_code == 401
         headers = {"Authorization": f"Bearer {here.key}"}
         answer = httpx.post(f"{endpoint}/runsync", json=job(data), headers=headers, timeout=90)
@@ -154,14 +170,7 @@ def test_the_worker_answers_as_the_development_api_does(
     here = Here(tmp_path, bucket)
     address = f"http://127.0.0.1:{here.worker_port}"
     with here.running("worker") as process:
-
-        def answers() -> bool:
-            try:
-                return httpx.get(address).status_code < 500
-            except httpx.TransportError:
-                return False
-
-        wait_until(answers, process, here, "worker")
+        wait_until(lambda: 0 < answer_of(address) < 500, process, here, "worker")
         body = httpx.post(f"{address}/runsync", json=job(data), timeout=90).json()
         assert body["status"] == "COMPLETED", here.log("worker")
         assert is_a_clip(body["output"]["video_url"], bucket)

@@ -18,6 +18,7 @@ import pytest
 
 from handler import Handler
 from tests import warm
+from tests.engine.clips import SMALLEST, few_frames
 from tests.hostile import hostile_inputs, listening
 from wan_engine import Engine, Settings, data_uri
 from wan_engine.control import Control
@@ -27,6 +28,7 @@ from wan_engine.storage.claims import FIELD
 
 ROOT = Path(__file__).parents[1]
 GIF = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+SMALL: dict[str, Any] = {**SMALLEST, "progress_seconds": 0.05}
 SMALL_PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
     "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -37,8 +39,7 @@ SMALL_PNG = (
 def engine(
     settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:
-    small = {"preset": "superfast", "render_area": 64 * 48, "progress_seconds": 0.05}
-    engine = Engine(settings_in(tmp_path_factory.mktemp("handler"), **small))
+    engine = few_frames(settings_in(tmp_path_factory.mktemp("handler"), **SMALL))
     engine.load()
     return engine
 
@@ -216,7 +217,7 @@ def test_a_job_that_was_handed_over_twice_is_rendered_once(
 ) -> None:
     from runpod.serverless.modules import rp_http
 
-    engine = Engine(make_settings(preset="superfast", render_area=64 * 48, progress_seconds=0.05))
+    engine = few_frames(make_settings(**SMALL))
 
     async def no_post(*_: object) -> None:
         return
@@ -242,6 +243,21 @@ def test_a_job_that_was_handed_over_twice_is_rendered_once(
     assert [path.suffix for path in engine.settings.output_dir.glob("*.mp4")] == [".mp4"]
 
 
+@pytest.mark.parametrize("report", [True, False])
+def test_only_who_names_its_renders_is_told_a_failures_code(
+    engine: Engine, good: dict[str, Any], report: bool
+) -> None:
+    """Runpod's clients give a failed job's output, which this becomes, where they gave None."""
+    handler = Handler(engine, engine.settings, report=report)
+    wrong = {**good, "seed": "x"}
+
+    def told(payload: dict[str, Any]) -> list[str]:
+        return list(asyncio.run(handler({"id": "job", "input": payload})))
+
+    assert told(wrong) == ["error"]
+    assert told({**wrong, FIELD: "job/0.0"}) == ["error", *(["error_code"] if report else [])]
+
+
 def test_a_local_run_has_no_other_to_be_told_of(engine: Engine, good: dict[str, Any]) -> None:
     urls = {run(engine, {**good, FIELD: "job/0.0"})["video_url"] for _ in range(2)}
     assert len(urls) == 2
@@ -255,7 +271,7 @@ def test_progress_is_posted_in_order_and_never_after_the_result(
     posts: list[dict[str, Any]] = []
 
     async def slow_post(_session: object, body: dict[str, Any], _job: object) -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         posts.append(body)
 
     monkeypatch.setattr(rp_http, "send_result", slow_post)
@@ -287,6 +303,7 @@ def sdk_run(
         "WAN_SCRATCH_DIR": str(tmp_path / "scratch"),
         "WAN_CACHE_DIR": str(tmp_path / "cache"),
         "WAN_PRESET": "superfast",
+        "WAN_FPS": "native",
         **environment,
     }
     if not cold:
@@ -375,7 +392,7 @@ def test_the_readmes_python_example_runs(tmp_path: Path, data: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes((data / "rocket_640x360.jpg").read_bytes())
     (tmp_path / "example.py").write_text(example)
     done = warm.shared().run(
-        [str(tmp_path / "example.py")],
+        [str(ROOT / "tests" / "small.py"), str(tmp_path / "example.py")],
         cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
         | {"OMP_NUM_THREADS": "1", "WAN_RENDER_AREA": "3072", "WAN_PRESET": "superfast"},

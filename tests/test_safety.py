@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.engine.clips import Double
+from tests.engine.clips import SMALLEST, Double, few_frames
 from wan_engine import Control, Engine, Settings, VideoRequest, data_uri, toy, weights
 from wan_engine.catalog import (
     CATALOG,
@@ -742,7 +742,8 @@ class Painted(Double):
 
 @pytest.fixture
 def engine(make_settings: MakeSettings) -> Any:
-    return Engine(make_settings(preset="superfast", render_area=64 * 48, allow_private_urls=True))
+    """With four frames a second."""
+    return few_frames(make_settings(**SMALLEST, allow_private_urls=True))
 
 
 @pytest.fixture
@@ -807,7 +808,7 @@ def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
 
 
 def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -> None:
-    engine.pool.main.family = Painted(range(32, 81))
+    engine.pool.main.family = Painted(range(8, 21))
     request = VideoRequest.parse({"prompt": "x", "image": photo})
     control = Control("job-1")
     with pytest.raises(ContentPolicy, match=r"^Content policy: video was flagged$") as caught:
@@ -817,14 +818,14 @@ def test_a_flagged_clip_is_not_stored(engine: Any, photo: str, tmp_path: Path) -
 
 
 def test_a_clip_with_one_flagged_frame_is_stored(engine: Any, photo: str) -> None:
-    engine.pool.main.family = Painted(range(30, 40))
+    engine.pool.main.family = Painted(range(7, 10))
     result = engine.generate(VideoRequest.parse({"prompt": "x", "image": photo}))
     assert result.video_url and result.stage_seconds["safety"] > 0
 
 
 def test_the_job_after_a_hit_works(engine: Any, photo: str) -> None:
     request = VideoRequest.parse({"prompt": "x", "image": photo})
-    engine.pool.main.family = Painted(range(81))
+    engine.pool.main.family = Painted(range(21))
     with pytest.raises(ContentPolicy):
         engine.generate(request)
     engine.pool.main.family = Painted(range(0))
@@ -835,9 +836,8 @@ def test_the_job_after_a_hit_works(engine: Any, photo: str) -> None:
 def test_who_does_not_want_the_check_has_none(
     make_settings: MakeSettings, magenta: str, mode: str, asked: bool
 ) -> None:
-    made = make_settings(preset="superfast", render_area=64 * 48, safety=mode)
-    engine: Any = Engine(made)
-    engine.pool.main.family = Painted(range(81))
+    engine: Any = few_frames(make_settings(**SMALLEST, safety=mode))
+    engine.pool.main.family = Painted(range(21))
     request = VideoRequest.parse(
         {"prompt": "forbidden", "image": magenta, "enable_safety_checker": asked}
     )

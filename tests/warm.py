@@ -5,6 +5,9 @@ command or a worker would take. One process imports them and stays; each program
 with arguments, environment, folder and descriptors of its own, that runs the unmodified file as
 `__main__`. Nothing of ours is imported before the fork, nor is what reads the environment when it
 is imported: the SDK, and the Hub's client for whoever sets HF_ variables, which start cold.
+
+Gateways, which may have no torch, are forks of a second such process, in which their second of
+imports is done.
 """
 
 from __future__ import annotations
@@ -20,27 +23,51 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 _REQUEST_BYTES = 1 << 20
-_LIBRARIES = (
-    "boto3",
-    "diffusers.pipelines.wan.pipeline_wan_i2v",
-    "diffusers.schedulers.scheduling_unipc_multistep",
-    "torch",
-    "transformers.models.qwen3.modeling_qwen3",
-    "transformers.models.t5.tokenization_t5",
-    "transformers.models.umt5.modeling_umt5",
-    "transformers.models.vit.image_processing_pil_vit",
-    "transformers.models.vit.modeling_vit",
-    "typer",
-)
+_LONGEST_START_SECONDS = 120
+_LIBRARIES = {
+    "engine": (
+        "aiohttp",
+        "boto3",
+        "diffusers.pipelines.wan.pipeline_wan_i2v",
+        "diffusers.schedulers.scheduling_unipc_multistep",
+        "paramiko",
+        "pydantic_settings",
+        "rich.progress",
+        "tomlkit",
+        "torch",
+        "transformers.models.qwen3.modeling_qwen3",
+        "transformers.models.t5.tokenization_t5",
+        "transformers.models.umt5.modeling_umt5",
+        "transformers.models.vit.image_processing_pil_vit",
+        "transformers.models.vit.modeling_vit",
+        "typer",
+    ),
+    "gateway": (
+        "PIL.Image",
+        "aiosqlite",
+        "alembic.config",
+        "asyncpg",
+        "fastapi",
+        "httptools",
+        "httpx",
+        "numpy",
+        "prometheus_client",
+        "pydantic_settings",
+        "sqlalchemy.ext.asyncio",
+        "sse_starlette",
+        "typer",
+        "uvicorn",
+    ),
+}
 """By name, as no linter sees that an import is there for its time alone."""
 
 
@@ -75,56 +102,80 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-@cache
-def shared() -> Warm:
-    """One for all tests of this process."""
-    warm = Warm()
-    atexit.register(warm.close)
-    return warm
+_opened: dict[str, Warm] = {}
+
+
+def shared(kind: str = "engine") -> Warm:
+    """One of each kind, "engine" or "gateway", for all tests of this process; that of the process
+    that began this one, if it lends its own."""
+    if kind not in _opened:
+        lent = os.environ.get(f"WARM_{kind}")
+        _opened[kind] = Warm(kind, lent)
+        if lent is None:
+            atexit.register(_opened[kind].close)
+    return _opened[kind]
+
+
+def lend() -> None:
+    """Have one of each kind for all processes that this one begins."""
+    for kind in _LIBRARIES:
+        os.environ[f"WARM_{kind}"] = shared(kind).path
 
 
 def children() -> dict[int, str]:
     """Process id and state letter of this process's children, as /proc has them, those that ended
-    and were not waited for included; without the process of `shared`."""
-    warm = shared().pid if shared.cache_info().currsize else None
+    and were not waited for included; without the processes of `shared`."""
+    ours = {warm.pid for warm in _opened.values() if warm.pid is not None}
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == os.getpid() and int(folder.name) != warm:
+        if int(parent) == os.getpid() and int(folder.name) not in ours:
             found[int(folder.name)] = state
     return found
 
 
 class Warm:
-    """The process with the libraries, which ends with this one."""
+    """The process with the libraries, which ends with this one; or one that listens at `path`,
+    another process's."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, path: str | None = None) -> None:
+        self.pid: int | None = None
+        if path is not None:
+            self.path = path
+            return
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
-        self._path = str(Path(self._folder.name) / "socket")
+        self.path = str(Path(self._folder.name) / "socket")
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, self._path],
+            [sys.executable, __file__, kind, self.path],
             env={**kept, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self.pid = self._process.pid
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-        self._process.stdout.close()
         self._folder.cleanup()
+
+    def _connected(self) -> socket.socket:
+        """Once its libraries are there."""
+        connection = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + _LONGEST_START_SECONDS
+        while True:
+            try:
+                connection.connect(self.path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < deadline, "the libraries were not imported"
+                time.sleep(0.05)
+            else:
+                return connection
 
     def start(
         self,
@@ -142,8 +193,7 @@ class Warm:
         assert not any(name.startswith("HF_") for name in env)
         assert env.get("OMP_NUM_THREADS") == "1"
         asked = {"program": program, "env": dict(env), "cwd": str(cwd), "session": new_session}
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._path)
+        connection = self._connected()
         files = [file.fileno() for file in (stdin, stdout, stderr)]
         socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], files)
         return Process(connection)
@@ -178,11 +228,16 @@ class Warm:
 # --- in the process with the libraries ------------------------------------------------------------
 
 
-def _import_libraries() -> None:
-    """What workers and commands import sooner or later, and their classes' own modules. Of the SDK
-    only what it imports itself: its own modules read the environment."""
-    for name in _LIBRARIES:
+def _import_libraries(kind: str) -> None:
+    """What the programs import sooner or later, and their classes' own modules. Of the SDK only
+    what it imports itself: its own modules read the environment."""
+    for name in _LIBRARIES[kind]:
         import_module(name)
+    if kind == "engine":
+        _know_the_processor()
+
+
+def _know_the_processor() -> None:
     import cpuinfo
 
     # The SDK asks for the processor's name when it is imported, and that takes a second.
@@ -198,7 +253,6 @@ def _serve(path: str) -> dict[str, Any] | None:
     listener.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks that wait
     gc.freeze()  # no fork looks through what it was given
-    print("ready", flush=True)
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
@@ -250,6 +304,6 @@ def _run(program: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _import_libraries()
-    if (order := _serve(sys.argv[1])) is not None:
+    _import_libraries(sys.argv[1])
+    if (order := _serve(sys.argv[2])) is not None:
         _run(order["program"])

@@ -32,18 +32,21 @@ bug: the caller gets a reference, the log the rest. After one, the device is loo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 
 class EngineError(Exception):
-    """Base of all errors of this package. `code` is stable for programs."""
+    """Base of all errors of this package. `code` is stable for programs; `begins` is how sentences
+    begin by which the code can be told where only the sentence arrives."""
 
     code: ClassVar[str] = "internal_error"
+    begins: ClassVar[tuple[str, ...]] = ()
 
 
 class InvalidRequest(EngineError):
     code = "invalid_request"
+    begins: ClassVar[tuple[str, ...]] = ('field "',)
 
 
 class InvalidMedia(InvalidRequest):
@@ -51,6 +54,7 @@ class InvalidMedia(InvalidRequest):
     `Invalid image URL: <why>`."""
 
     code = "invalid_media"
+    begins = ("Invalid image URL", "Invalid audio URL")
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"Invalid {field} URL: {why}")
@@ -67,6 +71,7 @@ class ContentPolicy(EngineError):
     the checker; the log has label and probability."""
 
     code = "content_policy"
+    begins = ("Content policy",)
 
     def __init__(self, flagged: Literal["prompt", "image", "video"]) -> None:
         super().__init__(f"Content policy: {flagged} was flagged")
@@ -92,6 +97,7 @@ class TimeLimitTooShort(EngineError):
     take less."""
 
     code = "time_limit_too_short"
+    begins = ("The clip should take about ",)
 
     def __init__(self, seconds: float, left: float, less: Sequence[str] = ()) -> None:
         advice = f"{' or '.join(less)} takes less" if less else "it needs a longer time limit"
@@ -155,6 +161,21 @@ class ConfigurationError(EngineError):
 
 class ModelMissing(ConfigurationError):
     code = "model_missing"
+
+
+def _kinds(kind: type[EngineError] = EngineError) -> Iterator[type[EngineError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
+CODES = frozenset(kind.code for kind in _kinds())
+_BEGINS = tuple((kind.begins, kind.code) for kind in _kinds() if kind.begins)
+
+
+def code_of(sentence: str) -> str:
+    """The code of the error whose sentences begin so; `internal_error` where none does."""
+    return next((code for begins, code in _BEGINS if sentence.startswith(begins)), EngineError.code)
 
 
 class Warned(str):

@@ -11,7 +11,8 @@ import pytest
 
 from builder import runpod_hub
 from builder.gpu_table import CARDS, HOST
-from wan_engine import Engine, VideoRequest
+from tests.engine.clips import SMALLEST, few_frames
+from wan_engine import VideoRequest
 from wan_engine.catalog import CATALOG
 from wan_engine.runtime.recipes import Gpu, choose, fits
 from wan_engine.settings import Settings, described
@@ -118,8 +119,9 @@ def test_the_hubs_test_is_a_job_that_works_without_network_weights_and_bucket(
     assert (loaded.compile, recipe.compiled) == ("required", True)  # the way of real models
     [test] = made["tests"]
     assert test["input"]["image"].startswith("data:") and test["timeout"] >= 300_000
-    settings = make_settings(storage="local", render_area=3072, preset="superfast", compile="off")
-    output = Engine(settings, serverless=True).generate(VideoRequest.parse(test["input"])).output()
+    settings = make_settings(**SMALLEST, storage="local", compile="off")
+    engine = few_frames(settings, serverless=True)
+    output = engine.generate(VideoRequest.parse(test["input"])).output()
     assert output["video_url"].startswith("file://") and output["seed"] == test["input"]["seed"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
+from tests.small import FEWEST
 from wan_engine import Control, Engine, Settings, VideoRequest
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.media import ffmpeg
@@ -23,14 +25,16 @@ ROOT = Path(__file__).parents[2]
 
 MakeSettings = Callable[..., Settings]
 SMALLEST: dict[str, Any] = {"preset": "superfast", "render_area": 64 * 48}
-FEWEST: dict[str, Any] = {"fps": 4, "max_frames": 21}
-"""5 seconds are one segment, 10 are three, 15 are four, as at 16 frames a second and 81."""
-SMALLEST: dict[str, Any] = {"preset": "superfast", "render_area": 64 * 48}
-FEWEST: dict[str, Any] = {"fps": 4, "max_frames": 21}
-"""5 seconds are one segment, 10 are three, 15 are four, as at 16 frames a second and 81."""
 
 
 RequestFor = Callable[..., VideoRequest]
+
+
+def few_frames(settings: Settings, **options: Any) -> Engine:
+    """An engine with `options` on `wan-tiny` as `tests.small` has it."""
+    engine = Engine(settings, **options)
+    engine.pool.main.spec = replace(engine.spec, **FEWEST)
+    return engine
 
 
 def local(url: str) -> Path:

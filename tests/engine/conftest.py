@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.clips import FEWEST, SMALLEST, MakeSettings, RequestFor
+from tests.engine.clips import SMALLEST, MakeSettings, RequestFor, few_frames
 from wan_engine import Engine, Settings, VideoRequest, data_uri
 
 
 @pytest.fixture
 def unloaded(make_settings: MakeSettings) -> Engine:
     """`wan-tiny` with few frames: their encode takes most of the time of a job as small as this."""
-    engine = Engine(make_settings(**SMALLEST))
-    engine.pool.main.spec = replace(engine.spec, **FEWEST)
-    return engine
+    return few_frames(make_settings(**SMALLEST))
 
 
 @pytest.fixture(scope="session")
 def loaded(
     settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:
-    engine = Engine(settings_in(tmp_path_factory.mktemp("loaded"), **SMALLEST))
-    engine.pool.main.spec = replace(engine.spec, **FEWEST)
+    engine = few_frames(settings_in(tmp_path_factory.mktemp("loaded"), **SMALLEST))
     engine.load()
     return engine
 

@@ -16,8 +16,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from builder import prepare
+from tests.engine.clips import SMALLEST, few_frames
 from tests.families.lora_files import BIAS, DIFFERENCE, FITS, K, save
-from wan_engine import Engine, Settings, VideoRequest, toy
+from wan_engine import Settings, VideoRequest, toy
 from wan_engine.catalog import CATALOG, LoraFile
 from wan_engine.checks import Check, machine_checks
 from wan_engine.errors import ConfigurationError
@@ -34,15 +35,8 @@ NORM = "diffusion_model.blocks.0.norm3.diff"
 
 def frames_with(make_settings: MakeSettings, data: Path, path: Path) -> bytes:
     """The pixels of a clip, as `generate` makes it."""
-    engine = Engine(
-        make_settings(
-            preset="superfast",
-            render_area=64 * 48,
-            steps=1,
-            lora=(Lora(path=path),),
-            upscale="lanczos",
-        )
-    )
+    settings = make_settings(**SMALLEST, steps=1, lora=(Lora(path=path),), upscale="lanczos")
+    engine = few_frames(settings)
     image = "data:image/jpeg;base64," + base64.b64encode(
         (data / "rocket_640x360.jpg").read_bytes()
     ).decode("ascii")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import httpx
 import pytest
 import uvicorn
 
+from tests import warm
 from tests.gateway.fakes import InstantBackend
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
 from wan_engine.gateway.jobs import webhooks
@@ -137,7 +139,7 @@ class Process:
     """`python -m tests.gateway.serve_fake`: the whole gateway with its engine's process."""
 
     url: str
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | warm.Process
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         return httpx.request(method, self.url + path, timeout=30, **options).json()
@@ -152,19 +154,31 @@ class Process:
 
 @contextmanager
 def gateway_process(
-    folder: Path, port: int, program: str = "serve_fake", **environment: str
+    folder: Path,
+    port: int,
+    program: str = "serve_fake",
+    *,
+    cold: bool = False,
+    **environment: str,
 ) -> Iterator[Process]:
-    """Started and answering; killed at the end if it still runs."""
+    """Started and answering; killed at the end if it still runs. It has the large libraries when it
+    starts, unless `cold`."""
     values = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
         "WAN_OUTPUT_DIR": str(folder / "outputs"),
         "WAN_SHUTDOWN_SECONDS": "0.2",
         **environment,
     }
-    command = [sys.executable, "-m", f"tests.gateway.{program}", str(port)]
-    with (folder / "gateway.log").open("ab") as log:
-        popen = subprocess.Popen(command, env=values, cwd=folder, stdout=log, stderr=log)
+    command = ["-m", f"tests.gateway.{program}", str(port)]
+    with (folder / "gateway.log").open("ab") as log, Path(os.devnull).open() as nothing:
+        files: dict[str, Any] = {"stdin": nothing, "stdout": log, "stderr": log}
+        popen: subprocess.Popen[bytes] | warm.Process
+        if cold:
+            popen = subprocess.Popen([sys.executable, *command], env=values, cwd=folder, **files)
+        else:
+            popen = warm.shared("gateway").start(command, env=values, cwd=folder, **files)
     process = Process(f"http://127.0.0.1:{port}", popen)
     try:
         _until(lambda: popen.poll() is not None or _answers(process.url))

@@ -135,8 +135,9 @@ class FakeEndpoint:
             error = output.pop("error", None)
             if error is None:
                 self.jobs[job_id].update(status="COMPLETED", output=_fetchable(output))
-            else:
-                self.jobs[job_id].update(status="FAILED", error=error)
+            else:  # the SDK posts what is beside `error` as the output
+                beside = {"output": output} if output else {}
+                self.jobs[job_id].update(status="FAILED", error=error, **beside)
 
     async def _outcome(self, handler: Handler, job_id: str, payload: Any) -> dict[str, Any]:
         if self._strict and (refused := _unexpected(payload)):

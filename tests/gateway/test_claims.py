@@ -19,6 +19,7 @@ from tests.gateway.doors.test_oxen_door import SAMPLE as OXEN_SAMPLE
 from tests.gateway.fake_endpoint import ENDPOINT, FakeEndpoint
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends.endpoint import EndpointBackend
+from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.settings import Settings
 from wan_engine.storage.claims import FIELD
 
@@ -50,8 +51,8 @@ def endpoint(tmp_path: Path) -> Iterator[FakeEndpoint]:
 
 
 class Near:
-    def __init__(self, http: httpx.AsyncClient, way: Lossy) -> None:
-        self.http, self.way = http, way
+    def __init__(self, http: httpx.AsyncClient, way: Lossy, jobs: Jobs) -> None:
+        self.http, self.way, self.jobs = http, way, jobs
 
     async def run(self, **fields: Any) -> str:
         answer = await self.http.post(f"{BASE}/run", json={"input": wish(**fields)})
@@ -82,7 +83,7 @@ async def near_gateway(
     async with open_gateway(settings, backend) as gateway:
         transport = httpx.ASGITransport(create_app(gateway))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            yield Near(http, way)
+            yield Near(http, way, gateway.context.jobs)
 
 
 def opened(
@@ -199,17 +200,30 @@ def test_a_cancel_ends_the_copy_that_renders(tmp_path: Path, endpoint: FakeEndpo
     async def test(near: Near) -> None:
         job_id = await sent_twice(near, endpoint, "stuck once")
         first, _ = await settled(endpoint)
-        status = f"{BASE}/status/{job_id}"
-        for _ in range(1000):
-            if (await near.http.get(status)).json()["status"] == "IN_PROGRESS":
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):  # the second's end is known there, and not yet here
+            while (job := await near.jobs.get(job_id)) is None or job.remote_id != first:
+                await asyncio.sleep(0.01)
         await near.http.post(f"{BASE}/cancel/{job_id}")
         await eventually(lambda: near.way.cancelled == [first])
         assert endpoint.jobs[first]["status"] == "CANCELLED"
 
     opened(tmp_path, endpoint, test)
     assert endpoint.renderer.renders == []
+
+
+@pytest.mark.parametrize(("on", "code"), [(True, "encode_failed"), (False, "internal_error")])
+def test_a_worker_tells_who_names_its_renders_what_failed(
+    tmp_path: Path, endpoint: FakeEndpoint, on: bool, code: str
+) -> None:
+    async def test(near: Near) -> None:
+        told = await near.ended(job_id := await near.run(prompt="fail once"))
+        assert (told["status"], told["error"]) == ("FAILED", "The clip could not be encoded")
+        job = await near.jobs.get(job_id)
+        assert job is not None and job.error_code == code
+
+    opened(tmp_path, endpoint, test, runpod_claims=on)
+    (far,) = endpoint.jobs.values()
+    assert far.get("output") == ({"error_code": code} if on else None)
 
 
 def test_a_retry_is_another_render(tmp_path: Path, endpoint: FakeEndpoint) -> None:

@@ -13,7 +13,13 @@ import pytest
 
 from tests.gateway.conftest import Served, eventually, wish
 from tests.gateway.fakes import InstantBackend
-from wan_engine.errors import ConfigurationError, TimeLimitTooShort
+from wan_engine.errors import (
+    ConfigurationError,
+    ContentPolicy,
+    InvalidMedia,
+    StorageFailed,
+    TimeLimitTooShort,
+)
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends import open_backend
 from wan_engine.gateway.backends.endpoint import EndpointBackend
@@ -145,16 +151,20 @@ def test_waiting_and_running_are_told_apart_and_progress_comes_through(tmp_path:
 @pytest.mark.parametrize(
     ("said", "code", "status"),
     [
-        ("Invalid image URL: the server answered 404", "invalid_media", 400),
-        ("Content policy: image was flagged", "content_policy", 400),
+        ('field "seed" must be an integer', "invalid_request", 400),
+        (str(InvalidMedia("image", "the server answered 404")), "invalid_media", 400),
+        (str(InvalidMedia("audio", "the server answered 404")), "invalid_media", 400),
+        (str(ContentPolicy("image")), "content_policy", 400),
         (str(TimeLimitTooShort(310, 118)), "time_limit_too_short", 400),
-        ("The finished clip could not be stored", "internal_error", 200),
+        (str(StorageFailed("The finished clip could not be stored")), "internal_error", 200),
         ('{"error_type": "KeyError", "error_traceback": "/app/x.py"}', "internal_error", 200),
     ],
 )
 def test_a_failure_has_the_workers_sentence_and_its_class(
     tmp_path: Path, said: str, code: str, status: int
 ) -> None:
+    """Of a worker that tells no code."""
+
     async def test(pair: Pair) -> None:
         fields = wish(prompt=f"fail:encode_failed:{said}")
         answer = await pair.near.http.post(f"{BASE}/runsync", json={"input": fields})

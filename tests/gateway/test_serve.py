@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import warm
 from tests.gateway.conftest import ROOT, Process, _until, free_port, gateway_process, wish
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.keys import Keys, digest, new_entry
@@ -25,16 +25,9 @@ RUN = "/v2/wan-2-6-i2v/run"
 STATUS = "/v2/wan-2-6-i2v/status/"
 
 
-def wan(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "wan_engine", *arguments],
-        cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def wan(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return warm.shared("gateway").run(["-m", "wan_engine", *arguments], env=env, cwd=folder)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])

@@ -99,9 +99,9 @@ def run(plan: Plan, frames: list[np.ndarray], method: Method) -> np.ndarray:
 def test_every_second_has_exactly_its_frames(source_fps: int, fps: int, method: Method) -> None:
     if source_fps == fps:
         pytest.skip("nothing to make")
-    shape = plan(5, source_fps=source_fps, fps=fps)
+    shape = plan(2, source_fps=source_fps, fps=fps)
     frames = [grey(index % 200) for index in range(shape.source_frames)]
-    assert len(run(shape, frames, method)) == 5 * fps
+    assert len(run(shape, frames, method)) == 2 * fps
 
 
 @pytest.mark.parametrize("seconds", [5, 10, 15])
@@ -383,7 +383,7 @@ print(kib("VmHWM") - before)
 
 def test_memory_is_a_few_frames_at_any_length() -> None:
     frame_kib = 1080 * 1920 * 3 // 1024
-    for seconds in ("1", "15"):
+    for seconds in ("1", "5"):
         command = [sys.executable, "-c", _FIFTEEN_SECONDS, seconds]
         done = subprocess.run(command, capture_output=True, check=True, timeout=120)
         assert int(done.stdout) < 20 * frame_kib  # a frame in float32 is four

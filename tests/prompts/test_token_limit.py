@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.clips import SMALLEST, few_frames
 from wan_engine import Engine, Settings, VideoRequest, data_uri, toy
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.schema import ScriptShot
@@ -21,7 +22,7 @@ def limit(tiny_cache: Path) -> TokenLimit:
 
 @pytest.fixture
 def engine(make_settings: Callable[..., Settings]) -> Engine:
-    return Engine(make_settings(preset="superfast", render_area=64 * 48, steps=1))
+    return few_frames(make_settings(**SMALLEST, steps=1))
 
 
 def test_the_end_of_a_long_prompt_is_told_to_be_cut(limit: TokenLimit) -> None:

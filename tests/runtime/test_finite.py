@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.engine.clips import SMALLEST, few_frames
 from wan_engine import Control, Engine, Settings, VideoRequest, data_uri
 from wan_engine.errors import NotFinite
 from wan_engine.families.base import stream_decode, to_frames
@@ -51,7 +52,7 @@ def test_a_network_with_one_bad_number_fails_the_job_and_the_log_says_where(
     said: str,
     value: float,
 ) -> None:
-    engine = Engine(make_settings(preset="superfast", render_area=64 * 48))
+    engine = few_frames(make_settings(**SMALLEST))
     family: Any = engine.load()
     part = family.pipeline
     for name in network.split("."):
@@ -66,7 +67,7 @@ def test_a_network_with_one_bad_number_fails_the_job_and_the_log_says_where(
 
 
 def test_a_clip_of_one_colour_is_legal(make_settings: MakeSettings) -> None:
-    engine = Engine(make_settings(preset="superfast", render_area=64 * 48))
+    engine = few_frames(make_settings(**SMALLEST))
     family: Any = engine.load()
     for weight in family.pipeline.vae.decoder.parameters():
         weight.data.zero_()

@@ -120,7 +120,7 @@ def test_a_library_without_room_is_out_of_memory(
 def test_an_ffmpeg_that_stands_still_costs_its_job_alone(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
-    plane.submit("still", {**good, "size": "1080p"})
+    plane.submit("still", {**good, "duration": 15, "size": "1080p"})
     plane.wait_until(lambda: bool(children(worker, "ffmpeg")), seconds=60)
     os.kill(children(worker, "ffmpeg")[0], signal.SIGSTOP)
     assert plane.result("still", seconds=60) == {"error": "The clip could not be encoded"}

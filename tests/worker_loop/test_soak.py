@@ -106,7 +106,7 @@ def test_two_hundred_jobs_lose_nothing_and_leave_nothing(
     with (
         listening() as listener,
         ControlPlane() as plane,
-        started(plane, tmp_path / "worker", **settings) as worker,
+        started(plane, tmp_path / "worker", whole=True, **settings) as worker,
     ):
         soak = Soak(plane, worker, bucket, seed=2026)
         hostile = [payload for _, payload in hostile_inputs(good, listener.port)]

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import Worker, started
 from wan_engine import data_uri
+from wan_engine.storage.claims import FIELD
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,15 @@ def test_a_callers_fault_is_a_sentence(
     plane.submit(job_id, {**good, **fields})
     assert plane.result(job_id) == {"error": sentence}
     assert worker.scratch() == []
+
+
+def test_a_gateways_job_has_a_failures_code_as_its_output(
+    plane: ControlPlane, worker: Worker, good: dict[str, Any]
+) -> None:
+    plane.submit("coded", {**good, "seed": "x", FIELD: "job/0.0"})
+    result = plane.result("coded")
+    assert result["output"] == {"error_code": "invalid_request"} and "seed" in result["error"]
+    assert list(result) == ["output", "error"]
 
 
 @pytest.mark.parametrize("what", ["prompt", "image"])

@@ -1,4 +1,4 @@
-"""The unmodified `handler.py` as a process of its own, and a look at it from outside."""
+"""`handler.py` as a process of its own, and a look at it from outside."""
 
 from __future__ import annotations
 
@@ -98,11 +98,12 @@ def started(
     folder: Path,
     *,
     entry: str = "handler.py",
+    whole: bool = False,
     cold: bool = False,
     **settings: str,
 ) -> Iterator[Worker]:
-    """A worker on `wan-tiny` at its smallest; `settings` go over its environment. It has the large
-    libraries when it starts, unless `cold`.
+    """A worker on `wan-tiny` at its smallest, with few frames unless `whole`; `settings` go over
+    its environment. It has the large libraries when it starts, unless `cold`.
 
     A folder that an earlier worker had is used again.
     """
@@ -126,12 +127,12 @@ def started(
         **settings,
     }
     process: Running
-    program = str(ROOT / entry)
+    program = [str(ROOT / name) for name in ((entry,) if whole else ("tests/small.py", entry))]
     with log.open("ab") as output, Path(os.devnull).open() as nothing:
         # In a session of its own, for the SDK's ping process must end with it.
         if cold:
             process = subprocess.Popen(
-                [sys.executable, program],
+                [sys.executable, *program],
                 env=environment,
                 cwd=folder,
                 stdin=nothing,
@@ -141,7 +142,7 @@ def started(
             )
         else:
             process = warm.shared().start(
-                [program],
+                program,
                 env=environment,
                 cwd=folder,
                 stdin=nothing,

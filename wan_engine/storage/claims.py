@@ -25,9 +25,17 @@ log = logging.getLogger(__name__)
 FIELD = "wan_claim"
 """In a job's input: the name of its render."""
 
+ERROR_CODE = "error_code"
+"""Beside a failed job's sentence, for a sender that names its renders: `EngineError.code`."""
+
 _DUPLICATE_OF = "duplicate_of"
 _NAME = re.compile(r"[!-~]{1,200}")  # printable ASCII without blanks
 _REMOTE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def named(payload: object) -> bool:
+    """Whether a job's input names its render, rightly or not."""
+    return isinstance(payload, Mapping) and FIELD in payload
 
 
 def taken(payload: object) -> tuple[str | None, object]:

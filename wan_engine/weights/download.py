@@ -123,7 +123,8 @@ def verify(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> No
     if found is None:
         raise ModelMissing(
             f"{folder.name} has no {manifest.NAME} to compare with. `python -m wan_engine "
-            "download` and `python -m builder.prepare` write one."
+            "download` writes one for what it downloads. For a set of your own, run `python -m "
+            "builder.prepare` in a clone of the repository: the installed package has no `builder`."
         )
     if damaged := manifest.damaged(folder, found.files, on_bytes):
         gone = "they were removed: download again" if discard(folder, damaged) else "replace them"

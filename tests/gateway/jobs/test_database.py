@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def differences(connection: sa.Connection) -> list[Any]:
 
 def test_a_difference_would_be_seen(tmp_path: Path) -> None:
     asyncio.run(_open(Settings(output_dir=tmp_path)))
-    with sqlite3.connect(tmp_path / "gateway.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "gateway.db")) as connection, connection:
         connection.execute("ALTER TABLE jobs DROP COLUMN worker")
     engine = sa.create_engine(f"sqlite:///{tmp_path}/gateway.db")
     with engine.connect() as connection_2:
@@ -59,7 +60,7 @@ def test_a_database_is_opened_again_with_what_is_in_it(tmp_path: Path) -> None:
     settings = Settings(output_dir=tmp_path)
     for _ in range(2):
         asyncio.run(_open(settings))
-    with sqlite3.connect(tmp_path / "gateway.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "gateway.db")) as connection, connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
             ("0002",)

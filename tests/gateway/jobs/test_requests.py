@@ -9,6 +9,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -432,7 +433,7 @@ def test_requests_of_an_older_gateway_are_whole(serve: Serve, tmp_path: Path) ->
 
     job = asyncio.run(line())
     request = wish(prompt="fail:internal_error:no", image=picture("a"))
-    with sqlite3.connect(tmp_path / "outputs" / "gateway.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "outputs" / "gateway.db")) as connection, connection:
         for table in ("request_parts", "contents", "content_pieces"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE requests DROP COLUMN parts")

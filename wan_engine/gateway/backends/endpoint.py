@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from wan_engine.control import Progress
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import CODES, ConfigurationError, DeadlineExceeded, code_of
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
@@ -39,14 +39,7 @@ _HEALTH_SECONDS = 30.0
 _CANCEL_TRIES = 4
 _LONGEST_SENTENCE = 500
 _REFUSALS = (400, 413, 422)
-_CODES = (  # how the sentences begin that our worker gives for what the caller can mend
-    ('field "', "invalid_request"),
-    ("Invalid image URL", "invalid_media"),
-    ("Invalid audio URL", "invalid_media"),
-    ("Content policy", "content_policy"),
-    ("The clip should take about ", "time_limit_too_short"),
-    ("executionTimeout exceeded", "deadline_exceeded"),
-)
+_TIMED_OUT = "executionTimeout exceeded"  # Runpod's own word for it, with the status FAILED
 
 
 class _Away(Exception):
@@ -308,12 +301,20 @@ def _failure(told: Mapping[str, Any]) -> WorkFailed:
     """With the worker's sentence, unless it is a traceback, which the SDK makes of an exception."""
     said = told.get("error")
     if told.get("status") == "TIMED_OUT":
-        return WorkFailed("deadline_exceeded", "The job ran longer than it may take")
+        return WorkFailed(DeadlineExceeded.code, "The job ran longer than it may take")
     if not isinstance(said, str) or not said or said.startswith("{") or "Traceback" in said:
         log.error("the endpoint's worker failed: %.2000s", said)
         return WorkFailed("internal_error", "The endpoint's worker failed")
-    code = next((code for begin, code in _CODES if said.startswith(begin)), "internal_error")
-    return WorkFailed(code, said[:_LONGEST_SENTENCE])
+    return WorkFailed(_code(said, told.get("output")), said[:_LONGEST_SENTENCE])
+
+
+def _code(said: str, output: object) -> str:
+    """As the worker tells it; by its sentence, where it does not or is another's. What stands
+    beside `error` in a worker's answer is the failed job's `output`."""
+    code = output.get(claims.ERROR_CODE) if isinstance(output, dict) else None
+    if isinstance(code, str) and code in CODES:
+        return code
+    return DeadlineExceeded.code if said.startswith(_TIMED_OUT) else code_of(said)
 
 
 def _progress(output: object) -> Progress | None:

@@ -1,0 +1,30 @@
+"""`small.py PROGRAM ...`: one of our programs, its `wan-tiny` with few frames.
+
+Their encode takes most of the time of a job as small as those of tests. PROGRAM is a file or `-m`
+and a module, as `python` has it.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FEWEST: dict[str, Any] = {"fps": 4, "max_frames": 21}
+"""5 seconds are one segment, 10 are three, 15 are four, as at 16 frames a second and 81."""
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    from wan_engine.catalog import CATALOG
+
+    CATALOG["wan-tiny"] = replace(CATALOG["wan-tiny"], **FEWEST)  # type: ignore[index]
+    sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-m":
+        sys.argv = sys.argv[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
