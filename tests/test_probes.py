@@ -62,6 +62,7 @@ def variables(folders: Path, tiny_cache: Path) -> dict[str, str]:
         "WAN_SAFETY": "off",
         "WAN_FPS": "native",
         "WAN_PRESET": "superfast",
+        "OMP_NUM_THREADS": "1",
     }
 
 
@@ -88,7 +89,8 @@ def levels(path: Path) -> tuple[np.ndarray, list[float]]:
 
 def colours(path: Path) -> list[str]:
     """Which colour each third of the clip's middle frame has."""
-    frame = clip_frames(path, 90, 60)[40].astype(int)
+    frames = clip_frames(path, 90, 60)
+    frame = frames[len(frames) // 2].astype(int)
     seen = [frame[20:40, at : at + 10].mean(axis=(0, 1)) for at in (10, 40, 70)]
     return [("red", "lime", "blue")[int(colour.argmax())] for colour in seen]
 

@@ -41,7 +41,7 @@ Seed = Annotated[
 ]
 
 # Not on the hosted pages, and so not in the schemas; taken where they are given.
-GenerateAudio = SkipJsonSchema[Annotated[bool | None, fields.boolean("generate_audio")]]
+GenerateAudio = SkipJsonSchema[Annotated[bool, fields.boolean("generate_audio")] | None]
 """Whether sound is made where none is given; false: no sound at all."""
 FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
 """Whether an animated image, GIF too, gives its first frame instead of being refused."""
