@@ -12,6 +12,7 @@ _LOCKED = (b"encv", b"enca", b"drmi", b"drms")  # ISO/IEC 14496-12, 8.12, and Ap
 _SMALL_HEAD_BYTES, _LARGE_HEAD_BYTES = 8, 16
 _MOST_BOXES = 20_000  # in one box; 30 seconds in fragments of one frame each have fewer
 _HANDLER_AT = 8  # in the body of hdlr, behind version, flags and a field that is not used
+_SIDES_AT = (24, 26)
 _LIST_HEAD_BYTES = 8  # version, flags and number of entries
 _IN_THIS_FILE = 1  # the flag of a data reference (8.7.2)
 
@@ -19,9 +20,11 @@ _IN_THIS_FILE = 1  # the flag of a data reference (8.7.2)
 @dataclass(frozen=True)
 class Track:
     """`kind` is its handler's, b"vide" or b"soun" for what is seen and heard. `locked`: it is
-    encrypted. `elsewhere`: its data are in another file."""
+    encrypted. `elsewhere`: its data are in another file. `sides` are what it claims for its
+    pictures, width and height; (0, 0) of a sound."""
 
     kind: bytes
+    sides: tuple[int, int]
     locked: bool
     elsewhere: bool
 
@@ -49,22 +52,30 @@ def tracks(data: bytes) -> list[Track]:
 
 
 def _track(body: memoryview) -> Track:
-    handler = next(
-        (bytes(box.body[_HANDLER_AT:][:4]) for box in _inside(body, b"mdia", b"hdlr")), b""
-    )
-    table = (b"mdia", b"minf", b"stbl", b"stsd")
-    codecs = [
-        entry for box in _inside(body, *table) for entry in _boxes(box.body[_LIST_HEAD_BYTES:])
-    ]
-    where = (b"mdia", b"minf", b"dinf", b"dref")
-    sources = [
-        entry for box in _inside(body, *where) for entry in _boxes(box.body[_LIST_HEAD_BYTES:])
-    ]
+    kind = b""
+    for box in _inside(body, b"mdia", b"hdlr"):
+        kind = bytes(box.body[_HANDLER_AT : _HANDLER_AT + 4])
+    codecs = list(_entries(body, b"mdia", b"minf", b"stbl", b"stsd"))
+    sources = list(_entries(body, b"mdia", b"minf", b"dinf", b"dref"))
+    seen = [_sides(entry.body) for entry in codecs] if kind == b"vide" else []
     return Track(
-        kind=handler,
+        kind=kind,
+        sides=max(seen, default=(0, 0)),
         locked=any(entry.kind in _LOCKED for entry in codecs),
         elsewhere=any(not int.from_bytes(entry.body[:4]) & _IN_THIS_FILE for entry in sources),
     )
+
+
+def _sides(entry: memoryview) -> tuple[int, int]:
+    """Of a VisualSampleEntry (12.1.3)."""
+    width, height = (int.from_bytes(entry[at : at + 2]) for at in _SIDES_AT)
+    return width, height
+
+
+def _entries(data: memoryview, *path: bytes) -> Iterator[_Box]:
+    """What is in the list at `path`."""
+    for box in _inside(data, *path):
+        yield from _boxes(box.body[_LIST_HEAD_BYTES:])
 
 
 def _inside(data: memoryview, *path: bytes) -> Iterator[_Box]:

@@ -63,6 +63,7 @@ _DECODE_SECONDS = 120.0
 _LOOKS, _LOOK_EVERY_SECONDS, _LEAST_LOOKS = 120, 0.25, 16
 _LOOK_PIXELS = 384  # the longest side of a frame that is looked at
 _SAMPLES_A_SECOND = 1
+_UNDECODABLE = "the video is damaged, or cannot be decoded"
 # ITU-T H.273: what cameras write of sRGB and its kin. Frames are taken as players show them.
 _PLAIN_TRANSFERS, _SRGB = (1, 6, 14, 15), 13
 
@@ -200,6 +201,9 @@ class _Video:
             raise _refused("the video is encrypted")
         if any(track.elsewhere for track in used):
             raise _refused("the video points to another file")
+        for track in used:
+            if track.kind == b"vide" and min(track.sides) > 0:
+                self._check_size(*track.sides)
         return used
 
     def _probed(self) -> _Stream:
@@ -211,6 +215,8 @@ class _Video:
         if stream.codec not in _CODECS:
             *others, last = _CODECS.values()
             raise _refused(f"the video's codec must be {', '.join(others)} or {last}")
+        if not stream.frames or not stream.width:
+            raise _refused(_UNDECODABLE)
         self._check_size(stream.width, stream.height)
         self._check_length(stream, most_seconds)
         if stream.frames >= most_frames or stream.frames > _MAX_FPS * (stream.seconds + 1):
@@ -256,7 +262,7 @@ class _Video:
                 if index * spacing >= len(samples) / _SAMPLES_A_SECOND:
                     samples.append(np.asarray(frame))
         if not samples:
-            raise _refused("the video cannot be decoded")
+            raise _refused(_UNDECODABLE)
         return looks, np.stack(samples)
 
     def _full_size(self, spacing: float, chosen: Sequence[int]) -> tuple[Image.Image, ...]:
@@ -268,15 +274,16 @@ class _Video:
         with self._decoded("chosen", shown, len(ordered), "png") as path:
             files = path.read_bytes().split(png.SIGNATURE)[1:]
         if len(files) != len(ordered):
-            raise _refused("the video cannot be decoded")
+            raise _refused(_UNDECODABLE)
         sides = ImageLimits(self._limits.image.min_side, _MAX_SIDE)
         pictures = [open_image(_as_players_show(png.SIGNATURE + file), sides) for file in files]
         return tuple(pictures[ordered.index(index)] for index in chosen)
 
     @contextmanager
     def _decoded(self, what: str, shown: str, most: int, codec: str) -> Iterator[Path]:
+        # It ends at the first frame with errors: others would be mended with what was there before.
         arguments = [
-            *("-map", "0:V:0", "-t", f"{self._limits.max_seconds + 1:g}", "-vf", shown),
+            *("-xerror", "-map", "0:V:0", "-t", f"{self._limits.max_seconds + 1:g}", "-vf", shown),
             *("-fps_mode", "passthrough", "-frames:v", f"{most}", "-pix_fmt", "rgb24"),
             *("-c:v", codec, *(("-compression_level", "1") if codec == "png" else ())),
         ]
@@ -326,7 +333,7 @@ class _Video:
                 log.error("a reference video could not be decoded here: %s", error)
                 raise EncodeFailed("A reference video could not be decoded") from error
             log.info("%s could not be decoded: %s", self._name, error)
-            raise _refused("the video cannot be decoded") from error
+            raise _refused(_UNDECODABLE) from error
         finally:
             path.unlink(missing_ok=True)
 
