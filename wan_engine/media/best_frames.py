@@ -88,7 +88,8 @@ def _scenes(looks: Sequence[Look]) -> list[list[int]]:
     """The frames of each scene, without those that show nothing. Scenes that are no longer than a
     fade takes are left out, if there are others."""
     scenes: list[list[int]] = []
-    before, mean = None, None
+    before: Look | None = None
+    mean = np.zeros((_THUMB_PIXELS, _THUMB_PIXELS, 3), np.float32)
     for index, one in enumerate(looks):
         if not one.shows_something:
             before = None

@@ -15,7 +15,7 @@ import wave
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from wan_engine.media import best_frames, ffmpeg, mp4, png
 from wan_engine.media.audio import SAMPLE_RATE_HZ, decodes_silence
 from wan_engine.media.images import ImageLimits, open_image
 from wan_engine.media.voices import keep_voice
-from wan_engine.schema import AudioTrack, Frames
+from wan_engine.schema import AudioTrack, Frames, Media
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Reference:
 
     pictures: tuple[Image.Image, ...]
     voice: AudioTrack | None = None
-    samples: Frames | None = None
+    samples: Frames = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,20 @@ def best_pictures(references: Sequence[Reference], most: int = MOST_PICTURES) ->
         pictures=tuple(picture for picture, _ in taken),
         subjects=tuple(index for _, index in taken),
         left_out=tuple(range(len(used), len(references))),
+    )
+
+
+def with_references(media: Media, references: Sequence[Reference]) -> Media:
+    """`media` with what `best_pictures` takes of them, and a warning where it takes not all."""
+    chosen = best_pictures(references)
+    used = len(references) - len(chosen.left_out)
+    warning = f"Only the first {used} of {len(references)} references were used"
+    return replace(
+        media,
+        references=chosen.pictures,
+        subjects=chosen.subjects,
+        voices=tuple(one.voice for one in references[:used]),
+        warnings=(*media.warnings, warning) if chosen.left_out else media.warnings,
     )
 
 
@@ -254,7 +268,8 @@ class _Video:
         longest = f"min(1,{_LOOK_PIXELS}/max(iw*sar,ih))"
         sides = (f"'max(3,round({side}*{longest}))'" for side in ("iw*sar", "ih"))
         shown = f"{_every(spacing)},scale={':'.join(sides)}:flags=area"
-        looks, samples = [], []
+        looks: list[best_frames.Look] = []
+        samples: list[Frames] = []
         with self._decoded("looks", shown, _LOOKS + 1, "ppm") as path:
             for index, frame in enumerate(_portable_pixmaps(path)):
                 self._control.checkpoint()

@@ -44,7 +44,8 @@ def _heard(mono: NDArray[np.float32], rate: int) -> NDArray[np.bool_]:
     length = round(_FRAME_SECONDS * rate)
     frames = mono[: len(mono) // length * length].reshape(-1, length)
     low, high = (round(edge * _FRAME_SECONDS) for edge in _VOICE_HZ)
-    bands = np.abs(np.fft.rfft(frames, axis=1)[:, low:high]) / length
+    spectra = np.fft.rfft(frames * np.hanning(length), axis=1)  # hum leaks without a window
+    bands = np.abs(spectra[:, low:high]) / length
     levels = 10 * np.log10((2 * bands**2).sum(axis=1) + 1e-12)
     loudest = np.quantile(levels, 0.95) if len(levels) else 0.0
     return np.asarray(levels > max(_LEAST_DB, loudest - _BELOW_LOUDEST_DB))
