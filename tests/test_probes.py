@@ -21,7 +21,8 @@ from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import started
 from wan_engine import Engine, catalog, data_uri
 from wan_engine.catalog import models
-from wan_engine.errors import ConfigurationError
+from wan_engine.control import Control
+from wan_engine.errors import ConfigurationError, ContentPolicy
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.media import ffmpeg
 from wan_engine.settings import Settings
@@ -110,6 +111,68 @@ def test_three_references_and_no_picture_make_a_clip_in_their_order(
     assert result.plan is not None
     assert (result.plan.width, result.plan.height) == (720, 1280)
     assert (result.model, result.cost) == ("probe-collage", engine.generate(request).cost)
+
+
+@pytest.fixture
+def films(three: list[str], tmp_path: Path) -> list[str]:
+    """The three references as videos of two seconds, of a colour and a white square, with sound."""
+    films = [tmp_path / f"{colour}.mp4" for colour in ("red", "lime", "blue")]
+    for film in films:
+        shown = f"color={film.stem}:s=300x400:r=25:d=2,drawbox=120:170:60:60:white:fill"
+        sound = ("-f", "lavfi", "-i", "sine=700:d=2")
+        command = [ffmpeg.executable(), "-v", "error", "-f", "lavfi", "-i", shown, *sound]
+        subprocess.run([*command, "-preset", "ultrafast", str(film)], check=True)
+    return [data_uri(film) for film in films]
+
+
+def test_videos_are_references_beside_pictures_in_the_order_given(
+    make_settings: Callable[..., Settings],
+    folders: Path,
+    installed: None,
+    three: list[str],
+    films: list[str],
+) -> None:
+    from wan_engine.schema import ReferenceRequest
+
+    engine = Engine(make_settings(models_dir=folders, safety="auto", preset="superfast", **COLLAGE))
+    references = [films[2], three[0], films[1]]
+    request = ReferenceRequest(prompt="x", references=references, aspect_ratio="9:16", seed=1)
+    told: list[tuple[str, int, int]] = []
+    control = Control(on_progress=lambda at: told.append((at.stage, at.step, at.steps)))
+    result = engine.generate(request, control)
+    assert colours(local(result.video_url)) == ["blue", "red", "lime"]
+    assert {("prepare", step, 3) for step in range(3)} <= set(told)
+
+
+def test_of_five_references_four_are_used_and_the_result_says_so(
+    make_settings: Callable[..., Settings], folders: Path, installed: None, three: list[str]
+) -> None:
+    from wan_engine.schema import ReferenceRequest
+
+    engine = Engine(make_settings(models_dir=folders, safety="off", preset="superfast", **COLLAGE))
+    request = ReferenceRequest(prompt="x", references=three + three[:2], seed=1)
+    assert "Only the first 4 of 5 references were used" in engine.generate(request).warnings
+
+
+def test_a_reference_video_that_is_flagged_ends_the_job(
+    make_settings: Callable[..., Settings],
+    folders: Path,
+    installed: None,
+    tiny_cache: Path,
+    tmp_path: Path,
+) -> None:
+    """Also where the frames that would be used are clean."""
+    from wan_engine.schema import ReferenceRequest
+
+    film = tmp_path / "film.mp4"
+    clean = "testsrc2=s=320x240:r=20:d=2[a];color=magenta:s=320x240:r=20:d=3[b]"
+    graph = f"{clean};[a][b]concat=n=2"
+    command = [ffmpeg.executable(), "-v", "error", "-filter_complex", graph]
+    subprocess.run([*command, "-preset", "ultrafast", str(film)], check=True)
+    engine = Engine(make_settings(models_dir=folders, preset="superfast", **COLLAGE))
+    request = ReferenceRequest(prompt="x", references=[data_uri(film)], seed=1)
+    with pytest.raises(ContentPolicy):
+        engine.generate(request)
 
 
 @pytest.mark.parametrize("sound", [None, True, False])

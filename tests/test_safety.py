@@ -485,6 +485,18 @@ def test_a_frame_is_looked_at_every_second(safety: Safety, fps: int, second: int
         watched(safety, clip({second * 2, second * 3}, fps * 5), fps)
 
 
+@pytest.mark.parametrize(("magenta", "expected"), [({1}, None), ({1, 3}, "video"), (set(), None)])
+def test_frames_of_a_reference_are_judged_as_those_of_a_clip(
+    safety: Safety, magenta: set[int], expected: str | None
+) -> None:
+    frames = np.concatenate(list(clip(magenta, 5)))
+    assert flagged(lambda: safety.check_frames(frames, Control())) == expected
+
+
+def test_no_frames_of_a_reference_are_none_to_flag(safety: Safety) -> None:
+    safety.check_frames(np.zeros((0, 1, 1, 3), np.uint8), Control())
+
+
 def test_chunks_come_through_untouched(safety: Safety) -> None:
     chunks = [np.random.default_rng(1).integers(0, 99, (4, 24, 32, 3), np.uint8) for _ in range(9)]
     copies = [chunk.copy() for chunk in chunks]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from PIL import Image
 
 from wan_engine.media.framing import prominence
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 _THUMB_PIXELS = 16  # a side; it does not feel a subject that moves a little
 _BINS = 4  # of each colour
@@ -89,7 +90,7 @@ def _scenes(looks: Sequence[Look]) -> list[list[int]]:
     fade takes are left out, if there are others."""
     scenes: list[list[int]] = []
     before: Look | None = None
-    mean = np.zeros((_THUMB_PIXELS, _THUMB_PIXELS, 3), np.float32)
+    mean: Floats = np.zeros((_THUMB_PIXELS, _THUMB_PIXELS, 3), np.float32)
     for index, one in enumerate(looks):
         if not one.shows_something:
             before = None

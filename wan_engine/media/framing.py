@@ -62,13 +62,14 @@ def _small(image: Image.Image) -> np.ndarray:
     scale = min(1.0, _SIDE_PIXELS / max(image.size))
     sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(sides, Image.Resampling.BILINEAR, reducing_gap=2)
-    return np.asarray(small.filter(ImageFilter.GaussianBlur(1)), np.float64) / 255
+    pixels: np.ndarray = np.asarray(small.filter(ImageFilter.GaussianBlur(1)), np.float64)
+    return pixels / 255
 
 
 def _strangeness(pixels: np.ndarray) -> np.ndarray:
     """How far the colour of each pixel is from that of the picture's rim."""
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.linalg.norm(pixels - np.median(rim, axis=0), axis=2)
+    return np.asarray(np.linalg.norm(pixels - np.median(rim, axis=0), axis=2))
 
 
 def _normed(values: np.ndarray) -> np.ndarray:
