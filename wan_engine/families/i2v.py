@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from wan_engine.errors import CompileFailed, OutOfMemory
 from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.continuation import Start, latent_moments
 from wan_engine.families.loading import OnBytes, load_pipeline
-from wan_engine.families.placement import run_eagerly
+from wan_engine.families.placement import able, attention_of, run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
@@ -33,8 +34,11 @@ from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, Frames, SegmentInput
 from wan_engine.weights import LoraWeights
+from wan_engine.weights.files import read_json
 
 _TRAIN_TIMESTEPS = 1000
+_AREA_480P = round(832 * 480 * 1.05)  # a render may exceed its area by so much (plan.py)
+_WARM_FRAMES = 9  # three latent frames: the VAE treats first, second and later ones differently
 _PARTS = ("text_encoder", "transformer", "transformer_2")
 
 
@@ -54,24 +58,39 @@ class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(sigmas=sigmas, device=device)
 
 
-def make_scheduler(spec: ModelSpec) -> SchedulerMixin:
-    """The scheduler of a catalogue row. Converted repositories carry a wrong `flow_shift` of their
-    own."""
+def make_scheduler(spec: ModelSpec, area: int | None = None) -> SchedulerMixin:
+    """The scheduler of a catalogue row, for a render of `area` pixels. Converted repositories carry
+    a wrong `flow_shift` of their own."""
+    shift = flow_shift(spec, area)
     if spec.sampler == "distilled-euler":
-        return DistilledEulerScheduler(shift=spec.flow_shift, num_train_timesteps=_TRAIN_TIMESTEPS)
+        return DistilledEulerScheduler(shift=shift, num_train_timesteps=_TRAIN_TIMESTEPS)
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         num_train_timesteps=_TRAIN_TIMESTEPS,
-        flow_shift=spec.flow_shift,
+        flow_shift=shift,
     )
 
 
+def flow_shift(spec: ModelSpec, area: int | None = None) -> float:
+    """How much of the schedule is spent at high noise: less for a small render, where the row has
+    a shift of its own for that (`flow_shift_480p`; 3 instead of 5 by Wan-Video/Wan2.1's README).
+    Distilled weights know the one shift that they were distilled on."""
+    small: float | None = getattr(spec, "flow_shift_480p", None)
+    if small is None or area is None or area > _AREA_480P:
+        return spec.flow_shift
+    return small
+
+
 class ImageToVideo:
-    """A loaded pipeline with the settings of its row. Implements `Family`."""
+    """A loaded pipeline with the settings of its row. Implements `Family`.
+
+    `recipe` is how it runs: of the one that was asked for, what this device is able to.
+    """
 
     def __init__(self, pipeline: Any, spec: ModelSpec, recipe: Recipe) -> None:
         self.spec = spec
+        self.recipe = recipe
         self.pipeline = pipeline
         self.pipeline.scheduler = make_scheduler(spec)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -95,6 +114,7 @@ class ImageToVideo:
     ) -> ImageToVideo:
         """Weights from a folder in diffusers layout, one network at a time. `on_bytes` is told how
         many bytes are loaded, and of how many; what it raises ends the load."""
+        recipe = able(recipe, read_json(folder / "transformer" / "config.json"))
         try:
             return cls(load_pipeline(folder, recipe, loras, on_bytes), spec, recipe)
         except RuntimeError as error:
@@ -169,6 +189,30 @@ class ImageToVideo:
         if self._latents_handed_on:
             segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
         return latents
+
+    @property
+    def attention(self) -> str:
+        """Which attention runs, in words for the log."""
+        return attention_of(self.recipe, len(self.pipeline.transformer.blocks))
+
+    def warm_up(
+        self, width: int, height: int, on_step: Callable[[int], None] = lambda _step: None
+    ) -> None:
+        """Use once, and briefly, all that a clip of this size uses: the encoders, a step of each
+        expert, the decoder of the last segment. What `on_step` raises ends it."""
+        spec, asked = (
+            self.spec,
+            SegmentInput(
+                "", "", Image.new("RGB", (width, height)), width, height, _WARM_FRAMES, seed=0
+            ),
+        )
+        # Of both experts a step is at once in a schedule of two: at full noise and in the middle.
+        self.spec = replace(spec, steps=2, guidance_scale=1.0, guidance_scale_2=1.0)
+        try:
+            for _ in self.decode(self.denoise(asked, on_step)):
+                pass
+        finally:
+            self.spec = spec
 
     def run_eagerly(self) -> None:
         """Compile nothing from now on, and use nothing that was."""
