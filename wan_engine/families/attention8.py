@@ -94,16 +94,18 @@ def _turned(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     size = width & -width  # the largest power of two that it is a multiple of; 128 of Wan's 128
     parts = states.to(dtype).unflatten(-1, (-1, size))
     # In the dtype of tensor cores the entries are exact, and the scale is in float32.
-    turned = (parts @ _hadamard(size, parts.device).to(parts)).float() / math.sqrt(size)
-    return turned.to(dtype).flatten(-2)
+    turned: torch.Tensor = (parts @ _hadamard(size, parts.device).to(parts)).float()
+    return (turned / math.sqrt(size)).to(dtype).flatten(-2)
 
 
 def _hadamard(size: int, device: torch.device) -> torch.Tensor:
     """Sylvester's: [size, size] of 1 and -1, `size` a power of two."""
     index = torch.arange(size, device=device)
     common = index[:, None] & index[None, :]
-    ones = sum((common >> bit) & 1 for bit in range(size.bit_length()))
-    return 1.0 - 2.0 * (ones % 2)  # type: ignore[operator]
+    odd = torch.zeros_like(common)
+    for bit in range(size.bit_length()):
+        odd ^= (common >> bit) & 1
+    return 1.0 - 2.0 * odd
 
 
 def _one_scale(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,8 +241,8 @@ def check(heads: int, width: int, device: torch.device) -> Mapping[str, float]:
 def error_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
     """Of `attention`, as a share of the exact output's norm, of the head that has most."""
     output = attention(query, key, value).float()
-    exact_of = [states.transpose(1, 2).float() for states in (query, key, value)]
-    exact = torch.nn.functional.scaled_dot_product_attention(*exact_of).transpose(1, 2)
+    first, second, third = (one.transpose(1, 2).float() for one in (query, key, value))
+    exact = torch.nn.functional.scaled_dot_product_attention(first, second, third).transpose(1, 2)
     return float(((output - exact).norm(dim=(1, 3)) / exact.norm(dim=(1, 3))).max())
 
 

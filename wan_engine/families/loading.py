@@ -13,7 +13,7 @@ import logging
 import re
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ class _Part:
 
     def _tensors(
         self, dtype_of: Callable[[str], torch.dtype], progress: _Progress
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
         with closing(tensors.read(self._entries, _floats(dtype_of))) as found:
             for name, tensor in found:
                 yield name, tensor

@@ -69,7 +69,8 @@ def apply(pipeline: Any, recipe: Recipe) -> Recipe:
     recipe = able(recipe, pipeline.transformer.config)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
-            for block in part.blocks if name in EXPERTS else ():
+            blocks: Any = part.blocks if name in EXPERTS else ()
+            for block in blocks:
                 settle_block(block, recipe)
             settle(name, part, recipe)
     finish(pipeline, recipe)

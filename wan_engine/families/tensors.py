@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def _header(path: Path) -> dict[str, Entry]:
 
 def read(
     wanted: Mapping[str, Entry], dtype_of: Callable[[str, torch.dtype], torch.dtype]
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Generator[tuple[str, torch.Tensor], None, None]:
     """Each tensor in host memory and in the dtype that `dtype_of(name, its own)` says, in order.
 
     Nothing is read any more once the iterator is closed. Raises `ConfigurationError` for a file
@@ -111,7 +112,7 @@ def read(
 
 def _tensor(entry: Entry) -> torch.Tensor:
     raw = torch.empty(entry.size_bytes, dtype=torch.uint8)
-    left = memoryview(raw.numpy())
+    left: Any = memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's stubs know no buffer
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
         while left:
