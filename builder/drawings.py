@@ -76,7 +76,7 @@ LINE = (
     Row(
         "plan",
         "arithmetic only",
-        (Box("sizes, shots, segments, frames, seeds", "plan.py"),),
+        (Box("model", "choice.py"), Box("sizes, shots, segments, frames, seeds", "plan.py")),
         _GREY,
     ),
     Row(
@@ -104,7 +104,7 @@ LINE = (
     Row(
         "publish",
         "network",
-        (Box("upload", "storage/s3.py"), Box("URL, cost, seed, warnings", "schema.py")),
+        (Box("upload", "storage/s3.py"), Box("URL, cost, seed, warnings", "schema/clip.py")),
         _AMBER,
     ),
 )

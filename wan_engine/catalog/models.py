@@ -153,6 +153,42 @@ _TI2V_5B = ModelSpec(
     networks=Networks(10.02, 1, 11.36, 1.41, working_bytes=10_000),
 )
 
+_VACE_FUN_A14B = ModelSpec(
+    name="wan2.2-vace-fun-a14b",
+    title="Wan2.2 VACE-Fun A14B, 50 steps with CFG: clips of your references, or of text alone",
+    family="vace",
+    task="reference-to-video",
+    takes=("references",),
+    needs=(),
+    fps=16,
+    max_frames=81,
+    size_multiple=16,
+    max_area=1280 * 720,
+    steps=50,
+    guidance_scale=5.0,
+    guidance_scale_2=5.0,
+    flow_shift=5.0,
+    continuations=("last_frames",),
+    # A copy in diffusers layout of alibaba-pai/Wan2.2-VACE-Fun-A14B. No commit of it could be found
+    # in public, so it is not pinned: `download` takes the newest and writes down which.
+    repo="Pyros13/Wan2.2-VACE-Fun-A14B-Diffusers",
+    download_gb=81.0,  # by the number of parameters, in bfloat16
+    # 17.34e9 parameters an expert (40 blocks and 8 of VACE); memory by that of I2V A14B, with the
+    # eight blocks' hints beside it.
+    networks=Networks(34.68, 2, 11.36, 0.25, working_bytes=20_000),
+)
+
+_VACE_14B = replace(
+    _VACE_FUN_A14B,
+    name="wan2.1-vace-14b",
+    title="Wan2.1 VACE 14B, 50 steps with CFG: as VACE-Fun, one expert",
+    guidance_scale_2=None,
+    flow_shift_480p=3.0,  # huggingface/diffusers#11582
+    repo="Wan-AI/Wan2.1-VACE-14B-diffusers",
+    download_gb=75.0,  # by the listing of Wan-AI/Wan2.1-VACE-14B
+    networks=Networks(34.68, 1, 11.36, 0.25, working_bytes=20_000),
+)
+
 _KIJAI = (
     "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
 )
@@ -206,6 +242,8 @@ _ROWS = (
     _FOUR_STEP,
     _I2V_A14B,
     _TI2V_5B,
+    _VACE_FUN_A14B,
+    _VACE_14B,
     replace(
         _I2V_A14B,
         name="wan-tiny",

@@ -52,9 +52,9 @@ def load_pipeline(
     recipe: Recipe,
     loras: Sequence[LoraWeights] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
-    kind: Any = ContinuingPipeline,
+    pipeline_class: Any = ContinuingPipeline,
 ) -> Any:
-    """The pipeline in `folder` (diffusers layout), of the class `kind`, as `recipe` has it, which
+    """The pipeline in `folder` (diffusers layout), of `pipeline_class`, as `recipe` has it, which
     is able (`able`).
 
     The VAE is float32, for what is encoded stays in the picture for good. `on_bytes` is called
@@ -71,7 +71,7 @@ def load_pipeline(
     ]
     parts.sort(key=lambda part: part.name in COMPONENTS)
     try:
-        return _load(kind, folder, recipe, parts, plans, on_bytes)
+        return _load(pipeline_class, folder, recipe, parts, plans, on_bytes)
     except BaseException as error:
         for one in chain(error):
             traceback.clear_frames(one.__traceback__)  # they hold networks
@@ -80,7 +80,7 @@ def load_pipeline(
 
 
 def _load(
-    kind: Any,
+    pipeline_class: Any,
     folder: Path,
     recipe: Recipe,
     parts: Sequence[_Part],
@@ -93,7 +93,7 @@ def _load(
         progress.tell()
         networks[part.name] = _one_network(part, recipe, plans, progress)
     tell_fused(plans)
-    pipeline = kind.from_pretrained(str(folder), local_files_only=True, **networks)
+    pipeline = pipeline_class.from_pretrained(str(folder), local_files_only=True, **networks)
     pipeline.tokenizer = faithful(pipeline.tokenizer, folder / "tokenizer")
     finish(pipeline, recipe)
     progress.tell()
