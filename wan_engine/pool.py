@@ -159,6 +159,10 @@ class Pool:
         finally:
             if model.family is None:
                 memory.free_accelerator()
+        ran: recipes.Recipe = getattr(model.family, "recipe", model.recipe)
+        able = replace(model.recipe, float8=ran.float8, attention=ran.attention)
+        if able != model.recipe:
+            model.recipe, model.recipe_reason = able, "a test of 8 bits failed on this device"
 
     def import_libraries(self) -> None:
         """What `load` would import, which takes seconds."""

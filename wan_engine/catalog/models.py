@@ -70,7 +70,8 @@ class ModelSpec:
     `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
     trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
     the low-noise one (the order of diffusers; the official configuration has it the other way
-    round). 1.0 switches CFG off. `continuations`: what the model's condition can hold,
+    round). 1.0 switches CFG off. `flow_shift_480p` is the shift of renders up to 832x480, where the
+    row has one of its own for them. `continuations`: what the model's condition can hold,
     `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
     common with the one before it. `text_tokens`: how much of a prompt is read. `caveat`: what a
     user must be told of a model that is built here and not fetched.
@@ -87,6 +88,7 @@ class ModelSpec:
     guidance_scale: float
     guidance_scale_2: float | None
     flow_shift: float
+    flow_shift_480p: float | None = None
     sampler: Sampler = "unipc"
     task: Task = "image-to-video"
     takes: tuple[Input, ...] = ("first_picture",)
@@ -124,6 +126,7 @@ _I2V_A14B = ModelSpec(
     guidance_scale=3.5,
     guidance_scale_2=3.5,
     flow_shift=5.0,
+    flow_shift_480p=3.0,  # Wan-Video/Wan2.1 README, for image-to-video at 480p
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
@@ -165,6 +168,7 @@ _FOUR_STEP = replace(
     steps=4,
     guidance_scale=1.0,
     guidance_scale_2=1.0,
+    flow_shift_480p=None,  # distilled on one shift
     sampler="distilled-euler",
     loras=(
         LoraFile(
@@ -208,6 +212,7 @@ _ROWS = (
         title="a toy of two tiny experts, trained on drawings: tries the path on any CPU",
         max_area=256 * 144,
         steps=4,
+        flow_shift_480p=None,
         guidance_scale=1.0,
         guidance_scale_2=1.0,
         sampler="distilled-euler",
