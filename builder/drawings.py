@@ -178,7 +178,7 @@ GATEWAY = (
 
 def line() -> str:
     """From a request to an mp4."""
-    return _bands(LINE, "From a request to an mp4: ask, choose, prepare, plan, render, stream, publish")
+    return _bands(LINE, "From a request to an mp4: ask, choose, prepare, plan, render, publish")
 
 
 def gateway() -> str:
