@@ -64,10 +64,9 @@ def test_a_table_may_move_to_another_page(pages: Path) -> None:
     page = pages / "docs" / "variables.md"
     page.write_text("# Settings\n\n<!-- settings --><!-- /settings -->\nend\n", "utf-8")
     docs.write(pages)
-    assert page.read_text("utf-8").startswith(
-        "# Settings\n\n<!-- settings -->\n## Model\n\n| variable |"
-    )
-    assert page.read_text("utf-8").endswith("\n<!-- /settings -->\nend\n")
+    written = page.read_text("utf-8")
+    assert written.startswith("# Settings\n\n<!-- settings -->\n## Model\n\n| variable |")
+    assert written.endswith("\n<!-- /settings -->\nend\n")
 
 
 def test_a_mark_that_is_missing_is_told() -> None:
