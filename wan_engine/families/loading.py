@@ -65,9 +65,9 @@ def load_pipeline(
     plans = plans_for(folder, loras)
     index = read_json(folder / "model_index.json")
     parts = [
-        _Part(name, folder / name, kind)
+        _Part(name, folder / name, network)
         for name, entry in index.items()
-        if (kind := _network_class(entry)) is not None
+        if (network := _network_class(entry)) is not None
     ]
     parts.sort(key=lambda part: part.name in COMPONENTS)
     try:
