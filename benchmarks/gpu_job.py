@@ -234,9 +234,7 @@ def clip(engine: Any, scale: Scale, fps: str = "30") -> Case:
     """A job of 5 s, from a data URI to an mp4."""
     from wan_engine import VideoRequest
 
-    engine.settings = engine.settings.model_copy(
-        update={"fps": "native" if fps == "native" else int(fps)}
-    )
+    engine.limits = replace(engine.limits, fps=None if fps == "native" else int(fps))
     buffer = io.BytesIO()
     _picture(scale).save(buffer, "PNG")
     uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
