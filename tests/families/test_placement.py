@@ -154,6 +154,15 @@ def test_numbers_are_made_even_before_they_are_rounded(monkeypatch: pytest.Monke
     assert all(ours[kind] < 1.1 * plain[kind] for kind in given)
 
 
+def test_numbers_are_made_even_in_one_graph_for_all_sizes() -> None:
+    made = torch.compile(attention8.even, backend="eager", fullgraph=True, dynamic=True)
+    for tokens in (48, 64):
+        query, key, _ = attention8.samples(2, 128, torch.device("cpu"), tokens)["uneven heads"]
+        for found, expected in zip(made(query, key), attention8.even(query, key), strict=True):
+            assert torch.equal(found, expected)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("wrong", ["noise", "nan", "one head", "error"])
 @pytest.mark.usefixtures("emulated")
 def test_attention_in_8_bits_fails_its_test_where_the_kernel_is_wrong(

@@ -8,6 +8,7 @@ weights.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, Clip, Condition, FirstPicture, Frames, SegmentInput
 from wan_engine.weights import LoraWeights
 from wan_engine.weights.files import read_json
+
+log = logging.getLogger(__name__)
 
 _TRAIN_TIMESTEPS = 1000
 _AREA_480P = round(832 * 480 * 1.05)  # a render may exceed its area by so much (plan.py)
@@ -121,11 +124,13 @@ class ImageToVideo:
         recipe = able(recipe, read_json(folder / "transformer" / "config.json"))
         try:
             pipeline = load_pipeline(folder, recipe, loras, on_bytes, cls.pipeline_class)
-            return cls(pipeline, spec, recipe)
+            family = cls(pipeline, spec, recipe)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise _out_of_memory(spec) from error
+        log.info("attention: %s", family.attention)
+        return family
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
         """See `Family.render`."""

@@ -189,7 +189,7 @@ class _Part:
                         float8.replace_linears(module)
                     module.load_state_dict(state, assign=True)
                     block_read(block, module)
-        network.load_state_dict(read.pop(""), strict=False, assign=True)  # the rest
+        network.load_state_dict(read.pop("", {}), strict=False, assign=True)  # the rest
         return network.eval()
 
     def _of_transformers(self, dtype: torch.dtype, progress: _Progress) -> Any:

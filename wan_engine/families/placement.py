@@ -19,7 +19,6 @@ from wan_engine.runtime.recipes import Recipe
 
 log = logging.getLogger(__name__)
 
-
 EXPERTS = ("transformer", "transformer_2")
 EXACT_BESIDE_8_BITS = "_native_cudnn"
 
