@@ -29,6 +29,7 @@ _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
     *("audio_max_bytes", "fetch_seconds", "scratch_min_gb", "progress_seconds"),
+    *("reference_max_bytes", "reference_max_seconds", "reference_min_fps"),
     *("lora_unused", "reference_model", "speech_model", "video_sound_model", "pool_gb"),
 )
 """Runpod's templates hold 50 variables. These are as the hosted API has them, and can be added to

@@ -26,6 +26,12 @@ from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.framing import subject
 from wan_engine.media.images import ImageLimits, open_image
 from wan_engine.media.postprocess import Postprocess
+from wan_engine.media.reference_videos import (
+    Reference,
+    ReferenceLimits,
+    open_reference,
+    with_references,
+)
 from wan_engine.media.video import EncodeOptions
 from wan_engine.plan import PlanLimits, described, make_plan
 from wan_engine.pool import Model, Pool
@@ -198,22 +204,24 @@ class Engine:
 
         The models' device is not held.
         """
-        control.progress("prepare", 0, 2 if order.audio else 1)
+        sources = order.references or ()
+        steps = max(1, len(sources)) + bool(order.audio)
+        control.progress("prepare", 0, steps)
         if order.check_content:
             self.safety.check_prompt(order.prompt, control)
         width, height = (int(side) for side in order.aspect_ratio.split(":"))
         media = Media(
             image=self._picture("image", order.image, order, control),
             last_image=self._picture("last_image", order.last_image, order, control),
-            references=tuple(
-                picture
-                for index, source in enumerate(order.references or ())
-                if (picture := self._picture(f"references[{index}]", source, order, control))
-            ),
             aspect=(width, height),
         )
+        references = []
+        for index, source in enumerate(sources):
+            control.progress("prepare", index, steps)
+            references.append(self._reference(index, source, order, folder, control))
+        media = with_references(media, references)
         if order.audio:
-            control.progress("prepare", 1, 2)
+            control.progress("prepare", steps - 1, steps)
             limits = self._fetch_limits(self.settings.audio_max_bytes)
             data = fetch(order.audio, "audio", limits, control)
             longest = AudioLimits(self.settings.audio_max_seconds)
@@ -246,6 +254,27 @@ class Engine:
         if order.check_content:
             self.safety.check_image(image, control)
         return image
+
+    def _reference(
+        self, index: int, source: str, order: Order, folder: Path, control: Control
+    ) -> Reference:
+        """A subject of the order, fetched, opened and looked at: its pictures, and a frame a second
+        of its video."""
+        settings, field = self.settings, f"references[{index}]"
+        data = fetch(source, field, self._fetch_limits(settings.reference_max_bytes), control)
+        limits = ReferenceLimits(
+            image=ImageLimits(settings.image_min_side, settings.image_max_side),
+            image_max_bytes=settings.image_max_bytes,
+            max_seconds=settings.reference_max_seconds,
+            min_fps=settings.reference_min_fps,
+            first_frame=order.any_frames,
+        )
+        reference = open_reference(data, folder, limits, control, field)
+        if order.check_content:
+            for picture in reference.pictures:
+                self.safety.check_image(picture, control)
+            self.safety.check_frames(reference.samples, control)
+        return reference
 
     def _checked(self, expansion: Expansion, order: Order, control: Control) -> Expansion:
         """The expansion, or none where the guard flags what a writer made of a clean prompt."""
@@ -367,7 +396,7 @@ class Engine:
         warnings += limit.warnings(order, spec, self.settings, whole=callers)
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
-        return warnings + list(choice.warnings)
+        return [*warnings, *media.warnings, *choice.warnings]
 
     def _log_summary(
         self, order: Order, choice: Choice, plan: Plan, video: EncodedVideo, control: Control

@@ -3,7 +3,7 @@ or traceback.
 
 EngineError               something failed that is nobody's input
 |- InvalidRequest         a field of the request is wrong; the caller can mend it
-|  |- InvalidMedia        an image or sound that cannot be fetched, read or used
+|  |- InvalidMedia        an image, video or sound that cannot be fetched or used
 |  '- NotServed           no model that is configured here takes what the request has
 |- TimeLimitTooShort      the job would surely run longer than it may, and was not begun
 |- ContentPolicy          the safety checker flagged the prompt, the image or the clip
@@ -54,7 +54,12 @@ class InvalidMedia(InvalidRequest):
     `Invalid image URL: <why>`."""
 
     code = "invalid_media"
-    begins = ("Invalid image URL", "Invalid audio URL")
+    begins = (
+        "Invalid image URL",
+        "Invalid last_image URL",
+        "Invalid references[",
+        "Invalid audio URL",
+    )
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"Invalid {field} URL: {why}")

@@ -118,6 +118,12 @@ class Safety:
         if verdict.flagged:
             raise ContentPolicy("image")
 
+    def check_frames(self, frames: Frames, control: Control) -> None:
+        """Raise `ContentPolicy` if frames of a video, one a second, are flagged as `watch` flags
+        them."""
+        for _ in self.watch((one[None] for one in frames), 1, control):
+            pass
+
     def watch(
         self, frames: Generator[Frames, None, None], fps: int, control: Control
     ) -> Generator[Frames, None, None]:

@@ -3,8 +3,6 @@ file can make ffmpeg open anything else."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 import struct
 import subprocess
@@ -12,7 +10,6 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.media.opens import opens_of
 from tests.warm import children
 from wan_engine.control import Control
 from wan_engine.errors import (
@@ -472,27 +470,6 @@ def test_any_bytes_behind_a_header_give_a_sound_or_a_refusal(
 
 
 # --- nothing else is opened ----------------------------------------------------------------------
-
-_IN_OPEN = 0x20
-
-
-@contextmanager
-def opens_of(path: Path) -> Iterator[Callable[[], bool]]:
-    """Yields a question: was `path` opened by anybody since? (inotify)"""
-    libc = ctypes.CDLL(None, use_errno=True)
-    watcher = libc.inotify_init1(os.O_NONBLOCK)
-    assert watcher >= 0 and libc.inotify_add_watch(watcher, os.fsencode(path), _IN_OPEN) >= 0
-
-    def opened() -> bool:
-        try:
-            return bool(os.read(watcher, 4096))
-        except BlockingIOError:
-            return False
-
-    try:
-        yield opened
-    finally:
-        os.close(watcher)
 
 
 class Canary:

@@ -110,6 +110,12 @@ def _is_local(value: object) -> bool:
     return isinstance(value, str) and value != "" and not value.lower().startswith(_ADDRESSES)
 
 
+def _max_bytes(field: str, settings: Settings) -> int:
+    if field.startswith("references"):
+        return settings.reference_max_bytes
+    return settings.audio_max_bytes if field == "audio" else settings.image_max_bytes
+
+
 def read_jobs(source: str) -> list[LocalRequest]:
     """One request per line of a file of JSON objects, or of stdin if it is `-`. Paths in them are
     relative to the working directory. A line that is no request is kept as a wrong one.
@@ -150,7 +156,7 @@ def _local_request(line: str, place: str) -> LocalRequest:
 
 def _inline(field: str, name: str, settings: Settings) -> str:
     """The file `name` as a data URI."""
-    limit = settings.audio_max_bytes if field == "audio" else settings.image_max_bytes
+    limit = _max_bytes(field, settings)
     try:
         with paths.refusing(name), paths.to_read(name).open("rb") as file:
             data = file.read(limit + 1)

@@ -49,7 +49,7 @@ def open_audio(data: bytes, folder: Path, limits: AudioLimits, control: Control)
     try:
         seconds = _decode(kind, source, decoded, longest + 1, control)
     except _UNDECODED as error:
-        if _is_here(error) or not _decodes_silence(folder, control):
+        if _is_here(error) or not decodes_silence(folder, control):
             log.error("the audio could not be decoded here: %s", error)
             raise EncodeFailed("The sound could not be decoded") from error
         log.info("the audio could not be decoded: %s", error)
@@ -82,8 +82,8 @@ def _is_here(error: Exception) -> bool:
     return isinstance(error, ffmpeg.Failed) and error.here
 
 
-def _decodes_silence(folder: Path, control: Control) -> bool:
-    """Whether ffmpeg decodes anything at all on this machine."""
+def decodes_silence(folder: Path, control: Control) -> bool:
+    """Whether ffmpeg decodes anything at all on this machine. Leaves nothing in `folder`."""
     source, decoded = folder / "silence.wav", folder / "silence.pcm.wav"
     try:
         with wave.open(str(source), "wb") as track:

@@ -32,12 +32,13 @@ class Failed(Exception):
     """ffmpeg failed. The text is its last words, for the log and never for a caller.
 
     `here`: the cause is this machine, whatever the input was: ffmpeg did not start, was killed, had
-    no room or no time.
+    no room or no time. `late`: it was the time.
     """
 
-    def __init__(self, why: str, *, here: bool = False) -> None:
+    def __init__(self, why: str, *, here: bool = False, late: bool = False) -> None:
         super().__init__(why)
         self.here = here or "No space left" in why
+        self.late = late
 
 
 def executable() -> str:
@@ -206,7 +207,7 @@ def running(
             pipe.close()
         control.checkpoint()
         if watch.expired:
-            raise Failed(f"it took longer than {seconds:g} seconds", here=True)
+            raise Failed(f"it took longer than {seconds:g} seconds", here=True, late=True)
         if status != 0:
             told = _last_words(errors) or f"it ended with status {status}"
             raise Failed(told, here=status < 0)

@@ -15,6 +15,7 @@ _PRIOR_DEPTH = {
     "portrait": 0.36,
 }  # faces are above the middle, most in portraits
 _COLOUR_WEIGHT, _EDGE_WEIGHT = 1.0, 0.5
+_STRANGE = 0.15  # of 1.7: a colour that is another one, not noise or a shade
 
 
 def subject(image: Image.Image) -> tuple[float, float]:
@@ -23,17 +24,12 @@ def subject(image: Image.Image) -> tuple[float, float]:
     It is the centre of everything that differs in colour from the picture's rim or has edges,
     pulled towards the middle. A guess is enough: the crops around it keep 60 % of each side.
     """
-    scale = min(1.0, _SIDE_PIXELS / max(image.size))
-    sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = image.resize(sides, Image.Resampling.BILINEAR, reducing_gap=2)
-    pixels = np.asarray(small.filter(ImageFilter.GaussianBlur(1)), np.float64) / 255  # [h, w, 3]
+    pixels = _small(image)
     height, width = pixels.shape[:2]
     if min(height, width) < 2:  # a strip: there is no gradient along one axis
         return 0.5, 0.5
-    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    colour = np.linalg.norm(pixels - np.median(rim, axis=0), axis=2)
     edges = np.hypot(*np.gradient(pixels.mean(axis=2)))
-    salience = _COLOUR_WEIGHT * _normed(colour) + _EDGE_WEIGHT * _normed(edges)
+    salience = _COLOUR_WEIGHT * _normed(_strangeness(pixels)) + _EDGE_WEIGHT * _normed(edges)
     x = (np.arange(width) + 0.5) / width
     y = (np.arange(height) + 0.5) / height
     middle = _PRIOR_DEPTH["portrait" if height > width else "landscape"]
@@ -44,6 +40,13 @@ def subject(image: Image.Image) -> tuple[float, float]:
     return float((weight * x).sum()), float((weight * y[:, None]).sum())
 
 
+def prominence(image: Image.Image) -> float:
+    """How much of an RGB picture its subject is likely to take, 0 to 1: the share of it that is not
+    as its rim is."""
+    strange = _strangeness(_small(image))
+    return float((strange > max(_STRANGE, strange.max() / 2)).mean())
+
+
 def cropped(image: Image.Image, crop: Crop) -> Image.Image:
     """The part of `image` that `crop` names, to the nearest pixel."""
     if crop == WHOLE:
@@ -52,6 +55,20 @@ def cropped(image: Image.Image, crop: Crop) -> Image.Image:
     width, height = image.size
     box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
     return image.crop(box)
+
+
+def _small(image: Image.Image) -> np.ndarray:
+    """[h, w, 3] of at most `_SIDE_PIXELS` a side, 0 to 1, a little blurred."""
+    scale = min(1.0, _SIDE_PIXELS / max(image.size))
+    sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(sides, Image.Resampling.BILINEAR, reducing_gap=2)
+    return np.asarray(small.filter(ImageFilter.GaussianBlur(1)), np.float64) / 255
+
+
+def _strangeness(pixels: np.ndarray) -> np.ndarray:
+    """How far the colour of each pixel is from that of the picture's rim."""
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.linalg.norm(pixels - np.median(rim, axis=0), axis=2)
 
 
 def _normed(values: np.ndarray) -> np.ndarray:

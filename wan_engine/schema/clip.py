@@ -39,6 +39,10 @@ class Media:
     `image` is what the clip begins with, None where it begins with none; `subject` is where in it
     the closer shots look, as fractions of width and height. `aspect`, width to height, is the
     clip's where there is no image.
+
+    `references` are in the order of the subjects, and `subjects` has the index of each one's. A
+    subject of a video may have several, best first, and may speak in `voices`, which has an entry a
+    subject. `warnings` is what the result says about all of them.
     """
 
     image: Image.Image | None = None
@@ -46,7 +50,10 @@ class Media:
     subject: tuple[float, float] = (0.5, 0.5)
     last_image: Image.Image | None = None
     references: tuple[Image.Image, ...] = ()
+    subjects: tuple[int, ...] = ()
+    voices: tuple[AudioTrack | None, ...] = ()
     aspect: tuple[int, int] = (16, 9)
+    warnings: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[Image.Image, ...]:
@@ -185,8 +192,8 @@ class LastPicture:
 
 @dataclass(frozen=True)
 class References:
-    """Whom and what the clip shows, one subject an image, in the shapes they came in. Their order
-    is their identity."""
+    """Whom and what the clip shows, in the shapes they came in. Their order is their identity; a
+    subject of a video may have several images, one after another."""
 
     images: tuple[Image.Image, ...]
 

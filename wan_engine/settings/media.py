@@ -58,6 +58,15 @@ class InputSettings(BaseModel):
     image_max_bytes: int = Field(default=20 * MIB, ge=1, description="Largest image file, in bytes")
     audio_max_seconds: float = Field(default=30, gt=0, description="Longest sound, in seconds")
     audio_max_bytes: int = Field(default=15 * MIB, ge=1, description="Largest sound file, in bytes")
+    reference_max_bytes: int = Field(
+        default=100 * MIB, ge=1, description="Largest file of a reference video, in bytes"
+    )
+    reference_max_seconds: float = Field(
+        default=30, ge=1, le=120, description="Longest reference video, in seconds"
+    )
+    reference_min_fps: float = Field(
+        default=16, gt=0, le=60, description="Fewest frames a second of a reference video"
+    )
     fetch_seconds: float = Field(
         default=60,
         gt=0,

@@ -1,0 +1,30 @@
+"""Was a file opened? Asked of the kernel (inotify)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_IN_OPEN = 0x20
+
+
+@contextmanager
+def opens_of(path: Path) -> Iterator[Callable[[], bool]]:
+    """Yields a question: was `path` opened by anybody since? (inotify)"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watcher = libc.inotify_init1(os.O_NONBLOCK)
+    assert watcher >= 0 and libc.inotify_add_watch(watcher, os.fsencode(path), _IN_OPEN) >= 0
+
+    def opened() -> bool:
+        try:
+            return bool(os.read(watcher, 4096))
+        except BlockingIOError:
+            return False
+
+    try:
+        yield opened
+    finally:
+        os.close(watcher)

@@ -1,0 +1,105 @@
+"""Reads the boxes of an MP4 or MOV (ISO/IEC 14496-12, QuickTime File Format) before a decoder does:
+which tracks it says it has, whether they are locked or elsewhere, and whether it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_BEGINS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_NEEDED = (b"moov", b"mdat", b"moof")
+_LOCKED = (b"encv", b"enca", b"drmi", b"drms")  # ISO/IEC 14496-12, 8.12, and Apple's FairPlay
+_SMALL_HEAD_BYTES, _LARGE_HEAD_BYTES = 8, 16
+_MOST_BOXES = 20_000  # in one box; 30 seconds in fragments of one frame each have fewer
+_HANDLER_AT = 8  # in the body of hdlr, behind version, flags and a field that is not used
+_SIDES_AT = (24, 26)
+_LIST_HEAD_BYTES = 8  # version, flags and number of entries
+_IN_THIS_FILE = 1  # the flag of a data reference (8.7.2)
+
+
+@dataclass(frozen=True)
+class Track:
+    """`kind` is its handler's, b"vide" or b"soun" for what is seen and heard. `locked`: it is
+    encrypted. `elsewhere`: its data are in another file. `sides` are what it claims for its
+    pictures, width and height; (0, 0) of a sound."""
+
+    kind: bytes
+    sides: tuple[int, int]
+    locked: bool
+    elsewhere: bool
+
+
+@dataclass(frozen=True)
+class _Box:
+    kind: bytes
+    body: memoryview
+    whole: bool
+
+
+def is_mp4(data: bytes) -> bool:
+    """Whether it begins as an MP4 or MOV does."""
+    return data[4:8] in _BEGINS
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether no box with pictures or sound ends behind the end of the file."""
+    return all(box.whole or box.kind not in _NEEDED for box in _boxes(memoryview(data)))
+
+
+def tracks(data: bytes) -> list[Track]:
+    """The tracks that its header names; none where it has no header that can be read."""
+    return [_track(box.body) for box in _inside(memoryview(data), b"moov", b"trak")]
+
+
+def _track(body: memoryview) -> Track:
+    kind = b""
+    for box in _inside(body, b"mdia", b"hdlr"):
+        kind = bytes(box.body[_HANDLER_AT : _HANDLER_AT + 4])
+    codecs = list(_entries(body, b"mdia", b"minf", b"stbl", b"stsd"))
+    sources = list(_entries(body, b"mdia", b"minf", b"dinf", b"dref"))
+    seen = [_sides(entry.body) for entry in codecs] if kind == b"vide" else []
+    return Track(
+        kind=kind,
+        sides=max(seen, default=(0, 0)),
+        locked=any(entry.kind in _LOCKED for entry in codecs),
+        elsewhere=any(not int.from_bytes(entry.body[:4]) & _IN_THIS_FILE for entry in sources),
+    )
+
+
+def _sides(entry: memoryview) -> tuple[int, int]:
+    """Of a VisualSampleEntry (12.1.3)."""
+    width, height = (int.from_bytes(entry[at : at + 2]) for at in _SIDES_AT)
+    return width, height
+
+
+def _entries(data: memoryview, *path: bytes) -> Iterator[_Box]:
+    """What is in the list at `path`."""
+    for box in _inside(data, *path):
+        yield from _boxes(box.body[_LIST_HEAD_BYTES:])
+
+
+def _inside(data: memoryview, *path: bytes) -> Iterator[_Box]:
+    """All boxes at `path` in `data`."""
+    name, *rest = path
+    for box in _boxes(data):
+        if box.kind == name:
+            if rest:
+                yield from _inside(box.body, *rest)
+            else:
+                yield box
+
+
+def _boxes(data: memoryview) -> Iterator[_Box]:
+    """The boxes in `data`, up to the first that is none. The last one may be cut."""
+    at = 0
+    for _ in range(_MOST_BOXES):
+        size = int.from_bytes(data[at : at + 4])
+        kind, head = bytes(data[at + 4 : at + 8]), _SMALL_HEAD_BYTES
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16]), _LARGE_HEAD_BYTES
+        if size == 0:  # it goes on to the end
+            size = len(data) - at
+        if size < head or at + head > len(data):
+            return
+        yield _Box(kind, data[at + head : at + size], at + size <= len(data))
+        at += size
