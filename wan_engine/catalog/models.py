@@ -130,7 +130,7 @@ _I2V_A14B = ModelSpec(
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
-    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=18_200),  # benchmarks/RESULTS.md
+    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=18_200),  # docs/results.md
 )
 
 _TI2V_5B = ModelSpec(
