@@ -174,7 +174,9 @@ class Pool:
         loads a kernel when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
         kept = None
         if self.main.recipe.compiled:
-            file = compile_cache.file_for(self._settings, self.gpu, self.main.recipe)
+            names = ", ".join(model.spec.name for model in self.models.values())
+            recipe = self.main.recipe
+            file = compile_cache.file_for(self._settings, self.gpu, recipe, names)
             kept = compile_cache.Kept(file)
             if startup:
                 startup.done("compiled code")
