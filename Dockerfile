@@ -33,7 +33,8 @@ WORKDIR /app
 COPY builder builder
 COPY wan_engine wan_engine
 COPY LICENSE handler.py test_input.json ./
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1 \
+    PYTORCH_ALLOC_CONF=pinned_max_round_threshold_mb:1,expandable_segments:True
 # `root` where the worker has to write to a volume that belongs to root.
 ARG RUN_AS=wan
 USER ${RUN_AS}

@@ -8,13 +8,16 @@ runs in a process of its own with a time limit, so that one that fails costs onl
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +28,34 @@ for folder in (str(ROOT), str(HERE)):
         sys.path.insert(0, folder)
 
 PARTS = {
+    "checks": 60,
     "ceilings": 40,
     "attention": 60,
+    "errors": 60,
     "block": 150,
     "whole": 150,
     "decode": 90,
     "encode": 60,
     "offload": 120,
     "loading": 120,
+    "loading_full": 300,
+    "start": 240,
     "job": 330,
     "cards": 300,
 }
 """The parts in order, with the seconds after which each is given up."""
+
+
+_DEFAULT = [name for name in PARTS if name != "loading_full"]  # which wants 45 GB of disk
+_MODULES = {
+    "checks": "gpu_checks",
+    "errors": "gpu_errors",
+    "start": "gpu_start",
+    "loading": "gpu_loading",
+    "loading_full": "gpu_loading",
+    "job": "gpu_job",
+    "cards": "gpu_job",
+}
 
 
 def versions() -> dict[str, Any]:
@@ -60,12 +79,11 @@ def versions() -> dict[str, Any]:
 
 def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The cases of one part, measured in this process."""
-    import gpu_job
     import gpu_parts
     from gpu_networks import SCALES
 
     gpu_parts.chosen = frozenset(cases)
-    where = gpu_job if name in ("job", "cards") else gpu_parts
+    where = importlib.import_module(_MODULES.get(name, "gpu_parts"))
     measure: Callable[..., Iterator[dict[str, Any]]] = getattr(where, name)
     for case in measure(SCALES[scale_name]):
         if "skipped" not in case:
@@ -75,32 +93,58 @@ def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str,
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Each part in its own process; lines are passed on as they come."""
     rows: list[dict[str, Any]] = []
-    for name in arguments.parts:
-        command = [sys.executable, __file__, "--inside", name, "--scale", arguments.scale]
-        if arguments.cases:
-            command += ["--cases", *arguments.cases]
-        started, limit = time.monotonic(), arguments.limit or PARTS[name]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=_environment()
-        ) as process:
-            watch = threading.Timer(limit, process.kill)
-            watch.start()
-            try:
-                for row in filter(None, map(_parsed, process.stdout or ())):
-                    rows.append(row)
-                    _keep(arguments.out, row)
-                    print(json.dumps(row), flush=True)
-            finally:
-                watch.cancel()
-        code = process.returncode
-        row = {"part": name, "case": "end", "exit": code, "wall_s": time.monotonic() - started}
-        _keep(arguments.out, row)
+
+    def seen(row: dict[str, Any]) -> None:
+        rows.append(row)
+        keep(arguments.out, row)
         print(json.dumps(row), flush=True)
-    return rows
+
+    for name in arguments.parts:
+        limit = arguments.limit or PARTS[name]
+        run_part(name, arguments.scale, arguments.cases, limit, seen)
+    return [row for row in rows if row["case"] != "end"]
+
+
+def run_part(
+    name: str,
+    scale: str,
+    cases: Sequence[str],
+    limit: float,
+    seen: Callable[[dict[str, Any]], None],
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """One part in a process of its own, ended after `limit` seconds with all that it started.
+    `seen` gets each row as it comes, and one for the end. Returns the exit status."""
+    command = [sys.executable, __file__, "--inside", name, "--scale", scale]
+    if cases:
+        command += ["--cases", *cases]
+    started = time.monotonic()
+    told = {**_environment(), **(environment or {})}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=told, start_new_session=True
+    ) as process:
+
+        def end() -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        watch = threading.Timer(limit, end)
+        watch.start()
+        try:
+            for row in filter(None, map(_parsed, process.stdout or ())):
+                seen(row)
+        finally:
+            watch.cancel()
+    took = time.monotonic() - started
+    seen({"part": name, "case": "end", "exit": process.returncode, "wall_s": took})
+    return process.returncode
 
 
 def _environment() -> dict[str, str]:
-    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
+    from wan_engine.settings.environment import tell_libraries
+
+    tell_libraries()
+    return dict(os.environ)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -113,7 +157,8 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and "part" in row else None
 
 
-def _keep(out: Path | None, row: dict[str, Any]) -> None:
+def keep(out: Path | None, row: dict[str, Any]) -> None:
+    """Add a row to a file of JSON lines."""
     if out is not None:
         with out.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -140,9 +185,9 @@ def main(words: Sequence[str] | None = None) -> None:
         "         python benchmarks/gpu.py --scale tiny      on any machine: does it run?",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=_DEFAULT)
     parser.add_argument("--cases", nargs="+", default=[], help="only these, by name")
-    parser.add_argument("--scale", default="a14b", help="a14b or tiny")
+    parser.add_argument("--scale", default="a14b", help="a14b, small or tiny")
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     parser.add_argument("--limit", type=float, help="seconds for each part, instead of its own")
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
@@ -153,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     about = {"part": "about", "case": arguments.scale, **versions()}
     print(json.dumps(about), flush=True)
-    _keep(arguments.out, about)
+    keep(arguments.out, about)
     print(table([about, *run(arguments)]))
 
 

@@ -88,7 +88,28 @@ TINY = Scale(
         "num_heads": 4,
     },
 )
-SCALES = {scale.name: scale for scale in (A14B, TINY)}
+SMALL = Scale(
+    name="small",
+    width=832,
+    height=480,
+    frames=17,
+    heads=12,
+    head_width=128,
+    layers=30,
+    transformer={"ffn_dim": 8960, "freq_dim": 256},
+    text={
+        "vocab_size": 256384,
+        "d_model": 1024,
+        "d_kv": 64,
+        "d_ff": 2816,
+        "num_layers": 8,
+        "num_heads": 16,
+        "feed_forward_proj": "gated-gelu",
+    },
+)
+"""Two experts of the size of Wan2.1 1.3B, for what a machine without a GPU can show of memory."""
+
+SCALES = {scale.name: scale for scale in (A14B, SMALL, TINY)}
 
 
 def device() -> torch.device:

@@ -7,11 +7,8 @@ and the rest should still be measured.
 from __future__ import annotations
 
 import gc
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +24,11 @@ from gpu_networks import (
     vae,
 )
 
+from wan_engine.families import attention8
 from wan_engine.families.float8 import convert_blocks
-from wan_engine.families.placement import set_attention
+from wan_engine.families.placement import set_attention, settle_block, stream_blocks
+from wan_engine.runtime import memory
+from wan_engine.runtime.recipes import Recipe
 
 Case = dict[str, Any]
 _OFFLOAD_LAYERS = 10  # enough to see what a block costs; 28.6 GB of pinned memory take long
@@ -113,10 +113,8 @@ def attention(scale: Scale) -> Iterator[Case]:
 
 
 def _float8_attention(scale: Scale, operations: int) -> Iterator[Case]:
-    from wan_engine.families import attention8
-
     def work() -> Case:
-        error = attention8.check(scale.heads, scale.head_width, device())
+        errors = attention8.check(scale.heads, scale.head_width, device())
         shape = (1, scale.tokens, scale.heads, scale.head_width)
         given = [torch.randn(shape, device=device(), dtype=torch.bfloat16) for _ in range(3)]
         run = torch.compile(attention8.attention)
@@ -124,7 +122,7 @@ def _float8_attention(scale: Scale, operations: int) -> Iterator[Case]:
         return {
             "ms": took * 1e3,
             "tflops": operations / took / 1e12,
-            "relative_error": error,
+            "errors": errors,
             "kernel": kernel_of(lambda: run(*given), 4),
         }
 
@@ -165,14 +163,15 @@ def block(scale: Scale) -> Iterator[Case]:
 
     def timed(*, float8: bool, compiled: bool, dynamic: bool | None, backend: str) -> Case:
         torch.compiler.reset()
-        whole = transformer(scale, layers=1)
-        set_attention(whole, backend, device())
+        ends = attention8.EXACT_BLOCKS
+        whole = transformer(scale, layers=2 * ends + 1)
+        set_attention(whole, backend)
         if float8:
             convert_blocks(whole, device())
         if compiled:
             whole.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
         arguments = block_arguments(scale, whole)
-        run = whole.blocks[0]
+        run = whole.blocks[ends]
         with torch.inference_mode():
             started = time.perf_counter()
             run(*arguments)
@@ -219,7 +218,7 @@ def whole(scale: Scale) -> Iterator[Case]:
     def timed(*, compiled: bool, float8: bool) -> Case:
         torch.compiler.reset()
         model = transformer(scale)
-        set_attention(model, cudnn, device())
+        set_attention(model, cudnn)
         if float8:
             convert_blocks(model, device())
         if compiled:
@@ -314,7 +313,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# --- offload and loading -------------------------------------------------------------------------
+# --- offload -----------------------------------------------------------------------------------
 
 
 def offload(scale: Scale) -> Iterator[Case]:
@@ -325,29 +324,30 @@ def offload(scale: Scale) -> Iterator[Case]:
     def timed(*, streamed: bool, compiled: bool, float8: bool) -> Case:
         torch.compiler.reset()
         model = transformer(scale, layers)
-        set_attention(model, cudnn, device())
+        set_attention(model, cudnn)
         if float8:
             convert_blocks(model, device())
         arguments = forward_arguments(scale)
         started = time.perf_counter()
-        if streamed:
-            model.enable_group_offload(
-                onload_device=device(),
-                offload_device=torch.device("cpu"),
-                offload_type="block_level",
-                num_blocks_per_group=1,
-                use_stream=torch.cuda.is_available(),
-                record_stream=torch.cuda.is_available(),
-            )
+        if streamed:  # as the product does it
+            for one in model.blocks.to("cpu"):
+                settle_block(one, Recipe(device().type, "bfloat16", "stream"))
+            stream_blocks(model, device())
         synchronize()
         set_up = time.perf_counter() - started
         if compiled:
             model.compile_repeated_blocks(fullgraph=not streamed, dynamic=True)
         gc.collect()
-        peak_gb(reset=True)
+        memory.reset_peaks()
         with torch.inference_mode():
             took = seconds_of(lambda: model(**arguments), 2, 1)
-        return {"seconds": took, "set_up_s": set_up, "peak_gb": peak_gb(), "layers": layers}
+        return {
+            "seconds": took,
+            "set_up_s": set_up,
+            "peak_gb": peak_gb(),
+            "host_gb": memory.peaks()["host"] / 1e3,
+            "layers": layers,
+        }
 
     for name, options in {
         "resident": {},
@@ -357,51 +357,3 @@ def offload(scale: Scale) -> Iterator[Case]:
     }.items():
         full = {"streamed": False, "compiled": False, "float8": False, **options}
         yield attempt({"case": name}, lambda full=full: timed(**full))
-
-
-def loading(scale: Scale) -> Iterator[Case]:
-    """From files to the device, with and without the page cache: GB a second."""
-    from diffusers import WanTransformer3DModel
-
-    with tempfile.TemporaryDirectory() as folder:
-        model = transformer(scale, min(_OFFLOAD_LAYERS, scale.layers))
-        size_gb = sum(part.nbytes for part in model.parameters()) / 1e9
-        started = time.perf_counter()
-        model.save_pretrained(folder, max_shard_size="2GB")
-        yield {"case": "save", "gb": size_gb, "gb_per_second": size_gb / _since(started)}
-        del model
-
-        def load(*, cold: bool, parallel: bool, mmap: bool) -> Case:
-            if cold:
-                _drop_page_cache(Path(folder))
-            os.environ["HF_ENABLE_PARALLEL_LOADING"] = "yes" if parallel else "no"
-            from diffusers.utils import constants
-
-            constants.HF_ENABLE_PARALLEL_LOADING = parallel
-            started = time.perf_counter()
-            loaded = WanTransformer3DModel.from_pretrained(
-                folder, torch_dtype=torch.bfloat16, disable_mmap=not mmap
-            ).to(device())
-            synchronize()
-            took = _since(started)
-            del loaded
-            return {"seconds": took, "gb_per_second": size_gb / took}
-
-        for cold in (True, False):
-            for parallel in (False, True):
-                for mmap in (True, False):
-                    case = {"case": "load", "cold": cold, "parallel": parallel, "mmap": mmap}
-                    options = {"cold": cold, "parallel": parallel, "mmap": mmap}
-                    yield attempt(case, lambda options=options: load(**options))
-
-
-def _since(started: float) -> float:
-    return time.perf_counter() - started
-
-
-def _drop_page_cache(folder: Path) -> None:
-    """Forget these files' pages, so that the next read is from the disk."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -16,10 +16,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic_settings import BaseSettings
+
 from builder import drawings, gpu_table, runpod_hub
 from wan_engine.catalog import CATALOG, CLASSIFIERS
 from wan_engine.runtime.recipes import least_gb
-from wan_engine.settings import described
+from wan_engine.settings import Described, described, env_name
+from wan_engine.settings.gateway import GatewaySettings
+from wan_engine.settings.gpu import GpuSettings
+from wan_engine.settings.jobs import JobSettings
+from wan_engine.settings.media import InputSettings, OutputSettings, ShapeSettings
+from wan_engine.settings.model import ModelSettings
+from wan_engine.settings.prompts import PromptSettings, SafetySettings
+from wan_engine.settings.storage import StorageSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +38,20 @@ TIERS = {
     "wan2.2-ti2v-5b": "Small: for 24 GB cards",
 }
 """The models to begin with, and what each is for."""
+
+TOPICS: Mapping[str, type[BaseSettings]] = {
+    "Model": ModelSettings,
+    "GPU": GpuSettings,
+    "Length and shape": ShapeSettings,
+    "Prompts": PromptSettings,
+    "Safety": SafetySettings,
+    "What a request may bring": InputSettings,
+    "The clip": OutputSettings,
+    "Storage": StorageSettings,
+    "Jobs and logs": JobSettings,
+    "Gateway": GatewaySettings,
+}
+"""The parts of the settings, and what their tables are called."""
 
 _CODE = ("handler.py", "wan_engine", "builder", "benchmarks")
 
@@ -43,12 +66,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def settings_table() -> str:
+def settings_tables() -> str:
+    """A table for each topic, in the order of the fields."""
+    rows = {row.variable: row for row in described()}
+    return "\n\n".join(
+        f"## {title}\n\n{settings_table([rows[env_name(field)] for field in topic.model_fields])}"
+        for title, topic in TOPICS.items()
+    )
+
+
+def settings_table(rows: Sequence[Described]) -> str:
     return table(
         ["variable", "default", "meaning"],
         [
             [f"`{row.variable}`", f"`{row.default}`" if row.default else "", row.meaning]
-            for row in described()
+            for row in rows
         ],
     )
 
@@ -121,7 +153,7 @@ def classifiers_table() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "settings": settings_table,
+    "settings": settings_tables,
     "models": models_table,
     "tiers": tiers_table,
     "files": files_tables,

@@ -62,6 +62,12 @@ LINE = (
         _GREY,
     ),
     Row(
+        "choose",
+        "one shape for all",
+        (Box("request to order", "schema/requests.py"), Box("choose the model", "choice.py")),
+        _GREY,
+    ),
+    Row(
         "prepare",
         "network and CPU",
         (
@@ -104,7 +110,7 @@ LINE = (
     Row(
         "publish",
         "network",
-        (Box("upload", "storage/s3.py"), Box("URL, cost, seed, warnings", "schema.py")),
+        (Box("upload", "storage/s3.py"), Box("URL, cost, seed, warnings", "schema/clip.py")),
         _AMBER,
     ),
 )
@@ -172,7 +178,7 @@ GATEWAY = (
 
 def line() -> str:
     """From a request to an mp4."""
-    return _bands(LINE, "From a request to an mp4: ask, prepare, plan, render, publish")
+    return _bands(LINE, "From a request to an mp4: ask, choose, prepare, plan, render, publish")
 
 
 def gateway() -> str:

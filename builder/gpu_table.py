@@ -1,7 +1,7 @@
 """The table of cards: what each does with the four-step model, measured or estimated.
 
-One card was measured. The others are estimated from it by what their data sheets say, so the
-ratio between two rows is better known than a row.
+One card was measured, with exact attention. The others are estimated from it by what their data
+sheets say, so the ratio between two rows is better known than a row.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ def table() -> str:
         recipe, spec, took = _recipe(card), CATALOG[MODEL], seconds(card)
         measured = card is CARDS[0]
         shown = f"{took:.1f}, measured" if measured else f"about {_rounded(took)}, estimated"
+        if recipe.attention == "float8":
+            shown += " with `WAN_ATTENTION=cudnn`"
         lines.append(
             f"| {card.gpu.name} | {f'`{card.pool}`' if card.pool else ''} | {recipe} | "
             f"{needs_gb(spec, recipe):.0f} | {host_gb(spec, recipe):.0f} | {shown} | "

@@ -58,9 +58,9 @@ def prepare(
 ) -> Path:
     """Make the set of the row `name` in `target`, which appears whole or not at all. Returns it.
 
-    `fp8` keeps the matrices of the experts' blocks as float8_e4m3fn. It is a plain cast, without
-    scales: half the bytes to store and read, three bits of mantissa. They are widened when they are
-    loaded, so that it saves no memory on the GPU by itself.
+    `fp8` keeps the matrices of the experts' blocks as float8_e4m3fn with a scale a row, to the bit
+    what a worker makes of them that runs in float8: half the bytes to store and read. Where one
+    runs in bfloat16, they are widened, with what three bits of mantissa have left of them.
 
     Raises `ConfigurationError` when the target exists, another process makes it or the disk is too
     small, and `ModelMissing` when the row's files are not here.
@@ -96,7 +96,7 @@ def prepare(
             if component in _EXPERTS:
                 _fuse(network, component, plans)
                 if fp8:
-                    to_fp8(network)
+                    _to_float8(network)
             network.save_pretrained(partial / component, max_shard_size=_SHARD)
             del network
             gc.collect()
@@ -128,15 +128,14 @@ def _fuse(network: Any, component: str, plans: Sequence[Plan]) -> None:
     fuse(network, _EXPERTS[component], plans)
 
 
-def to_fp8(network: Any) -> None:
-    """Cast the matrices of a transformer's blocks to float8_e4m3fn, in place. Norms, biases,
-    embeddings and the head stay: they are small, and their errors are not."""
+def _to_float8(network: Any) -> None:
+    """The matrices of a transformer's blocks, in place. Norms, biases, embeddings and the head
+    stay: they are small, and their errors are not."""
     import torch
 
-    for block in network.blocks:
-        for layer in block.modules():
-            if isinstance(layer, torch.nn.Linear):
-                layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    from wan_engine.families.float8 import convert_blocks
+
+    convert_blocks(network, torch.device("cpu"))
 
 
 def _describe(

@@ -81,6 +81,7 @@ NEEDS_TORCH = (
     "wan_engine.families.lora",
     "wan_engine.families.placement",
     "wan_engine.families.prompt_embeddings",
+    "wan_engine.families.vace",
     "wan_engine.families.tensors",
 )
 

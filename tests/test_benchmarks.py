@@ -88,12 +88,18 @@ def test_the_table_of_whole_clips_has_both_ratios() -> None:
     assert row == "| 15 s | 4 x 65 | 241 | 2.00 | 4.00 | 0.50 | 10 | 40 | 0.26 |"
 
 
-@pytest.mark.parametrize("part", ["ceilings", "attention", "encode", "decode"])
+@pytest.mark.parametrize("part", ["ceilings", "attention", "errors", "encode", "decode"])
 def test_a_part_of_a_gpus_figures_is_measured_at_a_tiny_size(part: str) -> None:
     rows = list(gpu.part(part, "tiny", ()))
     failed = {row["case"] for row in rows if "error" in row}
     needs_gpu = {"cudnn", "float8"} if part == "attention" else set()
     assert rows and failed == (needs_gpu if not torch.cuda.is_available() else set())
+
+
+def test_streamed_blocks_are_measured_beside_resident_ones() -> None:
+    rows = list(gpu.part("offload", "tiny", ("resident", "streamed")))
+    assert [row["case"] for row in rows] == ["resident", "streamed"]
+    assert not any("error" in row for row in rows)
 
 
 def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
@@ -105,6 +111,7 @@ def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
     assert rows[0]["part"] == "about" and rows[0]["torch"]
     assert (rows[-1]["case"], rows[-1]["exit"]) == ("end", 0)
     assert not any("error" in row for row in rows)
+    assert {row["case"] for row in rows} >= {"line, resident", "line, on the CPU"}
     assert "| loading | save |" in capfd.readouterr().out
 
 

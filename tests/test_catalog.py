@@ -41,8 +41,10 @@ def test_rows_are_found_by_their_own_name() -> None:
     assert [name for name, row in CATALOG.items() if name != row.name] == []
 
 
-def test_the_best_models_come_first() -> None:
-    sizes = [row.networks.expert_gb * row.networks.experts for row in REAL]
+@pytest.mark.parametrize("task", sorted({row.task for row in REAL}))
+def test_the_best_models_of_a_task_come_first(task: str) -> None:
+    rows = [row.networks for row in REAL if row.task == task]
+    sizes = [networks.expert_gb * networks.experts for networks in rows]
     assert sizes == sorted(sizes)[::-1]
 
 
@@ -148,7 +150,10 @@ def test_every_network_has_a_size_and_its_work_takes_memory(spec: ModelSpec) -> 
 @each(REAL)
 def test_a_real_model_has_a_repository_at_a_pinned_revision(spec: ModelSpec) -> None:
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.repo or "")
-    assert re.fullmatch(r"[0-9a-f]{40}", spec.revision or "")
+    if spec.family == "vace":  # no commit of these could be found in public
+        assert spec.revision is None
+    else:
+        assert re.fullmatch(r"[0-9a-f]{40}", spec.revision or "")
 
 
 @each(REAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,7 +23,18 @@ from wan_engine.plan import (
     segment_layout,
     target_size,
 )
-from wan_engine.schema import SEED_MAX, Framing, Media, Plan, Script, ScriptShot, VideoRequest
+from wan_engine.schema import (
+    SEED_MAX,
+    AspectRatio,
+    Framing,
+    Media,
+    Order,
+    Plan,
+    Script,
+    ScriptShot,
+    Size,
+    VideoRequest,
+)
 
 ROWS = [*CATALOG.values(), *toy.MODELS.values()]
 AREAS = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}
@@ -582,3 +593,20 @@ def test_the_camera_is_told_after_the_prompt_and_the_crop_follows_the_subject() 
     assert plan.shots[0].crop == (0, 0, 1, 1)
     assert plan.shots[1].crop == pytest.approx((0.4, 0, 1, 0.6))
     assert plan.cut_seconds == (3.0,)
+
+
+@pytest.mark.parametrize("size", get_args(Size))
+@pytest.mark.parametrize("ratio", get_args(AspectRatio))
+def test_a_clip_without_a_picture_has_the_named_size_of_its_aspect_ratio(
+    size: Size, ratio: AspectRatio
+) -> None:
+    width, height = (int(side) for side in ratio.split(":"))
+    order = Order("x", references=(), size=size, aspect_ratio=ratio, seed=1)
+    media, script = Media(aspect=(width, height)), Script((ScriptShot("x", 5),))
+    spec = CATALOG["wan2.2-vace-fun-a14b"]
+    plan = make_plan(order, script, media, spec, PlanLimits())
+    assert abs(plan.width / plan.height / (width / height) - 1) < 0.02
+    budget = {"1280*720": 1280 * 720, "1920*1080": 1920 * 1080}[size]
+    assert abs(plan.width * plan.height / budget - 1) < 0.02
+    assert plan.render_width % 16 == plan.render_height % 16 == 0
+    assert plan.render_width * plan.render_height <= 1280 * 720 * 1.05

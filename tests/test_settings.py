@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings
 from wan_engine import logs
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Lora, Settings, described, env_name
+from wan_engine.settings.environment import tell_libraries
 from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.retired import RetiredSettings
 
@@ -446,6 +448,36 @@ def test_only_the_settings_and_the_handler_read_the_environment() -> None:
     }
     settings = {"wan_engine/settings/__init__.py", "wan_engine/settings/environment.py"}
     assert readers == {"handler.py", *settings}
+
+
+OURS = "pinned_max_round_threshold_mb:1,expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, OURS),
+        ({"PYTORCH_ALLOC_CONF": OURS}, OURS),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, f"max_split_size_mb:64,{OURS}"),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"},
+            "expandable_segments:False,pinned_max_round_threshold_mb:1",
+        ),
+    ],
+)
+def test_torch_is_told_how_it_gets_memory(
+    given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    tell_libraries()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == expected
+
+
+def test_the_image_has_what_torch_is_told() -> None:
+    assert f"PYTORCH_ALLOC_CONF={OURS}\n" in (ROOT / "Dockerfile").read_text("utf-8")
 
 
 def test_the_handler_only_asks_for_a_quiet_sdk() -> None:

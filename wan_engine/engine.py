@@ -37,6 +37,7 @@ from wan_engine.plan import PlanLimits, described, make_plan
 from wan_engine.pool import Model, Pool
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
+from wan_engine.prompts.subjects import check_subjects, with_words
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.render import Ways, render
 from wan_engine.runtime import estimates, memory
@@ -207,6 +208,7 @@ class Engine:
         sources = order.references or ()
         steps = max(1, len(sources)) + bool(order.audio)
         control.progress("prepare", 0, steps)
+        check_subjects(order)
         if order.check_content:
             self.safety.check_prompt(order.prompt, control)
         width, height = (int(side) for side in order.aspect_ratio.split(":"))
@@ -234,6 +236,7 @@ class Engine:
             control.enter("prepare")
             if order.check_content:
                 expansion = self._checked(expansion, order, control)
+        expansion = replace(expansion, script=with_words(expansion.script, order))
         if len(expansion.script.shots) > 1 and media.image is not None:
             media = replace(media, subject=subject(media.image))
         return media, expansion

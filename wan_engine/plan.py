@@ -4,7 +4,7 @@ torch."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import product
@@ -39,6 +39,25 @@ _SEED_STRIDE = (
 _FRAMINGS: dict[Framing, float] = {"whole": 1.0, "closer": 0.78, "detail": 0.6}
 _SUBJECT_DEPTH = 0.62  # the subject below the middle: heads are at the top, and stay in
 
+NAMED_SIZES: Mapping[str, Mapping[tuple[int, int], tuple[int, int]]] = {
+    "1280*720": {
+        (16, 9): (1280, 720),
+        (9, 16): (720, 1280),
+        (1, 1): (960, 960),
+        (4, 3): (1088, 832),
+        (3, 4): (832, 1088),
+    },
+    "1920*1080": {
+        (16, 9): (1920, 1080),
+        (9, 16): (1080, 1920),
+        (1, 1): (1440, 1440),
+        (4, 3): (1632, 1248),
+        (3, 4): (1248, 1632),
+    },
+}
+"""Of clips that begin with no picture, by budget and aspect ratio: those of DashScope's
+`wan2.6-r2v`."""
+
 
 @dataclass(frozen=True)
 class PlanLimits:
@@ -54,7 +73,10 @@ def make_plan(
 ) -> Plan:
     """Lay out the whole clip. `order.seed` must be settled (not -1)."""
     assert order.seed >= 0, "the engine settles the seed first"
-    width, height = target_size(*media.shape, order.size, limits.frame)
+    if media.image is None:
+        width, height = NAMED_SIZES[order.size][media.aspect]
+    else:
+        width, height = target_size(*media.image.size, order.size, limits.frame)
     render_width, render_height = render_size(width, height, spec)
     crop_width, crop_height = crop_size(
         width, height, render_width, render_height, spec.size_multiple

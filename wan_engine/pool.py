@@ -159,6 +159,10 @@ class Pool:
         finally:
             if model.family is None:
                 memory.free_accelerator()
+        ran: recipes.Recipe = getattr(model.family, "recipe", model.recipe)
+        able = replace(model.recipe, float8=ran.float8, attention=ran.attention)
+        if able != model.recipe:
+            model.recipe, model.recipe_reason = able, "a test of 8 bits failed on this device"
 
     def import_libraries(self) -> None:
         """What `load` would import, which takes seconds."""
@@ -170,7 +174,9 @@ class Pool:
         loads a kernel when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
         kept = None
         if self.main.recipe.compiled:
-            file = compile_cache.file_for(self._settings, self.gpu, self.main.recipe)
+            names = ", ".join(model.spec.name for model in self.models.values())
+            recipe = self.main.recipe
+            file = compile_cache.file_for(self._settings, self.gpu, recipe, names)
             kept = compile_cache.Kept(file)
             if startup:
                 startup.done("compiled code")

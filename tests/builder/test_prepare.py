@@ -19,14 +19,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from builder import prepare
 from tests import warm
 from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, LoraFile, ModelSpec
 from wan_engine.errors import ConfigurationError
-from wan_engine.families import load_family
+from wan_engine.families import float8, load_family, loading
+from wan_engine.families.float8 import convert_blocks
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import FirstPicture, SegmentInput
 from wan_engine.settings import Settings
@@ -118,14 +119,41 @@ def test_the_frames_of_a_ready_set_are_those_of_loading_and_fusing(
     assert np.array_equal(frames(loaded(after, dtype)), expected)
 
 
-def test_an_fp8_set_has_the_rounded_matrices_and_half_their_bytes(
+def converted(family: Any) -> dict[str, Any]:
+    """The parameters of both experts, once their blocks are in float8 as at a worker's start."""
+    found = {}
+    for name in ("transformer", "transformer_2"):
+        expert = getattr(family.pipeline, name)
+        convert_blocks(expert, torch.device("cpu"))
+        found |= {f"{name}.{key}": one for key, one in expert.named_parameters()}
+    return found
+
+
+def test_an_fp8_set_is_to_the_bit_what_a_worker_makes_of_the_weights(
     row: ModelSpec, settings: Settings
 ) -> None:
-    located = weights.resolve(NAME, settings)
-    family = loaded(located, "bfloat16")
-    for expert in (family.pipeline.transformer, family.pipeline.transformer_2):
-        prepare.to_fp8(expert)
-        expert.to(torch.bfloat16)
+    expected = converted(loaded(weights.resolve(NAME, settings), "bfloat16"))
+    ready = prepare.prepare(NAME, settings.models_dir / "ready", settings, nothing, fp8=True)
+    made = manifest.read(ready)
+    assert made is not None and made.precision == "float8_e4m3fn"
+    located = weights.resolve(str(ready), settings)
+    float8.check(torch.device("cpu"))  # else blocks would be bfloat16
+    # On the CPU no recipe is in float8.
+    recipe = Recipe("cpu", "bfloat16")
+    object.__setattr__(recipe, "float8", True)
+    family = load_family(located.spec, located.folder, recipe, located.loras)
+    found = converted(family)  # there is nothing left to convert
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype, key
+        assert torch.equal(found[key].float(), tensor.float()), key
+    assert any(one.dtype == torch.float8_e4m3fn for one in found.values())
+
+
+def test_an_fp8_set_takes_half_the_bytes_and_is_widened_for_bfloat16(
+    row: ModelSpec, settings: Settings
+) -> None:
+    expected = loaded(weights.resolve(NAME, settings), "bfloat16").pipeline.transformer_2
     full = prepare.prepare(NAME, settings.models_dir / "full", settings, nothing)
     ready = prepare.prepare(NAME, settings.models_dir / "ready", settings, nothing, fp8=True)
     sizes = []
@@ -135,12 +163,23 @@ def test_an_fp8_set_has_the_rounded_matrices_and_half_their_bytes(
             sizes.append(file.get_tensor(BLOCK).nbytes)
             assert file.get_tensor("blocks.0.attn1.to_q.bias").dtype is torch.bfloat16
     assert sizes[1] * 2 == sizes[0]
-    made = manifest.read(ready)
-    assert made is not None and made.precision == "float8_e4m3fn"
-    after = loaded(weights.resolve(str(ready), settings), "bfloat16")
-    query = after.pipeline.transformer_2.blocks[0].attn1.to_q.weight
+    after = loaded(weights.resolve(str(ready), settings), "bfloat16").pipeline.transformer_2
+    query, before = (one.blocks[0].attn1.to_q.weight for one in (after, expected))
+    values, scale = float8.to_float8(before)
     assert query.dtype is torch.bfloat16
-    assert torch.equal(query, family.pipeline.transformer_2.blocks[0].attn1.to_q.weight)
+    assert torch.equal(query, (values.float() * scale).bfloat16())
+    error = (query.float() - before.float()).norm() / before.float().norm()
+    assert 0 < error < 0.04
+
+
+def test_an_older_set_without_scales_is_read_too(row: ModelSpec, settings: Settings) -> None:
+    ready = prepare.prepare(NAME, settings.models_dir / "ready", settings, nothing)
+    path = ready / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    cast = state[BLOCK] = state[BLOCK].to(torch.float8_e4m3fn)
+    save_file(state, path)
+    pipeline = loading.load_pipeline(ready, Recipe("cpu", "bfloat16"))
+    assert torch.equal(pipeline.transformer.get_parameter(BLOCK), cast.bfloat16())
 
 
 def test_the_manifest_says_what_the_set_was_made_of(row: ModelSpec, settings: Settings) -> None:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from wan_engine.families import float8
 from wan_engine.families.float8 import LARGEST, Float8Linear, convert_blocks, to_float8
+from wan_engine.families.placement import able
+from wan_engine.runtime.recipes import Recipe
 
 ROUNDING = 2**-4  # half a step of three bits
 
@@ -73,3 +76,43 @@ def test_a_model_in_float8_still_makes_the_same_clip(load: Callable[..., Any]) -
         convert_blocks(expert, torch.device("cpu"))
         found = expert(**given)[0].float()
     assert (found - expected).norm() / expected.norm() < 2 * ROUNDING
+
+
+def test_the_test_of_float8_passes_where_torch_is_right() -> None:
+    float8.check.cache_clear()
+    assert 0.01 < float8.check(torch.device("cpu")) < 0.08
+
+
+def spoiled(how: str) -> Callable[..., Any]:
+    right = torch._scaled_mm
+
+    def product(*given: Any, **named: Any) -> Any:
+        if how == "error":
+            raise RuntimeError("CUDA error: no kernel image is available")
+        output = right(*given, **named)
+        if how == "small rows":
+            output[:16] = 0  # a thousandth of the others: lost in a norm of them all
+        return output * float("nan") if how == "nan" else output
+
+    return product
+
+
+@pytest.mark.parametrize("how", ["error", "nan", "small rows"])
+def test_float8_is_not_used_where_its_test_fails(
+    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    float8.check.cache_clear()
+    monkeypatch.setattr(torch, "_scaled_mm", spoiled(how))
+    recipe = Recipe("meta", "bfloat16", float8=True)
+    with pytest.raises(float8.Unsupported):
+        float8.check(torch.device("cpu"))
+    check = float8.check
+    monkeypatch.setattr(float8, "check", lambda _device: check(torch.device("cpu")))
+    assert able(recipe, {}) == Recipe("meta", "bfloat16")
+    assert "float8 matrices are not used, blocks are bfloat16" in caplog.text
+    check.cache_clear()
+
+
+def test_a_recipe_without_float8_is_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float8, "check", lambda _device: pytest.fail("it was tested"))
+    assert able(Recipe("cpu", "float32"), {}) == Recipe("cpu", "float32")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,6 +257,70 @@ def test_several_loras_on_one_expert_add_up(load: Callable[..., Any], tmp_path: 
     assert torch.allclose(added, first_delta + 0.25 * second_delta, atol=1e-5)
     added = query(fused, "transformer_2") - query(plain, "transformer_2")
     assert torch.allclose(added, first_delta, atol=1e-5)
+
+
+PARTS = {
+    "wan-tiny": {
+        "pipeline.text_encoder": 1,
+        "pipeline.vae.encoder.conv_out": 3,
+        "pipeline.transformer": 1,
+        "pipeline.transformer_2": 1,
+        "_decoder.decoder": 3,  # first, second and later latents
+    },
+    "wan-tiny-ti2v": {
+        "pipeline.text_encoder": 1,
+        "pipeline.vae.encoder.conv_out": 1,
+        "pipeline.transformer": 2,
+        "_decoder.decoder": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_warm_up_uses_all_that_a_job_uses(load: Callable[..., Any], name: str) -> None:
+    family = load(
+        name, guidance_scale=3.0, recipe=Recipe("cpu", "float32", decode_dtype="bfloat16")
+    )
+    spec, used = family.spec, dict.fromkeys(PARTS[name], 0)
+    for part in used:
+
+        def count(_module: Any, _inputs: Any, part: str = part) -> None:
+            used[part] += 1
+
+        attrgetter(part)(family).register_forward_pre_hook(count)
+    family.warm_up(64, 64)
+    assert used == PARTS[name]
+    assert family.spec is spec
+
+
+def test_a_warm_up_that_is_ended_leaves_the_steps_of_the_row(load: Callable[..., Any]) -> None:
+    family = load("wan-tiny")
+
+    def stop(_step: int) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        family.warm_up(64, 64, stop)
+    assert family.spec.steps == ROWS["wan-tiny"].steps
+
+
+@pytest.mark.parametrize(
+    ("area", "small", "expected"),
+    [
+        (1280 * 720, 3.0, 5.0),
+        (832 * 480, 3.0, 3.0),
+        (848 * 480, 3.0, 3.0),  # a shape that fits better
+        (480 * 480, 3.0, 3.0),
+        (832 * 480, None, 5.0),
+        (None, 3.0, 5.0),
+    ],
+)
+def test_a_small_render_has_the_shift_that_its_row_has_for_it(
+    area: int | None, small: float | None, expected: float
+) -> None:
+    spec: Any = SimpleNamespace(**vars(ROWS["wan2.2-i2v-a14b"]), flow_shift_480p=small)
+    scheduler: Any = make_scheduler(spec, area)
+    assert scheduler.config.flow_shift == expected
 
 
 def test_a_lora_for_a_missing_expert_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from wan_engine import Settings, VideoRequest, toy
 from wan_engine.catalog import CATALOG, LoraFile
 from wan_engine.checks import Check, machine_checks
 from wan_engine.errors import ConfigurationError
-from wan_engine.families import load_family
-from wan_engine.families.continuation import ContinuingPipeline
+from wan_engine.families import load_family, tensors
+from wan_engine.families.float8 import convert_blocks
 from wan_engine.media import ffmpeg
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.settings import Lora
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_told_before_the_weights_are_read(
     def read(*_: Any, **__: Any) -> Any:
         pytest.fail("the weights were read")
 
-    monkeypatch.setattr(ContinuingPipeline, "from_pretrained", read)
+    monkeypatch.setattr(tensors, "read", read)
     with pytest.raises(ConfigurationError, match="WAN_LORA_UNUSED"):
         load("wan-tiny", (LoraWeights(tmp_path / "a.safetensors", 1.0, "both"),))
 
@@ -113,7 +113,7 @@ def test_nothing_is_added_to_a_set_in_float8(
     folder = tmp_path / "float8"
     shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), folder)
     network = WanTransformer3DModel.from_pretrained(folder / "transformer")
-    prepare.to_fp8(network)
+    convert_blocks(network, torch.device("cpu"))
     network.save_pretrained(folder / "transformer")
     save(FITS, tmp_path / "a.safetensors")
     file = LoraWeights(tmp_path / "a.safetensors", 1.0, "both")

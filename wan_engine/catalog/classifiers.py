@@ -75,8 +75,8 @@ _CLASSIFIERS = (
         name="nsfw-image-detection",
         title="Falconsai NSFW detection, ViT-B/16 at 224 px: nudity and sexual acts in pictures",
         kind="image",
-        # Published advice is 0.5 to 0.7. It misses much (README), which speaks for less; at 0.5
-        # beach and dance pictures are hits, and an input image has no second frame to agree.
+        # Published advice is 0.5 to 0.7. It misses much (docs/safety.md), which speaks for less; at
+        # 0.5 beach and dance pictures are hits, and an input image has no second frame to agree.
         flagged={"nsfw": 0.6},
         repo="Falconsai/nsfw_image_detection",
         revision="96cb0d0342c7afb80cab76ecc58b265fa44da256",

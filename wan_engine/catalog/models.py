@@ -70,7 +70,8 @@ class ModelSpec:
     `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
     trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
     the low-noise one (the order of diffusers; the official configuration has it the other way
-    round). 1.0 switches CFG off. `continuations`: what the model's condition can hold,
+    round). 1.0 switches CFG off. `flow_shift_480p` is the shift of renders up to 832x480, where the
+    row has one of its own for them. `continuations`: what the model's condition can hold,
     `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
     common with the one before it. `text_tokens`: how much of a prompt is read. `caveat`: what a
     user must be told of a model that is built here and not fetched.
@@ -87,6 +88,7 @@ class ModelSpec:
     guidance_scale: float
     guidance_scale_2: float | None
     flow_shift: float
+    flow_shift_480p: float | None = None
     sampler: Sampler = "unipc"
     task: Task = "image-to-video"
     takes: tuple[Input, ...] = ("first_picture",)
@@ -124,10 +126,11 @@ _I2V_A14B = ModelSpec(
     guidance_scale=3.5,
     guidance_scale_2=3.5,
     flow_shift=5.0,
+    flow_shift_480p=3.0,  # Wan-Video/Wan2.1 README, for image-to-video at 480p
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
-    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=18_200),  # benchmarks/RESULTS.md
+    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=18_200),  # docs/results.md
 )
 
 _TI2V_5B = ModelSpec(
@@ -150,6 +153,42 @@ _TI2V_5B = ModelSpec(
     networks=Networks(10.02, 1, 11.36, 1.41, working_bytes=10_000),
 )
 
+_VACE_FUN_A14B = ModelSpec(
+    name="wan2.2-vace-fun-a14b",
+    title="Wan2.2 VACE-Fun A14B, 50 steps with CFG: clips of your references, or of text alone",
+    family="vace",
+    task="reference-to-video",
+    takes=("references",),
+    needs=(),
+    fps=16,
+    max_frames=81,
+    size_multiple=16,
+    max_area=1280 * 720,
+    steps=50,
+    guidance_scale=5.0,
+    guidance_scale_2=5.0,
+    flow_shift=5.0,
+    continuations=("last_frames",),
+    # A copy in diffusers layout of alibaba-pai/Wan2.2-VACE-Fun-A14B. No commit of it could be found
+    # in public, so it is not pinned: `download` takes the newest and writes down which.
+    repo="Pyros13/Wan2.2-VACE-Fun-A14B-Diffusers",
+    download_gb=81.0,  # by the number of parameters, in bfloat16
+    # 17.34e9 parameters an expert (40 blocks and 8 of VACE); memory by that of I2V A14B, with the
+    # eight blocks' hints beside it.
+    networks=Networks(34.68, 2, 11.36, 0.25, working_bytes=20_000),
+)
+
+_VACE_14B = replace(
+    _VACE_FUN_A14B,
+    name="wan2.1-vace-14b",
+    title="Wan2.1 VACE 14B, 50 steps with CFG: as VACE-Fun, one expert",
+    guidance_scale_2=None,
+    flow_shift_480p=3.0,  # huggingface/diffusers#11582
+    repo="Wan-AI/Wan2.1-VACE-14B-diffusers",
+    download_gb=75.0,  # by the listing of Wan-AI/Wan2.1-VACE-14B
+    networks=Networks(34.68, 1, 11.36, 0.25, working_bytes=20_000),
+)
+
 _KIJAI = (
     "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
 )
@@ -165,6 +204,7 @@ _FOUR_STEP = replace(
     steps=4,
     guidance_scale=1.0,
     guidance_scale_2=1.0,
+    flow_shift_480p=None,  # distilled on one shift
     sampler="distilled-euler",
     loras=(
         LoraFile(
@@ -202,12 +242,15 @@ _ROWS = (
     _FOUR_STEP,
     _I2V_A14B,
     _TI2V_5B,
+    _VACE_FUN_A14B,
+    _VACE_14B,
     replace(
         _I2V_A14B,
         name="wan-tiny",
         title="a toy of two tiny experts, trained on drawings: tries the path on any CPU",
         max_area=256 * 144,
         steps=4,
+        flow_shift_480p=None,
         guidance_scale=1.0,
         guidance_scale_2=1.0,
         sampler="distilled-euler",

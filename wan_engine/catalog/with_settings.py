@@ -26,6 +26,8 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
         "max_area": area,
     }
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    if settings.flow_shift is not None:
+        given["flow_shift_480p"] = None
     spec = _with_continuation(replace(spec, **given), settings)
     # The pipeline decides by the first scale alone whether there is a second forward.
     if spec.guidance_scale <= 1 < (spec.guidance_scale_2 or 1):

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 OnBytes = Callable[[int, int], None]
 
-FAMILIES: Mapping[str, str] = {"i2v": "wan_engine.families.i2v:ImageToVideo"}
+FAMILIES: Mapping[str, str] = {
+    "i2v": "wan_engine.families.i2v:ImageToVideo",
+    "vace": "wan_engine.families.vace:ReferenceToVideo",
+}
 """`module:Class` of each. A row of another package's names its class like that itself."""
 
 

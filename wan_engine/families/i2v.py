@@ -8,8 +8,9 @@ weights.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,24 @@ from PIL import Image
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import CompileFailed, OutOfMemory
 from wan_engine.families.base import refuse_others, stream_decode, to_frames
-from wan_engine.families.continuation import Start, latent_moments
+from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.loading import OnBytes, load_pipeline
-from wan_engine.families.placement import run_eagerly
+from wan_engine.families.placement import able, attention_of, run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, Clip, FirstPicture, Frames, SegmentInput
+from wan_engine.schema import Carry, Clip, Condition, FirstPicture, Frames, SegmentInput
 from wan_engine.weights import LoraWeights
+from wan_engine.weights.files import read_json
+
+log = logging.getLogger(__name__)
 
 _TRAIN_TIMESTEPS = 1000
-_WARM_FRAMES = 5  # two latent frames: the fewest that go through attention over time
+_AREA_480P = round(832 * 480 * 1.05)  # a render may exceed its area by so much (plan.py)
+_WARM_FRAMES = 9  # three latent frames: the VAE treats first, second and later ones differently
 _PARTS = ("text_encoder", "transformer", "transformer_2")
-
-
-class _Warm(Exception):
-    """Ends the warm-up after its first step."""
 
 
 class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
@@ -60,24 +61,43 @@ class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(sigmas=sigmas, device=device)
 
 
-def make_scheduler(spec: ModelSpec) -> SchedulerMixin:
-    """The scheduler of a catalogue row. Converted repositories carry a wrong `flow_shift` of their
-    own."""
+def make_scheduler(spec: ModelSpec, area: int | None = None) -> SchedulerMixin:
+    """The scheduler of a catalogue row, for a render of `area` pixels. Converted repositories carry
+    a wrong `flow_shift` of their own."""
+    shift = flow_shift(spec, area)
     if spec.sampler == "distilled-euler":
-        return DistilledEulerScheduler(shift=spec.flow_shift, num_train_timesteps=_TRAIN_TIMESTEPS)
+        return DistilledEulerScheduler(shift=shift, num_train_timesteps=_TRAIN_TIMESTEPS)
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         num_train_timesteps=_TRAIN_TIMESTEPS,
-        flow_shift=spec.flow_shift,
+        flow_shift=shift,
     )
 
 
+def flow_shift(spec: ModelSpec, area: int | None = None) -> float:
+    """How much of the schedule is spent at high noise: less for a small render, where the row has
+    a shift of its own for that (`flow_shift_480p`; 3 instead of 5 by Wan-Video/Wan2.1's README).
+    Distilled weights know the one shift that they were distilled on."""
+    small = spec.flow_shift_480p
+    if small is None or area is None or area > _AREA_480P:
+        return spec.flow_shift
+    return small
+
+
 class ImageToVideo:
-    """A loaded pipeline with the settings of its row. Implements `Family`."""
+    """A loaded pipeline with the settings of its row. Implements `Family`.
+
+    A family on another of the Wan pipelines is this one with a `pipeline_class`, `_given` and
+    `_of_the_clip` of its own. `recipe` is how it runs: of the one that was asked for, what this
+    device is able to.
+    """
+
+    pipeline_class: Any = ContinuingPipeline
 
     def __init__(self, pipeline: Any, spec: ModelSpec, recipe: Recipe) -> None:
         self.spec = spec
+        self.recipe = recipe
         self.pipeline = pipeline
         self.pipeline.scheduler = make_scheduler(spec)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -101,12 +121,16 @@ class ImageToVideo:
     ) -> ImageToVideo:
         """Weights from a folder in diffusers layout, one network at a time. `on_bytes` is told how
         many bytes are loaded, and of how many; what it raises ends the load."""
+        recipe = able(recipe, read_json(folder / "transformer" / "config.json"))
         try:
-            return cls(load_pipeline(folder, recipe, loras, on_bytes), spec, recipe)
+            pipeline = load_pipeline(folder, recipe, loras, on_bytes, cls.pipeline_class)
+            family = cls(pipeline, spec, recipe)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise _out_of_memory(spec) from error
+        log.info("attention: %s", family.attention)
+        return family
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
         """See `Family.render`."""
@@ -120,7 +144,7 @@ class ImageToVideo:
         Raises `NotFinite` after the step or part that gave other numbers, and `CompileFailed`.
         """
         spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
-
+        self.pipeline.scheduler = make_scheduler(spec, segment.width * segment.height)
         done = 0
 
         def step_ended(
@@ -141,16 +165,10 @@ class ImageToVideo:
             for part in (*parts, self.pipeline.vae.encoder.conv_out)  # once a latent
             if part is not None
         ]
-        start = self.pipeline.start = self._start(segment.carry)
-        first = segment.find(FirstPicture)
-        assert first is not None, "render has refused a segment without a first picture"
-        image = first.image
-        if start is not None and start.frames is not None:
-            image = Image.fromarray(start.frames[0])  # what a model with an image encoder looks at
         try:
             guided = spec.guidance_scale > 1
             output = self.pipeline(
-                image=image,
+                **self._given(segment),
                 prompt_embeds=self._texts.embed(segment.prompt),
                 negative_prompt_embeds=(
                     self._texts.embed(segment.negative_prompt) if guided else None
@@ -175,14 +193,39 @@ class ImageToVideo:
         finally:
             for hook in hooks:
                 hook.remove()
-            self.pipeline.start = None
+            self._forget()
             self.pipeline.maybe_free_model_hooks()
-        latents: torch.Tensor = output.frames
+        latents = self._of_the_clip(output.frames, segment)
         # What is known of the clip is put into them after the last step.
         require_finite(latents, "the condition")
         if self._latents_handed_on:
             segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
         return latents
+
+    @property
+    def attention(self) -> str:
+        """Which attention runs, in words for the log."""
+        return attention_of(self.recipe, len(self.pipeline.transformer.blocks))
+
+    def warm_up(
+        self, width: int, height: int, on_step: Callable[[int], None] = lambda _step: None
+    ) -> None:
+        """Use once, and briefly, all that a clip of this size uses: the encoders, a step of each
+        expert, the decoder of the last segment. What `on_step` raises ends it."""
+        spec = self.spec
+        conditions = (self._warm_condition(width, height),)
+        asked = SegmentInput("", "", conditions, width, height, _WARM_FRAMES, seed=0)
+        # Of both experts a step is at once in a schedule of two: at full noise and in the middle.
+        self.spec = replace(spec, steps=2, guidance_scale=1.0, guidance_scale_2=1.0)
+        try:
+            for _ in self.decode(self.denoise(asked, on_step)):
+                pass
+        finally:
+            self.spec = spec
+
+    def _warm_condition(self, width: int, height: int) -> Condition:
+        """What the warm-up is given."""
+        return FirstPicture(Image.new("RGB", (width, height)))
 
     def run_eagerly(self) -> None:
         """Compile nothing from now on, and use nothing that was."""
@@ -194,18 +237,6 @@ class ImageToVideo:
         self.pipeline.to(device)
         if self._decoder is not self.pipeline.vae:
             self._decoder.to(device)
-
-    def warm_up(self, width: int, height: int) -> None:
-        """One step, for CUDA loads a kernel when it is first used."""
-
-        def on_step(count: int) -> None:
-            if count > 0:
-                raise _Warm
-
-        picture = FirstPicture(Image.new("RGB", (width, height)))
-        asked = SegmentInput("", "", (picture,), width, height, _WARM_FRAMES, seed=0)
-        with suppress(_Warm):
-            self.denoise(asked, on_step)
 
     def _expert_at(self, timestep: torch.Tensor) -> str:
         """Which transformer works at `timestep`, as the pipeline's loop chooses it."""
@@ -222,6 +253,25 @@ class ImageToVideo:
             stride: int = self.pipeline.vae_scale_factor_temporal
             return (self.spec.overlap_frames - 1) // stride + 1
         return 1 if self.spec.continuation == "svi" else 0
+
+    def _given(self, segment: SegmentInput) -> dict[str, Any]:
+        """What the pipeline is called with beside text, sizes and schedule; what it needs besides
+        is set on it."""
+        start = self.pipeline.start = self._start(segment.carry)
+        first = segment.find(FirstPicture)
+        assert first is not None, "render has refused a segment without a first picture"
+        if start is not None and start.frames is not None:
+            # What a model with an image encoder looks at.
+            return {"image": Image.fromarray(start.frames[0])}
+        return {"image": first.image}
+
+    def _forget(self) -> None:
+        """Take back what `_given` has set."""
+        self.pipeline.start = None
+
+    def _of_the_clip(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:
+        """Those of the pipeline's latents that are frames."""
+        return latents
 
     def _start(self, carry: Carry) -> Start | None:
         if self.spec.continuation == "svi":

@@ -1,8 +1,9 @@
-"""A pipeline from its files, one network at a time: read, LoRA files fused, converted, placed.
+"""A pipeline from its files, as a line: each network is read, LoRA files are fused, it is converted
+and placed, and then the next one is read. An expert goes block by block.
 
-So host memory holds one network and what the recipe keeps there, whatever the model is. The experts
-come first: they are the largest, and the host is empty then. Small parts (tokenizer, scheduler) and
-their rules are diffusers' own: it is given the networks.
+So host memory holds what the recipe keeps there, and beside it a few blocks, or at first the text
+encoder. Small parts (tokenizer, scheduler) and their rules are diffusers' own: it is given the
+networks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import importlib
 import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.families import tensors
+from wan_engine.families import float8, tensors
 from wan_engine.families.continuation import ContinuingPipeline
-from wan_engine.families.lora import COMPONENTS, Plan, fuse, plans_for, tell_fused
-from wan_engine.families.placement import finish, settle
+from wan_engine.families.lora import COMPONENTS, Plan, fuse_into, plans_for, tell_fused
+from wan_engine.families.placement import finish, settle, settle_block
+from wan_engine.families.tokens import faithful
 from wan_engine.runtime import memory
 from wan_engine.runtime.faults import chain
 from wan_engine.runtime.recipes import Recipe
@@ -37,6 +40,9 @@ log = logging.getLogger(__name__)
 OnBytes = Callable[[int, int], None]
 """Called with the bytes that are loaded and those in all. What it raises ends the load."""
 
+BlockRead = Callable[[str, Any], None]
+"""Called with the name of a block and the block, once all of it is read."""
+
 _LIBRARIES = ("diffusers", "transformers")
 _TOLD_EVERY_BYTES = 64 * 1024 * 1024
 
@@ -46,8 +52,10 @@ def load_pipeline(
     recipe: Recipe,
     loras: Sequence[LoraWeights] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
+    pipeline_class: Any = ContinuingPipeline,
 ) -> Any:
-    """The pipeline in `folder` (diffusers layout), as `recipe` has it.
+    """The pipeline in `folder` (diffusers layout), of `pipeline_class`, as `recipe` has it, which
+    is able (`able`).
 
     The VAE is float32, for what is encoded stays in the picture for good. `on_bytes` is called
     before each network, within the large ones, and at the end; what it raises ends the load and
@@ -57,13 +65,13 @@ def load_pipeline(
     plans = plans_for(folder, loras)
     index = read_json(folder / "model_index.json")
     parts = [
-        _Part(name, folder / name, kind)
+        _Part(name, folder / name, network)
         for name, entry in index.items()
-        if (kind := _network_class(entry)) is not None
+        if (network := _network_class(entry)) is not None
     ]
-    parts.sort(key=lambda part: part.name not in COMPONENTS)
+    parts.sort(key=lambda part: part.name in COMPONENTS)
     try:
-        return _load(folder, recipe, parts, plans, on_bytes)
+        return _load(pipeline_class, folder, recipe, parts, plans, on_bytes)
     except BaseException as error:
         for one in chain(error):
             traceback.clear_frames(one.__traceback__)  # they hold networks
@@ -72,6 +80,7 @@ def load_pipeline(
 
 
 def _load(
+    pipeline_class: Any,
     folder: Path,
     recipe: Recipe,
     parts: Sequence[_Part],
@@ -84,17 +93,27 @@ def _load(
         progress.tell()
         networks[part.name] = _one_network(part, recipe, plans, progress)
     tell_fused(plans)
-    pipeline = ContinuingPipeline.from_pretrained(str(folder), local_files_only=True, **networks)
+    pipeline = pipeline_class.from_pretrained(str(folder), local_files_only=True, **networks)
+    pipeline.tokenizer = faithful(pipeline.tokenizer, folder / "tokenizer")
     finish(pipeline, recipe)
     progress.tell()
     return pipeline
 
 
 def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _Progress) -> Any:
+    expert = COMPONENTS.get(part.name)
+
+    def fuse(parameters: Mapping[str, Any]) -> None:
+        if expert is not None and plans:
+            fuse_into(parameters, expert, plans)
+
+    def block_read(name: str, block: Any) -> None:
+        fuse({f"{name}.{inner}": one for inner, one in block.named_parameters()})
+        settle_block(block, recipe)
+
     dtype = torch.float32 if part.name == "vae" else getattr(torch, recipe.dtype)
-    network = part.read(dtype, progress)
-    if part.name in COMPONENTS:
-        fuse(network, COMPONENTS[part.name], plans)
+    network = part.read(dtype, progress, block_read, keep_float8=recipe.float8)
+    fuse({name: one for name, one in network.named_parameters() if not _block_of(name)})
     settle(part.name, network, recipe)
     return network
 
@@ -124,25 +143,53 @@ class _Part:
         self.name = name
         self._folder, self._kind = folder, kind
         self._entries = tensors.entries(folder)
+        self._scaled = {
+            name
+            for name, entry in self._entries.items()
+            if entry.dtype == torch.float8_e4m3fn and float8.scale_of(name) in self._entries
+        }
         self.size_bytes = sum(entry.size_bytes for entry in self._entries.values())
 
-    def read(self, dtype: torch.dtype, progress: _Progress) -> Any:
-        """The network in host memory. Raises `ConfigurationError` for weights that do not fit."""
-        if issubclass(self._kind, ModelMixin):
-            return self._of_diffusers(dtype, progress)
-        return self._of_transformers(dtype, progress)
+    def read(
+        self, dtype: torch.dtype, progress: _Progress, block_read: BlockRead, *, keep_float8: bool
+    ) -> Any:
+        """The network in host memory, but for its blocks: `block_read` may put them elsewhere.
+        `keep_float8`: matrices that are stored in float8 with a scale a row stay so, else they are
+        of `dtype` too. Raises `ConfigurationError` for weights that do not fit."""
+        if not issubclass(self._kind, ModelMixin):
+            return self._of_transformers(dtype, progress)
+        return self._of_diffusers(dtype, progress, block_read, keep_float8=keep_float8)
 
-    def _of_diffusers(self, dtype: torch.dtype, progress: _Progress) -> Any:
+    def _of_diffusers(
+        self, dtype: torch.dtype, progress: _Progress, block_read: BlockRead, *, keep_float8: bool
+    ) -> Any:
         wide = tuple(self._kind._keep_in_fp32_modules or ())
+        scales = {float8.scale_of(name) for name in self._scaled}
 
         def dtype_of(name: str) -> torch.dtype:
-            return torch.float32 if any(one in name.split(".") for one in wide) else dtype
+            if name in self._scaled:
+                return torch.float8_e4m3fn
+            in_float32 = name in scales or any(one in name.split(".") for one in wide)
+            return torch.float32 if in_float32 else dtype
 
         with init_empty_weights():
             network = self._kind.from_config(self._kind.load_config(self._folder))
-        state = self._state(dtype_of, progress)
-        self._require_fitting(network.state_dict(), state)
-        network.load_state_dict(state, strict=False, assign=True)
+        self._require_fitting(network.state_dict())
+        left = Counter(map(_block_of, self._entries))
+        read: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        with closing(self._tensors(dtype_of, progress)) as given:
+            for name, tensor in given:
+                block = _block_of(name)
+                read[block][name.removeprefix(f"{block}.")] = tensor
+                if block and len(read[block]) == left[block]:
+                    module, state = network.get_submodule(block), read.pop(block)
+                    if not keep_float8:
+                        float8.widen(state, dtype)
+                    elif any(one.startswith(f"{block}.") for one in self._scaled):
+                        float8.replace_linears(module)
+                    module.load_state_dict(state, assign=True)
+                    block_read(block, module)
+        network.load_state_dict(read.pop("", {}), strict=False, assign=True)  # the rest
         return network.eval()
 
     def _of_transformers(self, dtype: torch.dtype, progress: _Progress) -> Any:
@@ -150,41 +197,42 @@ class _Part:
         return self._kind.from_pretrained(
             None,
             config=self._kind.config_class.from_pretrained(self._folder, local_files_only=True),
-            state_dict=self._state(lambda _name: dtype, progress),
+            state_dict=dict(self._tensors(lambda _name: dtype, progress)),
             dtype=dtype,
         )
 
-    def _state(
+    def _tensors(
         self, dtype_of: Callable[[str], torch.dtype], progress: _Progress
-    ) -> dict[str, torch.Tensor]:
-        state = {}
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
         with closing(tensors.read(self._entries, _floats(dtype_of))) as found:
             for name, tensor in found:
-                state[name] = tensor
+                yield name, tensor
                 progress.add(self._entries[name].size_bytes)
-        return state
 
-    def _require_fitting(
-        self, wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
-    ) -> None:
-        wrong = [name for name in wanted if name not in state] + [
-            name
-            for name, one in state.items()
-            if name in wanted and wanted[name].shape != one.shape
-        ]
+    def _require_fitting(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        """Before minutes of reading. What has no use is left out."""
+        shapes = {name: entry.shape for name, entry in self._entries.items()}
+        wrong = [name for name, one in wanted.items() if shapes.get(name) != one.shape]
         if wrong:
             raise ConfigurationError(
                 f"The weights in {self.name} do not fit its config.json: {shown(wrong)} is missing "
                 "or of another shape. Fetch or prepare the model again"
             )
+        scales = {float8.scale_of(name) for name in self._scaled}
+        unused = [name for name in shapes if name not in wanted and name not in scales]
         known = self._kind._keys_to_ignore_on_load_unexpected or ()
-        unused = [
-            name
-            for name in state
-            if name not in wanted and not any(re.search(one, name) for one in known)
-        ]
-        if unused:
-            log.warning("%s has weights without use: %s", self.name, shown(unused))
+        told = [name for name in unused if not any(re.search(one, name) for one in known)]
+        if told:
+            log.warning("%s has weights without use: %s", self.name, shown(told))
+        for name in unused:
+            del self._entries[name]
+
+
+def _block_of(name: str) -> str:
+    """`blocks.3` of `blocks.3.attn1.to_q.weight`, and `vace_blocks.3` likewise; nothing for what is
+    beside the blocks."""
+    found = re.match(r"(?:vace_)?blocks\.\d+(?=\.)", name)
+    return found[0] if found else ""
 
 
 def _floats(

@@ -133,7 +133,11 @@ def plan(lora: LoraWeights, parameters: Mapping[Expert, Parameters]) -> Plan:
 def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
     """Do to a network what the plans have for it. Raises `ConfigurationError` for a file with a
     number that is not finite; the network is of no use then."""
-    parameters = dict(network.named_parameters())
+    fuse_into(dict(network.named_parameters()), expert, plans)
+
+
+def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[Plan]) -> None:
+    """`fuse` for those of a network's parameters, whole layers, that are here."""
     with ExitStack() as stack, torch.no_grad():
         files = [
             (_Factors(stack.enter_context(_open(one.lora.path)), one), one.changes.get(expert, ()))
@@ -141,7 +145,7 @@ def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
         ]
         by_layer: dict[str, list[tuple[_Factors, Change]]] = {}
         for factors, changes in files:
-            for change in changes:
+            for change in (one for one in changes if one.weight in parameters):
                 by_layer.setdefault(change.layer, []).append((factors, change))
         for work in by_layer.values():
             _change_layer(parameters, work)

@@ -4,22 +4,23 @@ step cache, place, compile."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from wan_engine.errors import CompileFailed
-from wan_engine.families import attention8
+from wan_engine.families import attention8, float8
 from wan_engine.families.convolution import use_onednn
-from wan_engine.families.float8 import convert_blocks
+from wan_engine.families.float8 import convert_block, is_float8
 from wan_engine.runtime.compiler import leave_uncompiled, reason
 from wan_engine.runtime.recipes import Recipe
 
 log = logging.getLogger(__name__)
 
-
 EXPERTS = ("transformer", "transformer_2")
+EXACT_BESIDE_8_BITS = "_native_cudnn"
 
 
 def experts(pipeline: Any) -> Iterator[Any]:
@@ -29,24 +30,79 @@ def experts(pipeline: Any) -> Iterator[Any]:
             yield expert
 
 
-def apply(pipeline: Any, recipe: Recipe) -> None:
-    """Make a loaded `pipeline` run as `recipe` says. Called once, after LoRA files are fused."""
+def blocks_of(expert: Any) -> list[Any]:
+    """The blocks of a transformer, those of VACE among them."""
+    return [*expert.blocks, *getattr(expert, "vace_blocks", ())]
+
+
+def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
+    """The recipe without 8 bits where a test of their numbers fails on its device. `expert` is the
+    configuration of a transformer."""
+    device = torch.device(recipe.device)
+    if recipe.float8:
+        try:
+            error = float8.check(device)
+            log.info("float8 matrices are off by at most %.3f of a row's norm", error)
+        except float8.Unsupported as why:
+            log.warning("float8 matrices are not used, blocks are %s: %s", recipe.dtype, why)
+            recipe = replace(recipe, float8=False)
+    if recipe.attention == "float8":
+        heads, width = expert["num_attention_heads"], expert["attention_head_dim"]
+        try:
+            errors = attention8.check(heads, width, device)
+            told = ", ".join(f"{kind} {error:.3f}" for kind, error in errors.items())
+            log.info("attention in 8 bits is off by these shares of the norm: %s", told)
+        except float8.Unsupported as why:
+            log.warning("attention in 8 bits is not used: %s", why)
+            recipe = replace(recipe, attention=EXACT_BESIDE_8_BITS)
+    return recipe
+
+
+def attention_of(recipe: Recipe, blocks: int) -> str:
+    """Which attention runs, in words for the log."""
+    if recipe.attention != "float8":
+        return recipe.attention.strip("_")
+    ends = attention8.EXACT_BLOCKS
+    inner = max(0, blocks - 2 * ends)
+    return f"cuDNN in 8 bits in {inner} of {blocks} blocks, exact in the first and last {ends}"
+
+
+def apply(pipeline: Any, recipe: Recipe) -> Recipe:
+    """Make a loaded `pipeline` run as `recipe` says. Called once, after LoRA files are fused.
+    Returns how it runs."""
+    recipe = able(recipe, pipeline.transformer.config)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
+            for block in blocks_of(part) if name in EXPERTS else ():
+                settle_block(block, recipe)
             settle(name, part, recipe)
     finish(pipeline, recipe)
+    return recipe
+
+
+def settle_block(block: Any, recipe: Recipe) -> None:
+    """Convert one block of an expert and put it where `recipe` wants it. Called once each, before
+    `settle`."""
+    device, resident = torch.device(recipe.device), recipe.offload == "none"
+    if recipe.float8 and not is_float8(block):
+        convert_block(block, device, stay=resident)
+    elif resident:
+        block.to(device)
+    if recipe.offload == "stream" and device.type == "cuda":
+        pin(block)  # diffusers would have all blocks twice before it drops one
 
 
 def settle(name: str, network: Any, recipe: Recipe) -> None:
-    """Convert one network of a pipeline and put it where `recipe` wants it. Called once each."""
+    """Put one network of a pipeline where `recipe` wants it. Called once each; an expert's blocks
+    have been settled."""
     device = torch.device(recipe.device)
     if name == "vae" and device.type == "cpu":
         use_onednn(network)
     if name in EXPERTS:
-        if recipe.float8:
-            convert_blocks(network, device, stay=recipe.offload == "none")
         if recipe.attention != "native":
-            set_attention(network, recipe.attention, device)
+            set_attention(network, recipe.attention)
+        if device.type == "cuda":
+            embed_times_in_tf32(network.condition_embedder.time_embedder)
         if recipe.step_cache is not None:
             cache_steps(network, recipe.step_cache)
     _place(name, network, recipe)
@@ -79,20 +135,13 @@ def run_eagerly(pipeline: Any) -> None:
     torch.compiler.reset()
 
 
-def set_attention(expert: Any, backend: str, device: torch.device) -> None:
-    """One of diffusers' attention backends for every block, or `float8` for self-attention with
-    cuDNN's beside it, once that has passed a test of its numbers here."""
+def set_attention(expert: Any, backend: str) -> None:
+    """One of diffusers' attention backends for every block; `float8` for self-attention of all
+    blocks but the first and last ones, with cuDNN's for the rest."""
     if backend == "float8":
-        backend = "_native_cudnn"
-        config = expert.config
-        try:
-            error = attention8.check(config.num_attention_heads, config.attention_head_dim, device)
-        except attention8.Unsupported as reason:
-            log.warning("8-bit attention is not used: %s", reason)
-        else:
-            log.info("8-bit attention is off by %.3f of the norm on random numbers", error)
-            for block in expert.blocks:
-                block.attn1.processor = attention8.Float8AttnProcessor()
+        backend = EXACT_BESIDE_8_BITS
+        for block in expert.blocks[attention8.EXACT_BLOCKS : -attention8.EXACT_BLOCKS]:
+            block.attn1.processor = attention8.Float8AttnProcessor()
     noisy = logging.getLogger("diffusers.models.modeling_utils")
     level = noisy.level
     noisy.setLevel(logging.ERROR)  # it warns of its own interface each time
@@ -100,6 +149,24 @@ def set_attention(expert: Any, backend: str, device: torch.device) -> None:
         expert.set_attention_backend(backend)
     finally:
         noisy.setLevel(level)
+
+
+def embed_times_in_tf32(embedder: Any) -> None:
+    """Let products of float32 matrices in the time embedder, which diffusers keeps in float32, be
+    computed in TF32: a model that embeds a time for every token (TI2V) spends 1.1 s a clip there,
+    and its input are sines. Elsewhere float32 stays what it is."""
+    matmul = torch.backends.cuda.matmul
+    before: list[bool] = []
+
+    def begin(*_: Any) -> None:
+        before.append(matmul.allow_tf32)
+        matmul.allow_tf32 = True
+
+    def end(*_: Any) -> None:
+        matmul.allow_tf32 = before.pop()
+
+    embedder.register_forward_pre_hook(begin)
+    embedder.register_forward_hook(end, always_call=True)
 
 
 def cache_steps(expert: Any, threshold: float) -> None:
@@ -116,7 +183,7 @@ def _place(name: str, network: Any, recipe: Recipe) -> None:
     if recipe.offload in ("model", "layer"):
         return  # the pipeline moves them
     if name in EXPERTS and recipe.offload == "stream":
-        _stream(network, device)
+        stream_blocks(network, device)
     elif name != "text_encoder" or recipe.text_encoder == "kept":
         network.to(device)
     elif device.type == "cuda":
@@ -130,16 +197,16 @@ def pin(network: Any) -> None:
         tensor.data = tensor.data.pin_memory()
 
 
-def _stream(expert: Any, device: torch.device) -> None:
+def stream_blocks(expert: Any, device: torch.device) -> None:
     """Blocks are copied from pinned host memory, each while the one before it works."""
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        pin(expert)  # diffusers would have all of it twice before it drops one
     expert.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
         offload_type="block_level",
         num_blocks_per_group=1,
         use_stream=on_gpu,
-        record_stream=on_gpu,
+        # With it diffusers never waits for a block to have worked before it puts it away: the CPU
+        # runs ahead and a third of an expert is on the device.
+        record_stream=False,
     )

@@ -1,24 +1,26 @@
 """The tensors of a folder of safetensors files, several read at a time.
 
 Files are read and not mapped: over a network a mapped file comes in small pieces, and what was read
-is gone when its tensor is. Memory beside the tensors that are given: those on their way.
+is gone when its tensor is. Memory beside the tensors that are given: a few on their way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from wan_engine.errors import ConfigurationError
 
 _READERS = 8  # as many as diffusers has where it reads the files of a network side by side
+_AHEAD = 2 * _READERS  # tensors: what takes them may be slower
 _LENGTH_BYTES = 8  # a header's own length, in front of it (format description of safetensors)
 
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -83,7 +85,7 @@ def _header(path: Path) -> dict[str, Entry]:
 
 def read(
     wanted: Mapping[str, Entry], dtype_of: Callable[[str, torch.dtype], torch.dtype]
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Generator[tuple[str, torch.Tensor], None, None]:
     """Each tensor in host memory and in the dtype that `dtype_of(name, its own)` says, in order.
 
     Nothing is read any more once the iterator is closed. Raises `ConfigurationError` for a file
@@ -94,13 +96,23 @@ def read(
         entry = wanted[name]
         return name, _tensor(entry).to(dtype_of(name, entry.dtype))
 
-    with ThreadPoolExecutor(_READERS, "weights") as pool, closing(pool.map(one, wanted)) as found:
-        yield from found
+    ahead: deque[Future[tuple[str, torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(_READERS, "weights") as pool:
+        try:
+            for name in wanted:
+                ahead.append(pool.submit(one, name))
+                if len(ahead) == _AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def _tensor(entry: Entry) -> torch.Tensor:
     raw = torch.empty(entry.size_bytes, dtype=torch.uint8)
-    left = memoryview(raw.numpy())
+    left: Any = memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's stubs know no buffer
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
         while left:

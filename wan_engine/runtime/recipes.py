@@ -13,6 +13,7 @@ from wan_engine.catalog import ModelSpec, known_models
 from wan_engine.errors import ConfigurationError
 from wan_engine.runtime import compiler, memory
 from wan_engine.settings import Settings
+from wan_engine.settings.environment import tell_libraries
 
 Offload = Literal["none", "model", "stream", "layer"]
 """What stays on the device between uses: everything; one network at a time; everything but the
@@ -31,6 +32,9 @@ _CUDNN_ATTENTION = ((9, 0), (10, 0), (10, 3))
 """Hopper and the server kind of Blackwell. Elsewhere flash attention is as fast or faster
 (huggingface/transformers#48163)."""
 
+_FLOAT8_ATTENTION = ((9, 0),)
+"""Hopper: where cuDNN's attention in 8 bits was measured. It is not used where its test fails."""
+
 NOT_COMPILED = "blocks run uncompiled, slower"
 """How a recipe's reason goes on where they should have been compiled."""
 
@@ -39,7 +43,7 @@ _CONTEXT_GB = 1.5  # the CUDA context, and what the allocator holds in pieces
 _FLOAT8_SHARE = 0.52  # of bfloat16: what is outside the blocks stays, and every row has a scale
 _STREAMED_SHARE = 0.08  # of an expert: two of its 40 blocks and what is outside them
 _LAYER_SHARE = 0.03
-_HOST_GB = 6.0  # the process itself, decoded frames, ffmpeg
+_HOST_GB = 6.0  # the process itself, and blocks being loaded, or decoded frames and ffmpeg
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def detect(device: str) -> Gpu | None:
     """
     if device == "cpu":
         return None
+    tell_libraries()
     import torch
 
     index = int(device.partition(":")[2] or 0)
@@ -213,7 +218,7 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
     plain = Recipe(
         "cuda" if settings.device == "auto" else settings.device,
         dtype,
-        attention=_attention(gpu, dtype, settings),
+        attention=_attention(spec, gpu, dtype, settings),
         step_cache=settings.step_cache,
     )
     offloads: tuple[Offload, ...] = ("none", "stream", "layer")
@@ -274,7 +279,7 @@ def _require_nothing(settings: Settings, missing: str) -> None:
         raise ConfigurationError(f"WAN_COMPILE is required, and {missing}.")
 
 
-def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:
+def _attention(spec: ModelSpec, gpu: Gpu, dtype: str, settings: Settings) -> str:
     names = {
         "native": "native",
         "cudnn": "_native_cudnn",
@@ -285,6 +290,8 @@ def _attention(gpu: Gpu, dtype: str, settings: Settings) -> str:
         return names[settings.attention]
     if dtype == "float32":
         return "native"
+    if gpu.capability in _FLOAT8_ATTENTION and not spec.built:
+        return "float8"
     return names["cudnn" if gpu.capability in _CUDNN_ATTENTION else "flash"]
 
 
@@ -341,15 +348,15 @@ def can_wait_in_host_memory(spec: ModelSpec, recipe: Recipe) -> bool:
 
 
 def host_gb(spec: ModelSpec, recipe: Recipe) -> float:
-    """Host memory for weights that are not on the device, and the process itself."""
+    """Host memory at its peak: weights that are not on the device, and the process itself."""
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
-    held = 0.0
+    text_gb, kept = networks.text_encoder_gb * wide, 0.0
     if recipe.offload != "none":
         share = _FLOAT8_SHARE if recipe.float8 else 1
-        held += networks.expert_gb * networks.experts * wide * share
+        kept += networks.expert_gb * networks.experts * wide * share
     if recipe.text_encoder == "moved" or recipe.offload in ("model", "layer"):
-        held += networks.text_encoder_gb * wide
-    return held + _HOST_GB
+        kept += text_gb
+    return max(kept, text_gb) + _HOST_GB  # it is loaded first, and whole; experts by blocks
 
 
 def least_gb(spec: ModelSpec) -> float:

@@ -61,11 +61,6 @@ class Media:
         ends = (one for one in (self.image, self.last_image) if one is not None)
         return (*ends, *self.references)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Width and height in the relation that the clip's have."""
-        return self.aspect if self.image is None else self.image.size
-
 
 @dataclass(frozen=True)
 class ScriptShot:

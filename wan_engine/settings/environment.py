@@ -29,9 +29,23 @@ def unknown_variables() -> dict[str, str | None]:
     return {name: found[0] if found else None for name, found in nearest.items()}
 
 
+_ALLOCATOR = "PYTORCH_ALLOC_CONF"
+_ALLOCATOR_BEFORE = "PYTORCH_CUDA_ALLOC_CONF"
+"""Its name before torch 2.9, which the other one hides."""
+_ALLOCATORS_OPTIONS = {
+    # Pinned memory is rounded up to a power of two, 86 GB for 56, below so many MB alone.
+    "pinned_max_round_threshold_mb": "1",
+    # Pictures have many sizes, and pieces of one would be of no use for the next.
+    "expandable_segments": "True",
+}
+
+
 def tell_libraries() -> None:
-    """What diffusers reads when it is imported: the shards of a network are read side by side."""
-    os.environ.setdefault("HF_ENABLE_PARALLEL_LOADING", "yes")
+    """What torch reads when it is imported: how it gets memory. Options that somebody has set stay
+    as they are."""
+    given = os.environ.get(_ALLOCATOR) or os.environ.get(_ALLOCATOR_BEFORE) or ""
+    added = [f"{name}:{how}" for name, how in _ALLOCATORS_OPTIONS.items() if name not in given]
+    os.environ[_ALLOCATOR] = ",".join([given] * bool(given) + added)
 
 
 def of_tools(name: str) -> str | None:

@@ -24,10 +24,10 @@ class GpuSettings(BaseModel):
     )
     attention: Literal["auto", "native", "cudnn", "flash", "float8"] = Field(
         default="auto",
-        description="The kernel of attention. `auto`: cuDNN's on Hopper and Blackwell servers, "
-        "else flash attention; `native`: what torch takes; `float8`: cuDNN's in 8 bits (package "
-        "nvidia-cudnn-frontend, sm90), after a test of its numbers: faster, and not the same "
-        "picture",
+        description="The kernel of attention. `auto`: `float8` on Hopper, `cudnn` on Blackwell "
+        "servers, else `flash`; `native`: what torch takes; `cudnn`, `flash`: exact; `float8`: "
+        "cuDNN's in 8 bits, faster and not the same picture, where a test of its numbers passes, "
+        "else `cudnn`. The first and last two blocks stay exact",
     )
     compile: Literal["auto", "on", "off", "required"] = Field(
         default="auto",

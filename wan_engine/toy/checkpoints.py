@@ -132,6 +132,48 @@ def _expand_timesteps(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
+def _vace(folder: Path) -> None:
+    """The kind of Wan2.2-VACE-Fun-A14B: 96 control channels, two experts, boundary 0.875."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanVACEPipeline, WanVACETransformer3DModel
+
+    torch.manual_seed(_SEED)
+    characters, text_encoder = _text_parts()
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],  # the library's own spelling
+    )
+
+    def expert() -> Any:
+        return WanVACETransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=_TEXT_WIDTH,
+            freq_dim=32,
+            ffn_dim=64,
+            num_layers=4,
+            rope_max_seq_len=1024,
+            vace_layers=[0, 2],
+            vace_in_channels=96,
+        ).eval()
+
+    pipeline = WanVACEPipeline(
+        tokenizer=characters,
+        text_encoder=text_encoder,
+        vae=vae.eval(),
+        scheduler=_scheduler(),
+        transformer=expert(),
+        transformer_2=expert(),
+        boundary_ratio=0.875,
+    )
+    pipeline.save_pretrained(folder)
+
+
 def _text_parts() -> tuple[Any, Any]:
     """A character tokenizer and its UMT5 encoder."""
     from transformers import UMT5Config, UMT5EncoderModel
@@ -184,6 +226,7 @@ _KINDS: dict[str, Callable[[Path], None]] = {
     "wan-tiny": _trained,
     "wan-tiny-random": _two_experts,
     "wan-tiny-ti2v": _expand_timesteps,
+    "wan-tiny-vace": _vace,
     "tiny-prompt-guard": classifiers.prompt_guard,
     "tiny-image-classifier": classifiers.image_classifier,
     _WRITER: writer.write,

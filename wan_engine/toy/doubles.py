@@ -25,7 +25,21 @@ _TI2V = replace(
     networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
 )
 
-MODELS: Mapping[str, ModelSpec] = {_TI2V.name: _TI2V}
+_VACE = replace(
+    CATALOG["wan2.2-vace-fun-a14b"],
+    name="wan-tiny-vace",
+    title="a tiny random model of the VACE kind: its picture is texture",
+    max_area=256 * 160,
+    steps=6,
+    repo=None,
+    revision=None,
+    built=True,
+    caveat="a toy with random weights: the clip shows texture, not the references",
+    download_gb=0.0,
+    networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
+)
+
+MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE)}
 
 CLASSIFIERS: Mapping[str, ClassifierSpec] = {
     "tiny-prompt-guard": ClassifierSpec(

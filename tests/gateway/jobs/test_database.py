@@ -63,7 +63,7 @@ def test_a_database_is_opened_again_with_what_is_in_it(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "gateway.db")) as connection, connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            ("0002",)
+            ("0003",)
         ]
 
 

@@ -437,6 +437,7 @@ def test_requests_of_an_older_gateway_are_whole(serve: Serve, tmp_path: Path) ->
         for table in ("request_parts", "contents", "content_pieces"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE requests DROP COLUMN parts")
+        connection.execute("ALTER TABLE jobs DROP COLUMN task")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
         connection.execute("UPDATE requests SET request = ?", [json.dumps(request)])
 

@@ -1,0 +1,109 @@
+"""What only a GPU shows and takes a second: that 8 bits are right here, that memory is what the
+recipes count, that what is stored in float8 is what this card would make."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_networks import Scale, device, seconds_of, transformer
+from gpu_parts import Case, attempt
+
+from wan_engine.families import attention8, float8
+from wan_engine.families.placement import embed_times_in_tf32
+from wan_engine.runtime import cores, memory
+
+_PINNED_BYTES = 1_100_000_000  # a power of two is 2.1 GB
+_TI2V_TOKENS = 27_280  # of 1280x704x121
+
+
+def checks(scale: Scale) -> Iterator[Case]:
+    """One case each; an error in one says what is missing."""
+    for work in (cores_here, front_end, matrices, attention, pinned, stored):
+        yield attempt({"case": work.__name__}, work)
+    yield attempt({"case": "times"}, lambda: times(scale))
+
+
+def cores_here() -> Case:
+    """Those of the container, and those that the host shows."""
+    return {"cores": cores.count(), "host_cores": os.cpu_count()}
+
+
+def front_end() -> Case:
+    """cuDNN's, without which attention is exact."""
+    version = importlib.metadata.version("nvidia-cudnn-frontend")
+    if torch.cuda.is_available():
+        import cudnn
+
+        return {"version": version, "cudnn": cudnn.backend_version()}
+    return {"version": version}
+
+
+def matrices() -> Case:
+    """The test of float8 matrices at a worker's start."""
+    return {"off": float8.check(device())}
+
+
+def attention() -> Case:
+    """The test of attention in 8 bits at a worker's start, in the heads of A14B."""
+    return dict(attention8.check(40, 128, device()))
+
+
+def pinned() -> Case:
+    """Host memory for what is pinned, and after it is given back. Twice as much: torch was not told
+    how to get it."""
+    if not torch.cuda.is_available():
+        return {"asked_gb": 0.0}
+    torch.cuda.init()
+    before = _resident_gb()
+    block = torch.empty(_PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
+    block.fill_(1)
+    taken = _resident_gb() - before
+    allocated = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0) / 1e9
+    del block
+    memory.free_accelerator()
+    left = _resident_gb() - before
+    return {
+        "asked_gb": _PINNED_BYTES / 1e9,
+        "taken_gb": taken,
+        "allocated_gb": allocated,
+        "left_gb": left,
+        "setting": os.environ.get("PYTORCH_ALLOC_CONF", ""),
+    }
+
+
+def _resident_gb() -> float:
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    line = next(line for line in lines if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def stored() -> Case:
+    """Whether a matrix that a CPU converts, as `builder.prepare` does, is to the bit what this card
+    makes of it."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(512, 1024, generator=generator).mul(0.02).bfloat16()
+    there, here = float8.to_float8(rows), float8.to_float8(rows.to(device()))
+    pairs = zip(there, here, strict=True)
+    same = [torch.equal(one.float(), other.cpu().float()) for one, other in pairs]
+    if not all(same):
+        raise ValueError(f"weights alike: {same[0]}, scales alike: {same[1]}")
+    return {"alike": True}
+
+
+def times(scale: Scale) -> Case:
+    """A time embedded for every token, as in TI2V: float32 and TF32."""
+    embedder: Any = transformer(scale, layers=1).condition_embedder.time_embedder
+    count = _TI2V_TOKENS if torch.cuda.is_available() else 8
+    given = torch.randn(count, int(scale.transformer["freq_dim"]), device=device())
+    with torch.inference_mode():
+        exact = embedder(given)
+        before = seconds_of(lambda: embedder(given))
+        embed_times_in_tf32(embedder)
+        after = seconds_of(lambda: embedder(given))
+        error = float((embedder(given) - exact).norm() / exact.norm())
+    return {"float32_ms": before * 1e3, "tf32_ms": after * 1e3, "off": error}

@@ -1,0 +1,140 @@
+"""Reference-to-video on a tiny VACE pipeline: what goes into the condition, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanVACEPipeline
+from PIL import Image
+
+from wan_engine.errors import NotServed
+from wan_engine.families.continuation import latent_moments
+from wan_engine.families.vace import letterboxed
+from wan_engine.schema import Carry, FirstPicture, References, SegmentInput
+
+NAME = "wan-tiny-vace"
+WIDTH, HEIGHT = 64, 48
+RED, GREEN, BLUE = (Image.new("RGB", (40, 64), colour) for colour in ("red", "lime", "blue"))
+Load = Callable[..., Any]
+
+
+def asked(*images: Image.Image, carry: Carry | None = None, frames: int = 9) -> SegmentInput:
+    references = (References(images),) if images else ()
+    return SegmentInput(
+        "two of them", "blurry", (*references, carry or Carry()), WIDTH, HEIGHT, frames, seed=5
+    )
+
+
+def control(family: Any, segment: SegmentInput) -> torch.Tensor:
+    """What the transformers are given as condition, [1, 96, references + t, h, w]."""
+    seen: list[torch.Tensor] = []
+
+    def note(_module: Any, _args: Any, given: dict[str, Any]) -> None:
+        seen.append(given["control_hidden_states"].clone())
+
+    hook = family.pipeline.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        family.denoise(segment, lambda _step: None)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def encoded(family: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Normalised latents by the VAE's own method, without our shortcut."""
+    vae = family.pipeline.vae
+    latents = vae.encode(pixels).latent_dist.mode()
+    mean, std = latent_moments(vae, latents)
+    return (latents - mean) / std
+
+
+def test_references_come_first_in_their_order_and_grey_to_be_made_after_them(load: Load) -> None:
+    family = load(NAME)
+    found = control(family, asked(RED, GREEN, BLUE))
+    assert found.shape == (1, 96, 3 + 3, HEIGHT // 8, WIDTH // 8)
+    for place, image in enumerate((RED, GREEN, BLUE)):
+        wanted = encoded(family, letterboxed(image, WIDTH, HEIGHT)[None, :, None])
+        assert torch.allclose(found[:, :16, place : place + 1], wanted, atol=1e-4)
+        assert found[:, 16:, place].abs().max() == 0  # no second half, and a mask that keeps it
+    grey = encoded(family, torch.zeros(1, 3, 9, HEIGHT, WIDTH))
+    assert torch.allclose(found[:, :16, 3:], grey, atol=1e-4)
+    assert torch.allclose(found[:, 16:32, 3:], grey, atol=1e-4)
+    assert found[:, 32:, 3:].unique().tolist() == [1.0]
+
+
+def test_the_condition_is_the_stock_pipelines_but_for_the_order(load: Load) -> None:
+    family = load(NAME)
+    ours = control(family, asked(RED, GREEN))
+    stock = WanVACEPipeline(**family.pipeline.components, boundary_ratio=0.875)
+    video, mask, references = stock.preprocess_conditions(
+        None, None, [GREEN, RED], 1, HEIGHT, WIDTH, 9, torch.float32, torch.device("cpu")
+    )
+    latents = stock.prepare_video_latents(video, mask, references, None, torch.device("cpu"))
+    theirs = torch.cat([latents, stock.prepare_masks(mask, references)], dim=1)
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_a_later_segment_keeps_the_frames_that_the_one_before_ended_with(load: Load) -> None:
+    family = load(NAME)
+    kept = np.random.default_rng(1).integers(0, 256, (5, HEIGHT, WIDTH, 3), np.uint8)
+    found = control(family, asked(RED, carry=Carry(frames=kept), frames=17))
+    pixels = torch.zeros(1, 3, 17, HEIGHT, WIDTH)
+    pixels[:, :, :5] = torch.from_numpy(kept).permute(3, 0, 1, 2)[None] / 255 * 2 - 1
+    assert torch.allclose(found[:, :16, 1:], encoded(family, pixels), atol=1e-4)
+    grey = encoded(family, torch.zeros_like(pixels))
+    assert torch.allclose(found[:, 16:32, 1:], grey, atol=1e-4)
+    masks = found[0, 32:, 1:].mean(dim=(0, 2, 3))
+    assert masks[0] == 0 and masks[2:].tolist() == [1.0] * 3
+    assert family.pipeline.kept is None  # for the next job
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_clip_has_its_frames_and_none_of_the_references(load: Load, count: int) -> None:
+    family = load(NAME)
+    clip = family.render(asked(*[RED, GREEN, BLUE, RED][:count]), lambda _step: None)
+    frames = np.concatenate(list(clip.frames))
+    assert frames.shape == (9, HEIGHT, WIDTH, 3) and clip.sound is None
+
+
+def test_both_experts_work_and_a_seed_gives_the_same_frames(load: Load) -> None:
+    family = load(NAME)
+    calls = {"transformer": 0, "transformer_2": 0}
+    for name in calls:
+
+        def count(*_: Any, name: str = name) -> None:
+            calls[name] += 1
+
+        getattr(family.pipeline, name).register_forward_pre_hook(count)
+    clips = [
+        np.concatenate(list(family.render(asked(RED), lambda _step: None).frames)) for _ in "12"
+    ]
+    assert np.array_equal(*clips) and min(calls.values()) > 0
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (240, 240), (64, 48), (8000, 5000)])
+def test_a_reference_of_any_shape_is_whole_and_in_the_middle_of_white(
+    size: tuple[int, int],
+) -> None:
+    canvas = letterboxed(Image.new("RGB", size, "black"), WIDTH, HEIGHT)
+    assert canvas.shape == (3, HEIGHT, WIDTH)
+    dark = (canvas[0] < 0).nonzero()
+    assert len(dark) > 0
+    top, left = dark.min(dim=0).values.tolist()
+    bottom, right = (dark.max(dim=0).values + 1).tolist()
+    assert abs(top - (HEIGHT - bottom)) <= 1 and abs(left - (WIDTH - right)) <= 1
+    assert (right - left == WIDTH) or (bottom - top == HEIGHT)
+
+
+def test_what_the_row_does_not_take_is_refused_before_a_step(load: Load) -> None:
+    family = load(NAME)
+    segment = SegmentInput("x", "", (FirstPicture(RED),), WIDTH, HEIGHT, 9, seed=1)
+
+    def never(_step: int) -> None:
+        raise AssertionError("it has begun")
+
+    with pytest.raises(NotServed, match="takes references"):
+        family.render(segment, never)

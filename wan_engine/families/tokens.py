@@ -1,0 +1,54 @@
+"""The tokenizer as its file has it.
+
+transformers (5.23) makes the tokenizers that it knows anew from the vocabulary, and drops what else
+`tokenizer.json` says, such as normalizers of other kinds than its own. The text encoder was trained
+on the ids of the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from wan_engine.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+_FILE = "tokenizer.json"
+_PROMPTS = (
+    "A rocket rises, slowly;  the camera follows.",
+    "夜晚的城市，镜头缓慢推进。 Ｆｕｌｌ width, ﬁne ligatures",  # noqa: RUF001
+    "Élodie’s naïve café №5 — cafe\u0301, 30 °C…\nΣίσυφος 🚀",  # noqa: RUF001
+)
+"""Spaces, Chinese, wide and composed letters, marks that combine, lines, what no alphabet has."""
+_SPECIAL = ("pad_token", "eos_token", "unk_token")
+
+
+def faithful(tokenizer: Any, folder: Path) -> Any:
+    """`tokenizer`, or one that gives the ids of the file in `folder` where it gives others.
+
+    Raises `ConfigurationError` where neither does.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return tokenizer  # made from another file, which it knows best
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer.from_file(str(path))
+    if _same(tokenizer, own):
+        return tokenizer
+    log.warning("transformers reads %s/%s otherwise than it is: taken as it is", folder.name, _FILE)
+    special = {name: getattr(tokenizer, name) for name in _SPECIAL}
+    made = PreTrainedTokenizerFast(tokenizer_object=own, **special)
+    if not _same(made, own):
+        raise ConfigurationError(
+            f"{folder.name}/{_FILE} is read by transformers to other ids than it has. Fetch the "
+            "model again, or install the transformers of requirements.txt"
+        )
+    return made
+
+
+def _same(tokenizer: Any, own: Any) -> bool:
+    return all(tokenizer(prompt).input_ids == own.encode(prompt).ids for prompt in _PROMPTS)
