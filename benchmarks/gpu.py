@@ -133,6 +133,9 @@ def run_part(
         try:
             for row in filter(None, map(_parsed, process.stdout or ())):
                 seen(row)
+        except BaseException:  # it has a session of its own, and would go on
+            end()
+            raise
         finally:
             watch.cancel()
     took = time.monotonic() - started

@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -297,6 +298,7 @@ def main(words: Sequence[str] | None = None) -> None:
         size = pack(given.to, given.python)
         print(f"{given.to}: {size / 2**20:.1f} MiB in {len(list(given.to.iterdir()))} files")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # parts end with it
     environment = unpack(given.pack, SITE)
     _tell(given.out, about(given.scale, environment))
     steps = [step for step in Plan().steps if not given.steps or step.name in given.steps]
