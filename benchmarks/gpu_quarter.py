@@ -60,6 +60,9 @@ PACKAGES = (
 """What the engine imports and an image with torch and transformers does not have for sure, in the
 versions of requirements.lock. imageio-ffmpeg is taken apart."""
 
+BESIDE = {"imageio": "2.38.1"}
+"""What stock diffusers writes clips with; the engine has no use for it."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -120,8 +123,8 @@ def pack(to: Path, python: str) -> int:
     """Fill `to`. Returns its bytes; raises `ValueError` where they are too many."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
-    pinned = _locked()
-    for name in PACKAGES:
+    pinned = _locked() | BESIDE
+    for name in (*PACKAGES, *BESIDE):
         _wheel(f"{name}=={pinned[name]}", to, python)
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _wheel(f"imageio-ffmpeg=={pinned['imageio-ffmpeg']}", Path(scratch), python)
