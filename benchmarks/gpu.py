@@ -178,7 +178,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def main(words: Sequence[str] | None = None) -> None:
