@@ -133,6 +133,9 @@ def run_part(
         try:
             for row in filter(None, map(_parsed, process.stdout or ())):
                 seen(row)
+        except BaseException:  # it has a session of its own, and would go on
+            end()
+            raise
         finally:
             watch.cancel()
     took = time.monotonic() - started
@@ -175,7 +178,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,9 @@ PACKAGES = (
 )
 """What the engine imports and an image with torch and transformers does not have for sure, in the
 versions of requirements.lock. imageio-ffmpeg is taken apart."""
+
+BESIDE = {"imageio": "2.38.1"}
+"""What stock diffusers writes clips with; the engine has no use for it."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,8 @@ def pack(to: Path, python: str) -> int:
     """Fill `to`. Returns its bytes; raises `ValueError` where they are too many."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
-    pinned = _locked()
-    for name in PACKAGES:
+    pinned = _locked() | BESIDE
+    for name in (*PACKAGES, *BESIDE):
         _wheel(f"{name}=={pinned[name]}", to, python)
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _wheel(f"imageio-ffmpeg=={pinned['imageio-ffmpeg']}", Path(scratch), python)
@@ -297,6 +301,7 @@ def main(words: Sequence[str] | None = None) -> None:
         size = pack(given.to, given.python)
         print(f"{given.to}: {size / 2**20:.1f} MiB in {len(list(given.to.iterdir()))} files")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # parts end with it
     environment = unpack(given.pack, SITE)
     _tell(given.out, about(given.scale, environment))
     steps = [step for step in Plan().steps if not given.steps or step.name in given.steps]

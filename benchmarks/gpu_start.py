@@ -7,6 +7,7 @@ The folder has ten layers an expert, so seconds of loading are a quarter of a re
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from gpu_parts import Case, attempt
 
 from wan_engine.runtime import memory
 
+ROOT = Path(__file__).parents[1]
 _LAYERS = 10
 
 
@@ -40,7 +42,9 @@ def start(scale: Scale) -> Iterator[Case]:
 
 def _in_its_process(scale: Scale, folder: Path) -> Case:
     command = [sys.executable, __file__, scale.name, str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    told = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=told)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise RuntimeError(f"the process ended with {done.returncode}")
@@ -87,5 +91,4 @@ def one_start(scale: Scale, folder: Path) -> Case:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     print(json.dumps(one_start(SCALES[sys.argv[1]], Path(sys.argv[2]))), flush=True)
