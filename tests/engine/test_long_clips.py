@@ -129,8 +129,9 @@ def test_joined_segments_equal_one_long_run(
     assert np.array_equal(frames, wanted)  # exact count, none repeated, none missing, none mixed
     # Each segment is given the user's image and the end of the one before.
     assert len(family.asked) == len(plan.segments)
-    starts = [np.asarray(first_picture(asked)) for asked in family.asked]
-    assert all(np.array_equal(start, starts[0]) for start in starts)
+    if "first_picture" in spec.takes:
+        starts = [np.asarray(first_picture(asked)) for asked in family.asked]
+        assert all(np.array_equal(start, starts[0]) for start in starts)
     assert len({asked.seed for asked in family.asked}) == len(family.asked)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -318,7 +318,7 @@ def test_a_warm_up_that_is_ended_leaves_the_steps_of_the_row(load: Callable[...,
 def test_a_small_render_has_the_shift_that_its_row_has_for_it(
     area: int | None, small: float | None, expected: float
 ) -> None:
-    spec: Any = SimpleNamespace(**vars(ROWS["wan2.2-i2v-a14b"]), flow_shift_480p=small)
+    spec = replace(ROWS["wan2.2-i2v-a14b"], flow_shift_480p=small)
     scheduler: Any = make_scheduler(spec, area)
     assert scheduler.config.flow_shift == expected
 

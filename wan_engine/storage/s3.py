@@ -178,7 +178,9 @@ class S3Storage:
         except BucketFailed as error:
             if error.said == "NoSuchUpload" and self._holds(key, control):
                 return
-            log.error("clip of job %s not stored: %s", clip.job, error.advice)
+            # A clip that is gone was stored by another process with the same spool.
+            level = logging.ERROR if path.exists() else logging.INFO
+            log.log(level, "clip of job %s not stored: %s", clip.job, error.advice)
             raise
 
     def _holds(self, key: str, control: Control) -> bool:
