@@ -610,3 +610,13 @@ def test_a_clip_without_a_picture_has_the_named_size_of_its_aspect_ratio(
     assert abs(plan.width * plan.height / budget - 1) < 0.02
     assert plan.render_width % 16 == plan.render_height % 16 == 0
     assert plan.render_width * plan.render_height <= 1280 * 720 * 1.05
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(5, 1), (10, 3), (15, 4)])
+def test_a_row_that_asks_for_full_segments_has_the_trained_length_in_each(
+    seconds: int, count: int
+) -> None:
+    layout = segment_layout(seconds * 16, 81, 5, full=True)
+    assert [length for length, _, _ in layout] == [81] * count
+    assert sum(keep for _, _, keep in layout) == seconds * 16
+    assert all(keep > 0 for _, _, keep in layout)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import NotServed
@@ -24,12 +24,6 @@ _FIELDS: Mapping[Input, str] = {
     "references": "references",
     "driving_sound": "audio",
 }
-_WORDS: Mapping[Input, str] = {
-    "first_picture": "a first picture",
-    "last_picture": "a last picture",
-    "references": "references",
-    "driving_sound": "a sound that drives the picture",
-}
 _SILENT = "No model here makes sound: the clip has a silent track"
 
 
@@ -44,6 +38,10 @@ class Choice:
     track: Track
     undone: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """For scripts to read, in the JSON of a plan."""
+        return {"reason": self.reason, "sound": self.track, "undone": list(self.undone)}
 
 
 def choose(order: Order, models: Models) -> Choice:
@@ -66,11 +64,6 @@ def served(models: Models) -> dict[Task, str]:
     return {task: spec.name for task, spec in models.items()}
 
 
-def taken(spec: ModelSpec) -> str:
-    """What a row takes, in words."""
-    return ", ".join(_WORDS[one] for one in spec.takes) or "a prompt alone"
-
-
 def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
     """The tasks that can serve an order, the best first, and why each."""
     if order.references is not None:
@@ -89,8 +82,7 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
     for given in order.gives:
         if given not in spec.takes:
             return (
-                f'field "{_FIELDS[given]}" cannot be used: the model {spec.name} takes '
-                f"{taken(spec)}"
+                f'field "{_FIELDS[given]}" cannot be used: the model {spec.name} takes {spec.taken}'
             )
     for needed in spec.needs:
         if needed == "driving_sound" and order.audio is None:

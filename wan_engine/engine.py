@@ -188,7 +188,8 @@ class Engine:
         how = self._how(self.pool.models[choice.spec.task])
         return described(
             plan,
-            choice,
+            choice.spec,
+            chosen=choice.described(),
             made_by=", ".join(self.postprocess.describe(plan)),
             seconds=estimates.expected_seconds(self.settings, plan, how),
             price=self._price(order),
@@ -406,8 +407,8 @@ class Engine:
     ) -> None:
         stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
         log.info(
-            "job %s: %s %ds %dx%d seed %d model %s (%s), %d frames at %d fps%s, %d bytes; %s; "
-            "peak memory %s",
+            "job %s: %s %ds %dx%d seed %d model %s (%s), attention %s, %d frames at %d fps%s, "
+            "%d bytes; %s; peak memory %s",
             control.job_id,
             order.size,
             order.duration,
@@ -416,6 +417,7 @@ class Engine:
             plan.seed,
             choice.spec.name,
             "; ".join((f"{choice.spec.task}: {choice.reason}", *choice.undone)),
+            getattr(self.pool.models[choice.spec.task].family, "attention", "its own"),
             video.frames,
             plan.fps,
             "".join(f", {part}" for part in self.postprocess.describe(plan)),

@@ -11,7 +11,6 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from wan_engine.catalog import ModelSpec
-from wan_engine.choice import Choice
 from wan_engine.schema import (
     SEED_MAX,
     Crop,
@@ -178,20 +177,24 @@ def _covering_layout(seconds: int, fps: int, spec: ModelSpec) -> list[tuple[int,
     81 frames are sampled for 5 s of 16 fps, so it is there already. Where it would take one more
     segment it is left out, and the last source frame stays for less than its own time.
     """
-    plain = segment_layout(seconds * spec.fps, spec.max_frames, spec.overlap_frames)
+    lengths = spec.max_frames, spec.overlap_frames, spec.full_segments
+    plain = segment_layout(seconds * spec.fps, *lengths)
     needed = frames_to_cover(seconds * fps, fps, spec.fps)
-    covering = segment_layout(needed, spec.max_frames, spec.overlap_frames)
+    covering = segment_layout(needed, *lengths)
     return covering if len(covering) <= len(plain) else plain
 
 
-def segment_layout(frames: int, max_frames: int, overlap: int = 1) -> list[tuple[int, int, int]]:
+def segment_layout(
+    frames: int, max_frames: int, overlap: int = 1, full: bool = False
+) -> list[tuple[int, int, int]]:
     """`(frames, skip, keep)` of each segment: lengths 4n + 1, at most `max_frames`, `keep` adding
     up to `frames`.
 
     Each later segment has `overlap` frames, 4m + 1, in common with the one before, so it adds
     `length - overlap`. There are as few segments as can be, for each join is a risk, and all are
     equally long rather than full with a short rest: the last one moves like the others, and one
-    shape is compiled. Fewer than four frames a segment are sampled in vain.
+    shape is compiled. Fewer than four frames a segment are sampled in vain; with `full`, several
+    segments have `max_frames` each, and what the clip does not need of the last one is.
     """
     assert overlap % _TEMPORAL_STRIDE == 1, "the overlap is whole latent frames"
     if frames <= max_frames:
@@ -199,7 +202,7 @@ def segment_layout(frames: int, max_frames: int, overlap: int = 1) -> list[tuple
     overlap = min(overlap, max_frames - _TEMPORAL_STRIDE)  # what is left has to be new
     count = max(1, math.ceil((frames - overlap) / (max_frames - overlap)))
     added = math.ceil((frames - overlap) / count / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE
-    length = overlap + added
+    length = max_frames if full and count > 1 else overlap + added
     layout = []
     for index in range(count):
         skip = overlap if index else 0
@@ -238,23 +241,27 @@ def _around(value: float, multiple: int) -> set[int]:
 
 
 def described(
-    plan: Plan, choice: Choice, *, made_by: str, seconds: float | None, price: Decimal
+    plan: Plan,
+    spec: ModelSpec,
+    *,
+    chosen: Mapping[str, Any],
+    made_by: str,
+    seconds: float | None,
+    price: Decimal,
 ) -> dict[str, Any]:
     """What would be rendered, in numbers: the JSON of `python -m wan_engine plan --json`.
 
-    `seconds` is what rendering should take here, None when that is not known; `price` is the `cost`
-    of the result, in USD.
+    `chosen` says why this model, and what it will not do. `seconds` is what rendering should take
+    here, None when that is not known; `price` is the `cost` of the result, in USD.
     """
-    spec, shots, start = choice.spec, [], 0
+    shots, start = [], 0
     for shot in plan.shots:
         shots.append(_shot(shot, start / plan.fps, plan.fps))
         start += shot.frames
     return {
         "model": spec.name,
         "task": spec.task,
-        "reason": choice.reason,
-        "sound": choice.track,
-        "undone": list(choice.undone),
+        **chosen,
         "size": [plan.width, plan.height],
         "rendered": [plan.render_width, plan.render_height],
         "seconds": plan.frames / plan.fps,

@@ -59,6 +59,14 @@ class Networks:
     working_bytes: int
 
 
+_WORDS: Mapping[Input, str] = {
+    "first_picture": "a first picture",
+    "last_picture": "a last picture",
+    "references": "references",
+    "driving_sound": "a sound that drives the picture",
+}
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """One checkpoint and the settings it was trained for.
@@ -73,8 +81,10 @@ class ModelSpec:
     round). 1.0 switches CFG off. `flow_shift_480p` is the shift of renders up to 832x480, where the
     row has one of its own for them. `continuations`: what the model's condition can hold,
     `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
-    common with the one before it. `text_tokens`: how much of a prompt is read. `caveat`: what a
-    user must be told of a model that is built here and not fetched.
+    common with the one before it; `full_segments`: each of several has the trained length, where
+    the others have equal ones that are no longer than they need. `text_tokens`: how much of a
+    prompt is read. `caveat`: what a user must be told of a model that is built here and not
+    fetched.
     """
 
     name: str
@@ -98,6 +108,7 @@ class ModelSpec:
     continuation: Continuation = "last_frames"
     continuations: tuple[Continuation, ...] = ("last_frames", "svi")
     overlap_frames: int = 5
+    full_segments: bool = False
     text_tokens: int = 512  # Wan-Video/Wan2.2 wan/configs/shared_config.py, text_len
     repo: str | None = None
     revision: str | None = None
@@ -107,6 +118,11 @@ class ModelSpec:
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
     networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes=1000)
+
+    @property
+    def taken(self) -> str:
+        """What it may be given, in words."""
+        return ", ".join(_WORDS[one] for one in self.takes) or "a prompt alone"
 
     @property
     def working_gb(self) -> float:
@@ -231,6 +247,8 @@ _ROWS = (
         title="The fast tier with the Stable Video Infinity 2.0 Pro LoRA pair: for 10 and 15 s",
         continuation="svi",
         continuations=("svi",),  # with any other condition the pair misbehaves
+        # As its authors advise (vita-epfl/Stable-Video-Infinity, issue 51).
+        full_segments=True,
         # No checksum of the pair could be found in public, so any file of the name is taken.
         loras=(
             *_FOUR_STEP.loras,

@@ -10,7 +10,6 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
-from wan_engine.choice import taken
 from wan_engine.errors import NotServed
 from wan_engine.runtime.finite import not_finite
 from wan_engine.schema import (
@@ -74,7 +73,7 @@ def refuse_others(spec: ModelSpec, segment: SegmentInput) -> None:
     """Raise `NotServed` for a condition that the row does not take, or lacks."""
     given = {_NAMES[type(one)] for one in segment.conditions if type(one) in _NAMES}
     for name in given - set(spec.takes):
-        raise NotServed(f"The model {spec.name} takes {taken(spec)}, and was given {name}")
+        raise NotServed(f"The model {spec.name} takes {spec.taken}, and was given {name}")
     for name in set(spec.needs) - given:
         raise NotServed(f"The model {spec.name} needs {name}, and was given none")
 
