@@ -495,4 +495,5 @@ def test_every_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_list_is_shown_as_its_variable_takes_it() -> None:
-    assert {row.variable: row.default for row in described()}["WAN_ENDPOINTS"] == "wan-2-6-i2v"
+    shown = {row.variable: row.default for row in described()}
+    assert shown["WAN_ENDPOINTS"] == "wan-2-6-i2v,wan-2-6-r2v,wan-2-6-t2v"

@@ -4,11 +4,13 @@ the gateway alone; it writes a small real file, so that links lead somewhere."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
 from wan_engine.control import Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.schema import Task
 
 CLIP = bytes(range(256)) * 40
 
@@ -16,7 +18,7 @@ CLIP = bytes(range(256)) * 40
 class InstantBackend:
     """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:", or "lose:",
     ends as these say; "spare:" loses its worker three times without blame; "hang" ends only when it
-    is cancelled."""
+    is cancelled. `models` may be told: without, nothing is known of them."""
 
     def __init__(self, folder: Path, slots: int = 1) -> None:
         self.slots = slots
@@ -26,6 +28,7 @@ class InstantBackend:
         self.requests: dict[str, object] = {}
         self.spared = 0
         self.why: str | None = None
+        self.models: Mapping[Task, str] | None = None
         self._folder = folder
         self._go = asyncio.Event()
         self._go.set()
@@ -38,8 +41,6 @@ class InstantBackend:
 
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-
-    models = None
 
     def waiting_for(self) -> str | None:
         return self.why

@@ -162,6 +162,52 @@ def test_oxen_events_in_python(listen: Listen, tmp_path: Path) -> None:
     assert_clip(event["url"])
 
 
+VIDEO = "https://hub.oxen.ai/api/repos/ox/Oxen-AI-Assets/file/main/images/winter_summer_ox.mp4"
+VIDEO_HERE = "https://example.com/ox.mp4"
+REFERENCES = "wan-v2-6-reference-to-video"
+
+
+def reference_sample(name: str, url: str) -> str:
+    """A client of the page of references, with another address of the video where it has one."""
+    text = (SAMPLES / f"oxen_r2v_{name}.txt").read_text("utf-8")
+    assert (VIDEO in text) == ("videos" in name)
+    return moved(text.replace(VIDEO, VIDEO_HERE), url)
+
+
+def assert_references_were_run(listening: Listening, name: str) -> None:
+    """With the videos where the client has them, from the prompt alone where not."""
+    expected = [VIDEO_HERE] if "videos" in name else []
+    assert_sample_was_run(listening, references=expected, duration=5, size="1920*1080")
+    assert_sample_was_run(listening, aspect_ratio="16:9", enable_prompt_expansion=True)
+
+
+@pytest.mark.parametrize("name", ["sync.py", "sync_videos.py"])
+def test_oxen_references_sync_in_python(listen: Listen, tmp_path: Path, name: str) -> None:
+    here = listen(api_keys=ENTRY)
+    answer = ast.literal_eval(python(reference_sample(name, here.url), tmp_path))
+    assert answer["model"] == REFERENCES
+    assert_clip(answer["videos"][0]["url"])
+    assert_references_were_run(here, name)
+
+
+@pytest.mark.parametrize("name", ["queue.py", "queue_videos.py"])
+def test_oxen_references_queue_in_python(listen: Listen, tmp_path: Path, name: str) -> None:
+    here = listen(api_keys=ENTRY)
+    printed = python(reference_sample(name, here.url), tmp_path)
+    assert printed.startswith("Result: ")
+    assert_clip(printed.removeprefix("Result: ").strip())
+    assert_references_were_run(here, name)
+
+
+@pytest.mark.parametrize("name", ["events.py", "events_videos.py"])
+def test_oxen_references_events_in_python(listen: Listen, tmp_path: Path, name: str) -> None:
+    here = listen(api_keys=ENTRY)
+    event = ast.literal_eval(python(reference_sample(name, here.url), tmp_path))
+    assert (event["status"], event["model"]) == ("succeeded", REFERENCES)
+    assert_clip(event["url"])
+    assert_references_were_run(here, name)
+
+
 def test_runpod_in_python(listen: Listen, tmp_path: Path) -> None:
     here = listen(api_keys=ENTRY)
     text = f"RUNPOD_API_KEY = {KEY!r}\n" + sample("runpod.py", here.url)
@@ -229,6 +275,46 @@ def test_oxen_model_with_curl(listen: Listen, tmp_path: Path) -> None:
     here = listen(api_keys=ENTRY)
     model = json.loads(bash(sample("oxen_model.sh", here.url), tmp_path))
     assert model["json_request_schema"]["required"] == ["prompt", "input_image"]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["sync.sh", "sync_videos.sh"])
+def test_oxen_references_sync_with_curl(listen: Listen, tmp_path: Path, name: str) -> None:
+    here = listen(api_keys=ENTRY)
+    answer = json.loads(bash(reference_sample(name, here.url), tmp_path))
+    assert_clip(answer["videos"][0]["url"])
+    assert_references_were_run(here, name)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["queue.sh", "queue_videos.sh"])
+def test_oxen_references_queue_with_bash_and_jq(listen: Listen, tmp_path: Path, name: str) -> None:
+    here = listen(api_keys=ENTRY)
+    printed = bash(reference_sample(name, here.url), tmp_path)
+    found = json.loads(printed[printed.index("{") :])
+    assert (found["status"], found["model_name"]) == ("succeeded", REFERENCES)
+    assert_clip(found["result_url"])
+    assert_references_were_run(here, name)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["events.sh", "events_videos.sh"])
+def test_oxen_references_events_with_awk(
+    listen: Listen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("wan_engine.gateway.doors.oxen.door.KEEP_ALIVE_SECONDS", 1)
+    here = listen(api_keys=ENTRY)
+    event = json.loads(run(["bash"], reference_sample(name, here.url), tmp_path, ".sh"))
+    assert event["status"] == "succeeded"
+    assert_clip(event["url"])
+    assert_references_were_run(here, name)
+
+
+@pytest.mark.system
+def test_oxen_reference_model_with_curl(listen: Listen, tmp_path: Path) -> None:
+    here = listen(api_keys=ENTRY)
+    model = json.loads(bash(reference_sample("model.sh", here.url), tmp_path))
+    assert model["json_request_schema"]["required"] == ["prompt"]
 
 
 @pytest.mark.system

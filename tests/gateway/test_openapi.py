@@ -115,6 +115,18 @@ def test_the_documented_examples_are_taken(
     assert set(promised["example"]) <= set(answer.json())
 
 
+def test_every_runpod_endpoint_s_input_is_described(openapi: dict[str, Any]) -> None:
+    for operation in ("run", "runsync"):
+        body = openapi["paths"]["/v2/{endpoint}/" + operation]["post"]["requestBody"]
+        schema = body["content"]["application/json"]["schema"]["properties"]["input"]
+        needed = {one["title"]: one["required"] for one in schema["anyOf"]}
+        assert needed == {
+            "wan-2-6-i2v input": ["prompt", "image"],
+            "wan-2-6-r2v input": ["prompt", "references"],
+            "wan-2-6-t2v input": ["prompt"],
+        }
+
+
 def test_every_answer_of_the_runpod_door_is_as_it_is_described(
     here: Listening, openapi: dict[str, Any]
 ) -> None:

@@ -48,9 +48,9 @@ class GatewaySettings(BaseModel):
         repr=False,
     )
     endpoints: Words = Field(
-        default=("wan-2-6-i2v",),
+        default=("wan-2-6-i2v", "wan-2-6-r2v", "wan-2-6-t2v"),
         description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
-        "between",
+        "between. `wan-2-6-r2v` and `wan-2-6-t2v` are there only with a WAN_REFERENCE_MODEL",
     )
     database_url: SecretStr | None = Field(
         default=None,

@@ -102,6 +102,47 @@ def test_credits_follow_the_gateway_s_prices(serve: Serve) -> None:
     asyncio.run(line())
 
 
+REFERENCES: dict[str, Any] = {
+    "model": "alibaba/wan-2-6-r2v",
+    "prompt": "character1 hands character2 her glasses.",
+    "video_urls": ["https://example.com/ann.mp4", "https://example.com/bob.mov"],
+}
+
+
+def test_reference_videos_cost_and_arrive_as_the_page_says(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            created = (await served.http.post(PATH, json=REFERENCES)).json()
+            assert created["meta"]["usage"]["credits_used"] == 3150000
+            assert (await ended(served, created["id"]))["status"] == "completed"
+            request: Any = served.backend.requests[created["id"]]
+            assert request["references"] == REFERENCES["video_urls"]
+            assert "image" not in request and "audio" not in request
+
+    asyncio.run(line())
+
+
+def test_references_have_the_prices_of_their_task(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(prices={"reference-to-video": {"1920*1080": "0.03"}}) as served:
+            created = (await served.http.post(PATH, json=REFERENCES)).json()
+            assert created["meta"]["usage"]["credits_used"] == 630000
+
+    asyncio.run(line())
+
+
+def test_a_model_whose_task_is_not_served_is_unknown(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.models = {"image-to-video": "a model"}
+            message = assert_failure(await served.http.post(PATH, json=REFERENCES), 400)
+            assert message.endswith("received 'alibaba/wan-2-6-r2v' at \"model\"")
+            assert message.count("alibaba/wan-2-6-r2v") == 1
+            assert (await served.http.post(PATH, json=SAMPLE)).status_code == 200
+
+    asyncio.run(line())
+
+
 @pytest.mark.parametrize("path", OLDER_PATHS)
 def test_the_older_paths_are_the_same_api(serve: Serve, path: str) -> None:
     async def line() -> None:

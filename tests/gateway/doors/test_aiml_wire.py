@@ -13,7 +13,7 @@ import pytest
 from wan_engine.gateway.doors.aiml import wire
 from wan_engine.gateway.job import Job
 from wan_engine.pricing import cost
-from wan_engine.schema import SEED_MAX, VideoRequest
+from wan_engine.schema import SEED_MAX, ReferenceRequest, VideoRequest
 
 SAMPLE: dict[str, Any] = {
     "model": "alibaba/wan-2-6-i2v",
@@ -44,6 +44,17 @@ def job(**values: Any) -> Job:
 
 def request(**changes: Any) -> VideoRequest:
     return VideoRequest.parse(wire.parse({**SAMPLE, **changes}).fields())
+
+
+REFERENCES: dict[str, Any] = {
+    "model": "alibaba/wan-2-6-r2v",
+    "prompt": "character1 hands character2 her glasses.",
+    "video_urls": ["https://example.com/ann.mp4", "https://example.com/bob.mov"],
+}
+
+
+def reference_request(**changes: Any) -> ReferenceRequest:
+    return ReferenceRequest.parse(wire.parse({**REFERENCES, **changes}).fields())
 
 
 def credits_used(**changes: Any) -> object:
@@ -98,6 +109,68 @@ def test_the_flash_model_has_its_own_default_resolution() -> None:
     flash = "alibaba/wan-2-6-image-to-video-flash"
     assert request(model=flash).size == "1280*720"
     assert request(model=flash, resolution="1080p").size == "1920*1080"
+
+
+def test_references_are_ten_seconds_at_1080p_with_an_expanded_prompt() -> None:
+    found = reference_request()
+    assert found.references == tuple(REFERENCES["video_urls"])
+    assert (found.duration, found.size, found.aspect_ratio) == (10, "1920*1080", "16:9")
+    assert found.enable_prompt_expansion is True
+    assert (found.shot_type, found.seed) == ("single", -1)
+
+
+def test_every_option_of_references_arrives() -> None:
+    found = reference_request(
+        aspect_ratio="9:16",
+        resolution="720p",
+        duration="15",
+        negative_prompt="blur",
+        shot_type="multi",
+        seed=42,
+        enhance_prompt=False,
+        audio_url="https://example.com/ignored.mp3",
+    )
+    assert found == ReferenceRequest(
+        prompt=REFERENCES["prompt"],
+        references=tuple(REFERENCES["video_urls"]),
+        aspect_ratio="9:16",
+        size="1280*720",
+        duration=15,
+        negative_prompt="blur",
+        shot_type="multi",
+        seed=42,
+    )
+
+
+@pytest.mark.parametrize(
+    ("videos", "hint"),
+    [
+        (None, 'Required at "video_urls"'),
+        ([], 'Array must contain at least 1 element(s) at "video_urls"'),
+        (
+            ["https://example.com/a.mp4"] * 4,
+            'Array must contain at most 3 element(s) at "video_urls"',
+        ),
+        ("https://example.com/a.mp4", 'Expected array, received string at "video_urls"'),
+        (["https://example.com/a.mp4", "a.mp4"], 'Invalid url at "video_urls[1]"'),
+        ([7], 'Expected string, received number at "video_urls[0]"'),
+    ],
+)
+def test_wrong_references_are_refused(videos: object, hint: str) -> None:
+    with pytest.raises(wire.BodyError) as refused:
+        reference_request(video_urls=videos)
+    assert str(refused.value) == f"Body validation error\n{hint}"
+
+
+@pytest.mark.parametrize("model", ["alibaba/wan-2-6-i2v", "alibaba/nope", None])
+def test_only_models_that_are_served_are_known(model: str | None) -> None:
+    with pytest.raises(wire.BodyError) as refused:
+        wire.parse({**SAMPLE, "model": model}, lambda task: task == "reference-to-video")
+    received = "undefined" if model is None else f"'{model}'"
+    assert str(refused.value) == (
+        "Body validation error\n"
+        f"Invalid enum value. Expected 'alibaba/wan-2-6-r2v', received {received} at \"model\""
+    )
 
 
 def test_every_option_arrives() -> None:
@@ -172,8 +245,8 @@ def test_an_unknown_model_is_refused_in_the_documented_words() -> None:
         wire.parse({**SAMPLE, "model": "alibaba/nope"})
     assert str(refused.value) == (
         "Body validation error\nInvalid enum value. Expected 'alibaba/wan-2-6-i2v' | "
-        "'alibaba/wan2.6-i2v' | 'alibaba/wan2-6-i2v' | 'alibaba/wan-2-6-image-to-video-flash', "
-        "received 'alibaba/nope' at \"model\""
+        "'alibaba/wan2.6-i2v' | 'alibaba/wan2-6-i2v' | 'alibaba/wan-2-6-image-to-video-flash' | "
+        "'alibaba/wan-2-6-r2v', received 'alibaba/nope' at \"model\""
     )
     with pytest.raises(wire.BodyError, match="received undefined at"):
         wire.parse({**SAMPLE, "model": None})
@@ -318,6 +391,24 @@ def test_a_failed_call_has_the_five_documented_keys() -> None:
         "statusCode": "429",
         "timestamp": "2025-03-11T07:13:27.813Z",
     }
+
+
+def test_the_schema_of_references_is_the_page_s() -> None:
+    schema = wire.ReferenceGenerationRequest.model_json_schema()
+    properties = schema["properties"]
+    assert schema["required"] == ["model", "prompt", "video_urls"]
+    assert list(properties) == [
+        *("model", "prompt", "video_urls", "aspect_ratio", "resolution", "duration"),
+        *("negative_prompt", "shot_type", "seed", "enhance_prompt"),
+    ]
+    videos = properties["video_urls"]
+    assert (videos["minItems"], videos["maxItems"]) == (1, 3)
+    assert videos["items"] == {"type": "string", "format": "uri"}
+    assert properties["aspect_ratio"]["enum"] == ["16:9", "9:16", "1:1", "4:3", "3:4"]
+    assert properties["duration"]["enum"] == [5, 10, 15]
+    defaults = {name: field.get("default") for name, field in properties.items()}
+    assert (defaults["duration"], defaults["resolution"]) == (10, "1080p")
+    assert (defaults["aspect_ratio"], defaults["enhance_prompt"]) == ("16:9", True)
 
 
 def test_the_schema_is_the_page_s() -> None:

@@ -19,6 +19,7 @@ from tests.gateway.fakes import CLIP
 from wan_engine.gateway.keys import new_entry
 
 MODEL = "wan-v2-6-image-to-video"
+REFERENCES = "wan-v2-6-reference-to-video"
 GENERATE, QUEUE, EVENTS = "/api/ai/videos/generate", "/api/ai/queue", "/api/events"
 SAMPLE: dict[str, Any] = {
     "model": MODEL,
@@ -433,6 +434,42 @@ def test_callers_see_their_own_generations_only(serve: Serve) -> None:
     asyncio.run(line())
 
 
+# --- references ----------------------------------------------------------------------------------
+
+
+def test_a_prompt_alone_is_a_video_of_the_reference_model(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            body = {"model": REFERENCES, "prompt": "An ox slowly walking down the road. Cinematic."}
+            answer = (await served.http.post(GENERATE, json=body)).json()
+            assert answer["model"] == REFERENCES
+            (request,) = served.backend.requests.values()
+            assert isinstance(request, dict)
+            assert (request["references"], request["prompt"]) == ([], body["prompt"])
+            assert "image" not in request
+
+    asyncio.run(line())
+
+
+def test_reference_videos_go_through_the_queue_in_their_order(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            videos = ["https://example.com/ann.mp4", "https://example.com/ox.mov"]
+            changes = {"model": REFERENCES, "input_image": None, "input_videos": videos}
+            (one,) = await enqueue(served, **changes)
+            found = await ended(served, one)
+            assert (found["status"], found["model_name"]) == ("succeeded", REFERENCES)
+            assert found["input_videos"] == videos
+            request: Any = served.backend.requests[one]
+            assert request["references"] == videos
+            job = await served.jobs.find("oxen", "local", one)
+            assert job is not None and job.task == "reference-to-video"
+            (failed,) = await enqueue(served, **{**changes, "input_videos": videos * 2})
+            assert "input_videos: List should have at most 3" in str(await ended(served, failed))
+
+    asyncio.run(line())
+
+
 # --- models --------------------------------------------------------------------------------------
 
 
@@ -441,7 +478,8 @@ def test_the_models_are_listed_and_described(serve: Serve) -> None:
         async with serve(prices={"1280*720": "0.01"}) as served:
             listed = (await served.http.get("/api/ai/models")).json()
             assert listed["object"] == "list"
-            (model,) = listed["data"]
+            model, other = listed["data"]
+            assert other["id"] == REFERENCES
             one = await served.http.get(f"/api/ai/models/{MODEL}")
             assert (one.status_code, one.json()) == (200, model)
             assert model["json_request_schema"] == model["request_schema"]
@@ -449,9 +487,44 @@ def test_the_models_are_listed_and_described(serve: Serve) -> None:
             assert model["pricing"]["cost_per_second_high_res"] == 0.15
             for path in ("/api/ai/models", "/api/ai/models/search"):
                 found = await served.http.get(path, params={"search": "image-to"})
-                assert found.json() == listed
+                assert found.json() == {"object": "list", "data": [model]}
                 none = await served.http.get(path, params={"search": "kling"})
                 assert none.json() == {"object": "list", "data": []}
+
+    asyncio.run(line())
+
+
+def test_a_model_has_the_prices_of_its_task(serve: Serve) -> None:
+    async def line() -> None:
+        prices = {"reference-to-video": {"1920*1080": "0.2"}}
+        async with serve(prices=prices) as served:
+            found = (await served.http.get(f"/api/ai/models/{REFERENCES}")).json()
+            assert found["json_request_schema"] == found["request_schema"]
+            assert found["pricing"]["cost_per_second"] == 0.10
+            assert found["pricing"]["cost_per_second_high_res"] == 0.2
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize(
+    ("task", "here", "away"),
+    [("image-to-video", MODEL, REFERENCES), ("reference-to-video", REFERENCES, MODEL)],
+)
+def test_a_model_whose_task_is_not_served_is_not_found(
+    serve: Serve, task: str, here: str, away: str
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.models = {task: "a model"}
+            (model,) = (await served.http.get("/api/ai/models")).json()["data"]
+            assert model["id"] == here
+            message = f"Model not found: {away}"
+            assert_message(await served.http.get(f"/api/ai/models/{away}"), 404, message)
+            for path in (GENERATE, QUEUE):
+                answer = await served.http.post(path, json={**SAMPLE, "model": away})
+                assert_message(answer, 404, message)
+                answer = await served.http.post(path, json={**SAMPLE, "model": here})
+                assert answer.status_code == 200
 
     asyncio.run(line())
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from wan_engine.gateway.doors.oxen import models, parameters, wire
+from wan_engine.gateway.doors.oxen.parameters import ReferenceParameters, VideoParameters
 from wan_engine.gateway.job import Job
 from wan_engine.pricing import HOSTED_PRICES
-from wan_engine.schema import SEED_MAX, VideoRequest
+from wan_engine.schema import SEED_MAX, ReferenceRequest, VideoRequest
 
 SAMPLE: dict[str, Any] = {
     "model": "wan-v2-6-image-to-video",
@@ -41,7 +42,12 @@ def job(**values: Any) -> Job:
 
 
 def request(**changes: Any) -> VideoRequest:
-    return VideoRequest.parse(parameters.parse({**SAMPLE, **changes}).fields())
+    return VideoRequest.parse(VideoParameters.parse({**SAMPLE, **changes}).fields())
+
+
+def reference_request(**changes: Any) -> ReferenceRequest:
+    asked = ReferenceParameters.parse({"prompt": "An ox slowly walking down the road.", **changes})
+    return ReferenceRequest.parse(asked.fields())
 
 
 # --- requests ------------------------------------------------------------------------------------
@@ -53,6 +59,67 @@ def test_the_minimal_sample_is_five_seconds_at_1080p_with_an_expanded_prompt() -
     assert (found.prompt, found.image) == (SAMPLE["prompt"], SAMPLE["input_image"])
     assert found.enable_prompt_expansion is True
     assert (found.shot_type, found.seed, found.audio) == ("single", -1, None)
+
+
+def test_a_prompt_alone_is_text_to_video_at_1080p_16_to_9() -> None:
+    found = reference_request()
+    assert (found.references, found.duration, found.size) == ((), 5, "1920*1080")
+    assert (found.aspect_ratio, found.seed) == ("16:9", -1)
+    assert found.enable_prompt_expansion is True
+    assert found.shot_type == "multi"
+
+
+def test_what_is_passed_on_with_references_is_honoured() -> None:
+    found = reference_request(
+        input_videos=["https://example.com/a.mp4", "data:video/mp4;base64,AAAA"],
+        duration="15",
+        aspect_ratio="3:4",
+        resolution="720p",
+        negative_prompt="blur",
+        multi_shots=False,
+        enable_prompt_expansion=False,
+        enable_safety_checker=False,
+        seed=42,
+        audio_url="https://example.com/ignored.mp3",
+    )
+    assert found == ReferenceRequest(
+        prompt=found.prompt,
+        references=("https://example.com/a.mp4", "data:video/mp4;base64,AAAA"),
+        duration=15,
+        aspect_ratio="3:4",
+        size="1280*720",
+        negative_prompt="blur",
+        enable_safety_checker=False,
+        seed=42,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("prompt", None, "prompt: Field required"),
+        ("input_videos", "https://example.com/a.mp4", "input_videos: Input should be a valid list"),
+        ("input_videos", [1], "input_videos.0: Input should be a valid string"),
+        ("input_videos", ["https://example.com/a.mp4", "a.mp4"], "input_videos.1: Invalid URL"),
+        (
+            "input_videos",
+            ["https://example.com/a.mp4"] * 4,
+            "input_videos: List should have at most 3 items, not 4",
+        ),
+        ("duration", 7, "duration: Input should be 5, 10 or 15"),
+        (
+            "aspect_ratio",
+            "2:1",
+            "aspect_ratio: Input should be '16:9', '9:16', '1:1', '4:3' or '3:4'",
+        ),
+    ],
+)
+def test_wrong_references_are_refused_in_the_provider_s_words(
+    name: str, value: object, sentence: str
+) -> None:
+    with pytest.raises(parameters.ProviderError) as refused:
+        reference_request(**{name: value})
+    assert str(refused.value) == f"Getting model response error: 422 - {sentence}"
 
 
 def test_the_first_frame_of_a_gif_is_taken() -> None:
@@ -122,14 +189,14 @@ def test_null_is_absent() -> None:
 )
 def test_a_wrong_parameter_is_named(name: str, value: object, why: str) -> None:
     with pytest.raises(parameters.ProviderError) as refused:
-        parameters.parse({**SAMPLE, name: value})
+        VideoParameters.parse({**SAMPLE, name: value})
     assert str(refused.value) == f"Getting model response error: 422 - {why}"
 
 
 def test_several_generations_with_a_seed_are_several_clips() -> None:
-    seeded = parameters.parse({**SAMPLE, "seed": SEED_MAX})
+    seeded = VideoParameters.parse({**SAMPLE, "seed": SEED_MAX})
     assert [seeded.fields(number)["seed"] for number in range(3)] == [SEED_MAX, 0, 1]
-    assert parameters.parse(SAMPLE).fields(3)["seed"] == -1
+    assert VideoParameters.parse(SAMPLE).fields(3)["seed"] == -1
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 1), (1, 1), (4, 4), ("3", 3), (2.0, 2)])
@@ -306,9 +373,18 @@ def test_models_are_found_by_a_part_of_their_name() -> None:
     assert models.found("kling") == []
 
 
+def test_the_schema_of_references_has_the_page_s_texts_and_takes_what_it_shows() -> None:
+    shown = models.MODELS[models.REFERENCE_TO_VIDEO].schema
+    assert shown["required"] == ReferenceParameters.model_json_schema()["required"] == ["prompt"]
+    videos = shown["properties"]["input_videos"]
+    assert videos["description"] == "Videos to use as reference."
+    examples = {name: field["default"] for name, field in shown["properties"].items()}
+    assert reference_request(**examples).references == tuple(videos["default"])
+
+
 def test_the_schema_that_is_shown_and_the_one_that_is_checked_agree() -> None:
     shown = models.MODELS[models.IMAGE_TO_VIDEO].schema
-    checked = parameters.VideoParameters.model_json_schema()
+    checked = VideoParameters.model_json_schema()
     assert checked["required"] == shown["required"]
     for name, field in shown["properties"].items():
         assert name in checked["properties"]

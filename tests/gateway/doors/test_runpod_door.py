@@ -491,3 +491,93 @@ def test_what_is_empty_or_unknown_is_no_reason_to_refuse(
     caplog.set_level("INFO")
     asyncio.run(line())
     assert 'ignored beside "input": priority' in caplog.text
+
+
+# --- references and text -------------------------------------------------------------------------
+
+VIDEOS = ["https://example.com/ann.mp4", "https://example.com/cat.png"]
+PROMPT = "character1 and character2 dance"
+
+
+async def runsync(served: Served, endpoint: str, **fields: Any) -> tuple[int, dict[str, Any]]:
+    answer = await served.http.post(f"/v2/{endpoint}/runsync", json={"input": fields})
+    return answer.status_code, answer.json()
+
+
+def test_the_endpoint_for_references_takes_them_in_their_order(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            fields = {"prompt": PROMPT, "references": VIDEOS, "aspect_ratio": "9:16"}
+            status, body = await runsync(served, "wan-2-6-r2v", **fields)
+            assert (status, body["status"]) == (200, "COMPLETED")
+            assert served.backend.requests == {body["id"]: fields}
+            job = await served.jobs.find("runpod", "local", body["id"])
+            assert job is not None and job.task == "reference-to-video"
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"prompt": PROMPT}, 'field "references" is required'),
+        ({"prompt": PROMPT, "image": VIDEOS[1]}, 'field "references" is required'),
+        ({"references": VIDEOS}, 'field "prompt" is required'),
+        (
+            {"prompt": PROMPT, "references": VIDEOS * 3},
+            'field "references" must have at most 5 entries, got 6',
+        ),
+        (
+            {"prompt": PROMPT, "references": VIDEOS[0]},
+            'field "references" must be an array of strings, got string '
+            '"https://example.com/ann.mp4"',
+        ),
+        (
+            {"prompt": PROMPT, "references": VIDEOS, "image": VIDEOS[1]},
+            'field "references" cannot be given with field "image"',
+        ),
+    ],
+)
+def test_the_endpoint_for_references_says_what_is_wrong(
+    serve: Serve, fields: dict[str, Any], error: str
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            status, body = await runsync(served, "wan-2-6-r2v", **fields)
+            assert (status, body["status"], body["error"]) == (400, "FAILED", error)
+            assert served.backend.requests == {}
+
+    asyncio.run(line())
+
+
+def test_the_endpoint_for_text_needs_a_prompt_only(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            status, body = await runsync(served, "wan-2-6-t2v", prompt="Rain")
+            assert (status, body["status"]) == (200, "COMPLETED")
+            assert served.backend.requests == {body["id"]: {"prompt": "Rain", "references": []}}
+            status, body = await runsync(served, "wan-2-6-t2v", size="720p")
+            assert (status, body["error"]) == (400, 'field "prompt" is required')
+
+    asyncio.run(line())
+
+
+def test_endpoints_whose_task_is_not_served_are_not_found(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            served.backend.models = {"image-to-video": "a model"}
+            for endpoint in ("wan-2-6-r2v", "wan-2-6-t2v"):
+                status, body = await runsync(served, endpoint, prompt="Rain", references=[])
+                assert (status, body["error"]) == (404, "endpoint not found")
+            assert (await runsync(served, "wan-2-6-i2v", **wish()))[0] == 200
+
+    asyncio.run(line())
+
+
+def test_endpoints_that_the_setting_does_not_name_are_not_found(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve(endpoints="wan-2-6-i2v") as served:
+            status, _ = await runsync(served, "wan-2-6-t2v", prompt="Rain")
+            assert status == 404
+
+    asyncio.run(line())

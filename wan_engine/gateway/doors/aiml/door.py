@@ -47,7 +47,7 @@ class _Routes:
         """Puts the video into the queue and answers at once, with what it costs in credits."""
         body = await read_json(request)
         try:
-            asked = wire.parse(body)
+            asked = wire.parse(body, self._context.serves)
         except wire.BodyError as error:
             raise Refusal("invalid_request", str(error)) from None
         # `generate_audio` is only checked: this engine has no model that makes sound, so without
@@ -61,7 +61,7 @@ class _Routes:
             base_url=self._context.base_url(request),
         )
         await self._context.submit(request, new)
-        cost = self._context.price(asked.size, asked.duration)
+        cost = self._context.price(asked.size, asked.duration, wire.MODELS[asked.model])
         return JSONResponse(wire.created(new.id, cost))
 
     async def poll(

@@ -77,7 +77,12 @@ CREATE: dict[str, Any] = {
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": wire.GenerationRequest.model_json_schema(),
+                    "schema": {
+                        "oneOf": [
+                            wire.GenerationRequest.model_json_schema(),
+                            wire.ReferenceGenerationRequest.model_json_schema(),
+                        ]
+                    },
                     "example": {
                         "model": "alibaba/wan-2-6-i2v",
                         "prompt": "Mona Lisa puts on glasses with her hands.",

@@ -1,7 +1,7 @@
 """What the AI/ML API takes and answers, as functions of plain values: no HTTP, no jobs service.
 
-Names, defaults and sentences are this API's own (docs.aimlapi.com, `alibaba/wan-2-6-i2v`); its
-defaults differ from the other doors', so no table of them is shared.
+Names, defaults and sentences are this API's own (docs.aimlapi.com, `alibaba/wan-2-6-i2v` and
+`alibaba/wan-2-6-r2v`); its defaults differ from the other doors', so no table of them is shared.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ import binascii
 import re
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 from wan_engine.gateway.job import Job, State
-from wan_engine.schema import SEED_MAX
+from wan_engine.schema import SEED_MAX, AspectRatio, Task
 
 CREDITS_PER_USD = 2_100_000
 """1,575,000 credits for five seconds at 1080p, which cost 0.75 USD by the price table."""
@@ -37,6 +44,9 @@ Model = Literal[
     "alibaba/wan-2-6-image-to-video-flash",
 ]
 """The canonical name, the two of older pages, and the flash model."""
+
+ReferenceModel = Literal["alibaba/wan-2-6-r2v"]
+MAX_VIDEOS = 3
 
 Resolution = Literal["720p", "1080p"]
 Duration = Literal[5, 10, 15]
@@ -127,17 +137,21 @@ def _seed(value: object) -> int:
 
 
 def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
-    numbers = isinstance(allowed[0], int)
+    return BeforeValidator(lambda value: _choice(value, allowed))
 
-    def check(value: object) -> Any:
-        found = _integer(value) if numbers else value
-        if isinstance(found, type(allowed[0])) and not isinstance(found, bool) and found in allowed:
-            return found
-        plain = isinstance(value, int | float | str) and not isinstance(value, bool)
-        received = _shown(value) if plain else _kind(value)
-        raise _refuse(_wrong(allowed, received))
 
-    return BeforeValidator(check)
+def _choice(value: object, allowed: tuple[Any, ...]) -> Any:
+    found = _integer(value) if isinstance(allowed[0], int) else value
+    if isinstance(found, type(allowed[0])) and not isinstance(found, bool) and found in allowed:
+        return found
+    plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+    received = _shown(value) if plain else _kind(value)
+    raise _refuse(_wrong(allowed, received))
+
+
+def _model(value: object, info: ValidationInfo) -> Any:
+    """Only names of models that are served: any other is unknown."""
+    return _choice(value, info.context or tuple(MODELS))
 
 
 def _wrong(allowed: tuple[Any, ...], received: str) -> str:
@@ -164,13 +178,23 @@ def _image(value: object) -> str:
     return _url(text)
 
 
+def _videos(value: object) -> object:
+    if not isinstance(value, list):
+        raise _refuse(f"Expected array, received {_kind(value)}")
+    if not value:
+        raise _refuse("Array must contain at least 1 element(s)")
+    if len(value) > MAX_VIDEOS:
+        raise _refuse(f"Array must contain at most {MAX_VIDEOS} element(s)")
+    return value
+
+
 class GenerationRequest(BaseModel):
-    """The body of `POST /v2/video/generations`, fields in the page's order. Other keys are
-    ignored, `null` means absent."""
+    """The body of `POST /v2/video/generations` for a model that animates a picture, fields in the
+    page's order. Other keys are ignored, `null` means absent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    model: Annotated[Model, _one_of(get_args(Model))]
+    model: Annotated[Model, BeforeValidator(_model)]
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
         description="What is to be seen: scene, subject, action."
     )
@@ -232,23 +256,98 @@ class GenerationRequest(BaseModel):
         }
 
 
-def parse(body: object) -> GenerationRequest:
-    """The request in a decoded body. Raises `BodyError` that names every wrong field."""
+class ReferenceGenerationRequest(BaseModel):
+    """The body of the same route for the model that takes reference videos. It has no sound of the
+    caller's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    model: Annotated[ReferenceModel, BeforeValidator(_model)]
+    prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
+        description="What is to be seen. `character1` is the first of `video_urls`."
+    )
+    video_urls: Annotated[
+        tuple[Annotated[str, BeforeValidator(_url)], ...], BeforeValidator(_videos)
+    ] = Field(
+        description="Links (http, https) or data URIs of videos of one subject each: MP4 or MOV.",
+        json_schema_extra={
+            "minItems": 1,
+            "maxItems": MAX_VIDEOS,
+            "items": {"type": "string", "format": "uri"},
+        },
+    )
+    aspect_ratio: Annotated[AspectRatio, _one_of(get_args(AspectRatio))] = Field(
+        default="16:9", description="Shape of the video."
+    )
+    resolution: Annotated[Resolution, _one_of(get_args(Resolution))] = "1080p"
+    duration: Annotated[Duration, _one_of(get_args(Duration))] = Field(
+        default=10, description="Seconds; a numeric string is taken too."
+    )
+    negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None, description="What is not to be seen."
+    )
+    shot_type: Annotated[ShotType, _one_of(get_args(ShotType))] = Field(
+        default="single", description="`multi` acts only with `enhance_prompt`."
+    )
+    seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
+        default=None, description="Random unless given.", ge=0, le=SEED_MAX
+    )
+    enhance_prompt: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=True, description="Whether the prompt is expanded."
+    )
+
+    @property
+    def size(self) -> str:
+        """The pixel budget in the engine's words."""
+        return _SIZES[self.resolution]
+
+    def fields(self) -> dict[str, Any]:
+        """The same clip as `ReferenceRequest` fields."""
+        return {
+            "prompt": self.prompt,
+            "references": list(self.video_urls),
+            "negative_prompt": self.negative_prompt,
+            "size": self.size,
+            "aspect_ratio": self.aspect_ratio,
+            "duration": self.duration,
+            "shot_type": self.shot_type,
+            "seed": -1 if self.seed is None else self.seed,
+            "enable_prompt_expansion": self.enhance_prompt,
+            "enable_safety_checker": True,
+        }
+
+
+AnyRequest = GenerationRequest | ReferenceGenerationRequest
+
+MODELS: Mapping[str, Task] = {
+    **dict.fromkeys(get_args(Model), "image-to-video"),
+    **dict.fromkeys(get_args(ReferenceModel), "reference-to-video"),
+}
+"""The task of each model."""
+
+
+def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> AnyRequest:
+    """The request in a decoded body. Raises `BodyError` that names every wrong field; a model whose
+    task nothing `serves` is one."""
     if not isinstance(body, Mapping):
         raise BodyError(f"Body validation error\nExpected object, received {_kind(body)}")
     known = {key: value for key, value in body.items() if value is not None}
+    models = tuple(name for name, task in MODELS.items() if serves(task)) or ("",)
+    references = known.get("model") in get_args(ReferenceModel)
+    kind = ReferenceGenerationRequest if references else GenerationRequest
     try:
-        return GenerationRequest.model_validate(known)
+        return kind.model_validate(known, context=models)
     except ValidationError as error:
         issues = error.errors(include_url=False, include_input=False)
-        hints = [_hint(str(issue["loc"][0]), issue["type"], issue["msg"]) for issue in issues]
+        hints = [_hint(issue["loc"], issue["type"], issue["msg"], models) for issue in issues]
         raise BodyError("\n".join(["Body validation error", *hints])) from None
 
 
-def _hint(name: str, kind: str, sentence: str) -> str:
+def _hint(where: tuple[int | str, ...], kind: str, sentence: str, models: tuple[str, ...]) -> str:
+    name, *entries = where
     if kind == "missing":
-        sentence = _wrong(get_args(Model), "undefined") if name == "model" else "Required"
-    return f'{sentence} at "{name}"'
+        sentence = _wrong(models, "undefined") if name == "model" else "Required"
+    return f'{sentence} at "{name}{"".join(f"[{entry}]" for entry in entries)}"'
 
 
 # --- the answers ---------------------------------------------------------------------------------

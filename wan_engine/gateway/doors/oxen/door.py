@@ -74,7 +74,7 @@ class _Refused(Exception):
         self.answer = JSONResponse(body, status)
 
 
-async def _asked(request: Request) -> tuple[str, dict[str, Any]]:
+async def _asked(context: Context, request: Request) -> tuple[models.Model, dict[str, Any]]:
     """The model and the body of a request. Raises `Refusal` and `_Refused`."""
     body = await read_json(request)
     if not isinstance(body, dict):
@@ -82,9 +82,16 @@ async def _asked(request: Request) -> tuple[str, dict[str, Any]]:
     name = body.get("model")
     if name is None:
         raise Refusal("invalid_request", "model: Field required")
-    if not isinstance(name, str) or name not in models.MODELS:
+    model = _served(context, name) if isinstance(name, str) else None
+    if model is None:
         raise _Refused(404, wire.model_not_found(name))
-    return name, body
+    return model, body
+
+
+def _served(context: Context, name: str) -> models.Model | None:
+    """The model of this name, where what it does is served here."""
+    model = models.MODELS.get(name)
+    return model if model is not None and context.serves(model.task) else None
 
 
 class _Videos:
@@ -95,9 +102,9 @@ class _Videos:
         """Renders a video while the caller waits. A caller that goes away ends the work, as nobody
         else knows of it."""
         try:
-            model, body = await _asked(request)
+            model, body = await _asked(self._context, request)
             given = parameters.response_format(body)
-            wanted = parameters.parse(body)
+            wanted = model.parameters.parse(body)
         except _Refused as refused:
             return refused.answer
         except parameters.ProviderError as error:
@@ -105,7 +112,7 @@ class _Videos:
         new = NewJob(
             id=str(uuid.uuid4()),
             door=NAME,
-            model=model,
+            model=model.name,
             owner=request.state.owner,
             request=wanted.fields(),
             base_url=self._context.base_url(request),
@@ -119,7 +126,7 @@ class _Videos:
             sentence = parameters.provider_error(why, 422 if job.callers_fault else 500)
             return JSONResponse(wire.message(sentence), status)
         return JSONResponse(
-            wire.videos(model, job.created_ms // 1000, await self._video(job, given))
+            wire.videos(model.name, job.created_ms // 1000, await self._video(job, given))
         )
 
     async def _ended(self, job: Job, request: Request) -> Job:
@@ -149,7 +156,7 @@ class _Queue:
         """Puts one to four videos into the queue. Only the model and their number are checked now;
         wrong parameters make generations that have failed."""
         try:
-            model, body = await _asked(request)
+            model, body = await _asked(self._context, request)
         except _Refused as refused:
             return refused.answer
         number = parameters.number_of_generations(body)
@@ -160,7 +167,7 @@ class _Queue:
             return JSONResponse(wire.message(sentence), 400)
         refused_for, requests = None, [dict[str, Any]()] * number
         try:
-            wanted = parameters.parse(body)
+            wanted = model.parameters.parse(body)
             requests = [wanted.fields(count) for count in range(number)]
         except parameters.ProviderError as error:
             refused_for = str(error)
@@ -169,7 +176,7 @@ class _Queue:
             NewJob(
                 id=str(uuid.uuid4()),
                 door=NAME,
-                model=model,
+                model=model.name,
                 owner=request.state.owner,
                 request=fields,
                 base_url=self._context.base_url(request),
@@ -261,9 +268,7 @@ def _states(status: str | None) -> list[State]:
 
 class _Models:
     def __init__(self, context: Context) -> None:
-        prices = context.settings.prices
         self._context = context
-        self._prices = {size: price_a_second(size, prices) for size in HOSTED_PRICES}
         self._created = int(time.time())
 
     async def all(self, search: str = Query("", description="A part of a name.")) -> JSONResponse:
@@ -274,10 +279,12 @@ class _Models:
 
     async def one(self, model_id: str) -> JSONResponse:
         """One model with the schema of its parameters, under both of the names that it has had."""
-        model = models.MODELS.get(model_id)
-        if model is None or not self._context.serves(model.task):
+        model = _served(self._context, model_id)
+        if model is None:
             return JSONResponse(wire.model_not_found(model_id), 404)
         return JSONResponse(self._described(model))
 
     def _described(self, model: models.Model) -> dict[str, Any]:
-        return models.described(model, self._created, self._prices)
+        prices = self._context.settings.prices
+        rates = {size: price_a_second(size, prices, model.task) for size in HOSTED_PRICES}
+        return models.described(model, self._created, rates)

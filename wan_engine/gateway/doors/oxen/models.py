@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from wan_engine.gateway.doors.oxen import parameters
 from wan_engine.schema import Task
 
 IMAGE_TO_VIDEO = "wan-v2-6-image-to-video"
+REFERENCE_TO_VIDEO = "wan-v2-6-reference-to-video"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of this door. `schema` is the JSON Schema of its documented parameters."""
+    """A model of this door. `schema` is the JSON Schema of its documented parameters, `parameters`
+    reads all that it takes."""
 
     name: str
     task: Task
+    parameters: type[parameters.Parameters]
     title: str
     summary: str
     description: str
@@ -35,6 +39,7 @@ MODELS: Mapping[str, Model] = {
         Model(
             name=IMAGE_TO_VIDEO,
             task="image-to-video",
+            parameters=parameters.VideoParameters,
             title="WAN 2.6 - Image to Video",
             summary="A picture becomes a video",
             description="Animates one picture by a prompt, with the sound that is given. Answered "
@@ -74,6 +79,45 @@ MODELS: Mapping[str, Model] = {
                         "description": "The sound, WAV or MP3. Cut to the duration if longer, "
                         "silence after it if shorter.",
                         "x-order": 3,
+                    },
+                },
+            },
+        ),
+        Model(
+            name=REFERENCE_TO_VIDEO,
+            task="reference-to-video",
+            parameters=parameters.ReferenceParameters,
+            title="WAN 2.6 - Video to Video",
+            summary="Reference video with character consistency",
+            description="Puts the subjects of up to three videos into a video by a prompt; makes "
+            "one from the prompt alone without any. Answered by this server's own engine, not by "
+            "the hosted model.",
+            inputs=("text", "video"),
+            # Texts and defaults are the page's. It fills examples with the defaults: nothing here
+            # takes a parameter that is not given for one of them.
+            schema={
+                "type": "object",
+                "required": ["prompt"],
+                "basic": ["prompt", "input_videos"],
+                "properties": {
+                    "prompt": {
+                        "type": "string",
+                        "title": "Prompt",
+                        "description": "Text description of what you want to generate, or the "
+                        "instruction on how to edit the given image.",
+                        "default": "An ox slowly walking down the road. Cinematic.",
+                        "x-order": 0,
+                    },
+                    "input_videos": {
+                        "type": "array",
+                        "items": {"type": "string", "format": "uri"},
+                        "title": "Input Videos",
+                        "description": "Videos to use as reference.",
+                        "default": [
+                            "https://hub.oxen.ai/api/repos/ox/Oxen-AI-Assets/file/main/images/"
+                            "winter_summer_ox.mp4"
+                        ],
+                        "x-order": 1,
                     },
                 },
             },

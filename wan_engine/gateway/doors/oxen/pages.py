@@ -78,15 +78,21 @@ def _answer(description: str, schema: dict[str, Any], example: object) -> dict[s
     return {"description": description, "content": {"application/json": shown}}
 
 
-def _body(**more: dict[str, Any]) -> dict[str, Any]:
-    """The body of a request: the model, its parameters, and what the route adds to them."""
-    known = parameters.VideoParameters.model_json_schema()
-    model = {"type": "string", "enum": list(models.MODELS)}
-    schema = {
+def _schema(model: models.Model, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A model's body: its name, its parameters, and what the route adds to them."""
+    known = model.parameters.model_json_schema()
+    name = {"type": "string", "enum": [model.name]}
+    return {
         **known,
+        "title": model.name,
         "required": ["model", *known["required"]],
-        "properties": {"model": model, **known["properties"], **more},
+        "properties": {"model": name, **known["properties"], **more},
     }
+
+
+def _body(**more: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request: that of one of the models."""
+    schema = {"oneOf": [_schema(model, more) for model in models.MODELS.values()]}
     content = {"application/json": {"schema": schema, "example": _SAMPLE}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -1,22 +1,23 @@
 """What a caller may ask Oxen's media API for: the model's parameters, checked in its words.
 
 Its defaults differ from the other doors', so no table of them is shared. Parameters that its WAN
-2.6 page does not list are passed on to the provider behind it (fal `wan/v2.6/image-to-video`),
-whose names and defaults are here as well.
+2.6 pages do not list are passed on to the provider behind it (fal `wan/v2.6/image-to-video` and
+`wan/v2.6/reference-to-video`), whose names and defaults are here as well.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from wan_engine.schema import SEED_MAX
+from wan_engine.schema import SEED_MAX, AspectRatio
 
 MAX_GENERATIONS = 4
+MAX_VIDEOS = 3
 
 Resolution = Literal["720p", "1080p"]
 Duration = Literal[5, 10, 15]
@@ -66,6 +67,14 @@ def _image(value: object) -> str:
     return _url(value)
 
 
+def _videos(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise _refuse("Input should be a valid list")
+    if len(value) > MAX_VIDEOS:
+        raise _refuse(f"List should have at most {MAX_VIDEOS} items, not {len(value)}")
+    return value
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise _refuse("Input should be a valid boolean")
@@ -100,11 +109,39 @@ def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-class VideoParameters(BaseModel):
-    """The parameters of `wan-v2-6-image-to-video`: the page's four, then those that are passed on.
-    Other keys are ignored, `null` means absent."""
+class Parameters(BaseModel):
+    """The parameters of a model: those of its page, then those that are passed on. Other keys are
+    ignored, `null` means absent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any]) -> Self:
+        """The parameters in a decoded body. Raises `ProviderError` that names the first wrong
+        field."""
+        known = {key: value for key, value in body.items() if value is not None}
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            why = "Field required" if first["type"] == "missing" else first["msg"]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ProviderError(provider_error(f"{where}: {why}")) from None
+
+    def fields(self, number: int = 0) -> dict[str, Any]:
+        """The same clip as the fields of a `Request`. `number` counts the generations of one
+        request from 0."""
+        raise NotImplementedError
+
+
+def _seed_of(seed: int | None, number: int) -> int:
+    """Of the generations of one request with a seed, each has another, or all would be one
+    clip."""
+    return -1 if seed is None else (seed + number) % (SEED_MAX + 1)
+
+
+class VideoParameters(Parameters):
+    """The parameters of `wan-v2-6-image-to-video`."""
 
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
         description="What happens in the video."
@@ -141,9 +178,6 @@ class VideoParameters(BaseModel):
     )
 
     def fields(self, number: int = 0) -> dict[str, Any]:
-        """The same clip as `VideoRequest` fields. `number` counts the generations of one request
-        from 0: of those with a seed, each has another, or all would be one clip."""
-        seed = -1 if self.seed is None else (self.seed + number) % (SEED_MAX + 1)
         return {
             "prompt": self.prompt,
             "image": self.input_image,
@@ -152,23 +186,61 @@ class VideoParameters(BaseModel):
             "size": _SIZES[self.resolution],
             "duration": self.duration,
             "shot_type": "multi" if self.multi_shots else "single",
-            "seed": seed,
+            "seed": _seed_of(self.seed, number),
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
             "first_frame": True,  # the page takes GIF
         }
 
 
-def parse(body: Mapping[str, Any]) -> VideoParameters:
-    """The model's parameters in a decoded body. Raises `ProviderError` that names the first wrong
-    field."""
-    known = {key: value for key, value in body.items() if value is not None}
-    try:
-        return VideoParameters.model_validate(known)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        why = "Field required" if first["type"] == "missing" else first["msg"]
-        raise ProviderError(provider_error(f"{first['loc'][0]}: {why}")) from None
+class ReferenceParameters(Parameters):
+    """The parameters of `wan-v2-6-reference-to-video`. The page's minimal request has a prompt
+    alone, so it is text-to-video here. The provider takes 5 and 10 seconds, this engine 15 too."""
+
+    prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
+        description="What happens in the video. `@Video1` or `character1` is the first of "
+        "`input_videos`."
+    )
+    input_videos: Annotated[
+        tuple[Annotated[str, BeforeValidator(_url)], ...], BeforeValidator(_videos)
+    ] = Field(
+        default=(),
+        description="Links (http, https) or data URIs of videos of one subject each: MP4 or MOV.",
+        json_schema_extra={
+            "maxItems": MAX_VIDEOS,
+            "items": {"type": "string", "format": "uri"},
+        },
+    )
+    duration: Annotated[Duration, _one_of(get_args(Duration))] = Field(
+        default=5, description="Seconds of video."
+    )
+    negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None, description="What is not to be seen."
+    )
+    aspect_ratio: Annotated[AspectRatio, _one_of(get_args(AspectRatio))] = "16:9"
+    resolution: Annotated[Resolution, _one_of(get_args(Resolution))] = Field(default="1080p")
+    seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
+        default=None, description="Random unless given.", ge=0, le=SEED_MAX
+    )
+    multi_shots: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=True, description="Several shots; acts only with `enable_prompt_expansion`."
+    )
+    enable_prompt_expansion: Annotated[bool, BeforeValidator(_boolean)] = True
+    enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
+
+    def fields(self, number: int = 0) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "references": list(self.input_videos),
+            "negative_prompt": self.negative_prompt,
+            "size": _SIZES[self.resolution],
+            "aspect_ratio": self.aspect_ratio,
+            "duration": self.duration,
+            "shot_type": "multi" if self.multi_shots else "single",
+            "seed": _seed_of(self.seed, number),
+            "enable_prompt_expansion": self.enable_prompt_expansion,
+            "enable_safety_checker": self.enable_safety_checker,
+        }
 
 
 def response_format(body: Mapping[str, Any]) -> ResponseFormat:

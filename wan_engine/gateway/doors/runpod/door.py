@@ -23,11 +23,16 @@ from wan_engine.gateway.doors.runpod import pages as schema
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.jobs.webhook_url import checked_webhook
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.schema import ReferenceRequest
 from wan_engine.storage import given_bucket, unknown_fields
 
 log = logging.getLogger(__name__)
 
 NAME = "runpod"
+
+REFERENCES = "wan-2-6-r2v"
+TEXT = "wan-2-6-t2v"
+"""Endpoints that take the input of their names; any other takes what the worker takes."""
 
 RUN_MAX_BYTES = 10 * 2**20
 _RUNSYNC_MAX_BYTES = 20 * 2**20
@@ -197,7 +202,10 @@ class _Routes:
     # --- what the routes share -------------------------------------------------------------------
 
     def _check(self, endpoint: str) -> None:
-        if endpoint not in self._context.settings.endpoints:
+        known = endpoint in self._context.settings.endpoints
+        if endpoint in (REFERENCES, TEXT):
+            known = known and self._context.serves("reference-to-video")
+        if not known:
             raise Refusal("not_found", "endpoint not found")
 
     async def _found(self, endpoint: str, job_id: str, request: Request) -> Job:
@@ -227,12 +235,14 @@ class _Routes:
         execution_ms, ttl_ms = _policy(body.get("policy"))
         private = self._context.settings.allow_private_urls
         webhook = await checked_webhook(body.get("webhook"), allow_private=private)
+        wanted, refused = _input(endpoint, body["input"])
         new = NewJob(
             id=_new_id(operation),
             door=NAME,
             model=endpoint,
             owner=request.state.owner,
-            request=body["input"],
+            request=wanted,
+            refused=refused,
             base_url=self._context.base_url(request),
             webhook=webhook,
             ttl_seconds=DAY_SECONDS if ttl_ms is None else ttl_ms / 1000,
@@ -258,6 +268,22 @@ class _Routes:
             late = job.state == "failed" and job.error_code == "deadline_exceeded"
             body["error"] = "executionTimeout exceeded" if late else job.error
         return _sorted(body)
+
+
+def _input(endpoint: str, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The fields of a `Request` in the input of an endpoint, and why it is refused, if it is.
+
+    The endpoint for text ignores a picture and references, as every unknown field.
+    """
+    if endpoint == TEXT:
+        rest = {key: value for key, value in given.items() if key not in ("image", "last_image")}
+        return {**rest, "references": []}, None
+    if endpoint == REFERENCES:
+        try:
+            ReferenceRequest.parse(given)
+        except InvalidRequest as error:
+            return given, str(error)
+    return given, None
 
 
 def _new_id(operation: str) -> str:

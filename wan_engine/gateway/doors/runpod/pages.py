@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import ReferenceRequest, VideoRequest
 
 _INPUT = {
     "prompt": "A person walking through a sunny park, leaves gently swaying",
@@ -16,6 +16,27 @@ _INPUT = {
     "enable_prompt_expansion": False,
 }
 
+
+def _text_schema() -> dict[str, Any]:
+    """The input with references, but without them."""
+    known = ReferenceRequest.model_json_schema()
+    shown = {name: field for name, field in known["properties"].items() if name != "references"}
+    return {
+        **known,
+        "title": "wan-2-6-t2v input",
+        "description": "One clip of text-to-video generation.",
+        "required": [name for name in known["required"] if name != "references"],
+        "properties": shown,
+    }
+
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "wan-2-6-i2v": VideoRequest.model_json_schema(),
+    "wan-2-6-r2v": ReferenceRequest.model_json_schema(),
+    "wan-2-6-t2v": _text_schema(),
+}
+"""The input by endpoint."""
+
 REQUEST: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -25,7 +46,7 @@ REQUEST: dict[str, Any] = {
                     "type": "object",
                     "required": ["input"],
                     "properties": {
-                        "input": VideoRequest.model_json_schema(),
+                        "input": {"anyOf": list(INPUTS.values())},
                         "webhook": {
                             "type": "string",
                             "format": "uri",
