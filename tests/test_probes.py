@@ -202,6 +202,25 @@ def test_sound_of_the_model_goes_on_over_the_joins_and_ends_with_the_picture(
     assert int(spectrum.argmax()) == 440
 
 
+def test_a_model_that_promises_sound_and_gives_none_fails_the_job(
+    make_settings: Callable[..., Settings],
+    folders: Path,
+    installed: None,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from wan_engine import VideoRequest
+    from wan_engine.errors import EncodeFailed
+    from wan_engine.media.soundtrack import Soundtrack
+
+    engine = Engine(make_settings(models_dir=folders, safety="off", preset="superfast", **TONE))
+    add = Soundtrack.add
+    monkeypatch.setattr(Soundtrack, "add", lambda made, _sound, one: add(made, None, one))
+    request = VideoRequest(prompt="x", image=data_uri(data / "rocket_640x360.jpg"))
+    with pytest.raises(EncodeFailed, match="gave no sound"):
+        engine.generate(request)
+
+
 def test_a_caller_s_own_sound_goes_before_what_the_model_makes(
     make_settings: Callable[..., Settings], folders: Path, installed: None, data: Path
 ) -> None:

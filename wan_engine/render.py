@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from wan_engine.choice import Track
 from wan_engine.control import Control
+from wan_engine.errors import EncodeFailed
 from wan_engine.media.framing import cropped
 from wan_engine.media.images import fit
 from wan_engine.media.joins import Joined
@@ -77,7 +78,10 @@ def render(
         sound = sounds.get(ways.track)
         video = encode(stream, shown, sound, folder / "clip.mp4", ways.options, control)
     if ways.track == "made":
-        video = add_sound(video, made.write(folder / "made.wav") or "silence", plan, control)
+        sound = made.write(folder / "made.wav")
+        if sound is None:  # its row says that it gives some, so silence would be no clip of its
+            raise EncodeFailed("The model gave no sound")
+        video = add_sound(video, sound, plan, control)
     return video
 
 

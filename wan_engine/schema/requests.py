@@ -223,9 +223,12 @@ Request = VideoRequest | ReferenceRequest
 
 def parse_request(payload: object) -> Request:
     """The request in `payload`, of the page whose fields it has: `references` is
-    reference-to-video. Raises `InvalidRequest`."""
-    if isinstance(payload, Mapping) and payload.get("references") is not None:
-        if payload.get("image") is not None:
-            raise InvalidRequest('field "references" cannot be given with field "image"')
+    reference-to-video, and is missed there when it is null and no `image` is given either. Raises
+    `InvalidRequest`."""
+    if not isinstance(payload, Mapping) or "references" not in payload:
+        return VideoRequest.parse(payload)
+    if payload.get("image") is None:
         return ReferenceRequest.parse(payload)
+    if payload["references"] is not None:
+        raise InvalidRequest('field "references" cannot be given with field "image"')
     return VideoRequest.parse(payload)

@@ -545,6 +545,9 @@ def test_the_endpoint_for_references_says_what_is_wrong(
         async with serve() as served:
             status, body = await runsync(served, "wan-2-6-r2v", **fields)
             assert (status, body["status"], body["error"]) == (400, "FAILED", error)
+            await served.http.post(f"/v2/wan-2-6-r2v/retry/{body['id']}")
+            again = await served.http.get(f"/v2/wan-2-6-r2v/status-sync/{body['id']}")
+            assert (again.json()["status"], again.json()["error"]) == ("FAILED", error)
             assert served.backend.requests == {}
 
     asyncio.run(line())

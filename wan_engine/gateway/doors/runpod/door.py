@@ -23,7 +23,6 @@ from wan_engine.gateway.doors.runpod import pages as schema
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.jobs.webhook_url import checked_webhook
 from wan_engine.gateway.refusals import Refusal
-from wan_engine.schema import ReferenceRequest
 from wan_engine.storage import given_bucket, unknown_fields
 
 log = logging.getLogger(__name__)
@@ -235,14 +234,12 @@ class _Routes:
         execution_ms, ttl_ms = _policy(body.get("policy"))
         private = self._context.settings.allow_private_urls
         webhook = await checked_webhook(body.get("webhook"), allow_private=private)
-        wanted, refused = _input(endpoint, body["input"])
         new = NewJob(
             id=_new_id(operation),
             door=NAME,
             model=endpoint,
             owner=request.state.owner,
-            request=wanted,
-            refused=refused,
+            request=_input(endpoint, body["input"]),
             base_url=self._context.base_url(request),
             webhook=webhook,
             ttl_seconds=DAY_SECONDS if ttl_ms is None else ttl_ms / 1000,
@@ -270,20 +267,16 @@ class _Routes:
         return _sorted(body)
 
 
-def _input(endpoint: str, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The fields of a `Request` in the input of an endpoint, and why it is refused, if it is.
-
-    The endpoint for text ignores a picture and references, as every unknown field.
-    """
-    if endpoint == TEXT:
-        rest = {key: value for key, value in given.items() if key not in ("image", "last_image")}
-        return {**rest, "references": []}, None
-    if endpoint == REFERENCES:
-        try:
-            ReferenceRequest.parse(given)
-        except InvalidRequest as error:
-            return given, str(error)
-    return given, None
+def _input(endpoint: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `Request` in the input of an endpoint. The one for text ignores pictures and
+    references, as every unknown field; without references, the one for them misses them."""
+    if endpoint not in (REFERENCES, TEXT):
+        return given
+    references = [] if endpoint == TEXT else given.get("references")
+    if references:
+        return given
+    rest = {key: value for key, value in given.items() if key not in ("image", "last_image")}
+    return {**rest, "references": references}
 
 
 def _new_id(operation: str) -> str:
