@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
 OnBytes = Callable[[int, int], None]
+"""Called with the bytes that are loaded and those in all. What it raises ends the load."""
 
 FAMILIES: Mapping[str, str] = {
     "i2v": "wan_engine.families.i2v:ImageToVideo",

@@ -24,9 +24,10 @@ from PIL import Image
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import CompileFailed, OutOfMemory
+from wan_engine.families import OnBytes
 from wan_engine.families.base import refuse_others, stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
-from wan_engine.families.loading import OnBytes, load_pipeline
+from wan_engine.families.loading import load_pipeline
 from wan_engine.families.placement import able, attention_of, run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason

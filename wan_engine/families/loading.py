@@ -23,7 +23,7 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.families import float8, tensors
+from wan_engine.families import OnBytes, float8, tensors
 from wan_engine.families.continuation import ContinuingPipeline
 from wan_engine.families.lora import COMPONENTS, Plan, fuse_into, plans_for, tell_fused
 from wan_engine.families.placement import finish, settle, settle_block
@@ -36,9 +36,6 @@ from wan_engine.weights.files import read_json
 from wan_engine.weights.lora_keys import shown
 
 log = logging.getLogger(__name__)
-
-OnBytes = Callable[[int, int], None]
-"""Called with the bytes that are loaded and those in all. What it raises ends the load."""
 
 BlockRead = Callable[[str, Any], None]
 """Called with the name of a block and the block, once all of it is read."""

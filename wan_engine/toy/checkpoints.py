@@ -75,17 +75,11 @@ def _two_experts(folder: Path) -> None:
     """The kind of Wan2.2-I2V-A14B: 16 noisy + 4 mask + 16 condition channels, two experts, boundary
     0.9."""
     import torch
-    from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+    from diffusers import WanImageToVideoPipeline
 
     torch.manual_seed(_SEED)
     characters, text_encoder = _text_parts()
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],  # the library's own spelling
-    )
+    vae = _vae()
     pipeline = WanImageToVideoPipeline(
         tokenizer=characters,
         text_encoder=text_encoder,
@@ -135,17 +129,11 @@ def _expand_timesteps(folder: Path) -> None:
 def _vace(folder: Path) -> None:
     """The kind of Wan2.2-VACE-Fun-A14B: 96 control channels, two experts, boundary 0.875."""
     import torch
-    from diffusers import AutoencoderKLWan, WanVACEPipeline, WanVACETransformer3DModel
+    from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 
     torch.manual_seed(_SEED)
     characters, text_encoder = _text_parts()
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],  # the library's own spelling
-    )
+    vae = _vae()
 
     def expert() -> Any:
         return WanVACETransformer3DModel(
@@ -172,6 +160,19 @@ def _vace(folder: Path) -> None:
         boundary_ratio=0.875,
     )
     pipeline.save_pretrained(folder)
+
+
+def _vae() -> Any:
+    """The kind of Wan 2.1's and A14B's: 16 channels, stride 8."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],  # the library's own spelling
+    )
 
 
 def _text_parts() -> tuple[Any, Any]:

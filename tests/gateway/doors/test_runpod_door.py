@@ -56,6 +56,8 @@ def test_run_answers_at_once_and_status_tells_the_rest(serve: Serve) -> None:
             assert (status, set(body)) == (200, {"id", "status"})
             assert re.fullmatch(f"{UUID}-u1", body["id"]) and body["status"] == "IN_QUEUE"
             running = await status_of(served, body["id"], "IN_PROGRESS")
+            while "output" not in running:  # it has begun, and has not told how far it is
+                running = await status_of(served, body["id"], "IN_PROGRESS")
             assert running["workerId"] == "worker-1"
             assert running["output"] == {"stage": "denoise", "step": 1, "steps": 4}
             served.backend.release()
