@@ -34,10 +34,33 @@ _EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image")  # as forms send t
 
 Prompt = Annotated[str, BeforeValidator(fields.prompt)]
 NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]
+Seconds = Annotated[
+    Duration,
+    BeforeValidator(fields.duration),
+    Field(description="Video duration in seconds."),
+]
+Shots = Annotated[
+    ShotType,
+    fields.one_of("shot_type", ShotType),
+    Field(
+        description="Shot composition mode. `multi` acts only with `enable_prompt_expansion`.",
+    ),
+]
 Seed = Annotated[
     int,
     BeforeValidator(fields.seed),
     WithJsonSchema({"type": "integer", "minimum": -1, "maximum": fields.SEED_MAX}),
+    Field(description="Seed for reproducible results. Set to -1 for random."),
+]
+Expansion = Annotated[
+    bool,
+    fields.boolean("enable_prompt_expansion"),
+    Field(description="Automatically expand and enhance the prompt."),
+]
+SafetyCheck = Annotated[
+    bool,
+    fields.boolean("enable_safety_checker"),
+    Field(description="Enable content safety checking."),
 ]
 
 # Not on the hosted pages, and so not in the schemas; taken where they are given.
@@ -146,22 +169,11 @@ class VideoRequest(ClipRequest):
         description="Video resolution as a pixel budget; the picture keeps the shape of the image. "
         "`720p` and `1080p` are names of the two.",
     )
-    duration: Annotated[Duration, BeforeValidator(fields.duration)] = Field(
-        default=5, description="Video duration in seconds."
-    )
-    shot_type: Annotated[ShotType, fields.one_of("shot_type", ShotType)] = Field(
-        default="single",
-        description="Shot composition mode. `multi` acts only with `enable_prompt_expansion`.",
-    )
-    seed: Seed = Field(
-        default=-1, description="Seed for reproducible results. Set to -1 for random."
-    )
-    enable_prompt_expansion: Annotated[bool, fields.boolean("enable_prompt_expansion")] = Field(
-        default=False, description="Automatically expand and enhance the prompt."
-    )
-    enable_safety_checker: Annotated[bool, fields.boolean("enable_safety_checker")] = Field(
-        default=True, description="Enable content safety checking."
-    )
+    duration: Seconds = 5
+    shot_type: Shots = "single"
+    seed: Seed = -1
+    enable_prompt_expansion: Expansion = False
+    enable_safety_checker: SafetyCheck = True
     first_frame: FirstFrame = False
     last_image: LastImage = None
     generate_audio: GenerateAudio = None
@@ -199,22 +211,11 @@ class ReferenceRequest(ClipRequest):
     aspect_ratio: Annotated[AspectRatio, fields.one_of("aspect_ratio", AspectRatio)] = Field(
         default="16:9", description="Shape of the video."
     )
-    duration: Annotated[Duration, BeforeValidator(fields.duration)] = Field(
-        default=5, description="Video duration in seconds."
-    )
-    shot_type: Annotated[ShotType, fields.one_of("shot_type", ShotType)] = Field(
-        default="single",
-        description="Shot composition mode. `multi` acts only with `enable_prompt_expansion`.",
-    )
-    seed: Seed = Field(
-        default=-1, description="Seed for reproducible results. Set to -1 for random."
-    )
-    enable_prompt_expansion: Annotated[bool, fields.boolean("enable_prompt_expansion")] = Field(
-        default=False, description="Automatically expand and enhance the prompt."
-    )
-    enable_safety_checker: Annotated[bool, fields.boolean("enable_safety_checker")] = Field(
-        default=True, description="Enable content safety checking."
-    )
+    duration: Seconds = 5
+    shot_type: Shots = "single"
+    seed: Seed = -1
+    enable_prompt_expansion: Expansion = False
+    enable_safety_checker: SafetyCheck = True
     generate_audio: GenerateAudio = None
 
 
