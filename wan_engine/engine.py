@@ -39,7 +39,7 @@ from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
 from wan_engine.prompts.subjects import check_subjects, with_words
 from wan_engine.prompts.token_limit import TokenLimit
-from wan_engine.render import Ways, render
+from wan_engine.render import RenderOptions, render
 from wan_engine.runtime import estimates, memory
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
@@ -308,12 +308,12 @@ class Engine:
         Out of memory repeats it with less on the device, as `Pool.run` has it.
         """
         model, spec = self.pool.models[choice.spec.task], choice.spec
-        ways = Ways(
+        options = RenderOptions(
             negative_prompt=negative_prompt(order.negative_prompt, spec, self.settings),
             track=choice.track,
             watch=self.safety.watch if order.check_content else None,
             postprocess=self.postprocess,
-            options=EncodeOptions(
+            encoding=EncodeOptions(
                 self.settings.crf, self.settings.preset, self._comment(choice, plan)
             ),
         )
@@ -323,7 +323,7 @@ class Engine:
             set_limits(control, plan, self.settings, spec, model.recipe, self._how(model))
             control.enter("load")
             self._begin()
-            return render(self.pool.load(model, control), plan, media, ways, folder, control)
+            return render(self.pool.load(model, control), plan, media, options, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()
         with self.pool.device(control), counted:

@@ -52,7 +52,7 @@ Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames
 
 
 @dataclass(frozen=True)
-class Ways:
+class RenderOptions:
     """How a clip is made, beside its plan. `watch` looks at its frames, where somebody asks for
     that."""
 
@@ -60,24 +60,24 @@ class Ways:
     track: Track
     watch: Watch | None
     postprocess: Postprocess
-    options: EncodeOptions
+    encoding: EncodeOptions
 
 
 def render(
-    family: Family, plan: Plan, media: Media, ways: Ways, folder: Path, control: Control
+    family: Family, plan: Plan, media: Media, options: RenderOptions, folder: Path, control: Control
 ) -> EncodedVideo:
     """The clip of `plan`, written into the job's `folder`. Raises what any stage of it raises."""
     made = Soundtrack(plan.source_fps)
-    frames = model_frames(family, plan, media, ways.negative_prompt, control, folder, made)
-    if ways.watch is not None:
-        frames = ways.watch(frames, plan.source_fps, control)
-    stream, shown = ways.postprocess.apply(frames, plan, control)
+    frames = model_frames(family, plan, media, options.negative_prompt, control, folder, made)
+    if options.watch is not None:
+        frames = options.watch(frames, plan.source_fps, control)
+    stream, shown = options.postprocess.apply(frames, plan, control)
     sounds: dict[Track, Sound] = {"given": media.audio, "silent": "silence"}
     # A generator that an error's traceback keeps would clear the VAE under the next job.
     with closing(stream):
-        sound = sounds.get(ways.track)
-        video = encode(stream, shown, sound, folder / "clip.mp4", ways.options, control)
-    if ways.track == "made":
+        sound = sounds.get(options.track)
+        video = encode(stream, shown, sound, folder / "clip.mp4", options.encoding, control)
+    if options.track == "made":
         sound = made.write(folder / "made.wav")
         if sound is None:  # its row says that it gives some, so silence would be no clip of its
             raise EncodeFailed("The model gave no sound")

@@ -8,6 +8,7 @@ Its defaults differ from the other doors', so no table of them is shared. Parame
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -109,7 +110,7 @@ def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-class Parameters(BaseModel):
+class Parameters(BaseModel, ABC):
     """The parameters of a model: those of its page, then those that are passed on. Other keys are
     ignored, `null` means absent."""
 
@@ -128,10 +129,10 @@ class Parameters(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             raise ProviderError(provider_error(f"{where}: {why}")) from None
 
+    @abstractmethod
     def fields(self, number: int = 0) -> dict[str, Any]:
         """The same clip as the fields of a `Request`. `number` counts the generations of one
         request from 0."""
-        raise NotImplementedError
 
 
 def _seed_of(seed: int | None, number: int) -> int:
