@@ -237,7 +237,8 @@ class Engine:
         if order.expand_prompt:
             control.enter("expand")
             fitted = self._token_limits[choice.spec.task].fitted
-            expansion = self.expander.expand(order, media.image, control, fitted)
+            heard = choice.sound_spec is not None
+            expansion = self.expander.expand(order, media.image, control, fitted, heard=heard)
             control.enter("prepare")
             if order.check_content:
                 expansion = self._checked(expansion, order, control)
@@ -288,7 +289,7 @@ class Engine:
         """The expansion, or none where the guard flags what a writer made of a clean prompt."""
         try:
             for shot in expansion.script.shots:
-                self.safety.check_prompt(shot.text, control)
+                self.safety.check_prompt(f"{shot.text} {shot.sound}".strip(), control)
         except ContentPolicy:
             warning = "The expanded prompt was flagged: the prompt was used as it is"
             return replace(Expansion.none(order), warning=warning)
@@ -393,7 +394,7 @@ class Engine:
     def _how(self, choice: Choice) -> str:
         """What decides how long a frame takes, beside its size."""
         model = self.pool.models[choice.spec.task]
-        made = [self.postprocess.interpolation, self.postprocess.upscaling]
+        made: list[str] = [self.postprocess.interpolation, self.postprocess.upscaling]
         if choice.sound_spec is not None:
             sound = self.pool.models["sound-for-video"]
             made.append(f"sound by {sound.spec.name}, {sound.recipe}")

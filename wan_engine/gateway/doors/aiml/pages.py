@@ -30,6 +30,11 @@ _GENERATION_SCHEMA = {
             "required": ["url"],
             "properties": {"url": {"type": "string", "format": "uri"}},
         },
+        "warnings": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What could not be done as it was asked. Not on the hosted page.",
+        },
         "error": {
             "type": "object",
             "required": ["name", "message"],

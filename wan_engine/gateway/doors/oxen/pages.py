@@ -20,6 +20,12 @@ _VIDEO_URL = "https://media.example.com/video.mp4"
 _NULLABLE_INTEGER = {"type": ["integer", "null"]}
 _NULLABLE_TEXT = {"type": ["string", "null"]}
 
+_WARNINGS = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "What could not be done as it was asked. Not on the hosted page.",
+}
+
 _GENERATION = {
     "type": "object",
     "required": [
@@ -37,6 +43,7 @@ _GENERATION = {
         "enqueued_at": {"type": "integer"},
         "started_at": _NULLABLE_INTEGER,
         "completed_at": _NULLABLE_INTEGER,
+        "warnings": _WARNINGS,
     },
     "additionalProperties": True,
 }
@@ -135,6 +142,7 @@ GENERATE: dict[str, Any] = {
                             },
                         },
                     },
+                    "warnings": _WARNINGS,
                 },
             },
             wire.videos(_MODEL, 1775090508, {"url": _VIDEO_URL}),
