@@ -70,6 +70,8 @@ FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
 """Whether an animated image, GIF too, gives its first frame instead of being refused."""
 LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]
 """The picture that the clip ends with."""
+WholeSeconds = SkipJsonSchema[Annotated[int, BeforeValidator(fields.seconds)] | None]
+"""Any length that a clip can have, for APIs whose pages name no three; goes before `duration`."""
 
 
 class ClipRequest(BaseModel):
@@ -134,6 +136,8 @@ class ClipRequest(BaseModel):
             "first_frame": "any_frames",
         }
         said = {names.get(name, name): getattr(self, name) for name in type(self).model_fields}
+        if (seconds := said.pop("seconds")) is not None:
+            said["duration"] = seconds
         return Order(**said, cuts=self._cuts)
 
 
@@ -176,6 +180,7 @@ class VideoRequest(ClipRequest):
     enable_safety_checker: SafetyCheck = True
     first_frame: FirstFrame = False
     last_image: LastImage = None
+    seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
 
@@ -216,6 +221,7 @@ class ReferenceRequest(ClipRequest):
     seed: Seed = -1
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
+    seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
 
