@@ -544,7 +544,7 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
 def test_a_caller_that_goes_away_ends_the_work(
     listen: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.doors.oxen.door._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("wan_engine.gateway.doors.context._WAIT_SECONDS", 0.1)
     here = listen()
     connection = HTTPConnection(here.url.removeprefix("http://"), timeout=10)
     connection.request("POST", GENERATE, json.dumps({**SAMPLE, "prompt": "hang"}))

@@ -29,7 +29,6 @@ PREFIXES = ("/api/ai", "/api/events")
 KEEP_ALIVE_SECONDS = 15.0
 """How long the stream of events is silent at most."""
 
-_WAIT_SECONDS = 2.0  # between looks at whether the caller of the sync route is still there
 _WAITED_FOR = "waited_for"
 _KINDS: Mapping[RefusalCode, str] = {
     "unauthenticated": "unauthenticated",
@@ -119,7 +118,7 @@ class _Videos:
             payload={_WAITED_FOR: True},
         )
         (job,) = await self._context.submit(request, new)
-        job = await self._ended(job, request)
+        job = await self._context.ended(job, request)
         if job.state != "completed":
             why = job.error or "The generation was stopped"
             status = 400 if job.callers_fault else 500
@@ -128,17 +127,6 @@ class _Videos:
         return JSONResponse(
             wire.videos(model.name, job.created_ms // 1000, await self._video(job, given))
         )
-
-    async def _ended(self, job: Job, request: Request) -> Job:
-        """The job once it has ended, or as it is when the gateway is about to."""
-        jobs = self._context.jobs
-        while not (job := await jobs.wait(job, _WAIT_SECONDS)).final:
-            closed = jobs.closed
-            if closed or await request.is_disconnected():
-                job = await jobs.cancel(job)
-            if closed and not job.final:
-                raise Refusal("unavailable", "The server is about to end, please ask again")
-        return job
 
     async def _video(self, job: Job, given: parameters.ResponseFormat) -> dict[str, str]:
         if given == "url":
