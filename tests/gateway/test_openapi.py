@@ -94,11 +94,8 @@ def test_the_examples_are_what_their_schemas_say(openapi: dict[str, Any]) -> Non
     for where, content in contents(openapi):
         if "example" not in content or "schema" not in content:
             continue
-        example = content["example"]
-        if example.get("duration") == "5":  # as the AI/ML API's own sample has it
-            example = {**example, "duration": 5}
         try:
-            jsonschema.validate(example, content["schema"])
+            jsonschema.validate(content["example"], content["schema"])
         except jsonschema.ValidationError as error:
             pytest.fail(f"{where}: {error.message}")
         checked += 1

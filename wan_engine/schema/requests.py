@@ -155,13 +155,13 @@ class VideoRequest(ClipRequest):
         f"Longer than {fields.PROMPT_MAX_CHARACTERS} characters is cut."
     )
     image: Annotated[str, fields.source("image")] = Field(
-        description="URL (http, https) or data URI of the source image to animate: JPEG, PNG, "
+        description="URL of the source image to animate. http, https or a data URI; JPEG, PNG, "
         "BMP or WEBP."
     )
     audio: Annotated[str, fields.source("audio")] | None = Field(
         default=None,
-        description="URL (http, https) or data URI of a sound to include in the video: WAV or MP3. "
-        "Cut to the duration if longer, silence after it if shorter.",
+        description="URL of an audio file to include in the video. http, https or a data URI; WAV "
+        "or MP3. Cut to the duration if longer, silence after it if shorter.",
     )
     negative_prompt: NegativePrompt = Field(
         default=None,
@@ -170,8 +170,8 @@ class VideoRequest(ClipRequest):
     )
     size: Annotated[Size, BeforeValidator(fields.size)] = Field(
         default="1280*720",
-        description="Video resolution as a pixel budget; the picture keeps the shape of the image. "
-        "`720p` and `1080p` are names of the two.",
+        description="Video resolution. It is a pixel budget: the picture keeps the shape of the "
+        "image. `720p` and `1080p` are names of the two.",
     )
     duration: Seconds = 5
     shot_type: Shots = "single"

@@ -21,7 +21,11 @@ REFERENCE_TO_VIDEO = "wan-v2-6-reference-to-video"
 @dataclass(frozen=True)
 class Model:
     """A model of this door. `schema` is the JSON Schema of its documented parameters, `parameters`
-    reads all that it takes."""
+    reads all that it takes.
+
+    Texts and defaults of the schema are the page's. It fills examples with the defaults: nothing
+    here takes a parameter that is not given for one of them.
+    """
 
     name: str
     task: Task
@@ -53,7 +57,10 @@ MODELS: Mapping[str, Model] = {
                     "prompt": {
                         "type": "string",
                         "title": "Prompt",
-                        "description": "What happens in the video.",
+                        "description": "Text description of what you want to generate, or the "
+                        "instruction on how to edit the given image.",
+                        "default": "Zoom into the ox, while it is walking forward on the road, in "
+                        "cinematic fashion",
                         "x-order": 0,
                     },
                     "input_image": {
@@ -61,13 +68,16 @@ MODELS: Mapping[str, Model] = {
                         "format": "uri",
                         "renderType": "image-url",
                         "title": "Input Image",
-                        "description": "The first frame: JPEG, PNG, GIF, BMP or WEBP.",
+                        "description": "Image to use as reference. Must be jpeg, png, gif, or "
+                        "webp.",
+                        "default": "https://hub.oxen.ai/api/repos/ox/Oxen-AI-Assets/file/main/"
+                        "images/ox_zoom_out_1926_1076.png",
                         "x-order": 1,
                     },
                     "duration": {
                         "type": "integer",
                         "title": "Duration",
-                        "description": "Seconds of video.",
+                        "description": "Video duration in seconds",
                         "default": 5,
                         "enum": [5, 10, 15],
                         "x-order": 2,
@@ -76,8 +86,9 @@ MODELS: Mapping[str, Model] = {
                         "type": "string",
                         "format": "uri",
                         "title": "Audio Url",
-                        "description": "The sound, WAV or MP3. Cut to the duration if longer, "
-                        "silence after it if shorter.",
+                        "description": "URL of the audio to use as the background music. If the "
+                        "audio duration exceeds the duration value, the audio is truncated to the "
+                        "first N seconds, and the rest is discarded.",
                         "x-order": 3,
                     },
                 },
@@ -93,8 +104,6 @@ MODELS: Mapping[str, Model] = {
             "one from the prompt alone without any. Answered by this server's own engine, not by "
             "the hosted model.",
             inputs=("text", "video"),
-            # Texts and defaults are the page's. It fills examples with the defaults: nothing here
-            # takes a parameter that is not given for one of them.
             schema={
                 "type": "object",
                 "required": ["prompt"],

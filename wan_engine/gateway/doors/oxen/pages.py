@@ -7,6 +7,7 @@ from typing import Any
 from sse_starlette import EventSourceResponse
 
 from wan_engine.gateway.doors.oxen import models, parameters, wire
+from wan_engine.gateway.openapi import without_null
 
 _ID = "bb8f5eb7-361e-4e13-ab73-67457bc8057e"
 _MODEL = models.IMAGE_TO_VIDEO
@@ -80,13 +81,14 @@ def _answer(description: str, schema: dict[str, Any], example: object) -> dict[s
 
 def _schema(model: models.Model, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A model's body: its name, its parameters, and what the route adds to them."""
-    known = model.parameters.model_json_schema()
+    known = without_null(model.parameters.model_json_schema())
     name = {"type": "string", "enum": [model.name]}
+    documented = model.schema["properties"]
     return {
         **known,
         "title": model.name,
         "required": ["model", *known["required"]],
-        "properties": {"model": name, **known["properties"], **more},
+        "properties": {"model": name, **known["properties"], **documented, **more},
     }
 
 
