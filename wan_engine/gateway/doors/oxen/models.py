@@ -17,6 +17,11 @@ from wan_engine.schema import Task
 IMAGE_TO_VIDEO = "wan-v2-6-image-to-video"
 REFERENCE_TO_VIDEO = "wan-v2-6-reference-to-video"
 
+_CREATED = 1_765_843_200
+"""Unix seconds of 2025-12-16, the day that Wan 2.6 came out on: the same at each start."""
+
+_DEVELOPER, _PROVIDER = "Alibaba", "oxen"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -135,12 +140,13 @@ MODELS: Mapping[str, Model] = {
 }
 
 
-def described(model: Model, created: int, prices: Mapping[str, Decimal]) -> dict[str, Any]:
-    """The model object. `created` in Unix seconds; `prices` in USD a second of video by size."""
+def described(model: Model, prices: Mapping[str, Decimal]) -> dict[str, Any]:
+    """The model object. `prices` in USD a second of video by size."""
+    small, large = float(prices["1280*720"]), float(prices["1920*1080"])
     return {
         "id": model.name,
         "object": "model",
-        "created": created,
+        "created": _CREATED,
         "owned_by": "oxen",
         "display_name": model.title,
         "description": model.description,
@@ -152,27 +158,33 @@ def described(model: Model, created: int, prices: Mapping[str, Decimal]) -> dict
             "method": "per_video_output_second",
             "input_cost_per_token": None,
             "output_cost_per_token": None,
-            "cost_per_second": float(prices["1280*720"]),
+            "cost_per_second": small,
             "cost_per_image": None,
-            "cost_per_second_high_res": float(prices["1920*1080"]),
+            "cost_per_second_high_res": large,
             "cost_per_second_with_audio": None,
+            "cost_per_second_by_resolution": {"720p": small, "1080p": large},
         },
         "fine_tuning": None,
         "deployments": [],
-        "developer": {"name": "Alibaba", "logo": None},
+        "developer": {"name": _DEVELOPER, "logo": None},
         "source_model": None,
         "image_url": None,
         "released_at": None,
+        "showcase": [],
         "request_schema": model.schema,
         "json_request_schema": model.schema,
     }
 
 
-def found(search: str) -> list[Model]:
-    """The models whose name or title has `search` in it; all for an empty one."""
-    wanted = search.strip().lower()
+def found(search: str, developer: str = "", provider: str = "", action: str = "") -> list[Model]:
+    """The models whose name or title has `search` in it, by this developer and provider, that do
+    this; an empty word is any."""
+    if developer.lower() not in ("", _DEVELOPER.lower()) or provider.lower() not in ("", _PROVIDER):
+        return []
+    wanted, action = search.strip().lower(), action.strip().lower().replace("_", "-")
     return [
         model
         for model in MODELS.values()
-        if wanted in model.name.lower() or wanted in model.title.lower()
+        if (wanted in model.name.lower() or wanted in model.title.lower())
+        and action in ("", "video", "videos", model.task)
     ]

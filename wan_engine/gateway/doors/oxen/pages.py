@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from sse_starlette import EventSourceResponse
@@ -38,6 +39,7 @@ _GENERATION = {
         "enqueued_at": {"type": "integer"},
         "started_at": _NULLABLE_INTEGER,
         "completed_at": _NULLABLE_INTEGER,
+        **dict.fromkeys(wire.TARGETS, _NULLABLE_TEXT),
     },
     "additionalProperties": True,
 }
@@ -52,6 +54,7 @@ _GENERATION_EXAMPLE = {
     "enqueued_at": 1775091431,
     "started_at": 1775091432,
     "completed_at": None,
+    **dict.fromkeys(wire.TARGETS),
     "input_image": _SAMPLE["input_image"],
     "duration": 10,
 }
@@ -159,7 +162,7 @@ ENQUEUE: dict[str, Any] = {
             "maximum": parameters.MAX_GENERATIONS,
             "default": 1,
         },
-        target_namespace={"type": "string"},
+        **{name: {"type": "string"} for name in wire.TARGETS},
     ),
     "responses": {
         200: _answer(
@@ -186,7 +189,7 @@ ENQUEUE: dict[str, Any] = {
         400: _answer(
             "Their number is wrong",
             _ERROR,
-            wire.message("num_generations must be an integer between 1 and 4"),
+            wire.message("num_generations must be an integer between 1 and 12"),
         ),
         **_REFUSALS,
     },
@@ -240,6 +243,73 @@ CANCEL: dict[str, Any] = {
         404: _NOT_FOUND,
     },
 }
+_RECORD = {
+    **_GENERATION,
+    "required": [*_GENERATION["required"], "cost", "user_id", "username", "user_image"],
+    "properties": {
+        **_GENERATION["properties"],  # type: ignore[dict-item]
+        "cost": {"type": "string", "description": "USD."},
+        "user_id": {"type": "string"},
+        "username": {"type": "string"},
+        "user_image": _NULLABLE_TEXT,
+    },
+}
+_RECORD_EXAMPLE = {
+    **_GENERATION_EXAMPLE,
+    "cost": "0",
+    "user_id": "alice",
+    "username": "alice",
+    "user_image": None,
+}
+HISTORY: dict[str, Any] = {
+    "operation_id": "oxen_history",
+    "summary": "All of the caller's generations",
+    "responses": {
+        200: _answer(
+            "A page of them",
+            {
+                "type": "object",
+                "required": [
+                    *("count", "generations", "page_number", "page_size", "total_pages"),
+                    *("total_entries", "total_cost"),
+                ],
+                "properties": {
+                    "count": {"type": "integer"},
+                    "page_number": {"type": "integer"},
+                    "page_size": {"type": "integer"},
+                    "total_pages": {"type": "integer"},
+                    "total_entries": {"type": "integer"},
+                    "generations": {"type": "array", "items": _RECORD},
+                    "total_cost": {"type": "string", "description": "USD."},
+                },
+            },
+            wire.history([_RECORD_EXAMPLE], 1, 50, 1, Decimal(0)),
+        ),
+        400: _answer("A filter is wrong", _ERROR, wire.failure("invalid_params", "...")),
+        **_FAILURES,
+    },
+}
+RECORD: dict[str, Any] = {
+    "operation_id": "oxen_record",
+    "summary": "A generation, with what it cost",
+    "responses": {
+        200: _answer(
+            "The generation",
+            {
+                "type": "object",
+                "required": ["status", "status_message", "generation"],
+                "properties": {
+                    "status": {"type": "string", "enum": ["success"]},
+                    "status_message": {"type": "string"},
+                    "generation": _RECORD,
+                },
+            },
+            wire.found(_RECORD_EXAMPLE),
+        ),
+        **_FAILURES,
+        404: _NOT_FOUND,
+    },
+}
 EVENTS: dict[str, Any] = {
     "operation_id": "oxen_events",
     "summary": "Generations as they end",
@@ -274,12 +344,10 @@ _MODEL_SCHEMA = {
     },
     "additionalProperties": True,
 }
-MODELS: dict[str, Any] = {
-    "operation_id": "oxen_models",
-    "summary": "The models",
+_MODELS: dict[str, Any] = {
     "responses": {
         200: {
-            "description": "All of them, or those whose name has `search` in it",
+            "description": "Models",
             "content": {
                 "application/json": {
                     "schema": {
@@ -296,6 +364,17 @@ MODELS: dict[str, Any] = {
         **_FAILURES,
     },
 }
+MODELS = {"operation_id": "oxen_models", "summary": "The models", **_MODELS}
+SEARCH = {
+    "operation_id": "oxen_search_models",
+    "summary": "Models by a part of their name",
+    "responses": {
+        **_MODELS["responses"],
+        400: _answer("`search` is missing", _ERROR, wire.failure("invalid_params", "...")),
+    },
+}
+FEATURED = {"operation_id": "oxen_featured_models", "summary": "The models to try", **_MODELS}
+FAVORITES = {"operation_id": "oxen_favorite_models", "summary": "The marked models", **_MODELS}
 MODEL: dict[str, Any] = {
     "operation_id": "oxen_model",
     "summary": "A model and its schema",
