@@ -29,6 +29,7 @@ MODELS: dict[str, ModelSpec] = {
     "sounding": replace(
         PICTURE, name="sounding", task="image-to-video-with-sound", gives_sound=True
     ),
+    "listener": CATALOG["kandinsky-6-lite-sound"],
 }
 IMAGE, AUDIO = "https://example.com/a.png", "https://example.com/a.wav"
 PLAIN = {"image": IMAGE}
@@ -36,32 +37,39 @@ SPOKEN = {**PLAIN, "audio": AUDIO}
 LOUD, SILENT = {**PLAIN, "sound": True}, {**PLAIN, "sound": False}
 
 
-def chosen(here: str, **fields: Any) -> Choice:
+def chosen(here: str, *, generate_audio: bool = True, **fields: Any) -> Choice:
     rows: dict[Task, ModelSpec] = {MODELS[name].task: MODELS[name] for name in here.split()}
-    return choose(Order("x", **fields), rows)
+    return choose(Order("x", **fields), rows, generate_audio=generate_audio)
 
 
 @pytest.mark.parametrize(
     ("here", "fields", "name", "track"),
     [
-        ("picture", PLAIN, PICTURE.name, "none"),
+        ("picture", PLAIN, PICTURE.name, "silent"),
         ("picture", SPOKEN, PICTURE.name, "given"),
         ("picture", LOUD, PICTURE.name, "silent"),
         ("picture", SILENT, PICTURE.name, "none"),
-        ("picture", {**SPOKEN, "sound": False}, PICTURE.name, "none"),
+        ("picture", {**SPOKEN, "sound": False}, PICTURE.name, "given"),
         ("picture speech", SPOKEN, "speech", "given"),
-        ("picture speech", {**SPOKEN, "sound": False}, PICTURE.name, "none"),
-        ("picture speech", PLAIN, PICTURE.name, "none"),
-        ("picture sounding", PLAIN, PICTURE.name, "none"),
+        ("picture speech", {**SPOKEN, "sound": False}, "speech", "given"),
+        ("picture speech", PLAIN, PICTURE.name, "silent"),
+        ("picture sounding", PLAIN, "sounding", "made"),
         ("picture sounding", LOUD, "sounding", "made"),
+        ("picture sounding", SILENT, PICTURE.name, "none"),
         ("picture sounding", SPOKEN, PICTURE.name, "given"),
         ("sounding", PLAIN, "sounding", "made"),
         ("sounding", SILENT, "sounding", "none"),
         ("sounding", SPOKEN, "sounding", "given"),
-        ("picture references", {"references": (IMAGE,)}, "references", "none"),
-        ("references", {"references": ()}, "references", "none"),
-        ("references", {"references": (), "sound": True}, "references", "silent"),
-        ("ends", {**PLAIN, "last_image": IMAGE}, "ends", "none"),
+        ("picture listener", PLAIN, PICTURE.name, "made"),
+        ("picture listener", LOUD, PICTURE.name, "made"),
+        ("picture listener", SILENT, PICTURE.name, "none"),
+        ("picture listener", SPOKEN, PICTURE.name, "given"),
+        ("picture sounding listener", LOUD, "sounding", "made"),
+        ("picture references", {"references": (IMAGE,)}, "references", "silent"),
+        ("references", {"references": ()}, "references", "silent"),
+        ("references listener", {"references": ()}, "references", "made"),
+        ("references", {"references": (), "sound": False}, "references", "none"),
+        ("ends", {**PLAIN, "last_image": IMAGE}, "ends", "silent"),
     ],
 )
 def test_the_model_and_the_sound_of_an_order(
@@ -70,6 +78,27 @@ def test_the_model_and_the_sound_of_an_order(
     found = chosen(here, **fields)
     assert (found.spec.name, found.track) == (name, track)
     assert found.reason
+    maker = "listener" in here and name != "sounding" and track == "made"
+    assert (found.sound_spec is not None) == maker
+    made_by = (MODELS["listener"].name if maker else name) if track == "made" else None
+    assert found.described()["sound_model"] == made_by
+
+
+@pytest.mark.parametrize(
+    ("here", "fields", "track"),
+    [
+        ("picture", PLAIN, "none"),
+        ("picture", LOUD, "silent"),
+        ("picture", SPOKEN, "given"),
+        ("picture listener", PLAIN, "none"),
+        ("picture listener", LOUD, "made"),
+        ("picture sounding", PLAIN, "none"),
+    ],
+)
+def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
+    here: str, fields: dict[str, Any], track: str
+) -> None:
+    assert chosen(here, generate_audio=False, **fields).track == track
 
 
 @pytest.mark.parametrize(
@@ -110,7 +139,9 @@ def test_what_no_model_takes_is_refused_by_its_field(
 
 def test_what_is_not_done_is_told_and_warned_of_where_it_was_asked_for() -> None:
     muxed = chosen("picture", **SPOKEN)
-    assert "does not move lips" in muxed.undone[0] and muxed.warnings == ()
+    assert "does not move lips" in muxed.undone[0] and muxed.warnings == muxed.undone
+    unasked = chosen("picture", **PLAIN)  # the page of the endpoint promises no made sound
+    assert "silent track" in unasked.undone[0] and unasked.warnings == ()
     silent = chosen("picture", **LOUD)
     assert (
         silent.undone

@@ -5,7 +5,7 @@ configured; a table in the tests shows it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wan_engine.catalog import ModelSpec
@@ -25,35 +25,67 @@ _FIELDS: Mapping[Input, str] = {
     "driving_sound": "audio",
 }
 _SILENT = "No model here makes sound: the clip has a silent track"
+_LIPS = "The sound is added to the clip: {} does not move lips by it"
+
+_SOUND_REASONS: Mapping[Track, str] = {
+    "given": "the request brings it",
+    "made": "the request brings none, and a model that makes sound is here",
+    "silent": "the request brings none, and no model here makes sound",
+    "none": "it is turned off",
+}
 
 
 @dataclass(frozen=True)
 class Choice:
     """The row that serves an order. `reason` says why it does; `undone` what it will not do of what
     a hosted model would, a sentence each, and `warnings` what of that its caller asked for. `track`
-    is whose sound the clip has."""
+    is whose sound the clip has, and `sound_spec` the row that makes it of the finished frames,
+    where the row of the frames does not."""
 
     spec: ModelSpec
     reason: str
     track: Track
     undone: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    sound_spec: ModelSpec | None = None
 
     def described(self) -> dict[str, Any]:
         """For scripts to read, in the JSON of a plan."""
-        return {"reason": self.reason, "sound": self.track, "undone": list(self.undone)}
+        return {
+            "reason": self.reason,
+            "sound": self.track,
+            "sound_model": self._sound_model,
+            "sound_reason": _SOUND_REASONS[self.track],
+            "undone": list(self.undone),
+        }
+
+    @property
+    def _sound_model(self) -> str | None:
+        if self.track != "made":
+            return None
+        return (self.sound_spec or self.spec).name
 
 
-def choose(order: Order, models: Models) -> Choice:
-    """The model for `order`. Raises `NotServed` with the field that no model here takes."""
+def choose(order: Order, models: Models, *, generate_audio: bool = True) -> Choice:
+    """The model for `order`. Raises `NotServed` with the field that no model here takes.
+
+    `generate_audio`: what an order without a sound has where it does not say so itself, a track or
+    none.
+    """
+    if order.sound is None:
+        said, order = False, replace(order, sound=generate_audio)
+    else:
+        said = True
     tasks = list(_tasks(order))
     rows = [models[task] for task, _ in tasks if task in models]
     for task, why in tasks:
         spec = models.get(task)
         if spec is not None and _lacking(order, spec) is None:
-            track = _track(order, spec)
+            track, sound_spec = _track(order, spec, models)
             silent = (_SILENT,) if track == "silent" else ()
-            return Choice(spec, why, track, (*_lips(track, spec), *silent), silent)
+            lips = tuple(_lips(track, spec))
+            warnings = (*lips, *(silent if said else ()))
+            return Choice(spec, why, track, (*lips, *silent), warnings, sound_spec)
     if not rows:
         raise NotServed(_not_configured(order, models))
     raise NotServed(_lacking(order, rows[0]) or "")
@@ -69,9 +101,9 @@ def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
     if order.references is not None:
         yield "reference-to-video", "it has references" if order.references else "it has no picture"
         return
-    if order.audio is not None and order.sound is not False:
+    if order.audio is not None:
         yield "speech-to-video", "its sound moves the lips"
-    if order.audio is None and order.sound is True:
+    if order.audio is None and order.sound:
         yield "image-to-video-with-sound", "it asks for sound with the picture"
     yield "image-to-video", "it begins with a picture"
     yield "image-to-video-with-sound", "it begins with a picture, and no other model is here"
@@ -92,19 +124,21 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
     return None
 
 
-def _track(order: Order, spec: ModelSpec) -> Track:
-    if order.sound is False:
-        return "none"
+def _track(order: Order, spec: ModelSpec, models: Models) -> tuple[Track, ModelSpec | None]:
+    """Whose sound the clip has, and the row that makes it when the frames are there."""
     if order.audio is not None:
-        return "given"
+        return "given", None
+    if not order.sound:
+        return "none", None
     if spec.gives_sound:
-        return "made"
-    return "silent" if order.sound else "none"
+        return "made", None
+    maker = models.get("sound-for-video")
+    return ("silent", None) if maker is None else ("made", maker)
 
 
 def _lips(track: Track, spec: ModelSpec) -> Iterator[str]:
     if track == "given" and "driving_sound" not in spec.takes:
-        yield f"The sound is added to the clip; {spec.name} does not move lips by it"
+        yield _LIPS.format(spec.name)
 
 
 def _not_configured(order: Order, models: Models) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
@@ -20,7 +20,7 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.choice import Choice, choose
 from wan_engine.control import Control
-from wan_engine.errors import ContentPolicy, InvalidMedia
+from wan_engine.errors import ContentPolicy, EncodeFailed, InvalidMedia, NotFinite, OutOfMemory
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.framing import subject
@@ -32,9 +32,9 @@ from wan_engine.media.reference_videos import (
     open_reference,
     with_references,
 )
-from wan_engine.media.video import EncodeOptions
+from wan_engine.media.video import EncodeOptions, Sound, add_sound
 from wan_engine.plan import PlanLimits, described, make_plan
-from wan_engine.pool import Model, Pool
+from wan_engine.pool import Pool
 from wan_engine.pricing import cost
 from wan_engine.prompts import Expansion, open_expander
 from wan_engine.prompts.subjects import check_subjects, with_words
@@ -44,10 +44,11 @@ from wan_engine.runtime import estimates, memory
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
 from wan_engine.runtime.startup import Startup
-from wan_engine.runtime.time_limits import set_limits
+from wan_engine.runtime.time_limits import allow_steps, set_limits
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
+    AudioTrack,
     EncodedVideo,
     Media,
     Order,
@@ -57,13 +58,15 @@ from wan_engine.schema import (
     VideoResult,
 )
 from wan_engine.settings import VERSION, Settings
+from wan_engine.sound import make_sound
 from wan_engine.storage import CrashCounts, Storage, open_storage
 
 if TYPE_CHECKING:
-    from wan_engine.families.base import Family
+    from wan_engine.families.base import Family, SoundFamily
 
 log = logging.getLogger(__name__)
 
+_NO_SOUND = "The sound could not be made: the clip has a silent track"
 _SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
 
 
@@ -167,13 +170,14 @@ class Engine:
             with counted, job_folder(self.settings) as folder:
                 prepare = partial(self.prepare, order, choice, folder, control)
                 media, expansion = self.pool.run(model, prepare, beside=control)
-                plan, how = self.plan(order, choice, expansion.script, media), self._how(model)
+                plan, how = self.plan(order, choice, expansion.script, media), self._how(choice)
                 estimates.refuse_if_too_long(self.settings, order, plan, how, control)
                 warnings = self._warnings(order, choice, plan, media, expansion)
                 video = self.render(order, choice, plan, media, folder, control)
+                warnings += video.warnings
                 result = self.publish(order, choice, plan, warnings, video, control, storage)
             self._log_summary(order, choice, plan, video, control)
-        if how == self._how(model):  # else it was rendered twice, the first time in vain
+        if how == self._how(choice):  # else it was rendered twice, the first time in vain
             estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
@@ -185,7 +189,7 @@ class Engine:
         with job_folder(self.settings) as folder:
             media, expansion = self.prepare(order, choice, folder, control or Control())
             plan = self.plan(order, choice, expansion.script, media)
-        how = self._how(self.pool.models[choice.spec.task])
+        how = self._how(choice)
         return described(
             plan,
             choice.spec,
@@ -197,7 +201,7 @@ class Engine:
 
     def choose(self, order: Order) -> Choice:
         """The model for `order`. Raises `NotServed`."""
-        return choose(order, self.pool.rows)
+        return choose(order, self.pool.rows, generate_audio=self.settings.generate_audio)
 
     def prepare(
         self, order: Order, choice: Choice, folder: Path, control: Control
@@ -233,7 +237,8 @@ class Engine:
         if order.expand_prompt:
             control.enter("expand")
             fitted = self._token_limits[choice.spec.task].fitted
-            expansion = self.expander.expand(order, media.image, control, fitted)
+            heard = choice.sound_spec is not None
+            expansion = self.expander.expand(order, media.image, control, fitted, heard=heard)
             control.enter("prepare")
             if order.check_content:
                 expansion = self._checked(expansion, order, control)
@@ -284,7 +289,7 @@ class Engine:
         """The expansion, or none where the guard flags what a writer made of a clean prompt."""
         try:
             for shot in expansion.script.shots:
-                self.safety.check_prompt(shot.text, control)
+                self.safety.check_prompt(f"{shot.text} {shot.sound}".strip(), control)
         except ContentPolicy:
             warning = "The expanded prompt was flagged: the prompt was used as it is"
             return replace(Expansion.none(order), warning=warning)
@@ -311,6 +316,7 @@ class Engine:
         options = RenderOptions(
             negative_prompt=negative_prompt(order.negative_prompt, spec, self.settings),
             track=choice.track,
+            made_here=choice.sound_spec is None,
             watch=self.safety.watch if order.check_content else None,
             postprocess=self.postprocess,
             encoding=EncodeOptions(
@@ -320,14 +326,39 @@ class Engine:
         control.enter("queue")
 
         def once() -> EncodedVideo:
-            set_limits(control, plan, self.settings, spec, model.recipe, self._how(model))
+            set_limits(control, plan, self.settings, spec, model.recipe, self._how(choice))
             control.enter("load")
             self._begin()
             return render(self.pool.load(model, control), plan, media, options, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()
         with self.pool.device(control), counted:
-            return self.pool.run(model, once)
+            video = self.pool.run(model, once)
+            return self._with_sound(choice, plan, video, control)
+
+    def _with_sound(
+        self, choice: Choice, plan: Plan, video: EncodedVideo, control: Control
+    ) -> EncodedVideo:
+        """The clip with the sound that a model makes of its frames; with a silent track and a
+        warning where that fails, for the frames are what was waited for."""
+        if choice.sound_spec is None:
+            return video
+        model = self.pool.models["sound-for-video"]
+        allow_steps(control, self.settings, model.spec, model.recipe)
+
+        def once() -> AudioTrack:
+            control.enter("load")
+            family = cast("SoundFamily", self.pool.load(model, control))
+            return make_sound(family, plan, video, control)
+
+        try:
+            made: Sound = self.pool.run(model, once)
+        except (OutOfMemory, NotFinite, EncodeFailed) as error:
+            log.error("the sound of job %s could not be made: %s", control.job_id, error)
+            made = "silence"
+            video = replace(video, warnings=(*video.warnings, _NO_SOUND))
+        with_sound = add_sound(video, made, plan, control)
+        return replace(with_sound, warnings=video.warnings)
 
     def publish(
         self,
@@ -360,9 +391,13 @@ class Engine:
         """Refuse a job that has killed its worker before, whichever worker that was."""
         return self._crashes.counting(control.job_id)
 
-    def _how(self, model: Model) -> str:
+    def _how(self, choice: Choice) -> str:
         """What decides how long a frame takes, beside its size."""
-        made = (self.postprocess.interpolation, self.postprocess.upscaling)
+        model = self.pool.models[choice.spec.task]
+        made: list[str] = [self.postprocess.interpolation, self.postprocess.upscaling]
+        if choice.sound_spec is not None:
+            sound = self.pool.models["sound-for-video"]
+            made.append(f"sound by {sound.spec.name}, {sound.recipe}")
         return estimates.kind_of_work(model.spec, model.recipe, self.pool.gpu, *made)
 
     def _price(self, order: Order) -> Decimal:
@@ -389,8 +424,9 @@ class Engine:
     ) -> list[str]:
         spec = choice.spec
         warnings = self.postprocess.warnings(plan)
-        if spec.caveat:
-            warnings.append(f"{spec.name} is {spec.caveat}")
+        for row in (spec, choice.sound_spec):
+            if row is not None and row.caveat:
+                warnings.append(f"{row.name} is {row.caveat}")
         if order.check_content:
             warnings += self.safety.warnings()
         if expansion.warning:

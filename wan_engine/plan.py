@@ -91,7 +91,8 @@ def make_plan(
         if scripted is script.shots[-1]:
             segments = (*segments[:-1], replace(segments[-1], ends_clip=True))
         crop = punch_in(scripted.framing, media.subject)
-        shots.append(Shot(scripted.text, segments, scripted.seconds * fps, crop))
+        frames = scripted.seconds * fps
+        shots.append(Shot(scripted.text, segments, frames, crop, scripted.sound))
     return Plan(
         width=width,
         height=height,
@@ -212,6 +213,17 @@ def segment_layout(
     return layout
 
 
+def sound_windows(plan: Plan, spec: ModelSpec) -> tuple[Segment, ...]:
+    """The windows in which the model `spec` makes the sound of a finished clip, at its own fps.
+
+    They run over cuts: what is heard goes on where the picture changes.
+    """
+    frames = math.ceil(plan.frames * spec.fps / plan.fps)
+    layout = segment_layout(frames, spec.max_frames, spec.overlap_frames)
+    seeds = _seeds(plan.seed)
+    return tuple(Segment(seed, *row) for row, seed in zip(layout, seeds, strict=False))
+
+
 def punch_in(framing: Framing, subject: tuple[float, float]) -> Crop:
     """The part of the image that a shot starts from: of the image's own shape, inside of it, around
     `subject`."""
@@ -285,6 +297,7 @@ def _shot(shot: Shot, start: float, fps: int) -> dict[str, Any]:
         "start": start,
         "seconds": shot.frames / fps,
         "prompt": shot.prompt,
+        **({"sound": shot.sound} if shot.sound else {}),
         "crop": [round(side, 3) for side in shot.crop],
         "segments": [
             {

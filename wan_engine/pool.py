@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from wan_engine import weights
 from wan_engine.catalog import ModelSpec
@@ -31,7 +31,7 @@ from wan_engine.schema import Task
 from wan_engine.settings import Settings
 
 if TYPE_CHECKING:
-    from wan_engine.families.base import Family
+    from wan_engine.families.base import Family, Loaded
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Model:
         self.located, self.reason = located, reason
         self.spec = with_overrides(located.spec, settings)
         self.recipe, self.recipe_reason = recipes.choose(self.spec, gpu, settings)
-        self.family: Family | None = None
+        self.family: Loaded | None = None
         self.away = False
         self.alone = False
 
@@ -127,7 +127,7 @@ class Pool:
             self.run(model, lambda: self._load(model, control))
         self._used = [*(one for one in self._used if one is not model), model]
         assert model.family is not None
-        return model.family
+        return cast("Family", model.family)
 
     def load_all(self) -> Family:
         """As many models as fit together, the main one for sure, which is given."""

@@ -8,6 +8,7 @@
                                              second                  the last frame is in
 
 Everything after the latents is a generator, so that no more than one chunk of a clip is held.
+Where a model makes the sound of finished frames, `sound.py` goes on from the mp4.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from wan_engine.errors import EncodeFailed
 from wan_engine.media.framing import cropped
 from wan_engine.media.images import fit
 from wan_engine.media.joins import Joined
+from wan_engine.media.loudness import levelled
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.soundtrack import Soundtrack
 from wan_engine.media.video import EncodeOptions, Sound, add_sound, encode
@@ -54,10 +56,12 @@ Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames
 @dataclass(frozen=True)
 class RenderOptions:
     """How a clip is made, beside its plan. `watch` looks at its frames, where somebody asks for
-    that."""
+    that; `made_here`: the sound is made with the frames.
+    """
 
     negative_prompt: str
     track: Track
+    made_here: bool
     watch: Watch | None
     postprocess: Postprocess
     encoding: EncodeOptions
@@ -77,11 +81,11 @@ def render(
     with closing(stream):
         sound = sounds.get(options.track)
         video = encode(stream, shown, sound, folder / "clip.mp4", options.encoding, control)
-    if options.track == "made":
+    if options.track == "made" and options.made_here:
         sound = made.write(folder / "made.wav")
         if sound is None:  # its row says that it gives some, so silence would be no clip of its
             raise EncodeFailed("The model gave no sound")
-        video = add_sound(video, sound, plan, control)
+        video = add_sound(video, levelled(sound, control), plan, control)
     return video
 
 

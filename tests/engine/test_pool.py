@@ -52,7 +52,7 @@ def on_device(engine: Engine) -> set[str]:
 def orders(request_for: RequestFor) -> dict[str, Order]:
     """One for each task."""
     quiet = request_for().order()
-    return {FIRST: quiet, SECOND: replace(quiet, sound=True)}
+    return {FIRST: replace(quiet, sound=False), SECOND: replace(quiet, sound=True)}
 
 
 def frames(engine: Engine, order: Order, control: Control | None = None) -> list[str]:

@@ -64,7 +64,9 @@ def test_the_aiml_api_s_document_is_its_own(openapi: dict[str, Any]) -> None:
     content = page["post"]["requestBody"]["content"]["application/json"]
     assert body(openapi, "/v2/video/generations")["oneOf"][0] == content["schema"]
     for method in ("post", "get"):
-        assert answer(ours[method]) == answer(page[method])
+        described = answer(ours[method])
+        assert described["properties"].pop("warnings")["type"] == "array"  # ours
+        assert described == answer(page[method])
     (published,) = page["get"]["parameters"]
     (parameter,) = ours["get"]["parameters"]
     assert {name: parameter[name] for name in published} == published

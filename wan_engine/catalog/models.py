@@ -84,7 +84,8 @@ class ModelSpec:
     common with the one before it; `full_segments`: each of several has the trained length, where
     the others have equal ones that are no longer than they need. `text_tokens`: how much of a
     prompt is read. `caveat`: what a user must be told of a model that is built here and not
-    fetched.
+    fetched. `opt_in`: why `auto` never takes the row, so that somebody has to name it.
+    `wan_blocks`: its blocks are Wan's, which can be compiled, and computed in 8 bits.
     """
 
     name: str
@@ -115,6 +116,8 @@ class ModelSpec:
     loras: tuple[LoraFile, ...] = ()
     built: bool = False
     caveat: str = ""
+    opt_in: str = ""
+    wan_blocks: bool = True
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
     networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes=1000)
@@ -239,6 +242,35 @@ _FOUR_STEP = replace(
     download_gb=127.5,
 )
 
+_KANDINSKY_LITE_SOUND = ModelSpec(
+    name="kandinsky-6-lite-sound",
+    title="Kandinsky 6 Lite, 16 distilled steps: the sound of a finished clip",
+    family="kandinsky",
+    task="sound-for-video",
+    takes=(),
+    needs=(),
+    gives_sound=True,
+    fps=24,
+    max_frames=125,  # five seconds: 121 to 125 frames (kandinskylab/kandinsky-6 README)
+    size_multiple=16,
+    max_area=864 * 480,
+    steps=16,
+    guidance_scale=1.0,  # distilled: stock refuses CFG with its PiFlow scheduler
+    guidance_scale_2=None,
+    flow_shift=5.0,
+    negative_prompt="",
+    continuations=("last_frames",),
+    text_tokens=1024,  # max_sequence_length of diffusers' Kandinsky6TI2VAPipeline
+    repo="kandinskylab/Kandinsky-6.0-Lite-distill-5s-Diffusers",
+    opt_in="the licences of its weights are not verified: the code is MIT, and the weights hold a "
+    "HunyuanVideo VAE, an MMAudio VAE, Qwen2.5-VL and CLIP, each with a licence of its own",
+    licence="code MIT; weights not verified",
+    wan_blocks=False,
+    # By the number of parameters: 3e9, Qwen2.5-VL 7B (8.29e9), CLIP-L, the two VAEs, the vocoder.
+    download_gb=24.0,
+    networks=Networks(6.0, 1, 16.9, 0.5, working_bytes=15_000),
+)
+
 _ROWS = (
     # First, so that `auto` takes it where somebody has put the SVI pair.
     replace(
@@ -262,6 +294,7 @@ _ROWS = (
     _TI2V_5B,
     _VACE_FUN_A14B,
     _VACE_14B,
+    _KANDINSKY_LITE_SOUND,
     replace(
         _I2V_A14B,
         name="wan-tiny",

@@ -34,6 +34,7 @@ def models(as_json: AsJson = False) -> None:
                 "download_gb": spec.download_gb,
                 "gpu_gb": round(recipes.least_gb(spec), 1),
                 "licence": spec.licence,
+                "opt_in": spec.opt_in,
                 "repo": spec.repo,
                 "revision": spec.revision,
             }

@@ -37,6 +37,14 @@ class RequestOptions:
     shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single"
     seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1"
     negative_prompt: Annotated[str, typer.Option(help="What you do not want to see.")] = ""
+    generate_audio: Annotated[
+        bool | None,
+        typer.Option(
+            help="Ask for sound where --audio gives none, or for no track; "
+            "WAN_GENERATE_AUDIO unless given.",
+            show_default=False,
+        ),
+    ] = None
     expand_prompt: Annotated[
         bool, typer.Option("--expand-prompt", help="Let a model rewrite the prompt.")
     ] = False

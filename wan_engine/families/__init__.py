@@ -24,6 +24,7 @@ OnBytes = Callable[[int, int], None]
 
 FAMILIES: Mapping[str, str] = {
     "i2v": "wan_engine.families.i2v:ImageToVideo",
+    "kandinsky": "wan_engine.families.kandinsky:SoundForVideo",
     "vace": "wan_engine.families.vace:ReferenceToVideo",
 }
 """`module:Class` of each. A row of another package's names its class like that itself."""

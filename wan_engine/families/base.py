@@ -22,6 +22,8 @@ from wan_engine.schema import (
     LastPicture,
     References,
     SegmentInput,
+    SoundInput,
+    Waveform,
 )
 
 _NAMES: Mapping[type[Condition], Input] = {
@@ -32,14 +34,45 @@ _NAMES: Mapping[type[Condition], Input] = {
 }
 
 
-class Family(Protocol):
+class Loaded(Protocol):
     """One loaded model, which one thread at a time works with.
 
-    A family is a class with `load(spec, folder, recipe, loras, on_bytes)` beside these, and a
-    row of the catalogue that names it; the rest of the engine knows neither.
+    A family is a class with `load(spec, folder, recipe, loras, on_bytes)` beside these and what its
+    task has, and a row of the catalogue that names it; the rest of the engine knows neither.
     """
 
     spec: ModelSpec
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Do once at this size what a clip does, so that the first job does not wait for what is
+        loaded when it is first used."""
+        ...
+
+    def run_eagerly(self) -> None:
+        """Compile nothing from now on, and use nothing that was: after work has raised
+        `CompileFailed`."""
+        ...
+
+    def move(self, device: str) -> None:
+        """All of its weights to `device`: to host memory when another model needs the room, and
+        back."""
+        ...
+
+
+class SoundFamily(Loaded, Protocol):
+    """A model that makes the sound of finished frames: `sound-for-video`."""
+
+    def hear(self, window: SoundInput, on_step: Callable[[int], None]) -> Waveform:
+        """The sound of a window, which begins with its first frame and is as long as its frames at
+        least. The frames stay as they are.
+
+        `on_step(n)` as for `Family.render`. Raises `OutOfMemory` and `NotFinite`.
+        """
+        ...
+
+
+class Family(Loaded, Protocol):
+    """A model that makes frames."""
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
         """The segment: denoised when this returns, decoded while its frames are taken.
@@ -51,21 +84,6 @@ class Family(Protocol):
 
         Raises `NotServed`, before anything is computed, for a condition that its row does not take.
         """
-        ...
-
-    def warm_up(self, width: int, height: int) -> None:
-        """Do once at this size what a clip does, so that the first job does not wait for what is
-        loaded when it is first used."""
-        ...
-
-    def run_eagerly(self) -> None:
-        """Compile nothing from now on, and use nothing that was: after `render` has raised
-        `CompileFailed`."""
-        ...
-
-    def move(self, device: str) -> None:
-        """All of its weights to `device`: to host memory when another model needs the room, and
-        back."""
         ...
 
 

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 BlockRead = Callable[[str, Any], None]
 """Called with the name of a block and the block, once all of it is read."""
 
+_FLOAT32 = ("vae", "audio_vae", "vocoder")
 _LIBRARIES = ("diffusers", "transformers")
 _TOLD_EVERY_BYTES = 64 * 1024 * 1024
 
@@ -54,12 +55,32 @@ def load_pipeline(
     """The pipeline in `folder` (diffusers layout), of `pipeline_class`, as `recipe` has it, which
     is able (`able`).
 
-    The VAE is float32, for what is encoded stays in the picture for good. `on_bytes` is called
-    before each network, within the large ones, and at the end; what it raises ends the load and
-    nothing is left of it. LoRA files are looked at first: what is wrong with one is told before
-    minutes of loading. Raises `ConfigurationError` for files that do not fit.
+    LoRA files are looked at first: what is wrong with one is told before minutes of loading.
+    Raises what `load_networks` raises.
     """
-    plans = plans_for(folder, loras)
+
+    def assembled(networks: Mapping[str, Any]) -> Any:
+        pipeline = pipeline_class.from_pretrained(str(folder), local_files_only=True, **networks)
+        pipeline.tokenizer = faithful(pipeline.tokenizer, folder / "tokenizer")
+        return pipeline
+
+    return load_networks(folder, recipe, assembled, plans_for(folder, loras), on_bytes)
+
+
+def load_networks(
+    folder: Path,
+    recipe: Recipe,
+    assembled: Callable[[Mapping[str, Any]], Any],
+    plans: Sequence[Plan] = (),
+    on_bytes: OnBytes = lambda _done, _all: None,
+) -> Any:
+    """The pipeline that `assembled` makes of the networks that `model_index.json` names, each of
+    them converted and placed as `recipe` has it.
+
+    VAEs and vocoders are float32, for what they make stays in the clip for good. `on_bytes` is
+    called before each network, within the large ones, and at the end; what it raises ends the load
+    and nothing is left of it. Raises `ConfigurationError` for files that do not fit.
+    """
     index = read_json(folder / "model_index.json")
     parts = [
         _Part(name, folder / name, network)
@@ -68,33 +89,21 @@ def load_pipeline(
     ]
     parts.sort(key=lambda part: part.name in COMPONENTS)
     try:
-        return _load(pipeline_class, folder, recipe, parts, plans, on_bytes)
+        progress = _Progress(sum(part.size_bytes for part in parts), on_bytes)
+        networks: dict[str, Any] = {}
+        for part in parts:
+            progress.tell()
+            networks[part.name] = _one_network(part, recipe, plans, progress)
+        tell_fused(plans)
+        pipeline = assembled(networks)
+        finish(pipeline, recipe)
+        progress.tell()
+        return pipeline
     except BaseException as error:
         for one in chain(error):
             traceback.clear_frames(one.__traceback__)  # they hold networks
         memory.free_accelerator()
         raise
-
-
-def _load(
-    pipeline_class: Any,
-    folder: Path,
-    recipe: Recipe,
-    parts: Sequence[_Part],
-    plans: Sequence[Plan],
-    on_bytes: OnBytes,
-) -> Any:
-    progress = _Progress(sum(part.size_bytes for part in parts), on_bytes)
-    networks: dict[str, Any] = {}
-    for part in parts:
-        progress.tell()
-        networks[part.name] = _one_network(part, recipe, plans, progress)
-    tell_fused(plans)
-    pipeline = pipeline_class.from_pretrained(str(folder), local_files_only=True, **networks)
-    pipeline.tokenizer = faithful(pipeline.tokenizer, folder / "tokenizer")
-    finish(pipeline, recipe)
-    progress.tell()
-    return pipeline
 
 
 def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _Progress) -> Any:
@@ -108,7 +117,7 @@ def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _
         fuse({f"{name}.{inner}": one for inner, one in block.named_parameters()})
         settle_block(block, recipe)
 
-    dtype = torch.float32 if part.name == "vae" else getattr(torch, recipe.dtype)
+    dtype = torch.float32 if part.name in _FLOAT32 else getattr(torch, recipe.dtype)
     network = part.read(dtype, progress, block_read, keep_float8=recipe.float8)
     fuse({name: one for name, one in network.named_parameters() if not _block_of(name)})
     settle(part.name, network, recipe)

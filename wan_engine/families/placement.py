@@ -101,7 +101,7 @@ def settle(name: str, network: Any, recipe: Recipe) -> None:
     if name in EXPERTS:
         if recipe.attention != "native":
             set_attention(network, recipe.attention)
-        if device.type == "cuda":
+        if device.type == "cuda" and hasattr(network, "condition_embedder"):
             embed_times_in_tf32(network.condition_embedder.time_embedder)
         if recipe.step_cache is not None:
             cache_steps(network, recipe.step_cache)

@@ -31,7 +31,12 @@ class PromptEncoder:
         """Embeddings of `text` [1, tokens, width], in the text encoder's dtype, on the device.
         Raises `NotFinite`."""
         if text not in self._known:
-            with torch.inference_mode(False), torch.no_grad(), self._in_place():
+            encoder = self._pipeline.text_encoder
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                in_place(encoder, self._device, moved=self._moved),
+            ):
                 embeddings, _ = self._pipeline.encode_prompt(
                     prompt=text,
                     do_classifier_free_guidance=False,
@@ -45,20 +50,20 @@ class PromptEncoder:
             self._known.popitem(last=False)
         return self._known[text]
 
-    @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        """The text encoder on the device. What came from host memory is dropped afterwards, not
-        copied back."""
-        if not self._moved:
-            yield
-            return
-        module = self._pipeline.text_encoder
-        tensors = [*module.parameters(), *module.buffers()]
-        homes = [tensor.data for tensor in tensors]
-        try:
-            for tensor, home in zip(tensors, homes, strict=True):
-                tensor.data = home.to(self._device, non_blocking=True)
-            yield
-        finally:
-            for tensor, home in zip(tensors, homes, strict=True):
-                tensor.data = home
+
+@contextmanager
+def in_place(module: Any, device: torch.device, *, moved: bool) -> Iterator[None]:
+    """A network that waits in host memory, where it is `moved`, on the device. What came from host
+    memory is dropped afterwards, not copied back."""
+    if not moved:
+        yield
+        return
+    tensors = [*module.parameters(), *module.buffers()]
+    homes = [tensor.data for tensor in tensors]
+    try:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home.to(device, non_blocking=True)
+        yield
+    finally:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home

@@ -99,6 +99,11 @@ class Job:
         return self.state in FINAL
 
     @property
+    def warnings(self) -> list[str]:
+        """What of a finished clip is not as it was asked, a sentence each."""
+        return list((self.result or {}).get("warnings", ()))
+
+    @property
     def callers_fault(self) -> bool:
         """Whether it failed for something that the caller can mend."""
         return self.error_code in CALLERS_FAULTS

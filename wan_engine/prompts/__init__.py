@@ -86,10 +86,15 @@ class Expander:
         image: Image.Image | None,
         control: Control,
         fitted: Callable[[ScriptShot], ScriptShot] = lambda shot: shot,
+        *,
+        heard: bool = False,
     ) -> Expansion:
         """A script of the order's duration; `fitted` shortens a shot to what the video model reads.
-        Raises only `Cancelled` and `DeadlineExceeded`."""
-        task = Task.of(order)
+        `heard`: it says what is to be heard too, for a model that makes sound.
+
+        Raises only `Cancelled` and `DeadlineExceeded`.
+        """
+        task = Task.of(order, heard=heard)
         started = time.monotonic()
         backend, warning = self.backend, None
         try:

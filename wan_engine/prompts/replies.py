@@ -10,13 +10,15 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from wan_engine.prompts.task import MIN_SHOT_SECONDS, Task, WriterFailed
 from wan_engine.schema import PROMPT_MAX_CHARACTERS, Framing, ScriptShot
 
 _REPLY_MAX_CHARACTERS = 20_000
 _CAMERA_MAX_CHARACTERS = 200
+_SOUND_MAX_CHARACTERS = 400
 _SHARE_THAT_COUNTS = 0.2  # a language is one of the wish's when it has this part of its letters
 _ECHO_CHARACTERS = 50  # this much of our own instructions in a row is no accident
 _LATER_FRAMINGS: tuple[Framing, ...] = ("closer", "detail")
@@ -46,19 +48,27 @@ def shots_of(reply: str, task: Task) -> tuple[ScriptShot, ...]:
     entries = found.get("shots") if task.multi else [found]
     if not isinstance(entries, list) or not entries:
         raise WriterFailed("the answer has no shots")
-    shots = [_entry(entry) for entry in entries]
-    for prompt, camera, _ in shots:
-        _check(f"{prompt} {camera}".strip(), task)
+    shots = [_entry(entry, task) for entry in entries]
+    for shot in shots:
+        _check(f"{shot.prompt} {shot.camera}".strip(), task)
     if not task.multi:
-        prompt, _, _ = shots[0]
-        return (ScriptShot(prompt, task.seconds),)
+        return (ScriptShot(shots[0].prompt, task.seconds, sound=shots[0].sound),)
     while len(shots) > task.shots_at_most:
         shots = _merged(shots)
-    lengths = whole_seconds([weight for _, _, weight in shots], task.seconds)
+    lengths = whole_seconds([shot.weight for shot in shots], task.seconds)
     return tuple(
-        ScriptShot(prompt, seconds, camera, framing(number))
-        for number, ((prompt, camera, _), seconds) in enumerate(zip(shots, lengths, strict=True))
+        ScriptShot(shot.prompt, seconds, shot.camera, framing(number), shot.sound)
+        for number, (shot, seconds) in enumerate(zip(shots, lengths, strict=True))
     )
+
+
+class _Shot(NamedTuple):
+    """One shot of an answer. `weight` is its length as it was wanted."""
+
+    prompt: str
+    camera: str
+    weight: float
+    sound: str
 
 
 def framing(number: int) -> Framing:
@@ -144,15 +154,31 @@ def _readings(text: str) -> Iterator[Any]:
             return
 
 
-def _entry(entry: Any) -> tuple[str, str, float]:
-    """Prompt, camera and the wanted length of one shot."""
+def _entry(entry: Any, task: Task) -> _Shot:
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise WriterFailed("the answer has a shot without a prompt")
     camera = entry.get("camera")
     camera = _spaced(camera) if isinstance(camera, str) else ""
     if len(camera) > _CAMERA_MAX_CHARACTERS:
         camera = cut_at_sentence(camera, _CAMERA_MAX_CHARACTERS)
-    return _sentence(_spaced(entry["prompt"])), _sentence(camera), _weight(entry.get("seconds"))
+    return _Shot(
+        _sentence(_spaced(entry["prompt"])),
+        _sentence(camera),
+        _weight(entry.get("seconds")),
+        _sound(entry.get("sound"), task),
+    )
+
+
+def _sound(value: Any, task: Task) -> str:
+    """What is to be heard; nothing where that cannot be used, for the clip can do without."""
+    if not task.heard or not isinstance(value, str):
+        return ""
+    sound = cut_at_sentence(_spaced(value), _SOUND_MAX_CHARACTERS)
+    try:
+        _check(sound, replace(task, prompt=""))  # noises may be told in any language
+    except WriterFailed:
+        return ""
+    return sound
 
 
 def _spaced(text: str) -> str:
@@ -210,11 +236,13 @@ def _echoes(text: str, instructions: str) -> bool:
     return any(text[end - _ECHO_CHARACTERS : end] in instructions for end in ends)
 
 
-def _merged(shots: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+def _merged(shots: list[_Shot]) -> list[_Shot]:
     """One shot fewer: the two neighbours that are shortest together become one."""
     pairs = range(len(shots) - 1)
-    at = min(pairs, key=lambda index: shots[index][2] + shots[index + 1][2])
-    (first, camera, one), (second, _, other) = shots[at], shots[at + 1]
-    room = PROMPT_MAX_CHARACTERS - len(camera) - 1
-    joined = cut_at_sentence(f"{first} {second}", room)
-    return [*shots[:at], (joined, camera, one + other), *shots[at + 2 :]]
+    at = min(pairs, key=lambda index: shots[index].weight + shots[index + 1].weight)
+    first, second = shots[at], shots[at + 1]
+    room = PROMPT_MAX_CHARACTERS - len(first.camera) - 1
+    prompt = cut_at_sentence(f"{first.prompt} {second.prompt}", room)
+    sound = cut_at_sentence(f"{first.sound} {second.sound}".strip(), _SOUND_MAX_CHARACTERS)
+    joined = _Shot(prompt, first.camera, first.weight + second.weight, sound)
+    return [*shots[:at], joined, *shots[at + 2 :]]

@@ -38,7 +38,12 @@ def with_words(script: Script, order: Order) -> Script:
     if not order.references:
         return script
     shots = (
-        replace(shot, prompt=_in_words(shot.prompt), camera=_in_words(shot.camera))
+        replace(
+            shot,
+            prompt=_in_words(shot.prompt),
+            camera=_in_words(shot.camera),
+            sound=_in_words(shot.sound),
+        )
         for shot in script.shots
     )
     return Script(tuple(shots))

@@ -59,22 +59,27 @@ starts from the whole image, each later one from a closer crop of the same image
     "Every shot is its own clip. ",
 )
 
+_HEARD = """
+Beside each "prompt" put "sound": what is to be heard then, in at most 30 words: noises, \
+ambience, music. Put words that somebody speaks between \u201c and \u201d, and only those that \
+the wish has."""
+
 
 @dataclass(frozen=True)
 class Task:
     """A prompt to expand into one shot, or into several where `multi`. `pictured`: the writer is
-    shown the picture that the clip begins with."""
+    shown the picture that the clip begins with; `heard`: it says what is to be heard too."""
 
     prompt: str
     seconds: int
     multi: bool
     pictured: bool = True
+    heard: bool = False
 
     @classmethod
-    def of(cls, order: Order) -> Task:
-        return cls(
-            order.prompt, order.duration, order.shot_type == "multi", order.image is not None
-        )
+    def of(cls, order: Order, *, heard: bool = False) -> Task:
+        multi = order.shot_type == "multi"
+        return cls(order.prompt, order.duration, multi, order.image is not None, heard)
 
     @property
     def shots_at_most(self) -> int:
@@ -84,9 +89,9 @@ class Task:
     def instructions(self) -> str:
         """What the writer is told once, whoever asks."""
         common = _COMMON if self.pictured else _UNPICTURED
-        if self.multi and not self.pictured:
-            return common + _UNPICTURED_MULTI
-        return common + (_MULTI if self.multi else _SINGLE)
+        several = _MULTI if self.pictured else _UNPICTURED_MULTI
+        form = several if self.multi else _SINGLE
+        return common + form + (_HEARD if self.heard else "")
 
     @property
     def wish(self) -> str:
@@ -102,7 +107,8 @@ class Task:
     @property
     def tokens_at_most(self) -> int:
         """What an answer may take: 1.5 tokens a word and as much again for other languages."""
-        return 1024 if self.multi else 512
+        tokens = 1024 if self.multi else 512
+        return tokens * 3 // 2 if self.heard else tokens
 
 
 def shrunk(image: Image.Image) -> Image.Image:

@@ -175,7 +175,7 @@ def choose(
     do.
     """
     if gpu is None:
-        return _on_cpu(settings)
+        return _on_cpu(spec, settings)
     host = host or detect_host(settings)
     where = f"{gpu.name} ({gpu.sm}) with {gpu.usable_gb:.0f} GB"
     recipes = list(_candidates(spec, gpu, settings, host))
@@ -189,8 +189,8 @@ def choose(
     return recipes[-1], why + _not_compiled(spec, settings, host, recipes[-1].offload)
 
 
-def _on_cpu(settings: Settings) -> tuple[Recipe, str]:
-    wanted = settings.compile in ("on", "required")
+def _on_cpu(spec: ModelSpec, settings: Settings) -> tuple[Recipe, str]:
+    wanted = spec.wan_blocks and settings.compile in ("on", "required")
     missing = compiler.problem("cpu") if wanted else None
     if missing is not None:
         _require_nothing(settings, missing)
@@ -200,7 +200,7 @@ def _on_cpu(settings: Settings) -> tuple[Recipe, str]:
         "none" if settings.offload == "auto" else settings.offload,
         float8=settings.precision == "float8",
         compiled=wanted and missing is None,
-        step_cache=settings.step_cache,
+        step_cache=settings.step_cache if spec.wan_blocks else None,
     )
     return recipe, "no GPU: float32 on the CPU" + (
         f"; {NOT_COMPILED}: {missing}" if missing else ""
@@ -219,7 +219,7 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
         "cuda" if settings.device == "auto" else settings.device,
         dtype,
         attention=_attention(spec, gpu, dtype, settings),
-        step_cache=settings.step_cache,
+        step_cache=settings.step_cache if spec.wan_blocks else None,
     )
     offloads: tuple[Offload, ...] = ("none", "stream", "layer")
     if settings.compile == "required":
@@ -242,6 +242,8 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
 
 
 def _precisions(spec: ModelSpec, settings: Settings, able8: bool, offload: Offload) -> list[bool]:
+    if not spec.wan_blocks:
+        return [False]
     if settings.precision == "float8":
         return [True]
     if settings.precision == "bfloat16" or not able8 or spec.built or offload == "layer":
@@ -259,6 +261,8 @@ def _compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload)
 
 
 def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bool:
+    if not spec.wan_blocks:
+        return False
     if settings.compile == "auto":
         return not spec.built and offload == "none"
     # Where the offload is open, it may move what cannot be compiled then; where it is set, that is
@@ -286,11 +290,11 @@ def _attention(spec: ModelSpec, gpu: Gpu, dtype: str, settings: Settings) -> str
         "flash": "_native_flash",
         "float8": "float8",
     }
-    if settings.attention in names:
+    if settings.attention in names and (spec.wan_blocks or settings.attention != "float8"):
         return names[settings.attention]
     if dtype == "float32":
         return "native"
-    if gpu.capability in _FLOAT8_ATTENTION and not spec.built:
+    if gpu.capability in _FLOAT8_ATTENTION and spec.wan_blocks and not spec.built:
         return "float8"
     return names["cudnn" if gpu.capability in _CUDNN_ATTENTION else "flash"]
 

@@ -37,6 +37,12 @@ def set_limits(
     control.limit(round(job_seconds))
 
 
+def allow_steps(control: Control, settings: Settings, spec: ModelSpec, recipe: Recipe) -> None:
+    """Let a step of another model of the job be silent for as long as its recipe may take."""
+    seconds = settings.hang_seconds * _as_slow(spec, recipe)
+    control.step_seconds = max(control.step_seconds, seconds)
+
+
 def _as_slow(spec: ModelSpec, recipe: Recipe) -> int:
     """How many times longer a step may take than one of a model that stays on a GPU."""
     if recipe.device == "cpu":

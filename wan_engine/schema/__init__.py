@@ -25,7 +25,9 @@ from wan_engine.schema.clip import (
     Segment,
     SegmentInput,
     Shot,
+    SoundInput,
     VideoResult,
+    Waveform,
 )
 from wan_engine.schema.fields import (
     NEGATIVE_PROMPT_MAX_CHARACTERS,
@@ -85,9 +87,11 @@ __all__ = [
     "Shot",
     "ShotType",
     "Size",
+    "SoundInput",
     "Task",
     "VideoRequest",
     "VideoResult",
+    "Waveform",
     "cut_sentence",
     "parse_request",
 ]

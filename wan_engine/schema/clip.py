@@ -64,12 +64,14 @@ class Media:
 
 @dataclass(frozen=True)
 class ScriptShot:
-    """One shot as it was thought up. `framing` says how much of the image it starts from."""
+    """One shot as it was thought up. `framing` says how much of the image it starts from, `sound`
+    what is to be heard, where a writer has thought of that."""
 
     prompt: str
     seconds: int
     camera: str = ""
     framing: Framing = "whole"
+    sound: str = ""
 
     @property
     def text(self) -> str:
@@ -105,13 +107,15 @@ class Segment:
 class Shot:
     """What is seen between two cuts. Its first segment starts from `crop` of the request's image.
 
-    Its segments keep `source_frames` of the model; `frames` of the clip are made of them.
+    Its segments keep `source_frames` of the model; `frames` of the clip are made of them. `sound`
+    says what is to be heard.
     """
 
     prompt: str
     segments: tuple[Segment, ...]
     frames: int
     crop: Crop = WHOLE
+    sound: str = ""
 
     @property
     def source_frames(self) -> int:
@@ -246,16 +250,39 @@ class Clip:
     sound: AudioTrack | None = None
 
 
+@dataclass(frozen=True)
+class SoundInput:
+    """A window of a finished clip, for which a model makes the sound.
+
+    `frames` has 4n + 1 of them at the model's fps and size; `prompt` says what is seen, `sound`
+    what is to be heard, where a writer has thought of that.
+    """
+
+    prompt: str
+    sound: str
+    frames: Frames
+    seed: int
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Sound as numbers: float32 [n, channels] between -1 and 1."""
+
+    samples: NDArray[np.float32]
+    rate_hz: int
+
+
 # --- what comes out ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A finished mp4 in the job's scratch folder."""
+    """A finished mp4 in the job's scratch folder. `warnings` says what could not be made of it."""
 
     path: Path
     frames: int
     bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ class Order:
     """A clip that somebody wants. Media are URLs or data URIs that have not been fetched.
 
     `references`, the order of which is the subjects' identity, is None where the clip begins with
-    `image`; without any it is text-to-video. `sound`: made where none is given (True), none at all
-    (False), or only the `audio` that is given (None). `duration` is in whole seconds, 2 to 15.
-    `aspect_ratio` is the clip's where no picture decides it. `seed` is -1 until the engine settles
-    it. `cuts` says what was left out of the caller's text, a sentence each. `any_frames`: the first
-    frame of an animated image is taken, instead of refusing it.
+    `image`; without any it is text-to-video. `sound` is for an order without `audio`: a track with
+    sound in it (True), no track (False), or what the operator has set (None). `duration` is in
+    whole seconds, 2 to 15. `aspect_ratio` is the clip's where no picture decides it. `seed` is -1
+    until the engine settles it. `cuts` says what was left out of the caller's text, a sentence
+    each. `any_frames`: the first frame of an animated image is taken, instead of refusing it.
     """
 
     prompt: str

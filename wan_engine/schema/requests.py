@@ -65,7 +65,7 @@ SafetyCheck = Annotated[
 
 # Not on the hosted pages, and so not in the schemas; taken where they are given.
 GenerateAudio = SkipJsonSchema[Annotated[bool, fields.boolean("generate_audio")] | None]
-"""Whether sound is made where none is given; false: no sound at all."""
+"""Whether a clip without `audio` gets sound; false: it has no track."""
 FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
 """Whether an animated image, GIF too, gives its first frame instead of being refused."""
 LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]

@@ -115,6 +115,12 @@ class OutputSettings(BaseModel):
         pattern="^(superfast|veryfast|faster|fast|medium|slow|slower|veryslow)$",
         description="x264 speed preset, `superfast` to `veryslow`",
     )
+    generate_audio: bool = Field(
+        default=True,
+        description="What an absent `generate_audio` means at the Runpod endpoint and on the "
+        "command line: `1`: a clip without a sound of the caller's has a track, with sound where "
+        "WAN_SOUND_MODEL or WAN_VIDEO_SOUND_MODEL makes it, else silent; `0`: no track",
+    )
     metadata: bool = Field(
         default=True,
         description='Write model, seed, version and "AI-generated" into the mp4\'s metadata',

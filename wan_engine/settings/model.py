@@ -34,6 +34,11 @@ class ModelSettings(BaseModel):
         default="auto",
         description="The model that moves lips by the sound that is given, as WAN_MODEL",
     )
+    sound_model: str = Field(
+        default="auto",
+        description="The model that makes the sound of a finished clip, as WAN_MODEL. `auto` takes "
+        "none whose licence is not verified: name it",
+    )
     video_sound_model: str = Field(
         default="auto", description="The model that makes frames and sound at once, as WAN_MODEL"
     )

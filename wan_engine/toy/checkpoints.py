@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wan_engine.toy import classifiers, networks, writer
+from wan_engine.toy import classifiers, networks, sound, writer
 
 RECIPE = "4"
 """Part of a cached folder's name. Raise it with any change here, in `classifiers.py` or of the
@@ -228,6 +228,7 @@ _KINDS: dict[str, Callable[[Path], None]] = {
     "wan-tiny-random": _two_experts,
     "wan-tiny-ti2v": _expand_timesteps,
     "wan-tiny-vace": _vace,
+    "wan-tiny-sound": sound.write,
     "tiny-prompt-guard": classifiers.prompt_guard,
     "tiny-image-classifier": classifiers.image_classifier,
     _WRITER: writer.write,

@@ -39,7 +39,22 @@ _VACE = replace(
     networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
 )
 
-MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE)}
+_SOUND = replace(
+    CATALOG["kandinsky-6-lite-sound"],
+    name="wan-tiny-sound",
+    title="a tiny random model of the Kandinsky 6 kind: its sound is noise",
+    max_area=96 * 64,
+    steps=4,
+    repo=None,
+    built=True,
+    opt_in="",
+    caveat="a toy with random weights: its sound is noise that changes with the picture",
+    licence="Apache-2.0",
+    download_gb=0.0,
+    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
+)
+
+MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE, _SOUND)}
 
 CLASSIFIERS: Mapping[str, ClassifierSpec] = {
     "tiny-prompt-guard": ClassifierSpec(

@@ -49,13 +49,13 @@ _PREPROCESSOR = {
 
 def write(folder: Path) -> None:
     """Write the writer to `folder`."""
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
     _model(tokenizer).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
     """A token for each byte and no merges, so that every language goes in."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer

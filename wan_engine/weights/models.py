@@ -19,6 +19,7 @@ TASK_SETTINGS: Mapping[Task, str] = {
     "reference-to-video": "reference_model",
     "speech-to-video": "speech_model",
     "image-to-video-with-sound": "video_sound_model",
+    "sound-for-video": "sound_model",
 }
 """The setting that names the row of each task."""
 
@@ -94,10 +95,10 @@ def configured(
     `ConfigurationError`."""
     chosen = {task: select(settings, fits, fallback=fallback, task=task) for task in TASK_SETTINGS}
     found = {task: one for task, one in chosen.items() if one is not None}
-    if not found:
+    if not found.keys() - {"sound-for-video"}:
         raise ConfigurationError(
-            "WAN_MODEL is `none`, and no other task has a model: nothing could be made. Set it to "
-            "`auto`, or to a name that `python -m wan_engine models` lists."
+            "WAN_MODEL is `none`, and no other task has a model that makes frames: nothing could "
+            "be made. Set it to `auto`, or to a name that `python -m wan_engine models` lists."
         )
     return found
 
@@ -124,7 +125,7 @@ def select(
         _require_task(located.spec, task, variable)
         return located, f"named by {variable}"
     for spec in known_models().values():
-        if spec.task == task and not spec.built and fits(spec):
+        if spec.task == task and not (spec.built or spec.opt_in) and fits(spec):
             located_row = locate(spec, settings)
             if located_row is not None:
                 why = "auto: the best model whose files are here and that fits this GPU"

@@ -50,8 +50,6 @@ class _Routes:
             asked = wire.parse(body, self._context.serves)
         except wire.BodyError as error:
             raise Refusal("invalid_request", str(error)) from None
-        # `generate_audio` is only checked: this engine has no model that makes sound, so without
-        # `audio_url` every clip is as silent as `false` asks for.
         new = NewJob(
             id=wire.new_id(),
             door=NAME,

@@ -42,6 +42,11 @@ _GENERATION_SCHEMA = {
                 }
             },
         },
+        "warnings": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What could not be done as it was asked. Not on the hosted page.",
+        },
         "error": {
             "type": "object",
             "nullable": True,

@@ -214,8 +214,9 @@ class GenerationRequest(BaseModel):
     )
     generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True,
-        description="Taken, and without effect: no sound is made here where `audio_url` gives "
-        "none, and `audio_url` is never muted.",
+        description="Whether sound is made for a video without `audio_url`: silent, with a "
+        "warning, where no model here makes any. `false`: the video has no track. `audio_url` is "
+        "never muted.",
     )
     seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
         default=None, description="Random unless given.", ge=0, le=SEED_MAX
@@ -243,6 +244,7 @@ class GenerationRequest(BaseModel):
             "seed": -1 if self.seed is None else self.seed,
             "enable_prompt_expansion": self.enhance_prompt,
             "enable_safety_checker": True,
+            "generate_audio": self.generate_audio,
         }
 
 
@@ -304,6 +306,7 @@ class ReferenceGenerationRequest(BaseModel):
             "seed": -1 if self.seed is None else self.seed,
             "enable_prompt_expansion": self.enhance_prompt,
             "enable_safety_checker": True,
+            "generate_audio": True,  # the page has no switch for it
         }
 
 
@@ -357,9 +360,13 @@ def created(generation_id: str, cost: Decimal) -> dict[str, Any]:
 
 
 def generation(job: Job, url: str | None) -> dict[str, Any]:
-    """The answer to a poll; what does not apply is left out. `url` is that of a finished clip."""
+    """The answer to a poll; what does not apply is left out. `url` is that of a finished clip.
+
+    `warnings`, where there are any, is not on the page.
+    """
     if job.state == "completed":
-        return {"id": job.id, "status": "completed", "video": {"url": url}}
+        done = {"id": job.id, "status": "completed", "video": {"url": url}}
+        return {**done, **({"warnings": job.warnings} if job.warnings else {})}
     if job.state in _STATUS:
         return {"id": job.id, "status": _STATUS[job.state]}
     name = _ERROR_NAMES.get(job.error_code or "", "InternalError")

@@ -51,7 +51,8 @@ def task(job: Job, url: str | None) -> dict[str, Any]:
     output |= _times(job)
     answer = {"request_id": request_id(), "output": output}
     if status == "SUCCEEDED":
-        prompt, warnings = job.payload.get("prompt"), _warnings(job)
+        prompt = job.payload.get("prompt")
+        warnings = [*job.payload.get("warnings", ()), *job.warnings]
         output |= {"orig_prompt": prompt or "", "video_url": url}
         output |= {"warnings": warnings} if warnings else {}
         answer["usage"] = usage(job)
@@ -125,11 +126,6 @@ def _times(job: Job) -> dict[str, str]:
 def _time(ms: int) -> str:
     """UTC, as `2025-09-25 11:07:28.590`."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-def _warnings(job: Job) -> list[str]:
-    made = (job.result or {}).get("warnings") or []
-    return [*job.payload.get("warnings", ()), *made]
 
 
 def _code(job: Job) -> str:

@@ -23,6 +23,7 @@ _PARTS: Mapping[str, tuple[int, int]] = {
     "denoise": (5, 90),
     "decode": (90, 97),
     "encode": (97, 98),
+    "sound": (98, 98),
     "publish": (98, 99),
 }
 _CODES = {"content_policy": "moderation_blocked"}
@@ -51,8 +52,7 @@ def video(job: Job) -> dict[str, Any]:
         "size": said.get("size"),
         "remixed_from_video_id": None,
     }
-    made = (job.result or {}).get("warnings") or []
-    warnings = [*said.get("warnings", ()), *made]
+    warnings = [*said.get("warnings", ()), *job.warnings]
     return {**shown, "warnings": warnings} if warnings else shown
 
 

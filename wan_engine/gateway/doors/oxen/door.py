@@ -133,7 +133,9 @@ class _Videos:
             sentence = parameters.provider_error(why, 422 if job.callers_fault else 500)
             return JSONResponse(wire.message(sentence), status)
         return JSONResponse(
-            wire.videos(model.name, job.created_ms // 1000, await self._video(job, given))
+            wire.videos(
+                model.name, job.created_ms // 1000, await self._video(job, given), job.warnings
+            )
         )
 
     async def _video(self, job: Job, given: parameters.ResponseFormat) -> dict[str, str]:

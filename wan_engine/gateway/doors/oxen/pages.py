@@ -22,6 +22,12 @@ _VIDEO_URL = "https://media.example.com/video.mp4"
 _NULLABLE_INTEGER = {"type": ["integer", "null"]}
 _NULLABLE_TEXT = {"type": ["string", "null"]}
 
+_WARNINGS = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "What could not be done as it was asked. Not on the hosted page.",
+}
+
 _GENERATION = {
     "type": "object",
     "required": [
@@ -40,6 +46,7 @@ _GENERATION = {
         "started_at": _NULLABLE_INTEGER,
         "completed_at": _NULLABLE_INTEGER,
         **dict.fromkeys(wire.TARGETS, _NULLABLE_TEXT),
+        "warnings": _WARNINGS,
     },
     "additionalProperties": True,
 }
@@ -140,6 +147,7 @@ GENERATE: dict[str, Any] = {
                             },
                         },
                     },
+                    "warnings": _WARNINGS,
                 },
             },
             wire.videos(_MODEL, 1775090508, {"url": _VIDEO_URL}),

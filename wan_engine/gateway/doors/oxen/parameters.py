@@ -178,8 +178,8 @@ class VideoParameters(Parameters):
     enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
     generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True,
-        description="Taken, and without effect: no sound is made here where `audio_url` gives "
-        "none.",
+        description="Whether sound is made for a video without `audio_url`: silent, with a "
+        "warning, where no model here makes any. `false`: the video has no track.",
     )
 
     def fields(self, number: int = 0) -> dict[str, Any]:
@@ -194,6 +194,7 @@ class VideoParameters(Parameters):
             "seed": _seed_of(self.seed, number),
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
+            "generate_audio": self.generate_audio,
             "first_frame": True,  # the page takes GIF
         }
 
@@ -245,6 +246,7 @@ class ReferenceParameters(Parameters):
             "seed": _seed_of(self.seed, number),
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
+            "generate_audio": True,  # the page has no switch for it
         }
 
 

@@ -42,9 +42,13 @@ _TITLES = {
 # --- the answers ---------------------------------------------------------------------------------
 
 
-def videos(model: str, created: int, video: Mapping[str, str]) -> dict[str, Any]:
-    """The sync route's answer. `created` in Unix seconds; `video` has `url` or `b64_json`."""
-    return {"model": model, "created": created, "videos": [dict(video)]}
+def videos(
+    model: str, created: int, video: Mapping[str, str], warnings: list[str] | None = None
+) -> dict[str, Any]:
+    """The sync route's answer. `created` in Unix seconds; `video` has `url` or `b64_json`.
+    `warnings`, where there are any, is not on the page."""
+    told = {"warnings": warnings} if warnings else {}
+    return {"model": model, "created": created, "videos": [dict(video)], **told}
 
 
 def enqueued(ids: list[str], named: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -78,7 +82,8 @@ def generation(job: Job, url: str | None) -> dict[str, Any]:
         for key, value in job.payload.items()
         if key not in _NOT_SHOWN and key not in shown and value is not None
     }
-    return {**shown, **extra}
+    told = {"warnings": job.warnings} if job.warnings else {}
+    return {**shown, **extra, **told}
 
 
 def recorded(job: Job, url: str | None) -> dict[str, Any]:
@@ -140,6 +145,8 @@ def event(job: Job, url: str | None) -> bytes | None:
     body: dict[str, Any] = {"generation_id": job.id, "status": status, "media_type": "video"}
     if status == "succeeded":
         body |= {"model": job.model, "url": url}
+        if job.warnings:
+            body["warnings"] = job.warnings
     elif status == "failed":
         body |= {"error": _failure(job)}
     else:

@@ -50,6 +50,7 @@ export class Form extends EventTarget {
       seed: byId("seed").value.trim() === "" ? -1 : Number(byId("seed").value),
       enable_prompt_expansion: byId("expansion").checked,
       enable_safety_checker: byId("safety").checked,
+      generate_audio: byId("generate-audio").checked ? undefined : false,
     };
   }
 
@@ -61,6 +62,7 @@ export class Form extends EventTarget {
     byId("seed").value = wanted.seed;
     byId("expansion").checked = wanted.enable_prompt_expansion;
     byId("safety").checked = wanted.enable_safety_checker;
+    byId("generate-audio").checked = wanted.generate_audio !== false;
     this.#clear(byId("prompt"));
     this.#clear(byId("seed"));
     this.#changed();

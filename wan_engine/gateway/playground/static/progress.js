@@ -4,8 +4,9 @@
 export const STAGES = [
   { name: "prepare", weight: 0.04, title: "Picture and prompt" },
   { name: "denoise", weight: 0.56, title: "Rendering" },
-  { name: "decode", weight: 0.3, title: "Decoding" },
-  { name: "encode", weight: 0.07, title: "Encoding" },
+  { name: "decode", weight: 0.26, title: "Decoding" },
+  { name: "encode", weight: 0.06, title: "Encoding" },
+  { name: "sound", weight: 0.05, title: "Sound" },
   { name: "publish", weight: 0.03, title: "Storing" },
 ];
 

@@ -48,6 +48,7 @@ const BODIES = {
       seed: wish.seed,
       enable_prompt_expansion: wish.enable_prompt_expansion,
       enable_safety_checker: wish.enable_safety_checker,
+      generate_audio: wish.generate_audio,
     }),
   }),
   aiml: (wish) =>
@@ -62,6 +63,7 @@ const BODIES = {
       shot_type: wish.shot_type,
       seed: fixed(wish.seed),
       enhance_prompt: wish.enable_prompt_expansion,
+      generate_audio: wish.generate_audio,
     }),
   oxen: (wish) =>
     given({
@@ -76,6 +78,7 @@ const BODIES = {
       multi_shots: wish.shot_type === "multi",
       enable_prompt_expansion: wish.enable_prompt_expansion,
       enable_safety_checker: wish.enable_safety_checker,
+      generate_audio: wish.generate_audio,
     }),
 };
 

@@ -1,0 +1,92 @@
+"""The sound of a finished clip, made by a model that looks at it.
+
+    clip.mp4 ─ read again ─> windows at the model's fps ─ family.hear ─> cross-faded ─ loudness ─┐
+        └───────────────────────── frames copied as they are ────────────────────────> muxed <───┘
+
+The clip in the job's folder is the copy that is looked at, so that no frame is held for it.
+"""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wan_engine.control import Control
+from wan_engine.errors import EncodeFailed
+from wan_engine.media import ffmpeg
+from wan_engine.media.audio import SAMPLE_RATE_HZ
+from wan_engine.media.loudness import levelled
+from wan_engine.media.soundtrack import Soundtrack
+from wan_engine.media.windows import read_window
+from wan_engine.plan import render_size, sound_windows
+from wan_engine.runtime.finite import not_finite
+from wan_engine.schema import AudioTrack, EncodedVideo, Plan, Shot, SoundInput, Waveform
+
+if TYPE_CHECKING:
+    from wan_engine.families.base import SoundFamily
+
+
+def make_sound(
+    family: SoundFamily, plan: Plan, video: EncodedVideo, control: Control
+) -> AudioTrack:
+    """The sound of `video`, beside it in the job's folder: 48 kHz stereo, at one loudness.
+
+    Raises `OutOfMemory`, `NotFinite`, `EncodeFailed`, or what `control` raises.
+    """
+    spec, folder = family.spec, video.path.parent
+    size = render_size(plan.width, plan.height, spec)
+    windows = sound_windows(plan, spec)
+    track = Soundtrack(spec.fps)
+    steps = spec.steps * len(windows)
+    first = 0
+    for index, window in enumerate(windows):
+
+        def on_step(count: int, done: int = index * spec.steps) -> None:
+            control.progress("sound", done + count, steps)
+
+        on_step(0)
+        first -= window.repeated
+        try:
+            frames = read_window(video.path, size, spec.fps, first, window.frames, control)
+            seen = _shot_at(plan, (first + window.frames / 2) / spec.fps)
+            asked = SoundInput(seen.prompt, seen.sound, frames, window.seed)
+            heard = family.hear(asked, on_step)
+            track.add(as_track(heard, folder / "heard.wav", control), window)
+        except ffmpeg.Failed as error:
+            raise EncodeFailed("The sound of the clip could not be made") from error
+        first += window.repeated + window.shown
+    made = track.write(folder / "made.wav")
+    assert made is not None, "every window has a sound"
+    return levelled(made, control)
+
+
+def as_track(heard: Waveform, path: Path, control: Control) -> AudioTrack:
+    """A waveform of any rate as 48 kHz stereo. What is louder than full scale is brought down as a
+    whole, so that nothing is cut. Raises `NotFinite` and `ffmpeg.Failed`."""
+    samples = heard.samples
+    if not np.isfinite(samples).all():
+        raise not_finite("the model's sound")
+    samples = samples / max(1.0, float(np.abs(samples).max(initial=0.0)))
+    own = path.with_suffix(".own.wav")
+    with wave.open(str(own), "wb") as file:
+        file.setparams((samples.shape[1], 2, heard.rate_hz, 0, "NONE", ""))
+        file.writeframes(np.rint(samples * 32767).astype("<i2").tobytes())
+    arguments = [
+        *("-nostdin", "-protocol_whitelist", "file", "-f", "wav", "-i", str(own)),
+        *("-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav", "-y"),
+    ]
+    try:
+        with ffmpeg.running([*arguments, str(path)], control):
+            pass
+    finally:
+        own.unlink(missing_ok=True)
+    return AudioTrack(path, len(samples) / heard.rate_hz)
+
+
+def _shot_at(plan: Plan, seconds: float) -> Shot:
+    """The shot that is seen then."""
+    index = sum(cut <= seconds for cut in plan.cut_seconds)
+    return plan.shots[index]
