@@ -83,6 +83,7 @@ def test_openai_s_python_client(listen: Listen, tmp_path: Path) -> None:
     assert (found["thumbnail"], found["spritesheet"]) == ("image/webp", "image/jpeg")
     assert (found["text"]["seconds"], found["text"]["size"]) == ("4", "720x1280")
     assert found["listed"] == found["made"]
+    assert "alibaba/wan-2-6-i2v" in found["models"]
     assert (found["failed"]["status"], found["failed"]["error"]["code"]) == (
         "failed",
         "moderation_blocked",

@@ -232,3 +232,38 @@ POLL: dict[str, Any] = {
         404: _answer("No generation of this caller has this id", _ERROR_SCHEMA),
     },
 }
+
+_MODEL_SCHEMA = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by", "type", "info", "features", "endpoints"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string", "enum": ["model"]},
+        "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+        "type": {"type": "string", "enum": ["video"]},
+        "info": {"type": "object"},
+        "features": {"type": "array", "items": {"type": "string"}},
+        "endpoints": {"type": "array", "items": {"type": "string"}},
+    },
+}
+MODELS: dict[str, Any] = {
+    "operation_id": "aiml_models",
+    "summary": "The models",
+    "responses": {
+        200: _answer(
+            "All that are served here",
+            {
+                "type": "object",
+                "required": ["object", "data"],
+                "properties": {
+                    "object": {"type": "string", "enum": ["list"]},
+                    "data": {"type": "array", "items": _MODEL_SCHEMA},
+                },
+            },
+            {"object": "list", "data": [wire.model("alibaba/wan-2-6-i2v")]},
+        ),
+        401: _FAILURES[401],
+        429: _FAILURES[429],
+    },
+}

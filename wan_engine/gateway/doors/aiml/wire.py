@@ -47,6 +47,9 @@ Model = Literal[
 ReferenceModel = Literal["alibaba/wan-2-6-r2v"]
 MAX_VIDEOS = 3
 
+_CREATED = 1_765_843_200
+"""Unix seconds of 2025-12-16, the day that Wan 2.6 came out on."""
+
 Resolution = Literal["720p", "1080p"]
 Duration = Literal[5, 10, 15]
 ShotType = Literal["single", "multi"]
@@ -344,6 +347,20 @@ def _hint(where: tuple[int | str, ...], kind: str, sentence: str, models: tuple[
 
 
 # --- the answers ---------------------------------------------------------------------------------
+
+
+def model(name: str) -> dict[str, Any]:
+    """A model in the list of them: as this API has it, and as OpenAI's clients read it."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": _CREATED,
+        "owned_by": "alibaba",
+        "type": "video",
+        "info": {"name": name.partition("/")[2], "developer": "Alibaba Cloud"},
+        "features": [MODELS[name]],
+        "endpoints": ["/v2/video/generations"],
+    }
 
 
 def new_id() -> str:
