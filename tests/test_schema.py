@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from wan_engine.errors import InvalidRequest
-from wan_engine.schema import Plan, Segment, Shot, VideoRequest, VideoResult
+from wan_engine.schema import (
+    SECONDS,
+    Plan,
+    ReferenceRequest,
+    Segment,
+    Shot,
+    VideoRequest,
+    VideoResult,
+)
 
 MINIMAL = {"prompt": "Leaves sway", "image": "https://example.com/a.jpg"}
 
@@ -38,6 +46,7 @@ WRONG_TYPE = {
     "enable_safety_checker": "a boolean",
     "first_frame": "a boolean",
     "last_image": "a string",
+    "seconds": "an integer from 2 to 15",
     "generate_audio": "a boolean",
 }
 """Every field in the page's order, then ours, and what a value of no use at all is told."""
@@ -56,7 +65,7 @@ OF_EACH_TYPE: list[tuple[Any, str]] = [
 
 FITTING: dict[str, type | None] = dict.fromkeys(("size", "duration", "shot_type"))
 FITTING |= dict.fromkeys(("prompt", "image", "last_image", "audio", "negative_prompt"), str)
-FITTING["seed"] = int
+FITTING |= dict.fromkeys(("seed", "seconds"), int)
 FLAGS = ("enable_prompt_expansion", "enable_safety_checker", "first_frame", "generate_audio")
 FITTING |= dict.fromkeys(FLAGS, bool)
 MISFITS = [
@@ -95,6 +104,7 @@ def test_a_minimal_request_gets_the_defaults_of_the_page() -> None:
         "enable_safety_checker": True,
         "first_frame": False,
         "last_image": None,
+        "seconds": None,
         "generate_audio": None,
     }
 
@@ -126,6 +136,7 @@ def test_a_full_request_is_taken_as_it_is() -> None:
         "enable_safety_checker": False,
         "first_frame": True,
         "last_image": "https://example.com/end.png",
+        "seconds": 7,
         "generate_audio": False,
     }
     assert VideoRequest.parse(full).model_dump() == full
@@ -546,6 +557,22 @@ def test_the_output_has_warnings_where_there_are_any() -> None:
 
 def test_the_cost_of_an_output_is_a_number_without_an_error_of_its_own() -> None:
     assert repr(VideoResult("u", Decimal("0.15") * 15, 0).output()["cost"]) == "2.25"
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_any_whole_second_goes_before_the_page_s_durations(seconds: int) -> None:
+    assert parse(duration=10, seconds=seconds).order().duration == seconds
+    text = ReferenceRequest.parse({"prompt": "A fox", "references": [], "seconds": str(seconds)})
+    assert text.order().duration == seconds
+    assert parse(duration=10).order().duration == 10
+
+
+@pytest.mark.parametrize("seconds", [1, 16, 2.5])
+def test_a_clip_has_2_to_15_whole_seconds(seconds: float) -> None:
+    allowed = "an integer from 2 to 15"
+    assert refusal({**MINIMAL, "seconds": seconds}) == (
+        f'field "seconds" must be {allowed}, got number {seconds}'
+    )
 
 
 def test_what_travels_cannot_be_changed() -> None:

@@ -18,7 +18,8 @@ CLIP = bytes(range(256)) * 40
 class InstantBackend:
     """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:", or "lose:",
     ends as these say; "spare:" loses its worker three times without blame; "hang" ends only when it
-    is cancelled. `models` may be told: without, nothing is known of them."""
+    is cancelled. `models` may be told: without, nothing is known of them. `clip` is what it
+    writes."""
 
     def __init__(self, folder: Path, slots: int = 1) -> None:
         self.slots = slots
@@ -28,6 +29,7 @@ class InstantBackend:
         self.requests: dict[str, object] = {}
         self.spared = 0
         self.why: str | None = None
+        self.clip = CLIP
         self.models: Mapping[Task, str] | None = None
         self._folder = folder
         self._go = asyncio.Event()
@@ -72,7 +74,7 @@ class InstantBackend:
             self.spared += 1
             raise WorkerLost(blamed=False)
         path = self._folder / f"{uuid4().hex}.mp4"
-        path.write_bytes(CLIP)
+        path.write_bytes(self.clip)
         self.rendered.append(work.job_id)
         url = path.resolve().as_uri()
         output = {"video_url": url, "result": url, "cost": 0.5, "seed": 7}

@@ -40,7 +40,7 @@ def moves() -> list[tuple[str, str]]:
     """What the README's section "Move from the hosted API" says to replace, and by what."""
     section = README.read_text("utf-8").partition("## Move from the hosted API\n")[2]
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| `([^`]+localhost[^`]+)` \|$", section, re.M)
-    assert len(rows) == 7
+    assert len(rows) == 11
     return rows
 
 
@@ -74,7 +74,8 @@ def run(
     """What the client prints, with its errors where it `fails`."""
     path = folder / f"client{suffix}"
     path.write_text(text, "utf-8")
-    keys = {"OXEN_API_KEY": KEY, "RUNPOD_API_KEY": KEY}
+    apis = ("OXEN", "RUNPOD", "DASHSCOPE", "ALIBABA", "OPENAI", "HOSTED_VLLM")
+    keys = {f"{api}_API_KEY": KEY for api in apis}
     done = subprocess.run(
         [*command, str(path)],
         env={"PATH": os.environ["PATH"], **keys, **environment},
@@ -87,13 +88,14 @@ def run(
     return done.stdout + done.stderr if fails else done.stdout
 
 
-def python(text: str, folder: Path, *, fails: bool = False) -> str:
+def python(text: str, folder: Path, *, fails: bool = False, **environment: str) -> str:
     """Its pauses between two looks are short: nothing renders here."""
     quick = (
         "import time\nsleep = time.sleep\ntime.sleep = lambda seconds: sleep(min(seconds, 0.1))\n"
     )
     (folder / "sitecustomize.py").write_text(quick)
-    return run([sys.executable, "-u"], text, folder, ".py", fails=fails, PYTHONPATH=str(folder))
+    environment["PYTHONPATH"] = str(folder)
+    return run([sys.executable, "-u"], text, folder, ".py", fails=fails, **environment)
 
 
 def bash(text: str, folder: Path) -> str:

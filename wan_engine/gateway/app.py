@@ -36,6 +36,8 @@ from wan_engine.gateway.background import background
 from wan_engine.gateway.door import Door
 from wan_engine.gateway.doors.aiml import door as aiml_door
 from wan_engine.gateway.doors.context import Context
+from wan_engine.gateway.doors.dashscope import door as dashscope_door
+from wan_engine.gateway.doors.openai import door as openai_door
 from wan_engine.gateway.doors.oxen import door as oxen_door
 from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.http import health
@@ -65,6 +67,8 @@ DOORS: tuple[Callable[[Context], Door], ...] = (
     runpod_door.door,
     aiml_door.door,
     oxen_door.door,
+    dashscope_door.door,
+    openai_door.door,
 )
 """Every hosted API that is served."""
 

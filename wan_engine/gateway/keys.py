@@ -16,6 +16,9 @@ from wan_engine.settings.values import HASHED_KEY
 NOBODY = "local"
 """The owner of all jobs where there are no keys."""
 
+NO_KEY = "no token provided"
+"""What a call without a key is told, in the words of Runpod's API."""
+
 _BURST_SECONDS = 10
 
 
@@ -77,7 +80,7 @@ class Keys:
         scheme, _, rest = (authorization or "").strip().partition(" ")
         key = rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
         if not key:
-            raise Refusal("unauthenticated", "no token provided")  # the words of Runpod's API
+            raise Refusal("unauthenticated", NO_KEY)
         given, found = digest(key), None
         for name, right in self._hashes.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(given, right):

@@ -54,6 +54,11 @@ class Links:
         url = self.url(job, seconds)
         return {**(job.result or {}), "video_url": url, "result": url}
 
+    def path(self, job: Job) -> Path | None:
+        """The file of a completed job's clip; None where it is in a bucket."""
+        assert job.result is not None
+        return self._path(str(job.result["video_url"]))
+
     async def read(self, job: Job) -> bytes:
         """The mp4 itself. Raises `Refusal` "gone", and `InvalidMedia` when the store is away."""
         assert job.result is not None

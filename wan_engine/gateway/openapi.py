@@ -37,6 +37,24 @@ class DescribedApp(FastAPI):
         return document
 
 
+def without_null(schema: Any) -> Any:
+    """A schema of pydantic's as the hosted pages write it: a field that may be left out has the
+    type of its values, and not null beside it."""
+    if isinstance(schema, list):
+        return [without_null(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    written = {name: without_null(value) for name, value in schema.items()}
+    kinds = written.get("anyOf", [])
+    if {"type": "null"} not in kinds or len(kinds) != 2:
+        return written
+    (kind,) = [one for one in kinds if one != {"type": "null"}]
+    rest = {name: value for name, value in written.items() if name != "anyOf"}
+    if rest.get("default", ...) is None:
+        del rest["default"]
+    return {**kind, **rest}
+
+
 def _restore(operations: dict[str, Any], route: APIRoute) -> None:
     for method in route.methods or ():
         answers = operations[method.lower()]["responses"]

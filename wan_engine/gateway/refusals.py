@@ -45,12 +45,14 @@ class Refusal(Exception):
     """Raise it anywhere below a route: the door whose path was called makes the answer
     (`Door.refuse`).
 
-    `message` is a sentence for the caller. `retry_after_seconds` becomes the header `Retry-After`.
+    `message` is a sentence for the caller. `retry_after_seconds` becomes the header `Retry-After`,
+    `allowed` methods the header `Allow`.
     """
 
     code: RefusalCode
     message: str
     retry_after_seconds: int | None = None
+    allowed: tuple[str, ...] = ()
 
     @property
     def status(self) -> int:

@@ -55,7 +55,7 @@ _CHINESE = _Words(
         ("特写，最能说明问题的细节。", "镜头轻轻推近。"),  # noqa: RUF001
     ),
 )
-_SHOTS = {5: 2, 10: 3, 15: 3}  # of 2 to 5 s each: every shot is one run of the model
+_TWO_SHOTS, _THREE_SHOTS = 4, 9  # seconds; of 2 to 5 s each, as every shot is a run of the model
 
 
 def expand(task: Task) -> tuple[ScriptShot, ...]:
@@ -65,7 +65,7 @@ def expand(task: Task) -> tuple[ScriptShot, ...]:
     words = {"LATIN": _ENGLISH, "CJK": _CHINESE}.get(main)
     if not task.multi:
         return (ScriptShot(_single(task.prompt, words), task.seconds),)
-    count = _SHOTS[task.seconds]
+    count = 1 + (task.seconds >= _TWO_SHOTS) + (task.seconds >= _THREE_SHOTS)
     shots = []
     for number, seconds in enumerate(whole_seconds([1.0] * count, task.seconds)):
         phrase, camera = words.shots[number] if words else ("", "")

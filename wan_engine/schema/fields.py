@@ -24,6 +24,9 @@ NEGATIVE_PROMPT_MAX_CHARACTERS = 500
 REFERENCES_MAX = 5
 """As many as DashScope's `wan2.6-r2v` takes of pictures and videos together."""
 
+SECONDS = range(2, 16)
+"""Lengths that a clip can have; `Duration` has those that the documented pages name."""
+
 SEED_MAX = 2**31 - 1
 _SIZE_NAMES = {"720p": "1280*720", "1080p": "1920*1080"}
 _SHOWN_CHARACTERS = 60
@@ -155,6 +158,14 @@ def duration(value: object) -> int:
     if seconds not in get_args(Duration):
         raise _refuse("duration", allowed, value)
     return seconds
+
+
+def seconds(value: object) -> int:
+    allowed = f"an integer from {SECONDS[0]} to {SECONDS[-1]}"
+    number = _integer("seconds", allowed, value)
+    if number not in SECONDS:
+        raise _refuse("seconds", allowed, value)
+    return number
 
 
 def size(value: object) -> str:

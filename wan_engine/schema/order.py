@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size
+from wan_engine.schema.fields import AspectRatio, ShotType, Size
 
 Task = Literal[
     "image-to-video",
@@ -26,10 +26,10 @@ class Order:
 
     `references`, the order of which is the subjects' identity, is None where the clip begins with
     `image`; without any it is text-to-video. `sound` is for an order without `audio`: a track with
-    sound in it (True), no track (False), or what the operator has set (None). `aspect_ratio` is the
-    clip's where no picture decides it. `seed` is -1 until the engine settles it. `cuts` says what
-    was left out of the caller's text, a sentence each. `any_frames`: the first frame of an animated
-    image is taken, instead of refusing it.
+    sound in it (True), no track (False), or what the operator has set (None). `duration` is in
+    whole seconds, 2 to 15. `aspect_ratio` is the clip's where no picture decides it. `seed` is -1
+    until the engine settles it. `cuts` says what was left out of the caller's text, a sentence
+    each. `any_frames`: the first frame of an animated image is taken, instead of refusing it.
     """
 
     prompt: str
@@ -41,7 +41,7 @@ class Order:
     negative_prompt: str | None = None
     size: Size = "1280*720"
     aspect_ratio: AspectRatio = "16:9"
-    duration: Duration = 5
+    duration: int = 5
     shot_type: ShotType = "single"
     seed: int = -1
     expand_prompt: bool = False

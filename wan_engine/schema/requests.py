@@ -70,6 +70,8 @@ FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
 """Whether an animated image, GIF too, gives its first frame instead of being refused."""
 LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]
 """The picture that the clip ends with."""
+WholeSeconds = SkipJsonSchema[Annotated[int, BeforeValidator(fields.seconds)] | None]
+"""Any length that a clip can have, for APIs whose pages name no three; goes before `duration`."""
 
 
 class ClipRequest(BaseModel):
@@ -134,6 +136,8 @@ class ClipRequest(BaseModel):
             "first_frame": "any_frames",
         }
         said = {names.get(name, name): getattr(self, name) for name in type(self).model_fields}
+        if (seconds := said.pop("seconds")) is not None:
+            said["duration"] = seconds
         return Order(**said, cuts=self._cuts)
 
 
@@ -151,13 +155,13 @@ class VideoRequest(ClipRequest):
         f"Longer than {fields.PROMPT_MAX_CHARACTERS} characters is cut."
     )
     image: Annotated[str, fields.source("image")] = Field(
-        description="URL (http, https) or data URI of the source image to animate: JPEG, PNG, "
+        description="URL of the source image to animate. http, https or a data URI; JPEG, PNG, "
         "BMP or WEBP."
     )
     audio: Annotated[str, fields.source("audio")] | None = Field(
         default=None,
-        description="URL (http, https) or data URI of a sound to include in the video: WAV or MP3. "
-        "Cut to the duration if longer, silence after it if shorter.",
+        description="URL of an audio file to include in the video. http, https or a data URI; WAV "
+        "or MP3. Cut to the duration if longer, silence after it if shorter.",
     )
     negative_prompt: NegativePrompt = Field(
         default=None,
@@ -166,8 +170,8 @@ class VideoRequest(ClipRequest):
     )
     size: Annotated[Size, BeforeValidator(fields.size)] = Field(
         default="1280*720",
-        description="Video resolution as a pixel budget; the picture keeps the shape of the image. "
-        "`720p` and `1080p` are names of the two.",
+        description="Video resolution. It is a pixel budget: the picture keeps the shape of the "
+        "image. `720p` and `1080p` are names of the two.",
     )
     duration: Seconds = 5
     shot_type: Shots = "single"
@@ -176,6 +180,7 @@ class VideoRequest(ClipRequest):
     enable_safety_checker: SafetyCheck = True
     first_frame: FirstFrame = False
     last_image: LastImage = None
+    seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
 
@@ -216,6 +221,7 @@ class ReferenceRequest(ClipRequest):
     seed: Seed = -1
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
+    seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
 

@@ -321,3 +321,24 @@ def test_methods_and_bodies_beyond_the_bounds_are_refused_in_this_api_s_shape(
             assert_failure(await served.http.get(below), 404, below)
 
     asyncio.run(line())
+
+
+def test_the_models_are_listed_by_all_of_their_names(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            found = (await served.http.get("/models")).json()
+            assert found == (await served.http.get("/v1/models/")).json()
+            assert found["object"] == "list" and len(found["data"]) == 5
+            first, *_, last = found["data"]
+            assert first["id"] == "alibaba/wan-2-6-i2v"
+            assert (first["type"], first["features"]) == ("video", ["image-to-video"])
+            assert (first["object"], first["created"]) == ("model", 1_765_843_200)
+            assert (last["id"], last["features"]) == (
+                "alibaba/wan-2-6-r2v",
+                ["reference-to-video"],
+            )
+            served.backend.models = {"image-to-video": "wan-tiny"}
+            found = (await served.http.get("/models")).json()
+            assert last not in found["data"] and len(found["data"]) == 4
+
+    asyncio.run(line())

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from tests.gateway.conftest import Serve, Served
-from wan_engine.schema import VideoRequest
+from wan_engine.schema import Order, VideoRequest
 
 PROMPT, IMAGE, SOUND = "Leaves sway", "https://example.com/a.png", "https://example.com/a.mp3"
 RUNPOD = "/v2/wan-2-6-i2v/runsync"
 AIML = "/v2/video/generations"
 OXEN = "/api/ai/videos/generate"
+DASHSCOPE = "/api/v1/services/aigc/video-generation/video-synthesis"
+OPENAI = "/v1/videos"
 
 
-async def rendered(served: Served, path: str, body: dict[str, Any]) -> VideoRequest:
+async def rendered(served: Served, path: str, body: dict[str, Any]) -> Order:
     """What the engine is told of a request that is sent to a door."""
     before = set(served.backend.requests)
-    answer = await served.http.post(path, json=body)
+    answer = await served.http.post(path, json=body, headers={"X-DashScope-Async": "enable"})
     assert answer.status_code == 200, answer.text
     while not (new := set(served.backend.requests) - before):
         await asyncio.sleep(0.01)
     request: Any = served.backend.requests[new.pop()]
-    return VideoRequest.parse(request)
+    return VideoRequest.parse(request).order()
 
 
 def test_the_same_request_is_the_same_clip_at_every_door(serve: Serve) -> None:
@@ -69,7 +72,46 @@ def test_the_same_request_is_the_same_clip_at_every_door(serve: Serve) -> None:
                     "enable_prompt_expansion": True,
                 },
             )
-            assert runpod == aiml == oxen.model_copy(update={"first_frame": False})
+            dashscope = await rendered(
+                served,
+                DASHSCOPE,
+                {
+                    "model": "wan2.6-i2v",
+                    "input": {
+                        "prompt": PROMPT,
+                        "negative_prompt": "blur",
+                        "img_url": IMAGE,
+                        "audio_url": SOUND,
+                    },
+                    "parameters": {
+                        "resolution": "1080P",
+                        "duration": 15,
+                        "shot_type": "multi",
+                        "seed": 42,
+                    },
+                },
+            )
+            openai = await rendered(
+                served,
+                OPENAI,
+                {
+                    "prompt": PROMPT,
+                    "negative_prompt": "blur",
+                    "input_reference": {"image_url": IMAGE},
+                    "audio_reference": {"audio_url": SOUND},
+                    "size": "1920x1080",
+                    "seconds": "15",
+                    "shot_type": "multi",
+                    "seed": 42,
+                    "enable_prompt_expansion": True,
+                },
+            )
+            # With a sound of the caller's, `sound` says nothing; one page takes GIF.
+            same_clip = {
+                replace(order, sound=None, any_frames=False)
+                for order in (runpod, aiml, oxen, dashscope, openai)
+            }
+            assert len(same_clip) == 1 and runpod.audio == SOUND
 
     asyncio.run(line())
 
@@ -82,14 +124,46 @@ def test_what_is_not_said_is_as_each_api_has_it(serve: Serve) -> None:
             aiml = await rendered(served, AIML, body)
             body = {"model": "wan-v2-6-image-to-video", "prompt": PROMPT, "input_image": IMAGE}
             oxen = await rendered(served, OXEN, body)
+            given = {"prompt": PROMPT, "img_url": IMAGE}
+            body = {"model": "wan2.6-i2v", "input": given}
+            dashscope = await rendered(served, DASHSCOPE, body)
+            body = {"prompt": PROMPT, "input_reference": {"image_url": IMAGE}}
+            openai = await rendered(served, OPENAI, body)
             told = [
-                (one.size, one.duration, one.enable_prompt_expansion, one.shot_type, one.seed)
-                for one in (runpod, aiml, oxen)
+                (one.size, one.duration, one.expand_prompt, one.shot_type, one.seed)
+                for one in (runpod, aiml, oxen, dashscope, openai)
             ]
             assert told == [
                 ("1280*720", 5, False, "single", -1),
                 ("1920*1080", 10, True, "single", -1),
                 ("1920*1080", 5, True, "single", -1),
+                ("1920*1080", 5, True, "single", -1),
+                ("1280*720", 4, False, "single", -1),
             ]
+
+    asyncio.run(line())
+
+
+def test_a_slash_at_the_end_is_the_same_route_and_a_405_names_all_methods(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            for path, methods in (
+                (AIML, "GET, POST"),
+                ("/video/generations", "GET, POST"),
+                ("/api/ai/queue", "GET, POST"),
+                ("/api/ai/queue/none", "DELETE, GET"),
+                ("/api/v1/tasks", "GET"),
+                ("/v1/videos/none", "DELETE, GET"),
+                ("/v2/wan-2-6-i2v/health", "GET"),
+            ):
+                for where in (path, f"{path}/"):
+                    answer = await served.http.put(where)
+                    assert (answer.status_code, answer.headers["allow"]) == (405, methods), where
+            for path in ("/v2/wan-2-6-i2v/health/", "/api/ai/models/", "/v1/videos/"):
+                assert (await served.http.get(path)).status_code == 200, path
+            answer = await served.http.post(f"{OPENAI}/", json={"prompt": PROMPT})
+            assert answer.status_code == 200
+            for path in ("/v1/videos//", "/v2/wan-2-6-i2v/health//", "/healthz/"):
+                assert (await served.http.get(path)).status_code == 404, path
 
     asyncio.run(line())

@@ -37,7 +37,8 @@ async def enqueue(served: Served, **changes: Any) -> list[str]:
     answer = await served.http.post(QUEUE, json={**SAMPLE, **changes})
     assert answer.status_code == 200, answer.text
     generations = answer.json()["generations"]
-    assert all(sorted(one) == ["generation_id", "status"] for one in generations)
+    named = sorted(name for name in changes if name.startswith("target_"))
+    assert all(sorted(one) == ["generation_id", "status", *named] for one in generations)
     assert {one["status"] for one in generations} == {"queued"}
     return [one["generation_id"] for one in generations]
 
@@ -107,7 +108,8 @@ def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
     ("changes", "why"),
     [
         ({"duration": 7}, "duration: Input should be 5, 10 or 15"),
-        ({"prompt": None}, "prompt: Field required"),
+        ({"prompt": None}, "Value error, Either 'prompt' or 'multi_prompt' must be provided."),
+        ({"prompt": None, "multi_prompt": ["a", "b"]}, "prompt: Field required"),
         ({"prompt": ""}, "prompt: String should have at least 1 character"),
         ({"input_image": None}, "input_image: Field required"),
         ({"input_image": "ox.png"}, "input_image: Invalid URL"),
@@ -206,6 +208,9 @@ def test_a_generation_goes_from_queued_to_succeeded(serve: Serve) -> None:
                 "enqueued_at": state["enqueued_at"],
                 "started_at": state["started_at"],
                 "completed_at": None,
+                "target_namespace": None,
+                "target_repo": None,
+                "target_directory": None,
                 "input_image": SAMPLE["input_image"],
                 "duration": 10,
             }
@@ -244,12 +249,12 @@ def test_a_generation_that_fails_says_why(serve: Serve) -> None:
     asyncio.run(line())
 
 
-@pytest.mark.parametrize("number", [0, 5, "many", 1.5, True])
-def test_other_than_one_to_four_generations_are_refused(serve: Serve, number: object) -> None:
+@pytest.mark.parametrize("number", [0, 13, "many", 1.5, True])
+def test_other_than_one_to_twelve_generations_are_refused(serve: Serve, number: object) -> None:
     async def line() -> None:
         async with serve() as served:
             answer = await served.http.post(QUEUE, json={**SAMPLE, "num_generations": number})
-            assert_message(answer, 400, "num_generations must be an integer between 1 and 4")
+            assert_message(answer, 400, "num_generations must be an integer between 1 and 12")
 
     asyncio.run(line())
 
@@ -295,6 +300,64 @@ def test_odd_values_are_queued_and_shown(serve: Serve) -> None:
     asyncio.run(line())
 
 
+def test_a_prompt_comes_back_as_it_came_whatever_is_beside_it(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            crowd = {f"key {number}": "z" * 1500 for number in range(10)}
+            body = {**crowd, **SAMPLE, "prompt": "x" * 3000, "target_repo": "ox/clips"}
+            answer = (await served.http.post(QUEUE, json=body)).json()["generations"][0]
+            assert answer["target_repo"] == "ox/clips"
+            found = await shown(served, answer["generation_id"])
+            assert (found["prompt"], found["target_repo"]) == ("x" * 3000, "ox/clips")
+
+    asyncio.run(line())
+
+
+def test_all_generations_are_listed_with_what_they_cost(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            for number in range(3):
+                (last,) = await enqueue(served, target_repo=f"repo {number}")
+                await ended(served, last)
+            await served.http.post(GENERATE, json=SAMPLE)
+            failing = await enqueue(served, prompt="fail:encode_failed:no")
+            await ended(served, failing[0])
+            history = "/api/ai/generations"
+            found = (await served.http.get(history, params={"page_size": 2, "page": 2})).json()
+            rows = found.pop("generations")
+            assert found == {
+                "count": 2,
+                "page_number": 2,
+                "page_size": 2,
+                "total_pages": 3,
+                "total_entries": 5,
+                "total_cost": "2.0",
+            }
+            assert rows[0]["generation_id"] == last
+            user = {"user_id": "local", "username": "local", "user_image": None}
+            assert rows[0] == {**await shown(served, last), "cost": "0.5", **user}
+            one = (await served.http.get(f"{history}/{last}/")).json()
+            assert one == {
+                "status": "success",
+                "status_message": "resource_found",
+                "generation": rows[0],
+            }
+            assert (await served.http.get(f"{history}/none")).json() == NOT_FOUND
+            for filters, count in (
+                ({"status": "failed"}, 1),
+                ({"repo": "repo 1"}, 1),
+                ({"namespace": "local", "model": MODEL}, 5),
+                ({"media_type": "image"}, 0),
+                ({"model": "kling"}, 0),
+            ):
+                answer = (await served.http.get(history, params=filters)).json()
+                assert answer["total_entries"] == count, filters
+            for wrong in ({"page_size": 1001}, {"page": 0}, {"status": "done"}):
+                assert (await served.http.get(history, params=wrong)).status_code == 400
+
+    asyncio.run(line())
+
+
 def test_no_word_of_a_caller_hides_a_generation_from_its_queue(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
@@ -333,6 +396,8 @@ def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
             assert await ids(namespace="team") == [waiting]
             assert await ids(namespace="local", status="queued") == []
             assert await ids(repo="ox/assets") == await ids(folder="a") == []
+            row = (await served.http.get(f"{QUEUE}/{waiting}")).json()
+            assert (row["target_namespace"], row["target_repo"]) == ("team", None)
             wrong = await served.http.get(QUEUE, params={"status": "done"})
             assert wrong.status_code == 400
             assert "queued, processing, succeeded" in wrong.json()["error"]["detail"]
@@ -485,6 +550,22 @@ def test_the_models_are_listed_and_described(serve: Serve) -> None:
             assert model["json_request_schema"] == model["request_schema"]
             assert model["pricing"]["cost_per_second"] == 0.01
             assert model["pricing"]["cost_per_second_high_res"] == 0.15
+            by_size = {"720p": 0.01, "1080p": 0.15}
+            assert model["pricing"]["cost_per_second_by_resolution"] == by_size
+            assert model["showcase"] == [] and model["created"] == 1_765_843_200
+            for filters, count in (
+                ({"developer_name": "alibaba", "provider_name": "oxen", "action": "video"}, 2),
+                ({"action": "image_to_video"}, 1),
+                ({"developer_name": "kling"}, 0),
+                ({"provider_name": "fal"}, 0),
+                ({"action": "chat"}, 0),
+            ):
+                found = await served.http.get("/api/ai/models/", params=filters)
+                assert len(found.json()["data"]) == count, filters
+            for path, count in (("featured", 2), ("favorites", 0)):
+                found = await served.http.get(f"/api/ai/models/{path}")
+                assert len(found.json()["data"]) == count, path
+            assert (await served.http.get("/api/ai/models/search")).status_code == 400
             for path in ("/api/ai/models", "/api/ai/models/search"):
                 found = await served.http.get(path, params={"search": "image-to"})
                 assert found.json() == {"object": "list", "data": [model]}
@@ -544,7 +625,7 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
 def test_a_caller_that_goes_away_ends_the_work(
     listen: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.doors.oxen.door._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("wan_engine.gateway.doors.context._WAIT_SECONDS", 0.1)
     here = listen()
     connection = HTTPConnection(here.url.removeprefix("http://"), timeout=10)
     connection.request("POST", GENERATE, json.dumps({**SAMPLE, "prompt": "hang"}))

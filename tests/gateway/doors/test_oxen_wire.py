@@ -97,7 +97,11 @@ def test_what_is_passed_on_with_references_is_honoured() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("prompt", None, "prompt: Field required"),
+        (
+            "prompt",
+            None,
+            "Value error, Either 'prompt' or 'multi_prompt' must be provided.",
+        ),
         ("input_videos", "https://example.com/a.mp4", "input_videos: Input should be a valid list"),
         ("input_videos", [1], "input_videos.0: Input should be a valid string"),
         ("input_videos", ["https://example.com/a.mp4", "a.mp4"], "input_videos.1: Invalid URL"),
@@ -168,7 +172,11 @@ def test_null_is_absent() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("prompt", None, "prompt: Field required"),
+        (
+            "prompt",
+            None,
+            "Value error, Either 'prompt' or 'multi_prompt' must be provided.",
+        ),
         ("prompt", "", "prompt: String should have at least 1 character"),
         ("prompt", ["x"], "prompt: Input should be a valid string"),
         ("input_image", None, "input_image: Field required"),
@@ -204,7 +212,7 @@ def test_one_to_four_generations(asked: object, expected: int) -> None:
     assert parameters.number_of_generations({"num_generations": asked}) == expected
 
 
-@pytest.mark.parametrize("asked", [0, 5, -1, "many", 1.5, True, [], {}])
+@pytest.mark.parametrize("asked", [0, 13, -1, "many", 1.5, True, [], {}])
 def test_other_numbers_of_generations_are_none(asked: object) -> None:
     assert parameters.number_of_generations({"num_generations": asked}) is None
 
@@ -245,6 +253,9 @@ def test_a_generation_has_ten_keys_and_what_was_submitted() -> None:
         "enqueued_at": 1775091431,
         "started_at": 1775091432,
         "completed_at": None,
+        "target_namespace": "ann",
+        "target_repo": None,
+        "target_directory": None,
         "duration": 10,
         "input_image": SAMPLE["input_image"],
     }
@@ -335,7 +346,7 @@ def test_an_unknown_model_is_the_documented_body() -> None:
 
 
 def described(name: str) -> dict[str, Any]:
-    return models.described(models.MODELS[name], 1_775_000_000, HOSTED_PRICES)
+    return models.described(models.MODELS[name], HOSTED_PRICES)
 
 
 def test_a_model_has_its_schema_under_both_names() -> None:
@@ -355,7 +366,7 @@ def test_a_model_has_the_documented_keys() -> None:
         [
             *("id", "object", "created", "owned_by", "display_name", "description", "summary"),
             *("model_type", "endpoint", "capabilities", "pricing", "fine_tuning", "deployments"),
-            *("developer", "source_model", "image_url", "released_at"),
+            *("developer", "source_model", "image_url", "released_at", "showcase"),
             *("request_schema", "json_request_schema"),
         ]
     )
@@ -363,7 +374,7 @@ def test_a_model_has_the_documented_keys() -> None:
 
 def test_prices_are_the_gateway_s() -> None:
     prices = {"1280*720": Decimal("0.01"), "1920*1080": Decimal("0.02")}
-    found = models.described(models.MODELS[models.IMAGE_TO_VIDEO], 0, prices)
+    found = models.described(models.MODELS[models.IMAGE_TO_VIDEO], prices)
     assert found["pricing"]["cost_per_second"] == 0.01
     assert found["pricing"]["cost_per_second_high_res"] == 0.02
 
@@ -388,5 +399,6 @@ def test_the_schema_that_is_shown_and_the_one_that_is_checked_agree() -> None:
     assert checked["required"] == shown["required"]
     for name, field in shown["properties"].items():
         assert name in checked["properties"]
-        for key in ("enum", "default"):
+        # Defaults of what is required are the page's examples, and nothing that is taken for it.
+        for key in ("enum", "default") if name not in shown["required"] else ("enum",):
             assert field.get(key) == checked["properties"][name].get(key)

@@ -13,9 +13,12 @@ from wan_engine.gateway.http.body import Body
 from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.links import Links
+from wan_engine.gateway.refusals import Refusal
 from wan_engine.pricing import cost
 from wan_engine.schema import Task
 from wan_engine.settings import Settings
+
+_WAIT_SECONDS = 2.0  # between looks at whether a caller that waits is still there
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,18 @@ class Context:
         body: Body = request.state.body
         body.close()
         return jobs
+
+    async def ended(self, job: Job, request: Request) -> Job:
+        """The job once it has ended. A caller that goes away ends the work, as nobody else knows of
+        it. Raises `Refusal` when the gateway is about to end."""
+        jobs = self.jobs
+        while not (job := await jobs.wait(job, _WAIT_SECONDS)).final:
+            closed = jobs.closed
+            if closed or await request.is_disconnected():
+                job = await jobs.cancel(job)
+            if closed and not job.final:
+                raise Refusal("unavailable", "The server is about to end, please ask again")
+        return job
 
     def price(self, size: str, seconds: int, task: Task = "image-to-video") -> Decimal:
         """USD for a clip of `size` ("1280*720" or "1920*1080")."""

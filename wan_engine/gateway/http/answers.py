@@ -31,13 +31,15 @@ def door_of(path: str, doors: Sequence[Door]) -> tuple[Door, str] | None:
 
 
 def answer_to(refusal: Refusal, door: Door | None, path: str) -> JSONResponse:
-    """The door's answer, or a plain one; with `Retry-After` if that is known."""
+    """The door's answer, or a plain one; with the headers that the refusal knows of."""
     if door is None:
         response = JSONResponse({"error": refusal.message}, refusal.status)
     else:
         response = door.refuse(refusal, path)
     if refusal.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(refusal.retry_after_seconds)
+    if refusal.allowed:
+        response.headers["Allow"] = ", ".join(refusal.allowed)
     if refusal.code == "unauthenticated":
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

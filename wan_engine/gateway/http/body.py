@@ -10,18 +10,22 @@ import math
 import re
 import tempfile
 from codecs import BOM_UTF8
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from wan_engine.gateway.http.budget import Deadline, Held, Pace
+from wan_engine.gateway.http.form import Form, is_form, parse_form
 from wan_engine.gateway.refusals import Refusal
 
 log = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
 
 _LARGE_BYTES = 2**20
 
@@ -131,12 +135,24 @@ class Body:
     async def json(self) -> Any:
         """Parse it, once. Raises `Refusal`, also for NaN and 1e999, which no answer could express.
         Halves of surrogate pairs become question marks, because no answer could encode them."""
+        return await self._parsed(parse_json)
+
+    async def form(self) -> Form:
+        """Parse it as the form that its content type says, once. Raises `Refusal`."""
+        content_type = self._headers.get("content-type", "")
+        return await self._parsed(lambda body: parse_form(content_type, body))
+
+    @property
+    def is_form(self) -> bool:
+        return is_form(self._headers.get("content-type", ""))
+
+    async def _parsed(self, parse: Callable[[bytes], Parsed]) -> Parsed:
         try:
             if self._file is None:
-                return _parse(b"".join(self._recent))
+                return parse(b"".join(self._recent))
             await self._large.acquire()
             self._in_memory = True
-            return await asyncio.to_thread(lambda: _parse(self._all()))
+            return await asyncio.to_thread(lambda: parse(self._all()))
         finally:
             self._forget()
 
@@ -148,7 +164,8 @@ class Body:
         return self._file.read()
 
 
-def _parse(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
+    """The value in a body. Raises `Refusal`."""
     if sum(body.count(mark) for mark in _MARKS) > _MARKS_MOST:
         raise Refusal("invalid_request", "The body has too many values")
     odd = _SURROGATE.search(body)

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wan_engine.gateway.door import Door
@@ -74,6 +74,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        scope = self._without_slash(scope)
         door, match = self._place(scope)
         if door is not None:
             send = self._counted(door, scope["method"], send)
@@ -99,6 +100,13 @@ class Guard:
         finally:
             body.close()
 
+    def _without_slash(self, scope: Scope) -> Scope:
+        """At a door, a path with a slash at its end is the same route."""
+        path = scope["path"]
+        if len(path) < 2 or not path.endswith("/") or door_of(path, self._doors) is None:
+            return scope
+        return {**scope, "path": path[:-1]}
+
     def _place(self, scope: Scope) -> tuple[Door | None, Match]:
         """The door of a path, as the router sees it. For a path without a route, the door in whose
         words the refusal is written."""
@@ -118,11 +126,13 @@ class Guard:
         rules.rate.count(owner)
         if match is Match.NONE:
             raise Refusal("not_found", "Not Found")
-        if match is Match.FULL:
-            found = door_of(scope["path"], [door])
-            of_door = door.max_bytes(found[1]) if found else None
-            most = min(rules.max_bytes, of_door or rules.max_bytes)
-            await body.read(most, rules.pace, Held(rules.in_flight, owner))
+        if match is Match.PARTIAL:
+            allowed = _methods(door.router.routes, scope)
+            raise Refusal("method_not_allowed", "Method Not Allowed", allowed=allowed)
+        found = door_of(scope["path"], [door])
+        of_door = door.max_bytes(found[1]) if found else None
+        most = min(rules.max_bytes, of_door or rules.max_bytes)
+        await body.read(most, rules.pace, Held(rules.in_flight, owner))
         scope.setdefault("state", {}).update(owner=owner, body=body)
 
     def _counted(self, door: Door, method: str, send: Send) -> Send:
@@ -141,6 +151,16 @@ class Guard:
 def _best(routes: Sequence[BaseRoute], scope: Scope) -> Match:
     """The answer of the router itself."""
     return max((route.matches(scope)[0] for route in routes), key=lambda match: match.value)
+
+
+def _methods(routes: Sequence[BaseRoute], scope: Scope) -> tuple[str, ...]:
+    """All that the path of a call takes: the router names those of one route."""
+    found = [
+        route.methods or ()
+        for route in routes
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+    ]
+    return tuple(sorted({method for methods in found for method in methods}))
 
 
 def _check_path(path: str) -> None:

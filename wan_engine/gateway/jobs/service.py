@@ -164,6 +164,12 @@ class Jobs:
         """Cancel the job. Returns it, unchanged if it had ended already."""
         return await self._end(job, "cancelled")
 
+    async def remove(self, job: Job) -> None:
+        """Forget a job that has ended, with its request."""
+        assert job.final, "it has to be cancelled first"
+        await self._store.remove([job.id])
+        self.forget([job])
+
     async def retry(self, job: Job) -> Job:
         """The job in the queue again, with all of its time. Raises `Refusal` "conflict" when it
         has not failed or its request is not kept any longer, "queue_full"."""

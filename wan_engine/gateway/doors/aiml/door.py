@@ -24,6 +24,8 @@ OLDER_PATHS = (
 )
 """Paths of older pages, the first with the vendor's name in it, that mean the same."""
 
+MODELS_PATHS = ("/v1/models", "/models")
+
 LINK_SECONDS = int(DAY_SECONDS)
 
 
@@ -36,7 +38,10 @@ def door(context: Context) -> Door:
         add = router.add_api_route
         add(path, routes.create, methods=["POST"], include_in_schema=told, **pages.CREATE)
         add(path, routes.poll, methods=["GET"], include_in_schema=told, **pages.POLL)
-    return Door(NAME, (PATH, *OLDER_PATHS), router, refuse)
+    for path in MODELS_PATHS:
+        told = path == MODELS_PATHS[0]
+        add(path, routes.models, methods=["GET"], include_in_schema=told, **pages.MODELS)
+    return Door(NAME, (PATH, *OLDER_PATHS, *MODELS_PATHS), router, refuse)
 
 
 class _Routes:
@@ -61,6 +66,11 @@ class _Routes:
         await self._context.submit(request, new)
         cost = self._context.price(asked.size, asked.duration, wire.MODELS[asked.model])
         return JSONResponse(wire.created(new.id, cost))
+
+    async def models(self) -> JSONResponse:
+        """The models that are configured here, by all of their names."""
+        served = [name for name, task in wire.MODELS.items() if self._context.serves(task)]
+        return JSONResponse({"object": "list", "data": [wire.model(name) for name in served]})
 
     async def poll(
         self,

@@ -6,8 +6,6 @@ Names, defaults and sentences are this API's own (docs.aimlapi.com, `alibaba/wan
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import secrets
 import string
@@ -26,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from wan_engine.gateway.doors.pictures import as_url
 from wan_engine.gateway.job import Job, State
 from wan_engine.schema import SEED_MAX, AspectRatio, Task
 
@@ -48,6 +47,9 @@ Model = Literal[
 ReferenceModel = Literal["alibaba/wan-2-6-r2v"]
 MAX_VIDEOS = 3
 
+_CREATED = 1_765_843_200
+"""Unix seconds of 2025-12-16, the day that Wan 2.6 came out on."""
+
 Resolution = Literal["720p", "1080p"]
 Duration = Literal[5, 10, 15]
 ShotType = Literal["single", "multi"]
@@ -64,8 +66,6 @@ _ERROR_NAMES = {
     "time_limit_too_short": "InternalError.Timeout",
     "cancelled": "TaskCanceled",
 }
-# A picture in bare base64 begins with what its file begins with.
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF")
 
 
 class BodyError(Exception):
@@ -168,14 +168,7 @@ def _url(value: object) -> str:
 
 def _image(value: object) -> str:
     """The page takes "a Base64-encoded local image" as well as a link."""
-    text = _text(value).strip()
-    try:
-        first = base64.b64decode(text[:64], validate=True)
-    except (binascii.Error, ValueError):
-        first = b""
-    if first.startswith(_MAGIC):
-        return f"data:application/octet-stream;base64,{text}"
-    return _url(text)
+    return _url(as_url(_text(value)))
 
 
 def _videos(value: object) -> object:
@@ -354,6 +347,20 @@ def _hint(where: tuple[int | str, ...], kind: str, sentence: str, models: tuple[
 
 
 # --- the answers ---------------------------------------------------------------------------------
+
+
+def model(name: str) -> dict[str, Any]:
+    """A model in the list of them: as this API has it, and as OpenAI's clients read it."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": _CREATED,
+        "owned_by": "alibaba",
+        "type": "video",
+        "info": {"name": name.partition("/")[2], "developer": "Alibaba Cloud"},
+        "features": [MODELS[name]],
+        "endpoints": ["/v2/video/generations"],
+    }
 
 
 def new_id() -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
@@ -18,6 +18,7 @@ from wan_engine.gateway.door import Door
 from wan_engine.gateway.doors.context import Context, read_json
 from wan_engine.gateway.doors.job_lists import Lists
 from wan_engine.gateway.doors.oxen import models, pages, parameters, wire
+from wan_engine.gateway.doors.oxen.wire import TARGETS, WAITED_FOR
 from wan_engine.gateway.excerpt import excerpt
 from wan_engine.gateway.job import Job, NewJob, State
 from wan_engine.gateway.refusals import Refusal, RefusalCode
@@ -26,11 +27,12 @@ from wan_engine.pricing import HOSTED_PRICES, price_a_second
 NAME = "oxen"
 PREFIXES = ("/api/ai", "/api/events")
 
+_PROMPT_CHARACTERS = 8000  # of a prompt that is shown again; the engine takes fewer
+
 KEEP_ALIVE_SECONDS = 15.0
 """How long the stream of events is silent at most."""
 
-_WAIT_SECONDS = 2.0  # between looks at whether the caller of the sync route is still there
-_WAITED_FOR = "waited_for"
+_PAGE_MOST = _PAGES_MOST = 1000
 _KINDS: Mapping[RefusalCode, str] = {
     "unauthenticated": "unauthenticated",
     "not_found": "resource_not_found",
@@ -46,15 +48,20 @@ def door(context: Context) -> Door:
     """The door on `context`'s jobs."""
     router = APIRouter(tags=["Oxen"])
     video, queue, model = _Videos(context), _Queue(context), _Models(context)
+    history = _History(context)
     add = router.add_api_route
     add("/api/ai/videos/generate", video.generate, methods=["POST"], **pages.GENERATE)
     add("/api/ai/queue", queue.enqueue, methods=["POST"], **pages.ENQUEUE)
     add("/api/ai/queue", queue.all, methods=["GET"], **pages.LIST)
     add("/api/ai/queue/{generation_id}", queue.one, methods=["GET"], **pages.ONE)
     add("/api/ai/queue/{generation_id}", queue.cancel, methods=["DELETE"], **pages.CANCEL)
+    add("/api/ai/generations", history.all, methods=["GET"], **pages.HISTORY)
+    add("/api/ai/generations/{generation_id}", history.one, methods=["GET"], **pages.RECORD)
     add("/api/events", queue.events, methods=["GET"], **pages.EVENTS)
     add("/api/ai/models", model.all, methods=["GET"], **pages.MODELS)
-    add("/api/ai/models/search", model.all, methods=["GET"], include_in_schema=False)
+    add("/api/ai/models/search", model.search, methods=["GET"], **pages.SEARCH)
+    add("/api/ai/models/featured", model.featured, methods=["GET"], **pages.FEATURED)
+    add("/api/ai/models/favorites", model.favorites, methods=["GET"], **pages.FAVORITES)
     add("/api/ai/models/{model_id}", model.one, methods=["GET"], **pages.MODEL)
     return Door(NAME, PREFIXES, router, refuse)
 
@@ -116,10 +123,10 @@ class _Videos:
             owner=request.state.owner,
             request=wanted.fields(),
             base_url=self._context.base_url(request),
-            payload={_WAITED_FOR: True},
+            payload={**_kept(body), WAITED_FOR: True},
         )
         (job,) = await self._context.submit(request, new)
-        job = await self._ended(job, request)
+        job = await self._context.ended(job, request)
         if job.state != "completed":
             why = job.error or "The generation was stopped"
             status = 400 if job.callers_fault else 500
@@ -130,17 +137,6 @@ class _Videos:
                 model.name, job.created_ms // 1000, await self._video(job, given), job.warnings
             )
         )
-
-    async def _ended(self, job: Job, request: Request) -> Job:
-        """The job once it has ended, or as it is when the gateway is about to."""
-        jobs = self._context.jobs
-        while not (job := await jobs.wait(job, _WAIT_SECONDS)).final:
-            closed = jobs.closed
-            if closed or await request.is_disconnected():
-                job = await jobs.cancel(job)
-            if closed and not job.final:
-                raise Refusal("unavailable", "The server is about to end, please ask again")
-        return job
 
     async def _video(self, job: Job, given: parameters.ResponseFormat) -> dict[str, str]:
         if given == "url":
@@ -155,8 +151,8 @@ class _Queue:
         self._lists = Lists()
 
     async def enqueue(self, request: Request) -> JSONResponse:
-        """Puts one to four videos into the queue. Only the model and their number are checked now;
-        wrong parameters make generations that have failed."""
+        """Puts one to twelve videos into the queue. Only the model and their number are checked
+        now; wrong parameters make generations that have failed."""
         try:
             model, body = await _asked(self._context, request)
         except _Refused as refused:
@@ -173,7 +169,7 @@ class _Queue:
             requests = [wanted.fields(count) for count in range(number)]
         except parameters.ProviderError as error:
             refused_for = str(error)
-        shown = excerpt({key: value for key, value in body.items() if key != _WAITED_FOR})
+        shown = _kept(body)
         new = [
             NewJob(
                 id=str(uuid.uuid4()),
@@ -188,7 +184,8 @@ class _Queue:
             for fields in requests
         ]
         await self._context.submit(request, *new)
-        return JSONResponse(wire.enqueued([one.id for one in new]))
+        named = {name: shown[name] for name in TARGETS if shown.get(name) is not None}
+        return JSONResponse(wire.enqueued([one.id for one in new], named))
 
     async def all(
         self,
@@ -197,18 +194,17 @@ class _Queue:
         model: str | None = Query(None),
         media_type: str | None = Query(None, description="`video` or `image`."),
         namespace: str | None = Query(None, description="Only those of this `target_namespace`."),
-        repo: str | None = Query(None, description="No repositories here: matches nothing."),
-        folder: str | None = Query(None, description="No repositories here: matches nothing."),
+        repo: str | None = Query(None, description="Only those of this `target_repo`."),
+        folder: str | None = Query(None, description="Only those of this `target_directory`."),
     ) -> Response:
         """The caller's generations, the newest first."""
         wanted, owner = _states(status), request.state.owner
-        elsewhere = repo or folder or media_type not in (None, "", "video")
-        if elsewhere or (model and model not in models.MODELS):
+        if media_type not in (None, "", "video") or (model and model not in models.MODELS):
             return JSONResponse(wire.generations([]))
+        is_there = _is_at(namespace, repo, folder)
 
         def shown(job: Job) -> dict[str, Any] | None:
-            wanted = namespace in (None, "", job.payload.get("target_namespace", owner))
-            return self._shown(job) if wanted and _in_queue(job) else None
+            return self._shown(job) if _in_queue(job) and is_there(job) else None
 
         found = self._context.jobs.of_owner(NAME, owner, states=wanted, model=model or None)
         bodies = await self._lists.encoded(owner, found, shown)
@@ -237,7 +233,7 @@ class _Queue:
         async with aclosing(events) as changes:
             async for job in changes:
                 ours = job.door == NAME and _in_queue(job)
-                if ours and (event := wire.event(job, self._url(job))) is not None:
+                if ours and (event := wire.event(job, _url(self._context, job))) is not None:
                     yield event + wire.PADDING
 
     async def _found(self, request: Request, generation_id: str) -> Job:
@@ -247,15 +243,38 @@ class _Queue:
         return job
 
     def _shown(self, job: Job) -> dict[str, Any]:
-        return wire.generation(job, self._url(job))
+        return wire.generation(job, _url(self._context, job))
 
-    def _url(self, job: Job) -> str | None:
-        return self._context.links.url(job) if job.state == "completed" else None
+
+def _url(context: Context, job: Job) -> str | None:
+    return context.links.url(job) if job.state == "completed" else None
 
 
 def _in_queue(job: Job) -> bool:
     """Whether it came by the queue: who waits for the sync route knows no id."""
-    return _WAITED_FOR not in job.payload
+    return WAITED_FOR not in job.payload
+
+
+def _is_at(*wanted: str | None) -> Callable[[Job], bool]:
+    """Whether a job is of a namespace, repo and directory, where these are given."""
+
+    def is_there(job: Job) -> bool:
+        said = [job.payload.get(name) for name in TARGETS]
+        said[0] = job.owner if said[0] is None else said[0]
+        return all(one in (None, "", has) for one, has in zip(wanted, said, strict=True))
+
+    return is_there
+
+
+def _kept(body: dict[str, Any]) -> dict[str, Any]:
+    """What answers say again: the prompt as it came, where it is to be put, and as much of the rest
+    as is small."""
+    rest = {name: value for name, value in body.items() if name != WAITED_FOR}
+    prompt, named = rest.get("prompt"), {name: rest[name] for name in TARGETS if name in rest}
+    if not isinstance(prompt, str):
+        return excerpt({**named, **rest})
+    del rest["prompt"]
+    return {"prompt": prompt[:_PROMPT_CHARACTERS], **excerpt({**named, **rest})}
 
 
 def _states(status: str | None) -> list[State]:
@@ -268,15 +287,78 @@ def _states(status: str | None) -> list[State]:
     return found
 
 
+class _History:
+    """All of a caller's generations, those of the sync route too, with what they cost."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def all(
+        self,
+        request: Request,
+        namespace: str | None = Query(None, description="Only those of this `target_namespace`."),
+        model: str | None = Query(None),
+        media_type: str | None = Query(None, description="`video` or `image`."),
+        status: str | None = Query(None, description="Only these."),
+        repo: str | None = Query(None, description="Only those of this `target_repo`."),
+        folder: str | None = Query(None, description="Only those of this `target_directory`."),
+        page: int = Query(1, ge=1, le=_PAGES_MOST),
+        page_size: int = Query(50, ge=1, le=_PAGE_MOST),
+    ) -> JSONResponse:
+        """The caller's newest thousand generations, a page at a time."""
+        wanted = _states(status) if status else None
+        is_there, shown, entries, cost = _is_at(namespace, repo, folder), [], 0, Decimal(0)
+        begin, end = (page - 1) * page_size, page * page_size
+        if media_type in (None, "", "video") and (not model or model in models.MODELS):
+            owner = request.state.owner
+            found = self._context.jobs.of_owner(NAME, owner, states=wanted, model=model or None)
+            async for jobs in found:
+                for job in filter(is_there, jobs):
+                    if begin <= entries < end:
+                        shown.append(self._recorded(job))
+                    entries += 1
+                    cost += wire.cost_of(job)
+        return JSONResponse(wire.history(shown, page, page_size, entries, cost))
+
+    async def one(self, request: Request, generation_id: str) -> JSONResponse:
+        """A generation with what it cost."""
+        job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
+        if job is None:
+            raise Refusal("not_found", "The generation does not exist")
+        return JSONResponse(wire.found(self._recorded(job)))
+
+    def _recorded(self, job: Job) -> dict[str, Any]:
+        return wire.recorded(job, _url(self._context, job))
+
+
 class _Models:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._created = int(time.time())
 
-    async def all(self, search: str = Query("", description="A part of a name.")) -> JSONResponse:
+    async def all(
+        self,
+        search: str = Query("", description="A part of a name."),
+        developer_name: str = Query(""),
+        provider_name: str = Query(""),
+        action: str = Query("", description="`video`, or what a model does."),
+    ) -> JSONResponse:
         """The models of this door that are configured here."""
-        served = [model for model in models.found(search) if self._context.serves(model.task)]
-        data = [self._described(model) for model in served]
+        return self._listed(models.found(search, developer_name, provider_name, action))
+
+    async def search(self, search: str = Query(description="A part of a name.")) -> JSONResponse:
+        """The models whose name has `search` in it."""
+        return self._listed(models.found(search))
+
+    async def featured(self) -> JSONResponse:
+        """All of the models."""
+        return self._listed(models.found(""))
+
+    async def favorites(self) -> JSONResponse:
+        """None: nobody marks any here."""
+        return self._listed([])
+
+    def _listed(self, found: list[models.Model]) -> JSONResponse:
+        data = [self._described(model) for model in found if self._context.serves(model.task)]
         return JSONResponse({"object": "list", "data": data})
 
     async def one(self, model_id: str) -> JSONResponse:
@@ -289,4 +371,4 @@ class _Models:
     def _described(self, model: models.Model) -> dict[str, Any]:
         prices = self._context.settings.prices
         rates = {size: price_a_second(size, prices, model.task) for size in HOSTED_PRICES}
-        return models.described(model, self._created, rates)
+        return models.described(model, rates)

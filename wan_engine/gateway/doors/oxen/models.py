@@ -17,11 +17,20 @@ from wan_engine.schema import Task
 IMAGE_TO_VIDEO = "wan-v2-6-image-to-video"
 REFERENCE_TO_VIDEO = "wan-v2-6-reference-to-video"
 
+_CREATED = 1_765_843_200
+"""Unix seconds of 2025-12-16, the day that Wan 2.6 came out on: the same at each start."""
+
+_DEVELOPER, _PROVIDER = "Alibaba", "oxen"
+
 
 @dataclass(frozen=True)
 class Model:
     """A model of this door. `schema` is the JSON Schema of its documented parameters, `parameters`
-    reads all that it takes."""
+    reads all that it takes.
+
+    Texts and defaults of the schema are the page's. It fills examples with the defaults: nothing
+    here takes a parameter that is not given for one of them.
+    """
 
     name: str
     task: Task
@@ -53,7 +62,10 @@ MODELS: Mapping[str, Model] = {
                     "prompt": {
                         "type": "string",
                         "title": "Prompt",
-                        "description": "What happens in the video.",
+                        "description": "Text description of what you want to generate, or the "
+                        "instruction on how to edit the given image.",
+                        "default": "Zoom into the ox, while it is walking forward on the road, in "
+                        "cinematic fashion",
                         "x-order": 0,
                     },
                     "input_image": {
@@ -61,13 +73,16 @@ MODELS: Mapping[str, Model] = {
                         "format": "uri",
                         "renderType": "image-url",
                         "title": "Input Image",
-                        "description": "The first frame: JPEG, PNG, GIF, BMP or WEBP.",
+                        "description": "Image to use as reference. Must be jpeg, png, gif, or "
+                        "webp.",
+                        "default": "https://hub.oxen.ai/api/repos/ox/Oxen-AI-Assets/file/main/"
+                        "images/ox_zoom_out_1926_1076.png",
                         "x-order": 1,
                     },
                     "duration": {
                         "type": "integer",
                         "title": "Duration",
-                        "description": "Seconds of video.",
+                        "description": "Video duration in seconds",
                         "default": 5,
                         "enum": [5, 10, 15],
                         "x-order": 2,
@@ -76,8 +91,9 @@ MODELS: Mapping[str, Model] = {
                         "type": "string",
                         "format": "uri",
                         "title": "Audio Url",
-                        "description": "The sound, WAV or MP3. Cut to the duration if longer, "
-                        "silence after it if shorter.",
+                        "description": "URL of the audio to use as the background music. If the "
+                        "audio duration exceeds the duration value, the audio is truncated to the "
+                        "first N seconds, and the rest is discarded.",
                         "x-order": 3,
                     },
                 },
@@ -93,8 +109,6 @@ MODELS: Mapping[str, Model] = {
             "one from the prompt alone without any. Answered by this server's own engine, not by "
             "the hosted model.",
             inputs=("text", "video"),
-            # Texts and defaults are the page's. It fills examples with the defaults: nothing here
-            # takes a parameter that is not given for one of them.
             schema={
                 "type": "object",
                 "required": ["prompt"],
@@ -126,12 +140,13 @@ MODELS: Mapping[str, Model] = {
 }
 
 
-def described(model: Model, created: int, prices: Mapping[str, Decimal]) -> dict[str, Any]:
-    """The model object. `created` in Unix seconds; `prices` in USD a second of video by size."""
+def described(model: Model, prices: Mapping[str, Decimal]) -> dict[str, Any]:
+    """The model object. `prices` in USD a second of video by size."""
+    small, large = float(prices["1280*720"]), float(prices["1920*1080"])
     return {
         "id": model.name,
         "object": "model",
-        "created": created,
+        "created": _CREATED,
         "owned_by": "oxen",
         "display_name": model.title,
         "description": model.description,
@@ -143,27 +158,33 @@ def described(model: Model, created: int, prices: Mapping[str, Decimal]) -> dict
             "method": "per_video_output_second",
             "input_cost_per_token": None,
             "output_cost_per_token": None,
-            "cost_per_second": float(prices["1280*720"]),
+            "cost_per_second": small,
             "cost_per_image": None,
-            "cost_per_second_high_res": float(prices["1920*1080"]),
+            "cost_per_second_high_res": large,
             "cost_per_second_with_audio": None,
+            "cost_per_second_by_resolution": {"720p": small, "1080p": large},
         },
         "fine_tuning": None,
         "deployments": [],
-        "developer": {"name": "Alibaba", "logo": None},
+        "developer": {"name": _DEVELOPER, "logo": None},
         "source_model": None,
         "image_url": None,
         "released_at": None,
+        "showcase": [],
         "request_schema": model.schema,
         "json_request_schema": model.schema,
     }
 
 
-def found(search: str) -> list[Model]:
-    """The models whose name or title has `search` in it; all for an empty one."""
-    wanted = search.strip().lower()
+def found(search: str, developer: str = "", provider: str = "", action: str = "") -> list[Model]:
+    """The models whose name or title has `search` in it, by this developer and provider, that do
+    this; an empty word is any."""
+    if developer.lower() not in ("", _DEVELOPER.lower()) or provider.lower() not in ("", _PROVIDER):
+        return []
+    wanted, action = search.strip().lower(), action.strip().lower().replace("_", "-")
     return [
         model
         for model in MODELS.values()
-        if wanted in model.name.lower() or wanted in model.title.lower()
+        if (wanted in model.name.lower() or wanted in model.title.lower())
+        and action in ("", "video", "videos", model.task)
     ]

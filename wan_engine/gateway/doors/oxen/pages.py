@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from sse_starlette import EventSourceResponse
 
 from wan_engine.gateway.doors.oxen import models, parameters, wire
+from wan_engine.gateway.openapi import without_null
 
 _ID = "bb8f5eb7-361e-4e13-ab73-67457bc8057e"
 _MODEL = models.IMAGE_TO_VIDEO
@@ -43,6 +45,7 @@ _GENERATION = {
         "enqueued_at": {"type": "integer"},
         "started_at": _NULLABLE_INTEGER,
         "completed_at": _NULLABLE_INTEGER,
+        **dict.fromkeys(wire.TARGETS, _NULLABLE_TEXT),
         "warnings": _WARNINGS,
     },
     "additionalProperties": True,
@@ -58,6 +61,7 @@ _GENERATION_EXAMPLE = {
     "enqueued_at": 1775091431,
     "started_at": 1775091432,
     "completed_at": None,
+    **dict.fromkeys(wire.TARGETS),
     "input_image": _SAMPLE["input_image"],
     "duration": 10,
 }
@@ -87,13 +91,14 @@ def _answer(description: str, schema: dict[str, Any], example: object) -> dict[s
 
 def _schema(model: models.Model, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A model's body: its name, its parameters, and what the route adds to them."""
-    known = model.parameters.model_json_schema()
+    known = without_null(model.parameters.model_json_schema())
     name = {"type": "string", "enum": [model.name]}
+    documented = model.schema["properties"]
     return {
         **known,
         "title": model.name,
         "required": ["model", *known["required"]],
-        "properties": {"model": name, **known["properties"], **more},
+        "properties": {"model": name, **known["properties"], **documented, **more},
     }
 
 
@@ -165,7 +170,7 @@ ENQUEUE: dict[str, Any] = {
             "maximum": parameters.MAX_GENERATIONS,
             "default": 1,
         },
-        target_namespace={"type": "string"},
+        **{name: {"type": "string"} for name in wire.TARGETS},
     ),
     "responses": {
         200: _answer(
@@ -192,7 +197,7 @@ ENQUEUE: dict[str, Any] = {
         400: _answer(
             "Their number is wrong",
             _ERROR,
-            wire.message("num_generations must be an integer between 1 and 4"),
+            wire.message("num_generations must be an integer between 1 and 12"),
         ),
         **_REFUSALS,
     },
@@ -246,6 +251,73 @@ CANCEL: dict[str, Any] = {
         404: _NOT_FOUND,
     },
 }
+_RECORD = {
+    **_GENERATION,
+    "required": [*_GENERATION["required"], "cost", "user_id", "username", "user_image"],
+    "properties": {
+        **_GENERATION["properties"],  # type: ignore[dict-item]
+        "cost": {"type": "string", "description": "USD."},
+        "user_id": {"type": "string"},
+        "username": {"type": "string"},
+        "user_image": _NULLABLE_TEXT,
+    },
+}
+_RECORD_EXAMPLE = {
+    **_GENERATION_EXAMPLE,
+    "cost": "0",
+    "user_id": "alice",
+    "username": "alice",
+    "user_image": None,
+}
+HISTORY: dict[str, Any] = {
+    "operation_id": "oxen_history",
+    "summary": "All of the caller's generations",
+    "responses": {
+        200: _answer(
+            "A page of them",
+            {
+                "type": "object",
+                "required": [
+                    *("count", "generations", "page_number", "page_size", "total_pages"),
+                    *("total_entries", "total_cost"),
+                ],
+                "properties": {
+                    "count": {"type": "integer"},
+                    "page_number": {"type": "integer"},
+                    "page_size": {"type": "integer"},
+                    "total_pages": {"type": "integer"},
+                    "total_entries": {"type": "integer"},
+                    "generations": {"type": "array", "items": _RECORD},
+                    "total_cost": {"type": "string", "description": "USD."},
+                },
+            },
+            wire.history([_RECORD_EXAMPLE], 1, 50, 1, Decimal(0)),
+        ),
+        400: _answer("A filter is wrong", _ERROR, wire.failure("invalid_params", "...")),
+        **_FAILURES,
+    },
+}
+RECORD: dict[str, Any] = {
+    "operation_id": "oxen_record",
+    "summary": "A generation, with what it cost",
+    "responses": {
+        200: _answer(
+            "The generation",
+            {
+                "type": "object",
+                "required": ["status", "status_message", "generation"],
+                "properties": {
+                    "status": {"type": "string", "enum": ["success"]},
+                    "status_message": {"type": "string"},
+                    "generation": _RECORD,
+                },
+            },
+            wire.found(_RECORD_EXAMPLE),
+        ),
+        **_FAILURES,
+        404: _NOT_FOUND,
+    },
+}
 EVENTS: dict[str, Any] = {
     "operation_id": "oxen_events",
     "summary": "Generations as they end",
@@ -280,12 +352,10 @@ _MODEL_SCHEMA = {
     },
     "additionalProperties": True,
 }
-MODELS: dict[str, Any] = {
-    "operation_id": "oxen_models",
-    "summary": "The models",
+_MODELS: dict[str, Any] = {
     "responses": {
         200: {
-            "description": "All of them, or those whose name has `search` in it",
+            "description": "Models",
             "content": {
                 "application/json": {
                     "schema": {
@@ -302,6 +372,17 @@ MODELS: dict[str, Any] = {
         **_FAILURES,
     },
 }
+MODELS = {"operation_id": "oxen_models", "summary": "The models", **_MODELS}
+SEARCH = {
+    "operation_id": "oxen_search_models",
+    "summary": "Models by a part of their name",
+    "responses": {
+        **_MODELS["responses"],
+        400: _answer("`search` is missing", _ERROR, wire.failure("invalid_params", "...")),
+    },
+}
+FEATURED = {"operation_id": "oxen_featured_models", "summary": "The models to try", **_MODELS}
+FAVORITES = {"operation_id": "oxen_favorite_models", "summary": "The marked models", **_MODELS}
 MODEL: dict[str, Any] = {
     "operation_id": "oxen_model",
     "summary": "A model and its schema",

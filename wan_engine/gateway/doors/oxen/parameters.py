@@ -17,7 +17,8 @@ from pydantic_core import PydanticCustomError
 
 from wan_engine.schema import SEED_MAX, AspectRatio
 
-MAX_GENERATIONS = 4
+MAX_GENERATIONS = 12
+"""By its own OpenAPI of July 2026; an older page says 4."""
 MAX_VIDEOS = 3
 
 Resolution = Literal["720p", "1080p"]
@@ -121,6 +122,9 @@ class Parameters(BaseModel, ABC):
         """The parameters in a decoded body. Raises `ProviderError` that names the first wrong
         field."""
         known = {key: value for key, value in body.items() if value is not None}
+        if known.keys().isdisjoint(("prompt", "multi_prompt")):
+            sentence = "Value error, Either 'prompt' or 'multi_prompt' must be provided."
+            raise ProviderError(provider_error(sentence))
         try:
             return cls.model_validate(known)
         except ValidationError as error:
@@ -256,7 +260,7 @@ def response_format(body: Mapping[str, Any]) -> ResponseFormat:
 
 
 def number_of_generations(body: Mapping[str, Any]) -> int | None:
-    """How many clips a request to the queue asks for; None where that is not 1 to 4."""
+    """How many clips a request to the queue asks for; None where that is not 1 to 12."""
     asked = body.get("num_generations")
     number = 1 if asked is None else _integer(asked)
     if isinstance(number, bool) or not isinstance(number, int):

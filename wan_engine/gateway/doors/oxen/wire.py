@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from wan_engine.gateway.job import Job, State
@@ -22,7 +23,13 @@ STATUS: Mapping[State, str] = {
     "expired": "failed",
 }
 ACTIVE = ("queued", "processing")
-_NOT_SHOWN = ("model", "num_generations", "target_namespace")
+TARGETS = ("target_namespace", "target_repo", "target_directory")
+"""Where the hosted API would put a clip; labels here."""
+
+WAITED_FOR = "waited_for"
+"""In the payload of a job of the sync route, which is in no queue."""
+
+_NOT_SHOWN = ("model", "num_generations", WAITED_FOR)
 _TITLES = {
     "unauthenticated": "You must be authenticated to access this resource",
     "invalid_params": "Invalid parameters supplied, please check your request and try again.",
@@ -44,9 +51,10 @@ def videos(
     return {"model": model, "created": created, "videos": [dict(video)], **told}
 
 
-def enqueued(ids: list[str]) -> dict[str, Any]:
-    """The queue's answer to a request that was taken."""
-    return {"generations": [{"generation_id": one, "status": "queued"} for one in ids]}
+def enqueued(ids: list[str], named: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The queue's answer to a request that was taken. `named` says where they were to be put."""
+    told = {"status": "queued", **(named or {})}
+    return {"generations": [{"generation_id": one, **told} for one in ids]}
 
 
 def _seconds(ms: int | None) -> int | None:
@@ -54,8 +62,8 @@ def _seconds(ms: int | None) -> int | None:
 
 
 def generation(job: Job, url: str | None) -> dict[str, Any]:
-    """A generation as the queue shows it: ten keys that are always there, then whatever else was
-    submitted. `url` is that of a finished clip."""
+    """A generation as the queue shows it: ten keys that are always there, where it was to be put,
+    then whatever else was submitted. `url` is that of a finished clip."""
     shown = {
         "generation_id": job.id,
         "model_name": job.model,
@@ -67,6 +75,7 @@ def generation(job: Job, url: str | None) -> dict[str, Any]:
         "enqueued_at": _seconds(job.created_ms),
         "started_at": _seconds(job.started_ms),
         "completed_at": _seconds(job.finished_ms),
+        **{name: job.payload.get(name) for name in TARGETS},
     }
     extra = {
         key: value
@@ -75,6 +84,35 @@ def generation(job: Job, url: str | None) -> dict[str, Any]:
     }
     told = {"warnings": job.warnings} if job.warnings else {}
     return {**shown, **extra, **told}
+
+
+def recorded(job: Job, url: str | None) -> dict[str, Any]:
+    """The same with what it cost, in USD, and whose it is."""
+    user = {"user_id": job.owner, "username": job.owner, "user_image": None}
+    return {**generation(job, url), "cost": str(cost_of(job)), **user}
+
+
+def cost_of(job: Job) -> Decimal:
+    """USD; nothing without a clip."""
+    return Decimal(str((job.result or {}).get("cost", 0)))
+
+
+def history(shown: list[dict[str, Any]], page: int, size: int, entries: int, cost: Decimal) -> Any:
+    """A page of the list of all generations."""
+    return {
+        "count": len(shown),
+        "generations": shown,
+        "page_number": page,
+        "page_size": size,
+        "total_pages": -(-entries // size),
+        "total_entries": entries,
+        "total_cost": str(cost),
+    }
+
+
+def found(shown: dict[str, Any]) -> dict[str, Any]:
+    """The answer with one generation of all."""
+    return {"status": "success", "status_message": "resource_found", "generation": shown}
 
 
 def generations(shown: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wan_engine.gateway.openapi import without_null
 from wan_engine.schema import ReferenceRequest, VideoRequest
 
 _INPUT = {
@@ -19,7 +20,7 @@ _INPUT = {
 
 def _text_schema() -> dict[str, Any]:
     """The input with references, but without them."""
-    known = ReferenceRequest.model_json_schema()
+    known = without_null(ReferenceRequest.model_json_schema())
     shown = {name: field for name, field in known["properties"].items() if name != "references"}
     return {
         **known,
@@ -31,8 +32,8 @@ def _text_schema() -> dict[str, Any]:
 
 
 INPUTS: dict[str, dict[str, Any]] = {
-    "wan-2-6-i2v": VideoRequest.model_json_schema(),
-    "wan-2-6-r2v": ReferenceRequest.model_json_schema(),
+    "wan-2-6-i2v": without_null(VideoRequest.model_json_schema()),
+    "wan-2-6-r2v": without_null(ReferenceRequest.model_json_schema()),
     "wan-2-6-t2v": _text_schema(),
 }
 """The input by endpoint."""
@@ -83,24 +84,40 @@ REQUEST: dict[str, Any] = {
 _ID = "a1b2c3d4-e5f6-7890-abcd-ef1234567890-u1"
 _STATUS = {
     "type": "string",
+    "description": "Request status. Returns `COMPLETED` on success, `FAILED` on error.",
     "enum": ["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"],
 }
 _JOB = {
     "type": "object",
     "required": ["id", "status"],
     "properties": {
-        "id": {"type": "string"},
+        "id": {"type": "string", "description": "Unique identifier for the request."},
         "status": _STATUS,
-        "delayTime": {"type": "integer", "description": "In the queue, in ms."},
-        "executionTime": {"type": "integer", "description": "At work, in ms."},
+        "delayTime": {
+            "type": "integer",
+            "description": "Time in milliseconds the request spent in queue before processing "
+            "began.",
+        },
+        "executionTime": {
+            "type": "integer",
+            "description": "Time in milliseconds the model took to generate the video.",
+        },
         "workerId": {"type": "string"},
         "output": {
             "type": "object",
-            "description": "Of a job that runs, how far it is: `stage`, `step`, `steps`.",
+            "description": "The generation result containing the video URL and cost. Of a job "
+            "that runs, how far it is: `stage`, `step`, `steps`.",
             "properties": {
-                "video_url": {"type": "string", "format": "uri"},
+                "video_url": {
+                    "type": "string",
+                    "format": "uri",
+                    "description": "URL of the generated video. This URL expires after 7 days.",
+                },
                 "result": {"type": "string", "format": "uri", "description": "The same link."},
-                "cost": {"type": "number", "description": "USD."},
+                "cost": {
+                    "type": "number",
+                    "description": "Cost of the generation in USD.",
+                },
                 "seed": {"type": "integer", "description": "The seed that was used."},
                 "warnings": {"type": "array", "items": {"type": "string"}},
             },

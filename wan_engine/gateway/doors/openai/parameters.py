@@ -1,0 +1,257 @@
+"""What `/v1/videos` takes, from JSON or a form, as functions of plain values.
+
+The first five fields and their defaults are OpenAI's (`prompt`, `model`, `seconds`, `size`,
+`input_reference`), the others those of vLLM-Omni; `last_image`, `shot_type` and the two switches
+are this engine's own. How long a clip may be is any whole second from 2 to 15.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from wan_engine.errors import InvalidRequest
+from wan_engine.gateway.http.body import parse_json
+from wan_engine.gateway.http.form import Form, Upload
+from wan_engine.plan import NAMED_SIZES
+from wan_engine.schema import PROMPT_MAX_CHARACTERS, AspectRatio, Task, parse_request
+
+MODELS: Mapping[str, str] = {
+    "i2v": "wan-2-6-i2v",
+    "r2v": "wan-2-6-r2v",
+    "t2v": "wan-2-6-t2v",
+}
+"""What a clip's model is called where the request has no name for it."""
+
+DEFAULT_SECONDS = 4
+DEFAULT_SIZE = "720x1280"
+_MODEL_MAX_CHARACTERS = 64
+
+_LIKE_SORA = {"1024x1792": "1080x1920", "1792x1024": "1920x1080"}
+"""Sizes of the hosted page that no clip has here: their budget and shape are the nearest."""
+
+_SHAPES: Mapping[str, tuple[str, str]] = {
+    f"{width}x{height}": (budget, f"{ratio[0]}:{ratio[1]}")
+    for budget, shapes in NAMED_SIZES.items()
+    for ratio, (width, height) in shapes.items()
+}
+SIZES = (*_SHAPES, *_LIKE_SORA)
+
+SWITCHES = ("generate_sound", "enable_prompt_expansion", "enable_safety_checker")
+_STRUCTURED = (
+    *("input_reference", "image_reference", "video_reference", "audio_reference"),
+    *("references", "last_image"),
+)
+_UNUSED = (
+    *("fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "boundary_ratio"),
+    *("flow_shift", "true_cfg_scale", "sound_duration", "enable_frame_interpolation"),
+    *("extra_params", "quality"),
+)
+"""Fields of vLLM-Omni's that ask for what a server decides here: told, and not used."""
+
+_REFUSED = (
+    *("lora", "control_reference", "source_video", "source_audio", "video_noise_mask"),
+    *("audio_noise_mask", "characters"),
+)
+"""Fields without which the clip would be another."""
+
+_NAMES = {
+    "image": "input_reference",
+    "references": "input_reference",
+    "audio": "audio_reference",
+    "generate_audio": "generate_sound",
+}
+_FIELD = re.compile(r'^(?:field "|Invalid )(\w+)')
+_NESTED = re.compile(r"(\w+)\[(\w+)\]")
+
+
+class ParameterError(Exception):
+    """The request is wrong. `param` is the field, the text is for the caller."""
+
+    def __init__(self, param: str | None, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: the fields of a `Request`, and what its answers say again (`payload`)."""
+
+    model: str
+    task: Task
+    fields: dict[str, Any]
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Medium:
+    url: object
+    is_video: bool = False
+
+
+def of_form(form: Form) -> dict[str, Any]:
+    """The fields of a form as JSON would have them. Raises `Refusal`.
+
+    `input_reference[image_url]` is how OpenAI's client sends an object.
+    """
+    given: dict[str, Any] = {}
+    for name, values in form.items():
+        nested = _NESTED.fullmatch(name)
+        value = values if len(values) > 1 else _typed(name, values[0])
+        given |= {nested[1]: {nested[2]: value}} if nested else {name: value}
+    return given
+
+
+def _typed(name: str, value: str | Upload) -> object:
+    if isinstance(value, Upload):
+        return value
+    if name in SWITCHES and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if name in _STRUCTURED and value.lstrip()[:1] in ("{", "["):
+        return parse_json(value.encode())
+    return value or None
+
+
+def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> Asked:
+    """The request in a body. Raises `ParameterError`, also where nothing `serves` its task."""
+    if not isinstance(body, Mapping):
+        raise ParameterError(None, "The body must be a JSON object or a form")
+    given = {name: value for name, value in body.items() if value is not None}
+    for name in _REFUSED:
+        if name in given:
+            raise ParameterError(name, f'field "{name}" is not supported here')
+    size, budget, ratio = _size(given)
+    media, kind = _media(given)
+    fields = {
+        **{name: given.get(name) for name in ("prompt", "negative_prompt", "seed", "shot_type")},
+        **{name: given.get(name) for name in SWITCHES if name != "generate_sound"},
+        **media,
+        "size": budget,
+        "seconds": _seconds(given),
+        "generate_audio": given.get("generate_sound", True),
+    }
+    if kind != "i2v":
+        fields["aspect_ratio"] = ratio
+    try:
+        order = parse_request(fields).order()
+    except InvalidRequest as error:
+        raise _named(str(error)) from None
+    if not serves(order.task):
+        raise ParameterError("model", f"No model for {order.task} is served here")
+    unused = [name for name in _UNUSED if given.get(name) not in (None, False, "false")]
+    payload = {
+        "prompt": str(given["prompt"])[:PROMPT_MAX_CHARACTERS],
+        "seconds": order.duration,
+        "size": size,
+        "warnings": [f"Not used here: {', '.join(unused)}"] if unused else [],
+    }
+    return Asked(_model(given.get("model"), kind), order.task, fields, payload)
+
+
+def _named(sentence: str) -> ParameterError:
+    """A sentence about a field of `Request` in the names of this API."""
+    found = _FIELD.match(sentence)
+    if found is None:
+        return ParameterError(None, sentence)
+    name = _NAMES.get(found[1], found[1])
+    return ParameterError(name, sentence.replace(found[1], name, 1))
+
+
+def _model(name: object, kind: str) -> str:
+    """A name that the caller chose: what is rendered does not depend on it."""
+    if name is None:
+        return MODELS[kind]
+    if not isinstance(name, str) or not 0 < len(name) <= _MODEL_MAX_CHARACTERS:
+        allowed = f"a string of up to {_MODEL_MAX_CHARACTERS} characters"
+        raise ParameterError("model", f'field "model" must be {allowed}')
+    return name
+
+
+# --- media ---------------------------------------------------------------------------------------
+
+
+def _media(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """One picture is the first frame, a video or several are references, none is text alone."""
+    names = ("input_reference", "image_reference", "video_reference", "references")
+    found = [medium for name in names for medium in _of(name, given.get(name))]
+    fields = {"audio": _one(given, "audio_reference"), "last_image": _one(given, "last_image")}
+    as_references = "references" in given or any(medium.is_video for medium in found)
+    if len(found) == 1 and not as_references:
+        return {**fields, "image": found[0].url}, "i2v"
+    if fields["last_image"] is not None:
+        sentence = 'field "last_image" needs one picture in "input_reference"'
+        raise ParameterError("last_image", sentence)
+    references = [medium.url for medium in found]
+    return {**fields, "references": references}, "r2v" if references else "t2v"
+
+
+def _one(given: Mapping[str, Any], name: str) -> object:
+    found = [medium.url for medium in _of(name, given.get(name))]
+    if len(found) > 1:
+        raise ParameterError(name, f'field "{name}" must be one file or link')
+    return found[0] if found else None
+
+
+def _of(name: str, value: object) -> Iterator[_Medium]:
+    """The media in a field: files, URLs, or objects with one."""
+    if value is None or value == "":
+        return
+    if isinstance(value, list):
+        for one in value:
+            yield from _of(name, one)
+    elif isinstance(value, Upload):
+        yield _Medium(value.url, value.is_video)
+    elif isinstance(value, Mapping):
+        yield _of_object(name, value)
+    else:
+        yield _Medium(value, name == "video_reference")
+
+
+def _of_object(name: str, value: Mapping[str, Any]) -> _Medium:
+    for key in ("image_url", "video_url", "audio_url"):
+        found = value.get(key)
+        if isinstance(found, Mapping):  # as chat has it
+            found = found.get("url")
+        if isinstance(found, str):
+            return _Medium(found, key == "video_url")
+    if "file_id" in value:
+        sentence = f'field "{name}": there are no files here, send "image_url" or the file itself'
+        raise ParameterError(name, sentence)
+    raise ParameterError(name, f'field "{name}" must be a file, or an object with "image_url"')
+
+
+# --- shape and length ----------------------------------------------------------------------------
+
+
+def _size(given: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The size of a clip without a picture, the pixel budget, and the aspect ratio."""
+    size = given.get("size")
+    if size is None and "width" in given and "height" in given:
+        size = f"{given['width']}x{given['height']}"
+    if size is None and (ratio := given.get("aspect_ratio")) is not None:
+        if ratio not in get_args(AspectRatio):
+            allowed = ", ".join(get_args(AspectRatio))
+            raise ParameterError("aspect_ratio", f'field "aspect_ratio" must be one of {allowed}')
+        size = next(name for name, shape in _SHAPES.items() if shape == ("1280*720", ratio))
+    size = DEFAULT_SIZE if size is None else size
+    if size not in SIZES:
+        raise ParameterError("size", f'field "size" must be one of {", ".join(SIZES)}')
+    size = _LIKE_SORA.get(size, size)
+    return size, *_SHAPES[size]
+
+
+def _seconds(given: Mapping[str, Any]) -> object:
+    """`seconds`, or what `num_frames` at `fps` last: to the frame, as some count one more."""
+    if "seconds" in given or "num_frames" not in given:
+        return given.get("seconds", DEFAULT_SECONDS)
+    try:
+        frames, fps = int(given["num_frames"]), int(given.get("fps", 0))
+        seconds = round(frames / fps)
+        if abs(frames - seconds * fps) <= 1:
+            return seconds
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        pass
+    sentence = 'field "num_frames" must be whole seconds at "fps": or say "seconds"'
+    raise ParameterError("num_frames", sentence)
