@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_errors import kernel
 from gpu_networks import Scale, device, seconds_of, transformer
 from gpu_parts import Case, attempt
 
@@ -23,7 +24,10 @@ _TI2V_TOKENS = 27_280  # of 1280x704x121
 
 def checks(scale: Scale) -> Iterator[Case]:
     """One case each; an error in one says what is missing."""
-    for work in (cores_here, front_end, matrices, attention, pinned, stored):
+    for work in (cores_here, front_end, matrices):
+        yield attempt({"case": work.__name__}, work)
+    yield attempt({"case": "attention"}, lambda: attention(scale))
+    for work in (pinned, stored):
         yield attempt({"case": work.__name__}, work)
     yield attempt({"case": "times"}, lambda: times(scale))
 
@@ -48,9 +52,10 @@ def matrices() -> Case:
     return {"off": float8.check(device())}
 
 
-def attention() -> Case:
-    """The test of attention in 8 bits at a worker's start, in the heads of A14B."""
-    return dict(attention8.check(40, 128, device()))
+def attention(scale: Scale) -> Case:
+    """The test of attention in 8 bits at a worker's start."""
+    with kernel():
+        return dict(attention8.check(scale.heads, scale.head_width, device()))
 
 
 def pinned() -> Case:
