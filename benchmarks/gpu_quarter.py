@@ -1,9 +1,9 @@
 """What a quarter of an hour on a GPU is spent on, in the order of what is most worth knowing.
 
 `pack` puts what the measurement needs beside torch and transformers into one folder, which together
-with the repository stays below 64 MiB; `run` takes it from there, prints a JSON line for each figure as it comes, keeps them in a file, and
-leaves out what that file has already: a run that was cut off goes on where it ended. The table is
-written beside the file after every step.
+with the repository stays below 64 MiB; `run` takes it from there, prints a JSON line for each
+figure as it comes, keeps them in a file, and leaves out what that file has already: a run that was
+cut off goes on where it ended. The table is written beside the file after every step.
 """
 
 from __future__ import annotations
@@ -328,6 +328,8 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # parts end with it
     environment = unpack(given.pack, SITE)
+    if environment:  # this process asks the settings what to tell the parts
+        sys.path.append(str(SITE))
     _tell(given.out, about(given.scale, environment))
     steps = [step for step in Plan().steps if not given.steps or step.name in given.steps]
     run(given.out, given.scale, given.seconds, steps, environment)

@@ -73,7 +73,9 @@ def test_what_is_packed_has_to_fit_beside_the_repository() -> None:
     here = gpu_quarter.repository_bytes()
     assert here > (gpu_quarter.ROOT / "wan_engine" / "toy" / "wan-tiny.safetensors").stat().st_size
     gpu_quarter.refuse_if_too_large(gpu_quarter.MOST_BYTES - here, here)
-    with pytest.raises(ValueError, match=r"^The pack has .* MiB and the repository .*: together 64"):
+    with pytest.raises(
+        ValueError, match=r"^The pack has .* MiB and the repository .*: together 64"
+    ):
         gpu_quarter.refuse_if_too_large(gpu_quarter.MOST_BYTES - here + 1, here)
 
 
