@@ -117,7 +117,7 @@ def ours(engine: Engine, _pipeline: Any, latents: torch.Tensor, case: Case, fold
 
     engine.load()
     engine.pool.main.family = GivenLatents(engine.pool.main.family, latents)
-    order = VideoRequest(prompt="a benchmark", image="data:,").order()
+    order = VideoRequest(prompt="a benchmark", image="data:,", generate_audio=False).order()
     media, choice = Media(Image.new("RGB", case.render)), engine.choose(order)
     return engine.render(order, choice, case.plan, media, folder, Control()).path
 

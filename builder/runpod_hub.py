@@ -31,6 +31,7 @@ _SELDOM = (
     *("audio_max_bytes", "fetch_seconds", "scratch_min_gb", "progress_seconds"),
     *("reference_max_bytes", "reference_max_seconds", "reference_min_fps"),
     *("lora_unused", "reference_model", "speech_model", "video_sound_model", "pool_gb"),
+    *("sound_model", "generate_audio"),
 )
 """Runpod's templates hold 50 variables. These are as the hosted API has them, and can be added to
 an endpoint by hand."""

@@ -396,7 +396,7 @@ def test_a_segment_holds_back_what_the_next_one_begins_with(
         assert [segment.carried for segment in shot.segments] == [*skips[1:], 0]
 
 
-@pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
+@pytest.mark.parametrize("spec", [row for row in ROWS if not row.gives_sound], ids="{.name}".format)
 @pytest.mark.parametrize(("seconds", "one", "five"), [(5, 1, 1), (10, 2, 3), (15, 3, 4)])
 def test_how_many_segments_a_clip_has(spec: ModelSpec, seconds: int, one: int, five: int) -> None:
     for overlap, count in ((1, one), (5, five)):

@@ -801,7 +801,7 @@ class Careless:
     def __init__(self, words: str) -> None:
         self.words = words
 
-    def expand(self, request: VideoRequest, *_: Any) -> Expansion:
+    def expand(self, request: VideoRequest, *_: Any, **__: Any) -> Expansion:
         shots = (ScriptShot("a rocket", 3), ScriptShot(self.words, request.duration - 3))
         return Expansion(Script(shots), self.words, "openai")
 

@@ -456,7 +456,7 @@ class Engine:
 
     def _reasons(self, choice: Choice) -> tuple[str, ...]:
         later = (f"later shots: {choice.later.reason}",) if choice.later else ()
-        return f"{choice.spec.task}: {choice.reason}", *later, *choice.undone
+        return f"{choice.spec.task}: {choice.reason}", *later, *choice.warnings
 
     def _log_summary(
         self, order: Order, choice: Choice, plan: Plan, video: EncodedVideo, control: Control

@@ -89,21 +89,31 @@ def load_networks(
     ]
     parts.sort(key=lambda part: part.name in COMPONENTS)
     try:
-        progress = _Progress(sum(part.size_bytes for part in parts), on_bytes)
-        networks: dict[str, Any] = {}
-        for part in parts:
-            progress.tell()
-            networks[part.name] = _one_network(part, recipe, plans, progress)
-        tell_fused(plans)
-        pipeline = assembled(networks)
-        finish(pipeline, recipe)
-        progress.tell()
-        return pipeline
+        return _load(recipe, parts, assembled, plans, on_bytes)
     except BaseException as error:
         for one in chain(error):
             traceback.clear_frames(one.__traceback__)  # they hold networks
         memory.free_accelerator()
         raise
+
+
+def _load(
+    recipe: Recipe,
+    parts: Sequence[_Part],
+    assembled: Callable[[Mapping[str, Any]], Any],
+    plans: Sequence[Plan],
+    on_bytes: OnBytes,
+) -> Any:
+    progress = _Progress(sum(part.size_bytes for part in parts), on_bytes)
+    networks: dict[str, Any] = {}
+    for part in parts:
+        progress.tell()
+        networks[part.name] = _one_network(part, recipe, plans, progress)
+    tell_fused(plans)
+    pipeline = assembled(networks)
+    finish(pipeline, recipe)
+    progress.tell()
+    return pipeline
 
 
 def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _Progress) -> Any:

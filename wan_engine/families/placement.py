@@ -139,7 +139,8 @@ def set_attention(expert: Any, backend: str) -> None:
     """One of diffusers' attention backends for every block; `float8` for self-attention of all
     blocks but the first and last ones, with cuDNN's for the rest."""
     if backend == "float8":
-        backend = EXACT_BESIDE_8_BITS
+        # Without a GPU the kernel of 8 bits is emulated, and cuDNN's has nothing to run on.
+        backend = EXACT_BESIDE_8_BITS if torch.cuda.is_available() else "native"
         for block in expert.blocks[attention8.EXACT_BLOCKS : -attention8.EXACT_BLOCKS]:
             block.attn1.processor = attention8.Float8AttnProcessor()
     noisy = logging.getLogger("diffusers.models.modeling_utils")
