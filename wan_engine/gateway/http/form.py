@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import (
+    MultipartCallbacks,
+    MultipartParser,
+    parse_options_header,
+)
 
 from wan_engine.gateway.refusals import Refusal
 
@@ -93,7 +97,7 @@ class _Parts:
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _data: list[bytes] = field(default_factory=list)
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> MultipartCallbacks:
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._add_header,
