@@ -64,10 +64,13 @@ def versions() -> dict[str, Any]:
     import torch
     import transformers
 
+    from wan_engine.media import ffmpeg
+
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
+        "ffmpeg": ffmpeg.version(),
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

@@ -31,7 +31,7 @@ def errors(scale: Scale) -> Iterator[Case]:
     for kind, one in given.items():
 
         def work(one: Any = one) -> Case:
-            with _kernel(emulated=not real):
+            with kernel():
                 ours = attention8.error_of(*one)
                 with _replaced("even", lambda query, key: (query, key)):
                     plain = attention8.error_of(*one)
@@ -79,8 +79,9 @@ def emulate(
 
 
 @contextmanager
-def _kernel(*, emulated: bool) -> Iterator[None]:
-    if not emulated:
+def kernel() -> Iterator[None]:
+    """The kernel of this machine, or its emulation where there is none."""
+    if torch.cuda.is_available():
         yield
         return
     with _replaced("_attend", emulate):

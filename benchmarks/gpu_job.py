@@ -15,14 +15,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gpu_parts
 import torch
+from gpu_errors import kernel
 from gpu_networks import Scale, device, peak_gb, synchronize, text_encoder, transformer, vae
 from gpu_parts import Case, attempt
 
 from wan_engine.runtime import memory
+
+if TYPE_CHECKING:
+    from wan_engine import Engine
+    from wan_engine.families.i2v import ImageToVideo
 
 _PROMPT = "The camera moves slowly towards the mountains while clouds drift over the lake."
 _ROW = "wan2.2-i2v-a14b-4step"
@@ -58,15 +63,16 @@ def job(scale: Scale) -> Iterator[Case]:
     yield {"case": "networks made", "seconds": time.perf_counter() - started}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made: list[Any] = []
+        made: list[Engine] = []
 
         def set_up(precision: str) -> Case:
-            engine = _engine(parts, scale, folder, None, precision=precision)
             started = time.perf_counter()
+            engine = _engine(parts, scale, folder, None, precision=precision)
+            set_up = time.perf_counter()
             engine.pool.warm_up(engine.limits)
             synchronize()
             made.append(engine)
-            return {"set_up_s": engine.set_up_s, "warm_up_s": time.perf_counter() - started}
+            return {"set_up_s": set_up - started, "warm_up_s": time.perf_counter() - set_up}
 
         yield attempt({"case": "ours, set up"}, lambda: set_up("auto"))
         if not made:  # float8 does not work on this machine
@@ -76,7 +82,8 @@ def job(scale: Scale) -> Iterator[Case]:
             yield attempt({"case": f"ours, {case}"}, lambda f=fps: clip(made[0], scale, f))
         yield attempt({"case": "8-bit attention, set up"}, lambda: _in_8_bits(made[0], parts))
         for case in ("ours, 8-bit attention", "ours, 8-bit attention, second job"):
-            yield attempt({"case": case}, lambda: clip(made[0], scale))
+            with kernel():
+                yield attempt({"case": case}, lambda: clip(made[0], scale))
         short = replace(scale, frames=5)
         if made and _chosen("stock"):  # its networks are ours now
             made.clear()
@@ -94,7 +101,7 @@ def _chosen(case: str) -> bool:
     return not gpu_parts.chosen or case in gpu_parts.chosen
 
 
-def _in_8_bits(engine: Any, parts: Any) -> Case:
+def _in_8_bits(engine: Engine, parts: Any) -> Case:
     """The same networks with the other attention, once its test has passed."""
     from wan_engine.families import attention8
     from wan_engine.families.placement import set_attention
@@ -102,13 +109,15 @@ def _in_8_bits(engine: Any, parts: Any) -> Case:
     started = time.perf_counter()
     config = parts.transformer.config
     heads, width = config.num_attention_heads, config.attention_head_dim
-    errors = attention8.check(heads, width, device())
-    for expert in (parts.transformer, parts.transformer_2):
-        set_attention(expert, "float8")
-    family = engine.pool.family
-    family.recipe = replace(family.recipe, attention="float8")
-    engine.pool.warm_up(engine.limits)
-    synchronize()
+    with kernel():
+        # The limits of the test are for heads of 128, and tiny ones are narrower.
+        errors = attention8.check(heads, width, device()) if _gpu() else {}
+        for expert in (parts.transformer, parts.transformer_2):
+            set_attention(expert, "float8")
+        family = family_of(engine)
+        family.recipe = replace(family.recipe, attention="float8")
+        engine.pool.warm_up(engine.limits)
+        synchronize()
     took = time.perf_counter() - started
     return {"warm_up_s": took, "errors": dict(errors), "attention": family.attention}
 
@@ -186,7 +195,7 @@ def _engine(
     card: Any,
     steps: int | None = None,
     precision: Any = "auto",
-) -> Any:
+) -> Engine:
     """An engine whose model is `parts`, placed by the recipe for `card` (None: the one here)."""
     from wan_engine import Settings
     from wan_engine.engine import Engine
@@ -210,11 +219,16 @@ def _engine(
     engine.pool.main.recipe, engine.pool.main.recipe_reason = recipes.choose(
         engine.spec, engine.pool.gpu, settings
     )
-    started = time.perf_counter()
     engine.pool.main.recipe = apply(parts, engine.recipe)
     engine.pool.main.family = ImageToVideo(parts, engine.spec, engine.recipe)
-    engine.set_up_s = time.perf_counter() - started
     return engine
+
+
+def family_of(engine: Engine) -> ImageToVideo:
+    """The main model, which is loaded."""
+    family: Any = engine.pool.main.family
+    loaded: ImageToVideo = family
+    return loaded
 
 
 def row_of(scale: Scale, *, steps: int = 4, **changes: Any) -> Any:
@@ -230,7 +244,7 @@ def row_of(scale: Scale, *, steps: int = 4, **changes: Any) -> Any:
     )
 
 
-def clip(engine: Any, scale: Scale, fps: str = "30") -> Case:
+def clip(engine: Engine, scale: Scale, fps: str = "30") -> Case:
     """A job of 5 s, from a data URI to an mp4."""
     from wan_engine import VideoRequest
 
@@ -249,7 +263,7 @@ def clip(engine: Any, scale: Scale, fps: str = "30") -> Case:
         "seconds": took,
         "stages": stages,
         "recipe": str(engine.recipe),
-        "attention": engine.pool.main.family.attention,
+        "attention": family_of(engine).attention,
         "reason": engine.pool.main.recipe_reason,
         "host_gb": memory.peaks()["host"] / 1e3,
         "peak_gb": peak_gb(),

@@ -14,9 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from gpu_job import clip, row_of
+from gpu_job import clip, family_of, row_of
 from gpu_loading import write
 from gpu_networks import SCALES, Scale, peak_gb, synchronize
 from gpu_parts import Case, attempt
@@ -69,15 +68,15 @@ def one_start(scale: Scale, folder: Path) -> Case:
     )
     engine = Engine(settings)
     pool = engine.pool
-    pool.spec = row_of(scale)
-    pool.load()
+    pool.main.spec = row_of(scale)
+    pool.load(pool.main)
     synchronize()
     loaded = time.perf_counter()
     pool.warm_up(engine.limits)
     synchronize()
     warm = time.perf_counter()
     took = [clip(engine, scale)["seconds"] for _ in range(2)]
-    family: Any = pool.family
+    family = family_of(engine)
     return {
         "load_s": loaded - began,
         "warm_up_s": warm - loaded,

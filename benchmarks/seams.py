@@ -156,7 +156,10 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
         media, expansion = engine.prepare(order, engine.choose(order), Path(folder), control)
     limits = PlanLimits(engine.settings.frame)
     plan = make_plan(order, expansion.script, media, engine.spec, limits)
-    frames = model_frames(engine.load(), plan, media, engine.spec.negative_prompt, control)
+    family = engine.load()
+    frames = model_frames(
+        lambda _task: family, plan, media, lambda spec: spec.negative_prompt, control
+    )
     joins, overlap = joins_of(plan)
     faded = engine.spec.continuation == "last_frames"  # else the newer frames are left out
     return measure(frames, joins, overlap if faded else 1)

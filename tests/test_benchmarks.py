@@ -88,7 +88,7 @@ def test_the_table_of_whole_clips_has_both_ratios() -> None:
     assert row == "| 15 s | 4 x 65 | 241 | 2.00 | 4.00 | 0.50 | 10 | 40 | 0.26 |"
 
 
-@pytest.mark.parametrize("part", ["ceilings", "attention", "errors", "encode", "decode"])
+@pytest.mark.parametrize("part", ["ceilings", "attention", "checks", "errors", "encode", "decode"])
 def test_a_part_of_a_gpus_figures_is_measured_at_a_tiny_size(part: str) -> None:
     rows = list(gpu.part(part, "tiny", ()))
     failed = {row["case"] for row in rows if "error" in row}
@@ -113,6 +113,16 @@ def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
     assert not any("error" in row for row in rows)
     assert {row["case"] for row in rows} >= {"line, resident", "line, on the CPU"}
     assert "| loading | save |" in capfd.readouterr().out
+
+
+@pytest.mark.system  # for its minute
+def test_both_starts_of_a_worker_and_8_bits_are_measured_at_a_tiny_size() -> None:
+    rows = list(gpu.part("start", "tiny", ()))
+    assert [row["case"] for row in rows] == ["written", "first start", "second start"]
+    eight = ("ours, set up", "8-bit attention, set up", "ours, 8-bit attention")
+    rows += [row for row in gpu.part("job", "tiny", eight) if row["case"] in eight]
+    assert not [row for row in rows if "error" in row]
+    assert rows[-1]["attention"].startswith("8 bits")
 
 
 @pytest.mark.system  # for its half a minute

@@ -19,6 +19,9 @@ MODELS: dict[str, ModelSpec] = {
     "references": replace(
         PICTURE, name="references", task="reference-to-video", takes=("references",), needs=()
     ),
+    "slower": replace(
+        PICTURE, name="slower", task="reference-to-video", takes=("references",), needs=(), fps=8
+    ),
     "speech": replace(
         PICTURE,
         name="speech",
@@ -149,6 +152,46 @@ def test_what_is_not_done_is_told_and_warned_of_where_it_was_asked_for() -> None
         == ("No model here makes sound: the clip has a silent track",)
     )
     assert chosen("picture speech", **SPOKEN).undone == ()
+
+
+SEVERAL = {**PLAIN, "shot_type": "multi", "expand_prompt": True}
+
+
+@pytest.mark.parametrize(
+    ("here", "fields", "name", "reason"),
+    [
+        ("picture references", SEVERAL, "references", "the picture is their reference"),
+        ("picture references", {**SEVERAL, **SPOKEN}, "references", "the picture is their"),
+        ("speech references", {**SEVERAL, **SPOKEN}, "speech", "picture and sound together"),
+        ("sounding references", {**SEVERAL, **LOUD}, "sounding", "picture and sound together"),
+        ("sounding references", {**SEVERAL, **SILENT}, "references", "the picture is their"),
+        ("picture slower", SEVERAL, PICTURE.name, "slower makes 8 frames a second, and wan"),
+        ("ends references", {**SEVERAL, "last_image": IMAGE}, "ends", 'field "last_image" cannot'),
+        ("ends references", SEVERAL, "references", "the picture is their reference"),
+    ],
+)
+def test_the_model_of_later_shots_and_why(
+    here: str, fields: dict[str, Any], name: str, reason: str
+) -> None:
+    later = chosen(here, **fields).described()["later_shots"]
+    assert later["model"] == name and reason in later["reason"]
+
+
+@pytest.mark.parametrize(
+    ("here", "fields"),
+    [
+        ("picture", SEVERAL),
+        ("picture references", PLAIN),
+        ("picture references", {**SEVERAL, "expand_prompt": False}),
+        (
+            "picture references",
+            {"references": (IMAGE,), "shot_type": "multi", "expand_prompt": True},
+        ),
+    ],
+)
+def test_without_a_choice_nothing_is_said_of_later_shots(here: str, fields: dict[str, Any]) -> None:
+    found = chosen(here, **fields)
+    assert found.later is None and "later_shots" not in found.described()
 
 
 def test_models_are_shown_by_their_tasks() -> None:

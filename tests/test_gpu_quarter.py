@@ -66,7 +66,17 @@ def test_the_steps_are_in_the_order_of_their_worth_and_fit() -> None:
 
 
 def test_what_is_packed_is_in_the_lock() -> None:
-    assert set(gpu_quarter.PACKAGES) | {"imageio-ffmpeg"} <= gpu_quarter._locked().keys()
+    assert set(gpu_quarter.PACKAGES) <= gpu_quarter._locked().keys()
+
+
+def test_what_is_packed_has_to_fit_beside_the_repository() -> None:
+    here = gpu_quarter.repository_bytes()
+    assert here > (gpu_quarter.ROOT / "wan_engine" / "toy" / "wan-tiny.safetensors").stat().st_size
+    gpu_quarter.refuse_if_too_large(gpu_quarter.MOST_BYTES - here, here)
+    with pytest.raises(
+        ValueError, match=r"^The pack has .* MiB and the repository .*: together 64"
+    ):
+        gpu_quarter.refuse_if_too_large(gpu_quarter.MOST_BYTES - here + 1, here)
 
 
 def wheel(path: Path, files: dict[str, bytes]) -> Path:

@@ -620,3 +620,26 @@ def test_a_row_that_asks_for_full_segments_has_the_trained_length_in_each(
     assert [length for length, _, _ in layout] == [81] * count
     assert sum(keep for _, _, keep in layout) == seconds * 16
     assert all(keep > 0 for _, _, keep in layout)
+
+
+def test_shots_of_two_models_have_one_size_that_is_legal_for_both_and_each_its_own_segments() -> (
+    None
+):
+    first = CATALOG["wan2.2-i2v-a14b"]
+    later = replace(
+        CATALOG["wan2.2-vace-fun-a14b"], size_multiple=32, max_area=832 * 480, max_frames=41
+    )
+    request = VideoRequest(prompt="x", image="https://example.com/a.jpg", seed=1, duration=10)
+    shots = ScriptShot("She turns.", 5), ScriptShot("She smiles.", 5, "", "detail")
+    media = Media(cast(Any, Picture((1280, 720))), subject=(0.9, 0.1))
+    plan = make_plan(request, Script(shots), media, first, PlanLimits(fps=30), later)
+    assert (plan.width, plan.height) == (1280, 720)
+    assert plan.render_width % 32 == plan.render_height % 32 == 0
+    assert plan.render_width * plan.render_height <= 832 * 480 * 1.05
+    assert plan.tasks == ("image-to-video", "reference-to-video")
+    assert [len(shot.segments) for shot in plan.shots] == [1, 3]
+    assert [shot.crop for shot in plan.shots] == [(0, 0, 1, 1)] * 2
+    assert [shot.frames for shot in plan.shots] == [150, 150]
+    assert plan.steps == 40 + 3 * 50
+    one = make_plan(request, Script((ScriptShot("x", 10),)), media, first, PlanLimits(), later)
+    assert one == make_plan(request, Script((ScriptShot("x", 10),)), media, first, PlanLimits())

@@ -1,4 +1,4 @@
-"""Two families of somebody else's, each one file with its row (`probes/`), which the core has never
+"""Families of somebody else's, each one file with its row (`probes/`), which the core has never
 heard of: through the command line, the worker's loop and the gateway."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests import warm
 from tests.engine.clips import clip_frames, local
 from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import started
-from wan_engine import Engine, catalog, data_uri
+from wan_engine import Engine, VideoRequest, catalog, data_uri
 from wan_engine.catalog import models
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy
@@ -31,12 +31,13 @@ PROBES = Path(__file__).parent / "probes"
 ROOT = PROBES.parents[1]
 COLLAGE = {"reference_model": "probe-collage"}
 TONE = {"model": "none", "video_sound_model": "probe-tone"}
+FLASH = {"model": "probe-flash", "sound_model": "probe-click"}
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """WAN_MODELS_DIR with a folder for each of the two, as a download would have left it."""
-    for name in ("probe-collage", "probe-tone"):
+    """WAN_MODELS_DIR with a folder for each of them, as a download would have left it."""
+    for name in ("probe-collage", "probe-tone", "probe-flash", "probe-click"):
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "Probe"}))
@@ -111,6 +112,31 @@ def test_three_references_and_no_picture_make_a_clip_in_their_order(
     assert result.plan is not None
     assert (result.plan.width, result.plan.height) == (720, 1280)
     assert (result.model, result.cost) == ("probe-collage", engine.generate(request).cost)
+
+
+@pytest.mark.parametrize("interpolation", ["mci", "blend"])
+def test_what_is_heard_is_in_time_with_what_is_seen_through_joins_and_frames_between(
+    make_settings: Callable[..., Settings],
+    folders: Path,
+    installed: None,
+    data: Path,
+    interpolation: str,
+) -> None:
+    """Flashes at 16 fps in two segments, shown at 30; clicks from two windows at 24."""
+    values = {**FLASH, "safety": "off", "preset": "superfast", "interpolation": interpolation}
+    engine = Engine(make_settings(models_dir=folders, **values, fps=30))
+    image = data_uri(data / "rocket_640x360.jpg")
+    request = VideoRequest(prompt="x", image=image, duration=10, seed=1)
+    path = local(engine.generate(request).video_url)
+    bright = clip_frames(path, 32, 18).mean(axis=(1, 2, 3)) > 100
+    flashes = np.flatnonzero(bright & ~np.roll(bright, 1)) / 30
+    sound = np.abs(levels(path)[0])
+    loud = np.add.reduceat(sound, np.arange(0, len(sound), 480)) / 480 > 0.02
+    clicks = np.flatnonzero(loud & ~np.roll(loud, 1)) / 100
+    assert len(flashes) == len(clicks) > 10
+    assert np.abs(flashes - clicks).max() < 1 / 24
+    family = engine.pool.models["sound-for-video"].family
+    assert [len(one.frames) for one in family.seen] == [125, 125]  # type: ignore[union-attr]
 
 
 @pytest.fixture

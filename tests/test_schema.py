@@ -24,6 +24,7 @@ from wan_engine.schema import (
     Shot,
     VideoRequest,
     VideoResult,
+    parse_request,
 )
 
 MINIMAL = {"prompt": "Leaves sway", "image": "https://example.com/a.jpg"}
@@ -587,3 +588,43 @@ def test_the_segments_of_a_plan_are_those_of_its_shots_in_order() -> None:
         1280, 720, 1280, 720, 1280, 720, fps=16, frames=240, seed=0, shots=shots, source_fps=16
     )
     assert plan.segments == (first, second, third)
+
+
+# --- without a picture ---------------------------------------------------------------------------
+
+TEXT = {"prompt": "x", "references": []}
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "aspect_ratio"),
+    [
+        ({}, "1280*720", "16:9"),
+        ({"size": "720*1280"}, "1280*720", "9:16"),
+        ({"size": "1080*1920"}, "1920*1080", "9:16"),
+        ({"size": "1080p", "aspect_ratio": "4:3"}, "1920*1080", "4:3"),
+        ({"size": "720*1280", "aspect_ratio": "9:16"}, "1280*720", "9:16"),
+    ],
+)
+def test_a_size_of_the_page_for_text_may_be_upright(
+    asked: dict[str, str], size: str, aspect_ratio: str
+) -> None:
+    order = parse_request({**TEXT, **asked}).order()
+    assert (order.size, order.aspect_ratio) == (size, aspect_ratio)
+
+
+@pytest.mark.parametrize("size", ["960*960", "1088*832", "720*1281", "720x1280", "1440*1440"])
+def test_no_other_size_is_on_that_page(size: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request({**TEXT, "size": size})
+    assert str(caught.value) == (
+        'field "size" must be one of ["1280*720", "720*1280", "1920*1080", "1080*1920"], '
+        f'got string "{size}"'
+    )
+
+
+def test_an_upright_size_and_another_shape_contradict_each_other() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request({**TEXT, "size": "720*1280", "aspect_ratio": "1:1"})
+    assert str(caught.value) == (
+        'field "aspect_ratio" must be "9:16" where "size" is "720*1280", got "1:1"'
+    )

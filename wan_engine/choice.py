@@ -36,11 +36,21 @@ _SOUND_REASONS: Mapping[Track, str] = {
 
 
 @dataclass(frozen=True)
+class Later:
+    """How the shots behind the first one are made: by `spec`, with the picture as a reference, or,
+    where that is None, by the model of the first from a crop of it. `reason` says why."""
+
+    spec: ModelSpec | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Choice:
     """The row that serves an order. `reason` says why it does; `undone` what it will not do of what
     a hosted model would, a sentence each, and `warnings` what of that its caller asked for. `track`
     is whose sound the clip has, and `sound_spec` the row that makes it of the finished frames,
-    where the row of the frames does not."""
+    where the row of the frames does not. `later` is None where nothing is to be chosen for later
+    shots."""
 
     spec: ModelSpec
     reason: str
@@ -48,16 +58,25 @@ class Choice:
     undone: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sound_spec: ModelSpec | None = None
+    later: Later | None = None
+
+    @property
+    def later_spec(self) -> ModelSpec | None:
+        """The row of later shots, where that is another one."""
+        return self.later.spec if self.later else None
 
     def described(self) -> dict[str, Any]:
         """For scripts to read, in the JSON of a plan."""
-        return {
+        told: dict[str, Any] = {
             "reason": self.reason,
             "sound": self.track,
             "sound_model": self._sound_model,
             "sound_reason": _SOUND_REASONS[self.track],
-            "undone": list(self.undone),
         }
+        if self.later:
+            name = (self.later.spec or self.spec).name
+            told["later_shots"] = {"model": name, "reason": self.later.reason}
+        return {**told, "undone": list(self.undone)}
 
     @property
     def _sound_model(self) -> str | None:
@@ -84,8 +103,15 @@ def choose(order: Order, models: Models, *, generate_audio: bool = True) -> Choi
             track, sound_spec = _track(order, spec, models)
             silent = (_SILENT,) if track == "silent" else ()
             lips = tuple(_lips(track, spec))
-            warnings = (*lips, *(silent if said else ()))
-            return Choice(spec, why, track, (*lips, *silent), warnings, sound_spec)
+            return Choice(
+                spec,
+                why,
+                track,
+                undone=(*lips, *silent),
+                warnings=(*lips, *(silent if said else ())),
+                sound_spec=sound_spec,
+                later=_later(order, spec, track, models),
+            )
     if not rows:
         raise NotServed(_not_configured(order, models))
     raise NotServed(_lacking(order, rows[0]) or "")
@@ -122,6 +148,33 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
         if needed != "driving_sound" and needed not in order.gives:
             return f'field "{_FIELDS[needed]}" is required by the model {spec.name}'
     return None
+
+
+def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later | None:
+    """The model of the later shots of a picture's clip: one for references keeps its subject, where
+    a crop of the picture would show it in the same pose again."""
+    reference = models.get("reference-to-video")
+    several = order.shot_type == "multi" and order.expand_prompt
+    if reference is None or order.image is None or not several:
+        return None
+    why = _no_reference(order, order.image, spec, track, reference)
+    if why is not None:
+        return Later(None, f"they begin with crops of the picture: {why}")
+    return Later(reference, "the picture is their reference")
+
+
+def _no_reference(
+    order: Order, image: str, spec: ModelSpec, track: Track, reference: ModelSpec
+) -> str | None:
+    """Why `reference` cannot make the later shots of a clip of `spec`."""
+    if (track == "made" and spec.gives_sound) or "driving_sound" in spec.takes:
+        return f"{spec.name} makes picture and sound together"
+    if reference.fps != spec.fps:
+        return (
+            f"{reference.name} makes {reference.fps} frames a second, "
+            f"and {spec.name} makes {spec.fps}"
+        )
+    return _lacking(replace(order, image=None, references=(image,)), reference)
 
 
 def _track(order: Order, spec: ModelSpec, models: Models) -> tuple[Track, ModelSpec | None]:

@@ -44,7 +44,7 @@ from wan_engine.runtime import estimates, memory
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
 from wan_engine.runtime.startup import Startup
-from wan_engine.runtime.time_limits import allow_steps, set_limits
+from wan_engine.runtime.time_limits import allow_steps, set_limits, slowness
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
@@ -55,6 +55,7 @@ from wan_engine.schema import (
     Plan,
     Request,
     Script,
+    Task,
     VideoResult,
 )
 from wan_engine.settings import VERSION, Settings
@@ -170,14 +171,15 @@ class Engine:
             with counted, job_folder(self.settings) as folder:
                 prepare = partial(self.prepare, order, choice, folder, control)
                 media, expansion = self.pool.run(model, prepare, beside=control)
-                plan, how = self.plan(order, choice, expansion.script, media), self._how(choice)
+                plan = self.plan(order, choice, expansion.script, media)
+                how = self._how(choice, plan)
                 estimates.refuse_if_too_long(self.settings, order, plan, how, control)
                 warnings = self._warnings(order, choice, plan, media, expansion)
                 video = self.render(order, choice, plan, media, folder, control)
                 warnings += video.warnings
                 result = self.publish(order, choice, plan, warnings, video, control, storage)
             self._log_summary(order, choice, plan, video, control)
-        if how == self._how(choice):  # else it was rendered twice, the first time in vain
+        if how == self._how(choice, plan):  # else it was rendered twice, the first time in vain
             estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
@@ -189,13 +191,13 @@ class Engine:
         with job_folder(self.settings) as folder:
             media, expansion = self.prepare(order, choice, folder, control or Control())
             plan = self.plan(order, choice, expansion.script, media)
-        how = self._how(choice)
         return described(
             plan,
             choice.spec,
             chosen=choice.described(),
+            names={task: row.name for task, row in self.pool.rows.items()},
             made_by=", ".join(self.postprocess.describe(plan)),
-            seconds=estimates.expected_seconds(self.settings, plan, how),
+            seconds=estimates.expected_seconds(self.settings, plan, self._how(choice, plan)),
             price=self._price(order),
         )
 
@@ -297,7 +299,7 @@ class Engine:
 
     def plan(self, order: Order, choice: Choice, script: Script, media: Media) -> Plan:
         """Every number of the clip. `order.seed` must be settled."""
-        return make_plan(order, script, media, choice.spec, self.limits)
+        return make_plan(order, script, media, choice.spec, self.limits, choice.later_spec)
 
     def render(
         self,
@@ -312,28 +314,35 @@ class Engine:
 
         Out of memory repeats it with less on the device, as `Pool.run` has it.
         """
-        model, spec = self.pool.models[choice.spec.task], choice.spec
+        models = {task: self.pool.models[task] for task in plan.tasks}
+        first = models[choice.spec.task]
         options = RenderOptions(
-            negative_prompt=negative_prompt(order.negative_prompt, spec, self.settings),
+            negative_prompt=partial(negative_prompt, order.negative_prompt, settings=self.settings),
             track=choice.track,
             made_here=choice.sound_spec is None,
             watch=self.safety.watch if order.check_content else None,
             postprocess=self.postprocess,
-            encoding=EncodeOptions(
-                self.settings.crf, self.settings.preset, self._comment(choice, plan)
-            ),
+            encoding=EncodeOptions(self.settings.crf, self.settings.preset, self._comment(plan)),
         )
         control.enter("queue")
 
+        def load(task: Task) -> Family:
+            if not models[task].on_device:
+                control.enter("load")
+            return self.pool.load(models[task], control)
+
         def once() -> EncodedVideo:
-            set_limits(control, plan, self.settings, spec, model.recipe, self._how(choice))
+            slowest = max(models.values(), key=lambda one: slowness(one.spec, one.recipe))
+            how = self._how(choice, plan)
+            set_limits(control, plan, self.settings, slowest.spec, slowest.recipe, how)
             control.enter("load")
             self._begin()
-            return render(self.pool.load(model, control), plan, media, options, folder, control)
+            load(choice.spec.task)  # before anything waits for its frames
+            return render(load, plan, media, options, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()
         with self.pool.device(control), counted:
-            video = self.pool.run(model, once)
+            video = self.pool.run(first, once)
             return self._with_sound(choice, plan, video, control)
 
     def _with_sound(
@@ -372,7 +381,7 @@ class Engine:
     ) -> VideoResult:
         """Store the file; its URL and the record by which the job id finds it again."""
         control.progress("publish", 0, 1)
-        price, name = self._price(order), choice.spec.name
+        price, name = self._price(order), " and ".join(self._names(plan))
         record = {"cost": str(price), "seed": plan.seed, "model": name, "warnings": warnings}
         url = storage.put(video.path, control.job_id, record, control)
         control.enter(None)
@@ -391,25 +400,31 @@ class Engine:
         """Refuse a job that has killed its worker before, whichever worker that was."""
         return self._crashes.counting(control.job_id)
 
-    def _how(self, choice: Choice) -> str:
+    def _how(self, choice: Choice, plan: Plan) -> str:
         """What decides how long a frame takes, beside its size."""
-        model = self.pool.models[choice.spec.task]
-        made: list[str] = [self.postprocess.interpolation, self.postprocess.upscaling]
+        made = (self.postprocess.interpolation, self.postprocess.upscaling)
+        models = [self.pool.models[task] for task in plan.tasks]
         if choice.sound_spec is not None:
-            sound = self.pool.models["sound-for-video"]
-            made.append(f"sound by {sound.spec.name}, {sound.recipe}")
-        return estimates.kind_of_work(model.spec, model.recipe, self.pool.gpu, *made)
+            models.append(self.pool.models["sound-for-video"])
+        kinds = (
+            estimates.kind_of_work(one.spec, one.recipe, self.pool.gpu, *made) for one in models
+        )
+        return "; ".join(kinds)
+
+    def _names(self, plan: Plan) -> list[str]:
+        """Of the models that make the clip."""
+        return [self.pool.models[task].spec.name for task in plan.tasks]
 
     def _price(self, order: Order) -> Decimal:
         return cost(order.size, order.duration, self.settings.prices, order.task)
 
-    def _comment(self, choice: Choice, plan: Plan) -> str:
+    def _comment(self, plan: Plan) -> str:
         """What the mp4's metadata say of it; nothing where a setting says so."""
         if not self.settings.metadata:
             return ""
-        spec = choice.spec
-        task = "" if spec.task == "image-to-video" else f" for {spec.task}"
-        made_by = f"model {spec.name}{task}; seed {plan.seed}; wan_engine {VERSION}"
+        tasks = ["" if task == "image-to-video" else f" for {task}" for task in plan.tasks]
+        named = [f"{name}{task}" for name, task in zip(self._names(plan), tasks, strict=True)]
+        made_by = f"model {', '.join(named)}; seed {plan.seed}; wan_engine {VERSION}"
         return f"AI-generated video; {made_by}"
 
     def _fetch_limits(self, max_bytes: int) -> FetchLimits:
@@ -424,9 +439,10 @@ class Engine:
     ) -> list[str]:
         spec = choice.spec
         warnings = self.postprocess.warnings(plan)
-        for row in (spec, choice.sound_spec):
-            if row is not None and row.caveat:
-                warnings.append(f"{row.name} is {row.caveat}")
+        rows = [self.pool.models[task].spec for task in plan.tasks]
+        if choice.sound_spec is not None:
+            rows.append(choice.sound_spec)
+        warnings += [f"{row.name} is {row.caveat}" for row in rows if row.caveat]
         if order.check_content:
             warnings += self.safety.warnings()
         if expansion.warning:
@@ -437,6 +453,10 @@ class Engine:
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return [*warnings, *media.warnings, *choice.warnings]
+
+    def _reasons(self, choice: Choice) -> tuple[str, ...]:
+        later = (f"later shots: {choice.later.reason}",) if choice.later else ()
+        return f"{choice.spec.task}: {choice.reason}", *later, *choice.undone
 
     def _log_summary(
         self, order: Order, choice: Choice, plan: Plan, video: EncodedVideo, control: Control
@@ -451,8 +471,8 @@ class Engine:
             plan.width,
             plan.height,
             plan.seed,
-            choice.spec.name,
-            "; ".join((f"{choice.spec.task}: {choice.reason}", *choice.undone)),
+            " and ".join(self._names(plan)),
+            "; ".join(self._reasons(choice)),
             getattr(self.pool.models[choice.spec.task].family, "attention", "its own"),
             video.frames,
             plan.fps,

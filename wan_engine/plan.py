@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from wan_engine.catalog import ModelSpec
 from wan_engine.schema import (
     SEED_MAX,
+    WHOLE,
     Crop,
     Framing,
     Media,
@@ -22,6 +23,7 @@ from wan_engine.schema import (
     Segment,
     Shot,
     Size,
+    Task,
 )
 
 FrameMode = Literal["image", "exact"]
@@ -68,31 +70,40 @@ class PlanLimits:
 
 
 def make_plan(
-    order: Order, script: Script, media: Media, spec: ModelSpec, limits: PlanLimits
+    order: Order,
+    script: Script,
+    media: Media,
+    spec: ModelSpec,
+    limits: PlanLimits,
+    later: ModelSpec | None = None,
 ) -> Plan:
-    """Lay out the whole clip. `order.seed` must be settled (not -1)."""
+    """Lay out the whole clip. `order.seed` must be settled (not -1). The shots behind the first one
+    are of the model `later`, which makes as many frames a second, where there is one."""
     assert order.seed >= 0, "the engine settles the seed first"
+    rows = [spec, *[later or spec for _ in script.shots[1:]]]
+    multiple = math.lcm(*(row.size_multiple for row in rows))
+    area = min(row.max_area for row in rows)
     if media.image is None:
         width, height = NAMED_SIZES[order.size][media.aspect]
     else:
         width, height = target_size(*media.image.size, order.size, limits.frame)
-    render_width, render_height = render_size(width, height, spec)
-    crop_width, crop_height = crop_size(
-        width, height, render_width, render_height, spec.size_multiple
-    )
+    legal = replace(spec, size_multiple=multiple, max_area=area)
+    render_width, render_height = render_size(width, height, legal)
+    crop_width, crop_height = crop_size(width, height, render_width, render_height, multiple)
     shots: list[Shot] = []
     seeds = _seeds(order.seed)
     fps = limits.fps or spec.fps
-    for scripted in script.shots:
-        layout = _covering_layout(scripted.seconds, fps, spec)
+    for row, scripted in zip(rows, script.shots, strict=True):
+        layout = _covering_layout(scripted.seconds, fps, row)
         carried = [repeated for _, repeated, _ in layout[1:]] + [0]
         numbers = zip(layout, carried, seeds, strict=False)  # the seeds last: they never end
-        segments = tuple(Segment(seed, *row, last) for row, last, seed in numbers)
+        segments = tuple(Segment(seed, *part, last) for part, last, seed in numbers)
         if scripted is script.shots[-1]:
             segments = (*segments[:-1], replace(segments[-1], ends_clip=True))
-        crop = punch_in(scripted.framing, media.subject)
-        frames = scripted.seconds * fps
-        shots.append(Shot(scripted.text, segments, frames, crop, scripted.sound))
+        crop = punch_in(scripted.framing, media.subject) if row is spec else WHOLE
+        length = scripted.seconds * fps
+        made_by = row.task, row.steps
+        shots.append(Shot(scripted.text, segments, length, crop, *made_by, scripted.sound))
     return Plan(
         width=width,
         height=height,
@@ -257,18 +268,20 @@ def described(
     spec: ModelSpec,
     *,
     chosen: Mapping[str, Any],
+    names: Mapping[Task, str],
     made_by: str,
     seconds: float | None,
     price: Decimal,
 ) -> dict[str, Any]:
     """What would be rendered, in numbers: the JSON of `python -m wan_engine plan --json`.
 
-    `chosen` says why this model, and what it will not do. `seconds` is what rendering should take
-    here, None when that is not known; `price` is the `cost` of the result, in USD.
+    `chosen` says why this model, and what it will not do; `names` are the models of the tasks.
+    `seconds` is what rendering should take here, None when that is not known; `price` is the `cost`
+    of the result, in USD.
     """
     shots, start = [], 0
     for shot in plan.shots:
-        shots.append(_shot(shot, start / plan.fps, plan.fps))
+        shots.append(_shot(shot, start / plan.fps, plan.fps, names[shot.task]))
         start += shot.frames
     return {
         "model": spec.name,
@@ -282,7 +295,7 @@ def described(
         "source_frames": plan.source_frames,
         "source_fps": plan.source_fps,
         "made_by": made_by,
-        "steps": spec.steps * len(plan.segments),
+        "steps": plan.steps,
         "continuation": spec.continuation,
         "seed": plan.seed,
         "cut_seconds": list(plan.cut_seconds),
@@ -292,10 +305,11 @@ def described(
     }
 
 
-def _shot(shot: Shot, start: float, fps: int) -> dict[str, Any]:
+def _shot(shot: Shot, start: float, fps: int, model: str) -> dict[str, Any]:
     return {
         "start": start,
         "seconds": shot.frames / fps,
+        "model": model,
         "prompt": shot.prompt,
         **({"sound": shot.sound} if shot.sound else {}),
         "crop": [round(side, 3) for side in shot.crop],

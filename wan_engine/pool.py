@@ -72,6 +72,10 @@ class Model:
         return recipes.needs_gb(self.spec, self.recipe)
 
 
+class _Leanest(OutOfMemory):
+    """There is no leaner way for a model: neither for it, nor for the one that works beside it."""
+
+
 class Pool:
     """The models of the tasks that are configured, on one device, which one job has at a time.
 
@@ -125,7 +129,7 @@ class Pool:
         """
         if not model.on_device:
             self.run(model, lambda: self._load(model, control))
-        self._used = [*(one for one in self._used if one is not model), model]
+        self._use(model)
         assert model.family is not None
         return cast("Family", model.family)
 
@@ -136,6 +140,9 @@ class Pool:
             if not model.on_device and self._fits(model):
                 self.load(model)
         return family
+
+    def _use(self, model: Model) -> None:
+        self._used = [*(one for one in self._used if one is not model), model]
 
     def _load(self, model: Model, control: Control | None) -> None:
         self._make_room(model)
@@ -243,56 +250,69 @@ class Pool:
             self._lock.release()
 
     def run(self, model: Model, work: Callable[[], T], *, beside: Control | None = None) -> T:
-        """What `work` with `model` gives.
+        """What `work` with `model` gives, and with those that it loads behind it.
 
         When memory does not suffice it is done again: without the other models on the device, then
-        with the next leaner recipe; and when blocks cannot be compiled, with them as they are.
-        All of that is kept. `beside` is the job of work that does not hold the device.
+        with the next leaner recipe of the one at work; and when blocks cannot be compiled, with
+        them as they are. All of that is kept. `beside` is the job of work that does not hold the
+        device.
 
         Raises `OutOfMemory` with what would fit, and `CompileFailed` where WAN_COMPILE is
         `required`.
         """
-        leaner = False
+        leaner: list[Model] = []
         while True:
             try:
-                return self._or_eager(model, work)
+                return self._or_eager(model, work, beside)
             except (OutOfMemory, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if isinstance(error, _Leanest) or not is_out_of_memory(error):
                     raise
+                failed = self._at_work(model, beside)
             # Not in the handler above: what it holds of the failed run keeps that run's memory.
-            if leaner:
-                raise OutOfMemory(self._too_little_memory(model)) from None
+            if failed in leaner:
+                raise _Leanest(self._too_little_memory(failed)) from None
             with self.device(beside) if beside else nullcontext():
-                if others := self._others(model):
-                    model.alone = True
+                if others := self._others(failed):
+                    failed.alone = True
                     for other in others:
-                        self._put_away(other, f"{model.spec.name} ran out of memory beside it")
+                        self._put_away(other, f"{failed.spec.name} ran out of memory beside it")
                 else:
-                    leaner = True
-                    self._become_leaner(model)
+                    leaner.append(failed)
+                    self._become_leaner(failed)
 
-    def _or_eager(self, model: Model, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except CompileFailed as failed:
-            if self._settings.compile == "required":
-                log.error("compiling failed: %s", failed.why)
-                raise
-            why = failed.why
-            log.warning("compiling failed: %s", why, exc_info=failed.__cause__)
-        # Not in the handler above, as in `run`.
+    def _or_eager(self, model: Model, work: Callable[[], T], beside: Control | None) -> T:
+        eager: list[Model] = []
+        while True:
+            if beside is None:
+                self._use(model)
+            try:
+                return work()
+            except CompileFailed as error:
+                failed, why = self._at_work(model, beside), error.why
+                if self._settings.compile == "required" or failed in eager:
+                    log.error("compiling failed: %s", why)
+                    raise
+                log.warning("compiling failed: %s", why, exc_info=error.__cause__)
+            # Not in the handler above, as in `run`.
+            eager.append(failed)
+            self._become_eager(failed, why)
+
+    def _at_work(self, model: Model, beside: Control | None) -> Model:
+        """The one that was loaded last: a clip may go on with another than it began with."""
+        return model if beside else self._used[-1]
+
+    def _become_eager(self, model: Model, why: str) -> None:
         if model.family is not None:  # else it could not even be asked for
             model.family.run_eagerly()
         model.recipe = replace(model.recipe, compiled=False)
         model.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"
         log.warning("recipe %s (%s)", model.recipe, model.recipe_reason)
-        return work()
 
     def _become_leaner(self, model: Model) -> None:
         recipe = recipes.leaner(model.recipe)
         uncompiled = recipe is not None and model.recipe.compiled and not recipe.compiled
         if recipe is None or (uncompiled and self._settings.compile == "required"):
-            raise OutOfMemory(self._too_little_memory(model))
+            raise _Leanest(self._too_little_memory(model))
         log.warning("out of memory with %s: from now on with %s", model.recipe, recipe)
         model.family, model.away = None, False
         memory.free_accelerator()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wan_engine.catalog import ModelSpec
 from wan_engine.choice import Track
 from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed
@@ -31,6 +32,7 @@ from wan_engine.media.soundtrack import Soundtrack
 from wan_engine.media.video import EncodeOptions, Sound, add_sound, encode
 from wan_engine.schema import (
     Carry,
+    Clip,
     Condition,
     DrivingSound,
     EncodedVideo,
@@ -44,6 +46,7 @@ from wan_engine.schema import (
     Segment,
     SegmentInput,
     Shot,
+    Task,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +55,12 @@ if TYPE_CHECKING:
 Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames, None, None]]
 """Passes frames of a number of fps through as they are, and raises for what must not be shown."""
 
+Load = Callable[[Task], "Family"]
+"""The model of a task, ready on the device; nobody may hold on to the one before it."""
+
+Negative = Callable[[ModelSpec], str]
+"""What is not to be seen, for a model."""
+
 
 @dataclass(frozen=True)
 class RenderOptions:
@@ -59,7 +68,7 @@ class RenderOptions:
     that; `made_here`: the sound is made with the frames.
     """
 
-    negative_prompt: str
+    negative_prompt: Negative
     track: Track
     made_here: bool
     watch: Watch | None
@@ -68,11 +77,11 @@ class RenderOptions:
 
 
 def render(
-    family: Family, plan: Plan, media: Media, options: RenderOptions, folder: Path, control: Control
+    load: Load, plan: Plan, media: Media, options: RenderOptions, folder: Path, control: Control
 ) -> EncodedVideo:
     """The clip of `plan`, written into the job's `folder`. Raises what any stage of it raises."""
     made = Soundtrack(plan.source_fps)
-    frames = model_frames(family, plan, media, options.negative_prompt, control, folder, made)
+    frames = model_frames(load, plan, media, options.negative_prompt, control, folder, made)
     if options.watch is not None:
         frames = options.watch(frames, plan.source_fps, control)
     stream, shown = options.postprocess.apply(frames, plan, control)
@@ -90,84 +99,111 @@ def render(
 
 
 def model_frames(
-    family: Family,
+    load: Load,
     plan: Plan,
     media: Media,
-    negative_prompt: str,
+    negative_prompt: Negative,
     control: Control,
     folder: Path | None = None,
     made: Soundtrack | None = None,
 ) -> Generator[Frames, None, None]:
-    """Frames of the whole clip as the model makes them, uint8 [n, height, width, 3]; never more
+    """Frames of the whole clip as the models make them, uint8 [n, height, width, 3]; never more
     than one chunk is held. Their sound goes into `made`."""
-    size = plan.render_width, plan.render_height
-    steps, decoded = family.spec.steps, 0
-    all_steps, done_steps = steps * len(plan.segments), 0
-
-    def on_step(count: int) -> None:
-        control.progress("denoise", done_steps + count, all_steps)
-
-    given = _Conditions(plan, media, family.spec.takes)
+    shots = _Shots(plan, media, negative_prompt, control, folder, made)
     for shot in plan.shots:
+        yield from shots.frames(load(shot.task), shot)
+    control.progress("encode", 0, 1)
+
+
+class _Shots:
+    """The shots of a clip, one after the other, and how far they are."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        media: Media,
+        negative_prompt: Negative,
+        control: Control,
+        folder: Path | None,
+        made: Soundtrack | None,
+    ) -> None:
+        self._plan, self._control = plan, control
+        self._negative_prompt, self._folder, self._made = negative_prompt, folder, made
+        self._given = _Conditions(plan, media)
+        self._done_steps = 0
+        self._decoded = 0
+
+    def frames(self, family: Family, shot: Shot) -> Generator[Frames, None, None]:
+        """Those that are shown of one shot; it has let go of `family` when it ends."""
         carry = Carry()
         joined = Joined(blend=family.spec.continuation == "last_frames")
         for segment in shot.segments:
-            on_step(0)
-            asked = SegmentInput(
-                shot.prompt,
-                negative_prompt,
-                (*given.of(shot, segment), carry),
-                *(*size, segment.frames, segment.seed),
-                continued=segment.carried > 0,
-                folder=folder,
-            )
-            clip = family.render(asked, on_step)
-            done_steps += steps
+            clip = self._rendered(family, shot, segment, carry)
             joined.begin(segment)
-            if made is not None:
-                made.add(clip.sound, segment)
+            if self._made is not None:
+                self._made.add(clip.sound, segment)
             with closing(clip.frames):
                 for chunk in clip.frames:
-                    control.progress("decode", decoded, plan.source_frames)
+                    self._control.progress("decode", self._decoded, self._plan.source_frames)
                     shown = joined.add(chunk)
-                    decoded += len(shown)
+                    self._decoded += len(shown)
                     if len(shown):
                         yield shown
-                        control.enter("decode")
+                        self._control.enter("decode")
                     # Before the last segment the decoder must come to its end, to be gone on from.
                     if joined.complete and not segment.carried:
                         break
             if segment.carried:
                 carry.frames = joined.tail
-    control.progress("encode", 0, 1)
+
+    def _rendered(self, family: Family, shot: Shot, segment: Segment, carry: Carry) -> Clip:
+        def on_step(count: int) -> None:
+            self._control.progress("denoise", self._done_steps + count, self._plan.steps)
+
+        on_step(0)
+        spec, plan = family.spec, self._plan
+        asked = SegmentInput(
+            shot.prompt,
+            self._negative_prompt(spec),
+            (*self._given.of(shot, segment, spec.takes), carry),
+            *(plan.render_width, plan.render_height, segment.frames, segment.seed),
+            continued=segment.carried > 0,
+            folder=self._folder,
+        )
+        clip = family.render(asked, on_step)
+        self._done_steps += shot.steps
+        return clip
 
 
 class _Conditions:
-    """What the segments are given of the media, as far as the row takes it."""
+    """What the segments are given of the media, as far as their model takes it."""
 
-    def __init__(self, plan: Plan, media: Media, takes: tuple[Input, ...]) -> None:
-        self._plan, self._media, self._takes = plan, media, takes
+    def __init__(self, plan: Plan, media: Media) -> None:
+        self._plan, self._media = plan, media
         self._shot: Shot | None = None
         self._start: FirstPicture | None = None
         self._shown = 0  # source frames before the segment
 
-    def of(self, shot: Shot, segment: Segment) -> tuple[Condition, ...]:
+    def of(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> tuple[Condition, ...]:
         """Asked once for each segment, in the order of the clip."""
-        conditions = tuple(self._all(shot, segment))
+        conditions = tuple(self._all(shot, segment, takes))
         self._shown += segment.shown
         return conditions
 
-    def _all(self, shot: Shot, segment: Segment) -> Iterator[Condition]:
+    def _all(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> Iterator[Condition]:
         media, size = self._media, (self._plan.render_width, self._plan.render_height)
-        if media.image is not None and "first_picture" in self._takes:
+        references = media.references
+        if media.image is not None and "first_picture" in takes:
             if self._start is None or shot is not self._shot:
                 self._start = FirstPicture(fit(cropped(media.image, shot.crop), *size))
                 self._shot = shot
             yield self._start
-        if media.last_image is not None and segment.ends_clip and "last_picture" in self._takes:
+        elif media.image is not None:
+            references = (media.image, *references)
+        if media.last_image is not None and segment.ends_clip and "last_picture" in takes:
             yield LastPicture(fit(media.last_image, *size))
-        if media.references and "references" in self._takes:
-            yield References(media.references)
-        if media.audio is not None and "driving_sound" in self._takes:
+        if references and "references" in takes:
+            yield References(references)
+        if media.audio is not None and "driving_sound" in takes:
             first = self._shown - segment.repeated
             yield DrivingSound(media.audio, first / self._plan.source_fps)

@@ -4,20 +4,24 @@ model."""
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tests.small import FEWEST
 from wan_engine import Control, Engine, Settings, VideoRequest
 from wan_engine.catalog import CATALOG, ModelSpec
+from wan_engine.families import load_family
 from wan_engine.media import ffmpeg
 from wan_engine.prompts import Expansion
+from wan_engine.render import model_frames
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, Clip, FirstPicture, Media, Plan, SegmentInput
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +39,11 @@ def few_frames(settings: Settings, **options: Any) -> Engine:
     engine = Engine(settings, **options)
     engine.pool.main.spec = replace(engine.spec, **FEWEST)
     return engine
+
+
+def chunks_of(family: Any, plan: Plan, media: Media) -> Iterator[np.ndarray]:
+    """The frames of a clip that `family` alone makes."""
+    return model_frames(lambda _task: family, plan, media, lambda _spec: "", Control())
 
 
 def local(url: str) -> Path:
@@ -172,3 +181,24 @@ class SlidingPicture(Double):
         yield np.stack(frames[:1])
         for start in range(1, len(frames), 4):
             yield np.stack(frames[start : start + 4])
+
+
+class Card:
+    """Loads on the CPU as if on a card, where a part of the model of the task `fails` does so as
+    CUDA does when its memory is full, for as long as `full` says so."""
+
+    def __init__(self, full: Callable[[Recipe], bool], fails: str) -> None:
+        self._full, self._fails = full, fails
+        self.tried: list[str] = []
+
+    def load(self, spec: Any, folder: Any, recipe: Recipe, loras: Any, on_bytes: Any) -> Any:
+        family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras, on_bytes)
+        if spec.task == self._fails:
+            self.tried.append(recipe.text_encoder)
+
+            def fail(*_: object) -> None:
+                if self._full(recipe):
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+            family.pipeline.vae.encoder.conv_out.register_forward_pre_hook(fail)
+        return family

@@ -22,16 +22,16 @@ from tests.engine.clips import (
     MakeSettings,
     RequestFor,
     SlidingPicture,
+    chunks_of,
     first_picture,
     local,
     visible,
 )
 from tests.rows import ROWS
-from wan_engine import Control, Engine, Settings, VideoRequest, data_uri
+from wan_engine import Engine, Settings, VideoRequest, data_uri
 from wan_engine.catalog import CATALOG, ModelSpec
 from wan_engine.media import ffmpeg
 from wan_engine.plan import PlanLimits, make_plan
-from wan_engine.render import model_frames
 from wan_engine.schema import Media, Script, ScriptShot
 
 LONG_RUNS = (
@@ -48,7 +48,7 @@ def frames_digest(engine: Engine, request: VideoRequest) -> str:
     script = Script((ScriptShot(request.prompt, request.duration),))
     plan = make_plan(request, script, media, engine.spec, PlanLimits())
     digest, count = hashlib.sha256(), 0
-    for chunk in model_frames(engine.pool.load(engine.pool.main), plan, media, "", Control()):
+    for chunk in chunks_of(engine.pool.load(engine.pool.main), plan, media):
         digest.update(np.ascontiguousarray(chunk))
         count += len(chunk)
     assert count == request.duration * engine.spec.fps
@@ -122,8 +122,7 @@ def test_joined_segments_equal_one_long_run(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, seconds),))
     plan = make_plan(request, script, Media(image), changed, PlanLimits())
-    chunks = model_frames(family, plan, Media(image), "", Control())
-    frames = np.concatenate(list(chunks))
+    frames = np.concatenate(list(chunks_of(family, plan, Media(image))))
     size = plan.render_height, plan.render_width
     wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
     assert np.array_equal(frames, wanted)  # exact count, none repeated, none missing, none mixed
@@ -144,7 +143,7 @@ def test_no_latent_is_decoded_behind_the_last_frame(
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot(request.prompt, 15),))
     plan = make_plan(request, script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(model_frames(family, plan, Media(image), "", Control())))
+    frames = np.concatenate(list(chunks_of(family, plan, Media(image))))
     assert len(frames) == 240 and sum(asked.frames for asked in family.asked) == 4 * 65
     assert family.decoded == 3 * 65 + 61  # of the last segment 60 are needed, 1 + 4n
 
@@ -155,7 +154,7 @@ def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: Requ
     image = Image.new("RGB", (640, 360))
     script = Script((ScriptShot("one", 8), ScriptShot("two", 7)))
     plan = make_plan(request_for(duration=15), script, Media(image), spec, PlanLimits())
-    frames = np.concatenate(list(model_frames(family, plan, Media(image), "", Control())))
+    frames = np.concatenate(list(chunks_of(family, plan, Media(image))))
     numbers = [int(frame[0, 0, 0]) * 256 + int(frame[0, 0, 1]) for frame in frames]
     assert numbers == [*range(8 * 16), *range(7 * 16)]
     first, second = (

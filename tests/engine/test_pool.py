@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.engine.clips import FEWEST, SMALLEST, MakeSettings, RequestFor, frame_hashes, local
+from tests.engine.clips import (
+    FEWEST,
+    SMALLEST,
+    Card,
+    MakeSettings,
+    RequestFor,
+    frame_hashes,
+    local,
+)
 from wan_engine import Control, Engine, toy
 from wan_engine.errors import Cancelled, ConfigurationError, ModelMissing, NotServed
-from wan_engine.families import load_family
 from wan_engine.pool import Model, Pool
 from wan_engine.runtime import recipes
 from wan_engine.runtime.recipes import Gpu, Recipe
@@ -98,33 +104,12 @@ def test_a_load_is_a_stage_with_bytes_and_ends_when_the_job_must(
     assert frames(engine, orders[FIRST]) and on_device(engine) == {FIRST}
 
 
-class Card:
-    """Loads on the CPU as if on a card, where a part of one model fails as CUDA does when its
-    memory is full, for as long as `full` says so."""
-
-    def __init__(self, full: Callable[[Recipe], bool]) -> None:
-        self._full = full
-        self.tried: list[str] = []
-
-    def load(self, spec: Any, folder: Any, recipe: Recipe, loras: Any, on_bytes: Any) -> Any:
-        family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras, on_bytes)
-        if spec.task == SECOND:
-            self.tried.append(recipe.text_encoder)
-
-            def fail(*_: object) -> None:
-                if self._full(recipe):
-                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-            family.pipeline.vae.encoder.conv_out.register_forward_pre_hook(fail)
-        return family
-
-
 def test_out_of_memory_beside_another_model_puts_that_away_and_keeps_the_recipe(
     two: Callable[..., Engine], orders: dict[str, Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = two()
     others = engine.pool.models
-    card = Card(lambda _recipe: others[FIRST].on_device)
+    card = Card(lambda _recipe: others[FIRST].on_device, SECOND)
     monkeypatch.setattr("wan_engine.pool.load_family", card.load)
     monkeypatch.setattr(recipes, "can_wait_in_host_memory", lambda spec, recipe: False)
     for model in engine.pool.models.values():
@@ -142,7 +127,7 @@ def test_out_of_memory_alone_makes_one_model_leaner_and_leaves_the_other_as_it_i
     two: Callable[..., Engine], orders: dict[str, Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = two(room_for=1)
-    card = Card(lambda recipe: recipe.text_encoder == "kept")
+    card = Card(lambda recipe: recipe.text_encoder == "kept", SECOND)
     monkeypatch.setattr("wan_engine.pool.load_family", card.load)
     monkeypatch.setattr(recipes, "can_wait_in_host_memory", lambda spec, recipe: False)
     for model in engine.pool.models.values():

@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch.nn.functional import conv3d
 
@@ -320,3 +320,29 @@ def test_every_key_of_the_four_step_pair_has_a_layer() -> None:
     reading = read_keys(Header(tensors, Adapter()), parameters_of(network), low=False)
     used = [key for change in reading.changes for key in change.keys.values()]
     assert reading.refused == {} and sorted(used) == sorted(keys) and len(keys) == 1459
+
+
+T2V_MEGABYTES = 614
+"""On the Hub, of `wan2.2_t2v_A14b_{high,low}_noise_lora_rank64_lightx2v_4step_1217`."""
+
+
+def test_every_key_of_the_text_to_video_pair_has_a_layer_of_vace_and_none_of_its_own() -> None:
+    pairs = {
+        key: shape
+        for key, shape in published().items()
+        if ".blocks." in key and key.endswith(("lora_down.weight", "lora_up.weight"))
+    }
+    numbers = sum(math.prod(shape) for shape in pairs.values())
+    assert round(2 * numbers / 1e6, -1) == round(T2V_MEGABYTES, -1) and len(pairs) == 800
+    with torch.device("meta"):  # Wan2.2-VACE-Fun-A14B
+        network = WanVACETransformer3DModel(in_channels=16)
+    names = parameters_of(network)
+    assert sum(name.startswith("vace_blocks.7.") for name in names) > 0
+    alphas = {f"{key.removesuffix('lora_up.weight')}alpha": () for key in pairs if "up" in key}
+    for keys in (published(), pairs | alphas):  # with what other pairs of theirs have too
+        types = {key: "I64" if key in alphas else "F16" for key in keys}
+        tensors = {key: Tensor(types[key], tuple(shape)) for key, shape in keys.items()}
+        reading = read_keys(Header(tensors, Adapter()), names, low=False)
+        used = [key for change in reading.changes for key in change.keys.values()]
+        assert reading.refused == {} and sorted(used) == sorted(keys)
+        assert not any(change.layer.startswith("vace_") for change in reading.changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 import torch
 from diffusers import WanVACEPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from wan_engine.catalog import CATALOG
 from wan_engine.errors import NotServed
 from wan_engine.families.continuation import latent_moments
+from wan_engine.families.i2v import make_scheduler
 from wan_engine.families.vace import letterboxed
 from wan_engine.schema import Carry, FirstPicture, References, SegmentInput
+from wan_engine.weights import LoraWeights
 
 NAME = "wan-tiny-vace"
 WIDTH, HEIGHT = 64, 48
@@ -138,3 +143,49 @@ def test_what_the_row_does_not_take_is_refused_before_a_step(load: Load) -> None
 
     with pytest.raises(NotServed, match="takes references"):
         family.render(segment, never)
+
+
+def test_a_pair_made_for_text_to_video_is_fused_whole_and_leaves_the_blocks_of_vace(
+    load: Load, tmp_path: Path
+) -> None:
+    before = load(NAME).pipeline
+    width = (
+        before.transformer.config.num_attention_heads * before.transformer.config.attention_head_dim
+    )
+    inner = before.transformer.config.ffn_dim
+    layers = {f"{one}_attn.{part}": (width, width) for one in ("self", "cross") for part in "qkvo"}
+    layers |= {"ffn.0": (inner, width), "ffn.2": (width, inner)}
+    files = []
+    for expert, seed in (("high", 1), ("low", 2)):
+        made = torch.Generator().manual_seed(seed)
+        tensors: dict[str, torch.Tensor] = {}
+        for block in range(len(before.transformer.blocks)):
+            for layer, (rows, columns) in layers.items():
+                key = f"diffusion_model.blocks.{block}.{layer}"
+                tensors[f"{key}.lora_down.weight"] = torch.randn(4, columns, generator=made)
+                tensors[f"{key}.lora_up.weight"] = torch.randn(rows, 4, generator=made)
+                tensors[f"{key}.alpha"] = torch.tensor(8)
+        path = tmp_path / f"{expert}.safetensors"
+        save_file(tensors, path)
+        files.append(LoraWeights(path, 1.0, expert))
+    after = load(NAME, tuple(files)).pipeline
+    for component, file in (("transformer", files[0]), ("transformer_2", files[1])):
+        tensors = load_file(file.path)
+        old, new = (dict(getattr(one, component).named_parameters()) for one in (before, after))
+        changed = {name for name in old if not torch.equal(old[name], new[name])}
+        assert len(changed) == len(tensors) / 3
+        assert not any(name.startswith("vace_") for name in changed)
+        query = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
+        wanted = 2 * tensors[query.format("up")] @ tensors[query.format("down")]
+        name = "blocks.0.attn1.to_q.weight"
+        assert torch.allclose(new[name] - old[name], wanted, atol=1e-4)
+
+
+def test_the_four_step_row_is_the_pairs_schedule_with_two_steps_for_each_expert() -> None:
+    row = CATALOG["wan2.2-vace-fun-a14b-4step"]
+    scheduler = make_scheduler(row)
+    scheduler.set_timesteps(row.steps)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000, 937.5, 833.33, 625], abs=0.01)
+    assert (row.guidance_scale, row.guidance_scale_2) == (1, 1)
+    assert [lora.expert for lora in row.loras] == ["high", "low"]
+    assert all(lora.sha256 and len(lora.sha256) == 64 for lora in row.loras)

@@ -208,6 +208,35 @@ _VACE_14B = replace(
     networks=Networks(34.68, 1, 11.36, 0.25, working_bytes=20_000),
 )
 
+_T2V = "wan2.2_t2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1217.safetensors"
+
+_VACE_FOUR_STEP = replace(
+    _VACE_FUN_A14B,
+    name="wan2.2-vace-fun-a14b-4step",
+    title="Wan2.2 VACE-Fun A14B with the lightx2v four-step LoRA pair for text-to-video (December "
+    "2025): the fast tier",
+    steps=4,
+    guidance_scale=1.0,
+    guidance_scale_2=1.0,
+    sampler="distilled-euler",
+    # Made for T2V A14B, all layers of which are in VACE too; its own eight blocks stay as they are.
+    loras=(
+        LoraFile(
+            "lightx2v/Wan2.2-Distill-Loras",
+            _T2V.format("high"),
+            "89003385f8a9d53ba58fd6ede647fdc90292e8568a54683fcfe6db5556a31769",
+            "high",
+        ),
+        LoraFile(
+            "lightx2v/Wan2.2-Distill-Loras",
+            _T2V.format("low"),
+            "4df7c206f3189472da2f92c0a42dcf308f04433d9c14302d08d56e99a3f51322",
+            "low",
+        ),
+    ),
+    download_gb=82.3,
+)
+
 _KIJAI = (
     "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
 )
@@ -292,6 +321,7 @@ _ROWS = (
     _FOUR_STEP,
     _I2V_A14B,
     _TI2V_5B,
+    _VACE_FOUR_STEP,
     _VACE_FUN_A14B,
     _VACE_14B,
     _KANDINSKY_LITE_SOUND,

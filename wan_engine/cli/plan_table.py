@@ -23,6 +23,8 @@ def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
         "model", f"{found['model']}, {found['steps']} steps, goes on by {found['continuation']}"
     )
     facts.add_row("why", f"{found['task']}: {found['reason']}")
+    if later := found.get("later_shots"):
+        facts.add_row("later shots", f"{later['model']}: {later['reason']}")
     facts.add_row("sound", {"given": "the one that is given", **_SOUNDS}[found["sound"]])
     for sentence in found["undone"]:
         facts.add_row("not done", Text(sentence))

@@ -27,7 +27,7 @@ def set_limits(
     """Tell `control` how long a step of `plan` may be silent, and give it a deadline if it has
     none. `how` as in `estimates`."""
     expected_seconds = estimates.expected_seconds(settings, plan, how)
-    step_seconds = settings.hang_seconds * _as_slow(spec, recipe)
+    step_seconds = settings.hang_seconds * slowness(spec, recipe)
     control.step_seconds = max(step_seconds, expected_seconds or 0)
     if expected_seconds is None:
         job_seconds = control.step_seconds * _FIRST_SEGMENT_TIMES * len(plan.segments)
@@ -39,11 +39,11 @@ def set_limits(
 
 def allow_steps(control: Control, settings: Settings, spec: ModelSpec, recipe: Recipe) -> None:
     """Let a step of another model of the job be silent for as long as its recipe may take."""
-    seconds = settings.hang_seconds * _as_slow(spec, recipe)
+    seconds = settings.hang_seconds * slowness(spec, recipe)
     control.step_seconds = max(control.step_seconds, seconds)
 
 
-def _as_slow(spec: ModelSpec, recipe: Recipe) -> int:
+def slowness(spec: ModelSpec, recipe: Recipe) -> int:
     """How many times longer a step may take than one of a model that stays on a GPU."""
     if recipe.device == "cpu":
         return _ON_A_CPU_TIMES if spec.download_gb >= _LARGE_GB else 1

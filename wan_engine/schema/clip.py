@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wan_engine.schema.order import Task
+
 Frames = NDArray[np.uint8]
 """uint8 [n, height, width, 3], RGB."""
 
@@ -107,14 +109,16 @@ class Segment:
 class Shot:
     """What is seen between two cuts. Its first segment starts from `crop` of the request's image.
 
-    Its segments keep `source_frames` of the model; `frames` of the clip are made of them. `sound`
-    says what is to be heard.
+    The model of `task` makes each of its segments in `steps`. They keep `source_frames` of the
+    model; `frames` of the clip are made of them. `sound` says what is to be heard.
     """
 
     prompt: str
     segments: tuple[Segment, ...]
     frames: int
     crop: Crop = WHOLE
+    task: Task = "image-to-video"
+    steps: int = 1
     sound: str = ""
 
     @property
@@ -150,6 +154,16 @@ class Plan:
     @property
     def segments(self) -> tuple[Segment, ...]:
         return tuple(segment for shot in self.shots for segment in shot.segments)
+
+    @property
+    def steps(self) -> int:
+        """Of all segments."""
+        return sum(shot.steps * len(shot.segments) for shot in self.shots)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Those whose models make the clip, the first shot's first."""
+        return tuple(dict.fromkeys(shot.task for shot in self.shots))
 
     @property
     def cut_seconds(self) -> tuple[float, ...]:

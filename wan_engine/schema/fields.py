@@ -15,6 +15,9 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 Size = Literal["1280*720", "1920*1080"]
+TextSize = Literal["1280*720", "720*1280", "1920*1080", "1080*1920"]
+"""Where no picture decides the shape: Runpod's `wan-2-6-t2v`."""
+
 Duration = Literal[5, 10, 15]
 ShotType = Literal["single", "multi"]
 AspectRatio = Literal["16:9", "9:16", "1:1", "4:3", "3:4"]
@@ -29,6 +32,9 @@ SECONDS = range(2, 16)
 
 SEED_MAX = 2**31 - 1
 _SIZE_NAMES = {"720p": "1280*720", "1080p": "1920*1080"}
+PORTRAITS: Mapping[str, Size] = {"720*1280": "1280*720", "1080*1920": "1920*1080"}
+"""Sizes that say 9:16 too, and their pixel budgets."""
+
 _SHOWN_CHARACTERS = 60
 _INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
 
@@ -168,12 +174,16 @@ def seconds(value: object) -> int:
     return number
 
 
-def size(value: object) -> str:
+def size(value: object, choices: Any = Size) -> str:
     name = value.strip().lower() if isinstance(value, str) else ""
     name = _SIZE_NAMES.get(name, name)
-    if name not in get_args(Size):
-        raise _refuse("size", f"one of {json.dumps(get_args(Size))}", value)
+    if name not in get_args(choices):
+        raise _refuse("size", f"one of {json.dumps(get_args(choices))}", value)
     return name
+
+
+def text_size(value: object) -> str:
+    return size(value, TextSize)
 
 
 def one_of(name: str, choices: Any) -> BeforeValidator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -25,7 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from wan_engine.errors import InvalidRequest
 from wan_engine.schema import fields
-from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size
+from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size, TextSize
 from wan_engine.schema.order import Order
 
 log = logging.getLogger(__name__)
@@ -210,8 +211,10 @@ class ReferenceRequest(ClipRequest):
     negative_prompt: NegativePrompt = Field(
         default=None, description="Elements to exclude from the generated video."
     )
-    size: Annotated[Size, BeforeValidator(fields.size)] = Field(
-        default="1280*720", description="Video resolution as a pixel budget."
+    size: Annotated[TextSize, BeforeValidator(fields.text_size)] = Field(
+        default="1280*720",
+        description="Video resolution as a pixel budget; the two portrait ones mean "
+        "`aspect_ratio` 9:16 as well.",
     )
     aspect_ratio: Annotated[AspectRatio, fields.one_of("aspect_ratio", AspectRatio)] = Field(
         default="16:9", description="Shape of the video."
@@ -223,6 +226,21 @@ class ReferenceRequest(ClipRequest):
     enable_safety_checker: SafetyCheck = True
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
+
+    @model_validator(mode="after")
+    def _have_one_shape(self) -> Self:
+        given = self.aspect_ratio if "aspect_ratio" in self.model_fields_set else "9:16"
+        if self.size in fields.PORTRAITS and given != "9:16":
+            raise fields.refusal(
+                f'field "aspect_ratio" must be "9:16" where "size" is "{self.size}", got "{given}"'
+            )
+        return self
+
+    def order(self) -> Order:
+        """The same clip in the engine's own terms."""
+        order = super().order()
+        budget = fields.PORTRAITS.get(self.size)
+        return replace(order, size=budget, aspect_ratio="9:16") if budget else order
 
 
 Request = VideoRequest | ReferenceRequest
