@@ -13,6 +13,7 @@ import yaml
 from builder import drawings
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, name, prose
 from wan_engine.catalog import CATALOG
+from wan_engine.gateway.doors.dashscope import parameters
 from wan_engine.settings import Settings, env_name
 
 README = ROOT / "README.md"
@@ -70,7 +71,7 @@ def test_every_setting_that_is_named_is_one(page: Path) -> None:
 @EVERY_PAGE
 def test_every_model_that_is_named_is_in_the_catalogue(page: Path) -> None:
     named = set(re.findall(r"\bwan2\.\d-[a-z0-9-]*[a-z0-9]|\bwan-tiny\b", prose(page)))
-    assert named <= {*CATALOG, "wan2.6-i2v", "wan2.6-r2v"}
+    assert named <= {*CATALOG, *parameters.MODELS}
 
 
 @EVERY_PAGE

@@ -72,7 +72,7 @@ DOORS: tuple[Callable[[Context], Door], ...] = (
 )
 """Every hosted API that is served."""
 
-_EXPOSED = ("Retry-After", "Content-Range", "Accept-Ranges", "ETag")
+_EXPOSED = ("Retry-After", "Content-Range", "Accept-Ranges", "ETag", "openai-poll-after-ms")
 
 
 @dataclass

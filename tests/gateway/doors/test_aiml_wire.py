@@ -139,6 +139,7 @@ def test_every_option_of_references_arrives() -> None:
         negative_prompt="blur",
         shot_type="multi",
         seed=42,
+        generate_audio=True,
     )
 
 
@@ -194,6 +195,7 @@ def test_every_option_arrives() -> None:
         shot_type="multi",
         seed=42,
         enable_prompt_expansion=False,
+        generate_audio=False,
     )
 
 

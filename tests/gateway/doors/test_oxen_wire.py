@@ -91,6 +91,7 @@ def test_what_is_passed_on_with_references_is_honoured() -> None:
         negative_prompt="blur",
         enable_safety_checker=False,
         seed=42,
+        generate_audio=True,
     )
 
 
@@ -158,6 +159,7 @@ def test_what_is_passed_on_to_the_provider_is_honoured() -> None:
         enable_prompt_expansion=False,
         enable_safety_checker=False,
         first_frame=True,
+        generate_audio=False,
     )
 
 

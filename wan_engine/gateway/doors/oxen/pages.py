@@ -28,7 +28,7 @@ _WARNINGS = {
     "description": "What could not be done as it was asked. Not on the hosted page.",
 }
 
-_GENERATION = {
+_GENERATION: dict[str, Any] = {
     "type": "object",
     "required": [
         *("generation_id", "model_name", "prompt", "media_type", "status", "result_url"),
@@ -255,7 +255,7 @@ _RECORD = {
     **_GENERATION,
     "required": [*_GENERATION["required"], "cost", "user_id", "username", "user_image"],
     "properties": {
-        **_GENERATION["properties"],  # type: ignore[dict-item]
+        **_GENERATION["properties"],
         "cost": {"type": "string", "description": "USD."},
         "user_id": {"type": "string"},
         "username": {"type": "string"},
@@ -372,8 +372,8 @@ _MODELS: dict[str, Any] = {
         **_FAILURES,
     },
 }
-MODELS = {"operation_id": "oxen_models", "summary": "The models", **_MODELS}
-SEARCH = {
+MODELS: dict[str, Any] = {"operation_id": "oxen_models", "summary": "The models", **_MODELS}
+SEARCH: dict[str, Any] = {
     "operation_id": "oxen_search_models",
     "summary": "Models by a part of their name",
     "responses": {
@@ -381,8 +381,16 @@ SEARCH = {
         400: _answer("`search` is missing", _ERROR, wire.failure("invalid_params", "...")),
     },
 }
-FEATURED = {"operation_id": "oxen_featured_models", "summary": "The models to try", **_MODELS}
-FAVORITES = {"operation_id": "oxen_favorite_models", "summary": "The marked models", **_MODELS}
+FEATURED: dict[str, Any] = {
+    "operation_id": "oxen_featured_models",
+    "summary": "The models to try",
+    **_MODELS,
+}
+FAVORITES: dict[str, Any] = {
+    "operation_id": "oxen_favorite_models",
+    "summary": "The marked models",
+    **_MODELS,
+}
 MODEL: dict[str, Any] = {
     "operation_id": "oxen_model",
     "summary": "A model and its schema",
