@@ -35,7 +35,7 @@ def begun(open_page: Open, here: Listening) -> Page:
     """The page with references chosen."""
     here.backend.models = BOTH
     page = open_page(here.url, allowed=NO_CLIP)
-    page.get_by_label("References, or text alone").check()
+    page.get_by_label("References", exact=True).check()
     return page
 
 
