@@ -9,7 +9,9 @@ import os
 import subprocess
 import wave
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import numpy as np
@@ -22,7 +24,7 @@ from tests.worker_loop.worker import started
 from wan_engine import Engine, VideoRequest, catalog, data_uri
 from wan_engine.catalog import models
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, ContentPolicy
+from wan_engine.errors import ConfigurationError, ContentPolicy, InvalidRequest
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.media import ffmpeg
 from wan_engine.settings import Settings
@@ -199,6 +201,62 @@ def test_a_reference_video_that_is_flagged_ends_the_job(
     request = ReferenceRequest(prompt="x", references=[data_uri(film)], seed=1)
     with pytest.raises(ContentPolicy):
         engine.generate(request)
+
+
+class _NotFound(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_reference_that_cannot_be_used_is_one_sentence_and_leaves_nothing_behind(
+    make_settings: Callable[..., Settings],
+    folders: Path,
+    installed: None,
+    three: list[str],
+    films: list[str],
+    tmp_path: Path,
+) -> None:
+    from PIL import Image
+
+    from wan_engine.schema import parse_request
+
+    Image.new("RGB", (1, 4000)).save(tmp_path / "strip.png")
+    Image.new("RGBA", (300, 300), (255, 0, 0, 128)).save(tmp_path / "half.png")
+    settings = make_settings(
+        models_dir=folders, safety="off", allow_private_urls=True, scratch_dir=tmp_path, **COLLAGE
+    )
+    engine = Engine(settings)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NotFound) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        away = f"http://127.0.0.1:{server.server_port}/a.mp4"
+        for wrong, sentence in (
+            ([three[0], away], "Invalid references[1] URL: the server answered 404"),
+            ([films[0][:-4000]], "Invalid references[0] URL: the video is damaged or cut"),
+            (
+                ["data:video/mp4;base64,AAAA"],
+                "Invalid references[0] URL: the file is not a JPEG, PNG",
+            ),
+            (
+                [data_uri(tmp_path / "strip.png")],
+                "Invalid references[0] URL: each side must be 240 to",
+            ),
+            ("https://example.com/a.mp4", 'field "references" must be an array of strings'),
+            (three * 2, 'field "references" must have at most 5 entries, got 6'),
+            ([], 'field "references" is required by the model probe-collage'),
+        ):
+            before = sorted(tmp_path.rglob("*"))
+            with pytest.raises(InvalidRequest) as caught:
+                engine.generate(parse_request({"prompt": "x", "references": wrong, "seed": 1}))
+            said = str(caught.value)
+            assert said.startswith(sentence) and "\n" not in said, said
+            assert sorted(tmp_path.rglob("*")) == before
+        server.shutdown()
+    half = parse_request(
+        {"prompt": "x", "references": [data_uri(tmp_path / "half.png")], "seed": 1}
+    )
+    assert engine.generate(half).warnings == ()  # on white
 
 
 @pytest.mark.parametrize("sound", [None, True, False])

@@ -213,8 +213,7 @@ _T2V = "wan2.2_t2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1217.safetensors"
 _VACE_FOUR_STEP = replace(
     _VACE_FUN_A14B,
     name="wan2.2-vace-fun-a14b-4step",
-    title="Wan2.2 VACE-Fun A14B with the lightx2v four-step LoRA pair for text-to-video (December "
-    "2025): the fast tier",
+    title="Wan2.2 VACE-Fun A14B with the lightx2v four-step LoRA pair of T2V (December 2025): fast",
     steps=4,
     guidance_scale=1.0,
     guidance_scale_2=1.0,

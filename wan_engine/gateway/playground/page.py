@@ -22,6 +22,7 @@ from wan_engine.gateway.refusals import Refusal
 from wan_engine.schema import (
     NEGATIVE_PROMPT_MAX_CHARACTERS,
     PROMPT_MAX_CHARACTERS,
+    REFERENCES_MAX,
     SEED_MAX,
     Duration,
     Size,
@@ -111,6 +112,7 @@ def limits(settings: Settings) -> dict[str, Any]:
         "audioMaxBytes": settings.audio_max_bytes,
         "promptMaxCharacters": PROMPT_MAX_CHARACTERS,
         "negativePromptMaxCharacters": NEGATIVE_PROMPT_MAX_CHARACTERS,
+        "referencesMax": REFERENCES_MAX,
         "seedMax": SEED_MAX,
     }
 

@@ -2,7 +2,6 @@
 // whether it is ready. Nothing that another client could not ask.
 
 const KEY = "wan-playground-key";
-const PRICED_MODEL = "wan-v2-6-image-to-video";
 
 /** An answer of 400 or more, with the API's own sentence. Status 0: no answer at all. */
 export class Refused extends Error {
@@ -31,14 +30,15 @@ export class Gateway {
 
   /** USD a second by size. Refused with 401 where a key is asked for. */
   async prices() {
-    const { pricing } = await this.#ask("GET", `api/ai/models/${PRICED_MODEL}`);
+    const { data } = await this.#ask("GET", "api/ai/models");
+    const { pricing } = data[0]; // all of them cost the same here
     return { "1280*720": pricing.cost_per_second, "1920*1080": pricing.cost_per_second_high_res };
   }
 
-  /** What rendering waits for; empty when it can begin. */
-  async waitingFor() {
-    const answer = await this.#fetch("GET", "readyz");
-    return (await answer.json()).waiting_for;
+  /** What rendering waits for, empty when it can begin, and the models by what they do. */
+  async readiness() {
+    const { waiting_for: reasons, models } = await (await this.#fetch("GET", "readyz")).json();
+    return { reasons, models: models ?? {} };
   }
 
   /** @returns the id of the new job. */

@@ -112,9 +112,11 @@ byId("form").addEventListener("submit", async (event) => {
 
 /** What the history keeps of a request: no file, and no key. */
 function about() {
-  const { image, audio } = form;
+  const { image, audio, references } = form;
   const kept = ({ url, file, thumb }) => (url ? { url } : { name: file.name, thumb });
-  return { options: form.options, picture: kept(image.value), sound: audio.value ? kept(audio.value) : null };
+  const sound = audio.value ? kept(audio.value) : null;
+  if (!references.shown) return { options: form.options, picture: kept(image.value), sound };
+  return { options: form.options, references: references.values.map(kept), sound };
 }
 
 // --- the result and the history ------------------------------------------------------------------
@@ -128,15 +130,19 @@ function show(id) {
   card.focus({ preventScroll: true });
 }
 
-function use({ options, picture, sound }) {
+function use({ options, picture, references, sound }) {
   form.options = options;
+  form.begin(references ? "references" : "picture");
+  form.references.clear();
+  for (const one of references ?? []) if (one.url) form.references.useUrl(one.url);
   if (picture?.url) form.image.useUrl(picture.url);
   if (sound?.url) form.audio.useUrl(sound.url);
   else if (!sound) form.audio.clear();
   byId("prompt").focus();
-  const missing = [picture, sound].filter((media) => media?.name).map(({ name }) => name);
+  const missing = [picture, ...(references ?? []), sound].filter((media) => media?.name).map(({ name }) => name);
   byId("form-error").textContent = "";
-  if (missing.length) byId("image-note").textContent ||= `Choose ${missing.join(" and ")} again: files are not kept.`;
+  const note = references ? byId("references-error") : byId("image-note");
+  if (missing.length) note.textContent ||= `Choose ${missing.join(" and ")} again: files are not kept.`;
 }
 
 byId("cancel").addEventListener("click", async () => {
@@ -160,20 +166,24 @@ jobs.addEventListener("change", ({ detail }) => {
 // --- the code ------------------------------------------------------------------------------------
 
 function drawCode() {
-  const wish = { endpoint: limits.endpoint, options: form.options, image: form.image.value, audio: form.audio.value };
+  const { image, audio, references } = form;
+  const media = { audio: audio.value, ...(references.shown ? { references: references.values } : { image: image.value }) };
+  const wish = { endpoint: limits.endpoint, options: form.options, ...media };
   const here = base.replace(/\/$/, "");
   byId("code").textContent = snippet(chosen("api"), chosen("language"), { ...wish, base: here });
   byId("code-note").textContent = codeNotes(wish).join(" ");
 }
 
-function codeNotes({ image, audio, options }) {
+function codeNotes({ image, audio, references, options }) {
   const api = chosen("api");
   const notes = ["Put a key in place of YOUR_API_KEY."];
-  const bytes = [image, audio].reduce((sum, media) => sum + (media?.file?.size ?? 0), 0);
+  const files = [image, audio, ...(references ?? [])].filter((media) => media?.file);
+  const bytes = files.reduce((sum, { file }) => sum + file.size, 0);
   const most = filesMaxBytes(limits.requestMaxBytes);
-  if (image?.file || audio?.file) notes.push("It reads the file from the folder where it runs.");
+  if (files.length) notes.push("It reads the file from the folder where it runs.");
   if (bytes > most) notes.push(`The file as it is does not fit in a request (${megabytes(most)}): make it smaller, or give a URL.`);
-  if (image?.changed || audio?.changed) notes.push("The page converts the file for itself; this code sends it as it is.");
+  if (files.some(({ changed }) => changed)) notes.push("The page converts the file for itself; this code sends it as it is.");
+  if (api === "aiml" && references && (references.length < 1 || references.length > 3)) notes.push("The AI/ML API wants one to three references.");
   if (api === "aiml" && !options.enable_safety_checker) notes.push("The AI/ML API always checks.");
   if (api === "aiml" && chosen("language") === "curl") notes.push("It needs jq.");
   return notes;
@@ -209,7 +219,8 @@ async function watchReadiness() {
   let state = "ready";
   let text = "Ready";
   try {
-    const reasons = await gateway.waitingFor();
+    const { reasons, models } = await gateway.readiness();
+    form.offer(models);
     if (reasons.length) [state, text] = ["waiting", `Not ready: ${reasons.join(", ")}`];
   } catch (error) {
     [state, text] = ["away", error instanceof Refused ? error.message : "The server does not answer"];

@@ -3,6 +3,7 @@
 import { byId, choose, chosen, dollars, fault, megabytes, sizeName } from "./dom.js";
 import { Unusable, dataUri, filesMaxBytes, readPicture } from "./media.js";
 import { Picker, receive } from "./picker.js";
+import { References } from "./references.js";
 import { readSound } from "./sound.js";
 
 const LEAST_PICTURE_BYTES = 256 * 1024; // what a sound leaves to the picture at least
@@ -23,13 +24,32 @@ export class Form extends EventTarget {
       read: (file) => readSound(file, room - LEAST_PICTURE_BYTES, limits),
       describe: describeSound,
     });
-    receive(this.image, this.audio);
+    this.references = new References(limits);
+    receive(this.image, this.audio, this.references);
     byId("seed").max = limits.seedMax;
-    for (const picker of [this.image, this.audio]) picker.addEventListener("change", () => this.#changed());
+    for (const picker of [this.image, this.audio, this.references]) picker.addEventListener("change", () => this.#changed());
     byId("form").addEventListener("input", (event) => {
       if (event.target.id === "prompt" || event.target.id === "seed") this.#clear(event.target);
+      if (event.target.name === "begin") this.begin(chosen("begin"));
       this.#changed();
     });
+    this.#changed();
+  }
+
+  /** Lets the user choose between the tasks that have a model: `models` are their names by task. */
+  offer(models) {
+    const references = "reference-to-video" in models;
+    const picture = "image-to-video" in models || !references;
+    byId("begin").hidden = !(references && picture);
+    if (this.references.shown ? !references : !picture) this.begin(picture ? "picture" : "references");
+  }
+
+  /** With a picture, or of references. */
+  begin(what) {
+    choose("begin", what);
+    const references = what === "references";
+    byId("references").hidden = byId("shape").hidden = !references;
+    byId("image").hidden = byId("size-note").hidden = references;
     this.#changed();
   }
 
@@ -45,6 +65,7 @@ export class Form extends EventTarget {
       prompt: byId("prompt").value,
       negative_prompt: byId("negative-prompt").value,
       size: chosen("size"),
+      ...(this.references.shown ? { aspect_ratio: chosen("aspect_ratio") } : {}),
       duration: Number(chosen("duration")),
       shot_type: chosen("shot_type"),
       seed: byId("seed").value.trim() === "" ? -1 : Number(byId("seed").value),
@@ -59,6 +80,7 @@ export class Form extends EventTarget {
     byId("prompt").value = wanted.prompt;
     byId("negative-prompt").value = wanted.negative_prompt;
     for (const name of ["size", "duration", "shot_type"]) choose(name, wanted[name]);
+    choose("aspect_ratio", wanted.aspect_ratio ?? "16:9");
     byId("seed").value = wanted.seed;
     byId("expansion").checked = wanted.enable_prompt_expansion;
     byId("safety").checked = wanted.enable_safety_checker;
@@ -79,10 +101,12 @@ export class Form extends EventTarget {
     const { prompt, seed } = this.options;
     const { seedMax } = this.#limits;
     const wrong = [];
-    if (!this.image.value) {
+    const { shown } = this.references;
+    if (!shown && !this.image.value) {
       this.image.fail("A picture is needed: choose a file or give a URL");
     }
-    if (byId("image-error").textContent) wrong.push(this.image.field);
+    const first = shown ? this.references : this.image;
+    if (byId(shown ? "references-error" : "image-error").textContent) wrong.push(first.field);
     if (byId("audio-error").textContent) wrong.push(this.audio.field);
     if (!prompt.trim()) {
       fault(byId("prompt"), byId("prompt-error"), "A prompt is needed");
@@ -99,7 +123,11 @@ export class Form extends EventTarget {
   /** The contract's `input`, with files as data URIs. */
   async input() {
     const { prompt, negative_prompt, ...others } = this.options;
-    const input = { prompt, image: await this.#imageSource() };
+    const input = { prompt };
+    if (this.references.shown) {
+      const sources = this.references.values.map((one) => one.url ?? dataUri(one));
+      input.references = await Promise.all(sources);
+    } else input.image = await this.#imageSource();
     if (this.audio.value) input.audio = this.audio.value.url ?? (await dataUri(this.audio.value));
     if (negative_prompt.trim()) input.negative_prompt = negative_prompt;
     return { ...input, ...others };

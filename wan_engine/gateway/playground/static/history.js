@@ -82,9 +82,10 @@ function button(text, entry, act) {
 const badge = ({ state }) =>
   element("span", { className: `state ${state.toLowerCase()}`, textContent: STATES[state] ?? state });
 
-function thumb({ picture }) {
+function thumb({ picture, references }) {
+  picture ??= references?.find((one) => one.thumb);
   if (picture?.thumb) return element("img", { src: picture.thumb, alt: "", width: 64, height: 64, className: "thumb" });
-  return element("span", { className: "thumb", ariaHidden: "true", textContent: "URL" });
+  return element("span", { className: "thumb", ariaHidden: "true", textContent: references?.length === 0 ? "Text" : "URL" });
 }
 
 const when = (milliseconds) =>

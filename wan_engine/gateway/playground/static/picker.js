@@ -139,9 +139,11 @@ export class Picker extends EventTarget {
 }
 
 /** Files and addresses that are dropped anywhere, and pictures that are pasted, find their picker. */
-export function receive(image, audio) {
-  const target = (event, file) =>
-    event.target.closest?.("#audio") || file?.type.startsWith("audio/") ? audio : image;
+export function receive(image, audio, references) {
+  const target = (event, file) => {
+    if (event.target.closest?.("#audio") || file?.type.startsWith("audio/")) return audio;
+    return references.shown ? references : image;
+  };
   const mark = (event, on) => event.target.closest?.(".picker")?.classList.toggle("over", on);
   addEventListener("dragover", (event) => {
     event.preventDefault();

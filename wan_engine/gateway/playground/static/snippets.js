@@ -19,13 +19,15 @@ class LocalFile {
  * @param api "runpod", "aiml" or "oxen"
  * @param language "curl", "python" or "javascript"
  * @param wish `{base, endpoint, options, image, audio}`: the options by the contract's names, the
- *   media as their pickers have them; `base` without a slash at its end
+ *   media as their pickers have them, `references` in place of `image` where the clip is made of
+ *   them; `base` without a slash at its end
  */
 export function snippet(api, language, wish) {
   const body = BODIES[api]({
     ...wish.options,
     prompt: wish.options.prompt.trim() ? wish.options.prompt : FIRST_PROMPT,
-    image: source(wish.image) ?? PLACEHOLDER,
+    image: wish.references ? undefined : source(wish.image) ?? PLACEHOLDER,
+    references: wish.references?.map(source),
     audio: source(wish.audio),
   });
   return WRITERS[language][api](wish, body).trimStart();
@@ -40,9 +42,11 @@ const BODIES = {
     input: given({
       prompt: wish.prompt,
       image: wish.image,
+      references: wish.references,
       audio: wish.audio,
       negative_prompt: text(wish.negative_prompt),
       size: wish.size,
+      aspect_ratio: wish.aspect_ratio,
       duration: wish.duration,
       shot_type: wish.shot_type,
       seed: wish.seed,
@@ -53,11 +57,13 @@ const BODIES = {
   }),
   aiml: (wish) =>
     given({
-      model: "alibaba/wan-2-6-i2v",
+      model: wish.references ? "alibaba/wan-2-6-r2v" : "alibaba/wan-2-6-i2v",
       prompt: wish.prompt,
       image_url: wish.image,
-      audio_url: wish.audio,
+      video_urls: wish.references,
+      audio_url: wish.references ? undefined : wish.audio,
       resolution: resolution(wish),
+      aspect_ratio: wish.aspect_ratio,
       duration: wish.duration,
       negative_prompt: text(wish.negative_prompt),
       shot_type: wish.shot_type,
@@ -67,12 +73,14 @@ const BODIES = {
     }),
   oxen: (wish) =>
     given({
-      model: "wan-v2-6-image-to-video",
+      model: wish.references ? "wan-v2-6-reference-to-video" : "wan-v2-6-image-to-video",
       prompt: wish.prompt,
       input_image: wish.image,
+      input_videos: wish.references,
       duration: wish.duration,
-      audio_url: wish.audio,
+      audio_url: wish.references ? undefined : wish.audio,
       resolution: resolution(wish),
+      aspect_ratio: wish.aspect_ratio,
       negative_prompt: text(wish.negative_prompt),
       seed: fixed(wish.seed),
       multi_shots: wish.shot_type === "multi",
@@ -93,10 +101,13 @@ const resolution = ({ size }) => (size === "1920*1080" ? "1080p" : "720p");
 function written(value, indent, { leaf, name, step, trailing }) {
   if (value === null || typeof value !== "object" || value instanceof LocalFile) return leaf(value);
   const inner = indent + step;
+  const list = Array.isArray(value);
+  const [open, close] = list ? "[]" : "{}";
+  if (list && !value.length) return "[]";
   const rows = Object.entries(value).map(
-    ([key, one]) => `${inner}${name(key)}: ${written(one, inner, { leaf, name, step, trailing })}`,
+    ([key, one]) => `${inner}${list ? "" : `${name(key)}: `}${written(one, inner, { leaf, name, step, trailing })}`,
   );
-  return `{\n${rows.join(",\n")}${trailing}\n${indent}}`;
+  return `${open}\n${rows.join(",\n")}${trailing}\n${indent}${close}`;
 }
 
 const inPython = (value) =>

@@ -1,0 +1,102 @@
+// Whom and what a clip shows, where it does not begin with a picture: pictures and videos, whose
+// order is their name.
+
+import { byId, element, fault, megabytes } from "./dom.js";
+import { Unusable, filesMaxBytes, readPicture } from "./media.js";
+
+/** `values` are `{url}`, or what was made of a file. Tells "change" when they are others. */
+export class References extends EventTarget {
+  #limits;
+  #url = byId("references-url");
+  #file = byId("references-file");
+
+  constructor(limits) {
+    super();
+    this.#limits = limits;
+    this.values = [];
+    this.#file.addEventListener("change", async () => {
+      for (const file of [...this.#file.files]) await this.useFile(file);
+      this.#file.value = "";
+    });
+    byId("references-add").addEventListener("click", () => this.useUrl(this.#url.value.trim()));
+    this.#url.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // it would send the form
+      this.useUrl(this.#url.value.trim());
+    });
+  }
+
+  get shown() {
+    return !byId("references").hidden;
+  }
+
+  get field() {
+    return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
+  }
+
+  async useFile(file) {
+    try {
+      const room = this.#room();
+      const value = file.type.startsWith("video/") ? video(file, room) : await readPicture(file, room, this.#limits);
+      this.#add({ ...value, file });
+    } catch (error) {
+      if (!(error instanceof Unusable)) throw error;
+      this.#fail(error.message, this.#file);
+    }
+  }
+
+  useUrl(text) {
+    const parsed = URL.canParse(text) ? new URL(text) : null;
+    if (!["http:", "https:"].includes(parsed?.protocol)) {
+      this.#fail("It must start with http:// or https://", this.#url);
+      return;
+    }
+    this.#url.value = "";
+    this.#add({ url: text });
+  }
+
+  clear() {
+    this.#set([]);
+  }
+
+  /** What is left in a request beside those that are there. */
+  #room() {
+    const taken = this.values.reduce((sum, { blob }) => sum + (blob?.size ?? 0), 0);
+    return Math.min(filesMaxBytes(this.#limits.requestMaxBytes) - taken, this.#limits.imageMaxBytes);
+  }
+
+  #add(value) {
+    const most = this.#limits.referencesMax;
+    if (this.values.length >= most) this.#fail(`At most ${most} are taken`, this.#file);
+    else this.#set([...this.values, value]);
+  }
+
+  #fail(sentence, field) {
+    for (const one of [this.#file, this.#url]) fault(one, byId("references-error"), "");
+    if (sentence) fault(field, byId("references-error"), sentence);
+  }
+
+  #set(values) {
+    this.values = values;
+    this.#fail("");
+    byId("references-list").replaceChildren(...values.map((value, index) => this.#item(value, index)));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #item(value, index) {
+    const name = value.url ?? `${value.file.name}, ${megabytes(value.blob.size)}`;
+    const remove = element("button", { type: "button", className: "quiet small", textContent: "Remove" });
+    remove.ariaLabel = `Remove character${index + 1}`;
+    remove.addEventListener("click", () => {
+      this.#set(this.values.filter((one) => one !== value));
+      this.#file.focus();
+    });
+    const text = element("span", { className: "grow" }, element("b", { textContent: `character${index + 1}` }), ` ${name}`);
+    return element("li", { className: "row" }, text, remove);
+  }
+}
+
+function video(file, room) {
+  if (file.size > room) throw new Unusable(`This video has ${megabytes(file.size)}; ${megabytes(room)} are left: give its URL`);
+  return { blob: file, type: file.type };
+}
