@@ -108,13 +108,14 @@ def model_frames(
         carry = Carry()
         joined = Joined(blend=family.spec.continuation == "last_frames")
         for segment in shot.segments:
+            continued = segment is not shot.segments[-1]
             on_step(0)
             asked = SegmentInput(
                 shot.prompt,
                 negative_prompt,
                 (*given.of(shot, segment), carry),
                 *(*size, segment.frames, segment.seed),
-                continued=segment.carried > 0,
+                continued=continued,
                 folder=folder,
             )
             clip = family.render(asked, on_step)
@@ -131,7 +132,7 @@ def model_frames(
                         yield shown
                         control.enter("decode")
                     # Before the last segment the decoder must come to its end, to be gone on from.
-                    if joined.complete and not segment.carried:
+                    if joined.complete and not continued:
                         break
             if segment.carried:
                 carry.frames = joined.tail
@@ -145,10 +146,14 @@ class _Conditions:
         self._plan, self._media, self._takes = plan, media, takes
         self._shot: Shot | None = None
         self._start: FirstPicture | None = None
-        self._shown = 0  # source frames before the segment
+        self._begun = 0  # frames of the clip before the shot
+        self._shown = 0  # source frames of the shot before the segment
 
     def of(self, shot: Shot, segment: Segment) -> tuple[Condition, ...]:
         """Asked once for each segment, in the order of the clip."""
+        if shot is not self._shot:
+            self._begun += self._shot.frames if self._shot is not None else 0
+            self._shot, self._shown, self._start = shot, 0, None
         conditions = tuple(self._all(shot, segment))
         self._shown += segment.shown
         return conditions
@@ -156,14 +161,15 @@ class _Conditions:
     def _all(self, shot: Shot, segment: Segment) -> Iterator[Condition]:
         media, size = self._media, (self._plan.render_width, self._plan.render_height)
         if media.image is not None and "first_picture" in self._takes:
-            if self._start is None or shot is not self._shot:
+            if self._start is None:
                 self._start = FirstPicture(fit(cropped(media.image, shot.crop), *size))
-                self._shot = shot
             yield self._start
         if media.last_image is not None and segment.ends_clip and "last_picture" in self._takes:
             yield LastPicture(fit(media.last_image, *size))
         if media.references and "references" in self._takes:
             yield References(media.references)
         if media.audio is not None and "driving_sound" in self._takes:
-            first = self._shown - segment.repeated
-            yield DrivingSound(media.audio, first / self._plan.source_fps)
+            # A shot may keep a source frame that lies behind its end, so its start is the clip's.
+            plan, first = self._plan, self._shown - segment.repeated
+            start = self._begun / plan.fps + first / plan.source_fps
+            yield DrivingSound(media.audio, start, plan.frames / plan.fps)

@@ -34,7 +34,7 @@ _PATCH = (1, 2, 2)
 _VIDEO, _PICTURE, _MOTION = range(3)  # rows of `trainable_cond_mask`
 
 
-class Block(nn.Module):
+class SpeechBlock(nn.Module):
     """Self-attention, the text, a feed-forward network; modulated by the time of each token."""
 
     def __init__(self, dim: int, ffn_dim: int, heads: int, eps: float) -> None:
@@ -109,8 +109,9 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
     _keep_in_fp32_modules = (
         "time_embedding", "modulation", "norm1", "norm2", "norm3", "casual_audio_encoder",
     )  # fmt: skip
-    _repeated_blocks = ("Block",)
-    _no_split_modules = ("Block",)
+    _repeated_blocks = ("SpeechBlock",)
+    _no_split_modules = ("SpeechBlock",)
+    _group_offload_block_modules = ("audio_injector",)  # 3.8 GB, streamed as the blocks are
 
     @register_to_config
     def __init__(
@@ -140,7 +141,9 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
             nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            SpeechBlock(dim, ffn_dim, num_heads, eps) for _ in range(num_layers)
+        )
         self.head = Head(dim, out_dim, eps)
         self.trainable_cond_mask = nn.Embedding(3, dim)
         # The authors' spelling, as everywhere in names of weights.
@@ -178,10 +181,9 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
         frame; `pose` [1, 16, t, h, w]. `first_moves_freely`: there is nothing before, and `motion`
         is left out.
         """
-        patches = self.patch_embedding(hidden_states)
-        # Where there is no pose the authors encode zeros, of which the bias is left.
-        bias = self.cond_encoder.bias[:, None, None, None]
-        patches = patches + (bias if pose is None else self.cond_encoder(pose))
+        if pose is None:  # as the authors, so that the bias is added
+            pose = hidden_states.new_zeros(1, self.config.cond_dim, *hidden_states.shape[2:])
+        patches = self.patch_embedding(hidden_states) + self.cond_encoder(pose)
         frames, height, width = patches.shape[2:]
         tokens, video = self._tokens(patches, picture, None if first_moves_freely else motion)
         boxes = tuple(grids(frames, height, width, motion=not first_moves_freely))
@@ -205,7 +207,9 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
         parts = [_flat(patches), _flat(self.patch_embedding(picture))]
         if motion is not None:
             parts.append(self.frame_packer(motion))
-        kinds = self.trainable_cond_mask.weight[[_VIDEO, _PICTURE, _MOTION]]
+        kinds = self.trainable_cond_mask(
+            torch.tensor([_VIDEO, _PICTURE, _MOTION]).to(patches.device)
+        )
         told = [part + kind for part, kind in zip(parts, kinds, strict=False)]
         return torch.cat(told, dim=1), parts[0].shape[1]
 
