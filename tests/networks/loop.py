@@ -1,5 +1,5 @@
-"""Two clips by our pipeline around the tiny network of `recorded`, as the authors' loop was run: with
-the same VAE, noise, text and features."""
+"""Two clips by our pipeline around the tiny network of `recorded`, as the authors' loop was run:
+with the same VAE, noise, text and features."""
 
 from __future__ import annotations
 
