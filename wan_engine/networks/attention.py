@@ -33,13 +33,16 @@ class Attention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = Backend
     _available_processors = [Backend]  # noqa: RUF012  # as diffusers has it
     _supports_qkv_fusion = False
+    processor: Any
+    norm_q: nn.RMSNorm
+    norm_k: nn.RMSNorm
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = (nn.RMSNorm(dim, eps=eps) for _ in range(2))
-        self.set_processor(Backend())
+        self.processor = Backend()
 
     def forward(
         self,

@@ -113,7 +113,7 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
     _no_split_modules = ("SpeechBlock",)
     _group_offload_block_modules = ("audio_injector",)  # 3.8 GB, streamed as the blocks are
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         dim: int = 5120,
@@ -245,4 +245,6 @@ def _sines(times: torch.Tensor, width: int) -> torch.Tensor:
 def _unpatched(patches: torch.Tensor, sizes: tuple[int, int, int]) -> torch.Tensor:
     """[1, t h w, 2 2 c] to [1, c, t, 2 h, 2 w]."""
     found = patches[0].unflatten(0, sizes).unflatten(-1, (*_PATCH, -1))
-    return found.permute(6, 0, 3, 1, 4, 2, 5).flatten(1, 2).flatten(2, 3).flatten(3, 4)[None]
+    placed = found.permute(6, 0, 3, 1, 4, 2, 5)
+    video: torch.Tensor = placed.flatten(1, 2).flatten(2, 3).flatten(3, 4)[None]
+    return video
