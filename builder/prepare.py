@@ -68,6 +68,11 @@ def prepare(
     # What WAN_LORA names is the operator's, and not part of a row.
     located = weights.resolve(name, settings.model_copy(update={"lora": ()}))
     spec, source = located.spec, located.folder
+    if any(entry[0] == "wan_engine" for entry in _networks(source)):
+        raise ConfigurationError(
+            f"{spec.name} is used as it is published, which is in bfloat16 already. There is no "
+            "ready set of it"
+        )
     if target.exists():
         raise ConfigurationError(f"{target} exists already; name another folder, or remove it")
     plans = _plans(source, located.loras)
@@ -104,6 +109,12 @@ def prepare(
         _describe(spec, source, partial, located.loras, "float8_e4m3fn" if fp8 else precision)
         partial.rename(target)
     return target
+
+
+def _networks(source: Path) -> list[list[Any]]:
+    """The entries of the index, [library, class] each."""
+    entries = read_json(source / "model_index.json").values()
+    return [entry for entry in entries if isinstance(entry, list) and entry[0] is not None]
 
 
 def _plans(source: Path, loras: Sequence[LoraWeights]) -> Sequence[Plan]:

@@ -28,6 +28,7 @@ LAYERS = {
     "pricing": 1,
     "catalog": 2,
     "logs": 2,
+    "networks": 2,
     "toy": 3,
     "choice": 5,
     "runtime": 3,
@@ -83,8 +84,15 @@ NEEDS_TORCH = (
     "wan_engine.families.lora",
     "wan_engine.families.placement",
     "wan_engine.families.prompt_embeddings",
+    "wan_engine.families.s2v",
+    "wan_engine.families.sound_features",
+    "wan_engine.families.speech_pipeline",
     "wan_engine.families.vace",
     "wan_engine.families.tensors",
+    "wan_engine.networks.attention",
+    "wan_engine.networks.speech",
+    "wan_engine.networks.speech_audio",
+    "wan_engine.networks.speech_positions",
 )
 
 

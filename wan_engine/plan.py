@@ -203,14 +203,15 @@ def segment_layout(
     up to `frames`.
 
     Each later segment has `overlap` frames, 4m + 1, in common with the one before, so it adds
-    `length - overlap`. There are as few segments as can be, for each join is a risk, and all are
-    equally long rather than full with a short rest: the last one moves like the others, and one
-    shape is compiled. Fewer than four frames a segment are sampled in vain; with `full`, several
-    segments have `max_frames` each, and what the clip does not need of the last one is.
+    `length - overlap`. A model that goes on without any has `overlap` 0 and lengths 4n. There are
+    as few segments as can be, for each join is a risk, and all are equally long rather than full
+    with a short rest: the last one moves like the others, and one shape is compiled. Fewer than
+    four frames a segment are sampled in vain; with `full`, several segments have `max_frames` each,
+    and what the clip does not need of the last one is.
     """
-    assert overlap % _TEMPORAL_STRIDE == 1, "the overlap is whole latent frames"
+    assert not overlap or overlap % _TEMPORAL_STRIDE == 1, "the overlap is whole latent frames"
     if frames <= max_frames:
-        overlap = 1  # one segment: only the rounding to 4n + 1 is left
+        overlap = min(overlap, 1)  # one segment: only the rounding to 4n + 1 is left
     overlap = min(overlap, max_frames - _TEMPORAL_STRIDE)  # what is left has to be new
     count = max(1, math.ceil((frames - overlap) / (max_frames - overlap)))
     added = math.ceil((frames - overlap) / count / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE

@@ -138,7 +138,8 @@ class _Shots:
         carry = Carry()
         joined = Joined(blend=family.spec.continuation == "last_frames")
         for segment in shot.segments:
-            clip = self._rendered(family, shot, segment, carry)
+            continued = segment is not shot.segments[-1]
+            clip = self._rendered(family, shot, segment, carry, continued=continued)
             joined.begin(segment)
             if self._made is not None:
                 self._made.add(clip.sound, segment)
@@ -151,12 +152,14 @@ class _Shots:
                         yield shown
                         self._control.enter("decode")
                     # Before the last segment the decoder must come to its end, to be gone on from.
-                    if joined.complete and not segment.carried:
+                    if joined.complete and not continued:
                         break
             if segment.carried:
                 carry.frames = joined.tail
 
-    def _rendered(self, family: Family, shot: Shot, segment: Segment, carry: Carry) -> Clip:
+    def _rendered(
+        self, family: Family, shot: Shot, segment: Segment, carry: Carry, *, continued: bool
+    ) -> Clip:
         def on_step(count: int) -> None:
             self._control.progress("denoise", self._done_steps + count, self._plan.steps)
 
@@ -167,7 +170,7 @@ class _Shots:
             self._negative_prompt(spec),
             (*self._given.of(shot, segment, spec.takes), carry),
             *(plan.render_width, plan.render_height, segment.frames, segment.seed),
-            continued=segment.carried > 0,
+            continued=continued,
             folder=self._folder,
         )
         clip = family.render(asked, on_step)
@@ -182,10 +185,14 @@ class _Conditions:
         self._plan, self._media = plan, media
         self._shot: Shot | None = None
         self._start: FirstPicture | None = None
-        self._shown = 0  # source frames before the segment
+        self._begun = 0  # frames of the clip before the shot
+        self._shown = 0  # source frames of the shot before the segment
 
     def of(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> tuple[Condition, ...]:
         """Asked once for each segment, in the order of the clip."""
+        if shot is not self._shot:
+            self._begun += self._shot.frames if self._shot is not None else 0
+            self._shot, self._shown, self._start = shot, 0, None
         conditions = tuple(self._all(shot, segment, takes))
         self._shown += segment.shown
         return conditions
@@ -194,9 +201,8 @@ class _Conditions:
         media, size = self._media, (self._plan.render_width, self._plan.render_height)
         references = media.references
         if media.image is not None and "first_picture" in takes:
-            if self._start is None or shot is not self._shot:
+            if self._start is None:
                 self._start = FirstPicture(fit(cropped(media.image, shot.crop), *size))
-                self._shot = shot
             yield self._start
         elif media.image is not None:
             references = (media.image, *references)
@@ -205,5 +211,7 @@ class _Conditions:
         if references and "references" in takes:
             yield References(references)
         if media.audio is not None and "driving_sound" in takes:
-            first = self._shown - segment.repeated
-            yield DrivingSound(media.audio, first / self._plan.source_fps)
+            # A shot may keep a source frame that lies behind its end, so its start is the clip's.
+            plan, first = self._plan, self._shown - segment.repeated
+            start = self._begun / plan.fps + first / plan.source_fps
+            yield DrivingSound(media.audio, start, plan.frames / plan.fps)

@@ -20,12 +20,12 @@ from wan_engine.schema import Input, Task
 
 Sampler = Literal["unipc", "distilled-euler"]
 Expert = Literal["high", "low", "both"]
-Continuation = Literal["svi", "latents", "last_frames"]
+Continuation = Literal["svi", "latents", "last_frames", "motion_frames"]
 """How a segment goes on from the one before it, where a clip is longer than the model's own length.
 
 `svi`: the condition of Stable Video Infinity 2.0 Pro, which needs its LoRA pair. `latents`: the
 last clean latents are the first ones of the next segment. `last_frames`: the last frames are
-encoded again into the condition.
+encoded again into the condition. `motion_frames`: so they are, and the segment begins after them.
 """
 
 # Wan-Video/Wan2.2 wan/configs/shared_config.py; the models were tuned with this exact Chinese text.
@@ -50,13 +50,28 @@ class LoraFile:
 @dataclass(frozen=True)
 class Networks:
     """What decides how a model fits into memory: weights in bfloat16 and 10^9 bytes, and what
-    computing takes beside them, in bytes a pixel of the rendered area, at the trained length."""
+    computing takes beside them, in bytes a pixel of the rendered area, at the trained length.
+
+    `vae_gb` is of all that is in float32, so of what encodes sound too. `never_float8_gb`: of an
+    expert, what is large and outside its blocks."""
 
     expert_gb: float
     experts: int
     text_encoder_gb: float
     vae_gb: float
     working_bytes: int
+    never_float8_gb: float = 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """The folder of one network or tokenizer in a repository that is not in diffusers' layout:
+    `path` in the row's own repository, or in another one."""
+
+    name: str
+    path: str
+    repo: str | None = None
+    revision: str | None = None
 
 
 _WORDS: Mapping[Input, str] = {
@@ -76,16 +91,17 @@ class ModelSpec:
     `wan_engine.families.FAMILIES`, or `module:Class`.
 
     `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
-    trained length, 4n + 1. `guidance_scale` belongs to the high-noise expert, `guidance_scale_2` to
-    the low-noise one (the order of diffusers; the official configuration has it the other way
-    round). 1.0 switches CFG off. `flow_shift_480p` is the shift of renders up to 832x480, where the
-    row has one of its own for them. `continuations`: what the model's condition can hold,
-    `continuation` the one that is used; `overlap_frames`: frames, 4n + 1, that a segment has in
-    common with the one before it; `full_segments`: each of several has the trained length, where
-    the others have equal ones that are no longer than they need. `text_tokens`: how much of a
-    prompt is read. `caveat`: what a user must be told of a model that is built here and not
-    fetched. `opt_in`: why `auto` never takes the row, so that somebody has to name it.
-    `wan_blocks`: its blocks are Wan's, which can be compiled, and computed in 8 bits.
+    trained length, 4n + 1, or 4n where segments have no frame in common. `guidance_scale` belongs
+    to the high-noise expert, `guidance_scale_2` to the low-noise one (the order of diffusers; the
+    official configuration has it the other way round). 1.0 switches CFG off. `flow_shift_480p` is
+    the shift of renders up to 832x480, where the row has one of its own for them. `continuations`:
+    what the model's condition can hold, `continuation` the one that is used; `overlap_frames`:
+    frames, 4n + 1 or none, that a segment has in common with the one before it; `full_segments`:
+    each of several has the trained length, where the others have equal ones that are no longer than
+    they need. `text_tokens`: how much of a prompt is read. `parts`: where its networks are, of a
+    row whose repository has a layout of its own. `caveat`: what a user must be told of a model that
+    is built here and not fetched. `opt_in`: why `auto` never takes the row, so that somebody has to
+    name it. `wan_blocks`: its blocks are Wan's, which can be compiled, and computed in 8 bits.
     """
 
     name: str
@@ -113,6 +129,7 @@ class ModelSpec:
     text_tokens: int = 512  # Wan-Video/Wan2.2 wan/configs/shared_config.py, text_len
     repo: str | None = None
     revision: str | None = None
+    parts: tuple[Part, ...] = ()
     loras: tuple[LoraFile, ...] = ()
     built: bool = False
     caveat: str = ""
@@ -236,6 +253,50 @@ _VACE_FOUR_STEP = replace(
     download_gb=82.3,
 )
 
+_SPOKEN_NEGATIVE_PROMPT = (
+    "画面模糊，最差质量，画面模糊，细节模糊不清，情绪激动剧烈，手快速抖动，字幕，丑陋的，残缺的，多余的手指，画得不好的手部，"  # noqa: RUF001
+    "画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+
+_WAV2VEC2 = "wav2vec2-large-xlsr-53-english"
+
+_S2V_14B = ModelSpec(
+    name="wan2.2-s2v-14b",
+    title="Wan2.2 S2V 14B, 40 steps with CFG: lips and body follow your sound",
+    family="s2v",
+    task="speech-to-video",
+    takes=("first_picture", "driving_sound"),
+    needs=("first_picture", "driving_sound"),
+    fps=16,
+    max_frames=84,  # hao-ai-lab/FastVideo's: the authors' 80 a clip would be 77 for the first 5 s
+    size_multiple=64,
+    max_area=1280 * 720,
+    steps=40,
+    guidance_scale=4.5,
+    guidance_scale_2=None,
+    flow_shift=3.0,
+    negative_prompt=_SPOKEN_NEGATIVE_PROMPT,
+    continuation="motion_frames",
+    continuations=("motion_frames",),
+    overlap_frames=0,
+    full_segments=True,  # a segment goes on from 73 frames
+    # No commit of it could be found in public, so it is not pinned.
+    repo="Wan-AI/Wan2.2-S2V-14B",
+    parts=(
+        Part("transformer", "."),
+        Part("audio_encoder", _WAV2VEC2),
+        # The repository has the same three in a format that is not read here.
+        *(
+            Part(name, name, _I2V_A14B.repo, _I2V_A14B.revision)
+            for name in ("text_encoder", "tokenizer", "vae")
+        ),
+    ),
+    download_gb=45.7,  # by the number of parameters, as they are stored
+    # 16.30e9 parameters, 1.89e9 of them inject sound; the speech model has 0.315e9. Memory by that
+    # of I2V A14B: 1.12 times its tokens a pixel, and 76 frames in float32 for the next segment.
+    networks=Networks(32.59, 1, 11.36, 0.88, working_bytes=21_300, never_float8_gb=3.78),
+)
+
 _KIJAI = (
     "LoRAs/Wan22_Lightx2v/Wan_2_2_I2V_A14B_{}_lightx2v_4step_lora_260412_rank_64_fp16.safetensors"
 )
@@ -324,6 +385,7 @@ _ROWS = (
     _VACE_FUN_A14B,
     _VACE_14B,
     _KANDINSKY_LITE_SOUND,
+    _S2V_14B,
     replace(
         _I2V_A14B,
         name="wan-tiny",
@@ -387,12 +449,14 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
     other pipelines.
     """
     kind = str(model_index.get("_class_name", ""))
+    if kind == "WanSpeechToVideoPipeline":
+        return _own(_S2V_14B, name)
     # The text-to-video class is also what repositories of the TI2V kind name, which take an image.
     both = kind == "WanPipeline" and model_index.get("expand_timesteps")
     if kind != "WanImageToVideoPipeline" and not both:
         raise ConfigurationError(
             f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs "
-            f"WanImageToVideoPipeline "
+            "WanImageToVideoPipeline and WanSpeechToVideoPipeline "
             "checkpoints. Set WAN_MODEL to one of those, or to a name that `python -m "
             "wan_engine models` lists."
         )
@@ -408,6 +472,12 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
             guidance_scale_2=None,
             continuations=("last_frames",),
         )
+    return _own(row, name)
+
+
+def _own(row: ModelSpec, name: str) -> ModelSpec:
+    """Somebody's own checkpoint with the settings of `row`."""
+    title = f"own checkpoint {name}"
     return replace(
-        row, name=name, title=f"own checkpoint {name}", repo=None, revision=None, licence="unknown"
+        row, name=name, title=title, repo=None, revision=None, parts=(), licence="unknown"
     )

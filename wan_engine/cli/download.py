@@ -40,7 +40,8 @@ def download(
     with failing_clearly():
         settings = load_settings()
         if verify:
-            _verify(weights.resolve(model, settings).folder)
+            located = weights.resolve(model, settings)
+            _verify(located.fetched or located.folder)
         elif model == "safety":
             for kind, name in weights.configured_classifiers(settings).items():
                 print(weights.download_classifier(name, kind, settings, tell).folder)

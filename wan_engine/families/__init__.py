@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, str] = {
     "i2v": "wan_engine.families.i2v:ImageToVideo",
     "kandinsky": "wan_engine.families.kandinsky:SoundForVideo",
     "vace": "wan_engine.families.vace:ReferenceToVideo",
+    "s2v": "wan_engine.families.s2v:SpeechToVideo",
 }
 """`module:Class` of each. A row of another package's names its class like that itself."""
 

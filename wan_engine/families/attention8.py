@@ -59,6 +59,14 @@ class Float8AttnProcessor:
         return projected
 
 
+def use_in(block: Any) -> None:
+    """For self-attention of a block, diffusers' or one of `wan_engine.networks`."""
+    if hasattr(block, "self_attn"):
+        block.self_attn.processor = attention
+    else:
+        block.attn1.processor = Float8AttnProcessor()
+
+
 def _rotated(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of pairs (0, 1), (2, 3), ... as diffusers' Wan processor has it."""
     first, second = states.unflatten(-1, (-1, 2)).unbind(-1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 
 _TRAIN_TIMESTEPS = 1000
 _AREA_480P = round(832 * 480 * 1.05)  # a render may exceed its area by so much (plan.py)
-_WARM_FRAMES = 9  # three latent frames: the VAE treats first, second and later ones differently
-_PARTS = ("text_encoder", "transformer", "transformer_2")
+_PARTS = ("text_encoder", "audio_encoder", "transformer", "transformer_2")
+_ENCODED_AGAIN = ("last_frames", "motion_frames")
 
 
 class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
@@ -95,6 +96,7 @@ class ImageToVideo:
     """
 
     pipeline_class: Any = ContinuingPipeline
+    warm_frames = 9  # three latent frames: the VAE treats first, second and later ones differently
 
     def __init__(self, pipeline: Any, spec: ModelSpec, recipe: Recipe) -> None:
         self.spec = spec
@@ -122,7 +124,7 @@ class ImageToVideo:
     ) -> ImageToVideo:
         """Weights from a folder in diffusers layout, one network at a time. `on_bytes` is told how
         many bytes are loaded, and of how many; what it raises ends the load."""
-        recipe = able(recipe, read_json(folder / "transformer" / "config.json"))
+        recipe = cls._able(recipe, folder)
         try:
             pipeline = load_pipeline(folder, recipe, loras, on_bytes, cls.pipeline_class)
             family = cls(pipeline, spec, recipe)
@@ -132,6 +134,11 @@ class ImageToVideo:
             raise _out_of_memory(spec) from error
         log.info("attention: %s", family.attention)
         return family
+
+    @classmethod
+    def _able(cls, recipe: Recipe, folder: Path) -> Recipe:
+        """What of the recipe this device and this family are able to."""
+        return able(recipe, read_json(folder / "transformer" / "config.json"))
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
         """See `Family.render`."""
@@ -214,19 +221,21 @@ class ImageToVideo:
         """Use once, and briefly, all that a clip of this size uses: the encoders, a step of each
         expert, the decoder of the last segment. What `on_step` raises ends it."""
         spec = self.spec
-        conditions = (self._warm_condition(width, height),)
-        asked = SegmentInput("", "", conditions, width, height, _WARM_FRAMES, seed=0)
         # Of both experts a step is at once in a schedule of two: at full noise and in the middle.
         self.spec = replace(spec, steps=2, guidance_scale=1.0, guidance_scale_2=1.0)
         try:
-            for _ in self.decode(self.denoise(asked, on_step)):
+            with self._warm_conditions(width, height) as given:
+                asked = SegmentInput("", "", given, width, height, self.warm_frames, seed=0)
+                latents = self.denoise(asked, on_step)
+            for _ in self.decode(latents):
                 pass
         finally:
             self.spec = spec
 
-    def _warm_condition(self, width: int, height: int) -> Condition:
+    @contextmanager
+    def _warm_conditions(self, width: int, height: int) -> Iterator[tuple[Condition, ...]]:
         """What the warm-up is given."""
-        return FirstPicture(Image.new("RGB", (width, height)))
+        yield (FirstPicture(Image.new("RGB", (width, height))),)
 
     def run_eagerly(self) -> None:
         """Compile nothing from now on, and use nothing that was."""
@@ -299,7 +308,7 @@ class ImageToVideo:
             if memory and carry.frames is not None:
                 latents = latents[:, :, self._latents_handed_on :]
                 yield carry.frames
-        encoded_again = continued and self.spec.continuation == "last_frames"
+        encoded_again = continued and self.spec.continuation in _ENCODED_AGAIN
         vae = self.pipeline.vae if encoded_again else self._decoder
         try:
             if hook := getattr(vae, "_hf_hook", None):
@@ -308,7 +317,8 @@ class ImageToVideo:
             mean, std = latent_moments(vae, latents)
             if memory:
                 memory[:] = _moved(memory, vae.device)
-            yield from to_frames(stream_decode(vae, latents * std + mean, memory))
+            kept = carry if continued else None
+            yield from to_frames(self._samples(vae, latents * std + mean, memory, kept))
             if memory and self._offloaded:
                 memory[:] = _moved(memory, "cpu")
         except RuntimeError as error:
@@ -317,6 +327,12 @@ class ImageToVideo:
             raise _out_of_memory(self.spec) from error
         finally:
             self.pipeline.maybe_free_model_hooks()
+
+    def _samples(
+        self, vae: Any, latents: torch.Tensor, memory: list[Any] | None, kept: Carry | None
+    ) -> Generator[torch.Tensor, None, None]:
+        """As `stream_decode`. `kept` is what the next segment is handed, where there is one."""
+        return stream_decode(vae, latents, memory)
 
 
 def _moved(memory: list[Any], device: Any) -> list[Any]:

@@ -40,8 +40,9 @@ log = logging.getLogger(__name__)
 BlockRead = Callable[[str, Any], None]
 """Called with the name of a block and the block, once all of it is read."""
 
-_FLOAT32 = ("vae", "audio_vae", "vocoder")
 _LIBRARIES = ("diffusers", "transformers")
+_WIDE = ("vae", "audio_encoder", "audio_vae", "vocoder")
+"""In float32: what they make stays in the picture, or is heard in all of it."""
 _TOLD_EVERY_BYTES = 64 * 1024 * 1024
 
 
@@ -64,29 +65,27 @@ def load_pipeline(
         pipeline.tokenizer = faithful(pipeline.tokenizer, folder / "tokenizer")
         return pipeline
 
-    return load_networks(folder, recipe, assembled, plans_for(folder, loras), on_bytes)
+    plans = plans_for(folder, loras)
+    return load_networks(folder, recipe, assembled, pipeline_class, plans, on_bytes)
 
 
 def load_networks(
     folder: Path,
     recipe: Recipe,
     assembled: Callable[[Mapping[str, Any]], Any],
+    pipeline_class: Any = None,
     plans: Sequence[Plan] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
 ) -> Any:
-    """The pipeline that `assembled` makes of the networks that `model_index.json` names, each of
-    them converted and placed as `recipe` has it.
+    """The pipeline that `assembled` makes of the networks that `model_index.json` names, or
+    `pipeline_class` itself, each of them converted and placed as `recipe` has it.
 
-    VAEs and vocoders are float32, for what they make stays in the clip for good. `on_bytes` is
+    What encodes pictures and sound is float32, for that stays in the clip for good. `on_bytes` is
     called before each network, within the large ones, and at the end; what it raises ends the load
     and nothing is left of it. Raises `ConfigurationError` for files that do not fit.
     """
-    index = read_json(folder / "model_index.json")
-    parts = [
-        _Part(name, folder / name, network)
-        for name, entry in index.items()
-        if (network := _network_class(entry)) is not None
-    ]
+    classes = _networks(folder, pipeline_class)
+    parts = [_Part(name, folder / name, network) for name, network in classes.items()]
     parts.sort(key=lambda part: part.name in COMPONENTS)
     try:
         return _load(recipe, parts, assembled, plans, on_bytes)
@@ -127,7 +126,7 @@ def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _
         fuse({f"{name}.{inner}": one for inner, one in block.named_parameters()})
         settle_block(block, recipe)
 
-    dtype = torch.float32 if part.name in _FLOAT32 else getattr(torch, recipe.dtype)
+    dtype = torch.float32 if part.name in _WIDE else getattr(torch, recipe.dtype)
     network = part.read(dtype, progress, block_read, keep_float8=recipe.float8)
     fuse({name: one for name, one in network.named_parameters() if not _block_of(name)})
     settle(part.name, network, recipe)
@@ -158,7 +157,8 @@ class _Part:
     def __init__(self, name: str, folder: Path, kind: Any) -> None:
         self.name = name
         self._folder, self._kind = folder, kind
-        self._entries = tensors.entries(folder)
+        native = getattr(kind, "native_name", str)
+        self._entries = {native(name): one for name, one in tensors.entries(folder).items()}
         self._scaled = {
             name
             for name, entry in self._entries.items()
@@ -256,6 +256,16 @@ def _floats(
 ) -> Callable[[str, torch.dtype], torch.dtype]:
     """Whole numbers stay what they are."""
     return lambda name, dtype: dtype_of(name) if dtype.is_floating_point else dtype
+
+
+def _networks(folder: Path, pipeline_class: Any) -> Mapping[str, Any]:
+    """The classes of the pipeline's networks by name: its own, else those of the folder's index."""
+    own: Mapping[str, Any] | None = getattr(pipeline_class, "network_classes", None)
+    if own is not None:
+        return own
+    index = read_json(folder / "model_index.json").items()
+    found = {name: _network_class(entry) for name, entry in index}
+    return {name: network for name, network in found.items() if network is not None}
 
 
 def _network_class(entry: Any) -> Any:

@@ -47,15 +47,21 @@ def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
             log.warning("float8 matrices are not used, blocks are %s: %s", recipe.dtype, why)
             recipe = replace(recipe, float8=False)
     if recipe.attention == "float8":
-        heads, width = expert["num_attention_heads"], expert["attention_head_dim"]
         try:
-            errors = attention8.check(heads, width, device)
+            errors = attention8.check(*_heads(expert), device)
             told = ", ".join(f"{kind} {error:.3f}" for kind, error in errors.items())
             log.info("attention in 8 bits is off by these shares of the norm: %s", told)
         except float8.Unsupported as why:
             log.warning("attention in 8 bits is not used: %s", why)
             recipe = replace(recipe, attention=EXACT_BESIDE_8_BITS)
     return recipe
+
+
+def _heads(expert: Mapping[str, Any]) -> tuple[int, int]:
+    """How many heads a transformer has, and how wide each is, by its configuration."""
+    if "num_attention_heads" in expert:
+        return expert["num_attention_heads"], expert["attention_head_dim"]
+    return expert["num_heads"], expert["dim"] // expert["num_heads"]
 
 
 def attention_of(recipe: Recipe, blocks: int) -> str:
@@ -101,8 +107,9 @@ def settle(name: str, network: Any, recipe: Recipe) -> None:
     if name in EXPERTS:
         if recipe.attention != "native":
             set_attention(network, recipe.attention)
-        if device.type == "cuda" and hasattr(network, "condition_embedder"):
-            embed_times_in_tf32(network.condition_embedder.time_embedder)
+        embedder = _time_embedder(network)
+        if device.type == "cuda" and embedder is not None:
+            embed_times_in_tf32(embedder)
         if recipe.step_cache is not None:
             cache_steps(network, recipe.step_cache)
     _place(name, network, recipe)
@@ -142,7 +149,7 @@ def set_attention(expert: Any, backend: str) -> None:
         # Without a GPU the kernel of 8 bits is emulated, and cuDNN's has nothing to run on.
         backend = EXACT_BESIDE_8_BITS if torch.cuda.is_available() else "native"
         for block in expert.blocks[attention8.EXACT_BLOCKS : -attention8.EXACT_BLOCKS]:
-            block.attn1.processor = attention8.Float8AttnProcessor()
+            attention8.use_in(block)
     noisy = logging.getLogger("diffusers.models.modeling_utils")
     level = noisy.level
     noisy.setLevel(logging.ERROR)  # it warns of its own interface each time
@@ -150,6 +157,13 @@ def set_attention(expert: Any, backend: str) -> None:
         expert.set_attention_backend(backend)
     finally:
         noisy.setLevel(level)
+
+
+def _time_embedder(expert: Any) -> Any:
+    own = getattr(expert, "time_embedding", None)  # the authors' name
+    if own is not None:
+        return own
+    return getattr(getattr(expert, "condition_embedder", None), "time_embedder", None)
 
 
 def embed_times_in_tf32(embedder: Any) -> None:

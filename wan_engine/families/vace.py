@@ -13,6 +13,8 @@ Only what goes into it differs from stock; its layout, loop, schedule and expert
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -133,5 +135,6 @@ class ReferenceToVideo(ImageToVideo):
         found = segment.find(References)
         return latents[:, :, len(found.images) if found else 0 :]
 
-    def _warm_condition(self, width: int, height: int) -> Condition:
-        return References((Image.new("RGB", (width, height)),))
+    @contextmanager
+    def _warm_conditions(self, width: int, height: int) -> Iterator[tuple[Condition, ...]]:
+        yield (References((Image.new("RGB", (width, height)),)),)

@@ -309,10 +309,19 @@ def _lacking(spec: ModelSpec, recipe: Recipe, gpu: Gpu, host: Host) -> str:
     return ""
 
 
+def _expert_gb(spec: ModelSpec, recipe: Recipe) -> float:
+    """The weights of one expert as the recipe has them."""
+    networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
+    if not recipe.float8:
+        return networks.expert_gb * wide
+    exact = networks.never_float8_gb
+    return (exact + (networks.expert_gb - exact) * _FLOAT8_SHARE) * wide
+
+
 def needs_gb(spec: ModelSpec, recipe: Recipe) -> float:
     """GPU memory at the peak of a clip: weights that stay, and what computing takes."""
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
-    expert_gb = networks.expert_gb * wide * (_FLOAT8_SHARE if recipe.float8 else 1)
+    expert_gb = _expert_gb(spec, recipe)
     text_gb, working_gb = networks.text_encoder_gb * wide, spec.working_gb * wide
     # Once in float32, for what is encoded; once more where the last decode is in bfloat16.
     vae_gb = networks.vae_gb * (2 if recipe.decode_dtype == "float32" else 3)
@@ -330,7 +339,7 @@ def kept_gb(spec: ModelSpec, recipe: Recipe) -> float:
     if recipe.offload in ("model", "layer"):
         return 0.0
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
-    expert_gb = networks.expert_gb * wide * (_FLOAT8_SHARE if recipe.float8 else 1)
+    expert_gb = _expert_gb(spec, recipe)
     text_gb = networks.text_encoder_gb * wide if recipe.text_encoder == "kept" else 0.0
     vae_gb = networks.vae_gb * (2 if recipe.decode_dtype == "float32" else 3)
     share = networks.experts if recipe.offload == "none" else _STREAMED_SHARE
@@ -356,8 +365,7 @@ def host_gb(spec: ModelSpec, recipe: Recipe) -> float:
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
     text_gb, kept = networks.text_encoder_gb * wide, 0.0
     if recipe.offload != "none":
-        share = _FLOAT8_SHARE if recipe.float8 else 1
-        kept += networks.expert_gb * networks.experts * wide * share
+        kept += _expert_gb(spec, recipe) * networks.experts
     if recipe.text_encoder == "moved" or recipe.offload in ("model", "layer"):
         kept += text_gb
     return max(kept, text_gb) + _HOST_GB  # it is loaded first, and whole; experts by blocks

@@ -177,12 +177,14 @@ class Carry:
     """What the segments of a shot hand on, written while they run: empty before the first.
 
     `frames` are the last ones as they are shown, uint8 [k, height, width, 3], from the engine.
-    `latents` (the last normalised ones, [1, c, n, h, w]) and `decoder` (what the VAE's decoder
-    remembers, one entry a convolution) are the family's own; nobody else looks at them.
+    `latents` (the last normalised ones, [1, c, n, h, w]), `pixels` (of the last frames before they
+    are rounded, [1, 3, n, height, width] in -1..1) and `decoder` (what the VAE's decoder remembers,
+    one entry a convolution) are the family's own; nobody else looks at them.
     """
 
     frames: NDArray[np.uint8] | None = None
     latents: Any = None
+    pixels: Any = None
     decoder: list[Any] = field(default_factory=list)
 
 
@@ -213,10 +215,12 @@ class References:
 
 @dataclass(frozen=True)
 class DrivingSound:
-    """The sound that moves lips and body. The segment's first frame is `start_seconds` into it."""
+    """The sound that moves lips and body. The segment's first frame is `start_seconds` into it, and
+    nothing is heard of it after `clip_seconds`."""
 
     track: AudioTrack
     start_seconds: float
+    clip_seconds: float
 
 
 Condition = FirstPicture | LastPicture | References | DrivingSound | Carry

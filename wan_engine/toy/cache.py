@@ -26,12 +26,12 @@ def cached(name: str, settings: Settings) -> Path:
     try:
         return checkpoints.build(name, folder)
     except OSError as error:
-        fallback = _own_folder() / place
+        fallback = own_folder() / place
         log.info("%s is not writable (%s); using %s", settings.cache_dir, error, fallback)
         return checkpoints.build(name, fallback)
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """This user's own in the folder that everybody may write: one that somebody else made, or may
     write, is not used."""
     folder = Path(tempfile.gettempdir()) / f"wan_engine-{os.getuid()}"

@@ -8,6 +8,7 @@ and the library versions; it knows nothing of the rest of the engine.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -162,6 +163,52 @@ def _vace(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
+def _s2v(folder: Path) -> None:
+    """The kind of Wan2.2-S2V-14B: a transformer with its authors' names, and a speech model of 50
+    features a second."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    from wan_engine.networks.speech import SpeechTransformer
+
+    torch.manual_seed(_SEED)
+    characters, text_encoder = _text_parts()
+    speech = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformer = SpeechTransformer(
+        dim=48,
+        ffn_dim=64,
+        freq_dim=32,
+        text_dim=_TEXT_WIDTH,
+        num_heads=2,
+        num_layers=3,
+        audio_dim=16,
+        audio_layers=3,
+        audio_inject_layers=(0, 2),
+    )
+    parts = {
+        "text_encoder": text_encoder,
+        "tokenizer": characters,
+        "vae": _vae().eval(),
+        "transformer": transformer.eval(),
+        "audio_encoder": Wav2Vec2Model(speech).eval(),
+    }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    index = {"_class_name": "WanSpeechToVideoPipeline"}
+    entries = {name: ["wan_engine", type(part).__name__] for name, part in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps({**index, **entries}, indent=1))
+
+
 def _vae() -> Any:
     """The kind of Wan 2.1's and A14B's: 16 channels, stride 8."""
     from diffusers import AutoencoderKLWan
@@ -229,6 +276,7 @@ _KINDS: dict[str, Callable[[Path], None]] = {
     "wan-tiny-ti2v": _expand_timesteps,
     "wan-tiny-vace": _vace,
     "wan-tiny-sound": sound.write,
+    "wan-tiny-s2v": _s2v,
     "tiny-prompt-guard": classifiers.prompt_guard,
     "tiny-image-classifier": classifiers.image_classifier,
     _WRITER: writer.write,

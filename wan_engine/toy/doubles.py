@@ -54,7 +54,21 @@ _SOUND = replace(
     networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
 )
 
-MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE, _SOUND)}
+_S2V = replace(
+    CATALOG["wan2.2-s2v-14b"],
+    name="wan-tiny-s2v",
+    title="a tiny random model of the S2V kind: its picture is texture",
+    max_area=256 * 160,
+    steps=4,
+    repo=None,
+    parts=(),
+    built=True,
+    caveat="a toy with random weights: the clip shows texture, and no lips",
+    download_gb=0.0,
+    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
+)
+
+MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE, _S2V, _SOUND)}
 
 CLASSIFIERS: Mapping[str, ClassifierSpec] = {
     "tiny-prompt-guard": ClassifierSpec(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_engine import toy
-from wan_engine.catalog import ClassifierKind, LoraFile
+from wan_engine.catalog import ClassifierKind, LoraFile, Part
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import hub_errors, manifest
@@ -42,11 +42,13 @@ _SPARE_BYTES = 200_000_000  # what the system and the cache's own files need bes
 
 @dataclass(frozen=True)
 class _Source:
-    """A repository, or one file of it. `revision` None: its newest."""
+    """A repository, or one file of it. `revision` None: its newest. `patterns`: what of it is
+    fetched."""
 
     repo: str
     revision: str | None = None
     path: str | None = None
+    patterns: tuple[str, ...] = _PATTERNS
 
     @property
     def name(self) -> str:
@@ -64,13 +66,17 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
     spec = wanted.row if wanted else None
     if wanted and spec is not None:
         located = locate(spec, settings, named=wanted.named)
-        if spec.built or (located and _is_pinned(located.folder, spec.revision, settings, tell)):
+        fetched = located and (located.fetched or located.folder)
+        if spec.built or (fetched and _is_pinned(fetched, spec.revision, settings, tell)):
             return resolve(name, settings)
     loras = spec.loras if spec else ()
     source = _source(name, wanted)
-    sources = [source, *(_Source(lora.repo, path=lora.path) for lora in loras)]
+    others = _others(spec.parts if spec else ())
+    sources = [source, *others, *(_Source(lora.repo, path=lora.path) for lora in loras)]
     _announce(spec.title if spec else name, spec.licence if spec else "", sources, tell)
     folder = _fetch(source, tell)
+    for other in others:
+        _fetch(other, tell)
     for lora in loras:
         _fetch_lora(lora, tell)
     _describe(folder, Manifest(name, source.repo, folder.name, ()))
@@ -146,6 +152,16 @@ def _source(name: str, wanted: Wanted[Any] | None) -> _Source:
     return _Source(wanted.repo or name, wanted.revision) if wanted else _Source(name)
 
 
+def _others(parts: Sequence[Part]) -> list[_Source]:
+    """The repositories that a row has parts of, each with these parts alone."""
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for part in parts:
+        if part.repo is not None:
+            patterns = found.setdefault((part.repo, part.revision), [])
+            patterns += [f"{part.path}/{pattern}" for pattern in _PATTERNS]
+    return [_Source(*key, patterns=tuple(patterns)) for key, patterns in found.items()]
+
+
 def _is_pinned(folder: Path, revision: str | None, settings: Settings, tell: Tell) -> bool:
     """Whether a complete folder is what would be fetched; then nothing has to be asked."""
     pinned = folder.name == revision or folder.is_relative_to(settings.models_dir)
@@ -189,7 +205,7 @@ def _contents(source: _Source) -> list[Any]:
     with hub_errors.translated(source.repo):
         if source.path is not None:
             return [hf_hub_download(source.repo, source.path, dry_run=True)]
-        patterns = list(_PATTERNS)
+        patterns = list(source.patterns)
         listed: Any = snapshot_download(
             source.repo, revision=source.revision, allow_patterns=patterns, dry_run=True
         )
@@ -200,9 +216,10 @@ def _fetch(source: _Source, tell: Tell) -> Path:
     from huggingface_hub import snapshot_download
 
     tell(f"fetching {source.name}")
+    patterns = list(source.patterns)
     with hub_errors.translated(source.repo):
         return Path(
-            snapshot_download(source.repo, revision=source.revision, allow_patterns=list(_PATTERNS))
+            snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns)
         )
 
 

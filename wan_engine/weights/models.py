@@ -13,6 +13,7 @@ from wan_engine.schema import Task
 from wan_engine.settings import Settings, env_name
 from wan_engine.weights import manifest
 from wan_engine.weights.files import Wanted, cached_file, missing_in_layout, read_json
+from wan_engine.weights.parts import composed
 
 TASK_SETTINGS: Mapping[Task, str] = {
     "image-to-video": "model",
@@ -37,11 +38,13 @@ class LoraWeights:
 
 @dataclass(frozen=True)
 class Located:
-    """A model that is complete on this machine."""
+    """A model that is complete on this machine. `fetched` is the folder of its repository, where
+    `folder` is made of links to that and to others."""
 
     spec: ModelSpec
     folder: Path
     loras: tuple[LoraWeights, ...] = ()
+    fetched: Path | None = None
 
 
 def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Located:
@@ -157,10 +160,12 @@ def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Locat
     if spec.built:
         return Located(spec, toy.cached(spec.name, settings), own_loras(settings, spec))
     loras: tuple[LoraWeights, ...] | None = None
+    ready: Path | None = None
 
     def usable(folder: Path) -> bool:
-        nonlocal loras
-        if missing_files(folder):
+        nonlocal loras, ready
+        ready = composed(spec, folder, settings) if missing_files(folder) else folder
+        if ready is None:
             return False
         loras = _loras(spec, folder, settings)
         return loras is not None
@@ -169,9 +174,10 @@ def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Locat
     own = (folder for folder in folders if not named or _is_at(folder, spec.revision))
     cached = Wanted(spec, spec.repo, spec.revision, named)
     folder = next(filter(usable, own), None) or cached.find(usable)
-    if folder is None or loras is None:
+    if folder is None or ready is None or loras is None:
         return None
-    return Located(spec, folder, loras + own_loras(settings, spec))
+    fetched = None if ready == folder else folder
+    return Located(spec, ready, loras + own_loras(settings, spec), fetched)
 
 
 def _shared(spec: ModelSpec) -> list[str]:

@@ -1,0 +1,234 @@
+"""A picture that speaks: whole jobs on the tiny model of the S2V kind, and picture beside sound."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.engine.clips import MakeSettings, RequestFor, local, probe
+from tests.test_probes import PROBES
+from wan_engine import Control, Engine, Settings, data_uri
+from wan_engine.catalog import models
+from wan_engine.errors import Cancelled
+from wan_engine.media import ffmpeg
+from wan_engine.plan import make_plan
+from wan_engine.render import _Conditions
+from wan_engine.schema import DrivingSound, Media, Script, ScriptShot
+
+NAME = "wan-tiny-s2v"
+RATE = 48_000
+Samples = NDArray[np.float64]
+
+
+def speech(seconds: float, seed: int = 3) -> Samples:
+    """Noise in syllables: louder and softer four times a second, with pauses, as speech is."""
+    generator = np.random.default_rng(seed)
+    times = np.arange(round(seconds * RATE)) / RATE
+    points = generator.uniform(0, 1, round(seconds * 4) + 2) ** 2
+    envelope = np.interp(times * 4, np.arange(len(points)), points)
+    return envelope * generator.normal(0, 0.2, len(times))
+
+
+def written(path: Path, samples: Samples) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty seconds, more than any clip."""
+    return written(tmp_path_factory.mktemp("speech") / "speech.wav", speech(20.0))
+
+
+@pytest.fixture(scope="module")
+def tiny(settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """`wan-tiny-s2v` beside `wan-tiny`, loaded once, at the smallest size and two steps."""
+    small = {"preset": "superfast", "render_area": 128 * 64, "safety": "off", "fps": 30}
+    folder = tmp_path_factory.mktemp("lips")
+    engine = Engine(settings_in(folder, speech_model=NAME, interpolation="blend", **small))
+    model = engine.pool.models["speech-to-video"]
+    model.spec = replace(model.spec, steps=1, guidance_scale=1.0)
+    return engine
+
+
+# --- whole jobs ----------------------------------------------------------------------------------
+
+
+def test_a_sound_makes_the_picture_speak_and_is_the_clips_own(
+    tiny: Engine, request_for: RequestFor, spoken: Path
+) -> None:
+    request = request_for(audio=data_uri(spoken))
+    planned = tiny.dry_run(request)
+    assert (planned["model"], planned["task"], planned["undone"]) == (NAME, "speech-to-video", [])
+    assert (planned["reason"], planned["sound"]) == ("its sound moves the lips", "given")
+    result = tiny.generate(request)
+    assert result.model == NAME and result.plan is not None
+    assert result.plan.frames == 150 and result.plan.source_frames == 81
+    said = probe(local(result.video_url))
+    assert "Duration: 00:00:05.00" in said and re.search(r"Audio: aac.*48000 Hz, stereo", said)
+
+
+def test_without_a_sound_or_muted_another_model_makes_the_clip(
+    tiny: Engine, request_for: RequestFor, spoken: Path
+) -> None:
+    for fields in ({}, {"audio": data_uri(spoken), "generate_audio": False}):
+        assert tiny.dry_run(request_for(**fields))["model"] == "wan-tiny"
+
+
+@pytest.mark.parametrize(("seconds", "segments"), [(10, 2), (15, 3)])
+def test_longer_clips_are_exact_whatever_the_sound_lasts(
+    tiny: Engine,
+    request_for: RequestFor,
+    tmp_path: Path,
+    seconds: int,
+    segments: int,
+) -> None:
+    short = written(tmp_path / "short.wav", speech(4.0))
+    result = tiny.generate(request_for(audio=data_uri(short), duration=seconds))
+    assert result.plan is not None and len(result.plan.segments) == segments
+    assert {segment.frames for segment in result.plan.segments} == {84}
+    assert f"Duration: 00:00:{seconds}.00" in probe(local(result.video_url))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "denoise", "decode", "encode"])
+def test_a_job_can_be_cancelled_in_every_stage(
+    tiny: Engine, request_for: RequestFor, spoken: Path, stage: str
+) -> None:
+    seen: list[str] = []
+
+    def cancelling(progress: Any) -> None:
+        seen.append(progress.stage)
+        if progress.stage == stage:
+            control.cancel()
+
+    control = Control(on_progress=cancelling)
+    with pytest.raises(Cancelled):
+        tiny.generate(request_for(audio=data_uri(spoken)), control)
+    assert seen[-1] == stage
+    assert list(tiny.settings.scratch_dir.iterdir()) == []
+
+
+# --- what is heard where -------------------------------------------------------------------------
+
+
+def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: RequestFor) -> None:
+    """At 30 frames a second a shot keeps a source frame behind its end, which moves no later
+    one."""
+    from PIL import Image
+
+    from wan_engine.schema import AudioTrack
+
+    order = replace(request_for(audio="https://example.com/a.wav", duration=15).order(), seed=1)
+    media = Media(Image.new("RGB", (640, 360)), AudioTrack(Path("a.wav"), 20.0))
+    script = Script((ScriptShot("a", 6), ScriptShot("b", 4), ScriptShot("c", 5)))
+    plan = make_plan(order, script, media, tiny.pool.rows["speech-to-video"], tiny.limits)
+    given = _Conditions(plan, media, ("first_picture", "driving_sound"))
+    found = [
+        next(one for one in given.of(shot, segment) if isinstance(one, DrivingSound))
+        for shot in plan.shots
+        for segment in shot.segments
+    ]
+    assert [one.start_seconds for one in found] == [0.0, 84 / 16, 6.0, 10.0]
+    assert {one.clip_seconds for one in found} == {15.0}
+
+
+def test_what_reaches_each_latent_frame_follows_loudness(tiny: Engine, spoken: Path) -> None:
+    """Of a network with random weights: a number of what it hears that is chosen on one half of the
+    clip follows the loudness of the other half, and none that is read a second later does."""
+    import torch
+
+    from wan_engine.families.sound_features import heard, loudness
+    from wan_engine.media.audio import AudioLimits, open_audio
+
+    with torch.inference_mode():
+        model: Any = tiny.pool.load(tiny.pool.models["speech-to-video"], Control())
+        track = open_audio(spoken.read_bytes(), tiny.settings.scratch_dir, AudioLimits(), Control())
+        sound = model.pipeline.hear(heard(track, 15.0, 1.0), 0.0, 240)
+        tokens, _ = model.pipeline.transformer._heard(sound)
+        loud = np.array(loudness(track, 16, 256)).reshape(-1, 4).mean(axis=1)
+    track.path.unlink()
+    numbers = tokens.flatten(1).double().numpy()  # [60 latent frames, ...]
+    own, late = np.log(loud[:60] + 1e-3), np.log(loud[4:64] + 1e-3)
+
+    def follows(wanted: Samples) -> float:
+        half = slice(0, 30), slice(30, 60)
+        first = np.nan_to_num(
+            np.array([np.corrcoef(wanted[half[0]], one)[0, 1] for one in numbers[half[0]].T])
+        )
+        best = int(np.abs(first).argmax())
+        return abs(float(np.corrcoef(wanted[half[1]], numbers[half[1], best])[0, 1]))
+
+    assert follows(own) > 0.8 > 0.5 > follows(late)
+
+
+# --- picture beside sound ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The probe whose brightness is its loudness, as a package of this process."""
+    folder = tmp_path / "models" / "probe-lips"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "Probe"}))
+    monkeypatch.syspath_prepend(str(PROBES))
+    models._added_models.cache_clear()
+    yield folder.parent
+    monkeypatch.undo()
+    models._added_models.cache_clear()
+
+
+def light_and_loudness(path: Path, fps: int) -> tuple[Samples, Samples]:
+    """Of each frame of a clip, and of the sound under it."""
+    read = [ffmpeg.executable(), "-v", "error", "-i", str(path)]
+    gray = [*read, "-vf", "scale=1:1:flags=area", "-f", "rawvideo", "-pix_fmt", "gray", "-"]
+    mono = [*read, "-map", "0:a", "-ac", "1", "-f", "s16le", "-"]
+    light, heard = (
+        subprocess.run(command, capture_output=True, check=True).stdout for command in (gray, mono)
+    )
+    frames = np.frombuffer(light, np.uint8).astype(float)
+    samples = np.frombuffer(heard, "<i2").astype(float)[: len(frames) * RATE // fps]
+    parts = np.array_split(samples, len(frames))
+    return frames, np.array([np.sqrt((part**2).mean()) for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("fps", "fields"),
+    [
+        ("native", {"duration": 10}),
+        (30, {"duration": 10}),
+        (30, {"duration": 15, "shot_type": "multi", "enable_prompt_expansion": True}),
+    ],
+)
+def test_picture_and_sound_are_together_through_joins_shots_and_the_clips_own_rate(
+    make_settings: MakeSettings,
+    request_for: RequestFor,
+    spoken: Path,
+    installed: Path,
+    fps: Any,
+    fields: dict[str, Any],
+) -> None:
+    values = {"speech_model": "probe-lips", "model": "none", "models_dir": installed, "fps": fps}
+    small = {"preset": "superfast", "render_area": 128 * 64, "safety": "off"}
+    engine = Engine(make_settings(interpolation="blend", **values, **small))
+    result = engine.generate(request_for(audio=data_uri(spoken), **fields))
+    assert result.plan is not None and len(result.plan.segments) > 1
+    rate = result.plan.fps
+    light, loud = light_and_loudness(local(result.video_url), rate)
+    assert len(light) == result.plan.frames
+    delays = range(-4, 5)
+    edge = slice(8, -8)
+    found = [float(np.corrcoef(np.roll(light, -delay)[edge], loud[edge])[0, 1]) for delay in delays]
+    best = int(np.argmax(found))
+    assert found[best] > 0.8 and abs(delays[best]) <= 1
