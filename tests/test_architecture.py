@@ -41,7 +41,6 @@ LAYERS = {
     "families": 6,
     "pool": 7,
     "render": 7,
-    "sound": 7,
     "engine": 8,
     "__init__": 9,
     "checks": 9,

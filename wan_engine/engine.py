@@ -25,6 +25,7 @@ from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
 from wan_engine.media.framing import subject
 from wan_engine.media.images import ImageLimits, open_image
+from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.reference_videos import (
     Reference,
@@ -59,7 +60,6 @@ from wan_engine.schema import (
     VideoResult,
 )
 from wan_engine.settings import VERSION, Settings
-from wan_engine.sound import make_sound
 from wan_engine.storage import CrashCounts, Storage, open_storage
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ class Engine:
         def once() -> AudioTrack:
             control.enter("load")
             family = cast("SoundFamily", self.pool.load(model, control))
-            return make_sound(family, plan, video, control)
+            return make_sound(family.hear, family.spec, plan, video, control)
 
         try:
             made: Sound = self.pool.run(model, once)

@@ -1,4 +1,4 @@
-"""The sound of a finished clip, made by a model that looks at it.
+"""Has a model make the sound of a finished clip, which it looks at.
 
     clip.mp4 ─ read again ─> windows at the model's fps ─ family.hear ─> cross-faded ─ loudness ─┐
         └───────────────────────── frames copied as they are ────────────────────────> muxed <───┘
@@ -9,11 +9,12 @@ The clip in the job's folder is the copy that is looked at, so that no frame is 
 from __future__ import annotations
 
 import wave
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wan_engine.catalog import ModelSpec
 from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed
 from wan_engine.media import ffmpeg
@@ -25,18 +26,18 @@ from wan_engine.plan import render_size, sound_windows
 from wan_engine.runtime.finite import not_finite
 from wan_engine.schema import AudioTrack, EncodedVideo, Plan, Shot, SoundInput, Waveform
 
-if TYPE_CHECKING:
-    from wan_engine.families.base import SoundFamily
+Hear = Callable[[SoundInput, Callable[[int], None]], Waveform]
+"""A model's `SoundFamily.hear`."""
 
 
 def make_sound(
-    family: SoundFamily, plan: Plan, video: EncodedVideo, control: Control
+    hear: Hear, spec: ModelSpec, plan: Plan, video: EncodedVideo, control: Control
 ) -> AudioTrack:
     """The sound of `video`, beside it in the job's folder: 48 kHz stereo, at one loudness.
 
     Raises `OutOfMemory`, `NotFinite`, `EncodeFailed`, or what `control` raises.
     """
-    spec, folder = family.spec, video.path.parent
+    folder = video.path.parent
     size = render_size(plan.width, plan.height, spec)
     windows = sound_windows(plan, spec)
     track = Soundtrack(spec.fps)
@@ -53,7 +54,7 @@ def make_sound(
             frames = read_window(video.path, size, spec.fps, first, window.frames, control)
             seen = _shot_at(plan, (first + window.frames / 2) / spec.fps)
             asked = SoundInput(seen.prompt, seen.sound, frames, window.seed)
-            heard = family.hear(asked, on_step)
+            heard = hear(asked, on_step)
             track.add(as_track(heard, folder / "heard.wav", control), window)
         except ffmpeg.Failed as error:
             raise EncodeFailed("The sound of the clip could not be made") from error
