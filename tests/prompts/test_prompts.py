@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_seconds_that_do_not_add_up_are_mended(
     shots = shots_of(json.dumps(reply), Task("A cat leaps", duration, multi=True))
     assert sum(whole) == duration
     assert [shot.seconds for shot in shots] == whole
+
+
+def test_what_is_to_be_heard_is_asked_for_and_taken_where_a_model_makes_sound() -> None:
+    heard = replace(SINGLE, heard=True)
+    assert '"sound"' in heard.instructions and '"sound"' not in SINGLE.instructions
+    assert heard.tokens_at_most > SINGLE.tokens_at_most
+    reply = json.dumps({"prompt": GOOD, "sound": "Rain on a roof, \u201ccome in\u201d."})
+    assert shots_of(reply, heard)[0].sound == "Rain on a roof, \u201ccome in\u201d."
+    assert shots_of(reply, SINGLE)[0].sound == ""  # nobody asked
+
+
+@pytest.mark.parametrize("sound", [None, 7, ["rain"], "", "I cannot help with that", "<|im_end|>"])
+def test_a_clip_does_without_a_sound_that_cannot_be_used(sound: object) -> None:
+    (shot,) = shots_of(json.dumps({"prompt": GOOD, "sound": sound}), replace(SINGLE, heard=True))
+    assert (shot.prompt, shot.sound) == (GOOD, "")
 
 
 def test_shots_that_are_too_many_are_joined_with_all_their_words() -> None:

@@ -427,3 +427,10 @@ def test_the_schema_is_the_page_s() -> None:
     assert properties["resolution"]["default"] == "1080p"
     assert properties["generate_audio"]["default"] is True
     assert properties["enhance_prompt"]["default"] is True
+
+
+def test_what_could_not_be_done_is_told_with_the_video() -> None:
+    done = job(state="completed", result={"warnings": ["the clip has a silent track"]})
+    told = wire.generation(done, "https://example.com/clip.mp4")
+    assert told["warnings"] == ["the clip has a silent track"]
+    assert "warnings" not in wire.generation(job(state="completed", result={}), "https://e.com/a")

@@ -404,3 +404,15 @@ def test_the_schema_that_is_shown_and_the_one_that_is_checked_agree() -> None:
         # Defaults of what is required are the page's examples, and nothing that is taken for it.
         for key in ("enum", "default") if name not in shown["required"] else ("enum",):
             assert field.get(key) == checked["properties"][name].get(key)
+
+
+def test_what_could_not_be_done_is_told_in_every_answer() -> None:
+    url, said = "https://example.com/clip.mp4", ["the clip has a silent track"]
+    done = job(state="completed", result={"warnings": said})
+    assert wire.generation(done, url)["warnings"] == said
+    assert wire.videos(done.model, 1, {"url": url}, done.warnings)["warnings"] == said
+    assert b'"warnings":["the clip has a silent track"]' in (wire.event(done, url) or b"")
+    clean = job(state="completed", result={})
+    assert "warnings" not in wire.generation(clean, url)
+    assert "warnings" not in wire.videos(clean.model, 1, {"url": url}, clean.warnings)
+    assert b"warnings" not in (wire.event(clean, url) or b"")
