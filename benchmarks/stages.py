@@ -50,6 +50,7 @@ from wan_engine.schema import (  # noqa: E402
     VideoRequest,
 )
 from wan_engine.settings import Settings  # noqa: E402
+from wan_engine.weights import choose_upscaling  # noqa: E402
 
 SIZES = ("1280*720", "1920*1080")
 DURATIONS = (5, 10, 15)
@@ -201,7 +202,7 @@ def costs(settings: Settings) -> Iterator[dict[str, Any]]:
             yield _cost("interpolation", name, (width, height), _retimed(method))
     yield _cost("upscale", "lanczos", (1920, 1080), _scaled)
     if settings.upscale_weights:
-        kind, _ = upscale.choose(settings)
+        kind, _ = choose_upscaling(settings)
         network = upscale.load(kind, settings.upscale_weights, device)
         yield _cost("upscale", kind, (1920, 1080), _enlarged(network))
 

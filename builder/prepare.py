@@ -28,7 +28,7 @@ from wan_engine.catalog import Expert, ModelSpec
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.runtime.scratch import NO_LOCKS
 from wan_engine.settings import VERSION, Settings
-from wan_engine.weights import LoraWeights, manifest
+from wan_engine.weights import LocatedLora, manifest
 from wan_engine.weights.files import read_json, sha256
 from wan_engine.weights.manifest import Fused, Manifest
 
@@ -106,7 +106,7 @@ def prepare(
     return target
 
 
-def _plans(source: Path, loras: Sequence[LoraWeights]) -> Sequence[Plan]:
+def _plans(source: Path, loras: Sequence[LocatedLora]) -> Sequence[Plan]:
     from wan_engine.families.lora import plans_for
 
     return plans_for(source, loras)
@@ -142,7 +142,7 @@ def _describe(
     spec: ModelSpec,
     source: Path,
     partial: Path,
-    loras: Sequence[LoraWeights],
+    loras: Sequence[LocatedLora],
     precision: str,
 ) -> None:
     before = manifest.read(source)

@@ -34,7 +34,7 @@ LAYERS = {
     "plan": 3,
     "weights": 4,
     "storage": 5,
-    "media": 5,
+    "media": 4,
     "safety": 5,
     "prompts": 5,
     "families": 6,

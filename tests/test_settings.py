@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 
 from wan_engine import logs
 from wan_engine.errors import ConfigurationError
-from wan_engine.settings import Lora, Settings, described, env_name
+from wan_engine.settings import OwnLora, Settings, described, env_name
 from wan_engine.settings.environment import tell_libraries
 from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.retired import RetiredSettings
@@ -146,8 +146,8 @@ def test_loras_are_read_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     written = '[{"path": "/a.safetensors", "scale": 0.8, "expert": "high"}, {"path": "b"}]'
     monkeypatch.setenv("WAN_LORA", written)
     assert Settings.load().lora == (
-        Lora(path=Path("/a.safetensors"), scale=0.8, expert="high"),
-        Lora(path=Path("b"), scale=1.0, expert="both"),
+        OwnLora(path=Path("/a.safetensors"), scale=0.8, expert="high"),
+        OwnLora(path=Path("b"), scale=1.0, expert="both"),
     )
 
 

@@ -16,7 +16,7 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import with_overrides
 from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError, EngineError, Warned
-from wan_engine.media import ffmpeg, retime, upscale
+from wan_engine.media import ffmpeg, retime
 from wan_engine.prompts import open_expander
 from wan_engine.runtime import paths, recipes, scratch
 from wan_engine.runtime.startup import Startup
@@ -83,7 +83,7 @@ def machine_checks(
         yield _checked("pool", partial(_pool, found or {}, gpu, settings))
     yield _checked("fps", lambda: _fps(settings))
     yield _checked(
-        "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))
+        "upscale", lambda: "larger pictures by {} ({})".format(*weights.choose_upscaling(settings))
     )
     yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     if stores:
@@ -238,7 +238,7 @@ def _memory(spec: ModelSpec, gpu: recipes.Gpu | None) -> str:
     return f"{gpu.usable_gb:.0f} GB free, {spec.name} needs {least_gb:.0f} GB or more"
 
 
-def _lora(located: weights.Located, lora: weights.LoraWeights) -> str:
+def _lora(located: weights.Located, lora: weights.LocatedLora) -> str:
     from wan_engine.families.lora import describe
 
     return describe(located.folder, lora)

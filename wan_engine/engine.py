@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from wan_engine import weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.choice import Choice, choose
@@ -82,7 +83,9 @@ class Engine:
         self.pool = pool = Pool(settings, real=serverless)
         self.limits = PlanLimits(settings.frame, None if settings.fps == "native" else settings.fps)
         self.safety = open_safety(settings, required=serverless, device=pool.device_beside)
-        self.postprocess = Postprocess(settings, pool.main.recipe.device)
+        self.postprocess = Postprocess(
+            settings, pool.main.recipe.device, weights.choose_upscaling(settings)
+        )
         self.expander = open_expander(settings, pool.main.recipe.device, pool.spare_gb, pool.device)
         self._token_limits = {
             task: TokenLimit(model.located.folder, model.spec.text_tokens)

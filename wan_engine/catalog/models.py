@@ -37,7 +37,7 @@ _NEGATIVE_PROMPT = (
 
 
 @dataclass(frozen=True)
-class LoraFile:
+class HubLora:
     """A LoRA on the Hub that belongs to a row. `sha256` pins what `download` accepts; None: any."""
 
     repo: str
@@ -112,7 +112,7 @@ class ModelSpec:
     text_tokens: int = 512  # Wan-Video/Wan2.2 wan/configs/shared_config.py, text_len
     repo: str | None = None
     revision: str | None = None
-    loras: tuple[LoraFile, ...] = ()
+    loras: tuple[HubLora, ...] = ()
     built: bool = False
     caveat: str = ""
     licence: str = "Apache-2.0"
@@ -223,13 +223,13 @@ _FOUR_STEP = replace(
     flow_shift_480p=None,  # distilled on one shift
     sampler="distilled-euler",
     loras=(
-        LoraFile(
+        HubLora(
             "Kijai/WanVideo_comfy",
             _KIJAI.format("HIGH"),
             "8e0a86e765ade42a1deca52eb7411348254a019147be8c4eed88c7ad465d3399",
             "high",
         ),
-        LoraFile(
+        HubLora(
             "Kijai/WanVideo_comfy",
             _KIJAI.format("LOW"),
             "09e10abd98460b66439bd77ea671e94c10fdc8251e0b986aa196d1904e3cc583",
@@ -252,8 +252,8 @@ _ROWS = (
         # No checksum of the pair could be found in public, so any file of the name is taken.
         loras=(
             *_FOUR_STEP.loras,
-            LoraFile("Kijai/WanVideo_comfy", _SVI.format("HIGH"), None, "high"),
-            LoraFile("Kijai/WanVideo_comfy", _SVI.format("LOW"), None, "low"),
+            HubLora("Kijai/WanVideo_comfy", _SVI.format("HIGH"), None, "high"),
+            HubLora("Kijai/WanVideo_comfy", _SVI.format("LOW"), None, "low"),
         ),
         download_gb=130.0,
     ),

@@ -14,7 +14,7 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.logs import quiet_libraries
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.settings.environment import tell_libraries
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
@@ -55,7 +55,7 @@ def load_family(
     spec: ModelSpec,
     folder: Path,
     recipe: Recipe,
-    loras: tuple[LoraWeights, ...] = (),
+    loras: tuple[LocatedLora, ...] = (),
     on_bytes: OnBytes = lambda done, total: None,
 ) -> Family:
     """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models.

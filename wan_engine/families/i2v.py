@@ -35,7 +35,7 @@ from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, Clip, Condition, FirstPicture, Frames, SegmentInput
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class ImageToVideo:
         spec: ModelSpec,
         folder: Path,
         recipe: Recipe,
-        loras: tuple[LoraWeights, ...] = (),
+        loras: tuple[LocatedLora, ...] = (),
         on_bytes: OnBytes = lambda _done, _all: None,
     ) -> ImageToVideo:
         """Weights from a folder in diffusers layout, one network at a time. `on_bytes` is told how

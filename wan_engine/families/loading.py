@@ -31,7 +31,7 @@ from wan_engine.families.tokens import faithful
 from wan_engine.runtime import memory
 from wan_engine.runtime.faults import chain
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 from wan_engine.weights.lora_keys import shown
 
@@ -47,7 +47,7 @@ _TOLD_EVERY_BYTES = 64 * 1024 * 1024
 def load_pipeline(
     folder: Path,
     recipe: Recipe,
-    loras: Sequence[LoraWeights] = (),
+    loras: Sequence[LocatedLora] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
     pipeline_class: Any = ContinuingPipeline,
 ) -> Any:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from wan_engine.catalog import Expert
 from wan_engine.errors import ConfigurationError, Warned
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_file import Adapter, Tensor, read_header, shapes
 from wan_engine.weights.lora_keys import (
     Change,
@@ -55,7 +55,7 @@ _NORM_FLOOR = 1e-12  # of a row of zeros
 class Plan:
     """What is to be done with a file: the changes of each expert, and the keys without use."""
 
-    lora: LoraWeights
+    lora: LocatedLora
     changes: Mapping[Expert, Sequence[Change]]
     adapter: Adapter
     weights: int
@@ -80,7 +80,7 @@ def tell_fused(plans: Sequence[Plan]) -> None:
         log.log(logging.WARNING if one.unused else logging.INFO, "fused %s", one.describe())
 
 
-def plans_for(folder: Path, loras: Sequence[LoraWeights]) -> list[Plan]:
+def plans_for(folder: Path, loras: Sequence[LocatedLora]) -> list[Plan]:
     """What will be done with LoRA files and the checkpoint in `folder`, of which the headers alone
     are read: what is wrong is told before minutes of loading."""
     if not loras:
@@ -93,7 +93,7 @@ def plans_for(folder: Path, loras: Sequence[LoraWeights]) -> list[Plan]:
     return [plan(lora, parameters) for lora in loras]
 
 
-def describe(folder: Path, lora: LoraWeights) -> str:
+def describe(folder: Path, lora: LocatedLora) -> str:
     """What a LoRA file does to the checkpoint in `folder`, `Warned` where a part of it has no use;
     every number of it is looked at. Raises `ConfigurationError` as `plans_for` does."""
     (planned,) = plans_for(folder, [lora])
@@ -105,7 +105,7 @@ def describe(folder: Path, lora: LoraWeights) -> str:
     return Warned(planned.describe()) if planned.unused else planned.describe()
 
 
-def plan(lora: LoraWeights, parameters: Mapping[Expert, Parameters]) -> Plan:
+def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> Plan:
     """Hold a file against the experts' parameters. Raises `ConfigurationError` for a file that is
     none, fits nothing, or has more weights without use than it may."""
     targets: tuple[Expert, ...] = ("high", "low") if lora.expert == "both" else (lora.expert,)
@@ -293,7 +293,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return all(math.isfinite(end.item()) for end in tensor.aminmax())
 
 
-def _refuse_float8(lora: LoraWeights, parameters: Parameters) -> None:
+def _refuse_float8(lora: LocatedLora, parameters: Parameters) -> None:
     if any(one.dtype in _FLOAT8 for one in parameters.values()):
         raise ConfigurationError(
             f"{lora.path.name} is not fused: this checkpoint is stored in float8, which is too "
@@ -302,7 +302,7 @@ def _refuse_float8(lora: LoraWeights, parameters: Parameters) -> None:
 
 
 def _refusal(
-    lora: LoraWeights, counted: Sequence[str], unused: Sequence[str], why: Mapping[str, str]
+    lora: LocatedLora, counted: Sequence[str], unused: Sequence[str], why: Mapping[str, str]
 ) -> str:
     """Which keys are without use and why, with what the operator may do."""
     name, reasons = lora.path.name, _reasons(unused, why)

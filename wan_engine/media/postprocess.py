@@ -1,6 +1,6 @@
-"""Turns the model's frames into the clip's: larger pictures, then more frames per second.
+"""Turns the model's frames into the clip's: it enlarges them, then adds frames between them.
 
-The constructor decides how. Networks for it are loaded together with the model.
+Its networks are loaded together with the model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _NETWORKS = ("realesrgan", "kandinsky-sr")
 
 
 class Postprocess:
-    """Raises `ConfigurationError` when it is made or loaded, if a setting names something that is
-    not here."""
+    """Enlarges and retimes a stream of frames. `upscaling` is the way to larger frames and why
+    (`weights.choose_upscaling`). Raises `ConfigurationError`, in the constructor and in `load`,
+    when a setting names something that this machine lacks."""
 
-    def __init__(self, settings: Settings, device: str) -> None:
+    def __init__(self, settings: Settings, device: str, upscaling: tuple[str, str]) -> None:
         self._settings = settings
         self._device = device
         self.interpolation, self._interpolation_reason = retime.choose(settings)
-        self.upscaling, self._upscaling_reason = upscale.choose(settings)
+        self.upscaling, self._upscaling_reason = upscaling
         self._rife: Rife | None = None
         self._upscaler: upscale.Upscaler | None = None
 

@@ -20,13 +20,13 @@ from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.gpu import GpuSettings
 from wan_engine.settings.jobs import JobSettings
 from wan_engine.settings.media import InputSettings, OutputSettings, ShapeSettings
-from wan_engine.settings.model import Lora, ModelSettings
+from wan_engine.settings.model import ModelSettings, OwnLora
 from wan_engine.settings.prompts import PromptSettings, SafetySettings
 from wan_engine.settings.retired import RetiredSettings
 from wan_engine.settings.storage import StorageSettings
 from wan_engine.settings.values import cleaned, secret_parts, url
 
-__all__ = ["VERSION", "Described", "Lora", "Settings", "described", "env_name", "secret_values"]
+__all__ = ["VERSION", "Described", "OwnLora", "Settings", "described", "env_name", "secret_values"]
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""

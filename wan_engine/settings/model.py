@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Lora(BaseModel):
+class OwnLora(BaseModel):
     """A LoRA file of the operator's own, fused into the experts when the model is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class ModelSettings(BaseModel):
         default=Path("~/.cache/wan_engine"),
         description="Where the tiny checkpoints are kept once built, and what clips took",
     )
-    lora: tuple[Lora, ...] = Field(
+    lora: tuple[OwnLora, ...] = Field(
         default=(),
         description="LoRA files to fuse, as JSON: "
         '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; '

@@ -12,7 +12,7 @@ from wan_engine.weights.download import (
 from wan_engine.weights.models import (
     TASK_SETTINGS,
     Located,
-    LoraWeights,
+    LocatedLora,
     configured,
     locate,
     missing_files,
@@ -30,13 +30,15 @@ from wan_engine.weights.small_models import (
     resolve_classifier,
     resolve_writer,
 )
+from wan_engine.weights.upscaler import choose_upscaling
 
 __all__ = [
     "TASK_SETTINGS",
     "Located",
     "LocatedClassifier",
+    "LocatedLora",
     "LocatedWriter",
-    "LoraWeights",
+    "choose_upscaling",
     "configured",
     "configured_classifiers",
     "download",

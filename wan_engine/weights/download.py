@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_engine import toy
-from wan_engine.catalog import ClassifierKind, LoraFile
+from wan_engine.catalog import ClassifierKind, HubLora
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import hub_errors, manifest
@@ -206,7 +206,7 @@ def _fetch(source: _Source, tell: Tell) -> Path:
         )
 
 
-def _fetch_lora(lora: LoraFile, tell: Tell) -> None:
+def _fetch_lora(lora: HubLora, tell: Tell) -> None:
     from huggingface_hub import hf_hub_download
 
     tell(f"fetching {lora.repo}: {lora.path}" + ("" if lora.sha256 else " (checksum not pinned)"))

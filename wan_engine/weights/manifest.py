@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from wan_engine.catalog import LoraFile
+from wan_engine.catalog import HubLora
 from wan_engine.errors import ModelMissing
 from wan_engine.weights.files import read_json, sha256
 
@@ -38,7 +38,7 @@ class Fused:
     scale: float
     expert: str
 
-    def is_from(self, lora: LoraFile) -> bool:
+    def is_from(self, lora: HubLora) -> bool:
         """Whether this is the LoRA file of a catalogue's row, at its scale."""
         same = (self.file, self.scale, self.expert)
         pinned = lora.sha256 is None or lora.sha256 == self.sha256

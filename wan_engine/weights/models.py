@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wan_engine import toy
-from wan_engine.catalog import FALLBACK, Expert, LoraFile, ModelSpec, infer, known_models
+from wan_engine.catalog import FALLBACK, Expert, HubLora, ModelSpec, infer, known_models
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.schema import Task
 from wan_engine.settings import Settings, env_name
@@ -24,7 +24,7 @@ TASK_SETTINGS: Mapping[Task, str] = {
 
 
 @dataclass(frozen=True)
-class LoraWeights:
+class LocatedLora:
     """A LoRA file on disk, for one expert or both. `unused` is the share of its weights that the
     model may have no layer for."""
 
@@ -40,7 +40,7 @@ class Located:
 
     spec: ModelSpec
     folder: Path
-    loras: tuple[LoraWeights, ...] = ()
+    loras: tuple[LocatedLora, ...] = ()
 
 
 def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Located:
@@ -155,7 +155,7 @@ def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Locat
     where somebody has `named` that."""
     if spec.built:
         return Located(spec, toy.cached(spec.name, settings), own_loras(settings, spec))
-    loras: tuple[LoraWeights, ...] | None = None
+    loras: tuple[LocatedLora, ...] | None = None
 
     def usable(folder: Path) -> bool:
         nonlocal loras
@@ -196,7 +196,7 @@ def missing_files(folder: Path) -> list[str]:
     return manifest.absent(folder) or missing_in_layout(folder)
 
 
-def own_loras(settings: Settings, spec: ModelSpec) -> tuple[LoraWeights, ...]:
+def own_loras(settings: Settings, spec: ModelSpec) -> tuple[LocatedLora, ...]:
     """The files that WAN_LORA names, which are for the model of WAN_MODEL. Raises
     `ConfigurationError` for one that is not there."""
     if spec.task != "image-to-video":
@@ -205,12 +205,12 @@ def own_loras(settings: Settings, spec: ModelSpec) -> tuple[LoraWeights, ...]:
         if not lora.path.is_file():
             raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
     return tuple(
-        LoraWeights(lora.path, lora.scale, lora.expert, settings.lora_unused)
+        LocatedLora(lora.path, lora.scale, lora.expert, settings.lora_unused)
         for lora in settings.lora
     )
 
 
-def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LoraWeights, ...] | None:
+def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LocatedLora, ...] | None:
     """The row's LoRA files that the weights in `folder` still need; None when one of them is
     missing, or when the weights have others in them and so are not this model, or are in float8,
     to which nothing is added."""
@@ -219,14 +219,14 @@ def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LoraWeigh
         return None
     found = [(_lora_path(lora, settings), lora) for lora in left]
     loras = tuple(
-        LoraWeights(path, lora.scale, lora.expert, settings.lora_unused)
+        LocatedLora(path, lora.scale, lora.expert, settings.lora_unused)
         for path, lora in found
         if path
     )
     return loras if len(loras) == len(found) else None
 
 
-def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[LoraFile, ...] | None:
+def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[HubLora, ...] | None:
     found = manifest.read(folder)
     fused = found.fused if found else ()
     left = tuple(lora for lora in spec.loras if not any(one.is_from(lora) for one in fused))
@@ -240,7 +240,7 @@ def _prepared_as(folder: Path) -> ModelSpec | None:
     return spec if spec and _left_to_fuse(spec, folder) == () else None
 
 
-def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
+def _lora_path(lora: HubLora, settings: Settings) -> Path | None:
     beside = settings.models_dir / "loras" / Path(lora.path).name
     if beside.is_file():
         return beside
