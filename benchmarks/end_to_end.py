@@ -1,4 +1,5 @@
-"""From a request to its mp4: the engine against plain diffusers, in wall time and host memory.
+"""Measures the engine against plain diffusers, from a request to its mp4: wall time and host
+memory.
 
 Both sides begin with a prompt, a decoded photo and loaded weights of `wan-tiny`, and end with a
 finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain is

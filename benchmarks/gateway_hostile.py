@@ -1,5 +1,5 @@
-"""What hostile callers do to everybody else: the gateway's peak memory, and how long `/healthz`
-takes meanwhile for somebody at another address.
+"""Measures the gateway under hostile callers: its peak memory, and how long `/healthz` takes for
+another address meanwhile.
 
 The gateway is a process of its own whose engine renders nothing, on loopback; what is sent at it is
 bounded in count and time. One line of JSON a case.

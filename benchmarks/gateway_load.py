@@ -1,5 +1,5 @@
-"""Many clients at one gateway: how long `status` takes beside a bare route, and whether a job is
-lost.
+"""Measures one gateway under many clients: how long `status` takes compared with a bare route, and
+whether a job is lost.
 
 The gateway is a process of its own whose engine renders nothing. Each client submits its jobs one
 after the other and asks for the status once a second until it is final; beside each such question

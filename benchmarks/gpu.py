@@ -1,4 +1,4 @@
-"""What a GPU does with full-size Wan networks, part by part, and where the roofline is.
+"""Measures full-size Wan networks on a GPU, part by part, against the roofline.
 
 Random weights of the real sizes: honest for time and memory, not for quality. Needs torch,
 transformers and diffusers, and what the worker needs for `decode`, `job` and `cards`. Each part

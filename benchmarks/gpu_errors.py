@@ -1,4 +1,4 @@
-"""How far attention in 8 bits is from exact attention, on numbers of several kinds.
+"""Measures the error of 8-bit attention against exact attention, on numbers of several kinds.
 
 On a machine without the kernel it is emulated: the same float8 numbers, probabilities and output
 rounded as cuDNN does, sums in float32.

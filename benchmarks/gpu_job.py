@@ -1,4 +1,4 @@
-"""A whole clip on this device with full-size random networks: the engine against stock diffusers.
+"""Renders a whole clip with full-size random networks: the engine against stock diffusers.
 
 Both sides have the same networks, prompt, picture, steps and frames. Ours goes through
 `Engine.generate`, from a data URI to a stored mp4; stock is `WanImageToVideoPipeline` as its

@@ -1,5 +1,5 @@
-"""What loading takes, from files to the device: stock diffusers for one expert, and the worker's
-line for a whole model, with the most host memory that it takes.
+"""Measures loading from files to the device, and its peak of host memory: stock diffusers for one
+expert, the worker's loader for a whole model.
 
 The folder holds one expert, which both names lead to: half the disk, the same work.
 """

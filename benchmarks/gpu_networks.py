@@ -1,4 +1,4 @@
-"""Full-size networks with random weights, made on the device in seconds, and a timer for them.
+"""Makes full-size networks with random weights on the device, in seconds, and times them.
 
 Compute time and memory do not depend on the values of the weights; quality does, and nothing here
 says anything of it. Configurations: Wan-Video/Wan2.2 `wan/configs/`, as converted for diffusers.

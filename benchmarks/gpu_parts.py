@@ -1,4 +1,4 @@
-"""What one part of a clip costs on this device: each function yields one case after the other.
+"""Measures the parts of a clip on this device. Each function yields one case after the other.
 
 A case that fails yields the error in place of a figure: kernels differ between GPUs and versions,
 and the rest should still be measured.

@@ -1,5 +1,5 @@
-"""The start of a worker as in the image: load, warm-up with compilation, the first job and the
-second; then a second start in a process of its own, with the code that the first one kept.
+"""Measures the start of a worker as in the image: load, warm-up with compilation, the first two
+jobs; then a second start in another process with the code that the first one compiled.
 
 The folder has ten layers an expert, so seconds of loading are a quarter of a real model's.
 """

@@ -1,4 +1,5 @@
-"""A whole job for each size and duration: seconds a stage and peak memory over the loaded model.
+"""Measures a whole job for each size and duration: seconds per stage, and peak memory above the
+loaded model.
 
 Every case is a process of its own, a job through `Engine.generate` after a first one of 5 s that is
 not measured (what libraries do once). Memory is of this process and the ffmpeg processes it starts,

@@ -1,5 +1,5 @@
-"""`make docs`: writes every generated file: tables and drawings of the pages, and what Runpod's Hub
-reads.
+"""Writes every generated file: tables and drawings of the pages, and the files of Runpod's Hub
+(`make docs`).
 
 python -m builder.docs          writes them
 python -m builder.docs --check  names those that are stale, with exit code 1; writes nothing

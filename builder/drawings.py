@@ -1,5 +1,5 @@
-"""The drawings of the docs, as SVG: the line from a request to an mp4, the gateway, and what
-segments are given.
+"""Draws the SVG files of the docs: the line from a request to an mp4, the gateway, and the masks of
+segments.
 
 SVG that we write ourselves looks the same on GitHub and in the docs, and is loaded from nowhere.
 """

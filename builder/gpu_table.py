@@ -1,4 +1,4 @@
-"""The table of cards: what each does with the four-step model, measured or estimated.
+"""Builds the table of cards: what each does with the four-step model, measured or estimated.
 
 One card was measured, with exact attention. The others are estimated from it by what their data
 sheets say, so the ratio between two rows is better known than a row.

@@ -1,5 +1,5 @@
-"""Make one ready set of weights from a catalogue row: LoRA files fused, networks in the precision
-in which they run, a manifest with hashes.
+"""Prepares a set of weights from a row of the catalogue: LoRA files fused, networks in their final
+precision, a manifest with hashes.
 
 A worker that starts from such a set reads a third to a half of what is published and fuses nothing.
 Networks are loaded, fused and saved one after the other, so that the host needs memory for one.

@@ -1,4 +1,4 @@
-"""`.runpod/hub.json` and `.runpod/tests.json`, made from the settings and the catalogue.
+"""Builds `.runpod/hub.json` and `.runpod/tests.json` from the settings and the catalogue.
 
 `make docs` writes them.
 Schema: docs.runpod.io, hub/publishing-guide.

@@ -301,7 +301,7 @@ def test_a_refusal_is_one_sentence_that_says_where_to_look(monkeypatch: pytest.M
     monkeypatch.setenv("WAN_STEPS", "four")
     sentence = refusal()
     assert sentence.isprintable()
-    assert sentence.endswith(" `python -m wan_engine settings` lists what it takes.")
+    assert sentence.endswith(" `python -m wan_engine settings` describes each setting.")
 
 
 def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +395,7 @@ def test_a_setting_that_nobody_needs_is_read_with_what_to_do_now(
     assert caplog.text == ""
     monkeypatch.setenv("WAN_IN_FLIGHT_KEY_BYTES", "2048")
     assert Settings.load().in_flight_of_key_bytes == 2048
-    assert "WAN_IN_FLIGHT_KEY_BYTES is still used, but no longer needed: " in caplog.text
+    assert "WAN_IN_FLIGHT_KEY_BYTES is deprecated: " in caplog.text
     assert "unset it" in caplog.text
 
 

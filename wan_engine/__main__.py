@@ -1,4 +1,4 @@
-"""`python -m wan_engine`, which is installed as `wan-engine`: the commands are in `cli/`."""
+"""Runs the command line: `python -m wan_engine`, or `wan-engine` once the package is installed."""
 
 from __future__ import annotations
 

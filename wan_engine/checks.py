@@ -1,5 +1,4 @@
-"""What a job needs on this machine, looked at one by one before anything is loaded: by `doctor`, a
-worker, the gateway's engine and `generate`, all by one list."""
+"""Checks what a job needs on this machine, before any weights are loaded."""
 
 from __future__ import annotations
 

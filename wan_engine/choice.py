@@ -1,6 +1,5 @@
-"""Which model serves an order here, and why. A pure function of the order and the models that are
-configured; a table in the tests shows it.
-"""
+"""Chooses the model that serves an order, and says why. A pure function of the order and the models
+that are configured; a table in the tests shows it."""
 
 from __future__ import annotations
 

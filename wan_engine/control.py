@@ -1,5 +1,5 @@
-"""One object a job: who it is, whether it must stop, how far it is. Every verb of the engine takes
-it.
+"""Carries a job's identity, cancellation, deadlines and progress through every step. Every verb of
+the engine takes it.
 
 It knows nothing of what the work is.
 """

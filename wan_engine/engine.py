@@ -1,5 +1,4 @@
-"""The straight line from a request to a stored mp4: prepare, plan, render, publish. Nothing
-else."""
+"""Turns a request into a stored mp4: prepare, plan, render, publish. Nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What can go wrong, as one tree. `str(error)` is always the sentence for the caller: no path, host
-or traceback.
+"""Defines every error of the engine, as one tree. `str(error)` is always the sentence for the
+caller: no path, host or traceback.
 
 EngineError               something failed that is nobody's input
 |- InvalidRequest         a field of the request is wrong; the caller can mend it

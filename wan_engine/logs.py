@@ -1,4 +1,4 @@
-"""How log lines look, and what never gets into one: signatures, credentials, pictures.
+"""Formats log lines, and keeps signatures, credentials and media out of them.
 
 Prompts are never given to a logger at INFO in the first place.
 """

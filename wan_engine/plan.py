@@ -1,5 +1,4 @@
-"""From an order to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no
-torch."""
+"""Turns an order into exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no torch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The device and the models on it: which are configured, how each is run, which of them are loaded,
-and a leaner way when memory does not suffice. It knows no request and no clip.
+"""Manages the device and its models: which are configured and loaded, how each runs, and a leaner
+recipe if memory runs out. It knows no request and no clip.
 
     on disk ── load ──> on the device ── put away ──> in host memory, where that has room
        ^                     ^                            │      └──> else dropped

@@ -1,5 +1,5 @@
-"""What a clip costs by the hosted price table (seed page "Cost calculation"), so that clients'
-accounting goes on."""
+"""Computes the price of a clip from the hosted price table (seed page "Cost calculation"), so that
+clients can go on accounting as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream of one clip: segments to latents to frames to mp4.
+"""Streams one clip: segments to latents to frames to mp4.
 
     plan.shots ─ segment ─ conditions ─ family ─> chunks of frames, and their sound
                                ^                       │             │

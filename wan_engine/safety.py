@@ -1,5 +1,5 @@
-"""The safety checker: a guard for prompts, and a classifier for the image and one frame per second
-of the clip.
+"""Checks prompts with a guard model, and images and one frame per second of the clip with a
+classifier.
 
 It knows text and pictures, not requests or models. The catalogue says what is flagged, `weights`
 where the files are. Both classifiers run through transformers' own classes; no code from a

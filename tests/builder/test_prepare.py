@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_the_manifest_says_what_the_set_was_made_of(row: ModelSpec, settings: Se
         ("high.safetensors", 1.0, "high"),
         ("low.safetensors", 0.5, "low"),
     ]
-    assert made.precision == "bfloat16" and made.made_with["torch"] == torch.__version__
+    assert made.precision == "bfloat16" and made.made_with["torch"] == version("torch")
     weights.verify(target)
 
 

@@ -1,4 +1,4 @@
-"""The safety checker's classifiers, as data, and which of their verdicts flag something."""
+"""Lists the safety classifiers, and which of their verdicts count as unsafe."""
 
 from __future__ import annotations
 

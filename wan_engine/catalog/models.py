@@ -1,4 +1,5 @@
-"""The models this engine knows, as data. A new checkpoint is a new row here and nothing else.
+"""Lists the video models and the settings that each was trained for. A new checkpoint is a new row
+here and nothing else.
 
 Rows of others come by entry points: a package that names a sequence of `ModelSpec` under
 `wan_engine.models` adds them, and a row's `family` may be the class itself, as `module:Class`.

@@ -1,4 +1,4 @@
-"""The catalogue's row with what the operator set differently."""
+"""Applies the settings of the operator to a row of the catalogue."""
 
 from __future__ import annotations
 

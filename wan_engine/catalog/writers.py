@@ -1,4 +1,4 @@
-"""The models that expand prompts, as data."""
+"""Lists the models that expand prompts."""
 
 from __future__ import annotations
 

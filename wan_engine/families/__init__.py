@@ -1,5 +1,5 @@
-"""The model families, by the name that catalogue rows use. Nothing heavy is imported until one is
-asked for."""
+"""Names the model families for the rows of the catalogue, and loads them. Nothing heavy is imported
+until one is asked for."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Self-attention in 8 bits by cuDNN (package nvidia-cudnn-frontend): about a third of the time off
-the part of a step that takes most of it.
+"""Computes self-attention in 8 bits with cuDNN (package nvidia-cudnn-frontend), which takes about a
+third off the longest part of a step.
 
 The kernel takes query and key as float8_e4m3fn with one scale each. What leaves their products as
 they are, and makes the numbers even before they are rounded:

@@ -1,4 +1,4 @@
-"""What every family offers, and the streamed decode that all Wan VAEs share."""
+"""Defines the interface of a model family, and the streamed decode that all Wan VAEs share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stock image-to-video pipeline with a condition that may be more than one image.
+"""Extends the stock image-to-video pipeline with conditions of more than one image.
 
 Only `prepare_latents` differs; loop, schedule and experts are those of diffusers 0.42.1.
 """

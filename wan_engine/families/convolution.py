@@ -1,4 +1,4 @@
-"""The VAE's convolutions on a CPU: by oneDNN, whatever their size.
+"""Runs the VAE's convolutions through oneDNN on a CPU, whatever their size.
 
 torch (2.13) takes oneDNN where batch * channels * frames * rows is over 20480, a rule made for
 pictures, whose columns are the fourth number. Smaller ones go to `slow_conv3d`, which first writes

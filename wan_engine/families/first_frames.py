@@ -1,4 +1,5 @@
-"""The first frames of a clip and grey behind them, encoded without computing the same twice.
+"""Encodes the first frames of a clip and the grey frames behind them, without computing the same
+frames twice.
 
 It knows the encoder of the Wan VAE (diffusers 0.42.1), not pipelines.
 """

@@ -1,5 +1,5 @@
-"""Matrices in float8_e4m3fn with a scale a row: half the memory of bfloat16, and on Ada, Hopper and
-Blackwell up to twice its speed once the blocks are compiled."""
+"""Stores weight matrices in float8_e4m3fn with one scale per row: half the memory of bfloat16, and
+up to twice its speed on Ada, Hopper and Blackwell once the blocks are compiled."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Wan image-to-video on the stock diffusers pipeline, both kinds: two experts (Wan2.2-I2V-A14B, one
-expert as in Wan2.1 too) and `expand_timesteps` (Wan2.2-TI2V-5B).
+"""Runs Wan image-to-video on the stock diffusers pipeline: A14B with two experts (or one, as in
+Wan2.1), and TI2V-5B with `expand_timesteps`.
 
 It knows latents, schedules and experts; it does not know requests, clips or files other than
 weights.

@@ -1,5 +1,5 @@
-"""A pipeline from its files, as a line: each network is read, LoRA files are fused, it is converted
-and placed, and then the next one is read. An expert goes block by block.
+"""Loads a pipeline network by network: read one, fuse its LoRA files, convert it, place it, and go
+on to the next. An expert goes block by block.
 
 So host memory holds what the recipe keeps there, and beside it a few blocks, or at first the text
 encoder. Small parts (tokenizer, scheduler) and their rules are diffusers' own: it is given the

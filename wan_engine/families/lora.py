@@ -1,4 +1,4 @@
-"""LoRA files, added into a network's own weights for good: they cost no time at a job.
+"""Fuses LoRA files into the weights of a network, so that they cost no time per job.
 
 Every tensor of a file is used or named. What is done is what the files' makers define:
 

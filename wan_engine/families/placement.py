@@ -1,5 +1,5 @@
-"""A recipe applied to networks and their pipeline, in the one order that works: float8, attention,
-step cache, place, compile."""
+"""Applies a recipe to networks and their pipeline in the only order that works: float8, attention,
+step cache, placement, compilation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Prompt embeddings: made once for each text, with the text encoder where the recipe has it."""
+"""Computes the embeddings of each prompt once, with the text encoder where the recipe has placed
+it."""
 
 from __future__ import annotations
 

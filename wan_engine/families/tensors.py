@@ -1,4 +1,4 @@
-"""The tensors of a folder of safetensors files, several read at a time.
+"""Reads the tensors of a folder of safetensors files, several at a time.
 
 Files are read and not mapped: over a network a mapped file comes in small pieces, and what was read
 is gone when its tensor is. Memory beside the tensors that are given: a few on their way.

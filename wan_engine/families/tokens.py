@@ -1,4 +1,4 @@
-"""The tokenizer as its file has it.
+"""Loads the tokenizer exactly as its file defines it.
 
 transformers (5.23) makes the tokenizers that it knows anew from the vocabulary, and drops what else
 `tokenizer.json` says, such as normalizers of other kinds than its own. The text encoder was trained

@@ -1,5 +1,5 @@
-"""Reference-to-video on the stock VACE pipeline, with two experts (Wan2.2-VACE-Fun-A14B) or one
-(Wan2.1-VACE-14B); text-to-video where there are no references.
+"""Runs reference-to-video on the stock VACE pipeline, with two experts (Wan2.2-VACE-Fun-A14B) or
+one (Wan2.1-VACE-14B), and text-to-video if there are no references.
 
 The condition of diffusers 0.42.1, which has 96 channels, the references in front on the time axis:
 

@@ -1,4 +1,4 @@
-"""The gateway on one page: what is opened for a job, in the order in which it goes through.
+"""Builds the gateway, and opens its parts in the order in which a job passes through them.
 
 POST /v2/wan-2-6-i2v/run
   http/connection.py      bounds the bytes and seconds of whatever a caller sends

@@ -1,4 +1,4 @@
-"""Work that goes on beside everything else, for as long as the gateway is open."""
+"""Runs background tasks for as long as the gateway is open."""
 
 from __future__ import annotations
 

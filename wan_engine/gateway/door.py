@@ -1,4 +1,4 @@
-"""What a door is: one hosted API in front of the jobs. The doors themselves are in `doors/`."""
+"""Defines a door: one hosted API in front of the jobs. The doors themselves are in `doors/`."""
 
 from __future__ import annotations
 

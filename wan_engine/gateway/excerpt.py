@@ -1,4 +1,4 @@
-"""The part of a caller's request that is small enough to be kept in memory and shown again."""
+"""Cuts a request down to the part that is small enough to keep in memory and to show again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nouns of the gateway: a job, what a door asks for, and the states that a job goes through.
+"""Defines a job, a request to a door, and the states of a job.
 
 queued -> running -> completed | failed | expired
 queued, running -> cancelled          queued -> failed (a wrong request), expired

@@ -1,4 +1,4 @@
-"""Who is calling: keys by their hash, and how often each may call."""
+"""Authenticates callers by the hash of their key, and limits how often each may call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Addresses of finished clips: the store's own, or signed ones of this gateway for its own files.
+"""Makes the URLs of finished clips: the store's own, or signed URLs of this gateway for local
+files.
 
 A signature is good for one file until one second, and is the same at every poll.
 """

@@ -1,4 +1,4 @@
-"""Which hosts are this machine itself."""
+"""Tells which hosts are this machine itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The document of all doors, `/openapi.json`."""
+"""Builds `/openapi.json`, the document of all doors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a job would be rendered and stored now: what of this machine is looked at meanwhile."""
+"""Tells whether this machine could render and store a job now."""
 
 from __future__ import annotations
 

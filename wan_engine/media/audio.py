@@ -1,5 +1,4 @@
-"""Turns a stranger's bytes into sound that is safe to mux: it decodes them once into a WAV file of
-ours.
+"""Decodes audio from untrusted bytes once, into a WAV file that is safe to mux.
 
 ffmpeg sees the bytes only as a local file, with a named demuxer, a whitelist of protocols and
 formats, and a time limit, so no playlist or script inside them can make it open anything else.

@@ -1,4 +1,4 @@
-"""Fetches the bytes behind a request's URL or data URI, within a size and a time.
+"""Downloads a URL or decodes a data URI of a request, within a limit of bytes and seconds.
 
 The URL comes from a stranger. It may name this machine or its neighbours, and its server may drip,
 lie or never end. The runpod SDK's parts dial a checked address; the deadline, the stricter address

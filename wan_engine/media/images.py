@@ -1,4 +1,4 @@
-"""Turns a stranger's bytes into an upright 8-bit RGB picture, and fits it to a model's size.
+"""Decodes an untrusted image into an upright 8-bit RGB picture, and fits it to a model's size.
 
 The content decides, never a name or a declared type. Every limit is checked before pixels are
 decoded.

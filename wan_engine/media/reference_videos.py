@@ -1,5 +1,4 @@
-"""Turns a stranger's picture or video into pictures of the subject that it shows, and the sound of
-its voice.
+"""Decodes an untrusted image or video into pictures of its subject, and the sound of its voice.
 
 A video goes the way of a sound (`audio.py`): ffmpeg sees it only as a local file, with a named
 demuxer, whitelists of protocols, formats and codecs, and limits of time, pixels and memory. What

@@ -1,4 +1,4 @@
-"""Prompt expansion: from the caller's words to a script, by a model or without one.
+"""Expands the prompt of a caller into a script, with a model or without one.
 
 Whatever a model answers, or does not, a job never fails of it: the template's text is used then,
 and the result says so.

@@ -1,4 +1,4 @@
-"""The writer on this machine: a Qwen-VL checkpoint with transformers.
+"""Expands prompts on this machine, with a Qwen-VL checkpoint in transformers.
 
 Without its processor class, which needs torchvision: the tokenizer and the image processor's PIL
 form do the same. Torch is imported when the weights are.

@@ -1,4 +1,4 @@
-"""From a model's raw answer to shots that can be used, or a reason why not. Pure functions: the
+"""Parses a model's raw answer into usable shots, or says why it cannot be used. Pure functions: the
 answer is a stranger's text."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The writer behind an OpenAI-compatible URL: vLLM, Ollama, llama.cpp, a hosted one.
+"""Expands prompts on an OpenAI-compatible server: vLLM, Ollama, llama.cpp or a hosted one.
 
 The URL is the operator's own, so private addresses are allowed; what comes back is not trusted. No
 redirect is followed, as the key would go with it. The standard library's client, because its socket

@@ -1,4 +1,5 @@
-"""How a prompt points at its references: `character1`, `@Video1`, `@Image1`, by their order.
+"""Reads how a prompt names its references: `character1`, `@Video1`, `@Image1`, numbered in their
+order.
 
 The hosted APIs bind references by these names. Open models bind them by description, so the names
 become words.

@@ -1,4 +1,5 @@
-"""What a writer is asked: our instructions, the caller's words as data, and how a writer fails."""
+"""Defines the task of a prompt writer: our instructions, the caller's prompt as data, and the
+writer's errors."""
 
 from __future__ import annotations
 

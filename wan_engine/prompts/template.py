@@ -1,5 +1,5 @@
-"""Expansion without a model: the caller's words first, then what image-to-video models need to be
-told. The same words for the same request."""
+"""Expands prompts without a model: the caller's words first, then fixed phrases for image-to-video
+models. The same words for the same request."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How much of a prompt the model's text encoder reads: a number of tokens, counted as the pipeline
-counts them.
+"""Counts the tokens of a prompt as the pipeline counts them, to tell how much of it the text
+encoder reads.
 
 transformers and diffusers are imported when a text is so long that it must be counted.
 """

@@ -1,5 +1,5 @@
-"""What torch compiled, kept in a file from one start to the next: on a network volume for all
-workers of an endpoint.
+"""Keeps the code that torch compiled in a file for later starts. On a network volume, all workers
+of an endpoint share it.
 
 A file is for one version of torch, Triton and diffusers, one kind of GPU, one model and one recipe;
 what is in it is trusted like the weights beside it.

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of the machine, or of the container that it is in."""
+"""Counts the cores that this process may use, of the machine or of its container."""
 
 from __future__ import annotations
 

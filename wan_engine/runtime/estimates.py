@@ -1,5 +1,5 @@
-"""Remembers how long clips took on this machine, so that a plan can say what the next one takes,
-and a job that cannot end in its time is not started.
+"""Remembers how long clips took on this machine, so that a plan can show the expected time and a
+job that cannot end in time is not started.
 
 It keeps a few numbers for each kind of work: seconds per frame that the model samples. These are
 guesses from the last clips of that kind; before the first there are none.

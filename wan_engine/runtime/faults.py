@@ -1,5 +1,5 @@
 """Tells from an exception of torch whether the accelerator ran out of memory or may be broken, and
-checks whether the device still computes.
+checks whether it still computes.
 
 A CUDA context that failed once fails everything after it, so its process has to end. cuBLAS, cuDNN,
 NCCL and Triton raise a plain RuntimeError, so only its text tells.

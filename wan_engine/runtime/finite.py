@@ -1,5 +1,5 @@
-"""Stops numbers that are not finite before they become a picture or a verdict: as uint8, NaN is
-black, and no comparison with it is true.
+"""Stops NaN and infinity before they become a picture or a verdict: as uint8, NaN is black, and
+every comparison with NaN is false.
 
 The caller imports torch.
 """

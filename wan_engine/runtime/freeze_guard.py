@@ -1,5 +1,5 @@
-"""A second process that ends this one when no thread of Python runs any more: a library can keep
-the interpreter's lock for ever, and then nobody inside can act.
+"""Kills this process from a second one when no Python thread runs any more: a library can hold the
+interpreter's lock for ever, and then no code inside can act.
 
 It counts seconds without a sign, and only those that this process could have used. A process that
 was stopped (Ctrl-Z, `docker pause`) goes on afterwards as if nothing had happened.

@@ -1,5 +1,4 @@
-"""How much memory there is, and the most of it that a job took, in the process and on the
-accelerator."""
+"""Measures free memory and the peak memory of a job, of the process and of the accelerator."""
 
 from __future__ import annotations
 

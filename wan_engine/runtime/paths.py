@@ -1,4 +1,4 @@
-"""Checks files and folders that the user named, and says in one sentence why one cannot be used."""
+"""Checks files and folders that the user names, and says in one sentence why one cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a model runs on this machine: precision, attention, compilation, what stays on the device.
+"""Chooses how a model runs on this machine: precision, attention, compilation, and which weights
+stay on the device.
 
 Every choice comes with its reason, and has a leaner one behind it for when memory does not suffice.
 """

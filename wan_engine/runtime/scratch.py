@@ -1,5 +1,4 @@
-"""Makes the folder of a job when there is room for it, and removes it when the job has ended,
-whatever happened."""
+"""Makes a job's scratch folder if there is room for it, and always removes it when the job ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets how long a render may be silent, and how long it may take if nobody set a limit.
+"""Sets how long a render may go without progress, and how long it may take if you set no limit.
 
 The limits are far above what a render should take: only what hangs, or never ends, meets them.
 """

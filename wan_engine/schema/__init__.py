@@ -1,4 +1,4 @@
-"""The nouns that travel. Reading them tells the program.
+"""Exports the data classes that the modules pass to each other. Reading them tells the program.
 
 `fields.py`: what the fields of a request may be. `requests.py`: the requests of the hosted pages.
 `order.py`: the one order that each of them becomes. `clip.py`: what is between the verbs.

@@ -1,5 +1,5 @@
-"""The nouns between the verbs: what was fetched, what is planned, what a model is given and gives,
-what comes out."""
+"""Defines the data between the steps: fetched media, plans, the inputs and outputs of a model,
+results."""
 
 from __future__ import annotations
 

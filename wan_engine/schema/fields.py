@@ -1,4 +1,4 @@
-"""How the fields of a request are read: what each may be, and the sentence for what it may not.
+"""Validates the fields of a request, and writes the sentence for each wrong value.
 
 A validator here gives a clean value or raises pydantic's error with that sentence as its message.
 """

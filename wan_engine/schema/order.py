@@ -1,4 +1,4 @@
-"""The one order that every request becomes: what is wanted, in nobody's API's words."""
+"""Defines the order that every request becomes, whichever API it came from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests that callers send, a class a hosted page with its fields and words.
+"""Defines the requests that callers send, one class per hosted page, with its fields and sentences.
 
 All of them become an `Order`. A new page is a new class here, and its name in `parse_request`.
 """

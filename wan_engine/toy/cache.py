@@ -1,5 +1,5 @@
-"""Where the tiny checkpoints are kept once they are made: WAN_CACHE_DIR, or a folder of this user's
-own where that is not writable."""
+"""Finds the folder for the tiny checkpoints: WAN_CACHE_DIR, or a folder of this user if that is not
+writable."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Camera moves by name, and the phrases that ask `wan-tiny` for them. Its tokenizer has a piece for
-each of their words, so a change here is another vocabulary and needs other weights."""
+"""Lists the camera moves, and the phrases that make `wan-tiny` do them. Its tokenizer has a piece
+for each of their words, so a change here is another vocabulary and needs other weights."""
 
 from __future__ import annotations
 

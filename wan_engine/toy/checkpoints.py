@@ -1,4 +1,5 @@
-"""Makes the tiny checkpoints: the real classes, small, in the layout of diffusers and transformers.
+"""Makes the tiny checkpoints: the real classes with small sizes, in the layout of diffusers and
+transformers.
 
 They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. `wan-tiny` has the
 weights beside this file, trained on drawings: it animates a picture, as a toy. Other models have

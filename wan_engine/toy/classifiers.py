@@ -1,5 +1,5 @@
-"""Tiny classifiers for the safety checker: the real transformers classes with weights set by hand,
-so that each verdict is known.
+"""Makes tiny safety classifiers: the real transformers classes with weights set by hand, so that
+every verdict is known.
 
 `tiny-prompt-guard` is a one-layer Qwen3 that counts three words. `tiny-image-classifier` is a
 one-layer ViT that measures how magenta a picture is. They protect nobody; they let tests run the

@@ -1,4 +1,4 @@
-"""The networks of the trained `wan-tiny`, and the one file that holds their weights.
+"""Defines the networks of the trained `wan-tiny`, and reads the file with their weights.
 
 Shapes only: `builder/train_toy` fits the weights, `checkpoints.py` makes the checkpoint of them.
 """

@@ -1,5 +1,5 @@
-"""A tiny Qwen3-VL checkpoint: the real classes with small random weights, its tokenizer, chat
-template and image processor's settings, made in seconds.
+"""Makes a tiny Qwen3-VL checkpoint: the real classes with small random weights, tokenizer, chat
+template and image processor.
 
 Its answers are nonsense. It exists so that the real code runs, down to the fallback.
 """

@@ -1,4 +1,4 @@
-"""Where a model's files are, whether they are all there, and how they get there.
+"""Finds, checks and downloads the files of models.
 
 It knows folders and the Hub's cache layout; it does not load weights into memory.
 """

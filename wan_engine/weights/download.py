@@ -1,4 +1,5 @@
-"""Fetching from the Hub: pinned revisions into its cache, with size, licence and disk told before.
+"""Downloads pinned revisions from the Hub into its cache, and shows size, licence and free disk
+space first.
 
 Resuming, locks between processes and renames of whole files are huggingface_hub's, as are HF_TOKEN,
 HF_ENDPOINT (a mirror) and HF_HOME (where the cache is).

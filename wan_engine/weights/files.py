@@ -1,4 +1,5 @@
-"""Folders of weights: which files belong there, whether they are whole, and the Hub's cache layout.
+"""Checks folders of weights for missing and incomplete files, and reads the layout of the Hub's
+cache.
 
 It knows nothing of the catalogue.
 """

@@ -1,5 +1,4 @@
-"""What goes wrong between this machine and the Hugging Face Hub, said so that somebody can act on
-it."""
+"""Turns errors of the Hugging Face Hub into sentences that say what to do."""
 
 from __future__ import annotations
 

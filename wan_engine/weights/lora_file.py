@@ -1,4 +1,4 @@
-"""What a LoRA file on disk is: its tensors by name, its metadata, or why it is not one.
+"""Reads a LoRA file: its tensors by name, its metadata, or why it is not one.
 
 Only the header is read, without torch.
 """

@@ -1,4 +1,4 @@
-"""The keys of a LoRA file: which layer of a Wan transformer each changes, and how.
+"""Parses the keys of a LoRA file: which layer of a Wan transformer each one changes, and how.
 
 Trainers write the same change under many names. A key is a prefix, the name of a layer, and what
 the tensor is of the layer; each of the three comes in the spellings of its makers.

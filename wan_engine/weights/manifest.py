@@ -1,6 +1,5 @@
-"""`manifest.json` of a set of weights: its files with sizes and hashes, where they come from, and
-which LoRA files are fused into it already.
-"""
+"""Reads and writes the `manifest.json` of a set of weights: its files with sizes and hashes, its
+source, and the LoRA files that are fused into it."""
 
 from __future__ import annotations
 

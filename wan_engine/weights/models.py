@@ -1,4 +1,4 @@
-"""Which model is meant, and where on this machine its files are. Never downloads."""
+"""Finds the model that a setting names, and its files on this machine. Never downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the small models beside the video model are: safety classifiers and prompt writers. Never
+"""Finds the small models next to the video model: safety classifiers and prompt writers. Never
 downloads."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How clips become larger than the model renders them, and whether the weights for that are whole.
+"""Chooses how clips are enlarged, and checks that the weights for it are complete.
 
 `media/upscale.py` loads them.
 """

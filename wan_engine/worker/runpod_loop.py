@@ -1,4 +1,5 @@
-"""The SDK's worker loop (runpod 1.12), mended: `install` before `runpod.serverless.start`.
+"""Repairs the worker loop of Runpod's SDK (runpod 1.12). Call `install` before
+`runpod.serverless.start`.
 
 As it is, it
 - polls without a pause while the job API is away, and logs a line each time;

@@ -1,4 +1,4 @@
-"""Who renders: the engine in a process of this machine, or a Runpod endpoint."""
+"""Opens the backend that renders: the engine in a process of this machine, or a Runpod endpoint."""
 
 from __future__ import annotations
 

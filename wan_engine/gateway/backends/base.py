@@ -1,4 +1,4 @@
-"""What the dispatcher hands over, and what renders it.
+"""Defines the interface of a backend, and the work that the dispatcher hands to it.
 
 A `Work` is made by `Dispatcher._work` (`jobs/dispatch.py`), whose callables change the job; a
 `Backend` is `LocalBackend` (`local.py`) or `EndpointBackend` (`endpoint.py`).

@@ -1,4 +1,4 @@
-"""A Runpod endpoint renders: submit, follow, cancel. Its queue, its machines and its scaling are
+"""Renders on a Runpod endpoint: submit, follow, cancel. Its queue, its machines and its scaling are
 Runpod's; whatever answers like Runpod's API will do.
 
 A busy or broken API is asked again for as long as the job lives, less and less often. An answer may

@@ -1,4 +1,5 @@
-"""The engine's end of the pipes: `python -m wan_engine.gateway.backends.engine_process`.
+"""Runs the engine in the child process of the gateway (`python -m
+wan_engine.gateway.backends.engine_process`).
 
 Line by line: first the settings, then orders (`run`, `cancel`); answers are `ready`, `progress`,
 `done`, `failed`, and `unusable` with what the operator has to change. `alive` comes every few

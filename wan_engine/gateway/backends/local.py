@@ -1,5 +1,5 @@
-"""The engine in a process of its own: begun again when it dies, so that a broken GPU context or a
-killed process costs one start of one job and not the gateway.
+"""Renders with the engine in a child process. The gateway starts it again if it dies, so a broken
+GPU context or a killed process costs one start of one job.
 
 The two speak in lines of JSON over pipes (`engine_process.py` is the other end). The process ends
 by itself when its pipe from here closes, so a gateway that is killed leaves none behind. It says

@@ -1,4 +1,4 @@
-"""The tables, and the open database: migrated, and used by one gateway at a time.
+"""Defines the tables, and opens the database: migrated, and used by one gateway at a time.
 
 It is a SQLite file by default (WAL, synced at each commit: accepted means stored), or Postgres by
 URL. Whoever holds the lock owns all jobs in it, so that it can queue what ran when the last owner

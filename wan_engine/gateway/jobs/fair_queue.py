@@ -1,4 +1,5 @@
-"""Whose turn it is: a line of jobs a key, the keys in turn, and places in the queue for each.
+"""Decides which job is next: one line of jobs per key, the keys in turn, and places in the queue
+for each.
 
 A key's turn comes after all others have had as many as their weights say (stride scheduling:
 Waldspurger and Weihl, 1995), so a key with one job waits for one job of each other key and not for

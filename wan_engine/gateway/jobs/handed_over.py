@@ -1,4 +1,4 @@
-"""How many jobs are handed over to a backend before their work has begun.
+"""Counts the jobs that a backend has accepted but not started.
 
 A queue elsewhere is first come, first served: what is in it is no longer in anybody's turn. So it
 gets as much as it works off soon, and the rest waits here. Runpod adds a worker when requests wait

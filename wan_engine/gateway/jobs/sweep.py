@@ -1,5 +1,5 @@
-"""Works by the clock: ends jobs whose time is over, forgets old ones, and removes what no request
-needs."""
+"""Cleans up at fixed times: ends jobs that ran out of time, deletes old ones, and removes media
+that no request needs."""
 
 from __future__ import annotations
 
