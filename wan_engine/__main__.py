@@ -6,7 +6,7 @@ from wan_engine.cli.app import PROGRAM, app
 
 
 def main() -> None:
-    """Run the command that the arguments name; ends with its exit code."""
+    """Run the command in the arguments, and exit with its code."""
     app(prog_name=PROGRAM)
 
 

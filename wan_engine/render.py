@@ -48,13 +48,12 @@ if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
 Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames, None, None]]
-"""Passes frames of a number of fps through as they are, and raises for what must not be shown."""
+"""Passes frames through unchanged, given their fps, and raises if they are unsafe."""
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How a clip is made, beside its plan. `watch` looks at its frames, where somebody asks for
-    that."""
+    """How a clip is made, besides its plan. `watch` checks its frames, if that is wanted."""
 
     negative_prompt: str
     track: Track
@@ -66,20 +65,20 @@ class RenderOptions:
 def render(
     family: Family, plan: Plan, media: Media, options: RenderOptions, folder: Path, control: Control
 ) -> EncodedVideo:
-    """The clip of `plan`, written into the job's `folder`. Raises what any stage of it raises."""
+    """Render the clip of `plan` into the job's `folder`. Raises the errors of all stages."""
     made = Soundtrack(plan.source_fps)
     frames = model_frames(family, plan, media, options.negative_prompt, control, folder, made)
     if options.watch is not None:
         frames = options.watch(frames, plan.source_fps, control)
     stream, shown = options.postprocess.apply(frames, plan, control)
     sounds: dict[Track, Sound] = {"given": media.audio, "silent": "silence"}
-    # A generator that an error's traceback keeps would clear the VAE under the next job.
+    # An error's traceback keeps a generator alive, which would clear the VAE under the next job.
     with closing(stream):
         sound = sounds.get(options.track)
         video = encode(stream, shown, sound, folder / "clip.mp4", options.encoding, control)
     if options.track == "made":
         sound = made.write(folder / "made.wav")
-        if sound is None:  # its row says that it gives some, so silence would be no clip of its
+        if sound is None:  # its row promises sound, so silence would be a fault
             raise EncodeFailed("The model gave no sound")
         video = add_sound(video, sound, plan, control)
     return video
@@ -94,8 +93,8 @@ def model_frames(
     folder: Path | None = None,
     made: Soundtrack | None = None,
 ) -> Generator[Frames, None, None]:
-    """Frames of the whole clip as the model makes them, uint8 [n, height, width, 3]; never more
-    than one chunk is held. Their sound goes into `made`."""
+    """The frames of the whole clip as the model makes them, uint8 [n, height, width, 3]. At most
+    one chunk is held. Their sound goes into `made`."""
     size = plan.render_width, plan.render_height
     steps, decoded = family.spec.steps, 0
     all_steps, done_steps = steps * len(plan.segments), 0
@@ -130,7 +129,8 @@ def model_frames(
                     if len(shown):
                         yield shown
                         control.enter("decode")
-                    # Before the last segment the decoder must come to its end, to be gone on from.
+                    # Before the last segment, the decoder must reach its end, so that the next one
+                    # can continue.
                     if joined.complete and not segment.carried:
                         break
             if segment.carried:
@@ -139,7 +139,7 @@ def model_frames(
 
 
 class _Conditions:
-    """What the segments are given of the media, as far as the row takes it."""
+    """The conditions of the segments: the media that the row accepts."""
 
     def __init__(self, plan: Plan, media: Media, takes: tuple[Input, ...]) -> None:
         self._plan, self._media, self._takes = plan, media, takes
@@ -148,7 +148,8 @@ class _Conditions:
         self._shown = 0  # source frames before the segment
 
     def of(self, shot: Shot, segment: Segment) -> tuple[Condition, ...]:
-        """Asked once for each segment, in the order of the clip."""
+        """The conditions of the next segment. Call it once per segment, in the order of the
+        clip."""
         conditions = tuple(self._all(shot, segment))
         self._shown += segment.shown
         return conditions

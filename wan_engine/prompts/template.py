@@ -13,7 +13,8 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, ScriptShot
 
 @dataclass(frozen=True)
 class _Words:
-    """The phrases of one language, and the words that say that the caller spoke of it already."""
+    """The phrases of one language, and the words by which a prompt shows that it already covers
+    one."""
 
     motion: str
     camera: str
@@ -23,7 +24,7 @@ class _Words:
     spoke_of_light: str
     stop: str
     shots: tuple[tuple[str, str], ...]
-    """A phrase and a camera for each of the shots: establishing, closer, detail."""
+    """A phrase and a camera move for each shot: establishing, closer, detail."""
 
 
 _ENGLISH = _Words(
@@ -55,11 +56,11 @@ _CHINESE = _Words(
         ("特写，最能说明问题的细节。", "镜头轻轻推近。"),  # noqa: RUF001
     ),
 )
-_SHOTS = {5: 2, 10: 3, 15: 3}  # of 2 to 5 s each: every shot is one run of the model
+_SHOTS = {5: 2, 10: 3, 15: 3}  # 2 to 5 s each: every shot is one run of the model
 
 
 def expand(task: Task) -> tuple[ScriptShot, ...]:
-    """The shots of a task. A wish in a language that has no phrases here stays as it is."""
+    """The shots of a task. A prompt in a language without phrases here is not changed."""
     shares = languages(task.prompt)
     main = max(shares, key=lambda name: shares[name], default="LATIN")
     words = {"LATIN": _ENGLISH, "CJK": _CHINESE}.get(main)
@@ -95,7 +96,8 @@ def _spoke_of(pattern: str, prompt: str) -> bool:
 
 
 def _added(prompt: str, phrases: list[str], words: _Words | None, max_characters: int) -> str:
-    """The prompt with the phrases that still fit. The caller's own words are never cut for them."""
+    """The prompt with the phrases that still fit. The caller's own words are never cut for a
+    phrase."""
     if words is None:
         return prompt
     text = prompt.rstrip()

@@ -14,22 +14,22 @@ Task = Literal[
     "image-to-video-with-sound",
     "sound-for-video",
 ]
-"""What a model does. A row of the catalogue serves one of them."""
+"""The task of a model. A row of the catalogue serves one task."""
 
 Input = Literal["first_picture", "last_picture", "references", "driving_sound"]
-"""What a model may be given beside its prompt."""
+"""The inputs that a model may accept besides its prompt."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A clip that somebody wants. Media are URLs or data URIs that have not been fetched.
+    """A clip to make. Media are URLs or data URIs that have not been fetched.
 
-    `references`, the order of which is the subjects' identity, is None where the clip begins with
-    `image`; without any it is text-to-video. `sound`: made where none is given (True), none at all
-    (False), or only the `audio` that is given (None). `aspect_ratio` is the clip's where no picture
-    decides it. `seed` is -1 until the engine settles it. `cuts` says what was left out of the
-    caller's text, a sentence each. `any_frames`: the first frame of an animated image is taken,
-    instead of refusing it.
+    `references`, whose order identifies the subjects, is None if the clip begins with `image`; if
+    it is empty, the task is text-to-video. `sound`: True makes sound if the caller gives none,
+    False leaves the clip silent, None uses only the caller's `audio`. `aspect_ratio` is the clip's
+    if there is no picture. `seed` is -1 until the engine chooses one. `cuts` has one sentence per
+    text of the caller that was cut. `any_frames`: use the first frame of an animated image instead
+    of refusing it.
     """
 
     prompt: str
@@ -51,12 +51,13 @@ class Order:
 
     @property
     def task(self) -> Task:
-        """What the hosted APIs call it, whichever model serves it here."""
+        """The task as the hosted APIs name it, whichever model serves it."""
         return "image-to-video" if self.references is None else "reference-to-video"
 
     @property
     def gives(self) -> tuple[Input, ...]:
-        """What it has that a model may be given. Sound is muxed by any model, so it is not here."""
+        """The inputs that the order has for a model. Sound is not one of them, because it can be
+        muxed with any model's frames."""
         given: list[Input] = []
         if self.image is not None:
             given.append("first_picture")

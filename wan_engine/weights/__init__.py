@@ -1,7 +1,4 @@
-"""Finds, checks and downloads the files of models.
-
-It knows folders and the Hub's cache layout; it does not load weights into memory.
-"""
+"""Finds, checks and downloads the files of models. It does not load weights into memory."""
 
 from wan_engine.weights.download import (
     download,

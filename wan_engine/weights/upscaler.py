@@ -17,8 +17,8 @@ Upscaling = Literal["lanczos", "realesrgan", "kandinsky-sr", "native"]
 
 
 def choose_upscaling(settings: Settings) -> tuple[Upscaling, str]:
-    """The way to larger frames, and why. Raises `ConfigurationError` when the settings name one
-    that cannot work."""
+    """The way to enlarge frames, and the reason. Raises `ConfigurationError` if the settings name
+    one that cannot work."""
     wanted, weights = settings.upscale, settings.upscale_weights
     if wanted in ("lanczos", "native"):
         return wanted, "WAN_UPSCALE"
