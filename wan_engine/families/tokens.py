@@ -1,8 +1,7 @@
 """Loads the tokenizer exactly as its file defines it.
 
-transformers (5.23) makes the tokenizers that it knows anew from the vocabulary, and drops what else
-`tokenizer.json` says, such as normalizers of other kinds than its own. The text encoder was trained
-on the ids of the file.
+transformers (5.23) rebuilds known tokenizers from the vocabulary, and drops other parts of
+`tokenizer.json`, such as unusual normalizers. The text encoder was trained on the ids of the file.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ _PROMPTS = (
     "夜晚的城市，镜头缓慢推进。 Ｆｕｌｌ width, ﬁne ligatures",  # noqa: RUF001
     "Élodie’s naïve café №5 — cafe\u0301, 30 °C…\nΣίσυφος 🚀",  # noqa: RUF001
 )
-"""Spaces, Chinese, wide and composed letters, marks that combine, lines, what no alphabet has."""
+"""Texts to compare: spaces, Chinese, wide and composed letters, combining marks, lines, and
+characters of no alphabet."""
 _SPECIAL = ("pad_token", "eos_token", "unk_token")
 
 
 def faithful(tokenizer: Any, folder: Path) -> Any:
-    """`tokenizer`, or one that gives the ids of the file in `folder` where it gives others.
+    """`tokenizer`, or one made from the file in `folder` if their ids differ.
 
-    Raises `ConfigurationError` where neither does.
+    Raises `ConfigurationError` if neither gives the ids of the file.
     """
     path = folder / _FILE
     if not path.is_file():
-        return tokenizer  # made from another file, which it knows best
+        return tokenizer  # made from another file
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
