@@ -14,22 +14,22 @@ from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings.values import HASHED_KEY
 
 NOBODY = "local"
-"""The owner of all jobs where there are no keys."""
+"""The owner of all jobs if there are no keys."""
 
 _BURST_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a key has of the gateway: `weight` turns for one of another key's, and at most `most`
-    jobs that wait at a time."""
+    """The share of a key: `weight` turns for each turn of another key, and at most `most` waiting
+    jobs at a time."""
 
     weight: float = 1.0
     most: int | None = None
 
 
 def new_entry(name: str, weight: float | None = None, most: int | None = None) -> tuple[str, str]:
-    """A key, and the entry for it that WAN_API_KEYS takes. Raises `ConfigurationError`."""
+    """A new key, and its entry for WAN_API_KEYS. Raises `ConfigurationError`."""
     key = f"wan_{secrets.token_urlsafe(32)}"
     entry = f"{name}:{digest(key)}"
     if not HASHED_KEY.fullmatch(entry):
@@ -46,7 +46,7 @@ def new_entry(name: str, weight: float | None = None, most: int | None = None) -
 
 
 def shares(entries: Mapping[str, str]) -> dict[str, Share]:
-    """The share of each key by its name, of entries as WAN_API_KEYS has them."""
+    """The share of each key by its name, from entries of WAN_API_KEYS."""
     return {name: _share(entry) for name, entry in entries.items()}
 
 
@@ -56,12 +56,12 @@ def _share(entry: str) -> Share:
 
 
 def digest(key: str) -> str:
-    """SHA-256: keys are made by `new_entry` and have 256 bits, so no slow hash is needed."""
+    """The SHA-256 of a key. `new_entry` makes keys of 256 bits, so no slow hash is needed."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Keys:
-    """`entries` by name, as WAN_API_KEYS has them."""
+    """The keys, from the entries of WAN_API_KEYS by name."""
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         self._hashes = {name: entry.partition(":")[0] for name, entry in entries.items()}
@@ -77,9 +77,12 @@ class Keys:
         scheme, _, rest = (authorization or "").strip().partition(" ")
         key = rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
         if not key:
-            raise Refusal("unauthenticated", "no token provided")  # the words of Runpod's API
+            raise Refusal("unauthenticated", "no token provided")  # the wording of Runpod's API
         given, found = digest(key), None
-        for name, right in self._hashes.items():  # all of them, so that the time tells nothing
+        for (
+            name,
+            right,
+        ) in self._hashes.items():  # compare with all keys, so that the time reveals nothing
             if hmac.compare_digest(given, right):
                 found = name
         if found is None:
@@ -88,7 +91,7 @@ class Keys:
 
 
 class RateLimit:
-    """A bucket of tokens an owner: `per_second` for ever, ten seconds' worth at once; 0 is no
+    """A token bucket per owner: `per_second` on average, bursts of ten seconds' worth. 0 is no
     limit."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -98,7 +101,7 @@ class RateLimit:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, owner: str) -> None:
-        """One request. Raises `Refusal` "rate_limited" with when to come again."""
+        """Count one request. Raises `Refusal` "rate_limited" with the time to wait."""
         if self._per_second <= 0:
             return
         now = self._clock()
