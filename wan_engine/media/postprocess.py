@@ -46,8 +46,8 @@ class Postprocess:
     def apply(
         self, frames: Generator[Frames, None, None], plan: Plan, control: Control
     ) -> tuple[Generator[Frames, None, None], Plan]:
-        """The model's frames as the clip has them, and the plan by which they are encoded. Closes
-        its source when it is closed."""
+        """The frames of the clip from those of the model, and the plan for the encoder. Closes its
+        source when it is closed."""
         if self._enlarges(plan):
             frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
             plan = upscale.upscaled(plan)
@@ -56,7 +56,7 @@ class Postprocess:
         return frames, plan
 
     def describe(self, plan: Plan) -> list[str]:
-        """What was added to the model's own frames, in words."""
+        """The changes to the model's own frames, in words."""
         parts = []
         if upscale.is_larger(plan):
             how = self.upscaling if self._enlarges(plan) else "lanczos"

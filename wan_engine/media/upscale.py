@@ -39,8 +39,8 @@ _TILE_MARGIN = 16  # pixels around a tile that are made and thrown away, against
 
 
 class Upscaler(Protocol):
-    """A loaded network. It is given `window` frames at a time, of which `overlap` are those that
-    the last window ended with."""
+    """A loaded network. It gets `window` frames at a time. The first `overlap` of them are the last
+    ones of the previous window."""
 
     window: int
     overlap: int
@@ -62,12 +62,12 @@ def load(kind: str, weights: Path, device: str) -> Upscaler:
 
 
 def is_larger(plan: Plan) -> bool:
-    """Whether the clip is larger than what the model renders of it."""
+    """Whether the clip is larger than the model's render."""
     return plan.width > plan.crop_width or plan.height > plan.crop_height
 
 
 def upscaled(plan: Plan) -> Plan:
-    """The plan of a clip whose frames come at its own size already."""
+    """The plan of a clip whose frames have its final size."""
     width, height = plan.width, plan.height
     return replace(
         plan, render_width=width, render_height=height, crop_width=width, crop_height=height
@@ -77,9 +77,9 @@ def upscaled(plan: Plan) -> Plan:
 def upscale(
     frames: Iterable[Frames], plan: Plan, upscaler: Upscaler, control: Control
 ) -> Generator[Frames, None, None]:
-    """The middle of each frame as the plan crops it, `plan.width` x `plan.height`, in the same
-    number. Raises `EncodeFailed` when they are not as many as planned, `OutOfMemory` and
-    `NotFinite`."""
+    """The middle of each frame as the plan crops it, enlarged to `plan.width` x `plan.height`. The
+    number of frames stays. Raises `EncodeFailed` if there are not as many as planned, `OutOfMemory`
+    and `NotFinite`."""
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
             own = of_shot(source, shot)
