@@ -215,7 +215,7 @@ def _pool(found: Configured, gpu: recipes.Gpu | None, settings: Settings) -> str
         return f"all {len(found)} models stay loaded: {kept_gb + most_gb:.0f} of {limit_gb:.0f} GB"
     return Warned(
         f"not all of the {len(found)} models fit together: {kept_gb + most_gb:.0f} GB, and "
-        f"{limit_gb:.0f} are here. What was not used for longest is put away, and loaded again "
+        f"{limit_gb:.0f} are here. The least recently used one is unloaded, and loaded again "
         "when a job needs it"
     )
 

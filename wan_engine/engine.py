@@ -156,7 +156,7 @@ class Engine:
         storage = storage or self.storage
         if done := storage.finished(control.job_id, control):
             url, record = done
-            log.info("job %s was finished before: its clip is given again", control.job_id)
+            log.info("job %s was finished before: its clip is returned again", control.job_id)
             return _from_record(url, record)
         order = _settled(request)
         choice = self.choose(order)

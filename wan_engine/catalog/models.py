@@ -305,7 +305,7 @@ def _added_models() -> Mapping[str, ModelSpec]:
         except Exception as error:
             raise ConfigurationError(
                 f"The entry point {point.name} of {ENTRY_POINTS} ({point.value}) gives no rows: "
-                f"{error!r}. Mend or uninstall its package."
+                f"{error!r}. Fix or uninstall its package."
             ) from error
         if taken := sorted((CATALOG.keys() | added.keys()) & rows.keys()):
             raise ConfigurationError(

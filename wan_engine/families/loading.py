@@ -220,7 +220,7 @@ class _Part:
         known = self._kind._keys_to_ignore_on_load_unexpected or ()
         told = [name for name in unused if not any(re.search(one, name) for one in known)]
         if told:
-            log.warning("%s has weights without use: %s", self.name, shown(told))
+            log.warning("%s has unused weights: %s", self.name, shown(told))
         for name in unused:
             del self._entries[name]
 

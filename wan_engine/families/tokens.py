@@ -39,12 +39,14 @@ def faithful(tokenizer: Any, folder: Path) -> Any:
     own = Tokenizer.from_file(str(path))
     if _same(tokenizer, own):
         return tokenizer
-    log.warning("transformers reads %s/%s otherwise than it is: taken as it is", folder.name, _FILE)
+    log.warning(
+        "transformers changes the tokenizer %s/%s: the file is used as it is", folder.name, _FILE
+    )
     special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     made = PreTrainedTokenizerFast(tokenizer_object=own, **special)
     if not _same(made, own):
         raise ConfigurationError(
-            f"{folder.name}/{_FILE} is read by transformers to other ids than it has. Fetch the "
+            f"{folder.name}/{_FILE} has other ids than transformers reads from it. Fetch the "
             "model again, or install the transformers of requirements.txt"
         )
     return made

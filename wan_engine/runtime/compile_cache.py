@@ -77,7 +77,7 @@ class Kept:
         try:
             read = torch.compiler.load_cache_artifacts(data)  # None: torch has logged the reason
         except Exception:
-            log.warning("what torch makes of %s has no place", self._path, exc_info=True)
+            log.warning("the code in %s cannot be unpacked", self._path, exc_info=True)
             read = None
         if read is None:
             log.warning("%s cannot be used: compiling anew", self._path)
@@ -93,7 +93,7 @@ class Kept:
         try:
             artifacts = torch.compiler.save_cache_artifacts()
         except Exception:
-            log.warning("torch does not give what it compiled", exc_info=True)
+            log.warning("torch does not return its compiled code", exc_info=True)
             return
         if artifacts is None:  # nothing was compiled
             return

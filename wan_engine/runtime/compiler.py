@@ -144,10 +144,10 @@ def _load(library: Path) -> None:
         answer = ctypes.CDLL(str(library)).answer()
     except (OSError, AttributeError) as error:
         raise _Cannot(
-            f"what is compiled in {library.parent.parent} cannot be loaded: is it mounted noexec?"
+            f"code compiled in {library.parent.parent} cannot be loaded: is it mounted noexec?"
         ) from error
     if answer != _ANSWER:
-        raise _Cannot("what is compiled gives wrong answers")
+        raise _Cannot("compiled code gives wrong results")
 
 
 def failed_in_compiled_code(error: BaseException) -> bool:

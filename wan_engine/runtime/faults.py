@@ -139,7 +139,7 @@ class Device:
             return not answers
         self._faults += 1
         if answers and self._faults < _FAULTS_IN_A_ROW:
-            log.warning("the device failed under a job, and still answers: the next job may work")
+            log.warning("the device failed during a job, but it answers: the next job may work")
             return False
         log.critical("the device is broken: this process ends")
         return True

@@ -150,7 +150,7 @@ def detect(device: str) -> Gpu | None:
         raise ConfigurationError(
             f"WAN_DEVICE is {device}, and torch sees {torch.cuda.device_count()} CUDA devices "
             "here. "
-            "Set it to `auto` or `cpu`, or mend the driver."
+            "Set it to `auto` or `cpu`, or repair the driver."
         )
     properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)

@@ -112,7 +112,7 @@ def check(settings: Settings) -> str:
         ) from error
     if free_gb < settings.scratch_min_gb:
         raise ConfigurationError(
-            f"{parent} has {free_gb:.1f} GB free, and no job is begun below "
+            f"{parent} has {free_gb:.1f} GB free, and no job starts below "
             f"{settings.scratch_min_gb:g} GB. Make room, or set WAN_SCRATCH_DIR."
         )
     line = f"{parent}, {free_gb:.0f} GB free"

@@ -169,5 +169,5 @@ def _adapter(path: Path, metadata: Mapping[str, str]) -> Adapter:
         *(OverflowError, RecursionError, re.error),
     ) as error:
         raise ConfigurationError(
-            f"{path.name} cannot be fused: what it says of its alpha cannot be read ({error})"
+            f"{path.name} cannot be fused: its alpha cannot be read ({error})"
         ) from error

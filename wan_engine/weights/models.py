@@ -96,8 +96,8 @@ def configured(
     found = {task: one for task, one in chosen.items() if one is not None}
     if not found:
         raise ConfigurationError(
-            "WAN_MODEL is `none`, and no other task has a model: nothing could be made. Set it to "
-            "`auto`, or to a name that `python -m wan_engine models` lists."
+            "WAN_MODEL is `none`, and no other task has a model: nothing can be rendered. Set it "
+            "to `auto`, or to a name that `python -m wan_engine models` lists."
         )
     return found
 

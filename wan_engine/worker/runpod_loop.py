@@ -118,7 +118,7 @@ class Outage:
             # Not the error's own text, which contains the URL.
             why = getattr(error, "status", None) or getattr(error, "os_error", None)
             named = type(error).__name__ if why is None else f"{type(error).__name__}, {why}"
-            log.warning("Runpod does not answer (%s: %s): it is asked again", what, named)
+            log.warning("Runpod does not answer (%s: %s): retrying", what, named)
         self._away.add(what)
 
     def over(self, what: str) -> None:
@@ -262,7 +262,7 @@ class _Loop(_Sdk):  # type: ignore[misc]
     async def handle_job(self, session: Any, job: dict[str, Any]) -> None:
         job_id = job["id"]
         if self._stopped_early.take(job_id):
-            log.info("job %s was stopped before it came", job_id)
+            log.info("job %s was cancelled before it arrived", job_id)
             self._leave(job)
         elif self.ending.why is not None:
             await self._refuse(session, job)

@@ -186,7 +186,9 @@ class LocalBackend:
             looked_at = now
             most = limit if self._ready.is_set() else self._settings.hang_seconds * LOAD_TIMES
             if self._silent_seconds > most:
-                log.error("the engine says nothing for %.0f s: it is killed", self._silent_seconds)
+                log.error(
+                    "the engine has been silent for %.0f s: it is killed", self._silent_seconds
+                )
                 self._why = "the engine hung and is starting again"
                 self._kill()
                 return
