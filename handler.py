@@ -11,9 +11,9 @@ import os
 import signal
 
 if __name__ == "__main__":
-    # At once: the imports take seconds and the weights minutes, in which no job can be lost. The
-    # kernel ends a process even where Python is busy, but not the first one (PID 1), to which only
-    # what it has a handler for is given. Then the SDK's come.
+    # First of all: the imports take seconds and the weights minutes, in which no job can be lost.
+    # The kernel ends a process even if Python is busy, but it passes the first process (PID 1) only
+    # the signals that have a handler. The SDK sets its own later.
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(
             _number,
@@ -53,23 +53,24 @@ from wan_engine.worker.runpod_loop import Ending, end_process, install
 log = logging.getLogger("wan_engine.handler")
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
-_LAST_PROGRESS_SECONDS = 10  # a progress post that hangs longer is given up, the result goes first
+_LAST_PROGRESS_SECONDS = 10  # a progress post that takes longer is dropped for the result
 
 
 def in_runpod_loop() -> bool:
-    """Whether this process takes jobs from Runpod: the SDK's flags for local runs come first."""
+    """Whether this process takes jobs from Runpod. The SDK's flags for local runs take
+    precedence."""
     local = any(flag.startswith(("--test_input", "--rp_serve_api")) for flag in sys.argv[1:])
     return environment.in_runpod_loop() and not local
 
 
 class Handler:
-    """Runs jobs on one engine; a cancelled one ends at its next step or chunk.
+    """Runs jobs on one engine. A cancelled job ends at its next step or chunk.
 
-    One at a time, or two with WAN_PREFETCH: the engine gives the device to one of them, while the
-    other downloads, waits or uploads.
+    It runs one job at a time, or two with WAN_PREFETCH: one has the device, while the other
+    downloads, waits or uploads.
 
-    Called with the SDK's job, returns the `output` object, or `{"error": sentence}`. With `ending`,
-    a job that hangs and a broken device end this process, once all results are posted.
+    It is called with the SDK's job, and returns the `output` object or `{"error": sentence}`. With
+    `ending`, a hung job or a broken device ends this process after all results are posted.
     """
 
     def __init__(
@@ -81,21 +82,22 @@ class Handler:
         self._ending = ending
         self._device = Device(settings.device)
         self._watchdog = Watchdog(self._on_hang, frozen=True) if ending is not None else None
-        self._jobs: dict[Control, Callable[[str], object]] = {}  # how each is given up
+        self._jobs: dict[Control, Callable[[str], object]] = {}  # how to give up each job
         self._slots = 2 if settings.prefetch else 1
         self._threads = ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="job")
 
     def slots(self, _current: int) -> int:
-        """The SDK's `concurrency_modifier`: how many jobs it may hold, asked before it takes one.
+        """The SDK's `concurrency_modifier`: how many jobs it may hold. The SDK asks before it takes
+        one.
 
-        At one, the SDK takes the next job only after the result of the last one, so nothing of two
-        jobs can overlap. It changes the number only while it holds no job, so it cannot be raised
-        for the time of an upload.
+        At one, the SDK takes the next job only after the last result, so nothing of two jobs
+        overlaps. It changes the number only while it holds no job, so the number cannot be raised
+        during an upload.
         """
         return self._slots
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        # The SDK gives all local jobs one name, and a finished job's id gives its old clip again.
+        # The SDK gives all local jobs one id, and the id of a finished job returns its old clip.
         job_id = str(job["id"]) if self._report else f"{job['id']}-{uuid.uuid4().hex[:8]}"
         loop = asyncio.get_running_loop()
         latest = _Latest()
@@ -116,9 +118,10 @@ class Handler:
         except asyncio.CancelledError:
             stage, stopped = control.stage, time.monotonic()
             control.cancel()
-            # The SDK takes the next job as soon as this returns: the thread must be free by then.
+            # The SDK takes the next job as soon as this returns, so the thread must be free by
+            # then.
             while not work.done():
-                with suppress(asyncio.CancelledError):  # a second cancel changes nothing
+                with suppress(asyncio.CancelledError):  # a second cancellation changes nothing
                     await asyncio.wait([work])
             after = time.monotonic() - stopped
             log.info("job %s was stopped in %s, its work ended %.2f s later", job_id, stage, after)
@@ -131,7 +134,8 @@ class Handler:
                     log.warning("progress of job %s was not sent: %r", job_id, failure)
 
     async def _outcome(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
-        """What `_run` returns on its thread; or why the job is given up, for that may never end."""
+        """The result of `_run` on its thread, or the reason for giving the job up, because `_run`
+        may never end."""
         loop = asyncio.get_running_loop()
         given_up: asyncio.Future[str] = loop.create_future()
 
@@ -158,7 +162,7 @@ class Handler:
             give_up(why)
 
     def _end(self, why: str, blamed: Control) -> None:
-        """Take no job any more. The other jobs end here, but for one whose clip is made."""
+        """Take no more jobs. The other jobs end here, except one whose clip is finished."""
         assert self._ending is not None
         self._ending.begin(why)
         for control, give_up in list(self._jobs.items()):
@@ -167,8 +171,8 @@ class Handler:
                 control.cancel()
 
     def _run(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
-        """One job on a worker thread. Failures are returned, for the SDK posts what is raised to
-        the caller, traceback and host name included."""
+        """Run one job on a worker thread. It returns failures, because the SDK posts raised errors
+        to the caller with traceback and host name."""
         _job_id.set(control.job_id)
         try:
             with self._watchdog.watching(control) if self._watchdog else nullcontext():
@@ -186,13 +190,14 @@ class Handler:
     def _failed(
         self, error: Exception, sentence: str, job: Mapping[str, Any], control: Control
     ) -> dict[str, Any]:
-        """What the caller gets; a gateway of this project gets the error's code as well.
+        """The answer for a failed job. A gateway of this project also gets the error's code.
 
-        The SDK posts all beside `error` as the job's output, which Runpod's own clients return for
-        a failed job in place of None: so nobody else gets it.
+        The SDK posts all keys except `error` as the job's output, and Runpod's own clients return
+        that for a failed job instead of None. So nobody else gets the code.
 
-        A broken device fails every job after this one, so the platform is asked for a new worker,
-        and this one ends."""
+        A broken device fails every later job, so the platform is asked for a new worker, and this
+        one ends.
+        """
         output: dict[str, Any] = {"error": sentence}
         if self._report and claims.named(job.get("input")):
             kind = error if isinstance(error, EngineError) else EngineError
@@ -204,9 +209,9 @@ class Handler:
         return output
 
     def _generate(self, job: Mapping[str, Any], control: Control) -> dict[str, Any]:
-        """Into the job's own bucket, where it names one. Raises `EngineError`."""
+        """Render one job, into the job's own bucket if it names one. Raises `EngineError`."""
         claim, payload = None, job.get("input")
-        if self._report:  # a local run has no job that its sender could find again
+        if self._report:  # the sender of a local run cannot look its job up again
             claim, payload = claims.taken(payload)
         request = parse_request(payload)
         if unknown := unknown_fields(job):
@@ -236,8 +241,9 @@ class Handler:
 
 
 def _time_limit(job: Mapping[str, Any], settings: Settings) -> float | None:
-    """Seconds that the job may take: WAN_JOB_SECONDS, or the job's own `policy.executionTimeout`
-    (milliseconds) where that is shorter and the platform sends it along, which no page promises."""
+    """The time limit of the job in seconds: WAN_JOB_SECONDS, or the job's own
+    `policy.executionTimeout` (milliseconds) if that is shorter and the platform passes it on, which
+    is not documented."""
     policy = job.get("policy")
     asked = policy.get("executionTimeout") if isinstance(policy, dict) else None
     limits = [settings.job_seconds] if settings.job_seconds else []
@@ -247,7 +253,7 @@ def _time_limit(job: Mapping[str, Any], settings: Settings) -> float | None:
 
 
 class _StageLog:
-    """Progress of a local run: a line in the log for each stage, as somebody is waiting."""
+    """The progress of a local run: one line in the log per stage."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
@@ -260,7 +266,7 @@ class _StageLog:
 
 
 class _Latest:
-    """A slot with the newest progress: what was not sent in time is never sent."""
+    """A slot for the newest progress. Older progress that was not sent in time is never sent."""
 
     def __init__(self) -> None:
         self._value: Progress | None = None
@@ -282,7 +288,7 @@ class _Latest:
         return None if self._closed.is_set() else self._value
 
     async def pause(self, seconds: float) -> None:
-        """Wait, but not past the job's end."""
+        """Wait, at most until the job ends."""
         try:
             await asyncio.wait_for(self._closed.wait(), seconds)
         except TimeoutError:
@@ -290,24 +296,24 @@ class _Latest:
 
 
 def set_up_logging(settings: Settings, *, as_json: bool) -> None:
-    """JSON lines in the Runpod loop, readable ones elsewhere; after `import runpod`, which sets up
-    logging too."""
+    """Log JSON lines in the Runpod loop and readable lines elsewhere. Call it after `import
+    runpod`, which also sets up logging."""
     secrets = logs.secrets_of(settings)
     formatter = (
         logs.RunpodFormatter(_job_id.get, secrets)
         if as_json
         else logs.RedactingFormatter("%(levelname)-7s| %(message)s", secrets)
     )
-    if as_json:  # elsewhere, whoever reads the log wrote the prompt
+    if as_json:  # in a local run, the reader of the log wrote the prompt
         logging.getLogger("wan_engine.prompts.text").setLevel(logging.WARNING)
     logs.set_up(settings, logging.StreamHandler(), formatter, replace=True)
     logs.redact_runpods(secrets)
 
 
 def report_unhealthy(why: str) -> None:
-    """Tell Runpod why this worker does not start, as the SDK tells of its own fitness checks; ours
-    come before the SDK has its turn, which is after the weights were read."""
-    # The SDK's function is private: a worker does not fail for want of it.
+    """Tell Runpod why this worker does not start, as the SDK reports its own fitness checks. Those
+    run only after the weights are loaded."""
+    # The function is private: the worker must not fail if it is gone.
     with suppress(ImportError, AttributeError):
         from runpod.serverless.modules import rp_fitness
 
@@ -316,7 +322,8 @@ def report_unhealthy(why: str) -> None:
 
 @contextmanager
 def _watched(startup: Startup, settings: Settings) -> Iterator[None]:
-    """End the process when a stage of its start hangs: half an hour, as it may read the weights."""
+    """End the process if a stage of its start hangs. The limit is half an hour, because a stage may
+    load the weights."""
 
     def end(hang: Hang) -> None:
         log.critical("the %s", hang)
@@ -331,8 +338,8 @@ def _watched(startup: Startup, settings: Settings) -> Iterator[None]:
 
 
 def main() -> None:
-    """Load the engine, then hand over to the SDK. A wrong setting ends here with what to do."""
-    # The SDK logs whole jobs at its default, DEBUG: prompts, pictures and signed URLs.
+    """Load the engine, then start the SDK. A wrong setting ends the process with what to do."""
+    # At DEBUG, its default, the SDK logs whole jobs: prompts, pictures and signed URLs.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     serverless, startup = in_runpod_loop(), Startup()
     try:
@@ -356,7 +363,8 @@ def main() -> None:
             report_unhealthy(str(error))
         sys.exit(f"Cannot start: {error}")
     if not serverless:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the job's folder goes as well
+        # This removes the job's folder as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     handler = Handler(engine, settings, report=serverless, ending=ending if serverless else None)
 
     def slots(current: int) -> int:
@@ -365,7 +373,7 @@ def main() -> None:
             log.info("the worker takes jobs %s", startup)
         return handler.slots(current)
 
-    # The method, not the object: the SDK tells kinds of handler apart with `inspect`.
+    # The method, not the object, because the SDK tells kinds of handlers apart with `inspect`.
     runpod.serverless.start({"handler": handler.__call__, "concurrency_modifier": slots})
 
 

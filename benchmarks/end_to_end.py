@@ -1,4 +1,5 @@
-"""From a request to its mp4: the engine against plain diffusers, in wall time and host memory.
+"""Measures the engine against plain diffusers, from a request to its mp4: wall time and host
+memory.
 
 Both sides begin with a prompt, a decoded photo and loaded weights of `wan-tiny`, and end with a
 finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain is
@@ -16,7 +17,7 @@ What differs, in what is delivered and in how it is made:
 - One run of 241 frames has three times the tokens of one of 81, and attention grows with their
   square: plain's time grows faster than the clip. This is how it is, and no fault of diffusers.
 - Ours computes the VAE's convolutions by oneDNN whatever their size (families/convolution.py) and
-  what its encoder makes of grey once (families/encoding.py): the same frames but for rounding.
+  what its encoder makes of grey once (families/first_frames.py): the same frames but for rounding.
 - Ours rounds to the nearest of 255 levels, the loop of `export_to_video` rounds down.
 - Ours can be cancelled and reports progress: a callback a step and a watching thread.
 
@@ -72,7 +73,7 @@ _WARM = {"width": 32, "height": 32, "num_frames": 5}
 
 @dataclass(frozen=True)
 class Case:
-    """What is made: a clip of `duration` seconds. `render_area` in pixels; None is the model's."""
+    """A clip of `duration` seconds. `render_area` is in pixels; None is the model's."""
 
     duration: int
     preset: str
@@ -81,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Job:
-    """A case as the engine sees it: its request, media and plan, and the engine itself."""
+    """A case for the engine: its request, media and plan, and the engine itself."""
 
     engine: Engine
     order: Order
@@ -160,7 +161,7 @@ def measure(side: str, case: Case, cache: Path) -> Measured:
 
 
 def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
-    """Both sides of one case, as `in_turns` measures them, and what each of them samples."""
+    """Measure both sides of one case with `in_turns`, and add the number of sampled frames."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         job = Job.of(case, cache_dir=cache, output_dir=Path(folder))
     plan = job.plan

@@ -1,8 +1,8 @@
-"""What hostile callers do to everybody else: the gateway's peak memory, and how long `/healthz`
-takes meanwhile for somebody at another address.
+"""Measures the gateway under hostile callers: its peak memory, and how long `/healthz` takes for
+another address meanwhile.
 
-The gateway is a process of its own whose engine renders nothing, on loopback; what is sent at it is
-bounded in count and time. One line of JSON a case.
+The gateway is a process on loopback whose engine renders nothing. The number and time of the
+attacks are limited. It prints one line of JSON per case.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Target:
     async def ask(
         self, parts: list[bytes], repeat: tuple[bytes, int] = (b"", 0), address: str = HOSTILE
     ) -> str:
-        """The status of the answer to `parts`, the last one after `repeat`; "cut" where there is
-        none, "open" where nothing comes in half a minute."""
+        """Send `parts`, the last one `repeat` times, and return the status of the answer; "cut" if
+        there is none, "open" if nothing comes in half a minute."""
         reader, writer = await asyncio.open_connection(HOSTILE, self.port, local_addr=(address, 0))
         try:
             async with asyncio.timeout(_CASE_SECONDS):
@@ -82,12 +82,12 @@ async def _send(
 
 
 async def large_posts(target: Target) -> Answers:
-    """50 at once of one key, 19 MB each, all of them right."""
+    """50 correct posts of 19 MB at once, with one key."""
     return Counter(await asyncio.gather(*(_large(target, 0, n) for n in range(50))))
 
 
 async def large_posts_of_many(target: Target) -> Answers:
-    """The same of ten keys."""
+    """The same with ten keys."""
     return Counter(await asyncio.gather(*(_large(target, n % 10, n) for n in range(50))))
 
 
@@ -101,14 +101,14 @@ async def _large(target: Target, key: int, number: int) -> str:
 
 
 async def half_heads(target: Target) -> Answers:
-    """300 that never end, from six addresses."""
+    """300 heads that never end, from six addresses."""
     part = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: "
     asked = [target.ask([part], address=f"127.0.0.{10 + n // 50}") for n in range(300)]
     return Counter(await asyncio.gather(*asked))
 
 
 async def half_bodies(target: Target) -> Answers:
-    """30 of 20 MB, each but its last byte."""
+    """30 bodies of 20 MB, each without its last byte."""
     chunks = 20 * 2**20 // len(_CHUNK)
     head = target.head(f"Content-Length: {chunks * len(_CHUNK)}")
     asked = [target.ask([head, b""], (_CHUNK, chunks - 1)) for _ in range(30)]
@@ -116,7 +116,7 @@ async def half_bodies(target: Target) -> Answers:
 
 
 async def trailers(target: Target) -> Answers:
-    """400 MB behind a chunked body, without a key."""
+    """400 MB of trailers after a chunked body, without a key."""
     framing = "Transfer-Encoding: chunked"
     head = f"POST {RUN} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n0\r\n".encode()
     one = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(64))
@@ -133,8 +133,7 @@ CASES: dict[str, Case] = {
 
 
 async def probe(port: int) -> None:
-    """Until killed: a line each time with how long a new connection's `/healthz` takes, in ms, and
-    its status."""
+    """Print the milliseconds and the status of `/healthz` on new connections until killed."""
     question = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     while True:
         begun = time.perf_counter()
@@ -147,7 +146,8 @@ async def probe(port: int) -> None:
 
 @asynccontextmanager
 async def probing(port: int) -> AsyncIterator[list[tuple[float, str]]]:
-    """Milliseconds and statuses, of a process of its own: this one is busy with its attack."""
+    """Milliseconds and statuses, measured in another process, because this one is busy with its
+    attack."""
     found: list[tuple[float, str]] = []
     process = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--probe", str(port), stdout=asyncio.subprocess.PIPE
@@ -172,7 +172,7 @@ async def probing(port: int) -> AsyncIterator[list[tuple[float, str]]]:
 
 
 def peak_mb(pid: int) -> float:
-    """The most memory that the process has had in RAM since `forget_peak`."""
+    """The peak of the process's memory since `forget_peak`."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

@@ -1,9 +1,9 @@
-"""Many clients at one gateway: how long `status` takes beside a bare route, and whether a job is
-lost.
+"""Measures one gateway under many clients: how long `status` takes compared with a bare route, and
+whether a job is lost.
 
 The gateway is a process of its own whose engine renders nothing. Each client submits its jobs one
-after the other and asks for the status once a second until it is final; beside each such question
-it asks `/healthz`, which reads nothing, so that both see the same machine at the same time.
+after the other and polls the status once a second until it is final. With each poll it also calls
+`/healthz`, which reads nothing, so that both are measured on the same machine at the same time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LONGEST_POLLS = 120
 
 
 class Times:
-    """Seconds of each question, by what was asked."""
+    """The seconds of each call, by route."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {"run": [], "status": [], "bare": []}
@@ -49,7 +49,7 @@ class Times:
 
 
 async def client(http: aiohttp.ClientSession, jobs: int, poll_seconds: float, times: Times) -> int:
-    """How many of its jobs were completed."""
+    """Run one client and return the number of its completed jobs."""
     await asyncio.sleep(random.uniform(0, poll_seconds))
     completed = 0
     for _ in range(jobs):
@@ -57,7 +57,7 @@ async def client(http: aiohttp.ClientSession, jobs: int, poll_seconds: float, ti
         for _ in range(_LONGEST_POLLS):
             await asyncio.sleep(poll_seconds)
             asked = [("status", f"{BASE}/status/{job_id}"), ("bare", "/healthz")]
-            random.shuffle(asked)  # neither is always the one that finds a cold connection
+            random.shuffle(asked)  # alternate, so that neither always gets the cold connection
             told = {what: await times.ask(what, http, path) for what, path in asked}
             if told["status"]["status"] not in ("IN_QUEUE", "IN_PROGRESS"):
                 completed += told["status"]["status"] == "COMPLETED"

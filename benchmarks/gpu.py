@@ -1,8 +1,9 @@
-"""What a GPU does with full-size Wan networks, part by part, and where the roofline is.
+"""Measures full-size Wan networks on a GPU, part by part, against the roofline.
 
-Random weights of the real sizes: honest for time and memory, not for quality. Needs torch,
-transformers and diffusers, and what the worker needs for `decode`, `job` and `cards`. Each part
-runs in a process of its own with a time limit, so that one that fails costs only itself.
+The weights are random and of the real sizes, which is valid for time and memory, not for quality.
+It needs torch, transformers and diffusers, and the worker's packages for `decode`, `job` and
+`cards`. Each part runs in a process of its own with a time limit, so a part that fails costs only
+itself.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ PARTS = {
     "job": 330,
     "cards": 300,
 }
-"""The parts in order, with the seconds after which each is given up."""
+"""The parts in order, each with its time limit in seconds."""
 
 
-_DEFAULT = [name for name in PARTS if name != "loading_full"]  # which wants 45 GB of disk
+_DEFAULT = [name for name in PARTS if name != "loading_full"]  # needs 45 GB of disk
 _MODULES = {
     "checks": "gpu_checks",
     "errors": "gpu_errors",
@@ -59,7 +60,7 @@ _MODULES = {
 
 
 def versions() -> dict[str, Any]:
-    """What was measured on what."""
+    """The card and the versions of the packages."""
     import diffusers
     import torch
     import transformers
@@ -81,7 +82,7 @@ def versions() -> dict[str, Any]:
 
 
 def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The cases of one part, measured in this process."""
+    """Measure the cases of one part in this process."""
     import gpu_parts
     from gpu_networks import SCALES
 
@@ -94,7 +95,7 @@ def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str,
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each part in its own process; lines are passed on as they come."""
+    """Run each part in its own process, and pass its lines on as they come."""
     rows: list[dict[str, Any]] = []
 
     def seen(row: dict[str, Any]) -> None:
@@ -116,7 +117,7 @@ def run_part(
     seen: Callable[[dict[str, Any]], None],
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """One part in a process of its own, ended after `limit` seconds with all that it started.
+    """Run one part in a process of its own, and kill it with its children after `limit` seconds.
     `seen` gets each row as it comes, and one for the end. Returns the exit status."""
     command = [sys.executable, __file__, "--inside", name, "--scale", scale]
     if cases:

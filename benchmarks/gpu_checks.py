@@ -1,5 +1,5 @@
-"""What only a GPU shows and takes a second: that 8 bits are right here, that memory is what the
-recipes count, that what is stored in float8 is what this card would make."""
+"""Checks on a GPU, in seconds: the accuracy of 8 bits, the memory that recipes count, and stored
+float8 weights against this card's own."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _TI2V_TOKENS = 27_280  # of 1280x704x121
 
 
 def checks(scale: Scale) -> Iterator[Case]:
-    """One case each; an error in one says what is missing."""
+    """The checks, one case each. A case that fails has its error."""
     for work in (cores_here, front_end, matrices, attention, pinned, stored):
         yield attempt({"case": work.__name__}, work)
     yield attempt({"case": "times"}, lambda: times(scale))
 
 
 def cores_here() -> Case:
-    """Those of the container, and those that the host shows."""
+    """The cores of the container, and those that the host shows."""
     return {"cores": cores.count(), "host_cores": os.cpu_count()}
 
 
 def front_end() -> Case:
-    """cuDNN's, without which attention is exact."""
+    """cuDNN's front end. Without it, attention is exact."""
     version = importlib.metadata.version("nvidia-cudnn-frontend")
     if torch.cuda.is_available():
         import cudnn
@@ -45,21 +45,21 @@ def front_end() -> Case:
 
 
 def matrices() -> Case:
-    """The test of float8 matrices at a worker's start."""
+    """A worker's start test of float8 matrices."""
     return {"off": float8.check(device())}
 
 
 def attention() -> Case:
-    """The test of attention in 8 bits at a worker's start, in the heads of A14B; in fewer where it
-    is emulated."""
+    """A worker's start test of 8-bit attention, with the heads of A14B, or with fewer if it is
+    emulated."""
     heads = 40 if torch.cuda.is_available() else 2
     with kernel():
         return dict(attention8.check(heads, 128, device()))
 
 
 def pinned() -> Case:
-    """Host memory for what is pinned, and after it is given back. Twice as much: torch was not told
-    how to get it."""
+    """Host memory of pinned tensors, and after their release. Twice the size means that the
+    allocator's options did not reach torch."""
     if not torch.cuda.is_available():
         return {"asked_gb": 0.0}
     torch.cuda.init()
@@ -87,8 +87,8 @@ def _resident_gb() -> float:
 
 
 def stored() -> Case:
-    """Whether a matrix that a CPU converts, as `builder.prepare` does, is to the bit what this card
-    makes of it."""
+    """Whether a matrix that a CPU converts, as `builder.prepare` does, equals this card's result
+    bit for bit."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(512, 1024, generator=generator).mul(0.02).bfloat16()
     there, here = float8.to_float8(rows), float8.to_float8(rows.to(device()))

@@ -1,4 +1,4 @@
-"""How far attention in 8 bits is from exact attention, on numbers of several kinds.
+"""Measures the error of 8-bit attention against exact attention, on numbers of several kinds.
 
 On a machine without the kernel it is emulated: the same float8 numbers, probabilities and output
 rounded as cuDNN does, sums in float32.
@@ -22,8 +22,8 @@ _HEADS = 4
 
 
 def errors(scale: Scale) -> Iterator[Case]:
-    """Shares of the exact output's norm, of the head that has most: bfloat16, and 8 bits with and
-    without what makes the numbers even. Exact is float32."""
+    """The errors of bfloat16, and of 8 bits with and without balancing, as shares of the exact
+    output's norm, for the head with the largest error. Exact is float32."""
     real = torch.cuda.is_available()
     heads = scale.heads if real else min(_HEADS, scale.heads)
     tokens = min(4096 if real else _TOKENS, max(64, scale.tokens))
@@ -56,7 +56,7 @@ def _bfloat16_error(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
 
 
 def _logits(query: torch.Tensor, key: torch.Tensor, _value: torch.Tensor) -> float:
-    """The standard deviation of the largest head's."""
+    """The standard deviation of the logits, for the head with the largest."""
     scores = torch.einsum("bqhd,bkhd->bhqk", query[:, :256].float(), key.float())
     return float((scores / math.sqrt(query.shape[-1])).std(dim=(2, 3)).max())
 

@@ -1,8 +1,8 @@
-"""A whole clip on this device with full-size random networks: the engine against stock diffusers.
+"""Renders a whole clip with full-size random networks: the engine against stock diffusers.
 
-Both sides have the same networks, prompt, picture, steps and frames. Ours goes through
-`Engine.generate`, from a data URI to a stored mp4; stock is `WanImageToVideoPipeline` as its
-documentation has it, with `export_to_video`, from an opened picture.
+Both sides have the same networks, prompt, picture, steps and frames. Ours is `Engine.generate`,
+from a data URI to a stored mp4. Stock is `WanImageToVideoPipeline` as its documentation uses it,
+with `export_to_video`, from an opened picture.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def pipeline(scale: Scale, *, on: torch.device) -> Any:
 
 
 def job(scale: Scale) -> Iterator[Case]:
-    """Seconds and memory of one clip: ours with exact attention, ours in 8 bits, stock. The second
-    job of each is the one to go by."""
+    """Seconds and memory of one clip: ours with exact attention, ours in 8 bits, stock. Compare the
+    second job of each."""
     started = time.perf_counter()
     parts = pipeline(scale, on=device())
     synchronize()
@@ -85,7 +85,7 @@ def job(scale: Scale) -> Iterator[Case]:
             with kernel():
                 yield attempt({"case": case}, lambda: clip(made[0], scale))
         short = replace(scale, frames=5)
-        if made and _chosen("stock"):  # its networks are ours now
+        if made and _chosen("stock"):  # our engine uses its networks now
             made.clear()
             parts = None
             gc.collect()
@@ -102,7 +102,7 @@ def _chosen(case: str) -> bool:
 
 
 def _in_8_bits(engine: Engine, parts: Any) -> Case:
-    """The same networks with the other attention, once its test has passed."""
+    """The same networks with 8-bit attention, once its test has passed."""
     from wan_engine.families import attention8
     from wan_engine.families.placement import set_attention
 

@@ -1,7 +1,8 @@
-"""What loading takes, from files to the device: stock diffusers for one expert, and the worker's
-line for a whole model, with the most host memory that it takes.
+"""Measures loading from files to the device, and its peak of host memory: stock diffusers for one
+expert, the worker's loader for a whole model.
 
-The folder holds one expert, which both names lead to: half the disk, the same work.
+Both experts of the folder are links to one, which halves the disk space and leaves the work
+unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from wan_engine.runtime import memory
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.weights.files import read_json
 
-_LAYERS = 10  # of 40: enough to see what a block costs, and 7 GB instead of 29
+_LAYERS = 10  # of 40: enough to see the cost of a block, with 7 GB instead of 29
 _SPARE = 1.2
 _INDEX = {
     "_class_name": "WanImageToVideoPipeline",
@@ -44,12 +45,13 @@ _INDEX = {
 
 
 def loading(scale: Scale) -> Iterator[Case]:
-    """Ten layers an expert; all of them where the cases name `full size` and the disk has room."""
+    """Measure with ten layers per expert, or with all of them if the cases name `full size` and the
+    disk has room."""
     yield from _of(scale, min(_LAYERS, scale.layers), "")
 
 
 def loading_full(scale: Scale) -> Iterator[Case]:
-    """The same at full size: 29 GB of bfloat16 for an expert, 11 for the text encoder."""
+    """Measure at full size: 29 GB of bfloat16 per expert, 11 for the text encoder."""
     yield from _of(scale, scale.layers, ", full size")
 
 
@@ -126,8 +128,8 @@ def _line(folder: Path, recipe: Recipe, *, cold: bool) -> Case:
 
 
 def _timed(folder: Path, work: Any, *, cold: bool) -> Case:
-    """`host_gb`: the peak of the process over what it had before, which counts pages of files that
-    are mapped too."""
+    """Time a load. `host_gb` is the peak of the process above its start, including pages of mapped
+    files."""
     if cold:
         _drop_page_cache(folder)
     memory.free_accelerator()
@@ -147,7 +149,7 @@ def _timed(folder: Path, work: Any, *, cold: bool) -> Case:
 
 
 def _drop_page_cache(folder: Path) -> None:
-    """Forget these files' pages, so that the next read is from the disk."""
+    """Drop these files from the page cache, so that the next read comes from the disk."""
     for path in folder.rglob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Full-size networks with random weights, made on the device in seconds, and a timer for them.
+"""Makes full-size networks with random weights on the device, in seconds, and times them.
 
-Compute time and memory do not depend on the values of the weights; quality does, and nothing here
-says anything of it. Configurations: Wan-Video/Wan2.2 `wan/configs/`, as converted for diffusers.
+Time and memory do not depend on the values of the weights. Nothing here says anything about
+quality. Configurations: Wan-Video/Wan2.2 `wan/configs/`, as converted for diffusers.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ SMALL = Scale(
         "feed_forward_proj": "gated-gelu",
     },
 )
-"""Two experts of the size of Wan2.1 1.3B, for what a machine without a GPU can show of memory."""
+"""Two experts of the size of Wan2.1 1.3B, for measuring memory on a machine without a GPU."""
 
 SCALES = {scale.name: scale for scale in (A14B, SMALL, TINY)}
 
@@ -128,7 +128,7 @@ def _made_as(dtype: torch.dtype) -> Iterator[None]:
 
 
 def transformer(scale: Scale, layers: int | None = None) -> Any:
-    """One expert in bfloat16, with what diffusers keeps in float32 when it loads one."""
+    """One expert in bfloat16. The layers that diffusers keeps in float32 are in float32."""
     from diffusers import WanTransformer3DModel
     from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
@@ -168,7 +168,7 @@ def text_encoder(scale: Scale) -> Any:
 
 
 def forward_arguments(scale: Scale) -> dict[str, Any]:
-    """What one call of the transformer is given."""
+    """The arguments of one call of the transformer."""
     shape = (1, 36, scale.latent_frames, scale.height // 8, scale.width // 8)
     place = {"device": device(), "dtype": torch.bfloat16}
     return {
@@ -180,7 +180,7 @@ def forward_arguments(scale: Scale) -> dict[str, Any]:
 
 
 def block_arguments(scale: Scale, whole: Any) -> tuple[Any, ...]:
-    """What one block of `whole` is given."""
+    """The arguments of one block of `whole`."""
     width = scale.heads * scale.head_width
     place = {"device": device(), "dtype": torch.bfloat16}
     shape = (1, 16, scale.latent_frames, scale.height // 8, scale.width // 8)
@@ -198,7 +198,7 @@ def synchronize() -> None:
 
 
 def seconds_of(work: Callable[[], Any], repeats: int = 3, warm: int = 1) -> float:
-    """Median wall time of `work`, the device's work included."""
+    """The median wall time of `work`, including the device's work."""
     for _ in range(warm):
         work()
     took = []
@@ -212,7 +212,7 @@ def seconds_of(work: Callable[[], Any], repeats: int = 3, warm: int = 1) -> floa
 
 
 def peak_gb(*, reset: bool = False) -> float:
-    """The most that torch's tensors took on the device since the last reset, in 10^9 bytes."""
+    """The peak memory of torch's tensors on the device since the last reset, in 10^9 bytes."""
     if not torch.cuda.is_available():
         return 0.0
     if reset:

@@ -1,7 +1,7 @@
-"""What one part of a clip costs on this device: each function yields one case after the other.
+"""Measures the parts of a clip on this device. Each function yields one case after the other.
 
-A case that fails yields the error in place of a figure: kernels differ between GPUs and versions,
-and the rest should still be measured.
+A case that fails yields its error instead of a figure, because kernels differ between GPUs and
+versions, and the other cases should still run.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from wan_engine.runtime import memory
 from wan_engine.runtime.recipes import Recipe
 
 Case = dict[str, Any]
-_OFFLOAD_LAYERS = 10  # enough to see what a block costs; 28.6 GB of pinned memory take long
+_OFFLOAD_LAYERS = 10  # enough to see the cost of a block; pinning 28.6 GB takes long
 _VAE_FRAMES = 7  # latent frames: the first, and six alike
 
 
 chosen: frozenset[str] = frozenset()
-"""Names of the cases that are measured; empty: all."""
+"""The names of the cases to measure. Empty means all."""
 
 
 def attempt(case: Case, work: Callable[[], Case]) -> Case:
-    """`case` with what `work` measured, or with its error; as it is where it was not chosen."""
+    """`case` with the result of `work` or its error. A case that was not chosen stays unchanged."""
     if chosen and case["case"] not in chosen:
         return {**case, "skipped": True}
     gc.collect()
@@ -54,7 +54,7 @@ def attempt(case: Case, work: Callable[[], Case]) -> Case:
 
 
 def ceilings(scale: Scale) -> Iterator[Case]:
-    """What this card does at best: a large matrix product, a large copy, host to device."""
+    """The best rates of this card: a large matrix product, a large copy, host to device."""
     side = 8192 if scale.name != "tiny" else 64
 
     def product() -> Case:
@@ -246,7 +246,7 @@ def whole(scale: Scale) -> Iterator[Case]:
 
 
 def channels_last_3d(model: Any) -> None:
-    """The layout that tensor cores want; activations follow the weights'."""
+    """Use the memory layout of tensor cores. Activations take the layout of the weights."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)

@@ -1,7 +1,7 @@
-"""The start of a worker as in the image: load, warm-up with compilation, the first job and the
-second; then a second start in a process of its own, with the code that the first one kept.
+"""Measures the start of a worker as in the image: load, warm-up with compilation, the first two
+jobs; then a second start in another process with the code that the first one compiled.
 
-The folder has ten layers an expert, so seconds of loading are a quarter of a real model's.
+The folder has ten layers per expert, so loading takes a quarter of a real model's seconds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _in_its_process(scale: Scale, folder: Path) -> Case:
 
 
 def one_start(scale: Scale, folder: Path) -> Case:
-    """What a worker does until it is ready, and two jobs."""
+    """Start as a worker does, and run two jobs."""
     from wan_engine import Settings
     from wan_engine.engine import Engine
 

@@ -1,4 +1,4 @@
-"""From latents to mp4: the engine's way against plain diffusers, in wall time and host memory.
+"""Measures the engine's way from latents to mp4 against plain diffusers: wall time and host memory.
 
 Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg, the
 convolutions by oneDNN whatever their size (families/convolution.py).

@@ -1,4 +1,5 @@
-"""Jobs a minute of one worker behind a slow network: one job at a time, and with WAN_PREFETCH=1.
+"""Measures the jobs per minute of one worker behind a slow network: one job at a time, and with
+WAN_PREFETCH=1.
 
 The real worker loop on `wan-tiny`, against a control plane on loopback, an image server that waits
 before it answers, and a bucket that waits before it takes a clip. `device_idle_share` is the part

@@ -1,4 +1,5 @@
-"""Seconds that the safety checker adds to a clip: for the prompt, the image and 5, 10, 15 frames.
+"""Measures the seconds that the safety checker adds to a clip: for the prompt, the image and 5, 10,
+15 frames.
 
 The classifiers have the full-size architectures of the defaults (Qwen3 0.6B, ViT-B/16 at 224 px)
 with random weights: right for time, and for nothing else. The prompt goes through

@@ -1,4 +1,5 @@
-"""How visible the joins of a long clip are: the jump at each join against those between neighbours.
+"""Measures how visible the joins of a long clip are: the jump at each join against the jumps
+between neighbours.
 
 A jump is the mean absolute difference of two neighbouring frames, in levels of 255. Joins are
 compared with the pairs inside segments: `ratio` is the join's jump over their median, `rank` the

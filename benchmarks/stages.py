@@ -1,4 +1,5 @@
-"""A whole job for each size and duration: seconds a stage and peak memory over the loaded model.
+"""Measures a whole job for each size and duration: seconds per stage, and peak memory above the
+loaded model.
 
 Every case is a process of its own, a job through `Engine.generate` after a first one of 5 s that is
 not measured (what libraries do once). Memory is of this process and the ffmpeg processes it starts,
@@ -50,6 +51,7 @@ from wan_engine.schema import (  # noqa: E402
     VideoRequest,
 )
 from wan_engine.settings import Settings  # noqa: E402
+from wan_engine.weights import choose_upscaling  # noqa: E402
 
 SIZES = ("1280*720", "1920*1080")
 DURATIONS = (5, 10, 15)
@@ -201,7 +203,7 @@ def costs(settings: Settings) -> Iterator[dict[str, Any]]:
             yield _cost("interpolation", name, (width, height), _retimed(method))
     yield _cost("upscale", "lanczos", (1920, 1080), _scaled)
     if settings.upscale_weights:
-        kind, _ = upscale.choose(settings)
+        kind, _ = choose_upscaling(settings)
         network = upscale.load(kind, settings.upscale_weights, device)
         yield _cost("upscale", kind, (1920, 1080), _enlarged(network))
 

@@ -1,11 +1,10 @@
-"""`make docs`: writes every generated file: tables and drawings of the pages, and what Runpod's Hub
-reads.
+"""Writes every generated file: tables and drawings of the pages, and the files of Runpod's Hub
+(`make docs`).
 
 python -m builder.docs          writes them
-python -m builder.docs --check  names those that are stale, with exit code 1; writes nothing
+python -m builder.docs --check  lists outdated files, with exit code 1; writes nothing
 
-A table stands once, between `<!-- name -->` and `<!-- /name -->`, in README.md or a page of
-`docs/`.
+A table is between `<!-- name -->` and `<!-- /name -->`, once, in README.md or a page of `docs/`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ TIERS = {
     "wan2.2-i2v-a14b": "Best quality: 40 steps",
     "wan2.2-ti2v-5b": "Small: for 24 GB cards",
 }
-"""The models to begin with, and what each is for."""
+"""The models of the README, and what each is for."""
 
 TOPICS: Mapping[str, type[BaseSettings]] = {
     "Model": ModelSettings,
@@ -51,13 +50,13 @@ TOPICS: Mapping[str, type[BaseSettings]] = {
     "Jobs and logs": JobSettings,
     "Gateway": GatewaySettings,
 }
-"""The parts of the settings, and what their tables are called."""
+"""The titles of the settings' tables."""
 
 _CODE = ("handler.py", "wan_engine", "builder", "benchmarks")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As Markdown; a bar in a cell does not end it."""
+    """A table in Markdown. Bars in a cell are escaped."""
     lines = [
         head,
         ["---"] * len(head),
@@ -113,7 +112,7 @@ def tiers_table() -> str:
 
 
 def files_tables() -> str:
-    """Every file of code, a table for each folder: the first sentence of its docstring."""
+    """A table per folder of code: each file with the first sentence of its docstring."""
     files = [ROOT / _CODE[0], *(path for top in _CODE[1:] for path in (ROOT / top).rglob("*.py"))]
     folders: dict[str, list[list[str]]] = {}
     for path in sorted(
@@ -122,7 +121,7 @@ def files_tables() -> str:
         if sentence := first_sentence(path.read_text("utf-8")):
             folder = path.parent.relative_to(ROOT).as_posix()
             folders.setdefault(folder, []).append([f"`{path.name}`", sentence])
-    folders.pop("wan_engine/gateway/jobs/migrations/versions", None)  # one for each change
+    folders.pop("wan_engine/gateway/jobs/migrations/versions", None)  # one file per migration
     return "\n\n".join(
         f"### {'The top' if folder == '.' else folder}\n\n{table(['file', 'what it does'], rows)}"
         for folder, rows in folders.items()
@@ -130,7 +129,7 @@ def files_tables() -> str:
 
 
 def first_sentence(source: str) -> str:
-    """Of a module's docstring, as one line."""
+    """The first sentence of a module's docstring, as one line."""
     text = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
     return re.split(r"(?<=[.]) +(?=[A-Z`])", " ".join(text.split()))[0]
 
@@ -163,8 +162,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 def generated(root: Path = ROOT) -> dict[Path, str]:
-    """Every generated file under `root`, and its content as the code makes it. Raises `ValueError`
-    unless each table has its place."""
+    """Every generated file under `root` and its content. Raises `ValueError` if a table has no
+    place."""
     paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     pages = {path: path.read_text("utf-8") for path in paths}
     for name, render in TABLES.items():
@@ -179,8 +178,8 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
 
 
 def with_table(page: str, name: str, text: str) -> str:
-    """`page` with `text` between the marks of the table `name`. Raises `ValueError` unless it has
-    each of them once."""
+    """`page` with `text` between the marks of the table `name`. Raises `ValueError` unless each
+    mark is there once."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if (page.count(start), page.count(end)) != (1, 1):
         raise ValueError(f"a page with the table {name} needs {start} and {end}, once each")
@@ -189,7 +188,7 @@ def with_table(page: str, name: str, text: str) -> str:
 
 
 def stale(root: Path = ROOT) -> list[str]:
-    """The generated files that are not what the code makes."""
+    """The generated files whose content differs from the code."""
     return [
         path.relative_to(root).as_posix()
         for path, content in generated(root).items()
@@ -198,7 +197,7 @@ def stale(root: Path = ROOT) -> list[str]:
 
 
 def write(root: Path = ROOT) -> None:
-    """All of them."""
+    """Write all generated files."""
     for path, content in generated(root).items():
         path.write_text(content, "utf-8")
 

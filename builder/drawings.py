@@ -1,7 +1,7 @@
-"""The drawings of the docs, as SVG: the line from a request to an mp4, the gateway, and what
-segments are given.
+"""Draws the SVG files of the docs: the line from a request to an mp4, the gateway, and the masks of
+segments.
 
-SVG that we write ourselves looks the same on GitHub and in the docs, and is loaded from nowhere.
+These files look the same on GitHub and on the website, and load nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from html import escape
 
 WIDTH = 760
 _MARGIN = 12
-_LABEL = 118  # the column that names a row
+_LABEL = 118  # width of the column with the names of the rows
 _BOX_HEIGHT = 44
 _GAP = 22
 _TEXT = "#1f2933"
@@ -29,8 +29,8 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Box:
-    """What happens, and the file in which it does, below `wan_engine/`. `then` is whether an arrow
-    goes on to the next box of the row."""
+    """A step, and its file below `wan_engine/`. `then`: an arrow leads to the next box of the
+    row."""
 
     text: str
     file: str = ""
@@ -39,7 +39,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Row:
-    """One band: its name, what is said of it below the name, and its boxes."""
+    """A band with a name, a note below the name, and boxes."""
 
     name: str
     note: str
@@ -177,12 +177,12 @@ GATEWAY = (
 
 
 def line() -> str:
-    """From a request to an mp4."""
+    """The drawing of the line from a request to an mp4."""
     return _bands(LINE, "From a request to an mp4: ask, choose, prepare, plan, render, publish")
 
 
 def gateway() -> str:
-    """A job's way through the gateway."""
+    """The drawing of a job's way through the gateway."""
     return _bands(GATEWAY, "A job's way through the gateway: call, door, accept, run, render, tell")
 
 
@@ -220,8 +220,8 @@ def _band(row: Row, top: float) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Segment:
-    """The first latents of one segment: what stands in each (a key of `CELLS`), and whether the
-    model is told that it is known."""
+    """The first latents of a segment: the content of each (a key of `CELLS`), and whether the model
+    is told that it is known."""
 
     kind: str
     way: str
@@ -237,7 +237,7 @@ CELLS = {
     "zero": ("#ffffff", "zeros"),
     "noise": ("#efe3f7", "noise alone"),
 }
-_SHOWN = 5  # of 21: the others are as the last of these
+_SHOWN = 5  # of 21: the others are like the last of these
 
 MASKS = (
     Segment("A14B", "first segment", ("image", *["grey"] * 4), (True, *[False] * 4)),
@@ -251,7 +251,7 @@ MASKS = (
 
 
 def masks() -> str:
-    """What the first latents of a segment are given, by kind of model and way to go on."""
+    """The drawing of a segment's first latents, by kind of model and continuation."""
     cell, left, parts, top = 78, 210, [], 34.0
     for number in range(_SHOWN):
         heading = f"latent {number}" if number < _SHOWN - 1 else f"{number} to 20"
@@ -280,7 +280,7 @@ def masks() -> str:
 
 
 def _page(height: float, title: str, parts: Sequence[str]) -> str:
-    """A drawing on a light ground of its own, as the page around it may be dark."""
+    """A drawing on its own light background, because the page around it may be dark."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
         f'width="{WIDTH}" height="{height:g}" role="img">\n<title>{escape(title)}</title>\n'
@@ -322,4 +322,4 @@ def _arrow(x: float, y: float, to_x: float, to_y: float) -> str:
 
 
 DRAWINGS = {"line.svg": line, "gateway.svg": gateway, "masks.svg": masks}
-"""By their file in `docs/`."""
+"""The drawings by their file in `docs/`."""

@@ -1,7 +1,7 @@
-"""The table of cards: what each does with the four-step model, measured or estimated.
+"""Builds the table of cards: what each does with the four-step model, measured or estimated.
 
-One card was measured, with exact attention. The others are estimated from it by what their data
-sheets say, so the ratio between two rows is better known than a row.
+One card was measured, with exact attention. The others are estimated from it by their data sheets,
+so the ratio of two rows is more certain than a row.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from wan_engine.settings import Settings
 MODEL = "wan2.2-i2v-a14b-4step"
 
 HOST = Host(memory_gb=64.0)
-"""Nobody promises how much a rented machine has beside its card."""
+"""Assumed host memory in GB: no provider guarantees the memory of the machine around a card."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """`pool` is Runpod's name of a group of cards. From NVIDIA's data sheets: dense tensor rates in
-    10^12 operations a second with float32 accumulation, memory in 10^12 bytes a second."""
+    """A card. `pool` is Runpod's name of a group of cards. From NVIDIA's data sheets: dense tensor
+    rates in 10^12 operations per second with float32 accumulation, memory rates in 10^12 bytes per
+    second."""
 
     gpu: Gpu
     pool: str | None
@@ -47,9 +48,9 @@ MEASURED: Mapping[str, float] = {
     "interpolate": 15.1,
     "encode": 1.3,
 }
-"""Seconds by stage of 720p, 5 s, four steps to 30 fps on an H200 (2026-11-26, torch 2.11.0+cu130,
-full-size random weights, float8 matrices, compiled blocks); `denoise` has text and image encoding
-in it."""
+"""Seconds per stage of 720p, 5 s, four steps to 30 fps on an H200 (2026-11-26, torch 2.11.0+cu130,
+full-size random weights, float8 matrices, compiled blocks). `denoise` includes text and image
+encoding."""
 
 # One forward at 1280x720x81, from the architecture: 75,600 tokens, 40 layers of width 5120.
 _ATTENTION = 4714.0  # 10^12 operations, in bfloat16
@@ -58,7 +59,8 @@ _TRAFFIC, _TRAFFIC_COMPILED = 3.85, 0.76  # 10^12 bytes of norms, modulation and
 
 
 def seconds(card: Card) -> float:
-    """A clip of 720p and 5 s on `card`, by the recipe that it gets: the measured one scaled."""
+    """Seconds for a clip of 720p and 5 s on `card`, with the recipe that it gets: the measured
+    time, scaled."""
     measured = CARDS[0]
     ratio = _forward(card, _recipe(card)) / _forward(measured, _recipe(measured))
     decode = MEASURED["decode"] * measured.bfloat16 / card.bfloat16
@@ -67,7 +69,7 @@ def seconds(card: Card) -> float:
 
 
 def _forward(card: Card, recipe: Recipe) -> float:
-    """Seconds of one forward if the card did what its data sheet says."""
+    """Seconds of one forward pass at the rates of the card's data sheet."""
     fast = card.float8 if recipe.float8 and recipe.compiled else None
     traffic = _TRAFFIC_COMPILED if recipe.compiled else _TRAFFIC
     attention = _ATTENTION / card.bfloat16
@@ -79,7 +81,7 @@ def _recipe(card: Card) -> Recipe:
 
 
 def table() -> str:
-    """As Markdown."""
+    """The table in Markdown."""
     lines = [
         "| card | Runpod's pool | what it does (`doctor` says it too) | GPU GB | host GB | "
         "seconds a clip | clips an hour |",
@@ -100,5 +102,5 @@ def table() -> str:
 
 
 def _rounded(value: float) -> int:
-    """To what an estimate is worth."""
+    """The number rounded to the precision of an estimate."""
     return round(value / 10) * 10

@@ -1,8 +1,8 @@
-"""Make one ready set of weights from a catalogue row: LoRA files fused, networks in the precision
-in which they run, a manifest with hashes.
+"""Prepares a set of weights from a row of the catalogue: LoRA files fused, networks in their final
+precision, a manifest with hashes.
 
-A worker that starts from such a set reads a third to a half of what is published and fuses nothing.
-Networks are loaded, fused and saved one after the other, so that the host needs memory for one.
+A worker that starts from such a set reads a third to a half of the published bytes and fuses
+nothing. Networks are loaded, fused and saved one after the other, so the host needs memory for one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wan_engine.catalog import Expert, ModelSpec
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.runtime.scratch import NO_LOCKS
 from wan_engine.settings import VERSION, Settings
-from wan_engine.weights import LoraWeights, manifest
+from wan_engine.weights import LocatedLora, manifest
 from wan_engine.weights.files import read_json, sha256
 from wan_engine.weights.manifest import Fused, Manifest
 
@@ -39,9 +39,9 @@ Precision = Literal["bfloat16", "float32"]
 Tell = Callable[[str], None]
 
 _EXPERTS: dict[str, Expert] = {"transformer": "high", "transformer_2": "low"}
-_LOADED = ("text_encoder", *_EXPERTS)  # the rest is small, or stays in float32 as the VAE does
+_LOADED = ("text_encoder", *_EXPERTS)  # the others are small, or stay in float32 like the VAE
 _BYTES: dict[Precision, int] = {"bfloat16": 2, "float32": 4}
-_SHARD = "5GB"  # several files are read side by side
+_SHARD = "5GB"  # several files are read in parallel
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -56,16 +56,17 @@ def prepare(
     precision: Precision = "bfloat16",
     fp8: bool = False,
 ) -> Path:
-    """Make the set of the row `name` in `target`, which appears whole or not at all. Returns it.
+    """Make the set of the row `name` in `target`, which appears complete or not at all. Returns
+    `target`.
 
-    `fp8` keeps the matrices of the experts' blocks as float8_e4m3fn with a scale a row, to the bit
-    what a worker makes of them that runs in float8: half the bytes to store and read. Where one
-    runs in bfloat16, they are widened, with what three bits of mantissa have left of them.
+    `fp8` stores the matrices of the experts' blocks as float8_e4m3fn with one scale per row, bit
+    for bit what a worker in float8 computes, in half of the bytes. A worker in bfloat16 widens them
+    and keeps the precision of three bits of mantissa.
 
-    Raises `ConfigurationError` when the target exists, another process makes it or the disk is too
-    small, and `ModelMissing` when the row's files are not here.
+    Raises `ConfigurationError` if the target exists, another process makes it or the disk is too
+    small, and `ModelMissing` if the row's files are not here.
     """
-    # What WAN_LORA names is the operator's, and not part of a row.
+    # The files of WAN_LORA are the operator's, and not part of a row.
     located = weights.resolve(name, settings.model_copy(update={"lora": ()}))
     spec, source = located.spec, located.folder
     if any(entry[0] == "wan_engine" for entry in _networks(source)):
@@ -117,14 +118,14 @@ def _networks(source: Path) -> list[list[Any]]:
     return [entry for entry in entries if isinstance(entry, list) and entry[0] is not None]
 
 
-def _plans(source: Path, loras: Sequence[LoraWeights]) -> Sequence[Plan]:
+def _plans(source: Path, loras: Sequence[LocatedLora]) -> Sequence[Plan]:
     from wan_engine.families.lora import plans_for
 
     return plans_for(source, loras)
 
 
 def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
-    """The network in `folder`, of the library and class that the pipeline's index names."""
+    """Load the network in `folder`, with the library and class in the pipeline's index."""
     import torch
 
     library, kind = entry
@@ -140,8 +141,8 @@ def _fuse(network: Any, component: str, plans: Sequence[Plan]) -> None:
 
 
 def _to_float8(network: Any) -> None:
-    """The matrices of a transformer's blocks, in place. Norms, biases, embeddings and the head
-    stay: they are small, and their errors are not."""
+    """Convert the matrices of a transformer's blocks in place. Norms, biases, embeddings and the
+    head stay: they are small, and their errors are not."""
     import torch
 
     from wan_engine.families.float8 import convert_blocks
@@ -153,7 +154,7 @@ def _describe(
     spec: ModelSpec,
     source: Path,
     partial: Path,
-    loras: Sequence[LoraWeights],
+    loras: Sequence[LocatedLora],
     precision: str,
 ) -> None:
     before = manifest.read(source)
@@ -175,18 +176,18 @@ def _describe(
 
 @contextmanager
 def _alone(target: Path, tell: Tell) -> Iterator[Path]:
-    """A folder beside `target` to fill, which this process alone has; what a killed one left in it
-    is removed."""
+    """A folder next to `target` to fill, which this process alone uses. Leftovers of a killed
+    process are removed."""
     partial = target.with_name(f".{target.name}.partial")
     lock = target.with_name(f".{target.name}.lock")
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One that ended in between has deleted the file that is locked here.
+            # A process that ended in between has deleted the file that is locked here.
             alone = os.path.samestat(lock.stat(), os.fstat(file.fileno()))
         except OSError as error:
             alone = error.errno in NO_LOCKS
-            if alone:  # whoever else makes it does so in a folder of his own, and one comes first
+            if alone:  # another process uses another folder, and the first one to finish wins
                 partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=lock.parent))
                 tell(f"{target.parent} has no locks: if this is killed, remove {partial}")
         if not alone:
@@ -201,7 +202,7 @@ def _alone(target: Path, tell: Tell) -> Iterator[Path]:
 
 
 def _size(source: Path, block_bytes: int, other_bytes: int) -> int:
-    """Bytes of the set, to within a percent of what the cast of norms and biases leaves out."""
+    """The bytes of the set, to within one percent: the cast of norms and biases is not counted."""
     total = 0
     for path in source.rglob("*.safetensors"):
         component = path.parent.name

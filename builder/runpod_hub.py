@@ -1,4 +1,4 @@
-"""`.runpod/hub.json` and `.runpod/tests.json`, made from the settings and the catalogue.
+"""Builds `.runpod/hub.json` and `.runpod/tests.json` from the settings and the catalogue.
 
 `make docs` writes them.
 Schema: docs.runpod.io, hub/publishing-guide.
@@ -21,10 +21,10 @@ from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.retired import RetiredSettings
 
 _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
-"""Asked for at once, with the bucket; the rest is behind "advanced"."""
+"""Shown at once, with the bucket. The others are under "advanced"."""
 
 _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
-"""Of no use, or of no good, on an endpoint."""
+"""Useless or harmful on an endpoint."""
 
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
@@ -33,19 +33,19 @@ _SELDOM = (
     *("lora_unused", "reference_model", "speech_model", "video_sound_model", "pool_gb"),
     *("sound_model", "generate_audio"),
 )
-"""Runpod's templates hold 50 variables. These are as the hosted API has them, and can be added to
-an endpoint by hand."""
+"""Left out, because Runpod's templates hold 50 variables. Their defaults are those of the hosted
+API, and you can add them to an endpoint by hand."""
 
 POOLS = {card.pool: card.gpu for card in CARDS if card.pool}
-"""Runpod's names of cards that hold every preset's model, best first. AMPERE_24 is not among them:
-it has no float8 matrices, and 75 GB of host memory would be needed beside it."""
+"""Runpod's names of cards that fit every preset's model, best first. AMPERE_24 is missing: it has
+no float8 matrices, and would need 75 GB of host memory."""
 
 _DISK_GB = 40
-"""The image, with its classifiers, is 8 GB; a job's files are less than 1 GB, and the SDK refuses
-to start below a tenth of free space. Models are on a volume."""
+"""Container disk in GB. The image with its classifiers is 8 GB, a job's files are less than 1 GB,
+and the SDK refuses to start with less than a tenth free. Models are on a volume."""
 
 _CUDA = ["13.0"]
-"""What the wheels in requirements.lock are built for."""
+"""The CUDA version of the wheels in requirements.lock."""
 
 _PRESETS = {
     "Quality A14B": {"WAN_MODEL": "wan2.2-i2v-a14b"},
@@ -55,7 +55,7 @@ _PRESETS = {
         "WAN_MODEL": FALLBACK,
         "WAN_STORAGE": "local",
         "WAN_SAFETY": "auto",
-        "WAN_COMPILE": "required",  # the way that a real model takes, though the toy is slower so
+        "WAN_COMPILE": "required",  # as for a real model, although the toy is slower with it
     },
 }
 
@@ -88,7 +88,7 @@ def hub() -> dict[str, Any]:
 
 
 def tests() -> dict[str, Any]:
-    """The content of tests.json: one job that needs no network, no weights and no bucket."""
+    """The content of tests.json: one job without network, weights and bucket."""
     return {
         "tests": [
             {
@@ -141,7 +141,7 @@ def _input(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The kinds that a field takes, without None and without what pydantic is told beside them."""
+    """The types of a field, without None and without annotations for pydantic."""
     if get_origin(annotation) in (Union, types.UnionType):
         found = [one for member in get_args(annotation) for one in _members(member)]
         return [one for one in found if one is not type(None)]
@@ -160,8 +160,8 @@ def _limits(field: FieldInfo) -> dict[str, float]:
 
 
 def _picture() -> str:
-    """A ramp of black and white dots of the smallest size that is taken, as a data URI; a BMP has
-    the same bytes whatever made it."""
+    """A ramp of black and white dots in the smallest allowed size, as a data URI. A BMP has the
+    same bytes on every machine."""
     from PIL import Image
 
     picture = Image.linear_gradient("L").resize((240, 240)).convert("1")
@@ -171,5 +171,5 @@ def _picture() -> str:
 
 
 def text(content: dict[str, Any]) -> str:
-    """As it is in the file."""
+    """The JSON as text, as it is in the file."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

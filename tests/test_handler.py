@@ -329,8 +329,9 @@ def test_the_sdks_local_run_prints_the_result(tmp_path: Path) -> None:
     assert job["input"]["image"][-40:] not in done.stdout + done.stderr
 
 
-def test_the_sdks_local_run_of_a_bad_value_ends_with_one(tmp_path: Path) -> None:
-    done = sdk_run(tmp_path, "--test_input", json.dumps({"input": {"prompt": "x"}}))
+def test_the_sdks_local_run_of_a_bad_value_ends_with_one(tmp_path: Path, tiny_cache: Path) -> None:
+    job = json.dumps({"input": {"prompt": "x"}})
+    done = sdk_run(tmp_path, "--test_input", job, WAN_CACHE_DIR=str(tiny_cache))
     assert done.returncode == 1
     assert 'failed with error: field "image" is required' in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

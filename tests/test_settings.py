@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 
 from wan_engine import logs
 from wan_engine.errors import ConfigurationError
-from wan_engine.settings import Lora, Settings, described, env_name
+from wan_engine.settings import OwnLora, Settings, described, env_name
 from wan_engine.settings.environment import tell_libraries
 from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.retired import RetiredSettings
@@ -146,8 +146,8 @@ def test_loras_are_read_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     written = '[{"path": "/a.safetensors", "scale": 0.8, "expert": "high"}, {"path": "b"}]'
     monkeypatch.setenv("WAN_LORA", written)
     assert Settings.load().lora == (
-        Lora(path=Path("/a.safetensors"), scale=0.8, expert="high"),
-        Lora(path=Path("b"), scale=1.0, expert="both"),
+        OwnLora(path=Path("/a.safetensors"), scale=0.8, expert="high"),
+        OwnLora(path=Path("b"), scale=1.0, expert="both"),
     )
 
 
@@ -301,7 +301,7 @@ def test_a_refusal_is_one_sentence_that_says_where_to_look(monkeypatch: pytest.M
     monkeypatch.setenv("WAN_STEPS", "four")
     sentence = refusal()
     assert sentence.isprintable()
-    assert sentence.endswith(" `python -m wan_engine settings` lists what it takes.")
+    assert sentence.endswith(" `python -m wan_engine settings` describes each setting.")
 
 
 def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +395,7 @@ def test_a_setting_that_nobody_needs_is_read_with_what_to_do_now(
     assert caplog.text == ""
     monkeypatch.setenv("WAN_IN_FLIGHT_KEY_BYTES", "2048")
     assert Settings.load().in_flight_of_key_bytes == 2048
-    assert "WAN_IN_FLIGHT_KEY_BYTES is still used, but no longer needed: " in caplog.text
+    assert "WAN_IN_FLIGHT_KEY_BYTES is deprecated: " in caplog.text
     assert "unset it" in caplog.text
 
 

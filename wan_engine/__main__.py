@@ -1,4 +1,4 @@
-"""`python -m wan_engine`, which is installed as `wan-engine`: the commands are in `cli/`."""
+"""Runs the command line: `python -m wan_engine`, or `wan-engine` once the package is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wan_engine.cli.app import PROGRAM, app
 
 
 def main() -> None:
-    """Run the command that the arguments name; ends with its exit code."""
+    """Run the command in the arguments, and exit with its code."""
     app(prog_name=PROGRAM)
 
 

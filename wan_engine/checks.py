@@ -1,5 +1,4 @@
-"""What a job needs on this machine, looked at one by one before anything is loaded: by `doctor`, a
-worker, the gateway's engine and `generate`, all by one list."""
+"""Checks what a job needs on this machine, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import with_overrides
 from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError, EngineError, Warned
-from wan_engine.media import ffmpeg, retime, upscale
+from wan_engine.media import ffmpeg, retime
 from wan_engine.prompts import open_expander
 from wan_engine.runtime import paths, recipes, scratch
 from wan_engine.runtime.startup import Startup
@@ -35,7 +34,7 @@ Configured = dict[Task, tuple[Located, str]]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `doctor`: `found` says what is here, or what to do where `level` is "fail". At
+    """One line of `doctor`. `found` says what is here, or what to do if `level` is "fail". At
     "warn", jobs run, but not as promised."""
 
     what: str
@@ -51,16 +50,16 @@ class Check:
 def machine_checks(
     settings: Settings, *, worker: bool = False, stores: bool = True
 ) -> Iterator[Check]:
-    """Everything that a job needs on this machine, each looked at by itself.
+    """Check everything that a job needs on this machine, one check per line.
 
-    `worker` asks what the Runpod loop asks, where nothing may be pretended. Without `stores`, clips
-    do not go where the settings say, so that is not asked.
+    `worker` adds the checks of the Runpod loop, which accepts no test model and no local folder.
+    Without `stores`, the storage is not checked, because clips do not go there.
     """
     yield Check("version", "ok", f"wan_engine {VERSION}, Python {platform.python_version()}")
     yield _checked("variables", _variables)
     gpu, row = _found("gpu", lambda: recipes.detect(settings.device), lambda gpu: _gpu(gpu, worker))
     yield row
-    seen = row.ok  # else nothing is known of what fits
+    seen = row.ok  # otherwise it is unknown what fits
     yield _checked("ffmpeg", lambda: ffmpeg.version())
     yield _checked("scratch", lambda: scratch.check(settings))
     yield _checked("folders", lambda: _folders(settings))
@@ -83,7 +82,7 @@ def machine_checks(
         yield _checked("pool", partial(_pool, found or {}, gpu, settings))
     yield _checked("fps", lambda: _fps(settings))
     yield _checked(
-        "upscale", lambda: "larger pictures by {} ({})".format(*upscale.choose(settings))
+        "upscale", lambda: "larger pictures by {} ({})".format(*weights.choose_upscaling(settings))
     )
     yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     if stores:
@@ -92,7 +91,7 @@ def machine_checks(
 
 
 def require(settings: Settings, *, worker: bool = False, stores: bool = True) -> None:
-    """Raise `ConfigurationError` with all that `machine_checks` finds missing; log its warnings."""
+    """Raise `ConfigurationError` with all failed checks, and log the warnings."""
     rows = list(machine_checks(settings, worker=worker, stores=stores))
     for row in rows:
         if row.level == "warn":
@@ -106,7 +105,7 @@ def require(settings: Settings, *, worker: bool = False, stores: bool = True) ->
 
 
 def start_checks(settings: Settings, startup: Startup, *, worker: bool = False) -> list[Check]:
-    """The start of a worker, done: a line for each stage of `startup`, and one for all of them."""
+    """Log the start of a worker: one line per stage of `startup`, and one for all of them."""
     try:
         engine = Engine(settings, serverless=worker)
         startup.done("choice")
@@ -119,18 +118,19 @@ def start_checks(settings: Settings, startup: Startup, *, worker: bool = False) 
 
 
 def _checked(what: str, look: Callable[[], str]) -> Check:
-    """A line of what `look` gives, at "warn" where that is `Warned`, or of what it raises."""
+    """A line with the result of `look`, at "warn" for a `Warned`, or with the error that it
+    raises."""
     return _found(what, look, str)[1]
 
 
 def _found(what: str, find: Callable[[], T], tell: Callable[[T], str]) -> tuple[T | None, Check]:
-    """What `find` gives, None where it raises, and a line about it."""
+    """The result of `find`, or None if it raises, and a line about it."""
     try:
         found = find()
         line = found if isinstance(found, Warned) else tell(found)
     except EngineError as error:
         return None, Check(what, "fail", str(error))
-    except paths.PATH_ERRORS as error:  # of a path that a setting names
+    except paths.PATH_ERRORS as error:  # for a path that a setting names
         return None, Check(what, "fail", paths.sentence(error))
     return found, Check(what, "warn" if isinstance(line, Warned) else "ok", str(line))
 
@@ -156,7 +156,7 @@ def _gpu(gpu: recipes.Gpu | None, worker: bool) -> str:
 
 
 def _folders(settings: Settings) -> str:
-    """Folders that jobs do without: warned of, unless one is clearly a mistake."""
+    """Optional folders. A missing one is a warning, unless it is clearly a mistake."""
     models, cache = settings.models_dir, settings.cache_dir.expanduser()
     if models.exists() and not models.is_dir():
         raise ConfigurationError(f"WAN_MODELS_DIR names {models}, which is a file, not a folder")
@@ -174,7 +174,7 @@ def _folders(settings: Settings) -> str:
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be kept in `folder`, which is made."""
+    """The reason why `folder` cannot be written, or None. Creates the folder."""
     try:
         with paths.refusing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _unwritable(folder: Path) -> str | None:
 def _locate(
     settings: Settings, gpu: recipes.Gpu | None, worker: bool, seen: bool
 ) -> tuple[Configured | None, Check]:
-    """The models by task, None where there is none, and a line about the first."""
+    """The models by task, or None without any, and a line about the first."""
 
     def fits(spec: ModelSpec) -> bool:
         return recipes.fits(spec, gpu) if seen else not spec.built
@@ -202,7 +202,7 @@ def _locate(
 
 
 def _pool(found: Configured, gpu: recipes.Gpu | None, settings: Settings) -> str:
-    """How many of several models stay on the device together."""
+    """A line about how many of the models stay on the device together."""
     limit_gb = recipes.pool_gb(gpu, settings)
     kept_gb, most_gb = 0.0, 0.0
     for located, _ in found.values():
@@ -215,7 +215,7 @@ def _pool(found: Configured, gpu: recipes.Gpu | None, settings: Settings) -> str
         return f"all {len(found)} models stay loaded: {kept_gb + most_gb:.0f} of {limit_gb:.0f} GB"
     return Warned(
         f"not all of the {len(found)} models fit together: {kept_gb + most_gb:.0f} GB, and "
-        f"{limit_gb:.0f} are here. What was not used for longest is put away, and loaded again "
+        f"{limit_gb:.0f} are here. The least recently used one is unloaded, and loaded again "
         "when a job needs it"
     )
 
@@ -238,7 +238,7 @@ def _memory(spec: ModelSpec, gpu: recipes.Gpu | None) -> str:
     return f"{gpu.usable_gb:.0f} GB free, {spec.name} needs {least_gb:.0f} GB or more"
 
 
-def _lora(located: weights.Located, lora: weights.LoraWeights) -> str:
+def _lora(located: weights.Located, lora: weights.LocatedLora) -> str:
     from wan_engine.families.lora import describe
 
     return describe(located.folder, lora)

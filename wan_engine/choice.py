@@ -1,6 +1,5 @@
-"""Which model serves an order here, and why. A pure function of the order and the models that are
-configured; a table in the tests shows it.
-"""
+"""Chooses the model that serves an order, and says why. A pure function of the order and the
+configured models; a table in the tests shows it."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from wan_engine.errors import NotServed
 from wan_engine.schema import Input, Order, Task
 
 Track = Literal["given", "made", "silent", "none"]
-"""The caller's sound, the model's own, a track without any, or no track."""
+"""The source of the sound: the caller, the model, a silent track, or no track."""
 
 Models = Mapping[Task, ModelSpec]
-"""The row of each task that has a model here, with the settings applied."""
+"""The row of each task that has a model on this machine, with the settings applied."""
 
 _FIELDS: Mapping[Input, str] = {
     "first_picture": "image",
@@ -46,11 +45,11 @@ class Later:
 
 @dataclass(frozen=True)
 class Choice:
-    """The row that serves an order. `reason` says why it does; `undone` what it will not do of what
-    a hosted model would, a sentence each, and `warnings` what of that its caller asked for. `track`
-    is whose sound the clip has, and `sound_spec` the row that makes it of the finished frames,
-    where the row of the frames does not. `later` is None where nothing is to be chosen for later
-    shots."""
+    """The row that serves an order, and the `reason`. `undone` has one sentence for each feature of
+    a hosted model that this row lacks; `warnings` has those that the caller asked for. `track` is
+    the source of the clip's sound. `sound_spec` is the row that makes the sound from the finished
+    frames, if the row of the frames does not. `later` is None if there is nothing to choose for
+    later shots."""
 
     spec: ModelSpec
     reason: str
@@ -66,7 +65,7 @@ class Choice:
         return self.later.spec if self.later else None
 
     def described(self) -> dict[str, Any]:
-        """For scripts to read, in the JSON of a plan."""
+        """The choice in the JSON of a plan."""
         told: dict[str, Any] = {
             "reason": self.reason,
             "sound": self.track,
@@ -86,10 +85,11 @@ class Choice:
 
 
 def choose(order: Order, models: Models, *, generate_audio: bool = True) -> Choice:
-    """The model for `order`. Raises `NotServed` with the field that no model here takes.
+    """Choose the model for `order`. Raises `NotServed` with the field that no configured model
+    accepts.
 
-    `generate_audio`: what an order without a sound has where it does not say so itself, a track or
-    none.
+    `generate_audio` says whether an order without a sound gets a track, if it does not say so
+    itself.
     """
     if order.sound is None:
         said, order = False, replace(order, sound=generate_audio)
@@ -118,12 +118,12 @@ def choose(order: Order, models: Models, *, generate_audio: bool = True) -> Choi
 
 
 def served(models: Models) -> dict[Task, str]:
-    """The names of the models, by task: what health routes and `models` show."""
+    """The names of the models by task, for health routes and `models`."""
     return {task: spec.name for task, spec in models.items()}
 
 
 def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
-    """The tasks that can serve an order, the best first, and why each."""
+    """The tasks that can serve an order, the best first, each with its reason."""
     if order.references is not None:
         yield "reference-to-video", "it has references" if order.references else "it has no picture"
         return
@@ -136,7 +136,7 @@ def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
 
 
 def _lacking(order: Order, spec: ModelSpec) -> str | None:
-    """Why a row cannot serve an order, as a sentence for the caller."""
+    """The reason why a row cannot serve an order, as a sentence for the caller."""
     for given in order.gives:
         if given not in spec.takes:
             return (

@@ -1,8 +1,5 @@
-"""One object a job: who it is, whether it must stop, how far it is. Every verb of the engine takes
-it.
-
-It knows nothing of what the work is.
-"""
+"""Carries a job's identity, cancellation, deadlines and progress through every step. Every verb of
+the engine takes it, and it knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -17,13 +14,12 @@ from wan_engine.errors import Cancelled, DeadlineExceeded
 
 _WATCH_INTERVAL_SECONDS = 0.05
 HANG_SECONDS = 300.0
-"""How long the work may give no sign of life, where nobody says otherwise."""
+"""Default limit for work without progress, in seconds."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` of `steps` done in `stage`; both count over the whole job, not over one segment of
-    it."""
+    """`step` of `steps` done in `stage`. Both count over the whole job, not per segment."""
 
     stage: str
     step: int
@@ -31,7 +27,7 @@ class Progress:
 
 
 class Watch:
-    """The state of one `Control.watch`: `expired` once its own time limit has passed."""
+    """The state of one `Control.watch`. `expired` is set once its time limit has passed."""
 
     def __init__(self) -> None:
         self.expired = False
@@ -39,15 +35,15 @@ class Watch:
 
 
 class Control:
-    """Cancellation, deadline and progress of one job. Safe to use from several threads.
+    """Cancellation, deadline and progress of one job. Thread-safe.
 
-    `on_progress` is called on the thread that works, so it must be quick. Without a `job_id` the
-    job gets a new one; a job id that was finished before gets its old result.
+    `on_progress` is called on the working thread, so it must be quick. Without a `job_id` the job
+    gets a new one. A job id that was finished before gets its old result.
 
-    `hang_seconds` is how long any part of the work may give no sign of life, `step_seconds` how
-    long a step of the model may, where that is longer. `sign_at` is when the last sign came, by
-    `time.monotonic()`: every call of `progress`, `enter` and `checkpoint` is one. `has_device` is
-    whether the job works on the model's device.
+    `hang_seconds` limits how long any part of the work may go without progress, and `step_seconds`
+    how long a step of the model may, if that is longer. `sign_at` is the time of the last progress
+    by `time.monotonic()`: every call of `progress`, `enter` and `checkpoint`. `has_device`: the job
+    is using the model's device.
     """
 
     def __init__(
@@ -78,29 +74,29 @@ class Control:
 
     @property
     def stage(self) -> str | None:
-        """The stage that was entered last; None before the first and after the last."""
+        """The current stage. None before the first and after the last."""
         return self._stage
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the deadline, below zero when it has passed; None without one."""
+        """Seconds until the deadline, negative after it. None without a deadline."""
         if self._limit_seconds is None:
             return None
         return self._limit_seconds - (time.monotonic() - self._limit_from)
 
     @property
     def must_end(self) -> bool:
-        """Whether it was cancelled, or its deadline has passed."""
+        """Whether the job was cancelled or its deadline has passed."""
         left = self.seconds_left
         return self.cancelled or (left is not None and left <= 0)
 
     def limit(self, seconds: float) -> None:
-        """Give a job that was begun without a deadline one, that many seconds from now."""
+        """Set a deadline this many seconds from now, if the job has none."""
         if not self._limit_is_given:
             self._limit_from, self._limit_seconds = time.monotonic(), seconds
 
     def checkpoint(self) -> None:
-        """Raise `Cancelled` or `DeadlineExceeded` when the job must not go on."""
+        """Raise `Cancelled` or `DeadlineExceeded` if the job must stop."""
         self.sign_at = time.monotonic()
         if self.cancelled:
             raise Cancelled
@@ -110,15 +106,15 @@ class Control:
             raise DeadlineExceeded(self._limit_seconds)
 
     def progress(self, stage: str, step: int, steps: int) -> None:
-        """Report, account the time since the last report to its stage, and stop here if the job
-        must."""
+        """Report progress, account the time since the last report to its stage, and raise if the
+        job must stop."""
         self.enter(stage)
         if self._on_progress is not None:
             self._on_progress(Progress(stage, step, steps))
         self.checkpoint()
 
     def enter(self, stage: str | None) -> None:
-        """Account the time since the last call to the stage that was named there."""
+        """Enter a stage. The time since the last call counts for the previous stage."""
         now = self.sign_at = time.monotonic()
         if self._stage is not None:
             spent = self.stage_seconds.get(self._stage, 0.0)
@@ -127,7 +123,8 @@ class Control:
 
     @contextmanager
     def within(self, stage: str) -> Iterator[None]:
-        """Account what happens inside to `stage`, and what follows to the stage before it."""
+        """Account the time inside the block to `stage`, and the time after it to the previous
+        stage."""
         before = self._stage
         self.enter(stage)
         try:
@@ -137,10 +134,10 @@ class Control:
 
     @contextmanager
     def watch(self, stop: Callable[[], None], seconds: float | None = None) -> Iterator[Watch]:
-        """Call `stop` once, from another thread, when the job must end or `seconds` have passed.
+        """Call `stop` once, from another thread, when the job must stop or `seconds` have passed.
 
-        For work that cannot look by itself: a blocked socket, another process. `stop` must make
-        that work fail; the caller then asks `checkpoint()` and `Watch.expired` why.
+        Use it for work that cannot check by itself, such as a blocked socket or another process.
+        `stop` must make that work fail. Then ask `checkpoint()` and `Watch.expired` for the reason.
         """
         watch = Watch()
         limit = None if seconds is None else time.monotonic() + seconds

@@ -1,5 +1,4 @@
-"""The straight line from a request to a stored mp4: prepare, plan, render, publish. Nothing
-else."""
+"""Turns a request into a stored mp4: prepare, plan, render, publish. Nothing else."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
+from wan_engine import weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.choice import Choice, choose
@@ -68,16 +68,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_SOUND = "The sound could not be made: the clip has a silent track"
-_SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is taken with a warning
+_SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is accepted with a warning
 
 
 class Engine:
-    """The models of the configured tasks on one device. Jobs may come from several threads; the
-    device works on one at a time.
+    """The models of the configured tasks on one device. Several threads may submit jobs; the device
+    works on one at a time.
 
-    The constructor decides everything and raises `ConfigurationError` with what to do; `load` reads
-    the weights. `serverless` is the Runpod loop, where nothing may be pretended: no model or no
-    bucket is an error there.
+    The constructor makes every choice and raises `ConfigurationError` with what to do; `load` loads
+    the weights. `serverless` is the Runpod loop: there a missing model or bucket is an error.
     """
 
     def __init__(self, settings: Settings | None = None, *, serverless: bool = False) -> None:
@@ -86,7 +85,9 @@ class Engine:
         self.pool = pool = Pool(settings, real=serverless)
         self.limits = PlanLimits(settings.frame, None if settings.fps == "native" else settings.fps)
         self.safety = open_safety(settings, required=serverless, device=pool.device_beside)
-        self.postprocess = Postprocess(settings, pool.main.recipe.device)
+        self.postprocess = Postprocess(
+            settings, pool.main.recipe.device, weights.choose_upscaling(settings)
+        )
         self.expander = open_expander(settings, pool.main.recipe.device, pool.spare_gb, pool.device)
         self._token_limits = {
             task: TokenLimit(model.located.folder, model.spec.text_tokens)
@@ -97,27 +98,27 @@ class Engine:
 
     @property
     def spec(self) -> ModelSpec:
-        """The row of the main model."""
+        """The catalogue row of the main model."""
         return self.pool.main.spec
 
     @property
     def recipe(self) -> Recipe:
-        """How the main model is run now."""
+        """The recipe of the main model now."""
         return self.pool.main.recipe
 
     # --- the start -------------------------------------------------------------------------------
 
     def load(self) -> Family:
-        """The weights of as many models as fit, read once, the safety classifiers' too. Gives the
-        main one.
+        """Load the weights of as many models as fit, and of the safety classifiers, once. Returns
+        the main model.
 
-        Raises `OutOfMemory` when no recipe gets the first model onto the device.
+        Raises `OutOfMemory` if no recipe gets the first model onto the device.
         """
         self._begin()
         return self.pool.load_all()
 
     def _begin(self) -> None:
-        """What is done once before the first clip, whichever model makes it."""
+        """Prepare for the first clip, whichever model makes it."""
         if self._begun:
             return
         self.safety.load()
@@ -127,7 +128,7 @@ class Engine:
         self._begun = True
 
     def start(self, startup: Startup) -> None:
-        """All that the first job would wait for, each part a stage of `startup`.
+        """Load everything that the first job needs. Each part is a stage of `startup`.
 
         Raises `OutOfMemory` as `load` does, and `ConfigurationError` for a prompt writer that
         cannot be read.
@@ -151,22 +152,22 @@ class Engine:
         control: Control | None = None,
         storage: Storage | None = None,
     ) -> VideoResult:
-        """One clip, stored, in `storage` where the job has one of its own. Raises the errors of
-        `wan_engine.errors`; leaves nothing in scratch."""
+        """Render and store one clip, in `storage` if the job has its own. Raises the errors of
+        `wan_engine.errors`, and leaves nothing in scratch."""
         control = control or Control(
             deadline_seconds=self.settings.job_seconds, hang_seconds=self.settings.hang_seconds
         )
         storage = storage or self.storage
         if done := storage.finished(control.job_id, control):
             url, record = done
-            log.info("job %s was finished before: its clip is given again", control.job_id)
+            log.info("job %s was finished before: its clip is returned again", control.job_id)
             return _from_record(url, record)
         order = _settled(request)
         choice = self.choose(order)
         model = self.pool.models[choice.spec.task]
         with memory.measured():
-            # Around the whole job, or its render alone where jobs overlap, so that the one that
-            # waits is not blamed for what the other does.
+            # It covers the whole job, or its render alone if jobs overlap, so that the job that
+            # waits is not blamed for the other one.
             counted = nullcontext() if self.settings.prefetch else self._counted(control)
             with counted, job_folder(self.settings) as folder:
                 prepare = partial(self.prepare, order, choice, folder, control)
@@ -179,13 +180,13 @@ class Engine:
                 warnings += video.warnings
                 result = self.publish(order, choice, plan, warnings, video, control, storage)
             self._log_summary(order, choice, plan, video, control)
-        if how == self._how(choice, plan):  # else it was rendered twice, the first time in vain
+        if how == self._how(choice, plan):  # otherwise it was rendered twice
             estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
     def dry_run(self, request: Request | Order, control: Control | None = None) -> dict[str, Any]:
-        """What `generate` would render, as `plan.described` has it. Fetches what the request points
-        to and expands the prompt, as a plan depends on both; checks, renders and stores nothing."""
+        """The plan of the clip that `generate` would render (`plan.described`). Fetches media and
+        expands the prompt, because a plan depends on both; checks, renders and stores nothing."""
         order = replace(_settled(request), check_content=False)
         choice = self.choose(order)
         with job_folder(self.settings) as folder:
@@ -208,10 +209,8 @@ class Engine:
     def prepare(
         self, order: Order, choice: Choice, folder: Path, control: Control
     ) -> tuple[Media, Expansion]:
-        """Fetch and check what the order points to, and expand the prompt if that is asked.
-
-        The models' device is not held.
-        """
+        """Fetch and check the media of the order, and expand the prompt if asked. Does not hold the
+        device of the models."""
         sources = order.references or ()
         steps = max(1, len(sources)) + bool(order.audio)
         control.progress("prepare", 0, steps)
@@ -252,7 +251,7 @@ class Engine:
     def _picture(
         self, field: str, source: str | None, order: Order, control: Control
     ) -> Image.Image | None:
-        """A picture of the order, fetched, opened and looked at; None where it has none."""
+        """Fetch, open and check a picture of the order. None if the order has none."""
         if source is None:
             return None
         settings = self.settings
@@ -269,8 +268,8 @@ class Engine:
     def _reference(
         self, index: int, source: str, order: Order, folder: Path, control: Control
     ) -> Reference:
-        """A subject of the order, fetched, opened and looked at: its pictures, and a frame a second
-        of its video."""
+        """Fetch, open and check a subject of the order: its pictures, and one frame per second of
+        its video."""
         settings, field = self.settings, f"references[{index}]"
         data = fetch(source, field, self._fetch_limits(settings.reference_max_bytes), control)
         limits = ReferenceLimits(
@@ -288,7 +287,7 @@ class Engine:
         return reference
 
     def _checked(self, expansion: Expansion, order: Order, control: Control) -> Expansion:
-        """The expansion, or none where the guard flags what a writer made of a clean prompt."""
+        """The expansion, or the original prompt if the guard flags what a writer made of it."""
         try:
             for shot in expansion.script.shots:
                 self.safety.check_prompt(f"{shot.text} {shot.sound}".strip(), control)
@@ -298,7 +297,7 @@ class Engine:
         return expansion
 
     def plan(self, order: Order, choice: Choice, script: Script, media: Media) -> Plan:
-        """Every number of the clip. `order.seed` must be settled."""
+        """Compute every number of the clip. `order.seed` must be chosen (not -1)."""
         return make_plan(order, script, media, choice.spec, self.limits, choice.later_spec)
 
     def render(
@@ -310,9 +309,9 @@ class Engine:
         folder: Path,
         control: Control,
     ) -> EncodedVideo:
-        """Segments to latents to frames to mp4. The device is held for the time of it.
+        """Render segments to latents to frames to mp4. Holds the device meanwhile.
 
-        Out of memory repeats it with less on the device, as `Pool.run` has it.
+        If memory runs out, it renders again with less on the device (`Pool.run`).
         """
         models = {task: self.pool.models[task] for task in plan.tasks}
         first = models[choice.spec.task]
@@ -379,7 +378,7 @@ class Engine:
         control: Control,
         storage: Storage,
     ) -> VideoResult:
-        """Store the file; its URL and the record by which the job id finds it again."""
+        """Store the file and the record by which the job id finds it again. Returns the URL."""
         control.progress("publish", 0, 1)
         price, name = self._price(order), " and ".join(self._names(plan))
         record = {"cost": str(price), "seed": plan.seed, "model": name, "warnings": warnings}
@@ -397,11 +396,11 @@ class Engine:
     # --- what the line is told -------------------------------------------------------------------
 
     def _counted(self, control: Control) -> AbstractContextManager[None]:
-        """Refuse a job that has killed its worker before, whichever worker that was."""
+        """Refuse a job that has crashed workers before."""
         return self._crashes.counting(control.job_id)
 
     def _how(self, choice: Choice, plan: Plan) -> str:
-        """What decides how long a frame takes, beside its size."""
+        """Everything besides the size that decides how long a frame takes."""
         made = (self.postprocess.interpolation, self.postprocess.upscaling)
         models = [self.pool.models[task] for task in plan.tasks]
         if choice.sound_spec is not None:
@@ -419,7 +418,7 @@ class Engine:
         return cost(order.size, order.duration, self.settings.prices, order.task)
 
     def _comment(self, plan: Plan) -> str:
-        """What the mp4's metadata say of it; nothing where a setting says so."""
+        """The comment in the mp4's metadata, or None if WAN_METADATA is off."""
         if not self.settings.metadata:
             return ""
         tasks = ["" if task == "image-to-video" else f" for {task}" for task in plan.tasks]
@@ -484,7 +483,7 @@ class Engine:
 
 
 def _settled(request: Request | Order) -> Order:
-    """Its order, with a seed of its own where it left that open."""
+    """The order with a seed, chosen at random if the request leaves it open."""
     order = request if isinstance(request, Order) else request.order()
     return order if order.seed >= 0 else replace(order, seed=secrets.randbelow(SEED_MAX + 1))
 

@@ -1,33 +1,37 @@
-"""What can go wrong, as one tree. `str(error)` is always the sentence for the caller: no path, host
-or traceback.
+"""Defines every error of the engine, as one tree. `str(error)` is always the sentence for the
+caller: no path, host or traceback.
 
-EngineError               something failed that is nobody's input
-|- InvalidRequest         a field of the request is wrong; the caller can mend it
-|  |- InvalidMedia        an image, video or sound that cannot be fetched or used
-|  '- NotServed           no model that is configured here takes what the request has
-|- TimeLimitTooShort      the job would surely run longer than it may, and was not begun
+EngineError               an internal failure, not caused by the input
+|- InvalidRequest         a field of the request is wrong; the caller can correct it
+|  |- InvalidMedia        an image, video or sound cannot be fetched or used
+|  '- NotServed           no configured model accepts a field of the request
+|- TimeLimitTooShort      the job would exceed its time limit, and was not started
 |- ContentPolicy          the safety checker flagged the prompt, the image or the clip
-|- Cancelled              the caller asked for the job to stop
-|- DeadlineExceeded       the job ran longer than it may
-|- NotFinite              a network gave numbers that are no picture
-|- CompileFailed          blocks that had to be compiled could not be
-|- OutOfMemory            the accelerator's memory does not hold this job, not even with offload
+|- Cancelled              the caller cancelled the job
+|- DeadlineExceeded       the job ran longer than its time limit
+|- NotFinite              a network returned NaN or infinity
+|- CompileFailed          blocks could not be compiled although compilation is required
+|- OutOfMemory            the accelerator has too little memory for this job, even with offload
 |- DiskFull               there is no room for the job's files
 |- EncodeFailed           ffmpeg did not finish the clip
 |- StorageFailed          the finished clip could not be stored
-|- JobRefused             the job ended its worker before and is not tried again
+|- JobRefused             the job crashed its worker before and is not tried again
 '- ConfigurationError     the operator has to change something; raised at start, never by a request
    '- ModelMissing        the model's files are absent or incomplete
 
-What is done about them, apart from telling the caller: connections that break and servers that are
-busy are asked again where they are asked (`media/fetch.py`, `storage/patience.py`, `runpod_loop.py`
-for results); `OutOfMemory` is tried once more with a leaner recipe, `CompileFailed` with blocks as
-they are, unless WAN_COMPILE is `required` (`engine.py`); a clip that cannot be stored waits in the
-spool (`storage/spool.py`), where a job that killed its worker twice is remembered as well; a full
-disk is looked for before a job and its folder is gone after it (`scratch.py`). Anything else is a
-bug: the caller gets a reference, the log the rest. After one, the device is looked at
-(`faults.py`): a process whose device is broken, or whose job hangs (`watchdog.py`), ends
-(`handler.py`, `gateway/backends/engine_process.py`).
+The caller gets every error. Besides that:
+
+- Broken connections and busy servers are retried by the code that calls them (`media/fetch.py`,
+  `storage/retries.py`, and `worker/runpod_loop.py` for results).
+- `OutOfMemory` is retried with a leaner recipe, and `CompileFailed` without compilation unless
+  WAN_COMPILE is `required` (`pool.py`).
+- A clip that cannot be stored waits in the spool, which also remembers jobs that crashed their
+  worker twice (`storage/spool.py`).
+- Free disk space is checked before a job, and its folder is removed after it
+  (`runtime/scratch.py`).
+- Any other exception is a bug: the caller gets a reference, the log gets the traceback. The device
+  is checked after it (`runtime/faults.py`). A process with a broken device or a hung job
+  (`runtime/watchdog.py`) ends (`handler.py`, `gateway/backends/engine_process.py`).
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ from typing import ClassVar, Literal
 
 
 class EngineError(Exception):
-    """Base of all errors of this package. `code` is stable for programs; `begins` is how sentences
-    begin by which the code can be told where only the sentence arrives."""
+    """Base of all errors of this package. `code` is stable for programs. `begins` are the
+    beginnings of its sentences, which tell the code if only the sentence arrives."""
 
     code: ClassVar[str] = "internal_error"
     begins: ClassVar[tuple[str, ...]] = ()
@@ -68,12 +72,12 @@ class InvalidMedia(InvalidRequest):
 
 
 class NotServed(InvalidRequest):
-    """The sentence names the field, and what the model takes that is here."""
+    """The sentence names the field, and what the configured model accepts."""
 
 
 class ContentPolicy(EngineError):
-    """`flagged` is what was flagged. The sentence has no label: it would teach how to get around
-    the checker; the log has label and probability."""
+    """`flagged` is the flagged input. The sentence has no label, because that would teach how to
+    evade the checker. The log has label and probability."""
 
     code = "content_policy"
     begins = ("Content policy",)
@@ -98,7 +102,7 @@ class DeadlineExceeded(EngineError):
 
 
 class TimeLimitTooShort(EngineError):
-    """`seconds` is the estimate, `left` what is left of the job's time; `less` names what would
+    """`seconds` is the estimate, `left` the rest of the job's time; `less` names options that would
     take less."""
 
     code = "time_limit_too_short"
@@ -113,7 +117,7 @@ class TimeLimitTooShort(EngineError):
 
 
 class NotFinite(EngineError):
-    """`where` names the network, and the step where it has steps; for the log."""
+    """`where` names the network and its step, for the log."""
 
     code = "not_finite"
 
@@ -159,7 +163,7 @@ class JobRefused(EngineError):
 
 
 class ConfigurationError(EngineError):
-    """The sentence is for the operator: what is wrong and what to do about it."""
+    """The sentence is for the operator: what is wrong, and what to do."""
 
     code = "configuration_error"
 
@@ -179,11 +183,11 @@ _BEGINS = tuple((kind.begins, kind.code) for kind in _kinds() if kind.begins)
 
 
 def code_of(sentence: str) -> str:
-    """The code of the error whose sentences begin so; `internal_error` where none does."""
+    """The code of the error by the beginning of its sentence; `internal_error` if none matches."""
     return next((code for begins, code in _BEGINS if sentence.startswith(begins)), EngineError.code)
 
 
 class Warned(str):
-    """What a check found that will work, but not as promised. Not an error: it is returned."""
+    """The finding of a check: jobs work, but not as promised. It is returned, not raised."""
 
     __slots__ = ()

@@ -1,6 +1,6 @@
-"""How log lines look, and what never gets into one: signatures, credentials, pictures.
+"""Formats log lines, and keeps signatures, credentials and media out of them.
 
-Prompts are never given to a logger at INFO in the first place.
+The engine never logs prompts at INFO.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from wan_engine.settings import Settings, secret_values
 
 _HIDDEN = (
-    # All of a query: what signs a URL has another name in every store.
+    # The whole query, because every store names the signature differently.
     (re.compile(r"(https?://[^\s\"'<>?]{0,999})\?[^\s\"'<>]*", re.IGNORECASE), r"\1?..."),
     (re.compile(r"(\b\w{1,20}://)[^/\s@\"']{1,999}@"), r"\1...@"),
     (re.compile(r"(data:[\w/+.-]{0,99};base64,)[A-Za-z0-9+/=_%-]{16,}", re.IGNORECASE), r"\1..."),
@@ -28,12 +28,12 @@ _HIDDEN = (
         r"\1...",
     ),
 )
-_LONGEST_LINE = 20_000  # what is longer has somebody's data in it, and takes time to look through
-_SHORTEST_SECRET = 6  # shorter ones would blot out ordinary words
+_LONGEST_LINE = 20_000  # longer text contains user data and takes time to search
+_SHORTEST_SECRET = 6  # shorter secrets would hide ordinary words
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without the queries of URLs, credentials, data URIs and the `secrets` themselves."""
+    """Remove the queries of URLs, credentials, data URIs and the `secrets` from `text`."""
     if len(text) > _LONGEST_LINE:
         text = text[:_LONGEST_LINE] + " ... (cut)"
     for secret in secrets:
@@ -44,7 +44,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Whole lines, tracebacks included, go through `redact`."""
+    """Formats lines with their tracebacks, and passes them through `redact`."""
 
     def __init__(self, layout: str, secrets: Iterable[str] = ()) -> None:
         super().__init__(layout)
@@ -55,7 +55,8 @@ class RedactingFormatter(logging.Formatter):
 
 
 class RunpodFormatter(RedactingFormatter):
-    """A line of JSON as the Runpod SDK writes it itself; Runpod's console groups by `requestId`."""
+    """Formats lines as the Runpod SDK does, in JSON. Runpod's console groups them by
+    `requestId`."""
 
     def __init__(self, job_id: Callable[[], str | None], secrets: Iterable[str] = ()) -> None:
         super().__init__("%(message)s", secrets)
@@ -68,7 +69,8 @@ class RunpodFormatter(RedactingFormatter):
 
 
 def redact_runpods(secrets: Iterable[str]) -> None:
-    """The Runpod SDK prints its lines itself, at DEBUG each job's result with its signed URL."""
+    """Redact the lines that the Runpod SDK prints itself: at DEBUG it prints each job's result with
+    its signed URL."""
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
     class Redacting(RunPodLogger):  # type: ignore[misc]
@@ -76,11 +78,12 @@ def redact_runpods(secrets: Iterable[str]) -> None:
             super().log(redact(str(message), kept), *args, **named)
 
     kept = tuple(secrets)
-    RunPodLogger().__class__ = Redacting  # there is one, which each of its modules has already
+    # There is one instance, which each of its modules has imported.
+    RunPodLogger().__class__ = Redacting
 
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
-    """The credentials that these settings hold, as `redact` takes them."""
+    """The credentials in these settings, for `redact`."""
     return tuple(value for value in secret_values(settings) if len(value) >= _SHORTEST_SECRET)
 
 
@@ -91,17 +94,18 @@ def set_up(
     *,
     replace: bool = False,
 ) -> None:
-    """Send everything through `handler`, with `replace` instead of what libraries have set up."""
+    """Send all log records through `handler`, with `replace` instead of the handlers of
+    libraries."""
     handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=replace)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs
-    for name in ("httpx2", "httpx"):  # of the Hub's client and the gateway: a line a request
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings contain whole URLs
+    for name in ("httpx2", "httpx"):  # the Hub's client and the gateway log a line per request
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def quiet_libraries(*, bars: bool) -> None:
-    """Loading bars only where they are wanted and somebody watches; no warning about torchvision,
-    which is missing here because nothing uses it."""
+    """Show loading bars only if they are wanted and stderr is a terminal. Hide the warning about
+    torchvision, which is not needed."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

@@ -1,5 +1,4 @@
-"""From an order to exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no
-torch."""
+"""Turns an order into exact numbers: sizes, frames, segments. Pure arithmetic, no I/O, no torch."""
 
 from __future__ import annotations
 
@@ -28,17 +27,15 @@ from wan_engine.schema import (
 
 FrameMode = Literal["image", "exact"]
 
-_TEMPORAL_STRIDE = 4  # pixel frames a latent frame, the same in all Wan VAEs
-_AREA_SLACK = 1.05  # a render may exceed the model's area by this much when its shape fits better
-_SEED_STRIDE = (
-    1_000_003  # so that the second segment of seed 42 is not the first segment of seed 43
-)
+_TEMPORAL_STRIDE = 4  # pixel frames per latent frame, the same in all Wan VAEs
+_AREA_SLACK = 1.05  # a render may exceed the model's area by this much if its shape fits better
+_SEED_STRIDE = 1_000_003  # or the second segment of seed 42 would be the first of seed 43
 
 
-# Shares of the sides, the same for both, so that the shape stays. A cut needs a clear change of
-# size (less than a fifth looks like a mistake); below 0.6 too little is left to scale up.
+# Shares of both sides, so that the shape stays. A cut needs a clear change of size (less than a
+# fifth looks like a mistake); below 0.6 too little is left to scale up.
 _FRAMINGS: dict[Framing, float] = {"whole": 1.0, "closer": 0.78, "detail": 0.6}
-_SUBJECT_DEPTH = 0.62  # the subject below the middle: heads are at the top, and stay in
+_SUBJECT_DEPTH = 0.62  # below the middle: heads are above it and must not be cut off
 
 NAMED_SIZES: Mapping[str, Mapping[tuple[int, int], tuple[int, int]]] = {
     "1280*720": {
@@ -56,13 +53,13 @@ NAMED_SIZES: Mapping[str, Mapping[tuple[int, int], tuple[int, int]]] = {
         (3, 4): (1248, 1632),
     },
 }
-"""Of clips that begin with no picture, by budget and aspect ratio: those of DashScope's
+"""Sizes of clips without a first picture, by budget and aspect ratio: those of DashScope's
 `wan2.6-r2v`."""
 
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """`frame`: "image" keeps the image's shape within the pixel budget, "exact" gives the named
+    """`frame`: "image" keeps the image's shape within the pixel budget, "exact" gives exactly the
     size. `fps` is the clip's; None is the model's own."""
 
     frame: FrameMode = "image"
@@ -77,8 +74,8 @@ def make_plan(
     limits: PlanLimits,
     later: ModelSpec | None = None,
 ) -> Plan:
-    """Lay out the whole clip. `order.seed` must be settled (not -1). The shots behind the first one
-    are of the model `later`, which makes as many frames a second, where there is one."""
+    """Plan the whole clip. `order.seed` must be chosen (not -1). If there is a model `later`, it
+    makes all shots after the first, with the same fps."""
     assert order.seed >= 0, "the engine settles the seed first"
     rows = [spec, *[later or spec for _ in script.shots[1:]]]
     multiple = math.lcm(*(row.size_multiple for row in rows))
@@ -124,9 +121,9 @@ def target_size(
 ) -> tuple[int, int]:
     """Width and height of the clip in pixels, both even.
 
-    `size` is a pixel budget A and the picture keeps the image's ratio r: W = even(sqrt(A r)), H =
-    even(sqrt(A / r)), which fits what the hosted model was measured to do (1344x768 gives 1270x726
-    at 720p).
+    `size` is a pixel budget A, and the clip keeps the image's ratio r: W = even(sqrt(A r)), H =
+    even(sqrt(A / r)). This matches a measurement of the hosted model (1344x768 gives 1270x726 at
+    720p).
     """
     width, height = (int(side) for side in size.split("*"))
     if frame == "exact":
@@ -136,14 +133,14 @@ def target_size(
 
 
 def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
-    """The size to sample: legal for the model, within its area, and as near in shape to the target
-    as can be."""
+    """The size to sample: legal for the model, within its area, and as close in shape to the target
+    as possible."""
     multiple = spec.size_multiple
     area = min(width * height, spec.max_area)
     scale = math.sqrt(area / (width * height))
     sizes = list(product(_around(width * scale, multiple), _around(height * scale, multiple)))
     fitting = [(w, h) for w, h in sizes if w * h <= area * _AREA_SLACK]
-    candidates = fitting or [min(sizes)]  # a strip so thin that one step is already too much
+    candidates = fitting or [min(sizes)]  # the strip is so thin that one step is already too much
     ratio = width / height
     return min(
         candidates, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1])
@@ -153,7 +150,7 @@ def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
 def rendered_sizes(
     picture: tuple[int, int], spec: ModelSpec, limits: PlanLimits
 ) -> list[tuple[int, int]]:
-    """Every size at which a picture of `picture` pixels may be sampled, the smallest first."""
+    """Every size at which a picture of `picture` pixels may be sampled, smallest first."""
     targets = [target_size(*picture, size, limits.frame) for size in get_args(Size)]
     return sorted({render_size(*target, spec) for target in targets})
 
@@ -161,10 +158,10 @@ def rendered_sizes(
 def crop_size(
     width: int, height: int, render_width: int, render_height: int, multiple: int
 ) -> tuple[int, int]:
-    """The middle part of the render that becomes the picture: the target's shape, to the pixel.
+    """The middle part of the render that becomes the picture, in exactly the target's shape.
 
-    A render that is larger by less than one step of `multiple` is only cropped, which keeps its
-    pixels as they are.
+    If the render is larger by less than one step of `multiple`, it is only cropped, and its pixels
+    stay as they are.
     """
     if 0 <= render_width - width < multiple and 0 <= render_height - height < multiple:
         return width, height
@@ -174,20 +171,20 @@ def crop_size(
 
 
 def frames_to_cover(shown: int, fps: int, source_fps: int) -> int:
-    """How many frames at `source_fps` a shot needs, so that each of its `shown` frames at `fps`
-    lies on one of them or between two.
+    """The number of frames at `source_fps` that a shot needs, so that each of its `shown` frames at
+    `fps` lies on one of them or between two.
 
-    Frame i is at i / fps, source frame j at j / source_fps. From 16 to 30 fps the last frame of n
-    seconds lies behind source frame 16 n - 1 and needs the one after it.
+    Frame i is at i / fps, source frame j at j / source_fps. From 16 to 30 fps, the last frame of n
+    seconds lies after source frame 16 n - 1 and needs the next one.
     """
     return -(-(shown - 1) * source_fps // fps) + 1
 
 
 def _covering_layout(seconds: int, fps: int, spec: ModelSpec) -> list[tuple[int, int, int]]:
-    """Segments for a shot of `seconds`, with the one frame behind its end where that is free.
+    """The segments of a shot of `seconds`, with one frame after its end if that costs nothing.
 
-    81 frames are sampled for 5 s of 16 fps, so it is there already. Where it would take one more
-    segment it is left out, and the last source frame stays for less than its own time.
+    5 s at 16 fps sample 81 frames, so it exists already. If it would need another segment it is
+    left out, and the last source frame is shown for less than its own time.
     """
     lengths = spec.max_frames, spec.overlap_frames, spec.full_segments
     plain = segment_layout(seconds * spec.fps, *lengths)
@@ -199,20 +196,20 @@ def _covering_layout(seconds: int, fps: int, spec: ModelSpec) -> list[tuple[int,
 def segment_layout(
     frames: int, max_frames: int, overlap: int = 1, full: bool = False
 ) -> list[tuple[int, int, int]]:
-    """`(frames, skip, keep)` of each segment: lengths 4n + 1, at most `max_frames`, `keep` adding
-    up to `frames`.
+    """`(frames, skip, keep)` of each segment. Lengths are 4n + 1 and at most `max_frames`; the
+    `keep` add up to `frames`.
 
-    Each later segment has `overlap` frames, 4m + 1, in common with the one before, so it adds
-    `length - overlap`. A model that goes on without any has `overlap` 0 and lengths 4n. There are
-    as few segments as can be, for each join is a risk, and all are equally long rather than full
-    with a short rest: the last one moves like the others, and one shape is compiled. Fewer than
-    four frames a segment are sampled in vain; with `full`, several segments have `max_frames` each,
-    and what the clip does not need of the last one is.
+    Each later segment shares `overlap` frames, 4m + 1, with the previous one, so it adds `length -
+    overlap`. For a model that continues without any, `overlap` is 0 and lengths are 4n. There are
+    as few segments as possible, because each join is a risk. All have the same length, so that the
+    last one moves like the others and one shape is compiled. Fewer than four frames per segment are
+    sampled in vain. With `full`, several segments have `max_frames` each, and the last one may
+    sample frames that the clip does not need.
     """
     assert not overlap or overlap % _TEMPORAL_STRIDE == 1, "the overlap is whole latent frames"
     if frames <= max_frames:
-        overlap = min(overlap, 1)  # one segment: only the rounding to 4n + 1 is left
-    overlap = min(overlap, max_frames - _TEMPORAL_STRIDE)  # what is left has to be new
+        overlap = min(overlap, 1)  # one segment needs only the rounding to 4n + 1
+    overlap = min(overlap, max_frames - _TEMPORAL_STRIDE)  # the rest must be new frames
     count = max(1, math.ceil((frames - overlap) / (max_frames - overlap)))
     added = math.ceil((frames - overlap) / count / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE
     length = max_frames if full and count > 1 else overlap + added
@@ -237,8 +234,7 @@ def sound_windows(plan: Plan, spec: ModelSpec) -> tuple[Segment, ...]:
 
 
 def punch_in(framing: Framing, subject: tuple[float, float]) -> Crop:
-    """The part of the image that a shot starts from: of the image's own shape, inside of it, around
-    `subject`."""
+    """The part of the image that a shot starts from, in the image's own shape, around `subject`."""
     side = _FRAMINGS[framing]
     left = min(max(subject[0] - side / 2, 0.0), 1.0 - side)
     top = min(max(subject[1] - side * _SUBJECT_DEPTH, 0.0), 1.0 - side)
@@ -246,7 +242,7 @@ def punch_in(framing: Framing, subject: tuple[float, float]) -> Crop:
 
 
 def _seeds(seed: int) -> Iterator[int]:
-    """The request's own seed first, then one for each further segment."""
+    """The request's seed first, then one for each further segment."""
     while True:
         yield seed
         seed = (seed + _SEED_STRIDE) % (SEED_MAX + 1)
@@ -257,7 +253,7 @@ def _even(value: float) -> int:
 
 
 def _around(value: float, multiple: int) -> set[int]:
-    steps = round(value / multiple, 6)  # 256.00000001 is 256, not the next step
+    steps = round(value / multiple, 6)  # 256.00000001 counts as 256
     return {max(1, math.floor(steps)) * multiple, max(1, math.ceil(steps)) * multiple}
 
 
@@ -274,11 +270,11 @@ def described(
     seconds: float | None,
     price: Decimal,
 ) -> dict[str, Any]:
-    """What would be rendered, in numbers: the JSON of `python -m wan_engine plan --json`.
+    """The plan as JSON, for `python -m wan_engine plan --json`.
 
-    `chosen` says why this model, and what it will not do; `names` are the models of the tasks.
-    `seconds` is what rendering should take here, None when that is not known; `price` is the `cost`
-    of the result, in USD.
+    `chosen` says why this model was chosen, and what it lacks; `names` are the models of the tasks.
+    `seconds` is the expected render time on this machine, or None if it is unknown; `price` is the
+    `cost` of the result in USD.
     """
     shots, start = [], 0
     for shot in plan.shots:

@@ -1,5 +1,5 @@
-"""The device and the models on it: which are configured, how each is run, which of them are loaded,
-and a leaner way when memory does not suffice. It knows no request and no clip.
+"""Manages the device and its models: which are configured and loaded, how each runs, and a leaner
+recipe if memory runs out. It knows no request and no clip.
 
     on disk ── load ──> on the device ── put away ──> in host memory, where that has room
        ^                     ^                            │      └──> else dropped
@@ -40,11 +40,11 @@ _POLL_SECONDS = 0.1
 
 
 class Model:
-    """A row that is configured, where its files are, and how it is run.
+    """A configured row, its files and its recipe.
 
-    `family` is its weights, where they are loaded; `away` means that they wait in host memory.
-    `recipe` becomes leaner, and stays so, when memory does not suffice. `alone`: it was seen to
-    need the device for itself.
+    `family` has the weights if they are loaded; `away` means that they wait in host memory.
+    `recipe` becomes leaner for good if memory runs out. `alone`: the model was found to need the
+    device for itself.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Model:
 
     @property
     def kept_gb(self) -> float:
-        """What it takes of the device between two clips."""
+        """Device memory in GB that it keeps between two clips."""
         return recipes.kept_gb(self.spec, self.recipe)
 
     @property
     def needs_gb(self) -> float:
-        """What it takes of the device while it makes a clip."""
+        """Device memory in GB that it needs while it makes a clip."""
         return recipes.needs_gb(self.spec, self.recipe)
 
 
@@ -77,11 +77,11 @@ class _Leanest(OutOfMemory):
 
 
 class Pool:
-    """The models of the tasks that are configured, on one device, which one job has at a time.
+    """The models of the configured tasks on one device. One job at a time holds the device.
 
-    The constructor decides and reads nothing; raises `ConfigurationError` with what to do. `real`
-    refuses to fall back to a toy. As many models stay on the device as fit, by the recipes' sums;
-    what was not used for longest is put away first.
+    The constructor makes every choice and loads nothing; it raises `ConfigurationError` with what
+    to do. `real` refuses to fall back to a test model. As many models stay on the device as fit by
+    the recipes' sums. The least recently used one is put away first.
     """
 
     def __init__(self, settings: Settings, *, real: bool) -> None:
@@ -95,11 +95,11 @@ class Pool:
             task: Model(located, reason, gpu, settings) for task, (located, reason) in found.items()
         }
         self._limit_gb = recipes.pool_gb(gpu, settings)
-        self._used: list[Model] = []  # the one that was used last, last
+        self._used: list[Model] = []  # most recently used last
 
     @property
     def main(self) -> Model:
-        """The model of the first task: of image-to-video, unless there is none."""
+        """The model of the first task: image-to-video, if it is configured."""
         return next(iter(self.models.values()))
 
     @property
@@ -109,23 +109,24 @@ class Pool:
 
     @property
     def device_beside(self) -> str:
-        """Where small networks run that work beside the models."""
+        """The device for small networks that run next to the models."""
         places = (recipes.beside(one.spec, self.gpu, one.recipe) for one in self.models.values())
         return next((place for place in places if place == "cpu"), self.main.recipe.device)
 
     @property
     def spare_gb(self) -> float:
-        """Memory of the device that the largest model leaves free."""
+        """Device memory in GB that the largest model leaves free."""
         models = self.models.values()
         return min(recipes.spare_gb(one.spec, self.gpu, one.recipe) for one in models)
 
     # --- loading ---------------------------------------------------------------------------------
 
     def load(self, model: Model, control: Control | None = None) -> Family:
-        """A model with its weights on the device; others are put away where it needs their room.
+        """Load a model's weights onto the device. Other models are put away if it needs their room.
 
-        The device must be held once jobs have begun. A load is a stage of `control`, in megabytes,
-        and ends when the job must. Raises `OutOfMemory` when no recipe gets it onto the device.
+        Hold the device once jobs have begun. A load is a stage of `control`, in megabytes, and
+        stops if the job must stop. Raises `OutOfMemory` if no recipe gets the model onto the
+        device.
         """
         if not model.on_device:
             self.run(model, lambda: self._load(model, control))
@@ -134,7 +135,7 @@ class Pool:
         return cast("Family", model.family)
 
     def load_all(self) -> Family:
-        """As many models as fit together, the main one for sure, which is given."""
+        """Load as many models as fit together, at least the main one, and return that one."""
         family = self.load(self.main)
         for model in self.models.values():
             if not model.on_device and self._fits(model):
@@ -172,13 +173,13 @@ class Pool:
             model.recipe, model.recipe_reason = able, "a test of 8 bits failed on this device"
 
     def import_libraries(self) -> None:
-        """What `load` would import, which takes seconds."""
+        """Import the libraries that `load` needs, which takes seconds."""
         for model in self.models.values():
             import_family(model.spec)
 
     def warm_up(self, limits: PlanLimits, startup: Startup | None = None) -> None:
-        """A little work with each loaded model at each size as a 16:9 picture is rendered, for CUDA
-        loads a kernel when it is first used. Nothing on a CPU. Raises `OutOfMemory`."""
+        """Run each loaded model briefly at each size of a 16:9 picture, because CUDA loads a kernel
+        at its first use. Does nothing on a CPU. Raises `OutOfMemory`."""
         kept = None
         if self.main.recipe.compiled:
             names = ", ".join(model.spec.name for model in self.models.values())
@@ -201,7 +202,7 @@ class Pool:
     # --- what is put away ------------------------------------------------------------------------
 
     def _fits(self, model: Model) -> bool:
-        """Whether it can make clips beside what is on the device now, and those can beside it."""
+        """Whether the model and those on the device now can make clips next to each other."""
         others = self._others(model)
         if others and (model.alone or any(one.alone for one in others)):
             return False
@@ -210,7 +211,7 @@ class Pool:
         return sum(one.kept_gb for one in together) + working_gb <= self._limit_gb
 
     def _on_device(self) -> list[Model]:
-        """What was not used for longest first."""
+        """The models on the device, least recently used first."""
         waiting = [one for one in self.models.values() if one not in self._used]
         return [one for one in (*waiting, *self._used) if one.on_device]
 
@@ -238,12 +239,12 @@ class Pool:
 
     @contextmanager
     def device(self, control: Control) -> Iterator[None]:
-        """The device, for one job at a time; the wait for it can be cancelled."""
+        """Hold the device. One job at a time has it, and the wait for it can be cancelled."""
         while not self._lock.acquire(timeout=_POLL_SECONDS):
             control.checkpoint()
         control.has_device = True
         try:
-            control.checkpoint()  # it may have come with the end of this process
+            control.checkpoint()  # the device may have become free because this process ends
             yield
         finally:
             control.has_device = False
@@ -257,7 +258,7 @@ class Pool:
         them as they are. All of that is kept. `beside` is the job of work that does not hold the
         device.
 
-        Raises `OutOfMemory` with what would fit, and `CompileFailed` where WAN_COMPILE is
+        Raises `OutOfMemory` with a model that would fit, and `CompileFailed` if WAN_COMPILE is
         `required`.
         """
         leaner: list[Model] = []
@@ -268,7 +269,7 @@ class Pool:
                 if isinstance(error, _Leanest) or not is_out_of_memory(error):
                     raise
                 failed = self._at_work(model, beside)
-            # Not in the handler above: what it holds of the failed run keeps that run's memory.
+            # Outside the handler above, because the exception keeps the memory of the failed run.
             if failed in leaner:
                 raise _Leanest(self._too_little_memory(failed)) from None
             with self.device(beside) if beside else nullcontext():
@@ -293,7 +294,7 @@ class Pool:
                     log.error("compiling failed: %s", why)
                     raise
                 log.warning("compiling failed: %s", why, exc_info=error.__cause__)
-            # Not in the handler above, as in `run`.
+            # Outside the handler above, as in `run`.
             eager.append(failed)
             self._become_eager(failed, why)
 
@@ -302,7 +303,7 @@ class Pool:
         return model if beside else self._used[-1]
 
     def _become_eager(self, model: Model, why: str) -> None:
-        if model.family is not None:  # else it could not even be asked for
+        if model.family is not None:  # otherwise it could not be asked for at all
             model.family.run_eagerly()
         model.recipe = replace(model.recipe, compiled=False)
         model.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"

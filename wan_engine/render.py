@@ -1,4 +1,4 @@
-"""The stream of one clip: segments to latents to frames to mp4.
+"""Streams one clip: segments to latents to frames to mp4.
 
     plan.shots ─ segment ─ conditions ─ family ─> chunks of frames, and their sound
                                ^                       │             │
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
 Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames, None, None]]
-"""Passes frames of a number of fps through as they are, and raises for what must not be shown."""
+"""Passes frames through unchanged, given their fps, and raises if they are unsafe."""
 
 Load = Callable[[Task], "Family"]
 """The model of a task, ready on the device; nobody may hold on to the one before it."""
@@ -64,9 +64,8 @@ Negative = Callable[[ModelSpec], str]
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How a clip is made, beside its plan. `watch` looks at its frames, where somebody asks for
-    that; `made_here`: the sound is made with the frames.
-    """
+    """How a clip is made, besides its plan. `watch` checks its frames, if that is wanted.
+    `made_here`: the sound is made together with the frames."""
 
     negative_prompt: Negative
     track: Track
@@ -79,20 +78,20 @@ class RenderOptions:
 def render(
     load: Load, plan: Plan, media: Media, options: RenderOptions, folder: Path, control: Control
 ) -> EncodedVideo:
-    """The clip of `plan`, written into the job's `folder`. Raises what any stage of it raises."""
+    """Render the clip of `plan` into the job's `folder`. Raises the errors of all stages."""
     made = Soundtrack(plan.source_fps)
     frames = model_frames(load, plan, media, options.negative_prompt, control, folder, made)
     if options.watch is not None:
         frames = options.watch(frames, plan.source_fps, control)
     stream, shown = options.postprocess.apply(frames, plan, control)
     sounds: dict[Track, Sound] = {"given": media.audio, "silent": "silence"}
-    # A generator that an error's traceback keeps would clear the VAE under the next job.
+    # An error's traceback keeps a generator alive, which would clear the VAE under the next job.
     with closing(stream):
         sound = sounds.get(options.track)
         video = encode(stream, shown, sound, folder / "clip.mp4", options.encoding, control)
     if options.track == "made" and options.made_here:
         sound = made.write(folder / "made.wav")
-        if sound is None:  # its row says that it gives some, so silence would be no clip of its
+        if sound is None:  # its row promises sound, so silence would be a fault
             raise EncodeFailed("The model gave no sound")
         video = add_sound(video, levelled(sound, control), plan, control)
     return video
@@ -107,8 +106,8 @@ def model_frames(
     folder: Path | None = None,
     made: Soundtrack | None = None,
 ) -> Generator[Frames, None, None]:
-    """Frames of the whole clip as the models make them, uint8 [n, height, width, 3]; never more
-    than one chunk is held. Their sound goes into `made`."""
+    """The frames of the whole clip as the models make them, uint8 [n, height, width, 3]. At most
+    one chunk is held. Their sound goes into `made`."""
     shots = _Shots(plan, media, negative_prompt, control, folder, made)
     for shot in plan.shots:
         yield from shots.frames(load(shot.task), shot)
@@ -151,7 +150,8 @@ class _Shots:
                     if len(shown):
                         yield shown
                         self._control.enter("decode")
-                    # Before the last segment the decoder must come to its end, to be gone on from.
+                    # Before the last segment, the decoder must reach its end, so that the next one
+                    # can continue.
                     if joined.complete and not continued:
                         break
             if segment.carried:
@@ -179,7 +179,7 @@ class _Shots:
 
 
 class _Conditions:
-    """What the segments are given of the media, as far as their model takes it."""
+    """The conditions of the segments: the media that their model accepts."""
 
     def __init__(self, plan: Plan, media: Media) -> None:
         self._plan, self._media = plan, media
@@ -189,7 +189,8 @@ class _Conditions:
         self._shown = 0  # source frames of the shot before the segment
 
     def of(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> tuple[Condition, ...]:
-        """Asked once for each segment, in the order of the clip."""
+        """The conditions of the next segment. Call it once per segment, in the order of the
+        clip."""
         if shot is not self._shot:
             self._begun += self._shot.frames if self._shot is not None else 0
             self._shot, self._shown, self._start = shot, 0, None

@@ -1,9 +1,9 @@
-"""The safety checker: a guard for prompts, and a classifier for the image and one frame per second
-of the clip.
+"""Checks prompts with a guard model, and images and one frame per second of the clip with a
+classifier.
 
-It knows text and pictures, not requests or models. The catalogue says what is flagged, `weights`
-where the files are. Both classifiers run through transformers' own classes; no code from a
-repository is ever run.
+It knows text and pictures, not requests or models. The catalogue defines which verdicts count as
+unsafe, and `weights` finds the files. Both classifiers are transformers' own classes; no code from
+a repository is ever run.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from wan_engine.weights import (
 log = logging.getLogger(__name__)
 
 _WHAT: Mapping[ClassifierKind, str] = {"prompt": "prompts", "image": "images and frames"}
-_HITS = 2  # frames that must agree: classifiers of single pictures flicker on a moving one
-_IMAGE_SIDE = 1024  # pixels; more is thrown away before a copy of 200 MB is made of it
-_PIECE_CHARACTERS = 2000  # as much as one request's prompt may have, with room
+_HITS = 2  # frames that must agree: image classifiers flicker on a moving picture
+_IMAGE_SIDE = 1024  # pixels; a larger picture is shrunk before it is copied (200 MB)
+_PIECE_CHARACTERS = 2000  # the longest prompt of a request, and some more
 _OVERLAP_CHARACTERS = 200
 _MARK = "PROMPTGOESHERE"
 
@@ -54,8 +54,8 @@ _MARK = "PROMPTGOESHERE"
 def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> Safety:
     """The checker for these settings. `required` is the meaning of an unset WAN_SAFETY.
 
-    It only looks at files. Raises `ConfigurationError` if a classifier is missing that has to be
-    there, and for labels that a classifier does not have.
+    It only checks that files exist. Raises `ConfigurationError` if a required classifier is
+    missing, or if a classifier lacks a configured label.
     """
     mode = settings.safety or ("required" if required else "auto")
     found: dict[ClassifierKind, LocatedClassifier] = {}
@@ -76,9 +76,8 @@ def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> S
 
 
 class Safety:
-    """Checks that raise `ContentPolicy`, and `NotFinite` for a verdict that is not a number.
-    Without a classifier of a kind, nothing of that kind is checked. Safe to use from several
-    threads; one check runs at a time."""
+    """The checks. They raise `ContentPolicy`, and `NotFinite` for a verdict that is not a number.
+    If one classifier is missing, its checks are skipped. Thread-safe; one check runs at a time."""
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class Safety:
             self._load()
 
     def check_prompt(self, text: str, control: Control) -> None:
-        """Raise `ContentPolicy` if the guard flags `text`. The log has no word of it."""
+        """Raise `ContentPolicy` if the guard flags `text`. The log never contains the text."""
         if "prompt" not in self._found:
             return
         with self._turn(control):
@@ -119,8 +118,8 @@ class Safety:
             raise ContentPolicy("image")
 
     def check_frames(self, frames: Frames, control: Control) -> None:
-        """Raise `ContentPolicy` if frames of a video, one a second, are flagged as `watch` flags
-        them."""
+        """Raise `ContentPolicy` if frames of a video, one per second, are flagged by the rule of
+        `watch`."""
         for _ in self.watch((one[None] for one in frames), 1, control):
             pass
 
@@ -150,12 +149,12 @@ class Safety:
                         raise ContentPolicy("video")
                 seen += len(chunk)
                 yield chunk
-                del chunk  # not one more is held while the next is decoded
+                del chunk  # drop it, so that it is not held while the next one is decoded
         if hits and hits == checked:
             raise ContentPolicy("video")
 
     def warnings(self) -> list[str]:
-        """The warnings about the check for a result."""
+        """The warnings about missing checks, for a result."""
         missing = [
             f"No safety classifier for {_WHAT[kind]} is installed: they were not checked"
             for kind in self._missing
@@ -168,7 +167,7 @@ class Safety:
         ]
 
     def describe(self) -> str:
-        """One line: what is checked with what, and what is not checked."""
+        """One line for the log: the classifier of each check, and the checks that are off."""
         if not self._found and not self._missing:
             return "off: nothing is checked (WAN_SAFETY)"
         parts = []
@@ -189,7 +188,7 @@ class Safety:
 
     @contextmanager
     def _turn(self, control: Control) -> Iterator[None]:
-        """One check at a time, its time accounted to "safety"; ends here when the job must."""
+        """Run one check at a time and account its time to "safety". Stops if the job must end."""
         control.checkpoint()
         with control.within("safety"), self._lock:
             self._load()
@@ -219,8 +218,8 @@ class Verdict:
 
 
 class PromptGuard:
-    """A guard of the Qwen3Guard-Gen kind. Its verdict is read from the probabilities of the labels
-    that it may write, never from text that it writes.
+    """A Qwen3Guard-Gen model. Its verdict comes from the probabilities of its labels, never from
+    generated text.
 
     The chat template puts the prompt into the middle of the user's turn. The part before it is the
     same for every prompt, so its keys and values are computed once.
@@ -239,7 +238,7 @@ class PromptGuard:
         self._after = self._ids(after + "Safety:")
         self._verdicts = [self._ids(f" {label}") for label in GUARD_VERDICTS]
         self._categories = [self._ids(f" {label}") for label in GUARD_CATEGORIES]
-        # What may come after a category: another one, or the end.
+        # Another category, or the end, may follow a category.
         self._comma = self._ids(",")[0]
         self._ends = [self._ids("\n")[0], self._tokenizer.eos_token_id]
         with torch.inference_mode():
@@ -260,7 +259,7 @@ class PromptGuard:
         ids = self._tokenizer(
             self._lead + text + self._trail, add_special_tokens=False, split_special_tokens=True
         ).input_ids
-        # Tokens that were added and are not special, such as <think>, are found all the same.
+        # The tokenizer also finds added tokens that are not special, such as <think>.
         return [index for index in ids if index not in self._added]
 
     def _piece(self, text: str, checkpoint: Callable[[], None]) -> Verdict:
@@ -287,7 +286,8 @@ class PromptGuard:
         return Verdict(hit >= GUARD_THRESHOLD, label, hit)
 
     def _extend(self, cache: Any, ids: list[int]) -> Any:
-        """Add tokens to `cache`; log-probabilities [vocabulary] of the one after them."""
+        """Add tokens to `cache`, and return the log-probabilities [vocabulary] of the next
+        token."""
         output = self._model(
             input_ids=self._tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
         )
@@ -296,11 +296,11 @@ class PromptGuard:
     def _choose(
         self, cache: Any, last: Any, options: list[list[int]]
     ) -> tuple[list[float], list[float]]:
-        """How probable each option is among them, and how probable it is that a comma follows it
-        rather than the end. All tokens of an option count, by teacher forcing.
+        """The probability of each option among all of them, and the probability that a comma
+        follows it rather than the end. All tokens of an option count (teacher forcing).
 
-        The options stand in one row, each of which sees what is before all of them and itself: ten
-        rows would need ten copies of the cache. `cache` is as it was afterwards.
+        The options stand in one row, and each attends to the text before all of them and to itself.
+        Ten rows would need ten copies of the cache. `cache` is restored afterwards.
         """
         import torch
 
@@ -333,8 +333,8 @@ class PromptGuard:
         return chosen, more
 
     def _frame(self, name: str) -> tuple[str, str, str, str]:
-        """What the chat template puts before and after a prompt, with the spaces next to the
-        prompt apart: a tokenizer takes them together with its words."""
+        """The text that the chat template puts before and after a prompt, with the spaces next to
+        the prompt kept apart, because a tokenizer joins them with its words."""
         text = ""
         if self._tokenizer.chat_template:
             text = self._tokenizer.apply_chat_template(
@@ -360,11 +360,11 @@ class PromptGuard:
 
 
 def readable(text: str) -> str:
-    """`text` as one line, as the text encoder of the video model reads it, without what only a
-    machine sees.
+    """`text` as the text encoder of the video model reads it, on one line and without invisible
+    characters.
 
-    Nobody can hide a word behind an entity, an invisible character or another width, or write a
-    line or a tag that looks like a part of the guard's own template.
+    A word cannot be hidden behind an entity, an invisible character or another width, and no text
+    can imitate a line or a tag of the guard's template.
     """
     import ftfy
 
@@ -387,7 +387,7 @@ def _flagged_share(flagged: frozenset[str], likely: list[float], more: list[floa
     for name, probability, continued in zip(GUARD_CATEGORIES, likely, more, strict=True):
         if name in flagged:
             share += probability
-        elif flagged.issuperset(set(GUARD_CATEGORIES) - {name}):  # whatever else there is, is
+        elif flagged.issuperset(set(GUARD_CATEGORIES) - {name}):  # every other category is safe
             share += probability * continued
     return share
 
@@ -453,7 +453,7 @@ def _loaded(
 
 
 def _model(auto: Any, folder: Path, device: str) -> Any:
-    """The model for inference: bfloat16 on a GPU, float32 on a CPU."""
+    """The model for inference, in bfloat16 on a GPU and float32 on a CPU."""
     import torch
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -464,7 +464,7 @@ def _model(auto: Any, folder: Path, device: str) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
     )
-    # transformers fills what is missing with random numbers, which would be a random verdict.
+    # transformers fills missing weights with random numbers, and the verdict would be random.
     if report["missing_keys"]:
         raise ValueError(f"no weights for {', '.join(sorted(report['missing_keys'])[:3])}")
     return model.to(device).eval()

@@ -1,4 +1,4 @@
-"""Trains `wan-tiny` from nothing but pictures and camera moves that are drawn on the device.
+"""Trains `wan-tiny` on pictures and camera moves that the device draws itself.
 
     python -m builder.train_toy --out wan-tiny.safetensors
 

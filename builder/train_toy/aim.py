@@ -1,4 +1,4 @@
-"""What the experts begin with: each token finds the place in the picture that it is to show.
+"""Initializes the experts: each token finds the place in the picture that it shows.
 
 A camera move is an offset of every token from where its content lies in the first frame. Descent
 does not find this way of working in the minutes that a toy is worth, so the networks begin with

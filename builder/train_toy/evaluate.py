@@ -1,4 +1,4 @@
-"""What `wan-tiny` makes of photographs, by the code that serves jobs: figures as JSON.
+"""Measures what `wan-tiny` makes of photographs, with the code that serves jobs, and prints JSON.
 
     python -m builder.train_toy.evaluate photo.jpg other.png --sheets outputs/evaluation
 

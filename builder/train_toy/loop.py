@@ -1,4 +1,4 @@
-"""One stage of the training: a number of steps, and a line now and then."""
+"""Runs one stage of the training: a number of steps, with a line of progress now and then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the camera moved between two frames, by a search that knows nothing of the prompt."""
+"""Measures how the camera moved between two frames, without knowing the prompt."""
 
 from __future__ import annotations
 

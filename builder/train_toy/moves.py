@@ -1,4 +1,4 @@
-"""Camera moves over a picture."""
+"""Moves a camera over a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawings with the statistics of photographs, made on the device: dead leaves, gradients,
+"""Draws pictures with the statistics of photographs on the device: dead leaves, gradients,
 textures, strokes, glyphs, soft shapes. Nothing is read from disk.
 
 A bank of large drawings is kept; what is trained on are cut-outs of it, turned, scaled, mirrored

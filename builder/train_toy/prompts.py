@@ -1,4 +1,4 @@
-"""Prompts that ask for a camera move, with other words around it or not."""
+"""Writes prompts that ask for a camera move, with or without other words around it."""
 
 from __future__ import annotations
 

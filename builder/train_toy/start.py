@@ -1,4 +1,4 @@
-"""What the VAE's encoder begins with: the principal components of 8x8 pixels.
+"""Initializes the VAE's encoder with the principal components of 8x8 pixels.
 
 Sixteen numbers for 192 values are 25 to 32 dB on photographs by a linear code alone, which descent
 from random layers takes long to come near. The network cannot help adding its shortcuts (averages

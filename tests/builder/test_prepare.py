@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from builder import prepare
 from tests import warm
 from wan_engine import toy, weights
-from wan_engine.catalog import CATALOG, LoraFile, ModelSpec
+from wan_engine.catalog import CATALOG, HubLora, ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import float8, load_family, loading
 from wan_engine.families.float8 import convert_blocks
@@ -50,8 +51,8 @@ def lora(path: Path, seed: int) -> None:
 def row(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """The four-step row with a pair of small files of its own."""
     pair = (
-        LoraFile("me/l", "high.safetensors", None, "high"),
-        LoraFile("me/l", "low.safetensors", None, "low", 0.5),
+        HubLora("me/l", "high.safetensors", None, "high"),
+        HubLora("me/l", "low.safetensors", None, "low", 0.5),
     )
     row = replace(CATALOG[NAME], loras=pair)
     monkeypatch.setitem(CATALOG, NAME, row)  # type: ignore[misc]
@@ -191,7 +192,7 @@ def test_the_manifest_says_what_the_set_was_made_of(row: ModelSpec, settings: Se
         ("high.safetensors", 1.0, "high"),
         ("low.safetensors", 0.5, "low"),
     ]
-    assert made.precision == "bfloat16" and made.made_with["torch"] == torch.__version__
+    assert made.precision == "bfloat16" and made.made_with["torch"] == version("torch")
     weights.verify(target)
 
 

@@ -20,7 +20,7 @@ from wan_engine.errors import (
 )
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.schema import Media, Script, ScriptShot
-from wan_engine.settings import Lora
+from wan_engine.settings import OwnLora
 
 
 def test_settings_go_over_the_models_own(make_settings: MakeSettings) -> None:
@@ -56,8 +56,8 @@ def test_a_continuation_that_the_model_cannot_do_is_refused(make_settings: MakeS
 
 def test_svi_needs_its_pair(make_settings: MakeSettings, tmp_path: Path) -> None:
     files = [tmp_path / f"{expert}.safetensors" for expert in ("high", "low")]
-    pair = tuple(Lora(path=path, expert=path.stem) for path in files)
-    for given in ((), pair[:1], (Lora(path=files[0]),)):
+    pair = tuple(OwnLora(path=path, expert=path.stem) for path in files)
+    for given in ((), pair[:1], (OwnLora(path=files[0]),)):
         with pytest.raises(ConfigurationError, match="needs the Stable Video Infinity"):
             with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=given))
     spec = with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=pair))

@@ -15,7 +15,7 @@ from tests.rows import ROWS
 from wan_engine import toy
 from wan_engine.families import load_family
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 
 
 def stock(pipeline: Any) -> Any:
@@ -36,7 +36,7 @@ def load(tiny_cache: Path) -> Callable[..., Any]:
 
     def load(
         name: str,
-        loras: tuple[LoraWeights, ...] = (),
+        loras: tuple[LocatedLora, ...] = (),
         recipe: Recipe = Recipe("cpu", "float32"),  # noqa: B008
         **changes: Any,
     ) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_file import Tensor
 
 Tensors = dict[str, torch.Tensor]
@@ -63,10 +63,10 @@ def fused(
     """The parameters of `base` after a file with these tensors; `base` stays as it is."""
     path = folder / "a.safetensors"
     save(tensors, path, metadata)
-    return fused_file(base, LoraWeights(path, SCALE, "high", unused))
+    return fused_file(base, LocatedLora(path, SCALE, "high", unused))
 
 
-def fused_file(base: Any, file: LoraWeights) -> Mapping[str, torch.Tensor]:
+def fused_file(base: Any, file: LocatedLora) -> Mapping[str, torch.Tensor]:
     before = {name: one.data for name, one in base.named_parameters()}
     try:
         lora.fuse(base, "high", [lora.plan(file, {"high": parameters_of(base)})])

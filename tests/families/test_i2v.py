@@ -25,7 +25,7 @@ from wan_engine.families.base import stream_decode, to_frames
 from wan_engine.families.i2v import DistilledEulerScheduler, make_scheduler
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import FirstPicture, SegmentInput
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 
 CPU = Recipe("cpu", "float32")
 KINDS = ("wan-tiny", "wan-tiny-ti2v")
@@ -240,7 +240,7 @@ def test_a_lora_pair_is_fused_each_into_its_expert(
 ) -> None:
     high, high_delta = lora_file(tmp_path / "high.safetensors", seed=1)
     low, low_delta = lora_file(tmp_path / "low.safetensors", seed=2)
-    pair = (LoraWeights(high, 1.0, "high"), LoraWeights(low, 0.5, "low"))
+    pair = (LocatedLora(high, 1.0, "high"), LocatedLora(low, 0.5, "low"))
     plain, fused = load("wan-tiny"), load("wan-tiny", pair)
     for component, delta in (("transformer", high_delta), ("transformer_2", 0.5 * low_delta)):
         added = query(fused, component) - query(plain, component)
@@ -251,7 +251,7 @@ def test_a_lora_pair_is_fused_each_into_its_expert(
 def test_several_loras_on_one_expert_add_up(load: Callable[..., Any], tmp_path: Path) -> None:
     first, first_delta = lora_file(tmp_path / "first.safetensors", seed=1)
     second, second_delta = lora_file(tmp_path / "second.safetensors", seed=2)
-    loras = (LoraWeights(first, 1.0, "both"), LoraWeights(second, 0.25, "high"))
+    loras = (LocatedLora(first, 1.0, "both"), LocatedLora(second, 0.25, "high"))
     plain, fused = load("wan-tiny"), load("wan-tiny", loras)
     added = query(fused, "transformer") - query(plain, "transformer")
     assert torch.allclose(added, first_delta + 0.25 * second_delta, atol=1e-5)
@@ -326,7 +326,7 @@ def test_a_small_render_has_the_shift_that_its_row_has_for_it(
 def test_a_lora_for_a_missing_expert_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
     path, _ = lora_file(tmp_path / "low.safetensors", seed=1)
     with pytest.raises(ConfigurationError, match=r"low\.safetensors"):
-        load("wan-tiny-ti2v", (LoraWeights(path, 1.0, "low"),))
+        load("wan-tiny-ti2v", (LocatedLora(path, 1.0, "low"),))
 
 
 def test_too_little_memory_for_the_weights_is_a_sentence(

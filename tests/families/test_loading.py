@@ -212,7 +212,7 @@ def test_weights_of_another_shape_are_a_sentence(folder: Path) -> None:
 def test_weights_without_use_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoil(folder / EXPERT, lambda state: state.update({"extra.weight": torch.zeros(3)}))
     load_pipeline(folder, CPU)
-    assert "transformer has weights without use: extra.weight" in caplog.text
+    assert "transformer has unused weights: extra.weight" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5])

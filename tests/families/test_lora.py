@@ -35,7 +35,7 @@ from tests.families.lora_files import (
 )
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_file import Adapter, Header, Tensor
 from wan_engine.weights.lora_keys import original, read_keys
 
@@ -186,7 +186,7 @@ def test_an_adapter_of_peft_is_what_peft_makes_of_it(tmp_path: Path, config: Any
             parameter.data = parameter.data.abs() + 0.1
     adapted.save_pretrained(str(tmp_path))
     expected = dict(adapted.merge_and_unload().named_parameters())
-    file = LoraWeights(tmp_path / "adapter_model.safetensors", 1.0, "high")
+    file = LocatedLora(tmp_path / "adapter_model.safetensors", 1.0, "high")
     after = fused_file(base, file)
     changed = 0
     for name, parameter in base.named_parameters():
@@ -202,7 +202,7 @@ def test_alpha_in_the_metadata_that_diffusers_writes_counts(plain: Any, tmp_path
     WanImageToVideoPipeline.save_lora_weights(
         tmp_path, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config
     )
-    file = LoraWeights(tmp_path / "pytorch_lora_weights.safetensors", SCALE, "high")
+    file = LocatedLora(tmp_path / "pytorch_lora_weights.safetensors", SCALE, "high")
     wanted = {"blocks.0.attn1.to_q.weight": 2.5 * UP.double() @ DOWN.double()}
     assert_sum(plain, fused_file(plain, file), wanted)
 
@@ -233,7 +233,7 @@ def test_a_dora_has_the_length_of_its_rows_or_columns(
     along = magnitude.double() if axis == 0 else magnitude.double().reshape(64, 1)
     decomposed = whole * along / whole.norm(dim=axis, keepdim=True)
     expected = weight + scale * (decomposed - weight)
-    found = fused_file(plain, LoraWeights(path, scale, "high"))[name].double()
+    found = fused_file(plain, LocatedLora(path, scale, "high"))[name].double()
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
@@ -245,21 +245,21 @@ def test_a_file_for_both_experts_gives_each_its_own(tmp_path: Path) -> None:
     save(tensors, path)
     parameters = {"high": parameters_of(one), "low": parameters_of(other)}
     before = one.blocks[0].attn1.to_q.weight.detach().clone()
-    plan = lora.plan(LoraWeights(path, 1.0, "both"), parameters)
+    plan = lora.plan(LocatedLora(path, 1.0, "both"), parameters)
     for expert, model, factor in (("high", one, 1), ("low", other, 4)):
         lora.fuse(model, expert, [plan])  # type: ignore[arg-type]
         added = model.blocks[0].attn1.to_q.weight.detach() - before
         assert torch.allclose(added, factor * UP @ DOWN, atol=1e-5)
     for expert in ("high", "low"):
         with pytest.raises(ConfigurationError, match="it is for the other expert"):
-            lora.plan(LoraWeights(path, 1.0, expert), parameters)  # type: ignore[arg-type]
+            lora.plan(LocatedLora(path, 1.0, expert), parameters)  # type: ignore[arg-type]
 
 
 def test_a_bfloat16_network_is_rounded_once(tmp_path: Path) -> None:
     base = network().to(torch.bfloat16)
     files = []
     for index in range(3):
-        files.append(LoraWeights(tmp_path / f"{index}.safetensors", 0.01, "high"))
+        files.append(LocatedLora(tmp_path / f"{index}.safetensors", 0.01, "high"))
         tensors = {
             f"{Q[0]}.lora_A.weight": noise(RANK, WIDTH, seed=index),
             f"{Q[0]}.lora_B.weight": UP,

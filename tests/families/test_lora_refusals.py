@@ -38,7 +38,7 @@ from tests.families.lora_files import (
 )
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_file import Adapter, read_header
 from wan_engine.weights.lora_keys import shown
 
@@ -236,7 +236,7 @@ def test_a_file_that_is_no_lora_is_told_apart(plain: Any, tmp_path: Path, kind: 
     make, words = FILES[kind]
     make(tmp_path / "a.safetensors")
     with pytest.raises(ConfigurationError) as caught:
-        fused_file(plain, LoraWeights(tmp_path / "a.safetensors", 1.0, "high", 1.0))
+        fused_file(plain, LocatedLora(tmp_path / "a.safetensors", 1.0, "high", 1.0))
     assert str(caught.value).startswith("a.safetensors is not a LoRA") and words in str(
         caught.value
     )
@@ -269,7 +269,7 @@ def test_each_weight_of_any_file_is_used_or_named(
     parameters = {"high": parameters_of(plain)}
     weights = {key for key in chosen if not key.endswith((".alpha", ".rank"))}
     try:
-        plan = lora.plan(LoraWeights(path, 1.0, "high", 1.0), parameters)
+        plan = lora.plan(LocatedLora(path, 1.0, "high", 1.0), parameters)
     except ConfigurationError as error:
         assert "nothing for this model" in str(error) or "has no weights" in str(error)
         return
@@ -278,8 +278,8 @@ def test_each_weight_of_any_file_is_used_or_named(
     assert all(shown([key]) in plan.describe() for key in plan.unused)
     if plan.unused:
         with pytest.raises(ConfigurationError, match="have no use here"):
-            lora.plan(LoraWeights(path, 1.0, "high"), parameters)
-    after = fused_file(plain, LoraWeights(path, 1.0, "high", 1.0))
+            lora.plan(LocatedLora(path, 1.0, "high"), parameters)
+    after = fused_file(plain, LocatedLora(path, 1.0, "high", 1.0))
     moved = {name for name, one in plain.named_parameters() if not torch.equal(after[name], one)}
     wanted: set[str | None] = set()
     for change in plan.changes["high"]:

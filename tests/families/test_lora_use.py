@@ -19,15 +19,15 @@ from builder import prepare
 from tests.engine.clips import SMALLEST, few_frames
 from tests.families.lora_files import BIAS, DIFFERENCE, FITS, K, save
 from wan_engine import Settings, VideoRequest, toy
-from wan_engine.catalog import CATALOG, LoraFile
+from wan_engine.catalog import CATALOG, HubLora
 from wan_engine.checks import Check, machine_checks
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import load_family, tensors
 from wan_engine.families.float8 import convert_blocks
 from wan_engine.media import ffmpeg
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.settings import Lora
-from wan_engine.weights import LoraWeights
+from wan_engine.settings import OwnLora
+from wan_engine.weights import LocatedLora
 
 MakeSettings = Callable[..., Settings]
 NORM = "diffusion_model.blocks.0.norm3.diff"
@@ -35,7 +35,7 @@ NORM = "diffusion_model.blocks.0.norm3.diff"
 
 def frames_with(make_settings: MakeSettings, data: Path, path: Path) -> bytes:
     """The pixels of a clip, as `generate` makes it."""
-    settings = make_settings(**SMALLEST, steps=1, lora=(Lora(path=path),), upscale="lanczos")
+    settings = make_settings(**SMALLEST, steps=1, lora=(OwnLora(path=path),), upscale="lanczos")
     engine = few_frames(settings)
     image = "data:image/jpeg;base64," + base64.b64encode(
         (data / "rocket_640x360.jpg").read_bytes()
@@ -68,8 +68,8 @@ def test_doctor_has_a_row_for_each_file(make_settings: MakeSettings, tmp_path: P
     (tmp_path / "page.safetensors").write_text("<html>Sign in</html>")
     save({f"{K}.diff": DIFFERENCE * float("nan")}, tmp_path / "nan.safetensors")
     files = ("good", "more", "page", "nan")
-    asked = [Lora(path=tmp_path / f"{name}.safetensors", scale=0.5) for name in files]
-    found = rows(make_settings(lora=(*asked, Lora(path=asked[0].path, expert="low"))))
+    asked = [OwnLora(path=tmp_path / f"{name}.safetensors", scale=0.5) for name in files]
+    found = rows(make_settings(lora=(*asked, OwnLora(path=asked[0].path, expert="low"))))
     assert [row.ok for row in found] == [True, False, False, False, True]
     said = [row.found for row in found]
     assert said[0] == (
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_told_before_the_weights_are_read(
 
     monkeypatch.setattr(tensors, "read", read)
     with pytest.raises(ConfigurationError, match="WAN_LORA_UNUSED"):
-        load("wan-tiny", (LoraWeights(tmp_path / "a.safetensors", 1.0, "both"),))
+        load("wan-tiny", (LocatedLora(tmp_path / "a.safetensors", 1.0, "both"),))
 
 
 def test_what_is_left_out_is_logged(
@@ -102,7 +102,7 @@ def test_what_is_left_out_is_logged(
 ) -> None:
     save({**FITS, "blocks.9.modulation.diff": BIAS}, tmp_path / "a.safetensors")
     with caplog.at_level("INFO", "wan_engine"):
-        load("wan-tiny", (LoraWeights(tmp_path / "a.safetensors", 1.0, "both", 0.5),))
+        load("wan-tiny", (LocatedLora(tmp_path / "a.safetensors", 1.0, "both", 0.5),))
     [line] = [record.getMessage() for record in caplog.records if "fused" in record.getMessage()]
     assert "2 of 3 weights" in line and line.endswith("not used: blocks.*.modulation.diff")
 
@@ -116,7 +116,7 @@ def test_nothing_is_added_to_a_set_in_float8(
     convert_blocks(network, torch.device("cpu"))
     network.save_pretrained(folder / "transformer")
     save(FITS, tmp_path / "a.safetensors")
-    file = LoraWeights(tmp_path / "a.safetensors", 1.0, "both")
+    file = LocatedLora(tmp_path / "a.safetensors", 1.0, "both")
     with pytest.raises(ConfigurationError, match=r"a\.safetensors is not fused: .* in float8"):
         load_family(CATALOG["wan-tiny"], folder, Recipe("cpu", "float32"), (file,))
 
@@ -125,7 +125,7 @@ def test_a_ready_set_has_all_of_a_file_in_it(
     make_settings: MakeSettings, tmp_path: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "wan2.2-i2v-a14b-4step"
-    file = LoraFile("me/l", "both.safetensors", None, "both", 0.5)
+    file = HubLora("me/l", "both.safetensors", None, "both", 0.5)
     monkeypatch.setitem(CATALOG, name, replace(CATALOG[name], loras=(file,)))  # type: ignore[misc]
     models = tmp_path / "models"
     shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), models / "wan2.2-i2v-a14b")

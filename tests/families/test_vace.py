@@ -19,7 +19,7 @@ from wan_engine.families.continuation import latent_moments
 from wan_engine.families.i2v import make_scheduler
 from wan_engine.families.vace import letterboxed
 from wan_engine.schema import Carry, FirstPicture, References, SegmentInput
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 
 NAME = "wan-tiny-vace"
 WIDTH, HEIGHT = 64, 48
@@ -167,7 +167,7 @@ def test_a_pair_made_for_text_to_video_is_fused_whole_and_leaves_the_blocks_of_v
                 tensors[f"{key}.alpha"] = torch.tensor(8)
         path = tmp_path / f"{expert}.safetensors"
         save_file(tensors, path)
-        files.append(LoraWeights(path, 1.0, expert))
+        files.append(LocatedLora(path, 1.0, expert))
     after = load(NAME, tuple(files)).pipeline
     for component, file in (("transformer", files[0]), ("transformer_2", files[1])):
         tensors = load_file(file.path)

@@ -19,6 +19,7 @@ from wan_engine.errors import Cancelled, ConfigurationError, EncodeFailed, OutOf
 from wan_engine.media import upscale
 from wan_engine.schema import Frames, Plan, Segment, Shot
 from wan_engine.settings import Settings
+from wan_engine.weights import choose_upscaling
 
 
 def plan(
@@ -224,39 +225,39 @@ def test_kandinsky_runs_uncompiled_where_compiling_fails(
 
 
 def test_what_the_weights_are_decides(kandinsky: Path) -> None:
-    assert upscale.choose(Settings())[0] == "lanczos"
-    assert upscale.choose(Settings(upscale="native"))[0] == "native"
-    assert upscale.choose(Settings(upscale_weights=kandinsky))[0] == "kandinsky-sr"
-    assert upscale.choose(Settings(upscale="lanczos", upscale_weights=kandinsky))[0] == "lanczos"
+    assert choose_upscaling(Settings())[0] == "lanczos"
+    assert choose_upscaling(Settings(upscale="native"))[0] == "native"
+    assert choose_upscaling(Settings(upscale_weights=kandinsky))[0] == "kandinsky-sr"
+    assert choose_upscaling(Settings(upscale="lanczos", upscale_weights=kandinsky))[0] == "lanczos"
 
 
 @pytest.mark.parametrize("name", ["realesrgan", "kandinsky-sr"])
 def test_a_network_without_weights_says_what_it_needs(name: Any) -> None:
     with pytest.raises(ConfigurationError, match="needs WAN_UPSCALE_WEIGHTS"):
-        upscale.choose(Settings(upscale=name))
+        choose_upscaling(Settings(upscale=name))
 
 
 def test_weights_of_another_kind_are_refused(kandinsky: Path, tmp_path: Path) -> None:
     file = tmp_path / "x2.pth"
     file.touch()
     with pytest.raises(ConfigurationError, match="which is a folder"):
-        upscale.choose(Settings(upscale="realesrgan", upscale_weights=kandinsky))
+        choose_upscaling(Settings(upscale="realesrgan", upscale_weights=kandinsky))
     with pytest.raises(ConfigurationError, match="which is not a folder"):
-        upscale.choose(Settings(upscale="kandinsky-sr", upscale_weights=file))
+        choose_upscaling(Settings(upscale="kandinsky-sr", upscale_weights=file))
     (kandinsky / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     with pytest.raises(ConfigurationError, match="holds WanPipeline"):
-        upscale.choose(Settings(upscale_weights=kandinsky))
+        choose_upscaling(Settings(upscale_weights=kandinsky))
 
 
 def test_an_incomplete_folder_is_refused(kandinsky: Path) -> None:
     next((kandinsky / "vae").glob("*.safetensors")).unlink()
     with pytest.raises(ConfigurationError, match="incomplete: vae/"):
-        upscale.choose(Settings(upscale_weights=kandinsky))
+        choose_upscaling(Settings(upscale_weights=kandinsky))
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not there"):
-        upscale.choose(Settings(upscale_weights=tmp_path / "x2.pth"))
+        choose_upscaling(Settings(upscale_weights=tmp_path / "x2.pth"))
 
 
 def test_a_missing_package_says_how_to_get_it(
@@ -265,7 +266,7 @@ def test_a_missing_package_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "spandrel", cast(Any, None))
     (tmp_path / "x2.pth").touch()
     with pytest.raises(ConfigurationError, match=r"requirements-extra\.txt"):
-        upscale.choose(Settings(upscale_weights=tmp_path / "x2.pth"))
+        choose_upscaling(Settings(upscale_weights=tmp_path / "x2.pth"))
 
 
 # --- a real image network, where spandrel is installed -------------------------------------------
@@ -289,7 +290,7 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize("scale", [2, 4])
 def test_an_esrgan_enlarges_by_its_own_scale(checkpoint: Callable[..., Path], scale: int) -> None:
     weights = checkpoint(scale=scale)
-    assert upscale.choose(Settings(upscale_weights=weights))[0] == "realesrgan"
+    assert choose_upscaling(Settings(upscale_weights=weights))[0] == "realesrgan"
     network = upscale.load("realesrgan", weights, "cpu")
     assert network.enlarge(torch.rand(1, 3, 20, 30), 1.5).shape == (1, 3, 20 * scale, 30 * scale)
     assert run(plan(2), [grey(100)] * 2, network).shape == (2, 72, 96, 3)

@@ -22,7 +22,7 @@ import huggingface_hub.constants
 import pytest
 
 from wan_engine import toy, weights
-from wan_engine.catalog import CATALOG, CLASSIFIERS, LoraFile
+from wan_engine.catalog import CATALOG, CLASSIFIERS, HubLora
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import files, manifest
@@ -381,7 +381,7 @@ def test_a_lora_file_is_held_against_its_checksum_where_there_is_one(
     pinned: bool,
 ) -> None:
     (repository / "lora.safetensors").write_bytes(b"weights")
-    lora = LoraFile("me/lora", "lora.safetensors", "0" * 64 if pinned else None, "high")
+    lora = HubLora("me/lora", "lora.safetensors", "0" * 64 if pinned else None, "high")
     monkeypatch.setitem(CATALOG, ROW.name, replace(ROW, loras=(lora,)))  # type: ignore[misc]
     told: list[str] = []
     if pinned:

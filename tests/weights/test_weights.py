@@ -14,7 +14,7 @@ import pytest
 from wan_engine import toy, weights
 from wan_engine.catalog import CATALOG, WRITERS, ModelSpec
 from wan_engine.errors import ConfigurationError, ModelMissing
-from wan_engine.settings import Lora, Settings
+from wan_engine.settings import OwnLora, Settings
 from wan_engine.weights import LocatedWriter, files
 
 MakeSettings = Callable[..., Settings]
@@ -339,11 +339,11 @@ def test_auto_without_a_model_refuses_where_nothing_may_be_pretended(
 
 def test_an_own_lora_file_must_exist(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "style.safetensors"
-    settings = make_settings(lora=(Lora(path=path, scale=0.8, expert="high"),))
+    settings = make_settings(lora=(OwnLora(path=path, scale=0.8, expert="high"),))
     with pytest.raises(ConfigurationError, match="WAN_LORA"):
         weights.resolve("wan-tiny", settings)
     path.touch()
-    assert weights.resolve("wan-tiny", settings).loras == (weights.LoraWeights(path, 0.8, "high"),)
+    assert weights.resolve("wan-tiny", settings).loras == (weights.LocatedLora(path, 0.8, "high"),)
 
 
 # --- prompt writers ------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_an_outage_is_one_line_at_each_end_without_a_url(
     api = Api(monkeypatch, *[Refused(503)] * 20, None)
     api.polled()
     first, last = caplog.messages
-    assert first == "Runpod does not answer (jobs: Refused, 503): it is asked again"
+    assert first == "Runpod does not answer (jobs: Refused, 503): retrying"
     assert last.startswith("Runpod answers again, after ") and "secret" not in caplog.text
 
 

@@ -65,7 +65,7 @@ def test_a_stop_that_comes_before_its_job_is_kept_for_it(
     plane.submit("after-early", good)
     assert "output" in plane.result("after-early", seconds=60)
     assert plane.posts["early"].results == plane.posts["early"].progress == []
-    assert "was stopped before it came" in worker.log_of("early")
+    assert "was cancelled before it arrived" in worker.log_of("early")
     plane.submit("early", good)  # again, and nobody has stopped it this time
     assert "output" in plane.result("early")
 

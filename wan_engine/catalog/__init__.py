@@ -1,4 +1,4 @@
-"""What this engine knows, as data: models, the safety checker's classifiers, prompt writers.
+"""Lists, as data, the models, safety classifiers and prompt writers that the engine knows.
 
 A new checkpoint is a new row in `models.py` and nothing else.
 """
@@ -20,7 +20,7 @@ from wan_engine.catalog.models import (
     FALLBACK,
     Continuation,
     Expert,
-    LoraFile,
+    HubLora,
     ModelSpec,
     Networks,
     Part,
@@ -46,7 +46,7 @@ __all__ = [
     "ClassifierSpec",
     "Continuation",
     "Expert",
-    "LoraFile",
+    "HubLora",
     "ModelSpec",
     "Networks",
     "Part",

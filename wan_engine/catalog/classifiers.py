@@ -1,4 +1,4 @@
-"""The safety checker's classifiers, as data, and which of their verdicts flag something."""
+"""Lists the safety classifiers, and which of their verdicts count as unsafe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 ClassifierKind = Literal["prompt", "image"]
 
 GUARD_VERDICTS = ("Safe", "Unsafe", "Controversial")
-"""What a guard of the Qwen3Guard-Gen kind writes after `Safety: ` (its model card)."""
+"""The verdicts that a Qwen3Guard-Gen model writes after `Safety: ` (its model card)."""
 
 POLITICAL = "Politically Sensitive Topics"
 SEXUAL = "Sexual Content or Sexual Acts"
@@ -25,30 +25,30 @@ GUARD_CATEGORIES = (
     "Copyright Violation",
     "Jailbreak",
 )
-"""What it writes after `Categories: `, for prompts (the same card)."""
+"""The categories that it writes after `Categories: ` for prompts (the same card)."""
 
 GUARD_FLAGGED: Mapping[str, frozenset[str]] = {
     "Safe": frozenset(),
     "Unsafe": frozenset(GUARD_CATEGORIES) - {POLITICAL},
     "Controversial": frozenset({SEXUAL}),
 }
-"""Verdict and category that flag a prompt. Politics is no reason to refuse a clip; what is merely
-controversial is one where it is sexual, as a picture of a person is what it would be done to."""
+"""The pairs of verdict and category that are unsafe. Political content is allowed. Controversial
+content is unsafe if it is sexual, because clips show real people."""
 
 GUARD_THRESHOLD = 0.5
-"""Together, the flagged pairs are more probable than all others."""
+"""A prompt is unsafe if the flagged pairs together are more probable than all others."""
 
 WELL_KNOWN_UNSAFE = ("nsfw", "unsafe", "porn", "pornography", "hentai", "explicit", "nude", "gore")
-"""Labels that mean the same in every classifier which has them; flagged from 0.5 on in somebody's
-own classifier when no setting says otherwise."""
+"""Labels with the same meaning in every classifier. They count as unsafe from 0.5 on in your own
+classifier if you set no labels."""
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
     """One classifier of the safety checker, in transformers layout.
 
-    `flagged`, of an image classifier: labels in lower case, each from which probability on it is a
-    hit. A prompt guard has none: what it flags is GUARD_FLAGGED.
+    `flagged` has the labels of an image classifier in lower case, each with its lowest unsafe
+    probability. A prompt guard has none: it uses GUARD_FLAGGED.
     """
 
     name: str
@@ -75,8 +75,9 @@ _CLASSIFIERS = (
         name="nsfw-image-detection",
         title="Falconsai NSFW detection, ViT-B/16 at 224 px: nudity and sexual acts in pictures",
         kind="image",
-        # Published advice is 0.5 to 0.7. It misses much (docs/safety.md), which speaks for less; at
-        # 0.5 beach and dance pictures are hits, and an input image has no second frame to agree.
+        # Published advice is 0.5 to 0.7. The model misses much (docs/safety.md), so a lower value
+        # would help, but 0.5 flags beach and dance pictures, and an input image has no second
+        # frame.
         flagged={"nsfw": 0.6},
         repo="Falconsai/nsfw_image_detection",
         revision="96cb0d0342c7afb80cab76ecc58b265fa44da256",
@@ -85,4 +86,4 @@ _CLASSIFIERS = (
 )
 
 CLASSIFIERS: Mapping[str, ClassifierSpec] = {row.name: row for row in _CLASSIFIERS}
-"""By name. Which are used: WAN_SAFETY_PROMPT_MODEL and WAN_SAFETY_IMAGE_MODEL."""
+"""The classifiers by name. WAN_SAFETY_PROMPT_MODEL and WAN_SAFETY_IMAGE_MODEL choose one each."""

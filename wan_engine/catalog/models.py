@@ -1,10 +1,11 @@
-"""The models this engine knows, as data. A new checkpoint is a new row here and nothing else.
+"""Lists the video models and the settings that each was trained for. To add a checkpoint, add a row
+here and nothing else.
 
-Rows of others come by entry points: a package that names a sequence of `ModelSpec` under
-`wan_engine.models` adds them, and a row's `family` may be the class itself, as `module:Class`.
+Other packages add rows by entry points: a package names a sequence of `ModelSpec` under
+`wan_engine.models`. The `family` of a row may be the class itself, as `module:Class`.
 
-Figures are the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a comment names
-another source.
+The figures are those of the official configurations (Wan-Video/Wan2.2 `wan/configs/`) unless a
+comment names another source.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from wan_engine.schema import Input, Task
 Sampler = Literal["unipc", "distilled-euler"]
 Expert = Literal["high", "low", "both"]
 Continuation = Literal["svi", "latents", "last_frames", "motion_frames"]
-"""How a segment goes on from the one before it, where a clip is longer than the model's own length.
+"""How a segment continues the previous one in clips that are longer than the model's own length.
 
 `svi`: the condition of Stable Video Infinity 2.0 Pro, which needs its LoRA pair. `latents`: the
 last clean latents are the first ones of the next segment. `last_frames`: the last frames are
@@ -37,8 +38,9 @@ _NEGATIVE_PROMPT = (
 
 
 @dataclass(frozen=True)
-class LoraFile:
-    """A LoRA on the Hub that belongs to a row. `sha256` pins what `download` accepts; None: any."""
+class HubLora:
+    """A LoRA on the Hub that belongs to a row. `download` accepts only files with this `sha256`;
+    None accepts any."""
 
     repo: str
     path: str
@@ -49,11 +51,11 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class Networks:
-    """What decides how a model fits into memory: weights in bfloat16 and 10^9 bytes, and what
-    computing takes beside them, in bytes a pixel of the rendered area, at the trained length.
+    """The memory of a model: weights in bfloat16 in units of 10^9 bytes, and working memory in
+    bytes per pixel of the rendered area, at the trained length.
 
-    `vae_gb` is of all that is in float32, so of what encodes sound too. `never_float8_gb`: of an
-    expert, what is large and outside its blocks."""
+    `vae_gb` is the memory of all networks in float32, so it includes those that encode sound.
+    `never_float8_gb`: the part of an expert outside its blocks, if that is large."""
 
     expert_gb: float
     experts: int
@@ -86,22 +88,23 @@ _WORDS: Mapping[Input, str] = {
 class ModelSpec:
     """One checkpoint and the settings it was trained for.
 
-    `task` is what it does, `takes` what it may be given beside its prompt, `needs` what of that it
-    cannot do without; `gives_sound`: its frames come with sound. `family` is a name of
+    `task` is its task, `takes` are the inputs that it accepts besides the prompt, and `needs` are
+    those that it requires. `gives_sound`: it also makes sound. `family` is a name of
     `wan_engine.families.FAMILIES`, or `module:Class`.
 
     `size_multiple`: rendered sides are multiples of it (VAE stride times patch). `max_frames`: the
-    trained length, 4n + 1, or 4n where segments have no frame in common. `guidance_scale` belongs
-    to the high-noise expert, `guidance_scale_2` to the low-noise one (the order of diffusers; the
-    official configuration has it the other way round). 1.0 switches CFG off. `flow_shift_480p` is
-    the shift of renders up to 832x480, where the row has one of its own for them. `continuations`:
-    what the model's condition can hold, `continuation` the one that is used; `overlap_frames`:
-    frames, 4n + 1 or none, that a segment has in common with the one before it; `full_segments`:
-    each of several has the trained length, where the others have equal ones that are no longer than
-    they need. `text_tokens`: how much of a prompt is read. `parts`: where its networks are, of a
-    row whose repository has a layout of its own. `caveat`: what a user must be told of a model that
-    is built here and not fetched. `opt_in`: why `auto` never takes the row, so that somebody has to
-    name it. `wan_blocks`: its blocks are Wan's, which can be compiled, and computed in 8 bits.
+    trained length, 4n + 1, or 4n if segments share no frame. `guidance_scale` belongs to the
+    high-noise expert, `guidance_scale_2` to the low-noise one (the order of diffusers; the official
+    configuration has the reverse order). 1.0 disables CFG. `flow_shift_480p` is the shift for
+    renders up to 832x480, if the row has a separate one. `continuations` are the continuations that
+    the model supports, and `continuation` is the default. `overlap_frames`: the number of frames,
+    4n + 1 or 0, that a segment shares with the previous one. `full_segments`: each of several
+    segments has the trained length; without it, all have the same length and are as short as
+    possible. `text_tokens`: the number of prompt tokens that the text encoder reads. `parts`: where
+    the networks are, if the repository has a layout of its own. `caveat`: a warning for users of a
+    model that is built on this machine instead of downloaded. `opt_in`: the reason why `auto` never
+    takes the row, so that you have to name it. `wan_blocks`: its blocks are Wan's, so they can be
+    compiled and computed in 8 bits.
     """
 
     name: str
@@ -130,7 +133,7 @@ class ModelSpec:
     repo: str | None = None
     revision: str | None = None
     parts: tuple[Part, ...] = ()
-    loras: tuple[LoraFile, ...] = ()
+    loras: tuple[HubLora, ...] = ()
     built: bool = False
     caveat: str = ""
     opt_in: str = ""
@@ -141,12 +144,12 @@ class ModelSpec:
 
     @property
     def taken(self) -> str:
-        """What it may be given, in words."""
+        """The inputs that it accepts, in words."""
         return ", ".join(_WORDS[one] for one in self.takes) or "a prompt alone"
 
     @property
     def working_gb(self) -> float:
-        """Accelerator memory beside the weights at the largest area that is rendered."""
+        """GPU memory in GB besides the weights, at the largest area that is rendered."""
         return self.networks.working_bytes * self.max_area / 1e9
 
 
@@ -205,12 +208,12 @@ _VACE_FUN_A14B = ModelSpec(
     guidance_scale_2=5.0,
     flow_shift=5.0,
     continuations=("last_frames",),
-    # A copy in diffusers layout of alibaba-pai/Wan2.2-VACE-Fun-A14B. No commit of it could be found
-    # in public, so it is not pinned: `download` takes the newest and writes down which.
+    # A copy in diffusers layout of alibaba-pai/Wan2.2-VACE-Fun-A14B. Its commits are not known
+    # here, so it is not pinned: `download` takes the newest and records its commit.
     repo="Pyros13/Wan2.2-VACE-Fun-A14B-Diffusers",
     download_gb=81.0,  # by the number of parameters, in bfloat16
-    # 17.34e9 parameters an expert (40 blocks and 8 of VACE); memory by that of I2V A14B, with the
-    # eight blocks' hints beside it.
+    # 17.34e9 parameters per expert (40 blocks and 8 of VACE). Its memory is that of I2V A14B
+    # and the hints of the eight blocks.
     networks=Networks(34.68, 2, 11.36, 0.25, working_bytes=20_000),
 )
 
@@ -237,13 +240,13 @@ _VACE_FOUR_STEP = replace(
     sampler="distilled-euler",
     # Made for T2V A14B, all layers of which are in VACE too; its own eight blocks stay as they are.
     loras=(
-        LoraFile(
+        HubLora(
             "lightx2v/Wan2.2-Distill-Loras",
             _T2V.format("high"),
             "89003385f8a9d53ba58fd6ede647fdc90292e8568a54683fcfe6db5556a31769",
             "high",
         ),
-        LoraFile(
+        HubLora(
             "lightx2v/Wan2.2-Distill-Loras",
             _T2V.format("low"),
             "4df7c206f3189472da2f92c0a42dcf308f04433d9c14302d08d56e99a3f51322",
@@ -315,13 +318,13 @@ _FOUR_STEP = replace(
     flow_shift_480p=None,  # distilled on one shift
     sampler="distilled-euler",
     loras=(
-        LoraFile(
+        HubLora(
             "Kijai/WanVideo_comfy",
             _KIJAI.format("HIGH"),
             "8e0a86e765ade42a1deca52eb7411348254a019147be8c4eed88c7ad465d3399",
             "high",
         ),
-        LoraFile(
+        HubLora(
             "Kijai/WanVideo_comfy",
             _KIJAI.format("LOW"),
             "09e10abd98460b66439bd77ea671e94c10fdc8251e0b986aa196d1904e3cc583",
@@ -361,20 +364,20 @@ _KANDINSKY_LITE_SOUND = ModelSpec(
 )
 
 _ROWS = (
-    # First, so that `auto` takes it where somebody has put the SVI pair.
+    # First, so that `auto` takes it if the SVI pair is present.
     replace(
         _FOUR_STEP,
         name="wan2.2-i2v-a14b-4step-svi",
         title="The fast tier with the Stable Video Infinity 2.0 Pro LoRA pair: for 10 and 15 s",
         continuation="svi",
-        continuations=("svi",),  # with any other condition the pair misbehaves
+        continuations=("svi",),  # the pair fails with any other condition
         # As its authors advise (vita-epfl/Stable-Video-Infinity, issue 51).
         full_segments=True,
-        # No checksum of the pair could be found in public, so any file of the name is taken.
+        # No checksum of the pair is published, so any file of this name is accepted.
         loras=(
             *_FOUR_STEP.loras,
-            LoraFile("Kijai/WanVideo_comfy", _SVI.format("HIGH"), None, "high"),
-            LoraFile("Kijai/WanVideo_comfy", _SVI.format("LOW"), None, "low"),
+            HubLora("Kijai/WanVideo_comfy", _SVI.format("HIGH"), None, "high"),
+            HubLora("Kijai/WanVideo_comfy", _SVI.format("LOW"), None, "low"),
         ),
         download_gb=130.0,
     ),
@@ -407,14 +410,14 @@ _ROWS = (
 )
 
 CATALOG: Mapping[str, ModelSpec] = {row.name: row for row in _ROWS}
-"""By name, best first: the order in which `auto` looks for files."""
+"""The models by name, best first. `auto` looks for their files in this order."""
 
 ENTRY_POINTS = "wan_engine.models"
 
 
 def known_models() -> Mapping[str, ModelSpec]:
-    """The catalogue, and behind it the rows that installed packages add. Raises
-    `ConfigurationError` for a package whose rows cannot be read."""
+    """The rows of the catalogue, followed by the rows of installed packages. Raises
+    `ConfigurationError` if the rows of a package cannot be read."""
     return {**CATALOG, **_added_models()}
 
 
@@ -427,7 +430,7 @@ def _added_models() -> Mapping[str, ModelSpec]:
         except Exception as error:
             raise ConfigurationError(
                 f"The entry point {point.name} of {ENTRY_POINTS} ({point.value}) gives no rows: "
-                f"{error!r}. Mend or uninstall its package."
+                f"{error!r}. Fix or uninstall its package."
             ) from error
         if taken := sorted((CATALOG.keys() | added.keys()) & rows.keys()):
             raise ConfigurationError(
@@ -439,19 +442,19 @@ def _added_models() -> Mapping[str, ModelSpec]:
 
 
 FALLBACK = "wan-tiny"
-"""What a local run uses when no real model is present."""
+"""The model of a local run if no real model is present."""
 
 
 def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
-    """The row for somebody's own checkpoint in diffusers layout, from its `model_index.json`.
+    """The row for your own checkpoint in diffusers layout, by its `model_index.json`.
 
-    It gets the settings of the catalogue's row of the same kind. Raises `ConfigurationError` for
+    It gets the settings of the catalogue row of the same kind. Raises `ConfigurationError` for
     other pipelines.
     """
     kind = str(model_index.get("_class_name", ""))
     if kind == "WanSpeechToVideoPipeline":
         return _own(_S2V_14B, name)
-    # The text-to-video class is also what repositories of the TI2V kind name, which take an image.
+    # Repositories of the TI2V kind, which accept an image, also name the text-to-video class.
     both = kind == "WanPipeline" and model_index.get("expand_timesteps")
     if kind != "WanImageToVideoPipeline" and not both:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The catalogue's row with what the operator set differently."""
+"""Applies the settings of the operator to a row of the catalogue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.errors import ConfigurationError
 from wan_engine.settings import Settings
 
-_FULL_AREA = 1920 * 1088  # 1080p in sides that are multiples of 16
+_FULL_AREA = 1920 * 1088  # 1080p with sides that are multiples of 16
 
 
 def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    """`spec` as these settings want it; but for the area they are about the model of WAN_MODEL.
-    Raises `ConfigurationError` for pairs that do not go together."""
+    """`spec` with these settings applied. All of them except the area apply to the model of
+    WAN_MODEL only. Raises `ConfigurationError` for settings that contradict each other."""
     area = settings.render_area or (_FULL_AREA if settings.upscale == "native" else None)
     if spec.task != "image-to-video":
         return replace(spec, max_area=area or spec.max_area)
@@ -29,7 +29,7 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
     if settings.flow_shift is not None:
         given["flow_shift_480p"] = None
     spec = _with_continuation(replace(spec, **given), settings)
-    # The pipeline decides by the first scale alone whether there is a second forward.
+    # The first scale alone decides whether the pipeline runs a second forward pass.
     if spec.guidance_scale <= 1 < (spec.guidance_scale_2 or 1):
         raise ConfigurationError(
             "WAN_GUIDANCE_SCALE is 1, which switches CFG off for both experts, but "
@@ -40,12 +40,12 @@ def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
 
 
 def negative_prompt(given: str | None, spec: ModelSpec, settings: Settings) -> str:
-    """What is not to be seen: the caller's words, the model's own, or both."""
+    """The negative prompt: the caller's, the model's own, or both."""
     if given is None:
         return spec.negative_prompt
     if settings.negative_prompt == "replace":
         return given
-    # The caller's words first: what is longer than the text encoder takes is cut at the end.
+    # The caller's words come first, because the text encoder cuts the end of a long text.
     return f"{given}, {spec.negative_prompt}"
 
 

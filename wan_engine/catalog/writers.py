@@ -1,4 +1,4 @@
-"""The models that expand prompts, as data."""
+"""Lists the models that expand prompts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WriterSpec:
-    """A vision-language model that expands prompts. `resident_gb`: accelerator memory with one
-    answer in work."""
+    """A vision-language model that expands prompts. `resident_gb`: GPU memory with one answer in
+    progress."""
 
     name: str
     title: str
@@ -33,4 +33,4 @@ _WRITER_ROWS = (
 )
 
 WRITERS: Mapping[str, WriterSpec] = {row.name: row for row in _WRITER_ROWS}
-"""Models for `WAN_PROMPT_MODEL`, by name."""
+"""The models for `WAN_PROMPT_MODEL`, by name."""

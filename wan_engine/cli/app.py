@@ -1,4 +1,4 @@
-"""The list of commands. Results go to stdout as JSON or a table, everything else to stderr.
+"""Lists the commands. Results go to stdout as JSON or a table, everything else to stderr.
 
 Exit codes: 0 done, 1 a job, its contact sheet or a check failed, 2 wrong usage, 130 interrupted.
 """

@@ -1,5 +1,5 @@
-"""The requests of `generate` and `plan`, with local paths in them, and the files that their clips
-go to. Everything that can be wrong with them is found before anything is rendered."""
+"""Reads the requests of `generate` and `plan`, which may name local files, and names the files of
+their clips. Everything that can be wrong with them is found before anything is rendered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan as a table for people: the facts, then one row per shot."""
+"""Prints a plan as a table: the facts, then one row per shot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The terminal for all commands: two streams, the log, the progress bar, and clear failures."""
+"""Sets up the terminal for all commands: two streams, the log, the progress bar, and failures in
+one sentence."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The model families, by the name that catalogue rows use. Nothing heavy is imported until one is
-asked for."""
+"""Names the model families for the rows of the catalogue, and loads them. Heavy libraries are
+imported only when a family is loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.logs import quiet_libraries
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.settings.environment import tell_libraries
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
 
 OnBytes = Callable[[int, int], None]
-"""Called with the bytes that are loaded and those in all. What it raises ends the load."""
+"""Called with the bytes loaded so far and the total. An error that it raises stops the load."""
 
 FAMILIES: Mapping[str, str] = {
     "i2v": "wan_engine.families.i2v:ImageToVideo",
@@ -28,11 +28,12 @@ FAMILIES: Mapping[str, str] = {
     "vace": "wan_engine.families.vace:ReferenceToVideo",
     "s2v": "wan_engine.families.s2v:SpeechToVideo",
 }
-"""`module:Class` of each. A row of another package's names its class like that itself."""
+"""The `module:Class` of each family. A row of another package names its class in the same way."""
 
 
 def import_family(spec: ModelSpec) -> Any:
-    """The class of a row's family, with the libraries under it: seconds, on a cold disk many."""
+    """Import the class of a row's family and its libraries, which takes seconds, or many on a cold
+    disk."""
     tell_libraries()
     quiet_libraries(bars=not spec.built)
     module, _, name = FAMILIES.get(spec.family, spec.family).partition(":")
@@ -42,8 +43,8 @@ def import_family(spec: ModelSpec) -> Any:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Garbage is not looked for: imports of this size make next to none, and a sixth of their time
-    would go into the search."""
+    """Disable the garbage collector: imports of this size leave almost no garbage, and the search
+    for it takes a sixth of their time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -57,13 +58,13 @@ def load_family(
     spec: ModelSpec,
     folder: Path,
     recipe: Recipe,
-    loras: tuple[LoraWeights, ...] = (),
+    loras: tuple[LocatedLora, ...] = (),
     on_bytes: OnBytes = lambda done, total: None,
 ) -> Family:
     """Load the checkpoint in `folder` as `recipe` says. Takes minutes for the real models.
 
-    `on_bytes` is called with the bytes that are loaded and those in all, from this thread; what it
-    raises ends the load, and nothing is left of it.
+    `on_bytes` is called from this thread with the bytes loaded so far and the total. An error that
+    it raises stops the load and leaves nothing behind.
     """
     family: Family = import_family(spec).load(spec, folder, recipe, loras, on_bytes)
     return family

@@ -1,5 +1,5 @@
-"""Self-attention in 8 bits by cuDNN (package nvidia-cudnn-frontend): about a third of the time off
-the part of a step that takes most of it.
+"""Computes self-attention in 8 bits with cuDNN (package nvidia-cudnn-frontend), which takes about a
+third off the longest part of a step.
 
 The kernel takes query and key as float8_e4m3fn with one scale each. What leaves their products as
 they are, and makes the numbers even before they are rounded:
@@ -27,17 +27,18 @@ import torch
 from wan_engine.families.float8 import LARGEST, Unsupported
 
 _TEST_TOKENS = 4096
-_MOST_ERROR = 0.1  # of the norm; 0.06 is what rounding to 3 bits gives where logits are moderate
-_MOST_ERROR_SHARP = 0.15  # where a token looks at a few others alone
+_MOST_ERROR = 0.1  # of the norm; rounding to 3 bits gives 0.06 with moderate logits
+_MOST_ERROR_SHARP = 0.15  # for tokens that attend to a few others only
 _PROBABILITY_SCALE = 256.0  # probabilities of 0..1 as float8
 _SMALLEST = 1e-12
-_GRAPHS_KEPT = 8  # plans of cuDNN, one for each size of picture that was rendered last
+_GRAPHS_KEPT = 8  # plans of cuDNN, one per size of the latest renders
 EXACT_BLOCKS = 2
-"""At each end."""
+"""Number of exact blocks at each end."""
 
 
 class Float8AttnProcessor:
-    """For diffusers' `WanAttention` without an encoder: query, key and value of the same tokens."""
+    """An attention processor for diffusers' `WanAttention` without an encoder: query, key and value
+    come from the same tokens."""
 
     def __call__(
         self,
@@ -47,7 +48,7 @@ class Float8AttnProcessor:
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """[1, n, width] to the same."""
+        """From [1, n, width] to [1, n, width]."""
         assert encoder_hidden_states is None and attention_mask is None, "self-attention only"
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
@@ -88,8 +89,8 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
 
 
 def even(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both with their products as they were, up to what softmax does not see, and without channels
-    that outweigh others."""
+    """Balance query and key: their products stay the same, except for a part that softmax ignores,
+    and no channel outweighs the others."""
     key = key - key.mean(dim=1, keepdim=True)
     sizes = [states.float().square().mean(dim=1, keepdim=True) for states in (query, key)]
     factor = (sizes[1] + _SMALLEST).div(sizes[0] + _SMALLEST).pow(0.25)  # of squares
@@ -97,17 +98,17 @@ def even(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def _turned(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The channels of each head times an orthogonal matrix of plus and minus one number."""
+    """Multiply the channels of each head by an orthogonal matrix of plus and minus one number."""
     width = states.shape[-1]
-    size = width & -width  # the largest power of two that it is a multiple of; 128 of Wan's 128
+    size = width & -width  # the largest power of two that divides it: 128 for Wan's 128
     parts = states.to(dtype).unflatten(-1, (-1, size))
-    # In the dtype of tensor cores the entries are exact, and the scale is in float32.
+    # The entries are exact in the dtype of tensor cores, and the scale is in float32.
     turned: torch.Tensor = (parts @ _hadamard(size, parts.device).to(parts)).float()
     return (turned / math.sqrt(size)).to(dtype).flatten(-2)
 
 
 def _hadamard(size: int, device: torch.device) -> torch.Tensor:
-    """Sylvester's: [size, size] of 1 and -1, `size` a power of two."""
+    """Sylvester's Hadamard matrix, [size, size] of 1 and -1. `size` is a power of two."""
     index = torch.arange(size, device=device)
     common = index[:, None] & index[None, :]
     odd = torch.zeros_like(common)
@@ -129,8 +130,9 @@ def _attend(
     query_scale: torch.Tensor,
     key_scale: torch.Tensor,
 ) -> torch.Tensor:
-    """float8 [1, n, heads, d] each, scales [1, 1, 1, 1] in float32; float8 of the same shape."""
-    # The plan has strides of its own: with others it would read what is somewhere else.
+    """Run the kernel on float8 [1, n, heads, d] each, with scales [1, 1, 1, 1] in float32. The
+    output is float8 of the same shape."""
+    # The plan has fixed strides. With other strides it would read the wrong memory.
     assert all(states.is_contiguous() for states in (query, key, value)), "strides are cuDNN's"
     graph = _graph(tuple(query.shape), query.device)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -229,25 +231,27 @@ def _graph(shape: tuple[int, ...], device: torch.device) -> _Graph:
 
 @cache
 def check(heads: int, width: int, device: torch.device) -> Mapping[str, float]:
-    """The relative error against torch's attention on random numbers of each kind, and then some
-    that models have: sharp logits, channels that outweigh others, heads of other sizes.
+    """Measure the relative error against torch's attention on random numbers, and on some kinds
+    that models have: sharp logits, channels that outweigh others, heads of different sizes.
 
-    Raises `Unsupported` where one is too large, or where cuDNN has no such kernel. Once a process.
+    Raises `Unsupported` if an error is too large or cuDNN has no such kernel. Runs once per
+    process.
     """
     errors = {}
     for kind, given in samples(heads, width, device).items():
         try:
             errors[kind] = error_of(*given)
-        except Exception as error:  # cuDNN's front end raises its own and RuntimeError
+        except Exception as error:  # cuDNN's front end raises its own errors and RuntimeError
             raise Unsupported(f"{type(error).__name__}: {error}"[:300]) from error
         most = _MOST_ERROR_SHARP if kind == "sharp" else _MOST_ERROR
-        if not errors[kind] <= most:  # nor for NaN
+        if not errors[kind] <= most:  # also false for NaN
             raise Unsupported(f"{kind}: off by {errors[kind]:.3f} of the norm, {most} is allowed")
     return errors
 
 
 def error_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
-    """Of `attention`, as a share of the exact output's norm, of the head that has most."""
+    """The error of `attention` as a share of the exact output's norm, for the head with the largest
+    error."""
     output = attention(query, key, value).float()
     first, second, third = (one.transpose(1, 2).float() for one in (query, key, value))
     exact = torch.nn.functional.scaled_dot_product_attention(first, second, third).transpose(1, 2)
@@ -257,7 +261,8 @@ def error_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> flo
 def samples(
     heads: int, width: int, device: torch.device, tokens: int = 0
 ) -> Mapping[str, tuple[torch.Tensor, ...]]:
-    """Query, key and value [1, n, heads, width] in bfloat16 of each kind that is tested."""
+    """Query, key and value [1, n, heads, width] in bfloat16, for each kind of numbers that is
+    tested."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, tokens or _TEST_TOKENS, heads, width)
 

@@ -1,4 +1,4 @@
-"""What every family offers, and the streamed decode that all Wan VAEs share."""
+"""Defines the interface of a model family, and the streamed decode that all Wan VAEs share."""
 
 from __future__ import annotations
 
@@ -35,26 +35,25 @@ _NAMES: Mapping[type[Condition], Input] = {
 
 
 class Loaded(Protocol):
-    """One loaded model, which one thread at a time works with.
+    """One loaded model. One thread at a time uses it.
 
-    A family is a class with `load(spec, folder, recipe, loras, on_bytes)` beside these and what its
-    task has, and a row of the catalogue that names it; the rest of the engine knows neither.
+    A family is a class with these methods, those of its task, and `load(spec, folder, recipe,
+    loras, on_bytes)`. A row of the catalogue names it. The rest of the engine knows neither.
     """
 
     spec: ModelSpec
 
     def warm_up(self, width: int, height: int) -> None:
-        """Do once at this size what a clip does, so that the first job does not wait for what is
-        loaded when it is first used."""
+        """Do the work of a clip briefly at this size, so that the first job does not wait for lazy
+        loading."""
         ...
 
     def run_eagerly(self) -> None:
-        """Compile nothing from now on, and use nothing that was: after work has raised
-        `CompileFailed`."""
+        """Stop using compiled code. Called after work has raised `CompileFailed`."""
         ...
 
     def move(self, device: str) -> None:
-        """All of its weights to `device`: to host memory when another model needs the room, and
+        """Move all weights to `device`: to host memory if another model needs the room, and
         back."""
         ...
 
@@ -75,20 +74,23 @@ class Family(Loaded, Protocol):
     """A model that makes frames."""
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
-        """The segment: denoised when this returns, decoded while its frames are taken.
+        """Render a segment. It is denoised when this returns, and decoded while its frames are
+        read.
 
-        `on_step(n)` says that n steps are done, and is called between the parts of a step too; what
-        it raises ends the run. The clip has as many frames as were asked for: those that a later
-        segment of a shot has in common with the one before come first. Such a segment goes on from
-        what its `Carry` holds, where the family takes its own and leaves its own.
+        `on_step(n)` reports n finished steps. It is called between the parts of a step too, and an
+        error that it raises stops the run. The clip has as many frames as the segment asks for,
+        beginning with those that a later segment shares with the previous one. A later segment
+        continues from its `Carry`: the family reads its own part of it, and writes it for the next
+        one.
 
-        Raises `NotServed`, before anything is computed, for a condition that its row does not take.
+        Raises `NotServed`, before any computation, for a condition that its row does not accept.
         """
         ...
 
 
 def refuse_others(spec: ModelSpec, segment: SegmentInput) -> None:
-    """Raise `NotServed` for a condition that the row does not take, or lacks."""
+    """Raise `NotServed` for a condition that the row does not accept, or that it needs and did not
+    get."""
     given = {_NAMES[type(one)] for one in segment.conditions if type(one) in _NAMES}
     for name in given - set(spec.takes):
         raise NotServed(f"The model {spec.name} takes {spec.taken}, and was given {name}")
@@ -115,7 +117,7 @@ def stream_decode(
         with torch.inference_mode():
             latents = vae.post_quant_conv(latents)
         for index in range(latents.shape[2]):
-            # Not one block around the loop: a generator would leave its mode to the caller.
+            # Not one block around the loop, because a generator would leave its mode to the caller.
             with torch.inference_mode():
                 first = index == 0 and not memory
                 sample = _decode_frame(vae, latents[:, :, index : index + 1], first=first)
@@ -132,15 +134,16 @@ def _decode_frame(vae: Any, latent: torch.Tensor, *, first: bool) -> torch.Tenso
     sample = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **arguments)
     if vae.config.patch_size is not None:
         sample = unpatchify(sample, patch_size=vae.config.patch_size)
-    # Infinity would be clamped to white; times zero it is NaN, which stays. The rest is unchanged.
+    # Infinity would be clamped to white. Times zero it becomes NaN, which stays.
     return torch.clamp(sample + 0 * sample, min=-1.0, max=1.0)
 
 
 def to_frames(samples: Generator[torch.Tensor, None, None]) -> Iterator[Frames]:
-    """Each [1, 3, n, H, W] in -1..1 as uint8 [n, H, W, 3] in host memory. Raises `NotFinite`.
+    """Convert each [1, 3, n, H, W] in -1..1 to uint8 [n, H, W, 3] in host memory. Raises
+    `NotFinite`.
 
-    From a GPU one sample behind: it is copied while the next one is decoded, and the encoder gets
-    the one before that meanwhile.
+    On a GPU it runs one sample behind: a sample is copied while the next one is decoded, and the
+    encoder gets the previous one meanwhile.
     """
     waiting: _Copied | None = None
     with closing(samples):
@@ -157,7 +160,7 @@ def to_frames(samples: Generator[torch.Tensor, None, None]) -> Iterator[Frames]:
 
 
 class _Copied:
-    """Pixels on their way to host memory, and whether all of them were finite."""
+    """Pixels that are being copied to host memory, and whether all of them are finite."""
 
     def __init__(self, pixels: torch.Tensor, finite: torch.Tensor) -> None:
         self.on_its_way = pixels.device.type == "cuda"
@@ -177,6 +180,7 @@ class _Copied:
 
 
 def _sent(tensor: torch.Tensor) -> torch.Tensor:
-    """Where `tensor` will be in pinned host memory, once the stream has come to here."""
+    """The copy of `tensor` in pinned host memory, complete once the stream has reached this
+    point."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

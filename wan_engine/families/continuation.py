@@ -1,4 +1,4 @@
-"""The stock image-to-video pipeline with a condition that may be more than one image.
+"""Extends the stock image-to-video pipeline with conditions of more than one image.
 
 Only `prepare_latents` differs; loop, schedule and experts are those of diffusers 0.42.1.
 """
@@ -19,11 +19,11 @@ from wan_engine.schema import Frames
 
 @dataclass(frozen=True)
 class Start:
-    """What the first latents of a segment are given, instead of the image alone.
+    """The condition of a segment's first latents, instead of the image alone.
 
-    `frames`, uint8 [4m + 1, H, W, 3]: encoded into the first m + 1 latents. `latents`, normalised
-    [1, c, n, h, w]: taken as they are. `anchored`: the layout of Stable Video Infinity 2.0 Pro, the
-    image in front of `latents`.
+    `frames`, uint8 [4m + 1, H, W, 3], are encoded into the first m + 1 latents. `latents`,
+    normalised [1, c, n, h, w], are used as they are. `anchored` is the layout of Stable Video
+    Infinity 2.0 Pro, with the image before `latents`.
     """
 
     frames: Frames | None = None
@@ -32,8 +32,8 @@ class Start:
 
 
 class ContinuingPipeline(WanImageToVideoPipeline):
-    """`WanImageToVideoPipeline` whose condition follows `start`, where that is set. Without it the
-    condition is stock's, to the bit."""
+    """`WanImageToVideoPipeline` with a condition that follows `start`, if that is set. Without it,
+    the condition is bit for bit that of the stock pipeline."""
 
     start: Start | None = None
 
@@ -51,10 +51,10 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         latents: torch.Tensor | None = None,
         last_image: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Noise and condition as the stock loop takes them (`image`: [1, 3, H, W] in -1..1).
+        """Noise and condition for the stock loop (`image`: [1, 3, H, W] in -1..1).
 
-        `expand_timesteps`: (noise, clean latents, mask that is 0 where they are); else (noise, 4
-        mask and c condition channels), the mask 1 where the condition is given.
+        With `expand_timesteps`: (noise, clean latents, mask that is 0 where they are). Otherwise:
+        (noise, 4 mask and c condition channels), with a mask of 1 where the condition is known.
         """
         start = self.start
         if start is None and (
@@ -77,7 +77,7 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         count = (num_frames - 1) // self.vae_scale_factor_temporal + 1
         shape = (1, num_channels_latents, count, *spatial)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        condition = torch.zeros_like(noise)  # in normalised space: not what grey is encoded to
+        condition = torch.zeros_like(noise)  # in normalised space, so not encoded grey
         if start is None:
             given_latents = self._encoded(image.unsqueeze(2), noise, num_frames)
             known = 1
@@ -86,7 +86,7 @@ class ContinuingPipeline(WanImageToVideoPipeline):
             if start.latents is not None:
                 given.append(start.latents.to(noise))
             given_latents = torch.cat(given, dim=2)
-            known = 1  # the mask says so of the anchor alone
+            known = 1  # the mask marks only the anchor as known
         elif start.latents is not None:
             given_latents = start.latents.to(noise)
             known = given_latents.shape[2]
@@ -94,7 +94,7 @@ class ContinuingPipeline(WanImageToVideoPipeline):
             assert start.frames is not None, "a start has frames, latents or an anchor"
             pixels = to_pixels(start.frames).to(image)  # [1, 3, k, H, W]
             known = (len(start.frames) - 1) // self.vae_scale_factor_temporal + 1
-            # The other kind was trained with mid-grey where nothing is known.
+            # The other kind was trained with mid-grey in the unknown frames.
             frames = pixels.shape[2] if self.config.expand_timesteps else num_frames
             given_latents = self._encoded(pixels, noise, frames)
         condition[:, :, : given_latents.shape[2]] = given_latents
@@ -109,14 +109,15 @@ class ContinuingPipeline(WanImageToVideoPipeline):
     def _encoded(
         self, pixels: torch.Tensor, like: torch.Tensor, frames: int | None = None
     ) -> torch.Tensor:
-        """Normalised latents of `pixels` [1, 3, n, H, W] and of mid-grey behind them, `frames` in
-        all: the distribution's mode, as stock."""
+        """Normalised latents of `pixels` [1, 3, n, H, W] followed by mid-grey, `frames` in total.
+        It is the mode of the distribution, as in the stock pipeline."""
         vae = self.vae
         pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
         latents = encode_then_grey(vae, pixels, frames or pixels.shape[2]).to(like)
         mean, std = latent_moments(vae, like)
         require_finite(latents, "the VAE's encoder")
-        normalised: torch.Tensor = (latents - mean) * (1.0 / std)  # stock's order: the same bits
+        # In the order of the stock pipeline, for the same bits.
+        normalised: torch.Tensor = (latents - mean) * (1.0 / std)
         return normalised
 
 
@@ -130,6 +131,7 @@ def latent_moments(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def to_pixels(frames: Frames) -> torch.Tensor:
-    """uint8 [k, H, W, 3] to float32 [1, 3, k, H, W] in -1..1, as stock does with an image."""
+    """Convert uint8 [k, H, W, 3] to float32 [1, 3, k, H, W] in -1..1, as the stock pipeline does
+    with an image."""
     pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None]
     return pixels.float() / 255.0 * 2.0 - 1.0

@@ -1,9 +1,9 @@
-"""The VAE's convolutions on a CPU: by oneDNN, whatever their size.
+"""Runs the VAE's convolutions through oneDNN on a CPU, whatever their size.
 
-torch (2.13) takes oneDNN where batch * channels * frames * rows is over 20480, a rule made for
-pictures, whose columns are the fourth number. Smaller ones go to `slow_conv3d`, which first writes
-every pixel once for each weight of the kernel. All but the first at full size in the decoder of
-`wan-tiny` are smaller: on one core 70 ms instead of 10, and 110 MiB for what was written.
+torch (2.13) uses oneDNN if batch * channels * frames * rows exceeds 20480, a rule made for
+pictures, where the fourth number is columns. It runs smaller convolutions through `slow_conv3d`,
+which first writes every pixel once for each weight of the kernel. In the decoder of `wan-tiny` at
+full size, all but the first are smaller: 70 ms instead of 10 on one core, and 110 MiB of copies.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-_SMALLEST_KERNEL = 27  # weights; below 3 x 3 x 3 the other way is as fast
+_SMALLEST_KERNEL = 27  # weights; below 3 x 3 x 3 both ways are as fast
 
 
 def use_onednn(vae: Any) -> None:
-    """Let the 3D convolutions of `vae`, float32 on the CPU, be computed by oneDNN. Results differ
-    from stock's in the last bits. Nothing where torch was built without it."""
+    """Make oneDNN compute the 3D convolutions of `vae`, in float32 on the CPU. Results differ from
+    the stock ones in the last bits. Does nothing if torch was built without oneDNN."""
     if not torch.backends.mkldnn.is_available():
         return
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d) and module.weight[0, 0].numel() >= _SMALLEST_KERNEL:
             given = (module.padding, module.stride, module.dilation, module.groups)
-            # What `Conv3d.forward` calls: causal padding, hooks and weights stay as they are.
+            # `Conv3d.forward` calls it. Causal padding, hooks and weights stay as they are.
             setattr(module, "_conv_forward", partial(_convolve, given=given))  # noqa: B010
 
 

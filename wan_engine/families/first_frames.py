@@ -1,4 +1,5 @@
-"""The first frames of a clip and grey behind them, encoded without computing the same twice.
+"""Encodes the first frames of a clip and the grey frames behind them, without computing the same
+frames twice.
 
 It knows the encoder of the Wan VAE (diffusers 0.42.1), not pipelines.
 """
@@ -12,20 +13,20 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import CACHE_T, patchify
 
-_STRIDE = 4  # frames a latent; the first latent is one frame
+_STRIDE = 4  # frames per latent; the first latent is one frame
 
 
 def encode_then_grey(vae: Any, pixels: torch.Tensor, frames: int) -> torch.Tensor:
-    """The mode of `vae.encode` for a clip of `frames`, 4n + 1, that begins with `pixels` [1, 3,
-    4m + 1, H, W] in -1..1 and is 0 from there on: [1, c, n + 1, h, w], the same numbers.
+    """The mode of `vae.encode` for a clip of `frames`, 4n + 1, that begins with `pixels` [1, 3, 4m
+    + 1, H, W] in -1..1 and is 0 afterwards: [1, c, n + 1, h, w], the same numbers.
 
-    The causal encoder sees a few frames back, so behind them every part of it comes to the point
-    where it gets what it got before and gives what it gave. From there on it is not run again. With
-    the VAE of Wan 2.1 and 2.2 A14B that is two thirds of the work for 81 frames that begin with an
-    image.
+    The causal encoder looks a few frames back. So after the pixels, each part of it soon gets the
+    same input as before and gives the same output. From there on, that part is not run again. With
+    the VAE of Wan 2.1 and 2.2 A14B this saves two thirds of the work for 81 frames that begin with
+    an image.
     """
     if hook := getattr(vae, "_hf_hook", None):
-        hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
+        hook.pre_forward(vae)  # offloaded: its submodules are called without the hook
     if vae.config.patch_size is not None:
         pixels = patchify(pixels, patch_size=vae.config.patch_size)
     vae.clear_cache()
@@ -38,8 +39,8 @@ def encode_then_grey(vae: Any, pixels: torch.Tensor, frames: int) -> torch.Tenso
 
 
 def _chunks(vae: Any, pixels: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
-    """What the encoder gives for each latent. This is the loop of `AutoencoderKLWan._encode`, but
-    for the parts at its beginning that are settled: `constant` is what the last of them gives."""
+    """The encoder's output for each latent. This is the loop of `AutoencoderKLWan._encode`, without
+    the first parts once they are settled: `constant` is the output of the last of them."""
     parts, memory, known = list(_parts(vae.encoder)), vae._enc_feat_map, pixels.shape[2]
     constant = pixels.new_zeros(*pixels.shape[:2], _STRIDE, *pixels.shape[3:])
     settled = settled_slots = 0
@@ -48,7 +49,7 @@ def _chunks(vae: Any, pixels: torch.Tensor, frames: int) -> Iterator[torch.Tenso
         x = constant if grey else pixels[:, :, first : first + (_STRIDE if first else 1)]
         slot = [settled_slots if grey else 0]
         for index in range(settled if grey else 0, len(parts)):
-            may_settle = grey and index == settled  # what goes in will not change any more
+            may_settle = grey and index == settled  # the input does not change any more
             begin, before = slot[0], list(memory) if may_settle else []
             x = parts[index](x, feat_cache=memory, feat_idx=slot)
             used = slice(begin, slot[0])
@@ -64,7 +65,7 @@ def _equal(before: list[Any], after: list[Any]) -> bool:
 
 
 def _parts(encoder: Any) -> Iterator[Any]:
-    """`WanEncoder3d.forward` in parts with the arguments of its blocks."""
+    """The parts of `WanEncoder3d.forward`, with the arguments of its blocks."""
     yield partial(_convolve, encoder.conv_in)
     yield from encoder.down_blocks
     yield encoder.mid_block

@@ -1,5 +1,5 @@
-"""Wan image-to-video on the stock diffusers pipeline, both kinds: two experts (Wan2.2-I2V-A14B, one
-expert as in Wan2.1 too) and `expand_timesteps` (Wan2.2-TI2V-5B).
+"""Runs Wan image-to-video on the stock diffusers pipeline: A14B with two experts (or one, as in
+Wan2.1), and TI2V-5B with `expand_timesteps`.
 
 It knows latents, schedules and experts; it does not know requests, clips or files other than
 weights.
@@ -36,13 +36,13 @@ from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Carry, Clip, Condition, FirstPicture, Frames, SegmentInput
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 
 log = logging.getLogger(__name__)
 
 _TRAIN_TIMESTEPS = 1000
-_AREA_480P = round(832 * 480 * 1.05)  # a render may exceed its area by so much (plan.py)
+_AREA_480P = round(832 * 480 * 1.05)  # a render may exceed its area by this much (plan.py)
 _PARTS = ("text_encoder", "audio_encoder", "transformer", "transformer_2")
 _ENCODED_AGAIN = ("last_frames", "motion_frames")
 
@@ -64,8 +64,8 @@ class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
 
 
 def make_scheduler(spec: ModelSpec, area: int | None = None) -> SchedulerMixin:
-    """The scheduler of a catalogue row, for a render of `area` pixels. Converted repositories carry
-    a wrong `flow_shift` of their own."""
+    """The scheduler of a catalogue row, for a render of `area` pixels. Converted repositories have
+    a wrong `flow_shift`."""
     shift = flow_shift(spec, area)
     if spec.sampler == "distilled-euler":
         return DistilledEulerScheduler(shift=shift, num_train_timesteps=_TRAIN_TIMESTEPS)
@@ -78,9 +78,9 @@ def make_scheduler(spec: ModelSpec, area: int | None = None) -> SchedulerMixin:
 
 
 def flow_shift(spec: ModelSpec, area: int | None = None) -> float:
-    """How much of the schedule is spent at high noise: less for a small render, where the row has
-    a shift of its own for that (`flow_shift_480p`; 3 instead of 5 by Wan-Video/Wan2.1's README).
-    Distilled weights know the one shift that they were distilled on."""
+    """The shift of the schedule towards high noise. It is smaller for a small render if the row has
+    a separate shift for it (`flow_shift_480p`; 3 instead of 5 by Wan-Video/Wan2.1's README).
+    Distilled weights support only the shift that they were distilled on."""
     small = spec.flow_shift_480p
     if small is None or area is None or area > _AREA_480P:
         return spec.flow_shift
@@ -90,9 +90,9 @@ def flow_shift(spec: ModelSpec, area: int | None = None) -> float:
 class ImageToVideo:
     """A loaded pipeline with the settings of its row. Implements `Family`.
 
-    A family on another of the Wan pipelines is this one with a `pipeline_class`, `_given` and
-    `_of_the_clip` of its own. `recipe` is how it runs: of the one that was asked for, what this
-    device is able to.
+    A family on another Wan pipeline is a subclass with its own `pipeline_class`, `_given` and
+    `_of_the_clip`. `recipe` is how it runs: the requested recipe, as far as this device supports
+    it.
     """
 
     pipeline_class: Any = ContinuingPipeline
@@ -119,11 +119,11 @@ class ImageToVideo:
         spec: ModelSpec,
         folder: Path,
         recipe: Recipe,
-        loras: tuple[LoraWeights, ...] = (),
+        loras: tuple[LocatedLora, ...] = (),
         on_bytes: OnBytes = lambda _done, _all: None,
     ) -> ImageToVideo:
-        """Weights from a folder in diffusers layout, one network at a time. `on_bytes` is told how
-        many bytes are loaded, and of how many; what it raises ends the load."""
+        """Load the weights of a folder in diffusers layout, one network at a time. `on_bytes` gets
+        the bytes loaded so far and the total; an error that it raises stops the load."""
         recipe = cls._able(recipe, folder)
         try:
             pipeline = load_pipeline(folder, recipe, loras, on_bytes, cls.pipeline_class)
@@ -147,9 +147,10 @@ class ImageToVideo:
         return Clip(self.decode(latents, segment.carry, continued=segment.continued))
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> torch.Tensor:
-        """Normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) / 4 + 1.
+        """Denoise a segment to normalised latents [1, c, t, h, w], c = 16 or 48, t = (frames - 1) /
+        4 + 1.
 
-        Raises `NotFinite` after the step or part that gave other numbers, and `CompileFailed`.
+        Raises `NotFinite` after the step or part with NaN or infinity, and `CompileFailed`.
         """
         spec, two_experts = self.spec, self.pipeline.config.boundary_ratio is not None
         self.pipeline.scheduler = make_scheduler(spec, segment.width * segment.height)
@@ -166,11 +167,11 @@ class ImageToVideo:
             on_step(done)
             return tensors
 
-        # A step of a large model takes long, and so do the encoders before the first one.
+        # A step of a large model takes long, and so do the encoders before it.
         parts = [getattr(self.pipeline, name, None) for name in _PARTS]
         hooks = [
             part.register_forward_pre_hook(lambda *_: on_step(done))
-            for part in (*parts, self.pipeline.vae.encoder.conv_out)  # once a latent
+            for part in (*parts, self.pipeline.vae.encoder.conv_out)  # once per latent
             if part is not None
         ]
         try:
@@ -204,7 +205,7 @@ class ImageToVideo:
             self._forget()
             self.pipeline.maybe_free_model_hooks()
         latents = self._of_the_clip(output.frames, segment)
-        # What is known of the clip is put into them after the last step.
+        # The known latents of the clip are inserted after the last step.
         require_finite(latents, "the condition")
         if self._latents_handed_on:
             segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
@@ -212,14 +213,14 @@ class ImageToVideo:
 
     @property
     def attention(self) -> str:
-        """Which attention runs, in words for the log."""
+        """The attention kernel in use, in words for the log."""
         return attention_of(self.recipe, len(self.pipeline.transformer.blocks))
 
     def warm_up(
         self, width: int, height: int, on_step: Callable[[int], None] = lambda _step: None
     ) -> None:
-        """Use once, and briefly, all that a clip of this size uses: the encoders, a step of each
-        expert, the decoder of the last segment. What `on_step` raises ends it."""
+        """Run briefly everything that a clip of this size uses: the encoders, a step of each
+        expert, the decoder of the last segment. An error of `on_step` stops it."""
         spec = self.spec
         # Of both experts a step is at once in a schedule of two: at full noise and in the middle.
         self.spec = replace(spec, steps=2, guidance_scale=1.0, guidance_scale_2=1.0)
@@ -234,22 +235,22 @@ class ImageToVideo:
 
     @contextmanager
     def _warm_conditions(self, width: int, height: int) -> Iterator[tuple[Condition, ...]]:
-        """What the warm-up is given."""
+        """The conditions of the warm-up."""
         yield (FirstPicture(Image.new("RGB", (width, height))),)
 
     def run_eagerly(self) -> None:
-        """Compile nothing from now on, and use nothing that was."""
+        """Stop using compiled code."""
         run_eagerly(self.pipeline)
         self._compiled = False
 
     def move(self, device: str) -> None:
-        """All weights to `device`; what was embedded stays where it was."""
+        """Move all weights to `device`. Cached embeddings stay where they are."""
         self.pipeline.to(device)
         if self._decoder is not self.pipeline.vae:
             self._decoder.to(device)
 
     def _expert_at(self, timestep: torch.Tensor) -> str:
-        """Which transformer works at `timestep`, as the pipeline's loop chooses it."""
+        """The transformer that runs at `timestep`, chosen as in the pipeline's loop."""
         boundary = self.pipeline.config.boundary_ratio
         if boundary is None:
             return "the transformer"
@@ -258,29 +259,29 @@ class ImageToVideo:
 
     @property
     def _latents_handed_on(self) -> int:
-        """How many of a segment's last latents the next one is given."""
+        """The number of a segment's last latents that the next segment gets."""
         if self.spec.continuation == "latents":
             stride: int = self.pipeline.vae_scale_factor_temporal
             return (self.spec.overlap_frames - 1) // stride + 1
         return 1 if self.spec.continuation == "svi" else 0
 
     def _given(self, segment: SegmentInput) -> dict[str, Any]:
-        """What the pipeline is called with beside text, sizes and schedule; what it needs besides
-        is set on it."""
+        """The pipeline's arguments besides text, sizes and schedule. Sets the other inputs on the
+        pipeline."""
         start = self.pipeline.start = self._start(segment.carry)
         first = segment.find(FirstPicture)
         assert first is not None, "render has refused a segment without a first picture"
         if start is not None and start.frames is not None:
-            # What a model with an image encoder looks at.
+            # The input of a model's image encoder.
             return {"image": Image.fromarray(start.frames[0])}
         return {"image": first.image}
 
     def _forget(self) -> None:
-        """Take back what `_given` has set."""
+        """Remove the inputs that `_given` has set."""
         self.pipeline.start = None
 
     def _of_the_clip(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:
-        """Those of the pipeline's latents that are frames."""
+        """The part of the pipeline's latents that is frames."""
         return latents
 
     def _start(self, carry: Carry) -> Start | None:

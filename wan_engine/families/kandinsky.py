@@ -31,7 +31,7 @@ from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Frames, SoundInput, Waveform
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SoundForVideo:
         spec: ModelSpec,
         folder: Path,
         recipe: Recipe,
-        loras: tuple[LoraWeights, ...] = (),
+        loras: tuple[LocatedLora, ...] = (),
         on_bytes: OnBytes = lambda _done, _all: None,
     ) -> SoundForVideo:
         """Weights from a folder in diffusers layout, one network at a time."""

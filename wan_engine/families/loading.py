@@ -1,5 +1,5 @@
-"""A pipeline from its files, as a line: each network is read, LoRA files are fused, it is converted
-and placed, and then the next one is read. An expert goes block by block.
+"""Loads a pipeline network by network: read one, fuse its LoRA files, convert it, place it, and go
+on to the next. An expert goes block by block.
 
 So host memory holds what the recipe keeps there, and beside it a few blocks, or at first the text
 encoder. Small parts (tokenizer, scheduler) and their rules are diffusers' own: it is given the
@@ -31,7 +31,7 @@ from wan_engine.families.tokens import faithful
 from wan_engine.runtime import memory
 from wan_engine.runtime.faults import chain
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 from wan_engine.weights.lora_keys import shown
 
@@ -49,7 +49,7 @@ _TOLD_EVERY_BYTES = 64 * 1024 * 1024
 def load_pipeline(
     folder: Path,
     recipe: Recipe,
-    loras: Sequence[LoraWeights] = (),
+    loras: Sequence[LocatedLora] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
     pipeline_class: Any = ContinuingPipeline,
 ) -> Any:
@@ -239,7 +239,7 @@ class _Part:
         known = self._kind._keys_to_ignore_on_load_unexpected or ()
         told = [name for name in unused if not any(re.search(one, name) for one in known)]
         if told:
-            log.warning("%s has weights without use: %s", self.name, shown(told))
+            log.warning("%s has unused weights: %s", self.name, shown(told))
         for name in unused:
             del self._entries[name]
 

@@ -1,4 +1,4 @@
-"""LoRA files, added into a network's own weights for good: they cost no time at a job.
+"""Fuses LoRA files into the weights of a network, so that they cost no time per job.
 
 Every tensor of a file is used or named. What is done is what the files' makers define:
 
@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from wan_engine.catalog import Expert
 from wan_engine.errors import ConfigurationError, Warned
-from wan_engine.weights import LoraWeights
+from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_file import Adapter, Tensor, read_header, shapes
 from wan_engine.weights.lora_keys import (
     Change,
@@ -47,22 +47,22 @@ Parameters = Mapping[str, Tensor]
 
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _OF_BIAS = {"bias", "up_bias"}
-_LISTED = 3  # keys and reasons in a message
+_LISTED = 3  # number of keys and reasons in a message
 _NORM_FLOOR = 1e-12  # of a row of zeros
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done with a file: the changes of each expert, and the keys without use."""
+    """The changes that a file makes to each expert, and the keys that match nothing."""
 
-    lora: LoraWeights
+    lora: LocatedLora
     changes: Mapping[Expert, Sequence[Change]]
     adapter: Adapter
     weights: int
     unused: Sequence[str]
 
     def describe(self) -> str:
-        """For the log and `doctor`."""
+        """A line for the log and `doctor`."""
         all_changes = [change for changes in self.changes.values() for change in changes]
         kinds = ", ".join(sorted({change.kind for change in all_changes}))
         layers = " + ".join(str(len(changes)) for changes in self.changes.values())
@@ -75,14 +75,14 @@ class Plan:
 
 
 def tell_fused(plans: Sequence[Plan]) -> None:
-    """A line of the log for each file that was fused."""
+    """Log one line per fused file."""
     for one in plans:
         log.log(logging.WARNING if one.unused else logging.INFO, "fused %s", one.describe())
 
 
-def plans_for(folder: Path, loras: Sequence[LoraWeights]) -> list[Plan]:
-    """What will be done with LoRA files and the checkpoint in `folder`, of which the headers alone
-    are read: what is wrong is told before minutes of loading."""
+def plans_for(folder: Path, loras: Sequence[LocatedLora]) -> list[Plan]:
+    """Plan the changes of LoRA files to the checkpoint in `folder`. Only headers are read, so that
+    an error shows before minutes of loading."""
     if not loras:
         return []
     parameters = {
@@ -93,9 +93,10 @@ def plans_for(folder: Path, loras: Sequence[LoraWeights]) -> list[Plan]:
     return [plan(lora, parameters) for lora in loras]
 
 
-def describe(folder: Path, lora: LoraWeights) -> str:
-    """What a LoRA file does to the checkpoint in `folder`, `Warned` where a part of it has no use;
-    every number of it is looked at. Raises `ConfigurationError` as `plans_for` does."""
+def describe(folder: Path, lora: LocatedLora) -> str:
+    """A line about the changes of a LoRA file to the checkpoint in `folder`, `Warned` if a part of
+    it matches nothing. Checks every number of the file. Raises `ConfigurationError` as `plans_for`
+    does."""
     (planned,) = plans_for(folder, [lora])
     changes = (change for each in planned.changes.values() for change in each)
     keys = dict.fromkeys(key for change in changes for key in change.keys.values())
@@ -105,9 +106,9 @@ def describe(folder: Path, lora: LoraWeights) -> str:
     return Warned(planned.describe()) if planned.unused else planned.describe()
 
 
-def plan(lora: LoraWeights, parameters: Mapping[Expert, Parameters]) -> Plan:
-    """Hold a file against the experts' parameters. Raises `ConfigurationError` for a file that is
-    none, fits nothing, or has more weights without use than it may."""
+def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> Plan:
+    """Match a file with the experts' parameters. Raises `ConfigurationError` if it is no LoRA file,
+    matches nothing, or exceeds the allowed share of unused weights."""
     targets: tuple[Expert, ...] = ("high", "low") if lora.expert == "both" else (lora.expert,)
     experts = [expert for expert in targets if expert in parameters]
     if not experts:
@@ -131,13 +132,13 @@ def plan(lora: LoraWeights, parameters: Mapping[Expert, Parameters]) -> Plan:
 
 
 def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
-    """Do to a network what the plans have for it. Raises `ConfigurationError` for a file with a
-    number that is not finite; the network is of no use then."""
+    """Apply the plans to a network. Raises `ConfigurationError` for a file with a number that is
+    not finite; the network is unusable then."""
     fuse_into(dict(network.named_parameters()), expert, plans)
 
 
 def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[Plan]) -> None:
-    """`fuse` for those of a network's parameters, whole layers, that are here."""
+    """`fuse`, for a part of a network's parameters that consists of whole layers."""
     with ExitStack() as stack, torch.no_grad():
         files = [
             (_Factors(stack.enter_context(_open(one.lora.path)), one), one.changes.get(expert, ()))
@@ -176,14 +177,15 @@ def _change_layer(parameters: Mapping[str, Any], work: Sequence[tuple[_Factors, 
 
 
 class _Factors:
-    """The tensors of an open file, multiplied as its kind says. All is float32, and in place."""
+    """The tensors of an open file, multiplied by the formula of its kind, in float32 and in
+    place."""
 
     def __init__(self, file: Any, planned: Plan) -> None:
         self._file, self._plan = file, planned
         self._scale = planned.lora.scale
 
     def change_weight(self, change: Change, weight: torch.Tensor) -> None:
-        """Do to `weight` what the file has for it."""
+        """Apply the file's change to `weight`."""
         keys = change.keys
         if "magnitude" in keys:
             whole = weight.clone()
@@ -196,7 +198,7 @@ class _Factors:
             weight.add_(delta.reshape(weight.shape), alpha=self._scale)
 
     def change_bias(self, change: Change, bias: torch.Tensor) -> None:
-        """Do to `bias` what the file has for it."""
+        """Apply the file's change to `bias`."""
         if "bias" in change.keys:
             bias.add_(self._get(change, "bias").reshape(bias.shape), alpha=self._scale)
         if "up_bias" in change.keys:
@@ -207,7 +209,7 @@ class _Factors:
     def _add_pair(self, change: Change, weight: torch.Tensor, scale: float) -> None:
         up, down = self._matrix(change, "up"), self._matrix(change, "down")
         scale *= self._factor(change, down.shape[0])
-        if "mid" in change.keys:  # a convolution of its own between the two (LoCon)
+        if "mid" in change.keys:  # a third convolution between the two (LoCon)
             mid = self._get(change, "mid")
             product = torch.einsum("ij...,pi,jr->pr...", mid, up, down)
             weight.add_(product.reshape(weight.shape), alpha=scale)
@@ -233,7 +235,7 @@ class _Factors:
         first, second = (self._kronecker_part(change, one) for one in "12")
         halves = [key for key in ("lokr_w1_b", "lokr_w2_b") if key in change.keys]
         if not halves and "alpha" in change.keys:
-            return torch.kron(first, second)  # LyCORIS: alpha is without meaning for whole matrices
+            return torch.kron(first, second)  # LyCORIS ignores alpha for full matrices
         rank = self._get(change, halves[-1]).shape[0] if halves else None
         return self._factor(change, rank) * torch.kron(first, second)
 
@@ -256,7 +258,8 @@ class _Factors:
         return self._plan.adapter.factor((change.layer, original(change.layer)), rank)
 
     def _matrix(self, change: Change, role: str) -> torch.Tensor:
-        """Rows, and all other axes as columns, in the order of a convolution's weight."""
+        """The weight as a matrix: rows, and all other axes as columns, in the order of a
+        convolution's weight."""
         tensor = self._get(change, role)
         return tensor.reshape(tensor.shape[0], -1)
 
@@ -289,11 +292,11 @@ def _read(file: Any, key: str, name: str) -> torch.Tensor:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # The ends of the range are not finite where any of it is: a tenth of the time of `isfinite`.
+    # If any number is not finite, the minimum or maximum is not. A tenth of the time of `isfinite`.
     return all(math.isfinite(end.item()) for end in tensor.aminmax())
 
 
-def _refuse_float8(lora: LoraWeights, parameters: Parameters) -> None:
+def _refuse_float8(lora: LocatedLora, parameters: Parameters) -> None:
     if any(one.dtype in _FLOAT8 for one in parameters.values()):
         raise ConfigurationError(
             f"{lora.path.name} is not fused: this checkpoint is stored in float8, which is too "
@@ -302,9 +305,10 @@ def _refuse_float8(lora: LoraWeights, parameters: Parameters) -> None:
 
 
 def _refusal(
-    lora: LoraWeights, counted: Sequence[str], unused: Sequence[str], why: Mapping[str, str]
+    lora: LocatedLora, counted: Sequence[str], unused: Sequence[str], why: Mapping[str, str]
 ) -> str:
-    """Which keys are without use and why, with what the operator may do."""
+    """A message about the keys that match nothing, with the reasons and what the operator may
+    do."""
     name, reasons = lora.path.name, _reasons(unused, why)
     if not counted:
         return f"{name} is not a LoRA: it has no weights, only {shown(why)}"

@@ -1,5 +1,5 @@
-"""A recipe applied to networks and their pipeline, in the one order that works: float8, attention,
-step cache, place, compile."""
+"""Applies a recipe to networks and their pipeline in the only order that works: float8, attention,
+step cache, placement, compilation."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def experts(pipeline: Any) -> Iterator[Any]:
 
 
 def blocks_of(expert: Any) -> list[Any]:
-    """The blocks of a transformer, those of VACE among them."""
+    """The blocks of a transformer, including those of VACE."""
     return [*expert.blocks, *getattr(expert, "vace_blocks", ())]
 
 
 def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
-    """The recipe without 8 bits where a test of their numbers fails on its device. `expert` is the
+    """The recipe, without 8 bits if their accuracy test fails on its device. `expert` is the
     configuration of a transformer."""
     device = torch.device(recipe.device)
     if recipe.float8:
@@ -65,7 +65,7 @@ def _heads(expert: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def attention_of(recipe: Recipe, blocks: int) -> str:
-    """Which attention runs, in words for the log."""
+    """The attention kernel in use, in words for the log."""
     if recipe.attention != "float8":
         return recipe.attention.strip("_")
     ends = attention8.EXACT_BLOCKS
@@ -74,8 +74,8 @@ def attention_of(recipe: Recipe, blocks: int) -> str:
 
 
 def apply(pipeline: Any, recipe: Recipe) -> Recipe:
-    """Make a loaded `pipeline` run as `recipe` says. Called once, after LoRA files are fused.
-    Returns how it runs."""
+    """Make a loaded `pipeline` run as `recipe` says. Call it once, after LoRA files are fused.
+    Returns the recipe as it runs."""
     recipe = able(recipe, pipeline.transformer.config)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
@@ -87,7 +87,7 @@ def apply(pipeline: Any, recipe: Recipe) -> Recipe:
 
 
 def settle_block(block: Any, recipe: Recipe) -> None:
-    """Convert one block of an expert and put it where `recipe` wants it. Called once each, before
+    """Convert one block of an expert and place it as `recipe` says. Call it once per block, before
     `settle`."""
     device, resident = torch.device(recipe.device), recipe.offload == "none"
     if recipe.float8 and not is_float8(block):
@@ -95,12 +95,12 @@ def settle_block(block: Any, recipe: Recipe) -> None:
     elif resident:
         block.to(device)
     if recipe.offload == "stream" and device.type == "cuda":
-        pin(block)  # diffusers would have all blocks twice before it drops one
+        pin(block)  # diffusers would hold all blocks twice before it drops one
 
 
 def settle(name: str, network: Any, recipe: Recipe) -> None:
-    """Put one network of a pipeline where `recipe` wants it. Called once each; an expert's blocks
-    have been settled."""
+    """Place one network of a pipeline as `recipe` says. Call it once per network, for an expert
+    after its blocks."""
     device = torch.device(recipe.device)
     if name == "vae" and device.type == "cpu":
         use_onednn(network)
@@ -116,19 +116,19 @@ def settle(name: str, network: Any, recipe: Recipe) -> None:
 
 
 def finish(pipeline: Any, recipe: Recipe) -> None:
-    """What is done to a pipeline whose networks have been settled."""
+    """Finish a pipeline whose networks have been placed."""
     if recipe.offload == "model":
         pipeline.enable_model_cpu_offload(device=recipe.device)
     elif recipe.offload == "layer":
         pipeline.enable_group_offload(torch.device(recipe.device), offload_type="leaf_level")
     if recipe.compiled:
         for expert in experts(pipeline):
-            # Pictures have many shapes: one graph with the number of tokens left open serves all.
+            # Clips have many shapes. One graph for any number of tokens serves all.
             _compile(expert, fullgraph=recipe.step_cache is None, dynamic=True)
 
 
 def _compile(expert: Any, **options: bool) -> None:
-    """Have blocks compiled when they are first called. Raises `CompileFailed`."""
+    """Compile blocks at their first call. Raises `CompileFailed`."""
     try:
         expert.compile_repeated_blocks(**options)
     except Exception as error:  # torch's compiler makes folders when it is imported
@@ -136,15 +136,15 @@ def _compile(expert: Any, **options: bool) -> None:
 
 
 def run_eagerly(pipeline: Any) -> None:
-    """Let blocks that were to be compiled run as they are."""
+    """Run compiled blocks uncompiled from now on."""
     for expert in experts(pipeline):
         leave_uncompiled(expert)
     torch.compiler.reset()
 
 
 def set_attention(expert: Any, backend: str) -> None:
-    """One of diffusers' attention backends for every block; `float8` for self-attention of all
-    blocks but the first and last ones, with cuDNN's for the rest."""
+    """Set one of diffusers' attention backends for every block. `float8` is for self-attention of
+    all blocks except the first and last ones; the rest uses cuDNN's exact kernel."""
     if backend == "float8":
         # Without a GPU the kernel of 8 bits is emulated, and cuDNN's has nothing to run on.
         backend = EXACT_BESIDE_8_BITS if torch.cuda.is_available() else "native"
@@ -152,7 +152,7 @@ def set_attention(expert: Any, backend: str) -> None:
             attention8.use_in(block)
     noisy = logging.getLogger("diffusers.models.modeling_utils")
     level = noisy.level
-    noisy.setLevel(logging.ERROR)  # it warns of its own interface each time
+    noisy.setLevel(logging.ERROR)  # it warns about its own interface each time
     try:
         expert.set_attention_backend(backend)
     finally:
@@ -167,9 +167,9 @@ def _time_embedder(expert: Any) -> Any:
 
 
 def embed_times_in_tf32(embedder: Any) -> None:
-    """Let products of float32 matrices in the time embedder, which diffusers keeps in float32, be
-    computed in TF32: a model that embeds a time for every token (TI2V) spends 1.1 s a clip there,
-    and its input are sines. Elsewhere float32 stays what it is."""
+    """Compute products in the time embedder in TF32, which diffusers keeps in float32. A model that
+    embeds a time for every token (TI2V) spends 1.1 s per clip there, and its inputs are sines.
+    Other float32 products stay exact."""
     matmul = torch.backends.cuda.matmul
     before: list[bool] = []
 
@@ -185,15 +185,16 @@ def embed_times_in_tf32(embedder: Any) -> None:
 
 
 def cache_steps(expert: Any, threshold: float) -> None:
-    """Leave out the blocks after the first where that one's output hardly changed since the last
-    step. The only step cache of diffusers 0.42.1 that acts in this pipeline without calibration."""
+    """Skip the blocks after the first if the first one's output hardly changed since the last
+    step. It is the only step cache of diffusers 0.42.1 that works in this pipeline without
+    calibration."""
     from diffusers import FirstBlockCacheConfig
 
     expert.enable_cache(FirstBlockCacheConfig(threshold=threshold))
 
 
 def _place(name: str, network: Any, recipe: Recipe) -> None:
-    """On the device, or in host memory where it is used from there."""
+    """Place a network on the device, or in host memory if it is used from there."""
     device = torch.device(recipe.device)
     if recipe.offload in ("model", "layer"):
         return  # the pipeline moves them
@@ -206,14 +207,14 @@ def _place(name: str, network: Any, recipe: Recipe) -> None:
 
 
 def pin(network: Any) -> None:
-    """In pinned memory a copy to the device runs at the speed of the bus. A tensor at a time, so
-    that nothing is there twice."""
+    """Pin the host memory of a network, so that copies to the device run at the speed of the bus.
+    It pins one tensor at a time, so that nothing is held twice."""
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.pin_memory()
 
 
 def stream_blocks(expert: Any, device: torch.device) -> None:
-    """Blocks are copied from pinned host memory, each while the one before it works."""
+    """Stream blocks from pinned host memory: each is copied while the previous one computes."""
     on_gpu = device.type == "cuda"
     expert.enable_group_offload(
         onload_device=device,
@@ -221,7 +222,7 @@ def stream_blocks(expert: Any, device: torch.device) -> None:
         offload_type="block_level",
         num_blocks_per_group=1,
         use_stream=on_gpu,
-        # With it diffusers never waits for a block to have worked before it puts it away: the CPU
-        # runs ahead and a third of an expert is on the device.
+        # With it, diffusers does not wait for a block to finish before it unloads it: the CPU
+        # runs ahead, and a third of an expert is on the device.
         record_stream=False,
     )

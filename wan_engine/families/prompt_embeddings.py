@@ -1,4 +1,5 @@
-"""Prompt embeddings: made once for each text, with the text encoder where the recipe has it."""
+"""Computes the embeddings of each prompt once, with the text encoder where the recipe has placed
+it."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import torch
 
 from wan_engine.runtime.finite import require_finite
 
-_KEPT = 8  # texts; one takes 4 MB: 512 tokens of 4096 numbers in bfloat16
+_KEPT = 8  # texts; an embedding takes 4 MB: 512 tokens of 4096 numbers in bfloat16
 
 
 class PromptEncoder:
-    """Embeds texts by the pipeline's own method and remembers the last ones, such as the model's
+    """Embeds texts with the pipeline's own method and caches the latest, such as the model's
     negative prompt, which is the same in every job."""
 
     def __init__(
@@ -23,7 +24,7 @@ class PromptEncoder:
     ) -> None:
         self._pipeline = pipeline
         self._device = device
-        self._tokens = tokens  # the method's own default is 226
+        self._tokens = tokens  # the method's default is 226
         self._moved = moved
         self._known: OrderedDict[str, torch.Tensor] = OrderedDict()
 

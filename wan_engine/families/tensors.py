@@ -1,7 +1,7 @@
-"""The tensors of a folder of safetensors files, several read at a time.
+"""Reads the tensors of a folder of safetensors files, several at a time.
 
-Files are read and not mapped: over a network a mapped file comes in small pieces, and what was read
-is gone when its tensor is. Memory beside the tensors that are given: a few on their way.
+Files are read and not mapped: over a network, a mapped file arrives in small pieces, and its memory
+is freed with its tensor. Besides the tensors that it returned, it holds a few that are being read.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 
 from wan_engine.errors import ConfigurationError
 
-_READERS = 8  # as many as diffusers has where it reads the files of a network side by side
-_AHEAD = 2 * _READERS  # tensors: what takes them may be slower
-_LENGTH_BYTES = 8  # a header's own length, in front of it (format description of safetensors)
+_READERS = 8  # as many as diffusers uses for the files of a network
+_AHEAD = 2 * _READERS  # tensors, because the consumer may be slower
+_LENGTH_BYTES = 8  # the length of the header, before it (format description of safetensors)
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -41,7 +41,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is in its file, and what it is."""
+    """A tensor's place in its file, its dtype and its shape."""
 
     path: Path
     offset: int
@@ -54,8 +54,8 @@ class Entry:
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-    """The tensors of all safetensors files in `folder` by name, in the order in which they lie
-    there. Raises `ConfigurationError` for a file that is damaged or has numbers of another kind."""
+    """The tensors of all safetensors files in `folder` by name, in the order of the files. Raises
+    `ConfigurationError` for a file that is damaged or has numbers of another kind."""
     found: dict[str, Entry] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -86,10 +86,10 @@ def _header(path: Path) -> dict[str, Entry]:
 def read(
     wanted: Mapping[str, Entry], dtype_of: Callable[[str, torch.dtype], torch.dtype]
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
-    """Each tensor in host memory and in the dtype that `dtype_of(name, its own)` says, in order.
+    """Read each tensor into host memory, in order, in the dtype that `dtype_of(name, its own)`
+    returns.
 
-    Nothing is read any more once the iterator is closed. Raises `ConfigurationError` for a file
-    that is cut off.
+    Closing the iterator stops the reading. Raises `ConfigurationError` for a file that is cut off.
     """
 
     def one(name: str) -> tuple[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def _tensor(entry: Entry) -> torch.Tensor:
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
         while left:
-            count = file.readinto(left)  # the kernel gives at most 2 GB at a time
+            count = file.readinto(left)  # the kernel reads at most 2 GB at a time
             if not count:
                 raise ConfigurationError(_damaged(entry.path))
             left = left[count:]

@@ -1,8 +1,7 @@
-"""The tokenizer as its file has it.
+"""Loads the tokenizer exactly as its file defines it.
 
-transformers (5.23) makes the tokenizers that it knows anew from the vocabulary, and drops what else
-`tokenizer.json` says, such as normalizers of other kinds than its own. The text encoder was trained
-on the ids of the file.
+transformers (5.23) rebuilds known tokenizers from the vocabulary, and drops other parts of
+`tokenizer.json`, such as unusual normalizers. The text encoder was trained on the ids of the file.
 """
 
 from __future__ import annotations
@@ -21,30 +20,33 @@ _PROMPTS = (
     "夜晚的城市，镜头缓慢推进。 Ｆｕｌｌ width, ﬁne ligatures",  # noqa: RUF001
     "Élodie’s naïve café №5 — cafe\u0301, 30 °C…\nΣίσυφος 🚀",  # noqa: RUF001
 )
-"""Spaces, Chinese, wide and composed letters, marks that combine, lines, what no alphabet has."""
+"""Texts to compare: spaces, Chinese, wide and composed letters, combining marks, lines, and
+characters of no alphabet."""
 _SPECIAL = ("pad_token", "eos_token", "unk_token")
 
 
 def faithful(tokenizer: Any, folder: Path) -> Any:
-    """`tokenizer`, or one that gives the ids of the file in `folder` where it gives others.
+    """`tokenizer`, or one made from the file in `folder` if their ids differ.
 
-    Raises `ConfigurationError` where neither does.
+    Raises `ConfigurationError` if neither gives the ids of the file.
     """
     path = folder / _FILE
     if not path.is_file():
-        return tokenizer  # made from another file, which it knows best
+        return tokenizer  # made from another file
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     own = Tokenizer.from_file(str(path))
     if _same(tokenizer, own):
         return tokenizer
-    log.warning("transformers reads %s/%s otherwise than it is: taken as it is", folder.name, _FILE)
+    log.warning(
+        "transformers changes the tokenizer %s/%s: the file is used as it is", folder.name, _FILE
+    )
     special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     made = PreTrainedTokenizerFast(tokenizer_object=own, **special)
     if not _same(made, own):
         raise ConfigurationError(
-            f"{folder.name}/{_FILE} is read by transformers to other ids than it has. Fetch the "
+            f"{folder.name}/{_FILE} has other ids than transformers reads from it. Fetch the "
             "model again, or install the transformers of requirements.txt"
         )
     return made

@@ -1,5 +1,5 @@
-"""Reference-to-video on the stock VACE pipeline, with two experts (Wan2.2-VACE-Fun-A14B) or one
-(Wan2.1-VACE-14B); text-to-video where there are no references.
+"""Runs reference-to-video on the stock VACE pipeline, with two experts (Wan2.2-VACE-Fun-A14B) or
+one (Wan2.1-VACE-14B), and text-to-video if there are no references.
 
 The condition of diffusers 0.42.1, which has 96 channels, the references in front on the time axis:
 
@@ -31,15 +31,16 @@ from wan_engine.schema import Condition, Frames, References, SegmentInput
 
 
 class ReferencePipeline(WanVACEPipeline):
-    """`WanVACEPipeline` with references of any shape in the order they are given, the first frames
-    `kept`, and without computing what is known to be grey.
+    """`WanVACEPipeline` with references of any shape in their order, with the first frames `kept`,
+    and without computing known grey.
 
-    Stock puts the last reference first in time; VACE's authors keep the order, by which the model
-    was trained (ali-vilab/VACE `vace/models/wan/wan_vace.py`, `vace_encode_frames`).
+    The stock pipeline puts the last reference first in time. VACE's authors keep the order, with
+    which the model was trained (ali-vilab/VACE `vace/models/wan/wan_vace.py`,
+    `vace_encode_frames`).
     """
 
     kept: Frames | None = None
-    """uint8 [4m + 1, H, W, 3]: what the first frames show, where the segment before ended."""
+    """uint8 [4m + 1, H, W, 3]: the first frames, from the end of the previous segment."""
 
     def preprocess_conditions(
         self,
@@ -71,10 +72,10 @@ class ReferencePipeline(WanVACEPipeline):
         generator: Any = None,
         device: torch.device | None = None,
     ) -> torch.Tensor:
-        """Normalised latents [1, 32, references + t, h, w], as stock's."""
+        """Normalised latents [1, 32, references + t, h, w], as in the stock pipeline."""
         count = 0 if self.kept is None else len(self.kept)
         frames = video.shape[2]
-        kept = video[:, :, : max(1, count)]  # of the first one nothing is left where none is kept
+        kept = video[:, :, : max(1, count)]  # nothing is left of the first one if no frame is kept
         grey = torch.zeros_like(video[:, :, :1])
         latents = torch.cat([self._encoded(kept, frames), self._encoded(grey, frames)], dim=1)
         for canvas in (reference_images or [[]])[0]:
@@ -86,25 +87,28 @@ class ReferencePipeline(WanVACEPipeline):
     def prepare_masks(
         self, mask: torch.Tensor, reference_images: Any = None, generator: Any = None
     ) -> torch.Tensor:
-        """[1, 64, references + t, h, w]; stock's has no room for more references than t."""
+        """Masks [1, 64, references + t, h, w]. The stock method has no room for more references
+        than t."""
         masks: torch.Tensor = super().prepare_masks(mask, [[]], generator)
         shape = list(masks.shape)
         shape[2] = len((reference_images or [[]])[0])
         return torch.cat([masks.new_zeros(shape), masks], dim=2)
 
     def _encoded(self, pixels: torch.Tensor, frames: int) -> torch.Tensor:
-        """Of `pixels` [1, 3, n, H, W] and grey behind them, `frames` in all."""
+        """Latents of `pixels` [1, 3, n, H, W] followed by grey, `frames` in total."""
         vae = self.vae
         pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
         latents = encode_then_grey(vae, pixels, frames).float()
         mean, std = latent_moments(vae, latents)
         require_finite(latents, "the VAE's encoder")
-        normalised: torch.Tensor = (latents - mean) * (1.0 / std)  # stock's order: the same bits
+        # In the order of the stock pipeline, for the same bits.
+        normalised: torch.Tensor = (latents - mean) * (1.0 / std)
         return normalised.to(vae.dtype)
 
 
 def letterboxed(image: Image.Image, width: int, height: int) -> torch.Tensor:
-    """The whole picture in the middle of a white one, [3, H, W] in -1..1, as stock does it."""
+    """The whole picture in the middle of a white one, [3, H, W] in -1..1, as in the stock
+    pipeline."""
     values = np.array(image.convert("RGB"))
     pixels = torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255.0 * 2.0 - 1.0
     scale = min(height / image.height, width / image.width)
@@ -131,7 +135,7 @@ class ReferenceToVideo(ImageToVideo):
         self.pipeline.kept = None
 
     def _of_the_clip(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:
-        """Without those of the references, which stock leaves in front of latents."""
+        """The latents without those of the references, which the stock pipeline leaves in front."""
         found = segment.find(References)
         return latents[:, :, len(found.images) if found else 0 :]
 

@@ -1,4 +1,5 @@
-"""The hosted APIs in front of one queue of jobs: doors, jobs in a database, backends that render.
+"""Serves the hosted APIs in front of one queue of jobs: doors, a database of jobs, and backends
+that render.
 
 `app.py` has a job's way through it on one page. It never imports torch: the engine runs in a
 process of its own (`backends/local.py`), or on a Runpod endpoint (`backends/endpoint.py`).

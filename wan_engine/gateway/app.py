@@ -1,4 +1,4 @@
-"""The gateway on one page: what is opened for a job, in the order in which it goes through.
+"""Builds the gateway, and opens its parts in the order in which a job passes through them.
 
 POST /v2/wan-2-6-i2v/run
   http/connection.py      bounds the bytes and seconds of whatever a caller sends
@@ -70,14 +70,14 @@ DOORS: tuple[Callable[[Context], Door], ...] = (
     dashscope_door.door,
     openai_door.door,
 )
-"""Every hosted API that is served."""
+"""The hosted APIs that the gateway serves."""
 
 _EXPOSED = ("Retry-After", "Content-Range", "Accept-Ranges", "ETag", "openai-poll-after-ms")
 
 
 @dataclass
 class Gateway:
-    """What is open and at work, all but HTTP."""
+    """The open parts of the gateway, without HTTP."""
 
     context: Context
     doors: list[Door]
@@ -89,7 +89,8 @@ class Gateway:
     metrics: Metrics
 
     async def waiting_for(self) -> list[str]:
-        """Why a job would not be taken, rendered and stored now; empty when it would."""
+        """The reason why a job would not be accepted, rendered and stored now; empty if it
+        would."""
         reasons = [self.context.waiting_for(), *self.readiness.lacking()]
         try:
             await self.store.ping()
@@ -107,15 +108,16 @@ async def open_gateway(
     on_fatal: Callable[[str], None] = lambda why: None,
     webhook_again_seconds: float = 10.0,
 ) -> AsyncIterator[Gateway]:
-    """At work inside of it; at its end, what runs is waited for or put back into the queue.
+    """Run the gateway inside the block. At its end, running jobs are awaited or go back into the
+    queue.
 
-    `on_fatal` is told when another gateway has taken the jobs, and this one has to end. Raises
+    `on_fatal` is called if another gateway has taken the jobs, so this one must end. Raises
     `ConfigurationError`.
     """
     metrics = metrics or Metrics()
     backend = backend or open_backend(settings, metrics)
     async with AsyncExitStack() as stack:
-        # 1. The jobs: in a database that is this gateway's alone, and in a queue.
+        # 1. The jobs, in a database that this gateway owns, and in a queue.
         database = await stack.enter_async_context(open_database(settings))
         ownership, store = database.ownership, Store(database)
         requests = Requests(store, open_long_texts(database), settings.media_max_bytes)
@@ -123,7 +125,7 @@ async def open_gateway(
         jobs = Jobs(store, requests, metrics, queue)
         await jobs.start()
 
-        # 2. The doors, which hand them in and show them.
+        # 2. The doors, which submit and show jobs.
         links = Links(settings, await store.fact("link secret", secrets.token_urlsafe(32)))
         context = Context(
             settings,
@@ -134,14 +136,14 @@ async def open_gateway(
         )
         doors = [door(context) for door in DOORS]
 
-        # 3. The backend, which renders them once it is ready.
+        # 3. The backend, which renders jobs once it is ready.
         metrics.backend_ready(lambda: backend.waiting_for() is None)
         readiness = Readiness(settings, here=not backend.outlives)
         await stack.enter_async_context(background(readiness.watch()))
         stack.push_async_callback(backend.close)
         await backend.start()
 
-        # 4. What is done with those that have ended.
+        # 4. Webhooks and cleaning, for jobs that have ended.
         private = settings.allow_private_urls
         webhooks = Webhooks(
             jobs, store, metrics, allow_private=private, again_seconds=webhook_again_seconds
@@ -149,7 +151,7 @@ async def open_gateway(
         await stack.enter_async_context(background(webhooks.run(doors)))
         await stack.enter_async_context(background(sweep(jobs, store, requests, links, settings)))
 
-        # 5. The dispatcher, which takes them from the queue while they are this gateway's.
+        # 5. The dispatcher, which takes jobs from the queue while this gateway owns them.
         dispatcher = Dispatcher(jobs, backend, metrics, settings)
         stack.push_async_callback(dispatcher.close, settings.shutdown_seconds)
 
@@ -165,7 +167,8 @@ async def open_gateway(
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """The HTTP side of an open gateway. No page of FastAPI's own: they load scripts of others."""
+    """The HTTP side of an open gateway. FastAPI's own pages are off, because they load scripts of
+    others."""
     settings, doors = gateway.context.settings, gateway.doors
     app = DescribedApp(
         [door.router for door in doors],
@@ -173,10 +176,10 @@ def create_app(gateway: Gateway) -> FastAPI:
         version=VERSION,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # it would name the host that a proxy was asked by, without https
+        redirect_slashes=False,  # redirects would name the host behind a proxy, without https
     )
     open_routes = list(app.routes)  # the document's
-    # Only so that the document says it: the guard has looked at the key before.
+    # For the document only: the guard has checked the key before.
     bearer = Security(HTTPBearer(auto_error=False, description="A key of WAN_API_KEYS"))
     for door in doors:
         app.include_router(door.router, dependencies=[bearer])

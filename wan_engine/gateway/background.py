@@ -1,4 +1,4 @@
-"""Work that goes on beside everything else, for as long as the gateway is open."""
+"""Runs background tasks for as long as the gateway is open."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """`work` as a task, cancelled at the end. Logs an exception that ends it before."""
+    """Run `work` as a task that is cancelled at the end. An exception that ends it earlier is
+    logged."""
     task = asyncio.create_task(work)
     task.add_done_callback(_complain)
     try:

@@ -1,4 +1,4 @@
-"""What a door is: one hosted API in front of the jobs. The doors themselves are in `doors/`."""
+"""Defines a door: one hosted API in front of the jobs. The doors themselves are in `doors/`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from wan_engine.gateway.refusals import Refusal
 
 @dataclass(frozen=True)
 class Door:
-    """One hosted API. `prefixes` are the paths that belong to it; `refuse` says no in its words, to
-    a call of the path that it is told.
+    """One hosted API. `prefixes` are the paths that belong to it. `refuse` answers a refused call
+    of a path in the words of the API.
 
-    `max_bytes` gives the largest body by the rest of a path after the prefix, where the API has
-    limits of its own. `webhook_body` makes what a webhook is told, of a job that has ended and of
-    its request; without it the API has no webhooks.
+    `max_bytes` returns the largest body by the rest of a path after the prefix, if the API has its
+    own limits. `webhook_body` makes the body of a webhook from an ended job and its request;
+    without it, the API has no webhooks.
     """
 
     name: str

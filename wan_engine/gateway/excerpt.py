@@ -1,4 +1,4 @@
-"""The part of a caller's request that is small enough to be kept in memory and shown again."""
+"""Cuts a request down to the part that is small enough to keep in memory and to show again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 _KEPT_BYTES = 8 * 1024
 _KEPT_CHARACTERS = 2000
 _DATA_URI_CHARACTERS = 64
-_VALUE_BYTES = 32  # an empty list is two bytes of JSON, and sixty in memory
+_VALUE_BYTES = 32  # an empty list takes two bytes of JSON, and sixty in memory
 
 
 def excerpt(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """At most 8 KB of `fields` as JSON, in at most 256 values: long texts are cut to their
-    beginnings, and what still has no room, or cannot be said in JSON, is left out."""
+    """At most 8 KB of `fields` as JSON, in at most 256 values. Long texts are cut to their
+    beginnings. What still does not fit, or is no valid JSON, is left out."""
     kept, left = dict[str, Any](), _KEPT_BYTES
     for key, value in fields.items():
         shown = [beginning(one) for one in value] if isinstance(value, list) else beginning(value)
@@ -29,7 +29,8 @@ def excerpt(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def beginning(value: object) -> object:
-    """A long text's first 2000 characters, a data URI's first 64; anything else as it is."""
+    """The first 2000 characters of a long text, or 64 of a data URI. Other values stay
+    unchanged."""
     if not isinstance(value, str):
         return value
     most = _DATA_URI_CHARACTERS if value[:5].lower() == "data:" else _KEPT_CHARACTERS
@@ -37,7 +38,7 @@ def beginning(value: object) -> object:
 
 
 def _count(value: object) -> int:
-    """How many values it is, those within it counted."""
+    """The number of values, including nested ones."""
     count, left = 0, [value]
     while left:
         count += 1

@@ -1,4 +1,4 @@
-"""The nouns of the gateway: a job, what a door asks for, and the states that a job goes through.
+"""Defines a job, a request to a door, and the states of a job.
 
 queued -> running -> completed | failed | expired
 queued, running -> cancelled          queued -> failed (a wrong request), expired
@@ -21,8 +21,7 @@ FINAL: tuple[State, ...] = ("completed", "failed", "cancelled", "expired")
 RETRYABLE: tuple[State, ...] = ("failed", "expired")
 
 CALLERS_FAULTS = ("invalid_request", "invalid_media", "content_policy", "time_limit_too_short")
-"""Codes of `wan_engine.errors` that the caller can mend; any other is the engine's or the
-operator's."""
+"""Codes of `wan_engine.errors` that the caller can correct. The others are for the operator."""
 
 DAY_SECONDS = 86_400.0
 
@@ -34,14 +33,13 @@ def now_ms() -> int:
 
 @dataclass(frozen=True)
 class NewJob:
-    """What a door hands in. The door makes `id`, in its API's own form, not to be guessed.
+    """A job that a door submits. The door makes an unguessable `id` in its API's own form.
 
-    `request` has the fields of a `Request`, unchecked: a wrong one makes a job that has failed.
-    So does a sentence in `refused`, where the door has found the fault, in its API's own words.
-    `payload` is small and for the door alone, to answer with: it stays in memory with the job.
-    `base_url` is where this caller reaches the gateway, for the links in its answers.
-    `webhook` gets the door's answer by POST when the job has ended.
-    `ttl_seconds` count from now on, queue included; `run_seconds` from when the work begins.
+    `request` has the fields of a `Request`, unchecked. A wrong request makes a failed job, and so
+    does a sentence in `refused`, for an error that the door found. `payload` is small data for the
+    door's own answers and stays in memory with the job. `base_url` is where this caller reaches the
+    gateway, for links. `webhook` gets the door's answer by POST when the job has ended.
+    `ttl_seconds` count from now, queue included; `run_seconds` count from the begin of the work.
     """
 
     id: str
@@ -59,14 +57,13 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as everybody sees it; a new one for each change. Times are milliseconds since 1970.
+    """A job. Every change makes a new object. Times are milliseconds since 1970.
 
-    The request is not in it, as it may be megabytes: `Jobs.request(id)`. `result` is
-    `VideoResult.output()`; its URLs may be `file:` ones, so give callers `Links.url(job)`.
-    `error` is the sentence for the caller, `error_code` a code of `wan_engine.errors`. `task` is
-    what its request asks for.
-    `progress` is known while the job runs, and not kept. `workers_lost` counts the workers that
-    ended while the job had their device.
+    It does not contain the request, which may be megabytes: use `Jobs.request(id)`. `result` is
+    `VideoResult.output()`; its URLs may be `file:` URLs, so give callers `Links.url(job)`. `error`
+    is the sentence for the caller, `error_code` a code of `wan_engine.errors`. `task` is the task
+    of its request. `progress` is set while the job runs, and not stored. `workers_lost` counts the
+    workers that ended while the job had their device.
     """
 
     id: str
@@ -105,24 +102,25 @@ class Job:
 
     @property
     def callers_fault(self) -> bool:
-        """Whether it failed for something that the caller can mend."""
+        """Whether the caller can correct the reason of its failure."""
         return self.error_code in CALLERS_FAULTS
 
     @property
     def delay_ms(self) -> int | None:
-        """From when it was queued, last if it was retried, to the work; None before."""
+        """From the (last) time that it was queued to the begin of the work. None before."""
         return None if self.started_ms is None else max(0, self.started_ms - self.queued_ms)
 
     @property
     def execution_ms(self) -> int | None:
-        """From the begin of the work to its end; None before."""
+        """From the begin of the work to its end. None before."""
         if self.started_ms is None or self.finished_ms is None:
             return None
         return max(0, self.finished_ms - self.started_ms)
 
 
 def queued_again(job: Job) -> Job:
-    """As before it was begun. Its `remote_id` stays, so that it is followed and not sent again."""
+    """The job as it was before its start. Its `remote_id` stays, so that it is followed and not
+    sent again."""
     return replace(
         job,
         state="queued",
@@ -138,7 +136,7 @@ def queued_again(job: Job) -> Job:
 
 
 def accepted(new: NewJob) -> Job:
-    """The job that it begins as: queued, or failed where its request is wrong."""
+    """The first state of the job: queued, or failed if its request is wrong."""
     now = now_ms()
     job = Job(
         id=new.id,

@@ -1,4 +1,4 @@
-"""Who is calling: keys by their hash, and how often each may call."""
+"""Authenticates callers by the hash of their key, and limits how often each may call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings.values import HASHED_KEY
 
 NOBODY = "local"
-"""The owner of all jobs where there are no keys."""
+"""The owner of all jobs if there are no keys."""
 
 NO_KEY = "no token provided"
 """What a call without a key is told, in the words of Runpod's API."""
@@ -24,15 +24,15 @@ _BURST_SECONDS = 10
 
 @dataclass(frozen=True)
 class Share:
-    """What a key has of the gateway: `weight` turns for one of another key's, and at most `most`
-    jobs that wait at a time."""
+    """The share of a key: `weight` turns for each turn of another key, and at most `most` waiting
+    jobs at a time."""
 
     weight: float = 1.0
     most: int | None = None
 
 
 def new_entry(name: str, weight: float | None = None, most: int | None = None) -> tuple[str, str]:
-    """A key, and the entry for it that WAN_API_KEYS takes. Raises `ConfigurationError`."""
+    """A new key, and its entry for WAN_API_KEYS. Raises `ConfigurationError`."""
     key = f"wan_{secrets.token_urlsafe(32)}"
     entry = f"{name}:{digest(key)}"
     if not HASHED_KEY.fullmatch(entry):
@@ -49,7 +49,7 @@ def new_entry(name: str, weight: float | None = None, most: int | None = None) -
 
 
 def shares(entries: Mapping[str, str]) -> dict[str, Share]:
-    """The share of each key by its name, of entries as WAN_API_KEYS has them."""
+    """The share of each key by its name, from entries of WAN_API_KEYS."""
     return {name: _share(entry) for name, entry in entries.items()}
 
 
@@ -59,12 +59,12 @@ def _share(entry: str) -> Share:
 
 
 def digest(key: str) -> str:
-    """SHA-256: keys are made by `new_entry` and have 256 bits, so no slow hash is needed."""
+    """The SHA-256 of a key. `new_entry` makes keys of 256 bits, so no slow hash is needed."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Keys:
-    """`entries` by name, as WAN_API_KEYS has them."""
+    """The keys, from the entries of WAN_API_KEYS by name."""
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         self._hashes = {name: entry.partition(":")[0] for name, entry in entries.items()}
@@ -82,7 +82,7 @@ class Keys:
         if not key:
             raise Refusal("unauthenticated", NO_KEY)
         given, found = digest(key), None
-        for name, right in self._hashes.items():  # all of them, so that the time tells nothing
+        for name, right in self._hashes.items():  # all of them: the time must reveal nothing
             if hmac.compare_digest(given, right):
                 found = name
         if found is None:
@@ -91,7 +91,7 @@ class Keys:
 
 
 class RateLimit:
-    """A bucket of tokens an owner: `per_second` for ever, ten seconds' worth at once; 0 is no
+    """A token bucket per owner: `per_second` on average, bursts of ten seconds' worth. 0 is no
     limit."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,7 +101,7 @@ class RateLimit:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, owner: str) -> None:
-        """One request. Raises `Refusal` "rate_limited" with when to come again."""
+        """Count one request. Raises `Refusal` "rate_limited" with the time to wait."""
         if self._per_second <= 0:
             return
         now = self._clock()

@@ -1,4 +1,5 @@
-"""Addresses of finished clips: the store's own, or signed ones of this gateway for its own files.
+"""Makes the URLs of finished clips: the store's own, or signed URLs of this gateway for local
+files.
 
 A signature is good for one file until one second, and is the same at every poll.
 """
@@ -35,9 +36,9 @@ class Links:
         self._secret = secret.encode()
 
     def url(self, job: Job, seconds: int = WEEK_SECONDS) -> str:
-        """Where a completed job's clip is, for `seconds` from its end.
+        """The URL of a completed job's clip, valid for `seconds` from the end of the job.
 
-        A bucket's own link lives as long as the bucket signed it for.
+        A bucket's own link is valid for as long as the bucket signed it.
         """
         assert job.result is not None
         stored = str(job.result["video_url"])
@@ -60,7 +61,8 @@ class Links:
         return self._path(str(job.result["video_url"]))
 
     async def read(self, job: Job) -> bytes:
-        """The mp4 itself. Raises `Refusal` "gone", and `InvalidMedia` when the store is away."""
+        """The bytes of the mp4. Raises `Refusal` "gone", and `InvalidMedia` if the store cannot be
+        reached."""
         assert job.result is not None
         stored = str(job.result["video_url"])
         if (path := self._path(stored)) is not None:
@@ -68,7 +70,7 @@ class Links:
                 return await asyncio.to_thread(path.read_bytes)
             except FileNotFoundError:
                 raise Refusal("gone", "The clip is no longer kept") from None
-        # The operator's own store, which may well be in a private network.
+        # The operator's store may be in a private network.
         limits = FetchLimits(_CLIP_MAX_BYTES, _CLIP_SECONDS, allow_private=True)
         return await asyncio.to_thread(fetch, stored, "video", limits, Control())
 
@@ -95,14 +97,14 @@ class Links:
         )
 
     def remove(self, job: Job) -> None:
-        """The file of a job that is no longer kept, and what the store remembers of it. Logs what
-        cannot be removed."""
+        """Remove the file of a job that is no longer kept, and the store's record of it. Logs
+        failures."""
         if job.result and (path := self._path(str(job.result["video_url"]))):
             remove(path)
             self._storage.forget(job.id)
 
     def _path(self, stored: str) -> Path | None:
-        """The file of a `file:` URL, which is in the folder of clips or not served at all."""
+        """The file of a `file:` URL. It must be in the folder of clips."""
         parts = urlsplit(stored)
         if parts.scheme != "file":
             return None

@@ -1,4 +1,4 @@
-"""Which hosts are this machine itself."""
+"""Tells which hosts are this machine itself."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name, without a port, is this machine wherever it is looked up: of
-    names only `localhost` and those below it are (RFC 6761, section 6.3)."""
+    """Whether an address or a name, without a port, always means this machine. Of names, only
+    `localhost` and those below it do (RFC 6761, section 6.3)."""
     name = host.rstrip(".").lower()
     try:
         return ipaddress.ip_address(name).is_loopback

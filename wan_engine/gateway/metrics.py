@@ -1,4 +1,4 @@
-"""What Prometheus is told, in a registry of this gateway's own."""
+"""Exports the metrics for Prometheus, from a registry per gateway."""
 
 from __future__ import annotations
 

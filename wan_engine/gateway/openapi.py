@@ -1,4 +1,4 @@
-"""The document of all doors, `/openapi.json`."""
+"""Builds `/openapi.json`, the document of all doors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")
 
 
 class DescribedApp(FastAPI):
-    """FastAPI with a document that says what the doors do.
+    """FastAPI with a document of the doors.
 
-    It leaves the nulls of documented examples, which tell a reader that a key is always there, and
-    has no 422: each door refuses in its own words, with a status that its routes name.
+    It keeps nulls in the documented examples, which show that a key is always there. It has no 422,
+    because each door refuses in its own words, with the statuses that its routes name.
     """
 
     def __init__(self, routers: Iterable[APIRouter], **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whether a job would be rendered and stored now: what of this machine is looked at meanwhile."""
+"""Tells whether this machine could render and store a job now."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from wan_engine.storage import open_storage
 log = logging.getLogger(__name__)
 
 _DISK_SECONDS = 5.0
-_STORAGE_SECONDS = 60.0  # it writes, reads and removes a small object
+_STORAGE_SECONDS = 60.0  # writes, reads and removes a small object
 
 
 @dataclass
 class _Look:
-    """One thing that is looked at. `lacking` is for strangers, as anybody may ask; the log has the
-    rest."""
+    """One check. `lacking` is for strangers, because anybody may ask; the log has the details."""
 
     lacking: str
     check: Callable[[], object]
@@ -30,7 +29,7 @@ class _Look:
 
 
 class Readiness:
-    """Looks where jobs are rendered by this machine; elsewhere it is another's to say."""
+    """The checks of this machine, if it renders. Another machine is checked by its own worker."""
 
     def __init__(self, settings: Settings, *, here: bool) -> None:
         self._looks = (
@@ -44,11 +43,11 @@ class Readiness:
         self._settings = settings
 
     def lacking(self) -> list[str]:
-        """What a job would fail for; empty when it would not."""
+        """The reason why a job would fail; empty if it would not."""
         return [look.lacking for look in self._looks if look.failing]
 
     async def watch(self) -> None:
-        """For ever, until cancelled; each look by itself, as one may hang."""
+        """Check until cancelled. The checks run separately, because one may hang."""
         await asyncio.gather(*(self._repeat(look) for look in self._looks))
 
     async def _repeat(self, look: _Look) -> None:
@@ -67,9 +66,9 @@ class Readiness:
         except Exception:
             failing = True
             log.exception("not ready: %s", look.lacking)
-        look.failing = failing  # not before: a look may take a minute
+        look.failing = failing  # only now, because a check may take a minute
         if before and not failing:
-            log.info("ready again: it is over that %s", look.lacking)
+            log.info("ready again, no longer: %s", look.lacking)
 
     def _scratch(self) -> object:
         return scratch.check(self._settings)

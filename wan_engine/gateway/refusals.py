@@ -1,4 +1,4 @@
-"""How the gateway says no to a call, in no API's words: each door puts it into its own."""
+"""Defines why the gateway refuses a call. Each door puts it into its own words."""
 
 from __future__ import annotations
 

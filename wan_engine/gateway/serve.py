@@ -1,4 +1,4 @@
-"""`python -m wan_engine serve`: one uvicorn server around one open gateway."""
+"""Runs the gateway in one uvicorn server, for `python -m wan_engine serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that runs to its end once it has begun, even when whoever waits for it is cancelled."""
+"""Runs work to its end, even if the task that waits for it is cancelled."""
 
 from __future__ import annotations
 

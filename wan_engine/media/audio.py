@@ -1,5 +1,4 @@
-"""Turns a stranger's bytes into sound that is safe to mux: it decodes them once into a WAV file of
-ours.
+"""Decodes audio from untrusted bytes once, into a WAV file that is safe to mux.
 
 ffmpeg sees the bytes only as a local file, with a named demuxer, a whitelist of protocols and
 formats, and a time limit, so no playlist or script inside them can make it open anything else.
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 SAMPLE_RATE_HZ = 48_000
 _LARGE_WAVES = (b"RF64", b"BW64")  # EBU Tech 3306, ITU-R BS.2088
 _RIFF_HEADER_BYTES = 12
-# Recorders that stream write the most that 31 or 32 bits hold, less their headers or a block.
+# Recorders that stream write the maximum of 31 or 32 bits, minus their headers or a block.
 _ENDLESS_BYTES, _TO_THE_END = 0x7F00_0000, 0xFFFF_FFFF
 _LEAST_MISSING_BYTES = 128  # some count the header as sound
 _FLOAT, _EXTENSIBLE = 3, 0xFFFE  # Microsoft's mmreg.h, WAVE_FORMAT_*
@@ -77,8 +76,8 @@ def _decode(kind: str, source: Path, decoded: Path, most_seconds: float, control
 
 
 def _is_here(error: Exception) -> bool:
-    """Whether this machine is to blame. A sound within its limit of bytes takes ffmpeg a second, so
-    one that ran out of time is not."""
+    """Whether this machine is to blame. ffmpeg needs a second for a sound within its limit of
+    bytes, so a timeout is this machine's fault."""
     return isinstance(error, ffmpeg.Failed) and error.here
 
 
@@ -110,7 +109,7 @@ def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
         mp3.check_whole(data, start)
         return "mp3", memoryview(data)[start:]
     if data[:3] == b"ID3" or mp3.is_frame(data[:4]):
-        return "mp3", data  # which ffmpeg will not decode, and that is said
+        return "mp3", data  # ffmpeg cannot decode it, and the error says so
     raise InvalidMedia("audio", "the file is not WAV or MP3")
 
 

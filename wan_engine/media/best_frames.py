@@ -16,21 +16,22 @@ from wan_engine.media.framing import prominence
 
 Floats = NDArray[np.floating[Any]]
 
-_THUMB_PIXELS = 16  # a side; it does not feel a subject that moves a little
-_BINS = 4  # of each colour
+_THUMB_PIXELS = 16  # pixels per side; small movements of a subject do not matter
+_BINS = 4  # levels per colour
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_LEAST_CONTRAST = 0.03  # black, and a frame of one colour
+_LEAST_CONTRAST = 0.03  # below this, a frame is black or has one colour
 _LEAST_LIGHT = 0.12  # of the brightest hundredth: the first and last frames of a fade
-_CUT, _DRIFT = 0.30, 0.45  # from the frame before, and from the scene so far; `_distance`
-_ALIKE = 0.15  # the same view again, after another one
-_LEAST_SCENE_FRAMES = 3  # fewer are the middle of a fade
-_RIM_FRAMES = 6  # a scene of so many can do without the first and the last, which may be mixed
+_CUT, _DRIFT = 0.30, 0.45  # from the previous frame, and from the scene so far; `_distance`
+_ALIKE = 0.15  # the same view again after another one
+_LEAST_SCENE_FRAMES = 3  # fewer frames are the middle of a fade
+_RIM_FRAMES = 6  # a scene of this many frames can drop the first and the last, which may be mixed
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is measured of one frame. `sharpness` is the variance of the Laplacian, `contrast` the
-    standard deviation of the brightness, `light` that of the brightest hundredth, all of 0 to 1."""
+    """The measurements of one frame. `sharpness` is the variance of the Laplacian, `contrast`
+    the standard deviation of the brightness, `light` that of the brightest hundredth, all from 0
+    to 1."""
 
     sharpness: float
     contrast: float
@@ -63,8 +64,8 @@ def look(image: Image.Image) -> Look:
 
 
 def best(looks: Sequence[Look], most: int) -> list[int]:
-    """The indices of at most `most` frames, best first: no two of one scene, or of one view. None
-    where no frame shows anything."""
+    """The indices of at most `most` frames, best first, each from another scene and view. None if
+    no frame shows anything."""
     scenes = _scenes(looks)
     sharpest = max((look.sharpness for look in looks), default=0) or 1.0
     ranked: list[tuple[float, int]] = []
@@ -86,8 +87,8 @@ def _score(look: Look) -> float:
 
 
 def _scenes(looks: Sequence[Look]) -> list[list[int]]:
-    """The frames of each scene, without those that show nothing. Scenes that are no longer than a
-    fade takes are left out, if there are others."""
+    """The frames of each scene, without empty ones. Scenes as short as a fade are left out if there
+    are others."""
     scenes: list[list[int]] = []
     before: Look | None = None
     mean: Floats = np.zeros((_THUMB_PIXELS, _THUMB_PIXELS, 3), np.float32)
@@ -110,7 +111,7 @@ def _inner(scene: list[int]) -> list[int]:
 
 
 def _distance(one: Look, other: Look) -> float:
-    """How different two frames are, 0 to 1.5: by place, and by colours wherever they are."""
+    """The difference of two frames, 0 to 1.5: by place, and by colours wherever they are."""
     colours = float(np.abs(one.colours - other.colours).sum() / 2)
     return _apart(one.thumb, other.thumb) + colours / 2
 

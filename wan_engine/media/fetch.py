@@ -1,4 +1,4 @@
-"""Fetches the bytes behind a request's URL or data URI, within a size and a time.
+"""Downloads a URL or decodes a data URI of a request, within a limit of bytes and seconds.
 
 The URL comes from a stranger. It may name this machine or its neighbours, and its server may drip,
 lie or never end. The runpod SDK's parts dial a checked address; the deadline, the stricter address
@@ -41,8 +41,8 @@ _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"User-Agent": "wan-engine", "Accept": "*/*", "Accept-Encoding": "identity"}
 _JSON_HEADERS = {**_HEADERS, "Content-Type": "application/json"}
 _BAD_URL = "the URL is not valid"
-# What the libraries raise where a connection ends while they use it: urllib3 takes a broken pipe
-# for an early answer, and then asks a socket that is None.
+# Errors of the libraries if a connection ends while they use it: urllib3 takes a broken pipe
+# for an early answer, and then uses a socket that is None.
 _CONFUSED = (AttributeError, TypeError, LookupError, AssertionError, EOFError)
 # Outside of 2000::/3 lie NAT64, site-local, IPv4-mapped and IPv4-compatible addresses. The networks
 # below look public to the SDK, or do on some Python versions: Teredo and 6to4 (IPv4 addresses in
@@ -69,7 +69,7 @@ class FetchLimits:
 
 
 class _Refused(Exception):
-    """The text is for the caller."""
+    """A refused download. The text is for the caller."""
 
 
 class _Broken(_Refused):
@@ -198,7 +198,7 @@ class _Line:
         return left
 
     def wait(self, seconds: float) -> None:
-        """Wait, as long as there is time, and not past a cancel."""
+        """Wait for a while, at most until the deadline or a cancellation."""
         end = time.monotonic() + seconds
         while (rest := end - time.monotonic()) > 0:
             time.sleep(min(_POLL_SECONDS, rest, self.left()))
@@ -261,7 +261,8 @@ class _Line:
 
 @contextmanager
 def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator[None]:
-    """Report every failure inside as `why`, unless it happened because the line was cut."""
+    """Report every failure inside the block as `why`, unless it happened because the line was
+    cut."""
     from requests.exceptions import ContentDecodingError, SSLError
     from urllib3.exceptions import HTTPError
 
@@ -271,7 +272,7 @@ def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator
         try:
             line.left()
         except (EngineError, _Refused) as ended:
-            # Without what a stranger's server said: nothing is to be read out of that.
+            # Without the server's text: an untrusted server must not pass data on.
             raise ended from None
         if isinstance(error, SSLError):
             why, kind = "the secure connection failed", _Refused

@@ -29,10 +29,10 @@ _PART_BYTES = 1 << 20
 
 
 class Failed(Exception):
-    """ffmpeg failed. The text is its last words, for the log and never for a caller.
+    """ffmpeg failed. The text is its last output, for the log and never for a caller.
 
-    `here`: the cause is this machine, whatever the input was: ffmpeg did not start, was killed, had
-    no room or no time. `late`: it was the time.
+    `here`: this machine is the cause, whatever the input was: ffmpeg did not start, was killed, or
+    had no room or no time. `late`: it ran out of time.
     """
 
     def __init__(self, why: str, *, here: bool = False, late: bool = False) -> None:

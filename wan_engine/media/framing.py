@@ -8,14 +8,14 @@ from PIL import Image, ImageFilter
 
 from wan_engine.schema import WHOLE, Crop
 
-_SIDE_PIXELS = 96  # enough for a subject's place, and it does not feel noise and fine texture
+_SIDE_PIXELS = 96  # enough to place a subject, and insensitive to noise and fine texture
 _PRIOR_WIDTH = 0.2  # standard deviation of the pull to the middle, in sides of the picture
 _PRIOR_DEPTH = {
     "landscape": 0.45,
     "portrait": 0.36,
 }  # faces are above the middle, most in portraits
 _COLOUR_WEIGHT, _EDGE_WEIGHT = 1.0, 0.5
-_STRANGE = 0.15  # of 1.7: a colour that is another one, not noise or a shade
+_STRANGE = 0.15  # of 1.7: a different colour, not noise or a shade
 
 
 def subject(image: Image.Image) -> tuple[float, float]:
@@ -34,15 +34,15 @@ def subject(image: Image.Image) -> tuple[float, float]:
     y = (np.arange(height) + 0.5) / height
     middle = _PRIOR_DEPTH["portrait" if height > width else "landscape"]
     prior = np.exp(-((x - 0.5) ** 2 + (y[:, None] - middle) ** 2) / (2 * _PRIOR_WIDTH**2))
-    # The floor is all that an even picture has: there the pull alone decides.
+    # In an even picture only the floor is left, and the pull alone decides.
     weight = (salience**2 + 1e-3) * prior
     weight /= weight.sum()
     return float((weight * x).sum()), float((weight * y[:, None]).sum())
 
 
 def prominence(image: Image.Image) -> float:
-    """How much of an RGB picture its subject is likely to take, 0 to 1: the share of it that is not
-    as its rim is."""
+    """The share of an RGB picture that its subject is likely to take, 0 to 1: the share that
+    differs from the picture's rim."""
     strange = _strangeness(_small(image))
     return float((strange > max(_STRANGE, strange.max() / 2)).mean())
 

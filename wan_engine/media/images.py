@@ -1,4 +1,4 @@
-"""Turns a stranger's bytes into an upright 8-bit RGB picture, and fits it to a model's size.
+"""Decodes an untrusted image into an upright 8-bit RGB picture, and fits it to a model's size.
 
 The content decides, never a name or a declared type. Every limit is checked before pixels are
 decoded.
@@ -57,9 +57,8 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
     """
     formats = (*_FORMATS, "GIF") if first_frame else _FORMATS
     try:
-        _check_size(
-            _webp_size(data), limits
-        )  # Pillow prepares a WEBP canvas before it can be asked
+        # Pillow prepares a WEBP canvas before it can be asked.
+        _check_size(_webp_size(data), limits)
         space = None
         if data.startswith(png.SIGNATURE):
             space, data = png.space_of(data), png.picture_alone(data)

@@ -12,12 +12,12 @@ from PIL import Image
 
 from wan_engine.schema import Frames, Segment
 
-# A join of one clip is off by a few levels; what is more is another picture, not another colour.
+# A join within a clip is off by a few levels. A larger difference is another picture.
 _MOST_GAIN = 1.1
 _MOST_SHIFT_LEVELS = 10.0
 
 ColourTable = NDArray[np.uint8]
-"""uint8 [256, 3]: what becomes of each level of each channel."""
+"""uint8 [256, 3]: the new value of each level of each channel."""
 
 
 class Joined:

@@ -34,7 +34,7 @@ _PADDING_BYTES = 8
 _ROWS = 256  # compared at a time
 _RESTARTS = range(0xD0, 0xD8)
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_ZEROS = re.compile(rb"\0{256}")  # an eighth of what is at once lost on a disk
+_ZEROS = re.compile(rb"\0{256}")  # an eighth of the amount that a disk loses at once
 _PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _OWN_ZEROS = 8  # of a run may still be the picture's
 _TAIL_BYTES = 8
@@ -48,18 +48,18 @@ class Scan:
     start: int
     end: int
     restarts: int | None
-    """Restart markers that must be in it, where that is known."""
+    """The number of restart markers that it must contain, if known."""
     refines: bool
-    """Whether it adds a bit to coefficients, which may not show."""
+    """Whether it adds a bit to coefficients, which may be invisible."""
 
 
 @dataclass
 class Outline:
-    """What the segments of a JPEG say: the passes over the picture, and where the last one ends."""
+    """The structure of a JPEG: the passes over the picture, and the end of the last one."""
 
     scans: list[Scan] = field(default_factory=list)
     end: int = 0
-    """Where the end marker is, or belongs."""
+    """The place of the end marker, or where it belongs."""
     has_end: bool = False
     _progressive: bool = False
     _interval: int = 0
@@ -154,7 +154,8 @@ def check_whole(image: Image.Image, data: bytes, found: Outline) -> None:
 
 
 def _has_its_restarts(data: bytes, scan: Scan) -> bool:
-    """In their order. Some encoders write one more, behind the last."""
+    """Whether the restart markers are there in order. Some encoders write one more after the
+    last."""
     if scan.restarts is None:
         return True
     found = [marker[1] % 8 for marker in _RESTART.findall(data, scan.start, scan.end)]
@@ -178,8 +179,8 @@ def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
 def _first_mark(
     pattern: re.Pattern[bytes], data: bytes, scans: Sequence[Scan]
 ) -> Iterator[tuple[Scan, int]]:
-    """The first scan in which it is found, and where. Further ones are not looked at, because each
-    look takes time."""
+    """The first scan that contains the mark, and its place. Further scans are not checked, because
+    each check takes time."""
     for scan in scans:
         if mark := pattern.search(data, scan.start, scan.end):
             yield scan, mark.start()

@@ -1,8 +1,8 @@
-"""Finds where the sound of an MP3 file begins, and checks that all of it is there. Recorders put
-tags, zeros or the rest of another frame in front of it, and a decoder silently skips what is no
+"""Finds where the sound of an MP3 file begins, and checks that it is complete. Recorders put tags,
+zeros or the rest of another frame before it, and a decoder silently skips everything that is no
 frame.
 
-A last frame that is cut proves nothing, because many programs cut anywhere. A file without a header
+A truncated last frame proves nothing, because many programs cut anywhere. A file without a header
 that counts its frames (Xing, VBRI) may end anywhere.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from wan_engine.errors import InvalidMedia
 
-_LEAST_FRAMES = 3  # in a row, before anything is taken for more than chance
+_LEAST_FRAMES = 3  # frames in a row that cannot be chance
 _SEARCHED_BYTES = 2**20
 _HEADER_BYTES = 4
 _ID3_HEADER_BYTES = 10
@@ -72,7 +72,7 @@ def check_whole(data: bytes, start: int) -> None:
 
 @dataclass
 class _Walk:
-    """From frame to frame, over tags between joined files and over what is none of both."""
+    """Walks from frame to frame, over tags between joined files and over other bytes."""
 
     sound: bytes
     allowed_bytes: int
@@ -100,7 +100,7 @@ class _Walk:
         self._last = self.at = end
 
     def look_for_page(self, end: int) -> None:
-        """It may begin where the last frame was cut."""
+        """Look for a page where the last frame was cut."""
         self.has_page = self.has_page or _PAGE.search(self.sound, self._last, end) is not None
 
     def _landmark(self) -> int:
@@ -113,7 +113,7 @@ class _Walk:
 
 
 def _counted_frames(sound: bytes) -> int:
-    """Those behind the first, which counts them, or 0 where it does not."""
+    """The number of frames that the first one counts, or 0 if it counts none."""
     version, channels = sound[1] >> 3 & 3, sound[3] >> 6
     at = _XING_AT[version == _MPEG_1, channels == _MONO]
     if sound[at : at + 4] in (b"Xing", b"Info") and sound[at + 7] & 1:

@@ -1,5 +1,6 @@
-"""Reads the boxes of an MP4 or MOV (ISO/IEC 14496-12, QuickTime File Format) before a decoder does:
-which tracks it says it has, whether they are locked or elsewhere, and whether it is whole."""
+"""Reads the boxes of an MP4 or MOV (ISO/IEC 14496-12, QuickTime File Format) before a decoder
+does: the tracks in its header, whether they are encrypted or in another file, and whether it is
+complete."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ _IN_THIS_FILE = 1  # the flag of a data reference (8.7.2)
 
 @dataclass(frozen=True)
 class Track:
-    """`kind` is its handler's, b"vide" or b"soun" for what is seen and heard. `locked`: it is
-    encrypted. `elsewhere`: its data are in another file. `sides` are what it claims for its
-    pictures, width and height; (0, 0) of a sound."""
+    """A track. `kind` is its handler, b"vide" or b"soun" for picture and sound. `locked`: it is
+    encrypted. `elsewhere`: its data are in another file. `sides` are the claimed width and height
+    of its pictures; (0, 0) for a sound."""
 
     kind: bytes
     sides: tuple[int, int]
@@ -37,17 +38,17 @@ class _Box:
 
 
 def is_mp4(data: bytes) -> bool:
-    """Whether it begins as an MP4 or MOV does."""
+    """Whether the bytes begin like an MP4 or MOV."""
     return data[4:8] in _BEGINS
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether no box with pictures or sound ends behind the end of the file."""
+    """Whether every box with pictures or sound ends within the file."""
     return all(box.whole or box.kind not in _NEEDED for box in _boxes(memoryview(data)))
 
 
 def tracks(data: bytes) -> list[Track]:
-    """The tracks that its header names; none where it has no header that can be read."""
+    """The tracks in its header; none if it has no readable header."""
     return [_track(box.body) for box in _inside(memoryview(data), b"moov", b"trak")]
 
 
@@ -67,13 +68,13 @@ def _track(body: memoryview) -> Track:
 
 
 def _sides(entry: memoryview) -> tuple[int, int]:
-    """Of a VisualSampleEntry (12.1.3)."""
+    """The sides in a VisualSampleEntry (12.1.3)."""
     width, height = (int.from_bytes(entry[at : at + 2]) for at in _SIDES_AT)
     return width, height
 
 
 def _entries(data: memoryview, *path: bytes) -> Iterator[_Box]:
-    """What is in the list at `path`."""
+    """The entries of the list at `path`."""
     for box in _inside(data, *path):
         yield from _boxes(box.body[_LIST_HEAD_BYTES:])
 
@@ -90,7 +91,7 @@ def _inside(data: memoryview, *path: bytes) -> Iterator[_Box]:
 
 
 def _boxes(data: memoryview) -> Iterator[_Box]:
-    """The boxes in `data`, up to the first that is none. The last one may be cut."""
+    """The boxes in `data`, up to the first invalid one. The last one may be cut."""
     at = 0
     for _ in range(_MOST_BOXES):
         size = int.from_bytes(data[at : at + 4])

@@ -53,8 +53,8 @@ class _Chunk:
 
 
 def picture_alone(data: bytes) -> bytes:
-    """The same picture without the chunks that do not make it, and with an end. If its last data
-    are cut, it is returned as it was: an end would be taken for data."""
+    """The same picture without unneeded chunks, and with an end. If its last data are cut, it is
+    returned unchanged, because an end would be read as data."""
     view, parts, at = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
     for chunk in _chunks(view):
         at += len(chunk.whole)
@@ -132,7 +132,7 @@ def _rows(data: bytes) -> Iterator[_Chunk]:
 
 
 def _inflated(chunks: Iterable[_Chunk]) -> Iterator[bytes]:
-    """What is packed in them, a part at a time. Raises zlib.error."""
+    """The decompressed data, a part at a time. Raises zlib.error."""
     packer = zlib.decompressobj()
     for chunk in chunks:
         for start in range(0, len(chunk.body), _PART_BYTES):
@@ -180,7 +180,7 @@ def _stays_small(packed: bytes) -> bool:
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """At most `most` bytes of it; nothing of what is no zlib."""
+    """At most `most` decompressed bytes; none if it is no zlib data."""
     try:
         return zlib.decompressobj().decompress(packed, most)
     except zlib.error:
@@ -188,7 +188,7 @@ def _unpacked(packed: bytes, most: int) -> bytes:
 
 
 def _by_code_points(body: bytes) -> Space | None:
-    """H.273 numbers. RGB at full range is all that a picture may be."""
+    """The colour space of H.273 numbers. Pictures use RGB at full range only."""
     if len(body) != 4 or body[2:] != b"\0\1":
         return None
     return colours.by_code_points(body[0], body[1])

@@ -1,6 +1,6 @@
-"""Turns the model's frames into the clip's: larger pictures, then more frames per second.
+"""Turns the model's frames into the clip's: it enlarges them, then adds frames between them.
 
-The constructor decides how. Networks for it are loaded together with the model.
+Its networks are loaded together with the model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _NETWORKS = ("realesrgan", "kandinsky-sr")
 
 
 class Postprocess:
-    """Raises `ConfigurationError` when it is made or loaded, if a setting names something that is
-    not here."""
+    """Enlarges and retimes a stream of frames. `upscaling` is the way to larger frames and why
+    (`weights.choose_upscaling`). Raises `ConfigurationError`, in the constructor and in `load`,
+    when a setting names something that this machine lacks."""
 
-    def __init__(self, settings: Settings, device: str) -> None:
+    def __init__(self, settings: Settings, device: str, upscaling: tuple[str, str]) -> None:
         self._settings = settings
         self._device = device
         self.interpolation, self._interpolation_reason = retime.choose(settings)
-        self.upscaling, self._upscaling_reason = upscale.choose(settings)
+        self.upscaling, self._upscaling_reason = upscaling
         self._rife: Rife | None = None
         self._upscaler: upscale.Upscaler | None = None
 
@@ -45,8 +46,8 @@ class Postprocess:
     def apply(
         self, frames: Generator[Frames, None, None], plan: Plan, control: Control
     ) -> tuple[Generator[Frames, None, None], Plan]:
-        """The model's frames as the clip has them, and the plan by which they are encoded. Closes
-        its source when it is closed."""
+        """The frames of the clip from those of the model, and the plan for the encoder. Closes its
+        source when it is closed."""
         if self._enlarges(plan):
             frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
             plan = upscale.upscaled(plan)
@@ -55,7 +56,7 @@ class Postprocess:
         return frames, plan
 
     def describe(self, plan: Plan) -> list[str]:
-        """What was added to the model's own frames, in words."""
+        """The changes to the model's own frames, in words."""
         parts = []
         if upscale.is_larger(plan):
             how = self.upscaling if self._enlarges(plan) else "lanczos"

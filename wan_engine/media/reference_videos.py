@@ -1,9 +1,8 @@
-"""Turns a stranger's picture or video into pictures of the subject that it shows, and the sound of
-its voice.
+"""Decodes an untrusted image or video into pictures of its subject, and the sound of its voice.
 
-A video goes the way of a sound (`audio.py`): ffmpeg sees it only as a local file, with a named
-demuxer, whitelists of protocols, formats and codecs, and limits of time, pixels and memory. What
-its header says is looked at before that, and no track may be in another file.
+A video is handled like a sound (`audio.py`): ffmpeg sees it only as a local file, with a named
+demuxer, whitelists of protocols, formats and codecs, and limits of time, pixels and memory. Its
+header is checked first, and no track may be in another file.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from wan_engine.schema import AudioTrack, Frames, Media
 log = logging.getLogger(__name__)
 
 MOST_PICTURES = 4
-"""As many as the models of this kind were shown together (Wan-Video/VACE, README)."""
+"""The number of pictures that models of this kind were trained with (Wan-Video/VACE, README)."""
 
 VOICE_SECONDS = 10.0
 
@@ -53,15 +52,15 @@ _DECODERS = (
 )
 _MAX_SIDE = 4096
 _MAX_PIXELS = 4096 * 2304
-_MAX_BLOCK_BYTES = 256 * 2**20  # that ffmpeg may ask for at once: tables as long as a file claims
-_THREADS = 4  # each holds frames
-_MAX_FPS = 240  # phones' slow motion
+_MAX_BLOCK_BYTES = 256 * 2**20  # of one allocation of ffmpeg: a file can claim huge tables
+_THREADS = 4  # each thread holds frames
+_MAX_FPS = 240  # slow motion of phones
 _LEAST_SECONDS = 1.0
 _LENIENT = 0.05  # of a second, and a part of the frames: containers round
 _PADDING_SECONDS = 0.2
 _DECODE_SECONDS = 120.0
 _LOOKS, _LOOK_EVERY_SECONDS, _LEAST_LOOKS = 120, 0.25, 16
-_LOOK_PIXELS = 384  # the longest side of a frame that is looked at
+_LOOK_PIXELS = 384  # the longest side of a frame that is analysed
 _SAMPLES_A_SECOND = 1
 _UNDECODABLE = "the video is damaged, or cannot be decoded"
 # ITU-T H.273: what cameras write of sRGB and its kin. Frames are taken as players show them.
@@ -70,8 +69,8 @@ _PLAIN_TRANSFERS, _SRGB = (1, 6, 14, 15), 13
 
 @dataclass(frozen=True)
 class ReferenceLimits:
-    """`image` and `image_max_bytes` are of a picture; a video has the same smallest side.
-    `first_frame`: of an animated picture the first one is taken."""
+    """Limits of a reference. `image` and `image_max_bytes` are for a picture; a video has the same
+    smallest side. `first_frame`: use the first frame of an animated picture."""
 
     image: ImageLimits = field(default_factory=ImageLimits)
     image_max_bytes: int = 20 * 2**20
@@ -82,9 +81,9 @@ class ReferenceLimits:
 
 @dataclass(frozen=True)
 class Reference:
-    """One subject. `pictures`, best first, are upright 8-bit sRGB. `voice` is where it may speak,
-    of at most `VOICE_SECONDS`. `samples` are small frames of the whole video, one a second, uint8
-    [n, h, w, 3]; none of a picture."""
+    """One subject. `pictures`, best first, are upright 8-bit sRGB. `voice` is a part in which it
+    may speak, of at most `VOICE_SECONDS`. `samples` are small frames of the whole video, one per
+    second, uint8 [n, h, w, 3]; a picture has none."""
 
     pictures: tuple[Image.Image, ...]
     voice: AudioTrack | None = None
@@ -93,8 +92,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pictures that are used, and the index of the reference that each of them is of.
-    `left_out` are the indices of those that have none."""
+    """The pictures that are used, and the index of each one's reference. `left_out` are the indices
+    of references without a picture."""
 
     pictures: tuple[Image.Image, ...]
     subjects: tuple[int, ...]
@@ -104,7 +103,7 @@ class Chosen:
 def open_reference(
     data: bytes, folder: Path, limits: ReferenceLimits, control: Control, field: str
 ) -> Reference:
-    """What `data`, a picture or an MP4 or MOV, shows. The voice is a file in `folder`.
+    """Open `data`, a picture or an MP4 or MOV. The voice is a file in `folder`.
 
     Raises `InvalidMedia` of `field` for anything else, and `EncodeFailed` if this machine is to
     blame.
@@ -139,7 +138,7 @@ def best_pictures(references: Sequence[Reference], most: int = MOST_PICTURES) ->
 
 
 def with_references(media: Media, references: Sequence[Reference]) -> Media:
-    """`media` with what `best_pictures` takes of them, and a warning where it takes not all."""
+    """`media` with the pictures of `best_pictures`, and a warning if some were left out."""
     chosen = best_pictures(references)
     used = len(references) - len(chosen.left_out)
     warning = f"Only the first {used} of {len(references)} references were used"
@@ -167,7 +166,7 @@ def _open_picture(data: bytes, limits: ReferenceLimits) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Stream:
-    """What the packets of the video say: no frame is decoded."""
+    """The facts in the packets of the video, without decoding a frame."""
 
     codec: str
     width: int
@@ -177,7 +176,7 @@ class _Stream:
 
 
 class _Video:
-    """One video while it is being read. Its files in `folder` are gone afterwards, but the
+    """One video while it is read. Its files in `folder` are removed afterwards, except the
     voice."""
 
     def __init__(
@@ -260,7 +259,7 @@ class _Video:
     # --- what it shows ---------------------------------------------------------------------------
 
     def _spacing(self, stream: _Stream) -> float:
-        """Seconds from one frame that is looked at to the next."""
+        """Seconds between two analysed frames."""
         usual = min(_LOOK_EVERY_SECONDS, stream.seconds / _LEAST_LOOKS)
         return max(usual, stream.seconds / _LOOKS)
 
@@ -281,7 +280,7 @@ class _Video:
         return looks, np.stack(samples)
 
     def _full_size(self, spacing: float, chosen: Sequence[int]) -> tuple[Image.Image, ...]:
-        """The frames of these indices among those that were looked at, in this order."""
+        """The frames with these indices among the analysed ones, in this order."""
         ordered = sorted(chosen)
         picked = "+".join(f"eq(n,{index})" for index in ordered)
         square = f"scale='clip(round(iw*sar),1,{_MAX_SIDE})':ih:flags=lanczos,setsar=1"
@@ -308,7 +307,8 @@ class _Video:
     # --- what is heard ---------------------------------------------------------------------------
 
     def _voice(self) -> AudioTrack | None:
-        """Where it speaks. A sound that cannot be decoded is none: the video can be seen."""
+        """A part in which it may speak. If the sound cannot be decoded, the video counts as
+        silent."""
         path = self._folder / f"{self._name}.voice.wav"
         arguments = (
             *("-map", "0:a:0", "-t", f"{self._limits.max_seconds:g}", "-map_metadata", "-1"),
@@ -330,7 +330,7 @@ class _Video:
 
     @contextmanager
     def _made(self, what: str, *arguments: str) -> Iterator[Path]:
-        """A file that ffmpeg makes of the video; it is gone afterwards. Raises `InvalidMedia`, or
+        """A file that ffmpeg makes of the video, removed afterwards. Raises `InvalidMedia`, or
         `EncodeFailed` if this machine is to blame."""
         path = self._folder / f"{self._name}.{what}"
         try:
@@ -359,7 +359,7 @@ class _Video:
 
 
 def input_arguments(source: Path) -> list[str]:
-    """How ffmpeg is told to open a stranger's MP4 or MOV, and nothing that it points to."""
+    """ffmpeg's arguments for opening an untrusted MP4 or MOV, and nothing that it points to."""
     return [
         *("-nostdin", "-max_alloc", str(_MAX_BLOCK_BYTES), "-protocol_whitelist", "file"),
         *("-format_whitelist", _FORMAT, "-codec_whitelist", ",".join(_DECODERS)),

@@ -1,13 +1,12 @@
-"""From what the model renders to a larger picture, by a network, a few frames at a time.
+"""Enlarges the model's frames with a network, a few at a time.
 
-A stage of the stream: it gives frames of exactly the clip's size, and no frame is made from two
-shots. Without a network the encoder scales (Lanczos), and this module has nothing to do. torch and
-the packages are imported when they are used; weights come from a path that the operator names.
+It is a stage of the stream: its frames have exactly the clip's size, and no frame is made from two
+shots. Without a network the encoder scales (Lanczos), and this module has nothing to do.
+`weights/upscaler.py` decides which network. torch and the packages are imported when they are used.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -16,7 +15,7 @@ from importlib import import_module
 from itertools import islice, pairwise
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,14 +26,11 @@ from wan_engine.runtime import compiler
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.schema import Frames, Plan
-from wan_engine.settings import Settings
-from wan_engine.weights import missing_files
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-Upscaling = Literal["lanczos", "realesrgan", "kandinsky-sr", "native"]
 
 _STAGE = "upscale"
 _NO_ROOM = "The worker has too little GPU memory for the larger picture"
@@ -43,8 +39,8 @@ _TILE_MARGIN = 16  # pixels around a tile that are made and thrown away, against
 
 
 class Upscaler(Protocol):
-    """A loaded network. It is given `window` frames at a time, of which `overlap` are those that
-    the last window ended with."""
+    """A loaded network. It gets `window` frames at a time. The first `overlap` of them are the last
+    ones of the previous window."""
 
     window: int
     overlap: int
@@ -54,32 +50,9 @@ class Upscaler(Protocol):
         ...
 
 
-def choose(settings: Settings) -> tuple[Upscaling, str]:
-    """The way to a larger picture, and why. Raises `ConfigurationError` for what is named and
-    cannot work."""
-    wanted, weights = settings.upscale, settings.upscale_weights
-    if wanted in ("lanczos", "native"):
-        return wanted, "WAN_UPSCALE"
-    if wanted == "auto" and weights is None:
-        return "lanczos", "no WAN_UPSCALE_WEIGHTS"
-    if weights is None:
-        raise ConfigurationError(
-            f"WAN_UPSCALE is `{wanted}`, which needs WAN_UPSCALE_WEIGHTS: a checkpoint such as "
-            "RealESRGAN_x2plus.pth, or the folder of a Kandinsky 6 SR model in diffusers layout."
-        )
-    kind: Upscaling = "kandinsky-sr" if weights.is_dir() else "realesrgan"
-    if wanted not in ("auto", kind):
-        holds = "a folder" if weights.is_dir() else "not a folder"
-        raise ConfigurationError(
-            f"WAN_UPSCALE is `{wanted}`, and WAN_UPSCALE_WEIGHTS names {weights}, which is {holds}"
-        )
-    (_check_kandinsky if kind == "kandinsky-sr" else _check_realesrgan)(weights)
-    return kind, f"weights of {weights}"
-
-
-def load(kind: Upscaling, weights: Path, device: str) -> Upscaler:
-    """Read the weights. Raises `ConfigurationError` when they are not what `kind` needs, and
-    `OutOfMemory`."""
+def load(kind: str, weights: Path, device: str) -> Upscaler:
+    """Load the network of a `kind`, `realesrgan` or `kandinsky-sr`. Raises `ConfigurationError`
+    when the weights are of another kind, and `OutOfMemory`."""
     try:
         return (KandinskySr if kind == "kandinsky-sr" else RealEsrgan)(weights, device)
     except RuntimeError as error:
@@ -89,12 +62,12 @@ def load(kind: Upscaling, weights: Path, device: str) -> Upscaler:
 
 
 def is_larger(plan: Plan) -> bool:
-    """Whether the clip is larger than what the model renders of it."""
+    """Whether the clip is larger than the model's render."""
     return plan.width > plan.crop_width or plan.height > plan.crop_height
 
 
 def upscaled(plan: Plan) -> Plan:
-    """The plan of a clip whose frames come at its own size already."""
+    """The plan of a clip whose frames have its final size."""
     width, height = plan.width, plan.height
     return replace(
         plan, render_width=width, render_height=height, crop_width=width, crop_height=height
@@ -104,9 +77,9 @@ def upscaled(plan: Plan) -> Plan:
 def upscale(
     frames: Iterable[Frames], plan: Plan, upscaler: Upscaler, control: Control
 ) -> Generator[Frames, None, None]:
-    """The middle of each frame as the plan crops it, `plan.width` x `plan.height`, in the same
-    number. Raises `EncodeFailed` when they are not as many as planned, `OutOfMemory` and
-    `NotFinite`."""
+    """The middle of each frame as the plan crops it, enlarged to `plan.width` x `plan.height`. The
+    number of frames stays. Raises `EncodeFailed` if there are not as many as planned, `OutOfMemory`
+    and `NotFinite`."""
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
             own = of_shot(source, shot)
@@ -239,18 +212,6 @@ def _tiles(length: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _check_realesrgan(weights: Path) -> None:
-    if not weights.is_file():
-        raise ConfigurationError(f"WAN_UPSCALE_WEIGHTS names {weights}, which is not there")
-    try:
-        import_module("spandrel")
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision for another torch
-        raise ConfigurationError(
-            f"WAN_UPSCALE `realesrgan` needs the package spandrel ({error}): pip install -r "
-            "requirements-extra.txt, or set WAN_UPSCALE to `lanczos`."
-        ) from error
-
-
 # --- window by window ----------------------------------------------------------------------------
 
 
@@ -326,17 +287,3 @@ class KandinskySr:
             made: torch.Tensor = output.frames[0]
             return made
         return self._enlarged(video, factor)
-
-
-def _check_kandinsky(folder: Path) -> None:
-    index = folder / "model_index.json"
-    kind = json.loads(index.read_text("utf-8")).get("_class_name") if index.is_file() else None
-    if kind != "Kandinsky6SRPipeline":
-        raise ConfigurationError(
-            f"WAN_UPSCALE_WEIGHTS names {folder}, which holds {kind or 'no model_index.json'}; "
-            "it needs a Kandinsky6SRPipeline in diffusers layout"
-        )
-    if missing := missing_files(folder):
-        raise ConfigurationError(
-            f"WAN_UPSCALE_WEIGHTS names {folder}, which is incomplete: {', '.join(missing[:3])}"
-        )

@@ -1,7 +1,7 @@
-"""Prompt expansion: from the caller's words to a script, by a model or without one.
+"""Expands the prompt of a caller into a script, with a model or without one.
 
-Whatever a model answers, or does not, a job never fails of it: the template's text is used then,
-and the result says so.
+A bad answer of the model never fails a job. The engine then uses the template's text, and the
+result has a warning.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ Backend = Literal["openai", "transformers", "template"]
 
 log = logging.getLogger(__name__)
 text_log = logging.getLogger(f"{__name__}.text")
-"""What was written, apart, so that it can be silenced where prompts must not be in the log."""
+"""A logger for expanded prompts only, so that you can silence it where the log must not contain
+prompts."""
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """The script of a job. `text` is for people: empty where nothing was expanded."""
+    """The script of a job. `text` is for people, and empty if the prompt was not expanded."""
 
     script: Script
     text: str = ""
@@ -45,17 +46,18 @@ class Expansion:
 
     @property
     def in_the_callers_words(self) -> bool:
-        """Whether the prompt begins with them; a model that writes has read all of them."""
+        """Whether the script begins with the caller's own words. A model that writes has read all
+        of them."""
         return self.backend in (None, "template")
 
     @classmethod
     def none(cls, order: Order) -> Expansion:
-        """The caller's words as they are, in one shot."""
+        """The caller's prompt unchanged, in one shot."""
         return cls(Script((ScriptShot(order.prompt, order.duration),)))
 
 
 class Expander:
-    """Expands prompts with one writer, or with the template alone. Safe from several threads."""
+    """Expands prompts with one writer, or with the template alone. Thread-safe."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Expander:
         self._writer, self._seconds = writer, seconds
 
     def load(self) -> None:
-        """Read the writer's weights now, so that the first job does not wait for them. Raises
+        """Load the writer's weights, so that the first job does not wait for them. Raises
         `ConfigurationError` for files that cannot be read."""
         if self._writer is None:
             return
@@ -89,8 +91,8 @@ class Expander:
         *,
         heard: bool = False,
     ) -> Expansion:
-        """A script of the order's duration; `fitted` shortens a shot to what the video model reads.
-        `heard`: it says what is to be heard too, for a model that makes sound.
+        """A script of the order's duration. `fitted` shortens a shot to the length that the video
+        model reads. With `heard`, it also describes the sound, for a model that makes sound.
 
         Raises only `Cancelled` and `DeadlineExceeded`.
         """
@@ -137,11 +139,11 @@ def open_expander(
     spare_gb: float = 0.0,
     turn: Callable[[Control], AbstractContextManager[None]] = lambda control: nullcontext(),
 ) -> Expander:
-    """The expander that the settings mean on this machine.
+    """The expander for these settings on this machine.
 
-    `spare_gb` is the accelerator's memory that the video model leaves free at its peak. `turn`
-    gives the device to one job at a time. Raises `ConfigurationError` where a named backend lacks
-    what it needs.
+    `spare_gb` is the GPU memory that the video model leaves free at its peak. `turn` gives the
+    device to one job at a time. Raises `ConfigurationError` if the configured backend lacks
+    something.
     """
     backend, reason = choose(settings, device)
     writer: Writer | None = None
@@ -162,8 +164,8 @@ def open_expander(
 
 
 def choose(settings: Settings, device: str) -> tuple[Backend, str]:
-    """The backend and why. `auto` is the first of: a server that is named, weights that are here
-    and have a GPU, the template. Raises `ConfigurationError`."""
+    """The backend and the reason. `auto` takes the first of these: a configured server, local
+    weights with a GPU, the template. Raises `ConfigurationError`."""
     if settings.prompt_backend == "openai" and not settings.prompt_url:
         raise ConfigurationError("WAN_PROMPT_BACKEND is `openai`, and WAN_PROMPT_URL is not set.")
     if settings.prompt_backend != "auto":
@@ -173,14 +175,14 @@ def choose(settings: Settings, device: str) -> tuple[Backend, str]:
     located = weights.locate_writer(settings)
     if located is None:
         return "template", f"auto: no WAN_PROMPT_URL, and {settings.prompt_model} is not here"
-    # 512 tokens of a 4B model are minutes on a CPU.
+    # a 4B model takes minutes for 512 tokens on a CPU
     if device == "cpu" and not located.built:
         return "template", f"auto: {settings.prompt_model} is here, but no GPU to run it in time"
     return "transformers", f"auto: {settings.prompt_model} is here"
 
 
 def _shown(shots: tuple[ScriptShot, ...]) -> str:
-    """One shot is its text; several have their times in front."""
+    """The script as text: one shot is its prompt, several have their times in front."""
     if len(shots) == 1:
         return shots[0].text
     lines, start = [], 0

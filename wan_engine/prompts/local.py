@@ -1,7 +1,7 @@
-"""The writer on this machine: a Qwen-VL checkpoint with transformers.
+"""Expands prompts on this machine, with a Qwen-VL checkpoint in transformers.
 
-Without its processor class, which needs torchvision: the tokenizer and the image processor's PIL
-form do the same. Torch is imported when the weights are.
+It does not use transformers' processor class, which needs torchvision. The tokenizer and the image
+processor for PIL do the same. torch is imported when the weights are loaded.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class LocalWriter:
     """Implements `Writer` with the checkpoint in `folder`.
 
-    `stays`: the weights are kept on `device`; otherwise they wait in host memory and are moved
-    there for each answer. `turn` gives the device to one job at a time.
+    If `stays`, the weights stay on `device`; otherwise they wait in host memory and move to the
+    device for each answer. `turn` gives the device to one job at a time.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LocalWriter:
         self._parts: tuple[Any, Any, Any] | None = None
 
     def load(self) -> None:
-        """The weights, read once."""
+        """Load the weights once."""
         if self._parts is not None:
             return
         from transformers import (
@@ -54,7 +54,7 @@ class LocalWriter:
         quiet_libraries(bars=True)
         started = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-        legacy = self._folder / "chat_template.json"  # where earlier processors kept it
+        legacy = self._folder / "chat_template.json"  # older processors keep it there
         if tokenizer.chat_template is None and legacy.is_file():
             tokenizer.chat_template = json.loads(legacy.read_text("utf-8"))["chat_template"]
         images = Qwen2VLImageProcessorPil.from_pretrained(self._folder, local_files_only=True)
@@ -67,7 +67,8 @@ class LocalWriter:
         log.info("the prompt writer was loaded in %.1f s", time.monotonic() - started)
 
     def write(self, task: Task, image: Image.Image | None, seconds: float, control: Control) -> str:
-        """See `Writer.write`. Neither the first load nor the wait for the device counts."""
+        """See `Writer.write`. The time limit includes neither the first load nor the wait for the
+        device."""
         import torch
 
         with self._turn(control):
@@ -99,7 +100,8 @@ class LocalWriter:
 
 
 class _Limit:
-    """Asked after each token: raises when the job must end, stops when the time is up."""
+    """A stopping criterion, called after each token. It raises if the job must end, and stops if
+    the time is up."""
 
     def __init__(self, seconds: float, control: Control) -> None:
         self._end, self._control = time.monotonic() + seconds, control
@@ -116,8 +118,8 @@ class _Limit:
 def _inputs(
     task: Task, image: Image.Image | None, tokenizer: Any, images: Any, model: Any
 ) -> dict[str, Any]:
-    """What `Qwen3VLProcessor` would give: the image's place is filled with a token for each of its
-    merged patches, and marked as an image for the positions."""
+    """The inputs that `Qwen3VLProcessor` would make: the image's place is filled with one token per
+    merged patch, and marked as an image for the positions."""
     content = [{"type": "text", "text": task.wish}]
     pixels: Any = {}
     count = 0
@@ -143,7 +145,8 @@ def _inputs(
 
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
-    """The same answer each time; a checkpoint's own configuration samples."""
+    """A configuration without sampling, for the same answer each time. A checkpoint's own
+    configuration samples."""
     from transformers import GenerationConfig
 
     own = model.generation_config

@@ -1,5 +1,5 @@
-"""From a model's raw answer to shots that can be used, or a reason why not. Pure functions: the
-answer is a stranger's text."""
+"""Parses a model's raw answer into usable shots, or says why it cannot be used. Pure functions; the
+answer is untrusted text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, Framing, ScriptShot
 _REPLY_MAX_CHARACTERS = 20_000
 _CAMERA_MAX_CHARACTERS = 200
 _SOUND_MAX_CHARACTERS = 400
-_SHARE_THAT_COUNTS = 0.2  # a language is one of the wish's when it has this part of its letters
-_ECHO_CHARACTERS = 50  # this much of our own instructions in a row is no accident
+_SHARE_THAT_COUNTS = 0.2  # of the letters; a script with less is no language of the prompt
+_ECHO_CHARACTERS = 50  # a longer quote from our instructions is no accident
 _LATER_FRAMINGS: tuple[Framing, ...] = ("closer", "detail")
 
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
@@ -42,8 +42,9 @@ _REFUSAL = re.compile(
 
 
 def shots_of(reply: str, task: Task) -> tuple[ScriptShot, ...]:
-    """The shots in a writer's answer, mended where that is honest: they have text in the wish's
-    language, and whole seconds that add up. Raises `WriterFailed` with what is wrong."""
+    """The shots in a writer's answer, repaired where that changes no meaning. Each has text in the
+    prompt's language, and the whole seconds add up to the duration. Raises `WriterFailed` with the
+    fault."""
     found = _object(reply)
     entries = found.get("shots") if task.multi else [found]
     if not isinstance(entries, list) or not entries:
@@ -72,13 +73,14 @@ class _Shot(NamedTuple):
 
 
 def framing(number: int) -> Framing:
-    """Of the shot of that number: the whole image first, then two that differ at every cut."""
+    """How much of the image a shot shows, by its number: the whole image first, then two crops that
+    alternate."""
     return _LATER_FRAMINGS[(number - 1) % len(_LATER_FRAMINGS)] if number else "whole"
 
 
 def whole_seconds(weights: list[float], total: int) -> list[int]:
     """Whole seconds in proportion to `weights`, each at least `MIN_SHOT_SECONDS`, that add up to
-    `total`: the largest remainders are rounded up. There must be room for all."""
+    `total`. The largest remainders are rounded up. `total` must have room for all."""
     spare = total - MIN_SHOT_SECONDS * len(weights)
     assert spare >= 0, "more shots than the clip has room for"
     wanted = [max(0.0, total * weight / sum(weights) - MIN_SHOT_SECONDS) for weight in weights]
@@ -92,7 +94,8 @@ def whole_seconds(weights: list[float], total: int) -> list[int]:
 
 
 def cut_at_sentence(text: str, max_characters: int) -> str:
-    """`text`, or as many of its whole sentences as fit; words where not even one does."""
+    """`text` cut after the last whole sentence that fits, or after a word if not even one sentence
+    fits."""
     if len(text) <= max_characters:
         return text
     text = text[:max_characters]
@@ -103,10 +106,10 @@ def cut_at_sentence(text: str, max_characters: int) -> str:
 
 
 def languages(text: str) -> dict[str, float]:
-    """Scripts of the letters in `text` with their shares, by what a reader would call them.
+    """The scripts of the letters in `text` with their shares, under their common names.
 
-    Han beside kana is Japanese. A Han or Hangul sign counts as two letters, as it says about so
-    much more.
+    Han next to kana counts as Japanese. A Han or Hangul character counts as two letters, because it
+    carries about that much more.
     """
     counts: Counter[str] = Counter()
     for letter in filter(str.isalpha, text):
@@ -122,7 +125,8 @@ def languages(text: str) -> dict[str, float]:
 
 
 def _object(reply: str) -> dict[str, Any]:
-    """The JSON object in an answer: alone, in a fence, after thoughts or among chatter."""
+    """The JSON object in an answer: alone, in a code fence, after reasoning or within other
+    text."""
     text = _THOUGHT.sub("", reply).strip()
     if not text:
         raise WriterFailed("the answer is empty")
@@ -138,9 +142,9 @@ def _object(reply: str) -> dict[str, Any]:
 
 
 def _readings(text: str) -> Iterator[Any]:
-    """What the object at the start of `text` may mean: as it is, without trailing commas, and as
-    Python would write it, with single quotes."""
-    decoder = json.JSONDecoder(strict=False)  # raw line breaks in a string are what models write
+    """Possible readings of the object at the start of `text`: as it is, without trailing commas,
+    and as a Python literal with single quotes."""
+    decoder = json.JSONDecoder(strict=False)  # models write raw line breaks into strings
     for candidate in (text, _TRAILING_COMMA.sub(r"\1", text)):
         try:
             yield decoder.raw_decode(candidate)[0]
@@ -182,21 +186,22 @@ def _sound(value: Any, task: Task) -> str:
 
 
 def _spaced(text: str) -> str:
-    """One line, and only what every tokenizer takes: no control signs, no half surrogates."""
+    """The text as one line, without control characters and lone surrogates, which some tokenizers
+    refuse."""
     text = text.encode("utf-8", "ignore").decode("utf-8")
     kept = (" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
     return " ".join("".join(kept).split())
 
 
 def _sentence(text: str) -> str:
-    """With a full stop of its own kind, as another sentence follows."""
+    """The sentence with a full stop in its own script, so that another sentence can follow."""
     if not text or not text[-1].isalnum():
         return text
     return text + ("。" if unicodedata.name(text[-1], "").startswith("CJK") else ".")
 
 
 def _weight(seconds: object) -> float:
-    """The length that was wanted, as a positive number; 3 where it says nothing of use."""
+    """The wanted length as a positive number, or 3 if the answer has none."""
     if isinstance(seconds, str):
         number = re.search(r"\d{1,4}(?:\.\d{1,4})?", seconds)
         seconds = float(number.group()) if number else 0
@@ -237,7 +242,7 @@ def _echoes(text: str, instructions: str) -> bool:
 
 
 def _merged(shots: list[_Shot]) -> list[_Shot]:
-    """One shot fewer: the two neighbours that are shortest together become one."""
+    """The shots with the two shortest neighbours merged."""
     pairs = range(len(shots) - 1)
     at = min(pairs, key=lambda index: shots[index].weight + shots[index + 1].weight)
     first, second = shots[at], shots[at + 1]

@@ -1,8 +1,8 @@
-"""The writer behind an OpenAI-compatible URL: vLLM, Ollama, llama.cpp, a hosted one.
+"""Expands prompts on an OpenAI-compatible server: vLLM, Ollama, llama.cpp or a hosted one.
 
-The URL is the operator's own, so private addresses are allowed; what comes back is not trusted. No
-redirect is followed, as the key would go with it. The standard library's client, because its socket
-is at hand: a cancelled job shuts it down.
+The operator sets the URL, so private addresses are allowed; the answers are not trusted. Redirects
+are not followed, because they would get the key. It uses the HTTP client of the standard library,
+whose socket is accessible: a cancelled job shuts it down.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ServerWriter:
     """Implements `Writer` with `POST {url}/chat/completions`."""
 
     def __init__(self, url: str, model: str, api_key: str | None = None) -> None:
-        """Raises `ConfigurationError` for what is no http(s) URL."""
+        """Raises `ConfigurationError` if the URL is not an http(s) URL."""
         try:
             parts = urlsplit(url.strip())
             port = parts.port
@@ -59,11 +59,11 @@ class ServerWriter:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def load(self) -> None:
-        """Nothing to load here."""
+        """Do nothing: the server has the weights."""
 
     def write(self, task: Task, image: Image.Image | None, seconds: float, control: Control) -> str:
-        """See `Writer.write`. A server that does not understand the first form of the request, with
-        JSON mode and limits, is asked in plainer ones: without those, then without the image."""
+        """See `Writer.write`. If a server refuses the request with JSON mode and limits, it gets a
+        simpler one without them, and then one without the image."""
         call = _Call(self._connection, seconds, control)
         for body in _bodies(self._model, task, image):
             status, answer = call.post(self._path, body, self._headers)
@@ -84,13 +84,13 @@ class ServerWriter:
             return HTTPConnection(self._host, self._port, timeout=seconds)
         import certifi
 
-        context = ssl.create_default_context()  # the operator's own authorities (SSL_CERT_FILE)
+        context = ssl.create_default_context()  # with the authorities of SSL_CERT_FILE
         context.load_verify_locations(certifi.where())
         return HTTPSConnection(self._host, self._port, timeout=seconds, context=context)
 
 
 def _bodies(model: str, task: Task, image: Image.Image | None) -> list[bytes]:
-    """The same question in three forms, each plainer than the one before."""
+    """The same request in three forms, each simpler than the previous one."""
     system = {"role": "system", "content": task.instructions}
     blind = {"model": model, "messages": [system, {"role": "user", "content": task.wish}]}
     seeing: dict[str, Any] = blind
@@ -114,8 +114,8 @@ def _data_uri(image: Image.Image) -> str:
 
 
 class _Call:
-    """The connections of one `write`, each on a thread that is left behind when the time is up or
-    the job must end: neither a name server nor a connect can be interrupted."""
+    """The connections of one `write`, each in a thread that is abandoned when the time is up or the
+    job must end, because neither a DNS lookup nor a connect can be interrupted."""
 
     def __init__(self, connection: Any, seconds: float, control: Control) -> None:
         self._connection, self._seconds, self._control = connection, seconds, control
@@ -126,7 +126,8 @@ class _Call:
         self._over = False
 
     def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        """Status and body. Raises `WriterFailed`, `Cancelled` or `DeadlineExceeded`."""
+        """Send a request and return status and body. Raises `WriterFailed`, `Cancelled` or
+        `DeadlineExceeded`."""
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def exchange() -> None:
@@ -168,7 +169,7 @@ class _Call:
                     raise ConnectionAbortedError
                 self._socket = connection.sock
             connection.request("POST", path, body, headers)
-            with connection.getresponse() as response:  # which may outlive its connection
+            with connection.getresponse() as response:  # the response may outlive its connection
                 content = response.read(_ANSWER_MAX_BYTES + 1)
             if len(content) > _ANSWER_MAX_BYTES:
                 raise WriterFailed("the answer is too long")
@@ -187,6 +188,6 @@ class _Call:
 
 
 def _cause(error: BaseException) -> str:
-    """The error's type and number; its text may hold the address."""
+    """The error's type and number, without its text, which may contain the address."""
     number = getattr(error, "errno", None)
     return type(error).__name__ + (f" {number}" if isinstance(number, int) else "")

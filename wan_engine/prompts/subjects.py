@@ -1,4 +1,5 @@
-"""How a prompt points at its references: `character1`, `@Video1`, `@Image1`, by their order.
+"""Reads how a prompt names its references: `character1`, `@Video1`, `@Image1`, numbered in their
+order.
 
 The hosted APIs bind references by these names. Open models bind them by description, so the names
 become words.
@@ -12,7 +13,7 @@ from dataclasses import replace
 from wan_engine.errors import InvalidRequest
 from wan_engine.schema import Order, Script
 
-# In Chinese no space ends a name, so only Latin letters and digits do not follow it.
+# Chinese has no spaces after a name, so only a Latin letter or a digit continues it.
 _NAME = re.compile(
     r"(?<![A-Za-z0-9@])(?:@(?:video|image|character)|character)(\d{1,4})(?![A-Za-z0-9])", re.I
 )
@@ -22,8 +23,8 @@ _CHINESE_WORDS = "一二三四五"
 
 
 def check_subjects(order: Order) -> None:
-    """Raise `InvalidRequest` for a name in the prompt that no reference has. The prompt of an order
-    that begins with a picture has no such names."""
+    """Raise `InvalidRequest` if the prompt names a reference that the order lacks. Prompts of
+    image-to-video have no such names."""
     if order.references is None:
         return
     count = len(order.references)
@@ -34,7 +35,7 @@ def check_subjects(order: Order) -> None:
 
 
 def with_words(script: Script, order: Order) -> Script:
-    """The script with words instead of the names of references."""
+    """The script with descriptions instead of the names of references."""
     if not order.references:
         return script
     shots = (
@@ -55,7 +56,7 @@ def _in_words(text: str) -> str:
     def word(found: re.Match[str]) -> str:
         number = int(found[1])
         if not 1 <= number <= len(_ENGLISH_WORDS):
-            return found[0]  # a writer's own invention
+            return found[0]  # a name that a prompt writer invented
         if chinese:
             return f"第{_CHINESE_WORDS[number - 1]}个主体"
         words = f"the {_ENGLISH_WORDS[number - 1]} subject"

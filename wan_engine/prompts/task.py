@@ -1,4 +1,5 @@
-"""What a writer is asked: our instructions, the caller's words as data, and how a writer fails."""
+"""Defines the task of a prompt writer: our instructions, the caller's prompt as data, and the
+writer's errors."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, Order
 MIN_SHOT_SECONDS = 2
 MAX_SHOTS = 5
 IMAGE_SIDE_PIXELS = 768
-"""What a writer sees of the image: about 500 tokens."""
+"""Longest side of the image for a writer, in pixels: about 500 tokens."""
 
 _COMMON = """\
 You write prompts for an image-to-video model. It gets one still image, which is the first frame, \
@@ -67,8 +68,8 @@ the wish has."""
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt to expand into one shot, or into several where `multi`. `pictured`: the writer is
-    shown the picture that the clip begins with; `heard`: it says what is to be heard too."""
+    """A prompt to expand into one shot, or into several if `multi`. If `pictured`, the writer sees
+    the first picture of the clip. If `heard`, it also describes the sound."""
 
     prompt: str
     seconds: int
@@ -87,7 +88,7 @@ class Task:
 
     @property
     def instructions(self) -> str:
-        """What the writer is told once, whoever asks."""
+        """The system message for the writer, the same for every caller."""
         common = _COMMON if self.pictured else _UNPICTURED
         several = _MULTI if self.pictured else _UNPICTURED_MULTI
         form = several if self.multi else _SINGLE
@@ -95,24 +96,25 @@ class Task:
 
     @property
     def wish(self) -> str:
-        """The caller's words in a JSON object that they cannot end: no quote, no chat marker."""
+        """The caller's prompt in a JSON object that it cannot break out of: no quotes, no chat
+        markers."""
         wish: dict[str, str | int] = {"wish": self.prompt[:PROMPT_MAX_CHARACTERS]}
         if self.multi:
             wish |= {"seconds": self.seconds, "shots_at_most": self.shots_at_most}
         text = json.dumps(wish, ensure_ascii=False)
-        # Chat templates mark turns with <|im_end|>, <end_of_turn>, [INST], which tokenizers take
-        # for the real thing wherever they stand; escaped they mean the same in JSON, and are text.
+        # Chat templates mark turns with <|im_end|>, <end_of_turn> or [INST], and tokenizers obey
+        # these marks in any text. Escaped, they mean the same in JSON and are plain text.
         return text.replace("<", "\\u003c").replace("[", "\\u005b")
 
     @property
     def tokens_at_most(self) -> int:
-        """What an answer may take: 1.5 tokens a word and as much again for other languages."""
+        """The most tokens of an answer: 1.5 per word, and as much again for other languages."""
         tokens = 1024 if self.multi else 512
         return tokens * 3 // 2 if self.heard else tokens
 
 
 def shrunk(image: Image.Image) -> Image.Image:
-    """The whole picture, at most `IMAGE_SIDE_PIXELS` long."""
+    """The whole picture, with its longest side at most `IMAGE_SIDE_PIXELS`."""
     scale = min(1.0, IMAGE_SIDE_PIXELS / max(image.size))
     sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(sides, Image.Resampling.BICUBIC, reducing_gap=2)
@@ -123,14 +125,14 @@ class WriterFailed(Exception):
 
 
 class Writer(Protocol):
-    """A model that answers a task with text, somewhere."""
+    """A model that answers a task with text, on this machine or on a server."""
 
     def load(self) -> None:
-        """Make ready what the first answer needs, if anything."""
+        """Prepare for the first answer, if that is needed."""
         ...
 
     def write(self, task: Task, image: Image.Image | None, seconds: float, control: Control) -> str:
-        """The raw answer; `image` is None where the task is not pictured. Raises `WriterFailed`
-        where there is none within `seconds`, and `Cancelled` or `DeadlineExceeded` when the job
-        must end."""
+        """The raw answer. `image` is None if the task is not pictured. Raises `WriterFailed` if
+        there is none within `seconds`, and `Cancelled` or `DeadlineExceeded` if the job must
+        end."""
         ...

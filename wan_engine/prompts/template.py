@@ -1,5 +1,5 @@
-"""Expansion without a model: the caller's words first, then what image-to-video models need to be
-told. The same words for the same request."""
+"""Expands prompts without a model: the caller's words first, then fixed phrases for image-to-video
+models. The same words for the same request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, ScriptShot
 
 @dataclass(frozen=True)
 class _Words:
-    """The phrases of one language, and the words that say that the caller spoke of it already."""
+    """The phrases of one language, and the words by which a prompt shows that it already covers
+    one."""
 
     motion: str
     camera: str
@@ -23,7 +24,7 @@ class _Words:
     spoke_of_light: str
     stop: str
     shots: tuple[tuple[str, str], ...]
-    """A phrase and a camera for each of the shots: establishing, closer, detail."""
+    """A phrase and a camera move for each shot: establishing, closer, detail."""
 
 
 _ENGLISH = _Words(
@@ -59,7 +60,7 @@ _TWO_SHOTS, _THREE_SHOTS = 4, 9  # seconds; of 2 to 5 s each, as every shot is a
 
 
 def expand(task: Task) -> tuple[ScriptShot, ...]:
-    """The shots of a task. A wish in a language that has no phrases here stays as it is."""
+    """The shots of a task. A prompt in a language without phrases here is not changed."""
     shares = languages(task.prompt)
     main = max(shares, key=lambda name: shares[name], default="LATIN")
     words = {"LATIN": _ENGLISH, "CJK": _CHINESE}.get(main)
@@ -95,7 +96,8 @@ def _spoke_of(pattern: str, prompt: str) -> bool:
 
 
 def _added(prompt: str, phrases: list[str], words: _Words | None, max_characters: int) -> str:
-    """The prompt with the phrases that still fit. The caller's own words are never cut for them."""
+    """The prompt with the phrases that still fit. The caller's own words are never cut for a
+    phrase."""
     if words is None:
         return prompt
     text = prompt.rstrip()

@@ -1,7 +1,7 @@
-"""How much of a prompt the model's text encoder reads: a number of tokens, counted as the pipeline
-counts them.
+"""Counts the tokens of a prompt as the pipeline counts them, to tell how much of it the text
+encoder reads.
 
-transformers and diffusers are imported when a text is so long that it must be counted.
+transformers and diffusers are imported only if a text is long enough to need counting.
 """
 
 from __future__ import annotations
@@ -22,26 +22,28 @@ from wan_engine.settings import Settings
 
 
 class TokenLimit:
-    """The limit of one model. `checkpoint` is its folder in diffusers layout, `tokens` what its
-    text encoder reads, the end-of-text token among them."""
+    """The limit of one model. `checkpoint` is its folder in diffusers layout; `tokens` is the
+    number that its text encoder reads, including the end-of-text token."""
 
     def __init__(self, checkpoint: Path, tokens: int) -> None:
         self._folder = checkpoint / "tokenizer"
         self._tokens = tokens
 
     def fitted(self, shot: ScriptShot) -> ScriptShot:
-        """The shot with as many whole sentences of its prompt as are read before its camera."""
+        """The shot with as many whole sentences of its prompt as the text encoder reads before the
+        camera move."""
         if self._surely_fits(shot.text):
             return shot
         prompt, camera = _cleaned(shot.prompt), shot.camera
         taken = self._count(camera) if camera else 0
-        if taken > self._tokens // 2:  # what is to be seen comes first
+        if taken > self._tokens // 2:  # the content comes before the camera move
             camera, taken = "", 0
         prompt = cut_at_sentence(prompt, self._read(prompt, self._tokens - taken))
         return replace(shot, prompt=prompt, camera=camera)
 
     def warning(self, name: str, text: str) -> str | None:
-        """Where the text encoder stops in `text`, as a sentence; None where it reads all of it."""
+        """A sentence that says where in `text` the text encoder stops, or None if it reads all of
+        it."""
         if self._surely_fits(text):
             return None
         text = _cleaned(text)
@@ -51,7 +53,7 @@ class TokenLimit:
     def warnings(
         self, order: Order, spec: ModelSpec, settings: Settings, *, whole: bool
     ) -> Iterator[str]:
-        """What of the caller's words the model does not get to see. `whole`: it is given the prompt
+        """Warnings about the words that the model does not read. `whole`: the model gets the prompt
         as the caller wrote it."""
         guided = spec.guidance_scale > 1
         yield from order.cuts
@@ -65,11 +67,12 @@ class TokenLimit:
                 yield warning
 
     def _surely_fits(self, text: str) -> bool:
-        """A token stands for a byte at least; two more for the beginning and the end of a text."""
+        """Whether `text` fits in any case: a token stands for at least a byte, and a text has two
+        more tokens, for its start and end."""
         return len(unicodedata.normalize("NFKC", text).encode()) + 2 <= self._tokens
 
     def _read(self, text: str, tokens: int) -> int:
-        """How many characters of `text` are in its first `tokens` tokens."""
+        """The number of characters of `text` in its first `tokens` tokens."""
         if self._count(text) <= tokens:
             return len(text)
         lengths = range(len(text) + 1)
@@ -88,7 +91,7 @@ class TokenLimit:
 
 
 def _cleaned(text: str) -> str:
-    """As the Wan pipelines clean a prompt before they count."""
+    """The prompt as the Wan pipelines clean it before they count."""
     from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
     cleaned: str = prompt_clean(text)

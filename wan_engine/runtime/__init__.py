@@ -1,2 +1,2 @@
-"""What a job needs from this machine while it runs: recipe, memory, scratch folder, time,
+"""Manages what a running job needs from this machine: recipe, memory, scratch folder, time,
 faults."""

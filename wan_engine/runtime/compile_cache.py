@@ -1,5 +1,5 @@
-"""What torch compiled, kept in a file from one start to the next: on a network volume for all
-workers of an endpoint.
+"""Keeps the code that torch compiled in a file for later starts. On a network volume, all workers
+of an endpoint share it.
 
 A file is for one version of torch, Triton and diffusers, one kind of GPU, one model and one recipe;
 what is in it is trusted like the weights beside it.
@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 
 _FOLDER = "compiled"
 _PACKAGES = ("diffusers", "triton")
-"""What makes other code of the same blocks, beside torch."""
+"""Packages besides torch whose version changes the compiled code."""
 
 
 def folder(settings: Settings) -> Path:
-    """WAN_COMPILE_CACHE_DIR; else beside the models where their folder is, else the cache."""
+    """The folder of compiled code: WAN_COMPILE_CACHE_DIR, else one next to the models, else one in
+    the cache folder."""
     if settings.compile_cache_dir is not None:
         return settings.compile_cache_dir.expanduser()
     if settings.models_dir.is_dir():
@@ -34,8 +35,8 @@ def folder(settings: Settings) -> Path:
 
 
 def file_for(settings: Settings, gpu: Gpu | None, recipe: Recipe, model: str = "") -> Path:
-    """The file of this torch, GPU, model and recipe: models of other widths have other code, and
-    who started second would find none of his own."""
+    """The file for this torch, GPU, model and recipe. Models of different widths need different
+    code, so they cannot share a file."""
     import torch
 
     packages = [_version(name) for name in _PACKAGES]
@@ -53,8 +54,8 @@ def _version(package: str) -> str | None:
 
 
 class Kept:
-    """The artifacts of one process: taken from `path` at once, put there by `keep`. Never fails:
-    without them, blocks are compiled anew."""
+    """The compiled code of one process. The constructor loads it from `path`, `keep` writes it
+    there. It never fails: without a file, blocks are compiled again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,11 +63,11 @@ class Kept:
 
     @property
     def found(self) -> bool:
-        """Whether an earlier start has left something here."""
+        """Whether an earlier start has written the file."""
         return bool(self._known)
 
     def _load(self) -> set[tuple[str, str]]:
-        """The names of what was there."""
+        """Load the file and return the names of its artifacts."""
         import torch
 
         try:
@@ -74,9 +75,9 @@ class Kept:
         except OSError:
             return set()
         try:
-            read = torch.compiler.load_cache_artifacts(data)  # None: it has logged why
+            read = torch.compiler.load_cache_artifacts(data)  # None: torch has logged the reason
         except Exception:
-            log.warning("what torch makes of %s has no place", self._path, exc_info=True)
+            log.warning("the code in %s cannot be unpacked", self._path, exc_info=True)
             read = None
         if read is None:
             log.warning("%s cannot be used: compiling anew", self._path)
@@ -85,13 +86,14 @@ class Kept:
         return _names(read)
 
     def keep(self) -> None:
-        """Write what was compiled, whole or not at all, unless all of it came from there."""
+        """Write the compiled code as a complete file or not at all. Does nothing if all of it came
+        from the file."""
         import torch
 
         try:
             artifacts = torch.compiler.save_cache_artifacts()
         except Exception:
-            log.warning("torch does not give what it compiled", exc_info=True)
+            log.warning("torch does not return its compiled code", exc_info=True)
             return
         if artifacts is None:  # nothing was compiled
             return
@@ -109,6 +111,6 @@ class Kept:
 
 
 def _names(told: Any) -> set[tuple[str, str]]:
-    """Of the artifacts that torch tells of (`CacheInfo`), by kind."""
+    """The names of the artifacts that torch reports (`CacheInfo`), by kind."""
     artifacts: dict[str, list[str]] = getattr(told, "artifacts", {})
     return {(kind, key) for kind, keys in artifacts.items() for key in keys}

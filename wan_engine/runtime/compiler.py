@@ -39,16 +39,17 @@ int answer(void) {{ return {_ANSWER}; }}
 _COMPILERS = ("/torch/_dynamo/", "/torch/_inductor/", "/triton/")
 _INSTALL = "install gcc, g++ and Python's headers"
 _NOT_LOADED = re.compile("kernel image|unsupported toolchain|PTX JIT", re.IGNORECASE)
-"""A kernel that the driver refuses to load, which leaves the device as it was."""
+"""Source of an empty kernel. The driver refuses to load it, and the device stays as it was."""
 
 
 class _Cannot(Exception):
-    """The text says what is missing."""
+    """Raised when nothing can be compiled. The text says what is missing."""
 
 
 @cache
 def problem(device: str) -> str | None:
-    """Why nothing can be compiled here for `device` ("cuda", "cuda:1", "cpu"). None if it can.
+    """The reason why code for `device` ("cuda", "cuda:1", "cpu") cannot be compiled here, or None
+    if it can.
 
     Takes about half a second, once per process.
     """
@@ -58,7 +59,7 @@ def problem(device: str) -> str | None:
         else:
             if importlib.util.find_spec("triton") is None:
                 raise _Cannot("package triton is not installed")
-            for folder in (_triton_folder(), _inductor_folder()):  # it writes into both
+            for folder in (_triton_folder(), _inductor_folder()):  # Triton writes into both folders
                 _compile(_cc(), ".c", folder)
     except _Cannot as error:
         return str(error)
@@ -87,7 +88,7 @@ def _triton_folder() -> Path:
 
 
 def _inductor_folder() -> Path:
-    """Torch's own (torch/_inductor/runtime/cache_dir_utils.py)."""
+    """Inductor's cache folder (torch/_inductor/runtime/cache_dir_utils.py)."""
     if named := of_tools("TORCHINDUCTOR_CACHE_DIR"):
         return Path(named)
     try:
@@ -130,7 +131,7 @@ def _run(command: list[str]) -> None:
         try:
             _, told = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)  # gcc's work is done by others that it starts
+            os.killpg(process.pid, signal.SIGKILL)  # gcc starts other processes, which do the work
             raise _Cannot(f"{command[0]} did not end within {_SECONDS} seconds") from error
     if process.returncode != 0:
         said = [line for line in told.splitlines() if "error" in line.lower()]
@@ -143,16 +144,16 @@ def _load(library: Path) -> None:
         answer = ctypes.CDLL(str(library)).answer()
     except (OSError, AttributeError) as error:
         raise _Cannot(
-            f"what is compiled in {library.parent.parent} cannot be loaded: is it mounted noexec?"
+            f"code compiled in {library.parent.parent} cannot be loaded: is it mounted noexec?"
         ) from error
     if answer != _ANSWER:
-        raise _Cannot("what is compiled gives wrong answers")
+        raise _Cannot("compiled code gives wrong results")
 
 
 def failed_in_compiled_code(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, was raised while blocks were compiled, or by what they
-    became: the types are many and not torch's alone (a C compiler, a disk, Triton). Not where the
-    device is broken, for then nothing else works either."""
+    """Whether `error` or its cause was raised while blocks were compiled, or by compiled code. The
+    types are many and not only torch's: a C compiler, a disk, Triton. False if the device is
+    broken, because then uncompiled blocks fail as well."""
     if isinstance(error, EngineError):
         return False
     if is_device_fault(error) and not _NOT_LOADED.search(str(error)):
@@ -166,8 +167,8 @@ def failed_in_compiled_code(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """The kind and the first line of what went wrong, and the last one of a compiler's output."""
-    error = getattr(error, "inner_exception", None) or error  # inductor's own tells little
+    """The kind and first line of an error, and the last line of a compiler's output."""
+    error = getattr(error, "inner_exception", None) or error  # inductor's own text says little
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [type(error).__name__, *lines[:1]]
     if "Output:" in lines[:-1]:
@@ -176,6 +177,6 @@ def reason(error: BaseException) -> str:
 
 
 def leave_uncompiled(network: Any) -> None:
-    """Run the blocks of a network uncompiled that were to be compiled."""
+    """Make the blocks of a network run uncompiled from now on."""
     for module in network.modules():
         module._compiled_call_impl = None

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of the machine, or of the container that it is in."""
+"""Counts the cores that this process may use, of the machine or of its container."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _QUOTAS = (
 
 
 def count() -> int:
-    """At least 1. A quota of two and a half cores is two: a third would be held up half the time.
-    Rented machines show all the cores of the host and give a share of them."""
+    """The number of cores, at least 1. A quota of 2.5 cores counts as two: a third thread would
+    be held up half of the time. Rented machines show all cores of the host and grant a share of
+    them."""
     counts = [os.cpu_count() or 1]
     with suppress(AttributeError):  # not Linux
         counts.append(len(os.sched_getaffinity(0)))

@@ -1,5 +1,5 @@
-"""Remembers how long clips took on this machine, so that a plan can say what the next one takes,
-and a job that cannot end in its time is not started.
+"""Remembers how long clips took on this machine, so that a plan can show the expected time and a
+job that cannot end in time is not started.
 
 It keeps a few numbers for each kind of work: seconds per frame that the model samples. These are
 guesses from the last clips of that kind; before the first there are none.
@@ -26,28 +26,28 @@ log = logging.getLogger(__name__)
 
 _FILE = "timings.json"
 _OUTSIDE = ("prepare", "expand", "safety", "queue", "load", "publish")
-"""Stages that do not grow with the clip."""
+"""Stages whose time does not grow with the clip."""
 
-_KEPT = 5  # clips of a kind
+_KEPT = 5  # number of clips to remember per kind
 _FRESH_SECONDS = 24 * 3600.0
-"""Older clips refuse nothing. A job that is refused measures nothing, so a figure from an hour in
-which the machine did other work would otherwise refuse for ever."""
+"""Clips older than this refuse no job. A refused job measures nothing, so without a limit one slow
+hour of the machine would refuse jobs for ever."""
 
 _SURELY = 0.8
-"""A job is refused when even this share of its estimate is more than it has. The first clip of a
-process may have compiled its kernels: 15 s beside 65 s on an H200, so 0.81 is the next one's share
-of it."""
+"""A job is refused if even this share of its estimate exceeds the time that it has. The first clip
+of a process may include compilation: 15 s beside 65 s on an H200, so the next clip takes 0.81 of
+it."""
 
 
 def kind_of_work(spec: ModelSpec, recipe: Recipe, gpu: Gpu | None, *made_by: str) -> str:
     """Everything besides the size that decides how long a frame takes: the `how` of the functions
-    below. The machine is a part of it, because several machines may share one cache folder."""
+    below. It includes the machine, because several machines may share one cache folder."""
     where = f"{gpu.name if gpu else 'no GPU'}, {cores.count()} cores"
     return f"{spec.name}, {spec.steps} steps, {recipe}, {', '.join((*made_by, where))}"
 
 
 def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[str, float]) -> None:
-    """Note how long a clip took. `how` is `kind_of_work`. Never fails."""
+    """Record how long a clip took. `how` is `kind_of_work`. Never fails."""
     seconds = sum(took for stage, took in stage_seconds.items() if stage not in _OUTSIDE)
     path, kind = _path(settings), _kind(plan, how)
     clips = _read(path)
@@ -61,8 +61,8 @@ def remember(settings: Settings, plan: Plan, how: str, stage_seconds: Mapping[st
 
 
 def expected_seconds(settings: Settings, plan: Plan, how: str) -> float | None:
-    """Seconds that rendering `plan` should take, from the last clip of its kind. None if this
-    machine has made none."""
+    """Expected seconds for rendering `plan`, from the last clip of its kind. None if this machine
+    has rendered none."""
     clips = _read(_path(settings)).get(_kind(plan, how), [])
     return clips[-1][0] * _sampled(plan) if clips else None
 
@@ -70,8 +70,8 @@ def expected_seconds(settings: Settings, plan: Plan, how: str) -> float | None:
 def refuse_if_too_long(
     settings: Settings, order: Order, plan: Plan, how: str, control: Control
 ) -> None:
-    """Raise `TimeLimitTooShort` if rendering `plan` would surely end after the job's deadline. It
-    goes by the fastest of the last clips of its kind, with a margin."""
+    """Raise `TimeLimitTooShort` if rendering `plan` would end after the job's deadline. The
+    estimate is the fastest of the last clips of its kind, with a margin."""
     left = control.seconds_left
     if left is None:
         return
@@ -105,7 +105,8 @@ def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _kind(plan: Plan, how: str) -> str:
-    """The key of a kind. Pictures of other shapes have about as many pixels and take as long."""
+    """The key of a kind. Different aspect ratios have about the same number of pixels and take as
+    long."""
     rendered, shown = plan.render_width * plan.render_height, plan.width * plan.height
     return f"{how}, {rendered:.2g} to {shown:.2g} pixels at {plan.fps} fps"
 

@@ -1,5 +1,5 @@
 """Tells from an exception of torch whether the accelerator ran out of memory or may be broken, and
-checks whether the device still computes.
+checks whether it still computes.
 
 A CUDA context that failed once fails everything after it, so its process has to end. cuBLAS, cuDNN,
 NCCL and Triton raise a plain RuntimeError, so only its text tells.
@@ -19,7 +19,7 @@ from wan_engine.errors import EngineError, OutOfMemory
 log = logging.getLogger(__name__)
 
 BROKEN_EXIT = 75
-"""What a process ends with that has to be replaced by another: EX_TEMPFAIL (sysexits.h)."""
+"""Exit code of a process that must be replaced by a new one: EX_TEMPFAIL (sysexits.h)."""
 
 _OUT_OF_MEMORY = re.compile(
     r"(CUDA|HIP|cuDNN|cuBLAS|GPU|device)\b.{0,80}out of memory"
@@ -29,7 +29,8 @@ _OUT_OF_MEMORY = re.compile(
     r"|(CUDA|cuda|hip|HIP)_?(ERROR|Error)_?(OUT_OF_MEMORY|OutOfMemory|MemoryAllocation)",
     re.IGNORECASE | re.DOTALL,
 )
-"""`cudaErrorMemoryAllocation` leaves the context as it was; so do the libraries' ALLOC_FAILED."""
+"""Texts of errors that leave the context intact: `cudaErrorMemoryAllocation`, and ALLOC_FAILED of
+the libraries."""
 
 _DEVICE = re.compile(
     r"\b(CUDA|HIP|NCCL|RCCL|Triton|cuDNN|cuBLAS\w*|cuSPARSE|cuSOLVER|cuFFT|cuRAND|MIOpen|NVRTC)"
@@ -41,10 +42,10 @@ _DEVICE = re.compile(
     r"|GPU is lost|fallen off the bus",
     re.IGNORECASE,
 )
-_PROBE_SECONDS = 120.0  # what was launched before comes first: a forward of a slow card
+_PROBE_SECONDS = 120.0  # kernels that were launched before run first: a forward pass on a slow card
 _FAULTS_IN_A_ROW = 3
-"""Jobs that fail by the device one after the other, until it counts as broken although it answers:
-a library that fails at every job has its own state in this process."""
+"""Number of consecutive jobs with a device fault after which the device counts as broken, even if
+it answers: a library that fails at every job is broken in this process only."""
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -59,12 +60,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _named(error: BaseException, name: str) -> bool:
-    """Whether it is an instance of torch's class `name`, without importing torch."""
+    """Whether `error` is an instance of torch's class `name`, without importing torch."""
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the accelerator had too little memory. The context is still good then."""
+    """Whether the accelerator ran out of memory. The context is intact then."""
     if isinstance(error, EngineError):
         return isinstance(error, OutOfMemory)
     if _named(error, "OutOfMemoryError"):
@@ -74,9 +75,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_fault(error: BaseException) -> bool:
     """Whether the accelerator or one of its libraries failed for another reason than memory, in
-    this error or in those it was raised from."""
+    this error or in its causes."""
     return any(
-        # All that torch and Triton raise; a stranger's words come in other kinds.
+        # All types that torch and Triton raise. Texts from a caller come in other types.
         isinstance(one, RuntimeError)
         and (_named(one, "AcceleratorError") or _DEVICE.search(str(one)) is not None)
         and not is_out_of_memory(one)
@@ -86,8 +87,9 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def device_answers(device: str, seconds: float = _PROBE_SECONDS) -> bool:
-    """Whether `device` still computes: a product, a convolution, and a wait for both. They run in a
-    thread, because a broken device may never answer. Without torch or a GPU in use, it does."""
+    """Whether `device` still computes: a matrix product, a convolution, and a synchronization. They
+    run in a thread, because a broken device may never answer. True without torch or without a GPU
+    in use."""
     found: list[bool] = []
     thread = threading.Thread(
         target=lambda: found.append(_computes(device)), name="probe", daemon=True
@@ -113,7 +115,7 @@ def _computes(device: str) -> bool:
 
 
 class Device:
-    """The device of one process, judged by how its jobs end. Safe to use from several threads."""
+    """Judges the device of one process by how its jobs end. Thread-safe."""
 
     def __init__(self, name: str) -> None:
         """`name` as in WAN_DEVICE."""
@@ -121,21 +123,22 @@ class Device:
         self._faults = 0
 
     def worked(self) -> None:
-        """Note that a job ended well."""
+        """Record a job that succeeded."""
         self._faults = 0
 
     def broke(self, error: BaseException) -> bool:
-        """Whether the device is broken after a job that ended with `error`. If it is, no job can
-        work in this process any more."""
+        """Whether the device is broken after a job that failed with `error`. If it is, no later job
+        can work in this process."""
         fault = is_device_fault(error)
         if not fault and isinstance(error, EngineError):
             return False
-        answers = device_answers(self._name)  # after any other bug too: not all texts are known
+        # Checked after any other error too: not all texts are known.
+        answers = device_answers(self._name)
         if not fault:
             return not answers
         self._faults += 1
         if answers and self._faults < _FAULTS_IN_A_ROW:
-            log.warning("the device failed under a job, and still answers: the next job may work")
+            log.warning("the device failed during a job, but it answers: the next job may work")
             return False
         log.critical("the device is broken: this process ends")
         return True

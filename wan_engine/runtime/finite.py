@@ -1,5 +1,5 @@
-"""Stops numbers that are not finite before they become a picture or a verdict: as uint8, NaN is
-black, and no comparison with it is true.
+"""Stops NaN and infinity before they become a picture or a verdict: as uint8, NaN is black, and
+every comparison with NaN is false.
 
 The caller imports torch.
 """
@@ -26,7 +26,7 @@ def require_finite(values: torch.Tensor | Iterable[float], where: str) -> None:
 
 
 def not_finite(where: str) -> NotFinite:
-    """Log it and return the error to raise."""
+    """Log `where` and return the error to raise."""
     log.error("%s gave numbers that are not finite", where)
     return NotFinite(where)
 

@@ -1,5 +1,5 @@
-"""A second process that ends this one when no thread of Python runs any more: a library can keep
-the interpreter's lock for ever, and then nobody inside can act.
+"""Kills this process from a second one when no Python thread runs any more: a library can hold the
+interpreter's lock for ever, and then no code inside can act.
 
 It counts seconds without a sign, and only those that this process could have used. A process that
 was stopped (Ctrl-Z, `docker pause`) goes on afterwards as if nothing had happened.
@@ -22,9 +22,9 @@ from pathlib import Path
 
 _STDERR = 2
 _TICK_SECONDS = 0.5
-_DUMP_SECONDS = 5.0  # until whoever does not end at the signal is killed
+_DUMP_SECONDS = 5.0  # a process that does not end at the signal by then is killed
 _END = signal.SIGUSR2
-_STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger
+_STOPPED = ("T", "t")  # proc(5): stopped by a signal, stopped by a debugger
 
 
 class FreezeGuard:
@@ -36,17 +36,18 @@ class FreezeGuard:
         self._beside = _begin()
 
     def allow(self, seconds: float | None) -> None:
-        """From now on `seconds` may pass without another call; None: any number."""
+        """Allow `seconds` until the next call; None: any number."""
         line = f"{seconds or 0:g}\n".encode()
         with self._lock:
-            if self._beside.poll() is not None:  # somebody ended it
+            if self._beside.poll() is not None:  # the guard was killed
                 self._beside = _begin()
             assert self._beside.stdin is not None
-            with suppress(BlockingIOError, BrokenPipeError):  # it is stopped, or ends just now
+            # The guard may be stopped, or be ending now.
+            with suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._beside.stdin.fileno(), line)
 
 
-@cache  # the second time, what ends it would take the place of what shows the stacks
+@cache  # a second call would put the handler that kills in place of the one that writes stacks
 def _end_at_signal() -> None:
     """Install two handlers in C, because Python's would wait for the lock. The first writes the
     stacks. The second, which it calls, ends even the first process of a container, which no SIGKILL
@@ -79,7 +80,7 @@ def watch(process: int, signs: int) -> None:
                     return
                 allowed, silent = float(lines[-1]), 0.0
             now = time.monotonic()
-            # This process is stopped with the other, where all of a container is.
+            # If all of a container is stopped, this process is stopped as well.
             silent += 0 if _is_stopped(process) else min(now - before, 2 * _TICK_SECONDS)
             before = now
             if allowed and silent > allowed:
@@ -91,7 +92,7 @@ def _is_stopped(process: int) -> bool:
     try:
         line = Path(f"/proc/{process}/stat").read_text("utf-8", errors="replace")
         return line.rpartition(")")[2].split()[0] in _STOPPED
-    except (OSError, IndexError):  # no Linux, or it has just ended
+    except (OSError, IndexError):  # not Linux, or the process has just ended
         return False
 
 
@@ -102,7 +103,7 @@ def _end(process: int, silent_seconds: float) -> None:
         file=sys.stderr,
         flush=True,
     )
-    with suppress(ProcessLookupError):  # it may end by itself meanwhile
+    with suppress(ProcessLookupError):  # the process may end by itself meanwhile
         os.kill(process, _END)
         until = time.monotonic() + _DUMP_SECONDS
         while os.getppid() == process and time.monotonic() < until:
@@ -113,5 +114,6 @@ def _end(process: int, silent_seconds: float) -> None:
 
 if __name__ == "__main__":
     for ends_the_group in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ends_the_group, signal.SIG_IGN)  # the other decides what these mean
+        # The guarded process decides what these signals mean.
+        signal.signal(ends_the_group, signal.SIG_IGN)
     watch(int(sys.argv[1]), sys.stdin.fileno())

@@ -1,5 +1,4 @@
-"""How much memory there is, and the most of it that a job took, in the process and on the
-accelerator."""
+"""Measures free memory and the peak memory of a job, of the process and of the accelerator."""
 
 from __future__ import annotations
 
@@ -31,17 +30,17 @@ _jobs = 0
 
 
 def host_bytes() -> int:
-    """Memory of this machine, or of the container that this process is in."""
+    """Memory in bytes of this machine, or of the container that this process is in."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _CGROUP_LIMITS:
         with suppress(OSError):
-            if (text := path.read_text().strip()).isdigit():  # `max` where there is no limit
+            if (text := path.read_text().strip()).isdigit():  # `max` if there is no limit
                 sizes.append(int(text))
     return min(sizes)
 
 
 def available_bytes() -> int:
-    """Memory that nobody uses now, as far as the system and the container's limit let it be had."""
+    """Free memory in bytes, within the container's limit."""
     free = [host_bytes()]
     with suppress(OSError, StopIteration, ValueError):
         lines = _MEMINFO.read_text().splitlines()
@@ -56,10 +55,10 @@ def available_bytes() -> int:
 
 @contextmanager
 def measured() -> Iterator[None]:
-    """Begin a new measurement for one job, unless another is inside.
+    """Begin a new measurement for one job, unless another job is being measured.
 
-    There is one peak a process: jobs at the same time share it, and it is then the highest since
-    the first of them began, never too low.
+    The peak is one per process, so concurrent jobs share it. It is the peak since the first of them
+    began, and never too low.
     """
     global _jobs
     with _lock:
@@ -74,15 +73,15 @@ def measured() -> Iterator[None]:
 
 
 def reset_peaks() -> None:
-    """Begin a new measurement, where the system lets a process do that."""
-    with suppress(OSError):  # then the peak since the process started is shown
+    """Reset the peaks, if the system lets a process do that."""
+    with suppress(OSError):  # the peak since the process started stays
         _CLEAR.write_text(_CLEAR_PEAK)
     if torch := _cuda():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peaks() -> dict[str, int]:
-    """In MB: `host` of this process, `gpu` of torch's tensors where there is one."""
+    """Peaks in MB: `host` of this process, and `gpu` of torch's tensors if there is a GPU."""
     found = {"host": _host_peak_bytes() // 10**6}
     if torch := _cuda():
         found["gpu"] = torch.cuda.max_memory_allocated() // 10**6
@@ -90,12 +89,12 @@ def peaks() -> dict[str, int]:
 
 
 def free_accelerator() -> None:
-    """Give back what nothing holds any more, on the device and of the host memory that is pinned
-    for it: a leaner recipe pins as much again."""
+    """Free unused memory of the device, and unused pinned host memory, because a leaner recipe pins
+    as much again."""
     gc.collect()
     if torch := _cuda():
         torch.cuda.empty_cache()
-        # Its public name is younger than the thing, and a build may have neither.
+        # The public name is newer than the function, and a build may have neither.
         public = getattr(torch.accelerator, "empty_host_cache", None)
         empty = public or getattr(torch._C, "_host_emptyCache", None)
         if empty is not None:
@@ -112,6 +111,6 @@ def _host_peak_bytes() -> int:
 
 
 def _cuda() -> Any:
-    """torch, once somebody has loaded it and it has a GPU in use."""
+    """torch, if it is imported and uses a GPU."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_initialized() else None

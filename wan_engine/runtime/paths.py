@@ -1,4 +1,4 @@
-"""Checks files and folders that the user named, and says in one sentence why one cannot be used."""
+"""Checks files and folders that the user names, and says in one sentence why one cannot be used."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from uuid import uuid4
 
 HALF = ".part"
-"""How the name of a file ends that is still being written."""
+"""Suffix of files that are being written."""
 
 _MOUNTS = Path("/proc/mounts")
 _OVER_A_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gluster", "beegfs", "afs")
-"""Beginnings of file system types (proc(5)). A network volume of Runpod is a `fuse` one."""
+"""Prefixes of file system types (proc(5)). A network volume of Runpod is a `fuse` one."""
 
 PATH_ERRORS = (OSError, ValueError, RuntimeError)
-"""What using a path raises: the system's no, a character that no path has, a home folder of nobody
-or links in a circle."""
+"""Errors of a path that cannot be used: refused by the system, a forbidden character, an unknown
+home folder, or links in a circle."""
 
 
 class PathRefused(Exception):
@@ -32,7 +32,7 @@ def why(error: Exception) -> str:
 
 
 def shown(path: object) -> str:
-    """A path as messages show it: short, on one line."""
+    """A path for messages: short, on one line."""
     text = str(path)
     text = text if len(text) < 200 else text[:60] + "..."
     return text if text.isprintable() else ascii(text)
@@ -40,7 +40,7 @@ def shown(path: object) -> str:
 
 @contextmanager
 def refusing(path: object) -> Iterator[None]:
-    """Turn what cannot be done with `path` inside into `PathRefused`."""
+    """Turn errors with `path` inside the block into `PathRefused`."""
     try:
         yield
     except PATH_ERRORS as error:
@@ -48,14 +48,14 @@ def refusing(path: object) -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """What the system refused to do, with the path that it names."""
+    """The system's error as a sentence, with the path that it names."""
     path = getattr(error, "filename", None)
     return f"{shown(path)} cannot be used ({why(error)})" if path else why(error)
 
 
 def to_read(text: str, *, pipes: bool = False) -> Path:
-    """The file that `text` names. Raises `PathRefused` unless it can be read, and read again;
-    `pipes` allows what can be read once."""
+    """The file that `text` names. Raises `PathRefused` if it cannot be read, or not be read twice.
+    `pipes` allows files that can be read only once."""
     with refusing(text):
         path = Path(text).expanduser()
         try:
@@ -76,8 +76,8 @@ def to_read(text: str, *, pipes: bool = False) -> Path:
 
 
 def to_write(text: str) -> Path:
-    """The absolute path of the file that `text` names. Raises `PathRefused` unless its folder takes
-    a file now."""
+    """The absolute path of the file that `text` names. Raises `PathRefused` if no file can be
+    written in its folder."""
     with refusing(text):
         path = Path(text).expanduser().resolve()
         parent = path.parent
@@ -105,7 +105,7 @@ def try_folder(folder: Path) -> None:
 
 @contextmanager
 def written(target: Path) -> Iterator[Path]:
-    """`beside`, for a file that the user named. Raises `PathRefused`."""
+    """Like `beside`, for a file that the user named. Raises `PathRefused`."""
     try:
         with beside(target) as half:
             yield half
@@ -115,14 +115,14 @@ def written(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A path next to `target` to write to. It becomes `target` at the end or is removed, so readers
-    of `target` see the whole file or none. Raises `OSError`."""
+    """A path next to `target` to write to. It is renamed to `target` at the end or removed, so
+    readers of `target` see a complete file or none. Raises `OSError`."""
     half = target.with_name(f".{uuid4().hex}{HALF}")
     try:
         yield half
         half.replace(target)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # report the first error
             half.unlink(missing_ok=True)
         raise
 
@@ -136,7 +136,7 @@ def over_a_network(folder: Path) -> bool:
     except OSError:  # not Linux
         return False
     for _, point, found, *_ in (line.split() for line in lines):
-        point = point.replace("\\040", " ")  # a space, as the kernel writes it
+        point = point.replace("\\040", " ")  # the kernel escapes a space
         if Path(path).is_relative_to(point) and len(point) >= longest:
             longest, kind = len(point), found
     return kind.startswith(_OVER_A_NETWORK)

@@ -1,4 +1,5 @@
-"""How a model runs on this machine: precision, attention, compilation, what stays on the device.
+"""Chooses how a model runs on this machine: precision, attention, compilation, and which weights
+stay on the device.
 
 Every choice comes with its reason, and has a leaner one behind it for when memory does not suffice.
 """
@@ -16,40 +17,41 @@ from wan_engine.settings import Settings
 from wan_engine.settings.environment import tell_libraries
 
 Offload = Literal["none", "model", "stream", "layer"]
-"""What stays on the device between uses: everything; one network at a time; everything but the
-experts' blocks, each of which is copied from pinned host memory while the one before it works; one
-layer at a time."""
+"""Which weights stay on the device between uses. `none`: all. `model`: one network at a time.
+`stream`: all but the experts' blocks; each block is copied from pinned host memory while the
+previous one computes. `layer`: one layer at a time."""
 
 TextEncoder = Literal["kept", "moved"]
 """Whether the text encoder stays on the device or is copied there for each new prompt."""
 
 _LEANER: dict[Offload, Offload] = {"none": "stream", "model": "layer", "stream": "layer"}
 _BFLOAT16_SINCE = (8, 0)
-"""Ampere. Before it only float32 holds the weights' range, at twice the memory of the catalogue."""
+"""Ampere. Older GPUs hold the weights' range in float32 only, with twice the memory of the
+catalogue."""
 _FLOAT8_SINCE = (8, 9)
-"""Ada and Hopper: the first with float8 matrix products."""
+"""Ada and Hopper, the first GPUs with float8 matrix products."""
 _CUDNN_ATTENTION = ((9, 0), (10, 0), (10, 3))
-"""Hopper and the server kind of Blackwell. Elsewhere flash attention is as fast or faster
+"""Hopper and Blackwell servers. On other GPUs flash attention is as fast or faster
 (huggingface/transformers#48163)."""
 
 _FLOAT8_ATTENTION = ((9, 0),)
-"""Hopper: where cuDNN's attention in 8 bits was measured. It is not used where its test fails."""
+"""Hopper, where cuDNN's 8-bit attention was measured. It is not used if its accuracy test fails."""
 
 NOT_COMPILED = "blocks run uncompiled, slower"
-"""How a recipe's reason goes on where they should have been compiled."""
+"""End of a recipe's reason if the blocks are not compiled although the settings ask for it."""
 
-_SMALL_GB = 2.0  # a guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and what they compute with
-_CONTEXT_GB = 1.5  # the CUDA context, and what the allocator holds in pieces
-_FLOAT8_SHARE = 0.52  # of bfloat16: what is outside the blocks stays, and every row has a scale
-_STREAMED_SHARE = 0.08  # of an expert: two of its 40 blocks and what is outside them
+_SMALL_GB = 2.0  # a prompt guard of 0.6 B and a ViT-B in bfloat16, 1.4 GB, and their working memory
+_CONTEXT_GB = 1.5  # the CUDA context, and the fragmentation of the allocator
+_FLOAT8_SHARE = 0.52  # of bfloat16; weights outside the blocks stay bfloat16, rows have scales
+_STREAMED_SHARE = 0.08  # of an expert: two of its 40 blocks, and the weights outside them
 _LAYER_SHARE = 0.03
-_HOST_GB = 6.0  # the process itself, and blocks being loaded, or decoded frames and ffmpeg
+_HOST_GB = 6.0  # the process itself, and blocks while they load, or decoded frames and ffmpeg
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What decides. Memory is in 10^9 bytes, as the catalogue counts; `free_gb` is what no other
-    process holds (None: all of it)."""
+    """The properties of a GPU that decide the recipe. Memory is in 10^9 bytes, as in the catalogue;
+    `free_gb` is what no other process uses (None: all of it)."""
 
     name: str
     total_gb: float
@@ -67,8 +69,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Host:
-    """What the machine around the GPU has: memory in 10^9 bytes, and why nothing can be compiled
-    here, where that is so."""
+    """The machine around the GPU: its memory in 10^9 bytes, and the reason if it cannot compile."""
 
     memory_gb: float
     no_compiler: str | None = None
@@ -76,9 +77,9 @@ class Host:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is run. `dtype` and `decode_dtype` (of a clip's last decode) are names of torch
+    """How a model runs. `dtype` and `decode_dtype` (of a clip's last decode) are names of torch
     dtypes, `attention` is a name of diffusers' backends, `step_cache` the threshold of its first
-    block cache. Raises `ConfigurationError` for what cannot go together."""
+    block cache. Raises `ConfigurationError` for a combination that cannot work."""
 
     device: str
     dtype: str
@@ -133,9 +134,9 @@ class Recipe:
 
 
 def detect(device: str) -> Gpu | None:
-    """The GPU that `device` ("auto", "cuda", "cuda:1", "cpu") means; None where the CPU is meant.
+    """The GPU that `device` ("auto", "cuda", "cuda:1", "cpu") names, or None for the CPU.
 
-    Raises `ConfigurationError` for a GPU that is named and not there.
+    Raises `ConfigurationError` if it names a GPU that is not there.
     """
     if device == "cpu":
         return None
@@ -149,7 +150,7 @@ def detect(device: str) -> Gpu | None:
         raise ConfigurationError(
             f"WAN_DEVICE is {device}, and torch sees {torch.cuda.device_count()} CUDA devices "
             "here. "
-            "Set it to `auto` or `cpu`, or mend the driver."
+            "Set it to `auto` or `cpu`, or repair the driver."
         )
     properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)
@@ -158,7 +159,7 @@ def detect(device: str) -> Gpu | None:
 
 
 def detect_host(settings: Settings | None = None) -> Host:
-    """What this machine, or its container, has; a compiler is tried where the settings want one."""
+    """The memory of this machine or its container. Tries a compiler if the settings want one."""
     wanted = settings is not None and settings.compile != "off"
     return Host(memory.host_bytes() / 1e9, compiler.problem("cuda") if wanted else None)
 
@@ -169,10 +170,10 @@ def detect_host(settings: Settings | None = None) -> Host:
 def choose(
     spec: ModelSpec, gpu: Gpu | None, settings: Settings, host: Host | None = None
 ) -> tuple[Recipe, str]:
-    """The recipe for `spec` on `gpu`, and why. Settings that say otherwise than `auto` are kept.
+    """The recipe for `spec` on `gpu`, and the reason. Settings other than `auto` are kept.
 
-    Raises `ConfigurationError` for settings that do not go together, or that this machine cannot
-    do.
+    Raises `ConfigurationError` for settings that contradict each other or that this machine cannot
+    satisfy.
     """
     if gpu is None:
         return _on_cpu(spec, settings)
@@ -184,7 +185,7 @@ def choose(
         if not lacking:
             why = f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
             return recipe, why + _not_compiled(spec, settings, host, recipe.offload)
-    # Nothing fits by our figures: the leanest is tried, as figures err on the safe side.
+    # Nothing fits by our figures. Try the leanest, because the figures err on the safe side.
     why = f"{where} is little for {spec.name}: {lacking}"
     return recipes[-1], why + _not_compiled(spec, settings, host, recipes[-1].offload)
 
@@ -208,7 +209,7 @@ def _on_cpu(spec: ModelSpec, settings: Settings) -> tuple[Recipe, str]:
 
 
 def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> Iterator[Recipe]:
-    """What the settings leave open, fastest first."""
+    """The recipes that the settings allow, fastest first."""
     dtype = "bfloat16" if gpu.capability >= _BFLOAT16_SINCE else "float32"
     able8 = gpu.capability >= _FLOAT8_SINCE
     if settings.precision == "float8" and not able8:
@@ -223,7 +224,7 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
     )
     offloads: tuple[Offload, ...] = ("none", "stream", "layer")
     if settings.compile == "required":
-        offloads = ("none",)  # the only one of them whose blocks can be compiled
+        offloads = ("none",)  # the only offload whose blocks can be compiled
     if settings.offload != "auto":
         offloads = (settings.offload,)
     for offload in offloads:
@@ -233,7 +234,7 @@ def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> It
                 yield replace(
                     plain,
                     offload=offload,
-                    # A second decoder is for a VAE that stays.
+                    # Only a VAE that stays on the device can have a second decoder.
                     decode_dtype=dtype if movable else "float32",
                     text_encoder=text_encoder,
                     float8=float8,
@@ -248,7 +249,7 @@ def _precisions(spec: ModelSpec, settings: Settings, able8: bool, offload: Offlo
         return [True]
     if settings.precision == "bfloat16" or not able8 or spec.built or offload == "layer":
         return [False]
-    # Resident float8 is faster, with compiled blocks; streamed it is only smaller in host memory.
+    # Resident float8 is faster with compiled blocks. Streamed, it only saves host memory.
     return [True, False] if offload == "none" else [False, True]
 
 
@@ -271,14 +272,14 @@ def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bo
 
 
 def _not_compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> str:
-    """The end of a recipe's reason, where blocks should have been compiled."""
+    """The end of a recipe's reason if the blocks should have been compiled."""
     if not _wants_compiled(spec, settings, offload):
         return f"; {NOT_COMPILED}: offload {offload} moves them" if settings.compile == "on" else ""
     return f"; {NOT_COMPILED}: {host.no_compiler}" if host.no_compiler is not None else ""
 
 
 def _require_nothing(settings: Settings, missing: str) -> None:
-    """Raise `ConfigurationError` where the settings take no uncompiled blocks."""
+    """Raise `ConfigurationError` if the settings require compiled blocks."""
     if settings.compile == "required":
         raise ConfigurationError(f"WAN_COMPILE is required, and {missing}.")
 
@@ -300,7 +301,7 @@ def _attention(spec: ModelSpec, gpu: Gpu, dtype: str, settings: Settings) -> str
 
 
 def _lacking(spec: ModelSpec, recipe: Recipe, gpu: Gpu, host: Host) -> str:
-    """What `recipe` needs and is not here; empty when all is."""
+    """What `recipe` needs and this machine lacks; empty if it lacks nothing."""
     needed, kept = needs_gb(spec, recipe), host_gb(spec, recipe)
     if needed > gpu.usable_gb:
         return f"it needs {needed:.0f} GB of GPU memory"
@@ -319,11 +320,11 @@ def _expert_gb(spec: ModelSpec, recipe: Recipe) -> float:
 
 
 def needs_gb(spec: ModelSpec, recipe: Recipe) -> float:
-    """GPU memory at the peak of a clip: weights that stay, and what computing takes."""
+    """Peak GPU memory of a clip in GB: resident weights and working memory."""
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
     expert_gb = _expert_gb(spec, recipe)
     text_gb, working_gb = networks.text_encoder_gb * wide, spec.working_gb * wide
-    # Once in float32, for what is encoded; once more where the last decode is in bfloat16.
+    # Once in float32 for encoding, and once more in bfloat16 if the last decode uses it.
     vae_gb = networks.vae_gb * (2 if recipe.decode_dtype == "float32" else 3)
     if recipe.offload == "model":
         return max(expert_gb + working_gb, text_gb, vae_gb + working_gb) + _CONTEXT_GB
@@ -335,7 +336,7 @@ def needs_gb(spec: ModelSpec, recipe: Recipe) -> float:
 
 
 def kept_gb(spec: ModelSpec, recipe: Recipe) -> float:
-    """Memory of the device that the model holds between two clips: its weights that stay there."""
+    """Device memory in GB that the model keeps between two clips: its resident weights."""
     if recipe.offload in ("model", "layer"):
         return 0.0
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
@@ -347,37 +348,38 @@ def kept_gb(spec: ModelSpec, recipe: Recipe) -> float:
 
 
 def pool_gb(gpu: Gpu | None, settings: Settings) -> float:
-    """What the models on the device may take together."""
+    """GB that all models on the device may use together."""
     here = detect_host().memory_gb - _HOST_GB if gpu is None else gpu.usable_gb
     return here if settings.pool_gb is None else min(here, settings.pool_gb)
 
 
 def can_wait_in_host_memory(spec: ModelSpec, recipe: Recipe) -> bool:
-    """Whether a model that is put away may stay in host memory: one that is whole on a GPU, if the
-    host has room for it now."""
+    """Whether a model that is unloaded from the GPU may stay in host memory: it must fit a GPU
+    whole, and the host must have room for it now."""
     if recipe.device == "cpu" or recipe.offload != "none":
         return False
     return kept_gb(spec, recipe) + _HOST_GB <= memory.available_bytes() / 1e9
 
 
 def host_gb(spec: ModelSpec, recipe: Recipe) -> float:
-    """Host memory at its peak: weights that are not on the device, and the process itself."""
+    """Peak host memory in GB: weights that are not on the device, and the process itself."""
     networks, wide = spec.networks, 2 if recipe.dtype == "float32" else 1
     text_gb, kept = networks.text_encoder_gb * wide, 0.0
     if recipe.offload != "none":
         kept += _expert_gb(spec, recipe) * networks.experts
     if recipe.text_encoder == "moved" or recipe.offload in ("model", "layer"):
         kept += text_gb
-    return max(kept, text_gb) + _HOST_GB  # it is loaded first, and whole; experts by blocks
+    # The text encoder is loaded first and whole; experts are loaded block by block.
+    return max(kept, text_gb) + _HOST_GB
 
 
 def least_gb(spec: ModelSpec) -> float:
-    """The GPU memory below which a clip of this model cannot be made in useful time."""
+    """The least GPU memory in GB that makes a clip of this model in useful time."""
     return needs_gb(spec, Recipe("cuda", "bfloat16", "stream", "moved", decode_dtype="bfloat16"))
 
 
 def leaner(recipe: Recipe) -> Recipe | None:
-    """The recipe that takes the next less memory and more time; None when there is none."""
+    """The next recipe with less memory and more time, or None."""
     if recipe.device == "cpu":
         return None
     if recipe.offload in ("none", "stream") and recipe.text_encoder == "kept":
@@ -393,7 +395,7 @@ def leaner(recipe: Recipe) -> Recipe | None:
 
 
 def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
-    """What needs less memory than `spec` on `gpu` and should fit, as the end of a sentence."""
+    """The end of a sentence: a model that needs less memory than `spec` and should fit on `gpu`."""
     area = f"a WAN_RENDER_AREA below {spec.max_area} needs less"
     same_task = (row for row in known_models().values() if row.task == spec.task)
     rows = (row for row in same_task if not row.built and least_gb(row) < least_gb(spec))
@@ -403,26 +405,26 @@ def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
 
 def beside(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> str:
     """The device for small models of 2 GB together, such as the safety classifiers: that of the
-    model where both stay in memory, else the CPU."""
+    model if both fit, otherwise the CPU."""
     if gpu is None or recipe.offload != "none" or recipe.dtype != "bfloat16":
         return "cpu"
     return recipe.device if gpu.usable_gb >= needs_gb(spec, recipe) + _SMALL_GB else "cpu"
 
 
 def fits(spec: ModelSpec, gpu: Gpu | None, host: Host | None = None) -> bool:
-    """Whether a clip of this model can be made here in useful time."""
+    """Whether this machine can make a clip of this model in useful time."""
     if gpu is None or spec.built:
         return spec.built
     if gpu.capability < _BFLOAT16_SINCE:
         return False
-    host = host or detect_host()  # whether blocks are compiled changes no sum
+    host = host or detect_host()  # compilation does not change the memory
     recipes = _candidates(spec, gpu, Settings.model_construct(), host)
     useful = (recipe for recipe in recipes if recipe.offload != "layer")
     return any(not _lacking(spec, recipe, gpu, host) for recipe in useful)
 
 
 def spare_gb(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> float:
-    """GPU memory that the model leaves free at its peak, for a smaller model beside it."""
+    """GPU memory in GB that the model leaves free at its peak, for a smaller model next to it."""
     if gpu is None or recipe.dtype == "float32":
         return 0.0
     used_gb = needs_gb(spec, recipe)

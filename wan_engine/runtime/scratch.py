@@ -1,5 +1,4 @@
-"""Makes the folder of a job when there is room for it, and removes it when the job has ended,
-whatever happened."""
+"""Makes a job's scratch folder if there is room for it, and always removes it when the job ends."""
 
 from __future__ import annotations
 
@@ -21,19 +20,19 @@ from wan_engine.settings import Settings
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What `flock` says on file systems without locks: some of NFS, FUSE, SMB."""
+"""Errors of `flock` on file systems without locks: some NFS, FUSE and SMB mounts."""
 
 _PREFIX = "wan-engine-job-"
 _NEW_SECONDS = 10
-_UNLOCKED = ".unlocked"  # in a folder whose holder could not lock it
-_UNLOCKED_SECONDS = 24 * 3600  # no job works for so long without writing
-_FULL_BYTES = 32 * 1024 * 1024  # with less than this left, what failed has failed for want of room
+_UNLOCKED = ".unlocked"  # marks a folder that could not be locked
+_UNLOCKED_SECONDS = 24 * 3600  # no running job goes this long without writing
+_FULL_BYTES = 32 * 1024 * 1024  # with less left, a failed job has failed for lack of space
 
 
 @contextmanager
 def job_folder(settings: Settings) -> Iterator[Path]:
-    """A new folder for one job, removed when it ends. Raises `DiskFull` if there is no room, also
-    in place of the error of a job that filled the disk."""
+    """A new folder for one job, removed when the job ends. Raises `DiskFull` if there is no room,
+    and instead of the error of a job that filled the disk."""
     parent = _parent(settings)
     _require_room(parent, settings.scratch_min_gb)
     try:
@@ -55,7 +54,7 @@ def job_folder(settings: Settings) -> Iterator[Path]:
 
 def _held_folder(parent: Path) -> tuple[Path, int]:
     """A new folder, and the descriptor whose lock tells `clear_abandoned` that it is in use.
-    Without locks, a file says so. Raises `OSError`."""
+    Without locks, a file marks it. Raises `OSError`."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     held = None
     try:
@@ -113,7 +112,7 @@ def check(settings: Settings) -> str:
         ) from error
     if free_gb < settings.scratch_min_gb:
         raise ConfigurationError(
-            f"{parent} has {free_gb:.1f} GB free, and no job is begun below "
+            f"{parent} has {free_gb:.1f} GB free, and no job starts below "
             f"{settings.scratch_min_gb:g} GB. Make room, or set WAN_SCRATCH_DIR."
         )
     line = f"{parent}, {free_gb:.0f} GB free"
@@ -150,9 +149,9 @@ def _free_bytes(parent: Path) -> int:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody holds the folder and it is old enough to have been locked since it was made.
-    If locks do not tell, or perhaps not those of another machine: whether nothing in it was written
-    for a day."""
+    """Whether no process holds the folder and it is old enough to have been locked since it was
+    made. If locks do not work, or not across machines: whether nothing was written in it for a
+    day."""
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -18,8 +18,8 @@ _AGE_AT_IMPORT: float
 
 
 def end_when_told() -> None:
-    """Let SIGTERM end this process at once, also as the first process (PID 1), to which the kernel
-    passes only signals that have a handler. A server sets its own handler later."""
+    """Let SIGTERM end this process at once. The kernel passes signals to the first process (PID 1)
+    only if they have a handler. A server sets its own handler later."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
 

@@ -1,4 +1,4 @@
-"""Sets how long a render may be silent, and how long it may take if nobody set a limit.
+"""Sets how long a render may go without progress, and how long it may take if you set no limit.
 
 The limits are far above what a render should take: only what hangs, or never ends, meets them.
 """
@@ -12,20 +12,20 @@ from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import Plan
 from wan_engine.settings import Settings
 
-_COMPILING_TIMES = 3  # kernels of another shape are compiled within a step
-_LAYERED_TIMES = 12  # 28 GB over a slow bus in a step
+_COMPILING_TIMES = 3  # a step may compile kernels for another shape
+_LAYERED_TIMES = 12  # a step copies 28 GB over a slow bus
 _ON_A_CPU_TIMES = 48  # 27,000 tokens through 5e9 weights take an hour at 100 GFLOP/s
-_LARGE_GB = 1.0  # of weights; `wan-tiny` and its kind are quick anywhere
-_FIRST_SEGMENT_TIMES = 24  # with 300 s: two hours for five seconds, as nothing is known of it
-_JOB_TIMES = 10  # of what the last one of its kind took here
+_LARGE_GB = 1.0  # of weights: smaller models are quick anywhere
+_FIRST_SEGMENT_TIMES = 24  # with 300 s: two hours for five seconds, as no clip was measured yet
+_JOB_TIMES = 10  # of the time that the last clip of its kind took
 _SHORTEST_JOB_TIMES = 6  # with 300 s: half an hour
 
 
 def set_limits(
     control: Control, plan: Plan, settings: Settings, spec: ModelSpec, recipe: Recipe, how: str
 ) -> None:
-    """Tell `control` how long a step of `plan` may be silent, and give it a deadline if it has
-    none. `how` as in `estimates`."""
+    """Set how long a step of `plan` may go without progress, and a deadline if the job has none.
+    `how` as in `estimates`."""
     expected_seconds = estimates.expected_seconds(settings, plan, how)
     step_seconds = settings.hang_seconds * slowness(spec, recipe)
     control.step_seconds = max(step_seconds, expected_seconds or 0)
@@ -44,7 +44,7 @@ def allow_steps(control: Control, settings: Settings, spec: ModelSpec, recipe: R
 
 
 def slowness(spec: ModelSpec, recipe: Recipe) -> int:
-    """How many times longer a step may take than one of a model that stays on a GPU."""
+    """How many times longer a step may take than on a model that stays on a GPU."""
     if recipe.device == "cpu":
         return _ON_A_CPU_TIMES if spec.download_gb >= _LARGE_GB else 1
     if recipe.offload == "layer":

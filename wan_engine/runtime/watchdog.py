@@ -20,17 +20,17 @@ from wan_engine.runtime.freeze_guard import FreezeGuard
 _STDERR = 2
 _TICK_SECONDS = 0.5
 LOAD_TIMES = 6
-"""A load may take so many times WAN_HANG_SECONDS, as reading the weights gives no sign: half an
-hour for 126 GB at 70 MB/s."""
+"""A load may take this many times WAN_HANG_SECONDS, because reading weights reports no progress:
+half an hour for 126 GB at 70 MB/s."""
 
 _FROZEN_SECONDS = 60.0
-"""Longest that all of Python may stand still (a library that keeps the interpreter's lock) while a
-job is at work, but for a load."""
+"""Longest time that all of Python may stand still (a library that holds the interpreter's lock)
+while a job runs, except during a load."""
 
 
 @dataclass(frozen=True)
 class Hang:
-    """A job that hangs: in which stage, and for how many seconds."""
+    """A job that hangs: its stage, and the seconds since its last progress."""
 
     control: Control
     stage: str
@@ -58,10 +58,10 @@ class Watchdog:
 
     @contextmanager
     def watching(self, control: Control) -> Iterator[None]:
-        """Watch a job for as long as this is open."""
+        """Watch a job while this context is open."""
         with self._lock:
             self._watched[control] = _Watched(control)
-            self._arm(list(self._watched.values()))  # it may freeze before the first look
+            self._arm(list(self._watched.values()))  # it may freeze before the first check
             self._some.set()
         try:
             yield
@@ -79,7 +79,7 @@ class Watchdog:
             while self._some.is_set():
                 time.sleep(_TICK_SECONDS)
                 now = time.monotonic()
-                # What lies between is not theirs: this process was stopped, or starved.
+                # The gap is not the jobs' fault: this process was stopped or starved.
                 self._tick(min(now - before, 2 * _TICK_SECONDS))
                 before = now
 
@@ -91,7 +91,7 @@ class Watchdog:
         self._arm(watched)
         hanging = [one for one in watched if one.hangs and not one.told]
         if hanging:
-            # Others may be silent because of it: they wait for a lock that it has.
+            # Other jobs may wait for a lock that it holds.
             worst = max(hanging, key=lambda one: (one.control.has_device, one.silent_seconds))
             worst.told = True
             stage = worst.control.stage or "no stage"
@@ -136,7 +136,7 @@ class _Watched:
 
 
 def limit_seconds(control: Control) -> float:
-    """How long a job may be silent in its present stage."""
+    """How long a job may go without progress in its present stage."""
     if control.stage == "load":
         return max(control.hang_seconds * LOAD_TIMES, control.step_seconds)
     return max(control.hang_seconds, control.step_seconds)

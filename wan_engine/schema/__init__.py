@@ -1,7 +1,7 @@
-"""The nouns that travel. Reading them tells the program.
+"""Exports the data classes that the modules pass to each other. Read them first.
 
-`fields.py`: what the fields of a request may be. `requests.py`: the requests of the hosted pages.
-`order.py`: the one order that each of them becomes. `clip.py`: what is between the verbs.
+`fields.py` validates fields, `requests.py` has the requests of the hosted pages, `order.py` the
+order that each of them becomes, and `clip.py` the data between the steps.
 """
 
 from wan_engine.schema.clip import (

@@ -1,5 +1,5 @@
-"""The nouns between the verbs: what was fetched, what is planned, what a model is given and gives,
-what comes out."""
+"""Defines the data between the steps: fetched media, plans, the inputs and outputs of a model,
+results."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Frames = NDArray[np.uint8]
 
 Framing = Literal["whole", "closer", "detail"]
 Crop = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of an image, as fractions of its sides."""
+"""Left, top, right and bottom of a part of an image, as fractions of its width and height."""
 
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class AudioTrack:
-    """Sound that lies decoded in a file of our own: 48 kHz stereo PCM in a WAV."""
+    """Decoded sound in a file of ours: a WAV with 48 kHz stereo PCM."""
 
     path: Path
     seconds: float
@@ -36,15 +36,15 @@ class AudioTrack:
 
 @dataclass(frozen=True)
 class Media:
-    """What the order pointed to, fetched and checked. Pictures are upright 8-bit RGB.
+    """The downloaded and checked media of an order. Pictures are upright 8-bit RGB.
 
-    `image` is what the clip begins with, None where it begins with none; `subject` is where in it
-    the closer shots look, as fractions of width and height. `aspect`, width to height, is the
-    clip's where there is no image.
+    `image` is the first picture of the clip, or None. `subject` is the point in it that closer
+    shots show, as fractions of width and height. `aspect` is the clip's ratio of width to height if
+    there is no image.
 
-    `references` are in the order of the subjects, and `subjects` has the index of each one's. A
-    subject of a video may have several, best first, and may speak in `voices`, which has an entry a
-    subject. `warnings` is what the result says about all of them.
+    `references` are in the order of the subjects, and `subjects` has the subject's index of each. A
+    subject from a video may have several pictures, best first, and a voice in `voices`, which has
+    one entry per subject. `warnings` are those of all media, for the result.
     """
 
     image: Image.Image | None = None
@@ -59,15 +59,16 @@ class Media:
 
     @property
     def pictures(self) -> tuple[Image.Image, ...]:
-        """All of them: what safety looks at, the first one before the others."""
+        """All pictures, the first picture before the references. The safety checker looks at
+        them."""
         ends = (one for one in (self.image, self.last_image) if one is not None)
         return (*ends, *self.references)
 
 
 @dataclass(frozen=True)
 class ScriptShot:
-    """One shot as it was thought up. `framing` says how much of the image it starts from, `sound`
-    what is to be heard, where a writer has thought of that."""
+    """One shot of a script. `framing` says how much of the image it starts from. `sound` describes
+    the sound, if a writer has done so."""
 
     prompt: str
     seconds: int
@@ -77,24 +78,24 @@ class ScriptShot:
 
     @property
     def text(self) -> str:
-        """What the model is told: the prompt, then the camera."""
+        """The text for the model: the prompt, then the camera move."""
         return f"{self.prompt} {self.camera}".strip()
 
 
 @dataclass(frozen=True)
 class Script:
-    """What is to be seen, shot by shot. The seconds add up to the request's duration."""
+    """The shots of a clip. Their seconds add up to the request's duration."""
 
     shots: tuple[ScriptShot, ...]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of the model, which samples `frames`. The first `repeated` show what the last ones of
-    the segment before show; the `shown` after them are new, and go into the clip.
+    """One run of the model, which samples `frames`. Its first `repeated` frames repeat the end of
+    the previous segment; the `shown` frames after them go into the clip.
 
-    `carried`: how many frames at the end the next segment begins with; 0 for the last one of a
-    shot. `ends_clip`: it is the last one of all.
+    `carried`: the number of frames at its end that begin the next segment; 0 for the last segment
+    of a shot. `ends_clip`: it is the last segment of the clip.
     """
 
     seed: int
@@ -107,7 +108,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Shot:
-    """What is seen between two cuts. Its first segment starts from `crop` of the request's image.
+    """The part of the clip between two cuts. Its first segment starts from `crop` of the request's
+    image.
 
     The model of `task` makes each of its segments in `steps`. They keep `source_frames` of the
     model; `frames` of the clip are made of them. `sound` says what is to be heard.
@@ -128,11 +130,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is decided before the GPU starts.
+    """Every number of a clip, decided before the GPU starts.
 
-    The model renders `render_width` x `render_height`; the middle `crop_width` x `crop_height` of
-    that is shown, scaled to `width` x `height`. `frames` at `fps` are exactly the duration; they
-    are made of the `source_frames` at `source_fps` that the segments keep.
+    The model renders `render_width` x `render_height`. The middle `crop_width` x `crop_height` of
+    that is scaled to `width` x `height`. `frames` at `fps` are exactly the duration; they are made
+    from the `source_frames` at `source_fps` of the segments.
     """
 
     width: int
@@ -167,19 +169,19 @@ class Plan:
 
     @property
     def cut_seconds(self) -> tuple[float, ...]:
-        """When each shot but the first begins."""
+        """The start of each shot except the first, in seconds."""
         ends = accumulate(shot.frames for shot in self.shots[:-1])
         return tuple(end / self.fps for end in ends)
 
 
 @dataclass
 class Carry:
-    """What the segments of a shot hand on, written while they run: empty before the first.
+    """The data that the segments of a shot pass on. It is empty before the first.
 
-    `frames` are the last ones as they are shown, uint8 [k, height, width, 3], from the engine.
-    `latents` (the last normalised ones, [1, c, n, h, w]), `pixels` (of the last frames before they
-    are rounded, [1, 3, n, height, width] in -1..1) and `decoder` (what the VAE's decoder remembers,
-    one entry a convolution) are the family's own; nobody else looks at them.
+    `frames` are the last frames of the segment, uint8 [k, height, width, 3]; `render.py` sets them.
+    `latents` (the last normalised ones, [1, c, n, h, w]), `pixels` (of the last frames before
+    rounding, [1, 3, n, height, width] in -1..1) and `decoder` (the state of the VAE's decoder, one
+    entry per convolution) belong to the family.
     """
 
     frames: NDArray[np.uint8] | None = None
@@ -193,30 +195,30 @@ class Carry:
 
 @dataclass(frozen=True)
 class FirstPicture:
-    """What the first frame shows, with the shape of the render already."""
+    """The picture of the first frame, in the shape of the render."""
 
     image: Image.Image
 
 
 @dataclass(frozen=True)
 class LastPicture:
-    """What the last frame shows, with the shape of the render already."""
+    """The picture of the last frame, in the shape of the render."""
 
     image: Image.Image
 
 
 @dataclass(frozen=True)
 class References:
-    """Whom and what the clip shows, in the shapes they came in. Their order is their identity; a
-    subject of a video may have several images, one after another."""
+    """The subjects that the clip shows, in their own shapes. Their order identifies them. A subject
+    from a video may have several images, one after another."""
 
     images: tuple[Image.Image, ...]
 
 
 @dataclass(frozen=True)
 class DrivingSound:
-    """The sound that moves lips and body. The segment's first frame is `start_seconds` into it, and
-    nothing is heard of it after `clip_seconds`."""
+    """The sound that drives lips and body. The segment's first frame is at `start_seconds` of it,
+    and the sound ends at `clip_seconds`."""
 
     track: AudioTrack
     start_seconds: float
@@ -224,18 +226,18 @@ class DrivingSound:
 
 
 Condition = FirstPicture | LastPicture | References | DrivingSound | Carry
-"""One thing that a segment is given beside its prompt."""
+"""One input of a segment besides the prompt."""
 
 C = TypeVar("C", FirstPicture, LastPicture, References, DrivingSound, Carry)
 
 
 @dataclass(frozen=True)
 class SegmentInput:
-    """One run of the model. A family takes from `conditions` what its row names, and the `Carry`
-    that each segment of a shot has.
+    """The input of one segment. A family uses the `conditions` that its row names, and the `Carry`
+    that all segments of a shot share.
 
-    `continued`: another segment goes on from the last frames of this one. `folder` is the job's
-    own, for the sound that a model makes.
+    `continued`: another segment continues from the last frames of this one. `folder` is the job's
+    folder, for the sound that a model makes.
     """
 
     prompt: str
@@ -249,20 +251,19 @@ class SegmentInput:
     folder: Path | None = None
 
     def find(self, kind: type[C]) -> C | None:
-        """The condition of a kind; there is at most one."""
+        """The condition of this class, or None. There is at most one."""
         return next((one for one in self.conditions if isinstance(one, kind)), None)
 
     @property
     def carry(self) -> Carry:
-        """Where the segment before ended, and where this one says how it ends."""
+        """The end of the previous segment. This segment replaces it with its own end."""
         return self.find(Carry) or Carry()
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a model makes of a segment. `frames` gives them a few at a time, as many as were asked
-    for, and is closed by who takes them; `sound` lies in a file, as long as they are, or is
-    None."""
+    """The output of a model for one segment. `frames` yields a few frames at a time, as many as the
+    segment has, and its consumer closes it. `sound` is a file as long as the frames, or None."""
 
     frames: Generator[Frames, None, None]
     sound: AudioTrack | None = None
@@ -305,8 +306,8 @@ class EncodedVideo:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What a job gives back. `output()` is the contract's object; the rest is for logs and the
-    command line."""
+    """The result of a job. `output()` is the documented answer; the other fields are for logs and
+    the command line."""
 
     video_url: str
     cost: Decimal
@@ -318,7 +319,7 @@ class VideoResult:
     plan: Plan | None = None
 
     def output(self) -> dict[str, Any]:
-        """The documented `output`: `video_url`, `cost`, and what decision 8 adds to it."""
+        """The documented `output`: `video_url` and `cost`, and the fields that this engine adds."""
         output: dict[str, Any] = {
             "video_url": self.video_url,
             "result": self.video_url,

@@ -1,6 +1,6 @@
-"""How the fields of a request are read: what each may be, and the sentence for what it may not.
+"""Validates the fields of a request, and writes the sentence for each wrong value.
 
-A validator here gives a clean value or raises pydantic's error with that sentence as its message.
+A validator returns the cleaned value, or raises pydantic's error with that sentence as its message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AspectRatio = Literal["16:9", "9:16", "1:1", "4:3", "3:4"]
 PROMPT_MAX_CHARACTERS = 1500
 NEGATIVE_PROMPT_MAX_CHARACTERS = 500
 REFERENCES_MAX = 5
-"""As many as DashScope's `wan2.6-r2v` takes of pictures and videos together."""
+"""The limit of DashScope's `wan2.6-r2v` for pictures and videos together."""
 
 SECONDS = range(2, 16)
 """Lengths that a clip can have; `Duration` has those that the documented pages name."""
@@ -40,7 +40,7 @@ _INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
 
 
 def described(value: object) -> str:
-    """A JSON value as an error names it: its type, and the value itself where that is short."""
+    """A JSON value for an error message: its type, and the value itself if it is short."""
     if isinstance(value, bool):
         return f"boolean {json.dumps(value)}"
     if isinstance(value, int | float):
@@ -50,7 +50,7 @@ def described(value: object) -> str:
         return f"number {shown}"
     if isinstance(value, str):
         shown = json.dumps(value[: _SHOWN_CHARACTERS + 1])
-        if len(shown) > _SHOWN_CHARACTERS + 2:  # also where few characters become long escapes
+        if len(shown) > _SHOWN_CHARACTERS + 2:  # also if few characters become long escapes
             shown = shown[: _SHOWN_CHARACTERS + 1].rstrip("\\") + '..."'
         return f"string {shown}"
     if isinstance(value, list | tuple):
@@ -59,7 +59,7 @@ def described(value: object) -> str:
 
 
 def refusal(sentence: str) -> PydanticCustomError:
-    """The error whose message is `sentence`."""
+    """The error with `sentence` as its message."""
     return PydanticCustomError("invalid_field", "{sentence}", {"sentence": sentence})
 
 
@@ -68,7 +68,7 @@ def _refuse(name: str, allowed: str, value: object) -> PydanticCustomError:
 
 
 def _clean(text: str) -> str:
-    """Text that every tokenizer and log takes: no NUL, no half of a surrogate pair."""
+    """The text without NUL and lone surrogates, which tokenizers and logs refuse."""
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -94,12 +94,12 @@ def negative_prompt(value: object) -> str | None:
 
 
 def cut_sentence(name: str, kept: int, given: int, why: str) -> str:
-    """How a result says that it has only the first `kept` of `given` characters of a text."""
+    """The sentence of a result that used only the first `kept` of `given` characters of a text."""
     return f"The {name} was cut after {kept} of its {given} characters: {why}"
 
 
 def cuts(payload: Mapping[str, Any]) -> Iterator[str]:
-    """What is left out of the caller's text, a sentence each."""
+    """One sentence for each text of the caller that was cut."""
     most = {
         "prompt": PROMPT_MAX_CHARACTERS,
         "negative_prompt": NEGATIVE_PROMPT_MAX_CHARACTERS,
@@ -127,7 +127,7 @@ def _source(name: str, value: object) -> str:
 
 
 def references(value: object) -> tuple[str, ...]:
-    """URLs or data URIs; their order is the subjects' identity."""
+    """URLs or data URIs. Their order identifies the subjects."""
     if not isinstance(value, list | tuple):
         raise _refuse("references", "an array of strings", value)
     if len(value) > REFERENCES_MAX:
@@ -141,7 +141,7 @@ def references(value: object) -> tuple[str, ...]:
 
 
 def _integer(name: str, allowed: str, value: object) -> int:
-    """Integers may come as integral strings or integral floats, never as booleans."""
+    """An integer. Integral strings and integral floats are accepted, booleans are not."""
     if isinstance(value, str) and _INTEGRAL.fullmatch(value):
         return int(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):

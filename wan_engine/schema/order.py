@@ -1,4 +1,4 @@
-"""The one order that every request becomes: what is wanted, in nobody's API's words."""
+"""Defines the order that every request becomes, whichever API it came from."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Task = Literal[
     "image-to-video-with-sound",
     "sound-for-video",
 ]
-"""What a model does. A row of the catalogue serves one of them."""
+"""The task of a model. A row of the catalogue serves one task."""
 
 Input = Literal["first_picture", "last_picture", "references", "driving_sound"]
-"""What a model may be given beside its prompt."""
+"""The inputs that a model may accept besides its prompt."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A clip that somebody wants. Media are URLs or data URIs that have not been fetched.
+    """A clip to make. Media are URLs or data URIs that have not been fetched.
 
     `references`, the order of which is the subjects' identity, is None where the clip begins with
     `image`; without any it is text-to-video. `sound` is for an order without `audio`: a track with
@@ -51,12 +51,13 @@ class Order:
 
     @property
     def task(self) -> Task:
-        """What the hosted APIs call it, whichever model serves it here."""
+        """The task as the hosted APIs name it, whichever model serves it."""
         return "image-to-video" if self.references is None else "reference-to-video"
 
     @property
     def gives(self) -> tuple[Input, ...]:
-        """What it has that a model may be given. Sound is muxed by any model, so it is not here."""
+        """The inputs that the order has for a model. Sound is not one of them, because it can be
+        muxed with any model's frames."""
         given: list[Input] = []
         if self.image is not None:
             given.append("first_picture")

@@ -1,4 +1,4 @@
-"""The requests that callers send, a class a hosted page with its fields and words.
+"""Defines the requests that callers send, one class per hosted page, with its fields and sentences.
 
 All of them become an `Order`. A new page is a new class here, and its name in `parse_request`.
 """
@@ -31,7 +31,7 @@ from wan_engine.schema.order import Order
 
 log = logging.getLogger(__name__)
 
-_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image")  # as forms send them
+_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image")  # forms send empty values
 
 Prompt = Annotated[str, BeforeValidator(fields.prompt)]
 NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]
@@ -64,7 +64,7 @@ SafetyCheck = Annotated[
     Field(description="Enable content safety checking."),
 ]
 
-# Not on the hosted pages, and so not in the schemas; taken where they are given.
+# Not documented on the hosted pages, so not in the schemas, but accepted.
 GenerateAudio = SkipJsonSchema[Annotated[bool, fields.boolean("generate_audio")] | None]
 """Whether a clip without `audio` gets sound; false: it has no track."""
 FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
@@ -76,10 +76,10 @@ WholeSeconds = SkipJsonSchema[Annotated[int, BeforeValidator(fields.seconds)] | 
 
 
 class ClipRequest(BaseModel):
-    """What the pages have in common: fields with one meaning wherever they are.
+    """The fields that all pages share.
 
-    Build one with `parse` where the values come from a stranger: that raises `InvalidRequest` with
-    one sentence. The constructor takes the same values and raises pydantic's `ValidationError`.
+    Use `parse` for values from a caller: it raises `InvalidRequest` with one sentence. The
+    constructor takes the same values and raises pydantic's `ValidationError`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -96,11 +96,11 @@ class ClipRequest(BaseModel):
 
     @classmethod
     def parse(cls, payload: object) -> Self:
-        """The request in `payload`, a JSON object. Raises `InvalidRequest`: one sentence, the first
-        wrong field.
+        """Parse the request in `payload`, a JSON object. Raises `InvalidRequest` with one sentence
+        about the first wrong field.
 
-        `null` means absent, and so do an empty `audio` and `negative_prompt`, as forms send them.
-        Unknown keys are ignored.
+        `null` means absent, and so do an empty `audio` and `negative_prompt`, because forms send
+        them. Unknown keys are ignored.
         """
         if payload is None:
             raise InvalidRequest('field "input" is required')
@@ -143,8 +143,8 @@ class ClipRequest(BaseModel):
 
 
 class VideoRequest(ClipRequest):
-    """One clip from a picture, as the hosted `wan-2-6-i2v` endpoint documents its `input` (fields
-    in the page's order)."""
+    """One clip from a picture, as the hosted `wan-2-6-i2v` endpoint documents its `input`. The
+    fields have the order of the page."""
 
     model_config = ConfigDict(
         title="wan-2-6-i2v input",
@@ -186,8 +186,8 @@ class VideoRequest(ClipRequest):
 
 
 class ReferenceRequest(ClipRequest):
-    """One clip from references, in the style of the hosted `wan-2-6-i2v` page: no hosted Runpod
-    page has it. What it takes is what DashScope's `wan2.6-r2v` takes."""
+    """One clip from references, in the style of the hosted `wan-2-6-i2v` page. No hosted Runpod
+    page has it. The inputs are those of DashScope's `wan2.6-r2v`."""
 
     model_config = ConfigDict(
         title="wan-2-6-r2v input",
@@ -247,8 +247,8 @@ Request = VideoRequest | ReferenceRequest
 
 
 def parse_request(payload: object) -> Request:
-    """The request in `payload`, of the page whose fields it has: `references` is
-    reference-to-video, and is missed there when it is null and no `image` is given either. Raises
+    """Parse the request in `payload` as the page whose fields it has. With `references` it is
+    reference-to-video. A null `references` without an `image` is an error of that page. Raises
     `InvalidRequest`."""
     if not isinstance(payload, Mapping) or "references" not in payload:
         return VideoRequest.parse(payload)

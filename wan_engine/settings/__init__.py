@@ -1,7 +1,8 @@
-"""Every setting: a file a topic, composed here. `environment.py` reads what is not ours.
+"""All settings in one class, composed of a file per topic.
 
-Nothing happens at import. Each field has a description. The tables of `python -m wan_engine
-settings`, of docs/settings.md and of Runpod's Hub are made from them, in the order of the fields.
+Importing it reads no variable. The descriptions of the fields, in their order, become the tables of
+`python -m wan_engine settings`, of docs/settings.md and of Runpod's Hub. `environment.py` reads
+variables that are not ours.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from wan_engine.settings.gateway import GatewaySettings
 from wan_engine.settings.gpu import GpuSettings
 from wan_engine.settings.jobs import JobSettings
 from wan_engine.settings.media import InputSettings, OutputSettings, ShapeSettings
-from wan_engine.settings.model import Lora, ModelSettings
+from wan_engine.settings.model import ModelSettings, OwnLora
 from wan_engine.settings.prompts import PromptSettings, SafetySettings
 from wan_engine.settings.retired import RetiredSettings
 from wan_engine.settings.storage import StorageSettings
 from wan_engine.settings.values import cleaned, secret_parts, url
 
-__all__ = ["VERSION", "Described", "Lora", "Settings", "described", "env_name", "secret_values"]
+__all__ = ["VERSION", "Described", "OwnLora", "Settings", "described", "env_name", "secret_values"]
 
 VERSION = "0.1.0"
 """The version of this package, as `--version`, logs and the mp4's metadata name it."""
 
 log = logging.getLogger(__name__)
 
-_OURS = "Value error, "  # what pydantic puts before our words
+_OURS = "Value error, "  # pydantic's prefix to our messages
 
 
 class Settings(
-    # pydantic has the fields of the last one first: read upwards, this is the order of the tables.
+    # pydantic takes the fields of the last base first: the tables have the reverse of this order.
     RetiredSettings,
     GatewaySettings,
     JobSettings,
@@ -51,7 +52,7 @@ class Settings(
     ModelSettings,
     BaseSettings,
 ):
-    """Read with `Settings.load()`; in tests and from Python, `Settings(model="wan-tiny", ...)`."""
+    """`Settings.load()` reads the environment. From Python, `Settings(model="wan-tiny", ...)`."""
 
     model_config = SettingsConfigDict(
         env_prefix="WAN_",
@@ -67,7 +68,8 @@ class Settings(
     @classmethod
     def _clean(cls, value: object, info: ValidationInfo) -> object:
         name = str(info.field_name)
-        several = isinstance(cls.model_fields[name].default, tuple | dict)  # a line each, perhaps
+        # These may have one line per entry.
+        several = isinstance(cls.model_fields[name].default, tuple | dict)
         return cleaned(value, env_name(name), lines=several)
 
     @field_validator("lora", "safety_image_labels", "prices", mode="before")
@@ -90,28 +92,28 @@ class Settings(
                 f"{env_name(str(one['loc'][0]))} is wrong: {one['msg'].removeprefix(_OURS)}."
                 for one in error.errors(include_url=False)
             ]
-            where = "`python -m wan_engine settings` lists what it takes."
+            where = "`python -m wan_engine settings` describes each setting."
             raise ConfigurationError(f"{' '.join(wrong)} {where}") from None
         for name, field in RetiredSettings.model_fields.items():
             if getattr(settings, name) is not None:
                 told = (env_name(name), field.description)
-                log.warning("%s is still used, but no longer needed: %s", *told)
+                log.warning("%s is deprecated: %s", *told)
         return settings
 
     @property
     def in_flight_of_key_bytes(self) -> int:
-        """Bytes of one key's requests that are being received or stored: a quarter of all."""
+        """Bytes of one key's requests in flight: a quarter of the limit for all keys."""
         return self.in_flight_key_bytes or max(1, self.in_flight_max_bytes // 4)
 
     def with_secrets(self) -> dict[str, Any]:
-        """As JSON that `Settings(**values)` reads in a process of our own: the only dump that has
-        the secrets."""
+        """The settings as JSON, secrets included, for `Settings(**values)` in a child process. No
+        other dump includes the secrets."""
         values = self.model_dump(mode="json")
         return values | {name: found.get_secret_value() for name, found in _secrets(self).items()}
 
 
 def secret_values(settings: Settings) -> list[str]:
-    """The keys and passwords that these settings hold, as text: of a URL, what is secret in it."""
+    """The keys and passwords in these settings, as text; of a URL, its secret parts."""
     return [part for found in _secrets(settings).values() for part in secret_parts(found)]
 
 
@@ -121,8 +123,8 @@ def _secrets(settings: Settings) -> dict[str, SecretStr]:
 
 
 def _check_hub() -> None:
-    """HF_ENDPOINT is the Hub's client's own; it fails in the middle of a download. Raises
-    `ConfigurationError`."""
+    """Check HF_ENDPOINT, because the Hub's client fails on a wrong one in the middle of a download.
+    Raises `ConfigurationError`."""
     try:
         if endpoint := os.environ.get("HF_ENDPOINT"):
             url(endpoint)
@@ -140,7 +142,7 @@ class Described:
 
 
 def described() -> list[Described]:
-    """Every setting that somebody may need, in the order of the fields, the gateway's last."""
+    """Every setting except deprecated ones, in the order of the fields."""
     rows = []
     for name, field in Settings.model_fields.items():
         if name in RetiredSettings.model_fields:

@@ -1,4 +1,4 @@
-"""The gateway: who renders for it, who may call it, and how much."""
+"""Backend, keys, database and limits of the gateway."""
 
 from __future__ import annotations
 
@@ -19,115 +19,124 @@ from wan_engine.settings.values import (
 
 
 class GatewaySettings(BaseModel):
-    """Only `serve` reads them."""
+    """Settings that only `serve` reads."""
 
     backend: Literal["auto", "local", "runpod"] = Field(
         default="auto",
-        description="Who renders for the gateway: `local`, this machine's engine; `runpod`, the "
-        "endpoint WAN_RUNPOD_ENDPOINT; `auto`: that endpoint when it is set",
+        description="What renders for the gateway. `local`: this machine. `runpod`: the "
+        "endpoint WAN_RUNPOD_ENDPOINT. `auto`: that endpoint if it is set, otherwise this "
+        "machine",
     )
     runpod_endpoint: Key | None = Field(
         default=None, description="Id of the Runpod endpoint that renders for the gateway"
     )
-    runpod_key: SecretKey | None = Field(default=None, description="Its API key")
+    runpod_key: SecretKey | None = Field(
+        default=None, description="Runpod API key for that endpoint"
+    )
     runpod_url: BaseUrl = Field(
         default="https://api.runpod.ai/v2",
-        description="Where that endpoint's API is",
+        description="Base URL of Runpod's API",
     )
     runpod_claims: bool = Field(
         default=True,
-        description="Whether that endpoint is told the name of each render, as `wan_claim` in "
-        "the input: its workers render once what was handed over twice. For another's worker that "
-        "refuses unknown fields: `0`",
+        description="Whether the gateway sends an id for each render, as `wan_claim` in the "
+        "input. Workers then render a job only once if the gateway submits it twice. Set `0` "
+        "if the endpoint runs another worker that refuses unknown fields",
     )
     api_keys: HashedKeys = Field(
         default={},
-        description="Who may call the gateway: `name:hash,name:hash`, as `python -m wan_engine "
-        "key NAME` prints them. `:weight=2` behind one gives it two turns for one of another's, "
-        "`:max=50` lets 50 of its jobs wait at most. Without, it listens on this machine only",
+        description="API keys of the gateway, as `name:hash,name:hash`. `python -m wan_engine "
+        "key NAME` makes one. `:weight=2` after a hash gives that key two turns for each turn "
+        "of the others; `:max=50` lets at most 50 of its jobs wait. Without keys, the gateway "
+        "listens on this machine only",
         repr=False,
     )
     endpoints: Words = Field(
         default=("wan-2-6-i2v", "wan-2-6-r2v", "wan-2-6-t2v"),
-        description="Endpoint ids of the Runpod API that the gateway answers to, with commas "
-        "between. `wan-2-6-r2v` and `wan-2-6-t2v` are there only with a WAN_REFERENCE_MODEL",
+        description="Endpoint ids that the gateway serves in the Runpod API, separated by "
+        "commas. `wan-2-6-r2v` and `wan-2-6-t2v` need WAN_REFERENCE_MODEL",
     )
     database_url: SecretStr | None = Field(
         default=None,
-        description="Where the gateway keeps its jobs: `sqlite:///path` or "
-        "`postgresql://user:password@host/name`; not set, the file `gateway.db` in WAN_OUTPUT_DIR",
+        description="Database of the gateway's jobs: `sqlite:///path` or "
+        "`postgresql://user:password@host/name`. Not set, the file `gateway.db` in "
+        "WAN_OUTPUT_DIR",
     )
     queue_max: int = Field(
         default=1000,
         ge=1,
-        description="Jobs that may wait; beyond it, callers get 429. Half of the places are kept "
-        "for the keys, by weight; the other half is for whoever comes first",
+        description="Number of jobs that may wait. Above it, callers get 429. Half of the "
+        "places are shared out among the keys by weight; the other half goes to whoever comes "
+        "first",
     )
     job_starts: int = Field(
-        default=3, ge=1, description="How often a job may end its worker, until it fails"
+        default=3, ge=1, description="A job fails after it has crashed this many workers"
     )
     keep_jobs_days: float = Field(
-        default=7, gt=0, description="How long the gateway keeps a job that has ended, in days"
+        default=7, gt=0, description="How long the gateway keeps a job after its end, in days"
     )
     media_max_bytes: int = Field(
         default=4096 * MIB,
         ge=MIB,
-        description="Pictures, sounds and other long text in requests that the gateway keeps for "
-        "one key, in bytes: beyond it those of failed jobs go, then callers get 429",
+        description="Bytes of media and other long text that the gateway keeps in requests of "
+        "one key. Above it, the gateway drops those of failed jobs; if that is not enough, "
+        "callers get 429",
     )
     media_days: float = Field(
         default=1,
         gt=0,
-        description="How long they are kept for a job that has failed, to be retried, in days",
+        description="How long the gateway keeps the media of a failed job, so that you can "
+        "retry it, in days",
     )
     request_max_bytes: int = Field(
-        default=20 * MIB, ge=1024, description="Largest body of a request, in bytes"
+        default=20 * MIB, ge=1024, description="Largest allowed body of a request, in bytes"
     )
     rate_limit: float = Field(
         default=200,
         ge=0,
-        description="Requests a second of one key, ten seconds' worth at once; beyond it, callers "
-        "get 429; 0 is no limit",
+        description="Requests per second that one key may send, with bursts of ten times as "
+        "many. Above it, callers get 429. 0: no limit",
     )
     in_flight_max_bytes: int = Field(
         default=256 * MIB,
         ge=1024,
-        description="Bytes of all requests that are being received or stored; beyond it, callers "
-        "get 503. One key may have a quarter of it; beyond that, it gets 429",
+        description="Bytes of all requests that the gateway is receiving or storing. Above it, "
+        "callers get 503. One key may use a quarter of it; above that, it gets 429",
     )
     head_seconds: float = Field(
         default=10,
         gt=0,
-        description="How long the head of a request may take, and how long a body may be slower "
-        "than WAN_BODY_RATE, in seconds; then callers get 408",
+        description="Time limit for the head of a request, and longest time that a body may be "
+        "slower than WAN_BODY_RATE, in seconds. After it, callers get 408",
     )
     body_rate: float = Field(
-        default=16 * 1024, gt=0, description="Slowest body of a request, in bytes a second"
+        default=16 * 1024, gt=0, description="Slowest allowed upload of a body, in bytes per second"
     )
     connections_per_address: int = Field(
         default=64,
         ge=1,
-        description="Open connections of one address, or of one IPv6 network of 64 bits; beyond "
-        "it, callers get 429. WAN_TRUSTED_PROXIES may have more",
+        description="Open connections per address, or per /64 network of IPv6. Above it, "
+        "callers get 429. WAN_TRUSTED_PROXIES are exempt",
     )
     public_url: BaseUrl | None = Field(
         default=None,
-        description="Where callers reach the gateway, such as `https://video.example.com`; for "
-        "the links in answers. Not set, as each request names it",
+        description="URL at which callers reach the gateway, such as "
+        "`https://video.example.com`. Links in answers begin with it. Not set, they begin "
+        "with the URL that the request was sent to",
     )
     trusted_proxies: Networks = Field(
         default=(),
-        description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
-        "`X-Forwarded-Proto` are believed, with commas between",
+        description="Addresses or networks of reverse proxies, separated by commas. The gateway "
+        "trusts their `X-Forwarded-For` and `X-Forwarded-Proto`",
     )
     cors_origins: Origins = Field(
         default=(),
-        description="Origins of web pages that may call the gateway, with commas between; `*` is "
-        "all of them",
+        description="Origins of web pages that may call the gateway, separated by commas. `*` "
+        "allows all",
     )
     shutdown_seconds: float = Field(
         default=30,
         ge=0,
-        description="How long the gateway waits at its end for the job that is being rendered; "
-        "then the job goes back into the queue",
+        description="How long a gateway that is stopped waits for its running job, in seconds. "
+        "After it, the job goes back to the queue",
     )

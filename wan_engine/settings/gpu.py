@@ -1,4 +1,4 @@
-"""How a model is put on the GPU, and how fast it is computed there."""
+"""Precision, placement, attention and compilation of a model on the GPU."""
 
 from __future__ import annotations
 
@@ -9,42 +9,45 @@ from pydantic import BaseModel, Field
 
 
 class GpuSettings(BaseModel):
-    """Each is chosen for the GPU that is here, unless it is set."""
+    """The recipe for this GPU. `runtime/recipes.py` chooses what you leave at `auto`."""
 
     precision: Literal["auto", "bfloat16", "float8"] = Field(
         default="auto",
-        description="Of the experts' matrices. `auto`: float8 with a scale a row where the GPU "
-        "computes in it (sm89 and newer) and it is faster or needed to fit, else `bfloat16`",
+        description="Precision of the experts' weight matrices. `auto` takes float8 with one "
+        "scale per row if the GPU computes in float8 (sm89 or newer) and float8 is faster or "
+        "the model fits only so; otherwise `bfloat16`",
     )
     offload: Literal["auto", "none", "model", "stream", "layer"] = Field(
         default="auto",
-        description="What stays on the GPU. `none`: everything; `stream`: all but the experts' "
-        "blocks, each copied from pinned host memory while the one before it works; `model`: one "
-        "network at a time; `layer`: one layer at a time, slow. `auto`: the fastest that fits",
+        description="Which weights stay on the GPU. `none`: all of them. `stream`: all but the "
+        "experts' blocks; each block is copied from pinned host memory while the previous one "
+        "computes. `model`: one network at a time. `layer`: one layer at a time, which is "
+        "slow. `auto`: the fastest that fits",
     )
     attention: Literal["auto", "native", "cudnn", "flash", "float8"] = Field(
         default="auto",
-        description="The kernel of attention. `auto`: `float8` on Hopper, `cudnn` on Blackwell "
-        "servers, else `flash`; `native`: what torch takes; `cudnn`, `flash`: exact; `float8`: "
-        "cuDNN's in 8 bits, faster and not the same picture, where a test of its numbers passes, "
-        "else `cudnn`. The first and last two blocks stay exact",
+        description="Attention kernel. `native`: torch's choice. `cudnn` and `flash`: exact. "
+        "`float8`: cuDNN in 8 bits, faster, but the picture changes; the worker tests its "
+        "accuracy first and falls back to `cudnn`; the first and last two blocks stay exact. "
+        "`auto`: `float8` on Hopper, `cudnn` on Blackwell servers, otherwise `flash`",
     )
     compile: Literal["auto", "on", "off", "required"] = Field(
         default="auto",
-        description="Compile the transformers' blocks when they are first used. `auto`: where they "
-        "stay on a GPU; `on`: on a CPU too. Where compiling fails they run as they are, with a "
-        "warning; `required`: nothing starts, or the job fails",
+        description="Whether to compile the transformer blocks at first use. `auto`: if the "
+        "blocks stay on a GPU. `on`: on a CPU as well. With `auto` and `on`, a failed "
+        "compilation logs a warning and the blocks run uncompiled; with `required`, the start "
+        "or the job fails. `off`: never",
     )
     compile_cache_dir: Path | None = Field(
         default=None,
-        description="Where compiled code is kept for later starts; a folder `compiled` beside "
-        "WAN_MODELS_DIR where that is there, else in WAN_CACHE_DIR",
+        description="Folder that keeps compiled code for later starts. Not set, it is "
+        "`compiled` next to WAN_MODELS_DIR if that folder exists, otherwise in WAN_CACHE_DIR",
     )
     step_cache: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="For many steps: leave the blocks after the first one out of a step in which "
-        "that one's output changed by less than this share (0.05 to 0.1). Faster, and not the same "
-        "picture; without use at four steps",
+        description="Skips all blocks after the first in a step where the first block's output "
+        "changed by less than this share (0.05 to 0.1). Faster, but the picture changes. For "
+        "models with many steps; no gain at four steps",
     )

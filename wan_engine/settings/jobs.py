@@ -1,4 +1,4 @@
-"""What a job may use and how long it may take, and what is told of it."""
+"""Scratch space, time limits, progress and log of jobs."""
 
 from __future__ import annotations
 
@@ -9,36 +9,43 @@ from pydantic import BaseModel, Field
 
 
 class JobSettings(BaseModel):
-    """Scratch space, time limits, a worker's turns, the log."""
+    """The limits of a job, and how a worker reports on it."""
 
     scratch_dir: Path | None = Field(
-        default=None, description="Where job folders are made; the system's default"
+        default=None, description="Folder for temporary files of jobs. Not set, the system's own"
     )
     scratch_min_gb: float = Field(
-        default=2.0, ge=0, description="Free space there below which no job is begun, in GB"
+        default=2.0,
+        ge=0,
+        description="Free space that a job needs in WAN_SCRATCH_DIR to start, in GB",
     )
     job_seconds: float | None = Field(
-        default=None, gt=0, description="A job that runs longer fails; else 10 times the last one"
+        default=None,
+        gt=0,
+        description="Time limit of a job, in seconds. Not set, ten times what the last clip "
+        "like it took, and at least 6 times WAN_HANG_SECONDS",
     )
     hang_seconds: float = Field(
         default=300,
         ge=1,
-        description="A job without a sign of life for so long hangs, and its process is ended; "
-        "loads have 6 times as long, compiled steps 3, offloaded layers 12",
+        description="Time without progress after which a job counts as hung, in seconds; its "
+        "process is then killed. Loading gets 6 times as long, a compiled step 3 times, an "
+        "offloaded layer 12 times",
     )
     prefetch: bool = Field(
         default=False,
-        description="`1`: a Runpod worker takes a second job while it renders the first, so that "
-        "the downloads of one and the upload of the other run beside a render. It costs: the "
-        "second job waits here where another worker may be idle, its wait counts against "
-        "WAN_JOB_SECONDS and the endpoint's execution timeout, and a worker that dies takes both "
-        "with it. For endpoints whose workers are always busy",
+        description="`1`: a Runpod worker takes a second job while it renders the first. One "
+        "job's downloads and the other's upload then overlap with a render. Use it if your "
+        "workers are always busy: the second job waits even if another worker is idle, its "
+        "wait counts against WAN_JOB_SECONDS and the endpoint's execution timeout, and both "
+        "jobs are lost if the worker dies",
     )
     progress_seconds: float = Field(
         default=2,
         ge=0,
-        description="Smallest gap between two progress updates to Runpod, in seconds",
+        description="Shortest time between two progress updates to Runpod, in seconds",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="What is logged"
+        default="INFO",
+        description="Lowest level of messages in the log: `DEBUG`, `INFO`, `WARNING` or `ERROR`",
     )

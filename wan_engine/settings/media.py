@@ -1,4 +1,4 @@
-"""Pictures, sounds and clips: what is taken, rendered and written."""
+"""Limits on the media of requests, and size, frame rate and encoding of clips."""
 
 from __future__ import annotations
 
@@ -18,97 +18,114 @@ Prices = Mapping[_Size | _PricedTask, _Price | Mapping[_Size, _Price]]
 
 
 class ShapeSettings(BaseModel):
-    """How large and how long a clip is rendered, beside what the request says."""
+    """Size of the render, and how long clips are continued."""
 
     render_area: int | None = Field(
         default=None,
         ge=1024,
         le=1920 * 1088,
-        description="Largest area that is rendered, in pixels, instead of the model's own: less is "
-        "faster and takes less memory, and the clip is scaled up to its size",
+        description="Largest area to render, in pixels. Not set, the model's own. A smaller "
+        "area is faster and needs less memory; the clip is then scaled up to its size",
     )
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
-        description="How clips longer than the model's own length go on: `auto`: as the model's "
-        "row says; `svi`: Stable Video Infinity 2.0 Pro, with its LoRA pair (A14B); `latents`: the "
-        "last latents (TI2V); `last_frames`: the last five frames as a condition, with colour "
-        "match and cross-fade; `last_frame`: the same with one frame, which needs fewer segments",
+        description="How to continue a clip past the length that the model was trained on. "
+        "`auto`: as the catalogue says for the model. `svi`: Stable Video Infinity 2.0 Pro "
+        "with its LoRA pair (A14B). `latents`: from the last latents (TI2V). `last_frames`: "
+        "from the last five frames, with colour match and cross-fade. `last_frame`: from the "
+        "last frame, with colour match and cross-fade; needs fewer segments",
     )
     frame: Literal["image", "exact"] = Field(
         default="image",
-        description="`image`: the picture keeps the image's shape and `size` is a pixel budget; "
-        "`exact`: the image is centre-cropped to exactly `size`",
+        description="`image`: the clip keeps the aspect ratio of the image, and `size` is a "
+        "pixel budget. `exact`: the image is centre-cropped to exactly `size`",
     )
 
 
 class InputSettings(BaseModel):
-    """What a request may bring, and how it is fetched."""
+    """Limits on the media of a request, and on their download."""
 
     negative_prompt: Literal["add", "replace"] = Field(
         default="add",
-        description="What the request's `negative_prompt` does with the model's own text, which "
-        "the model was tuned with: `add` puts it in front, `replace` leaves the model's out",
+        description="How the request's `negative_prompt` is combined with the text that the "
+        "model was tuned with: `add` puts it before that text, `replace` uses it alone",
     )
     image_min_side: int = Field(
-        default=240, ge=1, description="Smallest side of an image, in pixels"
+        default=240, ge=1, description="Shortest allowed side of an image, in pixels"
     )
     image_max_side: int = Field(
-        default=8000, ge=1, le=16384, description="Largest side of an image, in pixels"
+        default=8000, ge=1, le=16384, description="Longest allowed side of an image, in pixels"
     )
-    image_max_bytes: int = Field(default=20 * MIB, ge=1, description="Largest image file, in bytes")
-    audio_max_seconds: float = Field(default=30, gt=0, description="Longest sound, in seconds")
-    audio_max_bytes: int = Field(default=15 * MIB, ge=1, description="Largest sound file, in bytes")
+    image_max_bytes: int = Field(
+        default=20 * MIB, ge=1, description="Largest allowed image file, in bytes"
+    )
+    audio_max_seconds: float = Field(
+        default=30, gt=0, description="Longest allowed audio, in seconds"
+    )
+    audio_max_bytes: int = Field(
+        default=15 * MIB, ge=1, description="Largest allowed audio file, in bytes"
+    )
     reference_max_bytes: int = Field(
-        default=100 * MIB, ge=1, description="Largest file of a reference video, in bytes"
+        default=100 * MIB, ge=1, description="Largest allowed reference video, in bytes"
     )
     reference_max_seconds: float = Field(
-        default=30, ge=1, le=120, description="Longest reference video, in seconds"
+        default=30, ge=1, le=120, description="Longest allowed reference video, in seconds"
     )
     reference_min_fps: float = Field(
-        default=16, gt=0, le=60, description="Fewest frames a second of a reference video"
+        default=16,
+        gt=0,
+        le=60,
+        description="Lowest allowed frame rate of a reference video, in frames per second",
     )
     fetch_seconds: float = Field(
         default=60,
         gt=0,
-        description="Wall-clock limit of one download, redirects included, in seconds",
+        description="Time limit of one download with its redirects, in seconds",
     )
     allow_private_urls: bool = Field(
         default=False,
-        description="`1` lets media be fetched from private addresses (local tests, VPC)",
+        description="`1` allows downloads of media from private addresses, for local tests or a "
+        "VPC",
     )
 
 
 class OutputSettings(BaseModel):
-    """What is made of the rendered frames: the mp4 and its price."""
+    """Frame rate, enlargement, encoding and price of the clip."""
 
     fps: Annotated[int, Field(ge=8, le=60)] | Literal["native"] = Field(
         default=30,
-        description="Frames a second of the clip, 8 to 60; `native` keeps the model's own 16 or 24",
+        description="Frame rate of the clip, 8 to 60 frames per second. `native` keeps the "
+        "model's own rate of 16 or 24",
     )
     interpolation: Literal["auto", "rife", "mci", "blend"] = Field(
         default="auto",
-        description="How frames between the model's are made: `rife` (package ccvfi and "
-        "WAN_RIFE_WEIGHTS), `mci` (ffmpeg's motion compensation, on the CPU), `blend` (a mean of "
-        "two frames: cheap, and moving edges are double); `auto`: the first of these that works",
+        description="How to make the frames between the model's. `rife`: RIFE (package ccvfi "
+        "and WAN_RIFE_WEIGHTS). `mci`: ffmpeg's motion compensation, on the CPU. `blend`: the "
+        "mean of two frames, which is fast but doubles moving edges. `auto`: the first of "
+        "these that works",
     )
     rife_weights: Path | None = Field(
         default=None,
-        description="RIFE's weights, the file `RIFE_IFNet_v426_heavy.pkl`; never downloaded",
+        description="RIFE's weights, the file `RIFE_IFNet_v426_heavy.pkl`. It is never downloaded",
     )
     upscale: Literal["auto", "lanczos", "realesrgan", "kandinsky-sr", "native"] = Field(
         default="auto",
-        description="How a clip becomes larger than what the model renders: `lanczos`; "
-        "`realesrgan` (package spandrel, any checkpoint of that kind); `kandinsky-sr` (a video "
-        "model, in windows); `native`: the model renders the full size, outside what it was "
-        "trained for. `auto`: what WAN_UPSCALE_WEIGHTS is, else `lanczos`",
+        description="How to enlarge a clip past the size that the model renders. `lanczos`: "
+        "ffmpeg's filter. `realesrgan`: any checkpoint that the package spandrel reads. "
+        "`kandinsky-sr`: a video model, in windows of frames. `native`: the model renders the "
+        "full size, which it was not trained for. `auto`: the network in WAN_UPSCALE_WEIGHTS "
+        "if it is set, otherwise `lanczos`",
     )
     upscale_weights: Path | None = Field(
         default=None,
-        description="A checkpoint file for `realesrgan`, a folder in diffusers layout for "
-        "`kandinsky-sr`; never downloaded",
+        description="A checkpoint file for `realesrgan`, or a folder in diffusers layout for "
+        "`kandinsky-sr`. It is never downloaded",
     )
     crf: int = Field(
-        default=17, ge=1, le=40, description="x264 quality: lower is better and larger"
+        default=17,
+        ge=1,
+        le=40,
+        description="x264 quality (CRF). A lower value gives better quality and a larger file",
     )
     preset: str = Field(
         default="medium",
@@ -117,17 +134,19 @@ class OutputSettings(BaseModel):
     )
     generate_audio: bool = Field(
         default=True,
-        description="What an absent `generate_audio` means at the Runpod endpoint and on the "
-        "command line: `1`: a clip without a sound of the caller's has a track, with sound where "
-        "WAN_SOUND_MODEL or WAN_VIDEO_SOUND_MODEL makes it, else silent; `0`: no track",
+        description="Whether a clip without the caller's audio gets a sound track if its "
+        "request has no `generate_audio`, on the Runpod endpoint and the command line. `1`: "
+        "it gets one, with the sound of WAN_SOUND_MODEL or WAN_VIDEO_SOUND_MODEL if one is "
+        "configured, otherwise silent. `0`: no track",
     )
     metadata: bool = Field(
         default=True,
-        description='Write model, seed, version and "AI-generated" into the mp4\'s metadata',
+        description='Write the model, the seed, the version and "AI-generated" into the '
+        "metadata of the mp4",
     )
     prices: Prices = Field(
         default={},
-        description="USD a second by size, as JSON, and by task where that differs: "
-        '`{"1280*720": 0.05, "reference-to-video": {"1280*720": 0.08}}`. What is not given has the '
-        "hosted price",
+        description="Prices in USD per second by size, as JSON, and by task if they differ: "
+        '`{"1280*720": 0.05, "reference-to-video": {"1280*720": 0.08}}`. Sizes that you leave '
+        "out cost the hosted price",
     )

@@ -1,4 +1,4 @@
-"""Which model, where its files are, and how it is asked."""
+"""The models, their folders and LoRA files, and their sampling."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Lora(BaseModel):
-    """A LoRA file of the operator's own, fused into the experts when the model is loaded."""
+class OwnLora(BaseModel):
+    """A LoRA file that WAN_LORA names. It is fused into the experts when the model is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,80 +19,86 @@ class Lora(BaseModel):
 
 
 class ModelSettings(BaseModel):
-    """The row, its folder, LoRA files, and what replaces the row's numbers."""
+    """Models and their folders. The numbers replace those of the catalogue."""
 
     model: str = Field(
         default="auto",
-        description="A catalogue name or a Hub id in diffusers layout, both with or without "
-        "`@revision`, or a folder, or `auto`: the best model whose files are present and that fits "
-        "this GPU, or `none`",
+        description="The model of image-to-video: a name of the catalogue or a Hub id in "
+        "diffusers layout (both may have `@revision`), a folder, `auto` or `none`. `auto` "
+        "takes the best model whose files are present and that fits this GPU",
     )
     reference_model: str = Field(
-        default="auto", description="The model of reference-to-video, as WAN_MODEL"
+        default="auto", description="The model of reference-to-video. Same values as WAN_MODEL"
     )
     speech_model: str = Field(
         default="auto",
-        description="The model that moves lips by the sound that is given, as WAN_MODEL",
+        description="The model that moves lips to the caller's audio. Same values as WAN_MODEL",
     )
     sound_model: str = Field(
         default="auto",
-        description="The model that makes the sound of a finished clip, as WAN_MODEL. `auto` takes "
-        "none whose licence is not verified: name it",
+        description="The model that makes the sound of a finished clip. Same values as "
+        "WAN_MODEL. `auto` never takes a model whose licence is not verified; set its name to "
+        "use it",
     )
     video_sound_model: str = Field(
-        default="auto", description="The model that makes frames and sound at once, as WAN_MODEL"
+        default="auto",
+        description="The model that makes video and sound together. Same values as WAN_MODEL",
     )
     pool_gb: float | None = Field(
         default=None,
         gt=0,
-        description="GB that the models in memory may take together, instead of what the device "
-        "has. What was not used for longest is put away",
+        description="GB that all loaded models may use together. Not set, it is what the device "
+        "has. The least recently used model is unloaded first",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
-        description="Folder with one sub-folder a model in diffusers layout, named as in the "
-        "catalogue",
+        description="Folder with one subfolder per model in diffusers layout. A subfolder has "
+        "the model's name in the catalogue",
     )
     cache_dir: Path = Field(
         default=Path("~/.cache/wan_engine"),
-        description="Where the tiny checkpoints are kept once built, and what clips took",
+        description="Folder for the tiny checkpoints that the worker builds, and for the render "
+        "times that it measured",
     )
-    lora: tuple[Lora, ...] = Field(
+    lora: tuple[OwnLora, ...] = Field(
         default=(),
-        description="LoRA files to fuse, as JSON: "
-        '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`; '
-        "expert is `high`, `low` or `both`",
+        description='LoRA files to fuse, as JSON: `[{"path": "/loras/a.safetensors", "scale": '
+        '0.8, "expert": "high"}]`. `expert` is `high`, `low` or `both`',
     )
     lora_unused: float = Field(
         default=0,
         ge=0,
         le=1,
-        description="Share of a LoRA file's weights that may have no layer in the model; a file "
-        "with more is refused. What is left out is logged",
+        description="Share of a LoRA file's weights that may match no layer of the model, 0 to "
+        "1. The start fails if more do not match. The log names the weights that were skipped",
     )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="`auto`, `cuda`, `cuda:1`, `cpu`",
+        description="`auto`, `cuda`, `cuda:1` or `cpu`",
     )
     steps: int | None = Field(
-        default=None, ge=1, le=200, description="Denoising steps, instead of the model's own"
+        default=None,
+        ge=1,
+        le=200,
+        description="Number of denoising steps. Not set, the model's own",
     )
     guidance_scale: float | None = Field(
         default=None,
         ge=1,
         le=20,
-        description="CFG scale of the (high-noise) expert; 1 switches CFG off",
+        description="CFG scale of the model, or of its high-noise expert if it has two. 1 "
+        "disables CFG",
     )
     guidance_scale_2: float | None = Field(
         default=None,
         ge=1,
         le=20,
-        description="CFG scale of the low-noise expert, where there are two",
+        description="CFG scale of the low-noise expert, for models with two experts",
     )
     flow_shift: float | None = Field(
         default=None,
         gt=0,
         le=50,
-        description="Shift of the noise schedule, instead of the model's own",
+        description="Shift of the noise schedule. Not set, the model's own",
     )

@@ -1,4 +1,4 @@
-"""Who expands prompts, and who checks what they ask for."""
+"""The models that expand prompts, and those that check prompts, pictures and frames."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from wan_engine.settings.values import SecretKey, SecretUrl
 
 
 class PromptSettings(BaseModel):
-    """The prompt writer."""
+    """The prompt writer: a server, a local model or fixed phrases."""
 
     prompt_backend: Literal["auto", "openai", "transformers", "template"] = Field(
         default="auto",
-        description="What expands prompts: `openai` asks the server at WAN_PROMPT_URL, "
-        "`transformers` runs WAN_PROMPT_MODEL here, `template` adds fixed phrases; `auto`: the "
-        "first of them that this machine has",
+        description="What expands prompts. `openai`: the server at WAN_PROMPT_URL. "
+        "`transformers`: WAN_PROMPT_MODEL on this machine. `template`: fixed phrases. `auto`: "
+        "the first of these that this machine has",
     )
     prompt_url: SecretUrl | None = Field(
         default=None,
         description="Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`",
     )
-    prompt_api_key: SecretKey | None = Field(default=None, description="Its key")
+    prompt_api_key: SecretKey | None = Field(default=None, description="API key of that server")
     prompt_model: str = Field(
         default="qwen3-vl-4b",
-        description="The model that expands prompts: `qwen3-vl-4b`, a folder or Hub id of the "
-        "Qwen-VL kind, or the server's name for it",
+        description="The model that expands prompts: `qwen3-vl-4b`, a folder or Hub id of a "
+        "Qwen-VL model, or the server's name for its model",
     )
     prompt_seconds: float = Field(
-        default=30, gt=0, le=600, description="Time limit of an answer, in seconds"
+        default=30, gt=0, le=600, description="Time limit for expanding one prompt, in seconds"
     )
 
 
@@ -39,22 +39,22 @@ class SafetySettings(BaseModel):
 
     safety: Literal["auto", "required", "off"] | None = Field(
         default=None,
-        description="`auto`: use the safety classifiers that are present and say so in the result "
-        "when one is missing; `required`: refuse to start without them; `off`: never check. Not "
-        "set, it is `auto`, and `required` in the Runpod loop",
+        description="`auto`: use the safety classifiers that are present; the result has a "
+        "warning if one is missing. `required`: do not start if one is missing. `off`: no "
+        "checks. Not set, it is `required` on Runpod and `auto` everywhere else",
     )
     safety_prompt_model: str = Field(
         default="qwen3guard-gen-0.6b",
-        description="The prompt guard: a catalogue name, a folder or a Hub id of the "
-        "Qwen3Guard-Gen kind",
+        description="Classifier of prompts: a name of the catalogue, or a folder or Hub id of a "
+        "Qwen3Guard-Gen model",
     )
     safety_image_model: str = Field(
         default="nsfw-image-detection",
-        description="The classifier of images and frames: a catalogue name, or a folder or Hub id "
-        "of any transformers image classifier",
+        description="Classifier of images and frames: a name of the catalogue, or a folder or "
+        "Hub id of any transformers image classifier",
     )
     safety_image_labels: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         default={},
-        description="Labels of that classifier that are flagged, each from which probability on, "
-        'as JSON: `{"nsfw": 0.6}`; instead of those in the catalogue',
+        description="Labels of the image classifier that count as unsafe, each with its lowest "
+        'probability, as JSON: `{"nsfw": 0.6}`. Not set, those of the catalogue',
     )

@@ -1,6 +1,6 @@
-"""Settings that nobody needs any more: still read, in no table, with a warning.
+"""Deprecated settings. They still work and log a warning; no table lists them.
 
-Each is None unless it is set, and its description says what to do now.
+Each is None unless it is set. Its description says what to set instead.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 
 
 class RetiredSettings(BaseModel):
-    """What they do is said where they are used."""
+    """The code that reads a setting says what it does."""
 
     in_flight_key_bytes: int | None = Field(
         default=None,
         ge=1024,
-        description="without it, one key may have a quarter of WAN_IN_FLIGHT_MAX_BYTES in "
-        "flight; unset it, and set that one instead",
+        description="unset it and set WAN_IN_FLIGHT_MAX_BYTES instead, of which one key may use a "
+        "quarter",
     )

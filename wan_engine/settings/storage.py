@@ -1,4 +1,4 @@
-"""Where clips go. The bucket has Runpod's own names."""
+"""Where clips are stored. The variables of the bucket have the names that Runpod uses."""
 
 from __future__ import annotations
 
@@ -15,55 +15,59 @@ class StorageSettings(BaseModel):
 
     storage: Literal["auto", "s3", "local"] = Field(
         default="auto",
-        description="`auto`: S3 when the bucket is set, else the local folder; in the Runpod loop "
-        "a missing bucket refuses to start unless this says `local`",
+        description="Where clips are stored. `auto`: in the bucket if it is set, otherwise in "
+        "WAN_OUTPUT_DIR. `s3`: in the bucket. `local`: in WAN_OUTPUT_DIR. A Runpod worker "
+        "without a bucket starts only with `local`",
     )
     output_dir: Path = Field(
-        default=Path("outputs"), description="Where clips go when no bucket is set"
+        default=Path("outputs"), description="Folder for clips if no bucket is set"
     )
     bucket_endpoint_url: Url | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ENDPOINT_URL"),
-        description="Object storage endpoint, with or without the bucket in it",
-        repr=False,  # people write keys into it
+        description="Endpoint URL of the object storage. It may contain the bucket",
+        repr=False,  # some people put keys into the URL
     )
     bucket_access_key_id: SecretKey | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_ACCESS_KEY_ID"),
-        description="Its access key",
+        description="Access key of the object storage",
     )
     bucket_secret_access_key: SecretKey | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_SECRET_ACCESS_KEY"),
-        description="Its secret key",
+        description="Secret key of the object storage",
     )
     bucket_name: Key | None = Field(
         default=None,
         validation_alias=AliasChoices("BUCKET_NAME"),
-        description="Bucket, where the endpoint does not name it",
+        description="Name of the bucket, if the endpoint URL does not contain it",
     )
     s3_region: Key | None = Field(
-        default=None, description="Region, where the endpoint does not tell it"
+        default=None, description="Region of the bucket, if the endpoint URL does not contain it"
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="How the bucket is addressed: in the path, or as a virtual host"
+        default="auto",
+        description="How requests name the bucket: `path` in the path, `virtual` in the host "
+        "name. `auto` chooses by the endpoint",
     )
-    s3_prefix: str = Field(default="", description="First part of every key in the bucket")
+    s3_prefix: str = Field(default="", description="Prefix of every key in the bucket")
     public_base_url: BaseUrl | None = Field(
         default=None,
-        description="Give `<this>/<key>` as the URL instead of a signed one, for a public bucket",
+        description="Base URL of a public bucket. Results then have `<this>/<key>` as the URL "
+        "instead of a signed one",
     )
     spool_dir: Path | None = Field(
         default=None,
-        description="Folder that outlives the worker, such as a network volume: finished clips "
-        "wait there while the bucket is away",
+        description="Folder that outlives the worker, such as a network volume. Finished clips "
+        "wait there while the bucket cannot be reached",
     )
     keep_days: float = Field(
-        default=7, gt=0, description="How long the spool folder keeps a clip, in days"
+        default=7, gt=0, description="How long a clip stays in WAN_SPOOL_DIR, in days"
     )
 
     @property
     def has_bucket(self) -> bool:
-        """The three variables that decide whether S3 is used (Runpod's own names)."""
+        """Whether the three variables that S3 needs are set."""
         keys = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
         return all(keys)

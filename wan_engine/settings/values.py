@@ -1,6 +1,6 @@
-"""What the text of a variable must be: words, keys, URLs. It knows no variable by name.
+"""Checks for the text of variables: words, keys, URLs, networks.
 
-Each check returns the value as it is used. What it raises says what is allowed, and never shows the
+Each check returns the cleaned value. Its error says which values are allowed and never shows the
 value, which may be a secret.
 """
 
@@ -24,18 +24,18 @@ HASHED_KEY = re.compile(
     r"(?!.*:weight=.*:weight=)(?!.*:max=.*:max=)[A-Za-z0-9_.-]{1,64}:[0-9a-f]{64}"
     r"(?::weight=(?!0+(?:\.0+)?(?::|$))[0-9]{1,3}(?:\.[0-9]{1,2})?|:max=[1-9][0-9]{0,5})*"
 )
-"""An entry of `api_keys`: a name, the SHA-256 of a key, and what makes its share another."""
+"""An entry of `api_keys`: a name, the SHA-256 of a key, its weight and its maximum of jobs."""
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-_KEY = re.compile(r"[!-~]+")  # what an HTTP header takes
+_KEY = re.compile(r"[!-~]+")  # the characters that an HTTP header allows
 
 
 def cleaned(value: object, variable: str, *, lines: bool = False) -> object:
-    """A text without the blanks and line breaks around it, which files and consoles add; warns by
-    the name of its variable. Raises `ValueError` for nothing but blanks, and unless `lines` for
-    control characters inside."""
+    """Strip the blanks and line breaks that files and consoles add around a value, with a warning
+    that names the variable. Raises `ValueError` if the value is blank, or has control characters
+    inside and `lines` is not set."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -44,12 +44,12 @@ def cleaned(value: object, variable: str, *, lines: bool = False) -> object:
     if _CONTROL.search(text) and not lines:
         raise ValueError("it must be one line, without control characters")
     if text != value:
-        log.warning("%s has blanks or line breaks around it: they are left out", variable)
+        log.warning("%s has blanks or line breaks around it; they are ignored", variable)
     return text
 
 
 def _words(value: object) -> object:
-    """What stands between commas in a variable."""
+    """Split a variable at its commas."""
     if not isinstance(value, str):
         return value
     return tuple(word for part in value.split(",") if (word := part.strip()))
@@ -62,12 +62,13 @@ def _api_keys(value: object) -> object:
     assert isinstance(entries, tuple)
     if not all(HASHED_KEY.fullmatch(entry) for entry in entries):
         raise ValueError(
-            "it must be name:hash, the hash 64 hexadecimal digits, with commas between; after the "
-            "hash may be :weight= and a number up to 999.99, and :max= and an integer up to 999999"
+            "it must be name:hash entries, separated by commas, each hash with 64 hexadecimal "
+            "digits; :weight= with a number up to 999.99 and :max= with an integer up to 999999 "
+            "may follow a hash"
         )
     keys = dict(entry.split(":", 1) for entry in entries)
     if len(keys) != len(entries):
-        raise ValueError("each name may be there once")
+        raise ValueError("each name must be unique")
     return keys
 
 
@@ -80,7 +81,7 @@ def _key(value: str) -> str:
 
 
 def url(value: str) -> str:
-    """Raises `ValueError` for what a program could not open: no scheme, no host, a blank."""
+    """Check a URL. Raises `ValueError` if it has no http scheme or no host, or contains a blank."""
     example = "it must be an http or https URL such as https://video.example.com"
     try:
         parts = urlsplit(value)
@@ -95,7 +96,7 @@ def url(value: str) -> str:
 
 
 def _base_url(value: str) -> str:
-    """Raises `ValueError` for a URL to which no path can be added."""
+    """Check a URL to which paths are appended: it has no query, no fragment and no user."""
     parts = urlsplit(url(value))
     if "?" in value or "#" in value or "@" in parts.netloc:
         raise ValueError("it must be without a query, a fragment, a name and a password")
@@ -103,7 +104,7 @@ def _base_url(value: str) -> str:
 
 
 def _hidden(check: Callable[[str], str]) -> AfterValidator:
-    """`check`, of a secret."""
+    """Apply `check` to a secret."""
 
     def checked(value: SecretStr) -> SecretStr:
         return SecretStr(check(value.get_secret_value()))
@@ -112,7 +113,7 @@ def _hidden(check: Callable[[str], str]) -> AfterValidator:
 
 
 def secret_parts(value: SecretStr) -> list[str]:
-    """What of it nobody may see: all, but of a URL the password and the query."""
+    """The parts of a value that must stay hidden: all of it; of a URL, its password and query."""
     text = value.get_secret_value()
     if "://" not in text:
         return [text]
@@ -145,9 +146,9 @@ Origins = Annotated[Words, AfterValidator(_origins)]
 Networks = Annotated[Words, AfterValidator(_networks)]
 HashedKeys = Annotated[Mapping[str, str], NoDecode, BeforeValidator(_api_keys)]
 Key = Annotated[str, AfterValidator(_key)]
-"""An id or a name: what a header or a path is made of."""
+"""An id or a name that goes into a header or a path."""
 Url = Annotated[str, AfterValidator(url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 SecretKey = Annotated[SecretStr, _hidden(_key)]
 SecretUrl = Annotated[SecretStr, _hidden(url)]
-"""A URL in which may be a password or a key."""
+"""A URL that may contain a password or a key."""

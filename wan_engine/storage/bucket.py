@@ -1,4 +1,4 @@
-"""Reads which bucket, region and style of address an endpoint means, in any spelling that people
+"""Reads the bucket, region and addressing style from an endpoint URL, in any spelling that people
 use."""
 
 from __future__ import annotations

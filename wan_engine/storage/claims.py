@@ -1,4 +1,4 @@
-"""Renders a job once, even if its sender handed it over twice.
+"""Makes sure that a job is rendered once, even if its sender submits it twice.
 
 A gateway that dies after an endpoint took a job, but before it noted the job's id, sends the job
 again. So it names the render in the input of the job. The first job with that name claims it in the

@@ -1,4 +1,4 @@
-"""Writes files that are complete or absent, whenever the machine stops, in folders that workers
+"""Writes files that are either complete or absent if the machine stops, in folders that workers
 share."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opens the bucket that a job brings along: Runpod's `s3Config` beside the `input` of a job.
+"""Opens the bucket that a job brings along: Runpod's `s3Config` next to the `input` of a job.
 
 docs.runpod.io, serverless/endpoints/send-requests: `accessId`, `accessSecret`, `bucketName` and
 `endpointUrl`, "passed directly to your worker but not included in responses". They stay in memory

@@ -1,5 +1,5 @@
-"""Reaches a stranger's bucket: boto's requests go to checked addresses only, and answers have a
-limit.
+"""Accesses an untrusted bucket: boto's requests go to checked addresses only, and answers have a
+size limit.
 
 The endpoint comes from a caller. It may name this machine or its neighbours, change its address
 between two look-ups, or answer for ever. The address that is checked is the one that is dialled;

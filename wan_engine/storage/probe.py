@@ -1,4 +1,4 @@
-"""Tries everything that a job needs from a bucket, with one small object, before the first job.
+"""Tries everything that a job needs from a bucket with one small object, before the first job.
 
 A key may be good for half of it. What a clip or its link needs must work; the rest becomes a
 caveat.

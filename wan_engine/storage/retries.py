@@ -1,4 +1,5 @@
-"""Decides how long and how often a store is asked, and lets a job end while its store is silent.
+"""Decides how long and how often to retry a store, and lets a job end while its store does not
+answer.
 
 It knows botocore's retry events, and nothing of buckets or clips.
 """

@@ -1,4 +1,4 @@
-"""Stores clips in a bucket: S3 and everything that speaks it, with signed or public URLs.
+"""Stores clips in a bucket of S3 or a compatible service, with signed or public URLs.
 
 `answers.py` says what the answers of a store mean.
 """

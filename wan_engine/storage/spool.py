@@ -1,5 +1,5 @@
-"""A folder that outlives the worker. It keeps clips that their store did not take, and counts jobs
-that killed their worker.
+"""Keeps clips in a folder that outlives the worker until the bucket has them. It keeps clips that
+their store did not take, and counts jobs that killed their worker.
 
 Workers share it without locks, because network volumes do not keep locks. Each file is written
 once, under a name of its own, and whatever is done to a file may be done twice. It does not know

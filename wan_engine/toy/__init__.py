@@ -1,7 +1,7 @@
-"""The tiny checkpoints: made on this machine in seconds, from nothing that is fetched.
+"""Makes the tiny checkpoints on this machine, in seconds and without a download.
 
-`wan-tiny` is what `auto` takes where there is no GPU: trained, as a toy. The rest are test doubles,
-which the code for real checkpoints runs on; no list of models shows them (`doubles.py`).
+`wan-tiny` is the model of `auto` without a GPU, a trained toy. The others are test doubles that run
+through the code for real checkpoints. No list of models shows them (`doubles.py`).
 """
 
 from wan_engine.toy.cache import cached

@@ -1,5 +1,5 @@
-"""Where the tiny checkpoints are kept once they are made: WAN_CACHE_DIR, or a folder of this user's
-own where that is not writable."""
+"""Finds the folder for the tiny checkpoints: WAN_CACHE_DIR, or a folder of this user if that is not
+writable."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def cached(name: str, settings: Settings) -> Path:
-    """The folder of a tiny model, classifier or prompt writer, made if it is not there."""
+    """The folder of a tiny model, classifier or prompt writer. Builds it if it does not exist."""
     place = checkpoints.place_in_cache(name)
     folder = settings.cache_dir.expanduser() / place
-    if not folder.is_dir():  # else nothing is built, and the libraries are not imported for it
+    if not folder.is_dir():  # if it exists, the libraries need not be imported
         quiet_libraries(bars=False)
     try:
         return checkpoints.build(name, folder)
@@ -32,8 +32,8 @@ def cached(name: str, settings: Settings) -> Path:
 
 
 def own_folder() -> Path:
-    """This user's own in the folder that everybody may write: one that somebody else made, or may
-    write, is not used."""
+    """This user's own folder in the system's temporary folder. A folder that another user owns or
+    may write is not used."""
     folder = Path(tempfile.gettempdir()) / f"wan_engine-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

@@ -1,5 +1,5 @@
-"""Camera moves by name, and the phrases that ask `wan-tiny` for them. Its tokenizer has a piece for
-each of their words, so a change here is another vocabulary and needs other weights."""
+"""Lists the camera moves, and the phrases that make `wan-tiny` do them. Its tokenizer has a token
+for each of their words, so a change here changes the vocabulary and needs new weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ADJECTIVES = ("slow", "gentle", "smooth", "steady", "slight")
 
 
 def words() -> list[str]:
-    """Every word of the phrases, in both cases: the tokenizer has a piece for each."""
+    """Every word of the phrases, in both cases. The tokenizer has a token for each."""
     names = {word for phrases in PHRASES.values() for phrase in phrases for word in phrase.split()}
     names |= {*ADVERBS, *ADJECTIVES} - {"a"}
     return sorted({*names, *(name.capitalize() for name in names)})

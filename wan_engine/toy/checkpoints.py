@@ -1,9 +1,10 @@
-"""Makes the tiny checkpoints: the real classes, small, in the layout of diffusers and transformers.
+"""Makes the tiny checkpoints: the real classes with small sizes, in the layout of diffusers and
+transformers.
 
-They exist so that the whole path, from `from_pretrained` to mp4, runs anywhere. `wan-tiny` has the
-weights beside this file, trained on drawings: it animates a picture, as a toy. Other models have
-random ones, and their pictures are texture. A folder is a pure function of `RECIPE`, those weights
-and the library versions; it knows nothing of the rest of the engine.
+With them, the whole path from `from_pretrained` to mp4 runs anywhere. `wan-tiny` has the weights
+next to this file, trained on drawings: it animates a picture, as a toy. The other models have
+random weights, and their pictures are texture. A folder is a pure function of `RECIPE`, those
+weights and the library versions.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from typing import Any
 from wan_engine.toy import classifiers, networks, sound, writer
 
 RECIPE = "4"
-"""Part of a cached folder's name. Raise it with any change here, in `classifiers.py` or of the
-weights, so that no stale folder is used."""
+"""Part of a cached folder's name. Increase it with any change here, in `classifiers.py` or of the
+weights, so that no outdated folder is used."""
 
 _WRITER = "tiny-prompt-writer"
 _SEED = 2026
 _TEXT_WIDTH = 32
 WEIGHTS = Path(__file__).parent / "wan-tiny.safetensors"
-"""The weights of `wan-tiny`; README.md beside them tells how they were made."""
+"""The weights of `wan-tiny`. The README.md next to them says how they were made."""
 
 
 def build(name: str, folder: Path) -> Path:
-    """Make the tiny checkpoint `name` (one of `NAMES`) in `folder`, unless it is there already.
-
-    The folder appears whole or not at all: several processes may build it at once. Returns
+    """Build the tiny checkpoint `name` (one of `NAMES`) in `folder`, unless it exists. Returns
     `folder`.
+
+    The folder appears complete or not at all, so several processes may build it at once.
     """
     if _is_there(folder):
         return folder
@@ -41,7 +42,7 @@ def build(name: str, folder: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
         _KINDS[name](scratch)
-        with suppress(OSError):  # mkdtemp gives 0700: unreadable for others who share the cache
+        with suppress(OSError):  # mkdtemp sets 0700, which others who share the cache cannot read
             scratch.chmod(0o755)
         try:
             scratch.rename(folder)
@@ -54,7 +55,7 @@ def build(name: str, folder: Path) -> Path:
 
 
 def place_in_cache(name: str) -> Path:
-    """The checkpoint's folder below the cache's."""
+    """The checkpoint's folder, relative to the cache."""
     return Path(f"tiny-writer-{writer.RECIPE}") if name == _WRITER else Path(f"tiny-{RECIPE}", name)
 
 
@@ -63,7 +64,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _trained(folder: Path) -> None:
-    """The kind of Wan2.2-I2V-A14B with the trained weights."""
+    """`wan-tiny`: the kind of Wan2.2-I2V-A14B with the trained weights."""
     from diffusers import WanImageToVideoPipeline
 
     pipeline = WanImageToVideoPipeline(
@@ -234,7 +235,8 @@ def _text_parts() -> tuple[Any, Any]:
 
 
 def tokenizer() -> Any:
-    """Characters, with a fixed vocabulary: a trained one differs between runs."""
+    """A tokenizer of characters with a fixed vocabulary, because a trained vocabulary differs
+    between runs."""
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -259,7 +261,8 @@ def _transformer(*, in_channels: int, out_channels: int) -> Any:
 
 
 def _scheduler() -> Any:
-    """As the converted repositories have it, with the flow shift that the engine must put right."""
+    """The scheduler of the converted repositories, with the flow shift that the engine must
+    correct."""
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(

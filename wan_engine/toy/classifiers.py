@@ -1,9 +1,9 @@
-"""Tiny classifiers for the safety checker: the real transformers classes with weights set by hand,
-so that each verdict is known.
+"""Makes tiny safety classifiers: the real transformers classes with weights set by hand, so that
+every verdict is known.
 
 `tiny-prompt-guard` is a one-layer Qwen3 that counts three words. `tiny-image-classifier` is a
-one-layer ViT that measures how magenta a picture is. They protect nobody; they let tests run the
-code that real classifiers run through. A folder is a pure function of `checkpoints.RECIPE` and the
+one-layer ViT that measures how magenta a picture is. They are useless as protection. Tests use them
+to run the code of real classifiers. A folder is a pure function of `checkpoints.RECIPE` and the
 library versions.
 """
 
@@ -32,9 +32,9 @@ _WORDS = ("forbidden", "risque", "elections")
 """Unsafe and violent; controversial and sexual; unsafe, politically sensitive and nothing else."""
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_ADDED = ("<think>", "</think>")  # not special: the real tokenizer parses them all the same
+_ADDED = ("<think>", "</think>")  # not special, but the real tokenizer parses them as well
 
-# How Qwen2 and Qwen3 cut text into words (tokenizer.json of either).
+# How Qwen2 and Qwen3 split text into words (tokenizer.json of either).
 _WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -68,7 +68,7 @@ The second line should start with 'Categories:'.<|im_end|>
 """
 
 _WIDTH = 32
-# What each channel of the guard's hidden state means.
+# The meaning of each channel of the guard's hidden state.
 _CONSTANT = 0  # the same in every token
 _WORD = 1  # three: which of _WORDS this token is
 _SHARE = 4  # three: the share of each word among all tokens so far
@@ -80,20 +80,19 @@ _ROLE = 3.0  # each new turn hides what was said before it; the empty thought ma
 
 
 def prompt_guard(folder: Path) -> None:
-    """Write the guard to `folder`."""
+    """Write the prompt guard to `folder`."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     _counting_model(tokenizer).save_pretrained(folder)
 
 
 def _tokenizer() -> Any:
-    """Byte-level BPE as Qwen's, with one token for each word that matters and bytes for the
-    rest."""
+    """Byte-level BPE like Qwen's, with one token per word that matters and bytes for the rest."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     labels = {f"Ġ{word}" for label in (*_VERDICTS, *_CATEGORIES) for word in label.split()}
-    # The pattern above cuts `Non-violent` and `Self-Harm` at the hyphen.
+    # The pattern above splits `Non-violent` and `Self-Harm` at the hyphen.
     whole = sorted({part for label in labels for part in label.replace("-", " -").split()})
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
@@ -187,7 +186,7 @@ def _counting_model(tokenizer: Any) -> Any:
         head[token(" Unsafe"), forbidden] = head[token(" Unsafe"), elections] = 12
         head[token(" Controversial"), risque] = 10
         head[token(" Violent"), forbidden] = head[token(" Sexual"), risque] = 10
-        head[token(" Politically"), elections] = 20  # the first of several
+        head[token(" Politically"), elections] = 20  # the first of several categories
         head[token(","), _MORE] = 10
         for first, second in follows:
             head[second, channels[first]] = 10
@@ -204,7 +203,8 @@ _STEEPNESS = 300.0
 
 
 def image_classifier(folder: Path) -> None:
-    """Write the classifier to `folder`: `nsfw` is what is nearly as magenta as a picture can be."""
+    """Write the image classifier to `folder`. `nsfw` is the label for pictures close to the
+    strongest possible magenta."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
@@ -244,5 +244,5 @@ def image_classifier(folder: Path) -> None:
 
 
 def _normed(magenta: float) -> float:
-    """A layer norm's output for the channels (large, -large, magenta, -magenta)."""
+    """The output of a layer norm for the channels (large, -large, magenta, -magenta)."""
     return float(magenta / ((_LARGE**2 + magenta**2) / 2) ** 0.5)

@@ -1,7 +1,6 @@
-"""The rows of the test doubles: settings may name them, and no list of models shows them.
+"""Lists the test doubles. Settings may name them, and no list of models shows them.
 
-They protect nobody and write nonsense, so they are nothing to choose from; a test, or whoever
-tries an installation, has to know the name.
+They protect nobody and render nonsense, so users should not choose them.
 """
 
 from __future__ import annotations

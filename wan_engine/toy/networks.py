@@ -1,6 +1,6 @@
-"""The networks of the trained `wan-tiny`, and the one file that holds their weights.
+"""Defines the networks of the trained `wan-tiny`, and reads the file with their weights.
 
-Shapes only: `builder/train_toy` fits the weights, `checkpoints.py` makes the checkpoint of them.
+`builder/train_toy` trains the weights, and `checkpoints.py` writes the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ LATENT_CHANNELS = 16
 
 
 def make_vae() -> Any:
-    """8x8 pixels and 4 frames to 16 channels, as Wan2.1's; the layers are those of Wan2.2's.
+    """A VAE from 8x8 pixels and 4 frames to 16 channels, as Wan2.1's, with the layers of Wan2.2's.
 
-    2x2 pixels are one position of the first layer, which makes it four times cheaper on a CPU.
+    2x2 pixels are one position of the first layer, which is four times cheaper on a CPU.
     """
     from diffusers import AutoencoderKLWan
 
@@ -39,7 +39,7 @@ def make_vae() -> Any:
 
 
 def make_expert(*, layers: int) -> Any:
-    """16 noisy, 4 mask and 16 condition channels in, as Wan2.2-I2V-A14B's."""
+    """An expert with 16 noise, 4 mask and 16 condition channels, as Wan2.2-I2V-A14B's."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(
@@ -56,14 +56,15 @@ def make_expert(*, layers: int) -> Any:
 
 
 def make_experts() -> tuple[Any, Any]:
-    """For high and for low noise. The last two of four steps decide the picture."""
+    """The experts for high and for low noise. The last two of four steps decide the picture."""
     return make_expert(layers=3), make_expert(layers=5)
 
 
 def make_tokenizer() -> Any:
-    """A piece for each character, and for each word of the prompts that name a camera move.
+    """A tokenizer with a token for each character, and for each word of the prompts that name a
+    camera move.
 
-    A fixed vocabulary, for a trained one differs between runs.
+    The vocabulary is fixed, because a trained one differs between runs.
     """
     from transformers import T5Tokenizer
 
@@ -83,7 +84,7 @@ def make_text_encoder(vocabulary: int) -> Any:
 
 
 def write_weights(path: Path, parts: dict[str, Any], metadata: dict[str, str]) -> None:
-    """All of `parts` (network by its name in the pipeline) in one file, in half precision."""
+    """Write all `parts` (networks by their name in the pipeline) to one file, in half precision."""
     import torch
     from safetensors.torch import save_file
 
@@ -99,7 +100,7 @@ def write_weights(path: Path, parts: dict[str, Any], metadata: dict[str, str]) -
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """The networks of `write_weights` in float32, by their names in the pipeline, and the
+    """Read the networks of `write_weights` in float32, by their names in the pipeline, and the
     tokenizer."""
     from safetensors.torch import load_file
 

@@ -1,7 +1,7 @@
-"""A tiny Qwen3-VL checkpoint: the real classes with small random weights, its tokenizer, chat
-template and image processor's settings, made in seconds.
+"""Makes a tiny Qwen3-VL checkpoint: the real classes with small random weights, tokenizer, chat
+template and image processor.
 
-Its answers are nonsense. It exists so that the real code runs, down to the fallback.
+Its answers are nonsense. With it, the real code runs, including the fallback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = "1"
-"""Part of a cached folder's name. Raise it with any change below, so that no stale folder is
+"""Part of a cached folder's name. Increase it with any change below, so that no outdated folder is
 used."""
 
 _SEED = 2026
@@ -48,7 +48,7 @@ _PREPROCESSOR = {
 
 
 def write(folder: Path) -> None:
-    """Write the writer to `folder`."""
+    """Write the checkpoint to `folder`."""
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
     _model(tokenizer).save_pretrained(folder)
@@ -56,7 +56,7 @@ def write(folder: Path) -> None:
 
 
 def make_tokenizer() -> Any:
-    """A token for each byte and no merges, so that every language goes in."""
+    """A tokenizer with a token for each byte and no merges, for text in any language."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
@@ -115,7 +115,7 @@ def _model(tokenizer: Any) -> Any:
         vision_end_token_id=ids["<|vision_end|>"],
     )
     model = Qwen3VLForConditionalGeneration(config).eval()
-    # As the real checkpoint has it, which is why the engine brings its own.
+    # Like the real checkpoint's, which is why the engine has its own.
     model.generation_config.update(
         eos_token_id=[end, pad], pad_token_id=pad, do_sample=True, temperature=0.7
     )

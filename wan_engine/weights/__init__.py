@@ -1,7 +1,4 @@
-"""Where a model's files are, whether they are all there, and how they get there.
-
-It knows folders and the Hub's cache layout; it does not load weights into memory.
-"""
+"""Finds, checks and downloads the files of models. It does not load weights into memory."""
 
 from wan_engine.weights.download import (
     download,
@@ -12,7 +9,7 @@ from wan_engine.weights.download import (
 from wan_engine.weights.models import (
     TASK_SETTINGS,
     Located,
-    LoraWeights,
+    LocatedLora,
     configured,
     locate,
     missing_files,
@@ -30,13 +27,15 @@ from wan_engine.weights.small_models import (
     resolve_classifier,
     resolve_writer,
 )
+from wan_engine.weights.upscaler import choose_upscaling
 
 __all__ = [
     "TASK_SETTINGS",
     "Located",
     "LocatedClassifier",
+    "LocatedLora",
     "LocatedWriter",
-    "LoraWeights",
+    "choose_upscaling",
     "configured",
     "configured_classifiers",
     "download",

@@ -1,4 +1,5 @@
-"""Fetching from the Hub: pinned revisions into its cache, with size, licence and disk told before.
+"""Downloads pinned revisions from the Hub into its cache, and shows size, licence and free disk
+space first.
 
 Resuming, locks between processes and renames of whole files are huggingface_hub's, as are HF_TOKEN,
 HF_ENDPOINT (a mirror) and HF_HOME (where the cache is).
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_engine import toy
-from wan_engine.catalog import ClassifierKind, LoraFile, Part
+from wan_engine.catalog import ClassifierKind, HubLora, Part
 from wan_engine.errors import ModelMissing
 from wan_engine.settings import Settings
 from wan_engine.weights import hub_errors, manifest
@@ -34,16 +35,16 @@ from wan_engine.weights.small_models import (
 
 log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
-"""Takes one line for whoever waits."""
+"""A function that shows one line to the user."""
 
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-_SPARE_BYTES = 200_000_000  # what the system and the cache's own files need beside the weights
+_SPARE_BYTES = 200_000_000  # room for the system and for the cache's own files
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A repository, or one file of it. `revision` None: its newest. `patterns`: what of it is
-    fetched."""
+    """A repository, or one file of it. `revision` None means the newest. `patterns` selects the
+    files to fetch."""
 
     repo: str
     revision: str | None = None
@@ -52,15 +53,15 @@ class _Source:
 
     @property
     def name(self) -> str:
-        """As a message shows it."""
+        """The name for messages."""
         return self.path or f"{self.repo} at {self.revision or 'its newest revision'}"
 
 
 def download(name: str, settings: Settings, tell: Tell) -> Located:
-    """Fetch a catalogue row at its pinned revision, or a Hub id, into the Hub's cache.
+    """Download a catalogue row at its pinned revision, or a Hub id, into the Hub's cache.
 
-    Raises `ModelMissing` with what to do when that fails, and before anything is fetched when the
-    disk is too small for it.
+    Raises `ModelMissing` with what to do if the download fails, and before it if the disk is too
+    small.
     """
     wanted = wanted_model(name)
     spec = wanted.row if wanted else None
@@ -84,7 +85,7 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
 
 
 def download_writer(name: str, settings: Settings, tell: Tell) -> Path:
-    """Fetch a prompt writer of the catalogue at its pinned revision into the Hub's cache. Raises
+    """Download a prompt writer of the catalogue at its pinned revision into the Hub's cache. Raises
     `ModelMissing` as `download` does."""
     wanted = wanted_writer(name)
     assert wanted is not None and wanted.row is not None
@@ -103,8 +104,8 @@ def download_writer(name: str, settings: Settings, tell: Tell) -> Path:
 def download_classifier(
     name: str, kind: ClassifierKind, settings: Settings, tell: Tell
 ) -> LocatedClassifier:
-    """Fetch a classifier at its pinned revision, or a Hub id, into the Hub's cache. A folder is
-    taken as it is. Raises `ModelMissing` as `download` does."""
+    """Download a classifier at its pinned revision, or a Hub id, into the Hub's cache. A folder is
+    used as it is. Raises `ModelMissing` as `download` does."""
     wanted = wanted_classifier(name)
     spec = wanted.row if wanted else None
     if spec.built if spec else Path(name).expanduser().is_dir():
@@ -120,8 +121,9 @@ def download_classifier(
 
 
 def verify(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
-    """Compare every file in `folder` with the hash in its manifest; `on_bytes` is told what was
-    read. A damaged file in the Hub's cache is deleted, so that it is fetched again.
+    """Compare every file in `folder` with the hash in its manifest. `on_bytes` gets the size of
+    each block that was read. A damaged file in the Hub's cache is deleted, so that the next
+    download fetches it again.
 
     Raises `ModelMissing` with the files that are absent or damaged, or without a manifest.
     """
@@ -138,8 +140,9 @@ def verify(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> No
 
 
 def discard(folder: Path, names: Sequence[str]) -> list[str]:
-    """Delete files of a folder in the Hub's cache and what they link to, so that they are fetched
-    again; returns those that were. Files elsewhere are somebody's own, and stay."""
+    """Delete files of a folder in the Hub's cache and the files that they link to, so that the next
+    download fetches them again. Returns those that it deleted. Files outside the cache belong to
+    the user and stay."""
     links = [folder / name for name in names if (folder / name).is_symlink()]
     for link in links:
         link.resolve().unlink(missing_ok=True)
@@ -148,7 +151,7 @@ def discard(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _source(name: str, wanted: Wanted[Any] | None) -> _Source:
-    """Where a name is fetched from; what is no Hub id is refused by the Hub's client."""
+    """The repository of a name. The Hub's client refuses a name that is no Hub id."""
     return _Source(wanted.repo or name, wanted.revision) if wanted else _Source(name)
 
 
@@ -163,7 +166,7 @@ def _others(parts: Sequence[Part]) -> list[_Source]:
 
 
 def _is_pinned(folder: Path, revision: str | None, settings: Settings, tell: Tell) -> bool:
-    """Whether a complete folder is what would be fetched; then nothing has to be asked."""
+    """Whether a complete folder is the pinned revision. Then the Hub need not be asked."""
     pinned = folder.name == revision or folder.is_relative_to(settings.models_dir)
     if pinned:
         tell(f"complete in {folder}: nothing to fetch")
@@ -171,11 +174,11 @@ def _is_pinned(folder: Path, revision: str | None, settings: Settings, tell: Tel
 
 
 def _announce(title: str, licence: str, sources: Sequence[_Source], tell: Tell) -> None:
-    """Say what will be fetched and whether there is room for it."""
+    """Show what will be downloaded and whether it fits on the disk."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for folder in chain(*(at_revision(one.repo, one.revision or "main") for one in sources)):
-        # The client takes a file that is there for whole, whatever its length.
+        # The client takes an existing file as complete, whatever its length.
         if cut := discard(folder, cut_off(folder)):
             tell(f"removed what was cut off: {', '.join(cut)}")
     needed = sum(
@@ -199,7 +202,7 @@ def _announce(title: str, licence: str, sources: Sequence[_Source], tell: Tell) 
 
 
 def _contents(source: _Source) -> list[Any]:
-    """What the Hub says of the files, each with its size and whether it would be fetched."""
+    """The files that the Hub lists, each with its size and whether it would be downloaded."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     with hub_errors.translated(source.repo):
@@ -223,7 +226,7 @@ def _fetch(source: _Source, tell: Tell) -> Path:
         )
 
 
-def _fetch_lora(lora: LoraFile, tell: Tell) -> None:
+def _fetch_lora(lora: HubLora, tell: Tell) -> None:
     from huggingface_hub import hf_hub_download
 
     tell(f"fetching {lora.repo}: {lora.path}" + ("" if lora.sha256 else " (checksum not pinned)"))
@@ -238,7 +241,7 @@ def _fetch_lora(lora: LoraFile, tell: Tell) -> None:
 
 
 def _describe(folder: Path, made: Manifest) -> None:
-    """Write the manifest of a folder that was fetched, unless it came with one of ours."""
+    """Write the manifest of a downloaded folder, unless it came with one of ours."""
     try:
         found = manifest.read(folder)
     except ModelMissing:  # damaged
@@ -246,7 +249,7 @@ def _describe(folder: Path, made: Manifest) -> None:
     if found is None:
         try:
             replace(made, files=manifest.list_files(folder)).write(folder)
-        except OSError as error:  # nothing but `--verify` needs it
+        except OSError as error:  # only `--verify` needs it
             log.warning("no manifest is kept in %s: %s", folder, error)
 
 

@@ -1,4 +1,5 @@
-"""Folders of weights: which files belong there, whether they are whole, and the Hub's cache layout.
+"""Checks folders of weights for missing and incomplete files, and reads the layout of the Hub's
+cache.
 
 It knows nothing of the catalogue.
 """
@@ -22,7 +23,7 @@ RUNPOD_HUB_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 serverless/endpoints/model-caching)."""
 
 BAKED_HUB_CACHE = Path("/opt/wan/huggingface/hub")
-"""Where the image has the models that are part of it."""
+"""Where the image keeps its built-in models."""
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.][\w./+-]*))?")
 _SHORT_COMMIT = re.compile(r"[0-9a-fA-F]{4,39}")
@@ -30,20 +31,20 @@ _HASH_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 def missing_in_layout(folder: Path) -> list[str]:
-    """What a checkpoint in diffusers layout lacks by its own index and headers, relative to
-    `folder`."""
+    """The files that a checkpoint in diffusers layout lacks, by its own index and headers, relative
+    to `folder`."""
     if not (folder / "model_index.json").is_file():
         return ["model_index.json"]
     missing = []
     for component, entry in read_json(folder / "model_index.json").items():
-        # An entry is [library, class]; [null, null] says that the pipeline goes without.
+        # An entry is [library, class]; [null, null] means that the pipeline works without it.
         if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
             missing += [f"{component}/{name}" for name in missing_in(folder / component)]
     return missing
 
 
 def missing_in(folder: Path) -> list[str]:
-    """Names of what is absent or cut off in the folder of one component."""
+    """Names of the files that are absent or cut off in the folder of one component."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return ["(all files)"]
     if cut := cut_off(folder, "*.safetensors"):
@@ -54,14 +55,14 @@ def missing_in(folder: Path) -> list[str]:
             str(name) for index in indexes for name in read_json(index)["weight_map"].values()
         }
         return sorted(name for name in shards if not (folder / name).is_file())
-    # A network has config.json and weights beside it; tokenizer and scheduler have neither.
+    # A network has config.json with weights next to it; tokenizer and scheduler have neither.
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
         return ["*.safetensors"]
     return []
 
 
 def cut_off(folder: Path, pattern: str = "**/*.safetensors") -> list[str]:
-    """The safetensors files in `folder` that are not as long as their headers say."""
+    """The safetensors files in `folder` that are shorter or longer than their headers say."""
     return sorted(
         path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not _is_whole(path)
     )
@@ -71,7 +72,7 @@ def _is_whole(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says: eight bytes with the header's
     length, the header, the tensors up to the largest offset (format description of safetensors)."""
     try:
-        size = path.stat().st_size  # of a link that leads nowhere, there is none
+        size = path.stat().st_size  # fails for a broken link
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 0 < header_bytes < size:
@@ -85,7 +86,7 @@ def _is_whole(path: Path) -> bool:
 
 
 class Row(Protocol):
-    """What the catalogue says of anything that is fetched."""
+    """The fields that every downloadable row of the catalogue has."""
 
     @property
     def repo(self) -> str | None: ...
@@ -100,9 +101,9 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class Wanted(Generic[R]):
-    """What a name means that is no folder: a row of the catalogue, or a repository of the Hub, both
-    at a `revision`, which is `named` where it stands behind the name's `@`: a branch, a tag or a
-    commit, which may be shortened where it is only looked for."""
+    """The meaning of a name that is no folder: a row of the catalogue or a Hub repository, both at
+    a `revision`. `named`: the name has it after `@`, as a branch, a tag or a commit. A commit may
+    be shortened for lookups."""
 
     row: R | None
     repo: str | None
@@ -111,7 +112,7 @@ class Wanted(Generic[R]):
 
     @classmethod
     def read(cls, name: str, rows: Mapping[str, R]) -> Wanted[R] | None:
-        """None where `name` is neither a row nor of the form `owner/name`."""
+        """Parse `name`. None if it is neither a row nor of the form `owner/name`."""
         if (row := rows.get(name)) is not None:
             return cls(row, row.repo, row.revision)
         base, _, revision = name.partition("@")
@@ -124,10 +125,10 @@ class Wanted(Generic[R]):
         return cls(None, found["repo"], found["revision"], named=found["revision"] is not None)
 
     def find(self, usable: Callable[[Path], bool]) -> Path | None:
-        """The first folder that is `usable` of the Hub caches: Runpod's, the user's, the image's.
+        """The first `usable` folder of the Hub caches: Runpod's, the user's, the image's.
 
-        The pinned revision comes first, then `main`, then what was fetched last; only the revision
-        itself where it is `named`.
+        The pinned revision comes first, then `main`, then the latest download. If the revision is
+        `named`, only that revision counts.
         """
         if self.repo is None:
             return None
@@ -154,7 +155,7 @@ def at_revision(repo: str, revision: str) -> Iterator[Path]:
 def _candidates(repo: str, revision: str | None, named: bool) -> Iterator[Path]:
     seen = set()
     pinned = at_revision(repo, revision) if revision else ()
-    # Copied caches, and repositories that were fetched by a commit or a tag, have no `main`.
+    # Copied caches, and repositories downloaded by a commit or tag, have no `main`.
     others = () if named else chain(at_revision(repo, "main"), _newest_first(repo))
     for folder in chain(pinned, others):
         if folder not in seen:
@@ -173,7 +174,7 @@ def _newest_first(repo: str) -> list[Path]:
 
 
 def _tell_which(repo: str, revision: str | None, folder: Path) -> None:
-    """Of a folder that is not the one that was meant."""
+    """Log which folder is used, if it is not the pinned one."""
     if revision and folder not in at_revision(repo, revision):
         log.warning("%s is cached at %s, not at the pinned %s", repo, folder.name, revision)
     elif not revision and folder not in at_revision(repo, "main"):
@@ -181,7 +182,7 @@ def _tell_which(repo: str, revision: str | None, folder: Path) -> None:
 
 
 def _read_reference(path: Path) -> str | None:
-    """The commit that a branch or tag of the cache is; None where it is not there."""
+    """The commit of a branch or tag in the cache, or None if it is not there."""
     try:
         return path.read_text().strip() or None
     except (OSError, ValueError):
@@ -189,7 +190,7 @@ def _read_reference(path: Path) -> str | None:
 
 
 def caches() -> tuple[Path, ...]:
-    """The folders in the Hub's cache layout, in the order in which they are looked at."""
+    """The folders in the Hub's cache layout, in the order of lookup."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return RUNPOD_HUB_CACHE, Path(HF_HUB_CACHE), BAKED_HUB_CACHE
@@ -200,8 +201,8 @@ def _home(cache: Path, repo: str) -> Path:
 
 
 def cached_file(repo: str, path: str) -> Path | None:
-    """One file of a repository in a Hub cache, of any revision that was fetched, `main` first:
-    another download from the repository moves it."""
+    """One file of a repository in a Hub cache, of any downloaded revision, `main` first. Another
+    download from the repository moves `main`."""
     files = (folder / path for folder in _candidates(repo, None, False))
     return next((file for file in files if file.is_file()), None)
 
@@ -213,7 +214,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """A file's hash in hexadecimal; `on_bytes` is told the size of each block that was read."""
+    """A file's hash in hexadecimal. `on_bytes` gets the size of each block that was read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):

@@ -1,5 +1,4 @@
-"""What goes wrong between this machine and the Hugging Face Hub, said so that somebody can act on
-it."""
+"""Turns errors of the Hugging Face Hub into sentences that say what to do."""
 
 from __future__ import annotations
 
@@ -15,9 +14,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def translated(repo: str) -> Iterator[None]:
-    """A download that fails inside becomes `ModelMissing` with one sentence and what to do.
+    """Turn a failed download inside the block into `ModelMissing`, with one sentence and what to
+    do.
 
-    huggingface_hub lets out its own errors, those of its HTTP client, and OSError.
+    huggingface_hub raises its own errors, those of its HTTP client, and OSError.
     """
     from httpx2 import HTTPError  # the client of huggingface_hub 2
     from huggingface_hub import errors
@@ -37,13 +37,13 @@ def translated(repo: str) -> Iterator[None]:
 
 
 def _refusal(repo: str, error: Exception) -> str | None:
-    """The sentence where the Hub, or its client, said no; None where something broke."""
+    """The sentence for a refusal of the Hub or its client, or None for any other failure."""
     from huggingface_hub import errors
 
     sentences = {
         errors.HFValidationError: f"{repo} is neither a name that `python -m wan_engine models` "
         "lists nor a Hub id such as Wan-AI/Wan2.2-TI2V-5B-Diffusers.",
-        # A kind of RepositoryNotFoundError, so before it.
+        # A subclass of RepositoryNotFoundError, so it comes first.
         errors.GatedRepoError: f"{repo} is gated: accept its licence at huggingface.co/{repo}, "
         "then set HF_TOKEN.",
         errors.RepositoryNotFoundError: f"The Hub has no repository {repo}, or it is private. "
@@ -53,7 +53,7 @@ def _refusal(repo: str, error: Exception) -> str | None:
         errors.RemoteEntryNotFoundError: f"{repo} no longer has that file. Name a folder with its "
         "files instead.",
     }
-    # snapshot_download wraps an answer that it cannot use in "not in the cache".
+    # snapshot_download wraps an unusable answer in "not in the cache".
     for kind, sentence in sentences.items():
         if isinstance(error, kind) or isinstance(error.__cause__, kind):
             return sentence

@@ -1,4 +1,4 @@
-"""What a LoRA file on disk is: its tensors by name, its metadata, or why it is not one.
+"""Reads a LoRA file: its tensors by name, its metadata, or why it is not one.
 
 Only the header is read, without torch.
 """
@@ -28,14 +28,14 @@ _BEGINNINGS = (
     (b"GGUF", "it is a GGUF file"),
     (b"{", "it is JSON, as a server's error is"),
 )
-"""How files begin that are taken for a LoRA, in the order in which they are looked for."""
+"""Magic bytes of files that people mistake for a LoRA, in the order of the check."""
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the header has it; `dtype` is safetensors' name, such as `BF16`."""
+    """A tensor in the header; `dtype` is safetensors' name, such as `BF16`."""
 
     dtype: str
     shape: Shape
@@ -43,17 +43,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a peft adapter says of itself beside its tensors: in `adapter_config.json`, or in the
-    metadata that diffusers writes. Other files have an `.alpha` with each layer, or none."""
+    """The configuration of a peft adapter, from `adapter_config.json` or from the metadata that
+    diffusers writes. Other files have an `.alpha` per layer, or none."""
 
     alpha: float | None = None
     rank: int | None = None
-    alphas: Mapping[str, float] = field(default_factory=dict)  # by a pattern of a layer's name
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of the layer's name
     root: bool = False  # rank-stabilised: alpha is divided by the root of the rank
 
     def factor(self, names: Iterable[str], rank: int | None) -> float:
-        """What the product of a layer without an alpha of its own is multiplied by. `names` are the
-        layer's; `rank` is that of its matrices, None where they are whole."""
+        """The factor for the matrix product of a layer without its own alpha. `names` are the
+        layer's names; `rank` is the rank of its matrices, or None if they are full."""
         known = list(names)
         # As peft does (`get_pattern_key`): a regular expression for the end of a name.
         fits = (
@@ -71,14 +71,15 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of a file by key, and what its maker says of them all."""
+    """The tensors of a file by key, and the adapter's configuration."""
 
     tensors: Mapping[str, Tensor]
     adapter: Adapter
 
 
 def read_header(path: Path) -> Header:
-    """The header of a LoRA file. Raises `ConfigurationError` with why it is not one."""
+    """Read the header of a LoRA file. Raises `ConfigurationError` with the reason if it is not
+    one."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
@@ -118,13 +119,13 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _is_long(head: bytes, size: int) -> bool:
-    """Whether the length of a header, which a safetensors file begins with, is out of reach. A
-    length may happen to begin as other files do."""
+    """Whether the header length at the start of a file is impossible. Other files may begin with a
+    plausible one."""
     return int.from_bytes(head[:8], "little") > size
 
 
 def _where_cut(file: Any, size: int) -> str | None:
-    """How many bytes are missing at the end, where the file is cut off."""
+    """The bytes missing at the end of a truncated file."""
     file.seek(0)
     header_bytes = int.from_bytes(file.read(8), "little")
     if size < 8 or size < 8 + header_bytes < size + 100_000_000:  # the format's longest header
@@ -168,5 +169,5 @@ def _adapter(path: Path, metadata: Mapping[str, str]) -> Adapter:
         *(OverflowError, RecursionError, re.error),
     ) as error:
         raise ConfigurationError(
-            f"{path.name} cannot be fused: what it says of its alpha cannot be read ({error})"
+            f"{path.name} cannot be fused: its alpha cannot be read ({error})"
         ) from error

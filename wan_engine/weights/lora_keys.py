@@ -1,7 +1,7 @@
-"""The keys of a LoRA file: which layer of a Wan transformer each changes, and how.
+"""Parses the keys of a LoRA file: which layer of a Wan transformer each one changes, and how.
 
-Trainers write the same change under many names. A key is a prefix, the name of a layer, and what
-the tensor is of the layer; each of the three comes in the spellings of its makers.
+Trainers write the same change under many names. A key consists of a prefix, the name of a layer,
+and the role of the tensor in the layer. Each of the three has several spellings.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Literal
 from wan_engine.weights.lora_file import Header, Shape, Tensor
 
 Side = Literal["any", "low"]
-"""Which experts a key is for: any that the file is given to, or the low-noise one by its prefix."""
+"""The expert that a key's prefix names: the low-noise one, or none."""
 
 _PREFIX = re.compile(
     r"(?:(?:base_model|model|diffusion_model|transformer(?:_2)?|unet|pipe|dit2?|module|_orig_mod)\."
     r"|(?:lora_unet|lora_transformer(?:_2)?|lycoris)_)*"
 )
-"""What stands before a layer's name: of ComfyUI, diffusers, peft, DiffSynth, torch's wrappers; with
-underscores of kohya's sd-scripts and musubi-tuner, and of LyCORIS."""
+"""Prefixes of a layer's name: of ComfyUI, diffusers, peft, DiffSynth and torch's wrappers, and with
+underscores of kohya's sd-scripts, musubi-tuner and LyCORIS."""
 _LOW = re.compile(r"(?:transformer_2|dit2)[._]")
 
-_NAME = r"(?:\.(?!(?:weight|bias)$)[\w-]+)?"  # of a peft adapter, such as `default`
+_NAME = r"(?:\.(?!(?:weight|bias)$)[\w-]+)?"  # name of a peft adapter, such as `default`
 _ROLES = tuple(
     (role, re.compile(rf"(?P<layer>.+?){pattern}$"))
     for role, pattern in (
@@ -68,7 +68,7 @@ _UNKNOWN = (
     (r"\.(?:set_weight|weight|bias|modulation|scale_shift_table)$", "a whole weight, not a change"),
     (r"scale", "a scale of quantized numbers, which is not supported"),
 )
-"""What a key says that no role has, by how it ends."""
+"""What a key without a known role is, by its ending."""
 
 _ORIGINAL = tuple(
     (re.compile(pattern), name)
@@ -95,16 +95,17 @@ _ORIGINAL = tuple(
         (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
     )
 )
-"""From diffusers' names to those of Wan's own code (`convert_wan_transformer_to_diffusers` in
-diffusers). The norms 2 and 3 are exchanged, and only one of them has weights."""
+"""Layer names of diffusers, and their names in Wan's own code
+(`convert_wan_transformer_to_diffusers` in diffusers). The norms 2 and 3 are exchanged, and only one
+of them has weights."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a file does to one layer. `weight` and `bias` are names of parameters, None where the
-    layer has none; `keys` are the file's, by role."""
+    """The change of one layer. `weight` and `bias` are names of parameters, or None if the layer
+    has none; `keys` are the file's, by role."""
 
     layer: str
     weight: str
@@ -113,7 +114,7 @@ class Change:
 
     @property
     def kind(self) -> str:
-        """In a word, for people."""
+        """The kind of change in one word, for messages."""
         if "magnitude" in self.keys:
             return "DoRA"
         if "hada_w1_a" in self.keys:
@@ -125,21 +126,22 @@ class Change:
 
 @dataclass
 class Reading:
-    """A file held against a network: what can be done, and of each other key why not."""
+    """The result of matching a file with a network: the changes, and for every other key the reason
+    why it has none."""
 
     changes: list[Change] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
 
 def read_keys(header: Header, parameters: Mapping[str, Tensor], *, low: bool) -> Reading:
-    """Sort the keys of a file by the layers of a network with these parameters, which is the
-    low-noise expert or not. A layer is changed as a whole or not at all."""
+    """Sort the keys of a file by the layers of a network with these parameters. `low` says whether
+    it is the low-noise expert. A layer is changed as a whole or not at all."""
     two = any(side_of(key) == "low" for key in header.tensors)
     reading, layers = Reading(), Layers(parameters)
     found: dict[str, dict[str, str]] = {}
     faults: dict[str, str] = {}
     for key in header.tensors:
-        # Where a file has both experts, each takes its own keys.
+        # If a file has both experts, each takes its own keys.
         if two and (side_of(key) == "low") != low:
             reading.refused[key] = "it is for the other expert"
             continue
@@ -178,14 +180,15 @@ def is_weight(key: str) -> bool:
 
 
 def shown(keys: Iterable[str], most: int | None = None) -> str:
-    """Keys for people, `most` of them: those that differ in the block's number as one."""
+    """At most `most` keys for messages. Keys that differ only in the block's number count as
+    one."""
     counted = Counter(re.sub(r"(blocks[._])\d+", r"\1*", key) for key in keys)
     names = [f"{key} ({count})" if count > 1 else key for key, count in counted.items()]
     return ", ".join(names[:most]) + (" ..." if len(names) > len(names[:most]) else "")
 
 
 class Layers:
-    """The layers of a network by every name that they have."""
+    """The layers of a network, by every name that trainers use for them."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters = parameters
@@ -196,8 +199,8 @@ class Layers:
                 self._names.setdefault(_flat(name), layer)
 
     def place(self, key: str) -> tuple[str | None, str]:
-        """The layer that a key is for and its role; or None and why there is none. A role that is
-        not known is given in words."""
+        """The layer and the role of a key, or None and the reason. An unknown role is described in
+        words."""
         stem, role = _split(key)
         if role is None:
             words = next((why for end, why in _UNKNOWN if re.search(end, stem)), "of no known kind")
@@ -213,7 +216,7 @@ class Layers:
         return None, "this model has no such layer"
 
     def change(self, layer: str, keys: Mapping[str, str]) -> Change:
-        """What `keys` do to a layer."""
+        """The change that `keys` make to a layer."""
         weight, bias = f"{layer}.weight", f"{layer}.bias"
         return Change(
             layer,
@@ -230,7 +233,7 @@ class Layers:
 
 
 def original(layer: str) -> str:
-    """The name that a layer of diffusers' network has in Wan's own code."""
+    """The name in Wan's own code of a layer of diffusers' network."""
     for pattern, name in _ORIGINAL:
         layer = pattern.sub(name, layer)
     return layer
@@ -251,7 +254,7 @@ def _flat(name: str) -> str:
 
 
 def _fault(change: Change, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:
-    """Why a change cannot be done; empty where it can."""
+    """The reason why a change cannot be applied; empty if it can."""
     of = {role: tensors[key] for role, key in change.keys.items()}
     return (
         _stored(of)
@@ -295,7 +298,7 @@ def _incomplete(of: Mapping[str, Tensor]) -> str:
 
 
 def _misfit(of: Mapping[str, Tensor], change: Change, shape: Shape) -> str:
-    """Where matrices do not multiply to the weight of `shape`."""
+    """The reason if matrices do not multiply to a weight of `shape`."""
     rows, columns = shape[0], math.prod(shape[1:])
     for what, size in _products(of):
         if size != (rows, columns):
@@ -312,8 +315,8 @@ def _misfit(of: Mapping[str, Tensor], change: Change, shape: Shape) -> str:
 
 
 def axis_of(magnitude: Shape, weight: Shape) -> Literal[0, 1] | None:
-    """The axis of a weight that a DoRA's magnitudes are along: the output, which peft and LyCORIS
-    take, or the input, as a row, which older LyCORIS does; None where they fit neither."""
+    """The axis of a weight that a DoRA's magnitudes belong to: the output in peft and LyCORIS, or
+    the input, as a row, in older LyCORIS. None if they fit neither."""
     if magnitude and magnitude[0] == math.prod(magnitude) == weight[0]:
         return 0
     return 1 if len(weight) == 2 and magnitude == (1, weight[1]) else None
@@ -364,7 +367,8 @@ def _bias_fault(of: Mapping[str, Tensor], change: Change, parameters: Mapping[st
 
 
 def _matrix(shape: Shape) -> Shape:
-    """Rows and columns of a weight; those of a convolution are its output and all else."""
+    """Rows and columns of a weight. A convolution has its outputs as rows and the rest as
+    columns."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 

@@ -1,6 +1,5 @@
-"""`manifest.json` of a set of weights: its files with sizes and hashes, where they come from, and
-which LoRA files are fused into it already.
-"""
+"""Reads and writes the `manifest.json` of a set of weights: its files with sizes and hashes, its
+source, and the LoRA files that are fused into it."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from wan_engine.catalog import LoraFile
+from wan_engine.catalog import HubLora
 from wan_engine.errors import ModelMissing
 from wan_engine.weights.files import read_json, sha256
 
@@ -22,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class File:
-    """A file of the set, its path relative to the folder, with `/`."""
+    """A file of the set. Its path is relative to the folder, with `/`."""
 
     path: str
     size: int
@@ -31,15 +30,15 @@ class File:
 
 @dataclass(frozen=True)
 class Fused:
-    """A LoRA that is part of the weights: `file` is its name without folder."""
+    """A LoRA that was fused into the weights. `file` is its name without folder."""
 
     file: str
     sha256: str
     scale: float
     expert: str
 
-    def is_from(self, lora: LoraFile) -> bool:
-        """Whether this is the LoRA file of a catalogue's row, at its scale."""
+    def is_from(self, lora: HubLora) -> bool:
+        """Whether this is the LoRA file of a catalogue row, at its scale."""
         same = (self.file, self.scale, self.expert)
         pinned = lora.sha256 is None or lora.sha256 == self.sha256
         return pinned and same == (Path(lora.path).name, lora.scale, lora.expert)
@@ -47,8 +46,8 @@ class Fused:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`model`: the catalogue's name or the Hub id. `precision`: of the experts as they are stored.
-    `made_with`: versions by package, for a set that was prepared."""
+    """A manifest. `model` is the catalogue's name or the Hub id, `precision` that of the stored
+    experts, `made_with` the versions by package of a prepared set."""
 
     model: str
     repo: str | None
@@ -59,7 +58,7 @@ class Manifest:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Put the manifest into `folder`, whole or not at all."""
+        """Write the manifest into `folder`, completely or not at all."""
         scratch = folder / f".{NAME}.{os.getpid()}"
         content = {"format": _FORMAT, **asdict(self)}
         scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -67,9 +66,9 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest in `folder`; None where there is none, or one that is not ours.
+    """Read the manifest in `folder`. None if there is none, or none of ours.
 
-    Raises `ModelMissing` for one that cannot be read.
+    Raises `ModelMissing` if it cannot be read.
     """
     if not (folder / NAME).is_file():
         return None
@@ -87,13 +86,13 @@ def read(folder: Path) -> Manifest | None:
 
 
 def is_float8(folder: Path) -> bool:
-    """Whether the experts in `folder` are a ready set in float8."""
+    """Whether `folder` is a prepared set with its experts in float8."""
     found = read(folder)
     return found is not None and found.precision.startswith("float8")
 
 
 def absent(folder: Path) -> list[str]:
-    """The files of the manifest that are not there, or not of their size; empty without one."""
+    """The files of the manifest that are absent or have another size; empty without a manifest."""
     try:
         manifest = read(folder)
     except ModelMissing:
@@ -102,10 +101,11 @@ def absent(folder: Path) -> list[str]:
 
 
 def list_files(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> tuple[File, ...]:
-    """Every file below `folder`, with its hash; `on_bytes` is told as they are read.
+    """Every file below `folder`, with its hash. `on_bytes` gets the size of each block that was
+    read.
 
-    In the Hub's cache a large file is a link to one that is named by the hash the Hub has of it,
-    which is taken: it is what should be there, and costs no reading of 100 GB.
+    In the Hub's cache a large file is a link whose target is named by its hash on the Hub. That
+    hash is taken, which avoids reading 100 GB.
     """
     return tuple(_files(folder, on_bytes))
 
@@ -113,7 +113,7 @@ def list_files(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -
 def damaged(
     folder: Path, files: Sequence[File], on_bytes: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """The files that are absent or whose content is not what the manifest says; reads all."""
+    """The files that are absent or whose content differs from the manifest. Reads all of them."""
     return [
         file.path
         for file in files

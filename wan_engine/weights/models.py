@@ -1,4 +1,4 @@
-"""Which model is meant, and where on this machine its files are. Never downloads."""
+"""Finds the model that a setting names, and its files on this machine. Never downloads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wan_engine import toy
-from wan_engine.catalog import FALLBACK, Expert, LoraFile, ModelSpec, infer, known_models
+from wan_engine.catalog import FALLBACK, Expert, HubLora, ModelSpec, infer, known_models
 from wan_engine.errors import ConfigurationError, ModelMissing
 from wan_engine.schema import Task
 from wan_engine.settings import Settings, env_name
@@ -26,9 +26,9 @@ TASK_SETTINGS: Mapping[Task, str] = {
 
 
 @dataclass(frozen=True)
-class LoraWeights:
-    """A LoRA file on disk, for one expert or both. `unused` is the share of its weights that the
-    model may have no layer for."""
+class LocatedLora:
+    """A LoRA file on disk, for one expert or both. `unused` is the allowed share of its weights
+    that match no layer of the model."""
 
     path: Path
     scale: float
@@ -43,15 +43,15 @@ class Located:
 
     spec: ModelSpec
     folder: Path
-    loras: tuple[LoraWeights, ...] = ()
+    loras: tuple[LocatedLora, ...] = ()
     fetched: Path | None = None
 
 
 def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Located:
-    """Find the model that `name`, the value of `variable`, means: a catalogue row or a Hub id, each
+    """Find the model that `name` names, the value of `variable`: a catalogue row or a Hub id, each
     with or without `@revision`, or a folder.
 
-    Builds the tiny ones; never downloads. Raises `ModelMissing` with what to do.
+    Builds the tiny models; never downloads. Raises `ModelMissing` with what to do.
     """
     wanted = wanted_model(name)
     if wanted is not None and wanted.row is not None:
@@ -64,10 +64,10 @@ def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Locat
             )
         return located
     folder = Path(name).expanduser()
-    # A folder's path is nobody's business but the operator's: the name goes into clips and records.
+    # Clips and records show the name, and only the operator may see the folder's path.
     shown = folder.resolve().name
     if wanted is not None and not folder.is_dir():
-        # Where none is complete, one of them says what is missing.
+        # If none is complete, an incomplete one tells what is missing.
         found = wanted.find(lambda one: not missing_files(one)) or wanted.find(lambda _: True)
         folder, shown = found or folder, name
     if not folder.is_dir():
@@ -84,7 +84,7 @@ def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Locat
 
 
 def wanted_model(name: str) -> Wanted[ModelSpec] | None:
-    """What `name` means that is no folder; a row has the revision that is named."""
+    """The meaning of a `name` that is no folder. A row gets the revision that is named."""
     wanted = Wanted.read(name, {**known_models(), **toy.MODELS})
     if wanted is None or wanted.row is None:
         return None if Path(name).expanduser().is_dir() else wanted
@@ -94,7 +94,7 @@ def wanted_model(name: str) -> Wanted[ModelSpec] | None:
 def configured(
     settings: Settings, fits: Callable[[ModelSpec], bool], *, fallback: bool
 ) -> dict[Task, tuple[Located, str]]:
-    """The model of each task that has one, and why. Raises `ModelMissing` and
+    """The model of each task that has one, and the reason. Raises `ModelMissing` and
     `ConfigurationError`."""
     chosen = {task: select(settings, fits, fallback=fallback, task=task) for task in TASK_SETTINGS}
     found = {task: one for task, one in chosen.items() if one is not None}
@@ -113,11 +113,11 @@ def select(
     fallback: bool,
     task: Task = "image-to-video",
 ) -> tuple[Located, str] | None:
-    """The model of `task`, and why; None where the task has none. `auto` is the first row that
-    `fits` and is present.
+    """The model of `task` and the reason, or None if the task has none. `auto` takes the first row
+    that `fits` and is present.
 
-    Without one, `auto` is the tiny model for image-to-video where `fallback` allows that, else
-    `ModelMissing`; any other task is then not served.
+    If there is none, `auto` takes the tiny model for image-to-video if `fallback` allows it, and
+    raises `ModelMissing` otherwise. Other tasks are then not served.
     """
     name: str = getattr(settings, TASK_SETTINGS[task])
     variable = env_name(TASK_SETTINGS[task])
@@ -155,11 +155,11 @@ def _require_task(spec: ModelSpec, task: Task, variable: str) -> None:
 
 
 def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Located | None:
-    """The files of a catalogue row, or None while one is missing. Only those of the row's revision
-    where somebody has `named` that."""
+    """The files of a catalogue row, or None if one is missing. With `named`, only files of the
+    row's revision count."""
     if spec.built:
         return Located(spec, toy.cached(spec.name, settings), own_loras(settings, spec))
-    loras: tuple[LoraWeights, ...] | None = None
+    loras: tuple[LocatedLora, ...] | None = None
     ready: Path | None = None
 
     def usable(folder: Path) -> bool:
@@ -181,7 +181,8 @@ def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Locat
 
 
 def _shared(spec: ModelSpec) -> list[str]:
-    """The names of the row's folder: rows that differ only in LoRA files and settings share one."""
+    """The possible names of the row's folder. Rows that differ only in LoRA files and settings
+    share one."""
     pinned = known_models().get(spec.name, spec)
     source = pinned.repo, pinned.revision
     rows = known_models().values()
@@ -196,44 +197,45 @@ def _is_at(folder: Path, revision: str | None) -> bool:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What a checkpoint in diffusers layout lacks, relative to `folder`; empty when it is complete.
+    """The files that a checkpoint in diffusers layout lacks, relative to `folder`; empty if it is
+    complete.
 
-    With a manifest every file has to be there and of its size. Content is not read.
+    If it has a manifest, each file must exist and have its size. The content is not read.
     """
     return manifest.absent(folder) or missing_in_layout(folder)
 
 
-def own_loras(settings: Settings, spec: ModelSpec) -> tuple[LoraWeights, ...]:
-    """The files that WAN_LORA names, which are for the model of WAN_MODEL. Raises
-    `ConfigurationError` for one that is not there."""
+def own_loras(settings: Settings, spec: ModelSpec) -> tuple[LocatedLora, ...]:
+    """The LoRA files of WAN_LORA, which belong to the model of WAN_MODEL. Raises
+    `ConfigurationError` if one does not exist."""
     if spec.task != "image-to-video":
         return ()
     for lora in settings.lora:
         if not lora.path.is_file():
             raise ConfigurationError(f"WAN_LORA names {lora.path}, which is not a file")
     return tuple(
-        LoraWeights(lora.path, lora.scale, lora.expert, settings.lora_unused)
+        LocatedLora(lora.path, lora.scale, lora.expert, settings.lora_unused)
         for lora in settings.lora
     )
 
 
-def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LoraWeights, ...] | None:
-    """The row's LoRA files that the weights in `folder` still need; None when one of them is
-    missing, or when the weights have others in them and so are not this model, or are in float8,
-    to which nothing is added."""
+def _loras(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[LocatedLora, ...] | None:
+    """The row's LoRA files that are not fused into the weights in `folder` yet. None if one is
+    missing, if the weights contain other LoRA files, or if they are in float8, which cannot be
+    changed."""
     left = _left_to_fuse(spec, folder)
     if left is None or (left and manifest.is_float8(folder)):
         return None
     found = [(_lora_path(lora, settings), lora) for lora in left]
     loras = tuple(
-        LoraWeights(path, lora.scale, lora.expert, settings.lora_unused)
+        LocatedLora(path, lora.scale, lora.expert, settings.lora_unused)
         for path, lora in found
         if path
     )
     return loras if len(loras) == len(found) else None
 
 
-def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[LoraFile, ...] | None:
+def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[HubLora, ...] | None:
     found = manifest.read(folder)
     fused = found.fused if found else ()
     left = tuple(lora for lora in spec.loras if not any(one.is_from(lora) for one in fused))
@@ -241,13 +243,13 @@ def _left_to_fuse(spec: ModelSpec, folder: Path) -> tuple[LoraFile, ...] | None:
 
 
 def _prepared_as(folder: Path) -> ModelSpec | None:
-    """The row that a folder with a manifest is, wherever it was put since."""
+    """The row that a folder's manifest names, wherever the folder is now."""
     found = manifest.read(folder)
     spec = known_models().get(found.model) if found else None
     return spec if spec and _left_to_fuse(spec, folder) == () else None
 
 
-def _lora_path(lora: LoraFile, settings: Settings) -> Path | None:
+def _lora_path(lora: HubLora, settings: Settings) -> Path | None:
     beside = settings.models_dir / "loras" / Path(lora.path).name
     if beside.is_file():
         return beside

@@ -1,4 +1,4 @@
-"""Where the small models beside the video model are: safety classifiers and prompt writers. Never
+"""Finds the small models next to the video model: safety classifiers and prompt writers. Never
 downloads."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def wanted_classifier(name: str) -> Wanted[ClassifierSpec] | None:
 
 
 def locate_writer(settings: Settings) -> LocatedWriter | None:
-    """The files of WAN_PROMPT_MODEL, or None while one is missing. Builds the tiny one."""
+    """The files of WAN_PROMPT_MODEL, or None if one is missing. Builds the tiny model."""
     name = settings.prompt_model
     wanted = wanted_writer(name)
     spec = (wanted and wanted.row) or WriterSpec(name, f"own checkpoint {name}")
@@ -59,7 +59,7 @@ def locate_writer(settings: Settings) -> LocatedWriter | None:
     folder = _plain_checkpoint(name, wanted, settings)
     if folder is None:
         return None
-    # What a checkpoint of somebody's own takes: its files, and room for an answer.
+    # The memory of an unknown checkpoint: the size of its files, and room for an answer.
     size_gb = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
     return LocatedWriter(folder, spec.resident_gb or size_gb * 1.1 + 1.5)
 
@@ -79,8 +79,8 @@ def resolve_writer(settings: Settings) -> LocatedWriter:
 def _plain_checkpoint(
     name: str, wanted: Wanted[WriterSpec] | None, settings: Settings
 ) -> Path | None:
-    """The folder of a complete transformers checkpoint: named itself, in WAN_MODELS_DIR, or in a
-    Hub cache."""
+    """The folder of a complete transformers checkpoint: a folder that is named, one in
+    WAN_MODELS_DIR, or one in a Hub cache."""
     for folder in (Path(name).expanduser(), settings.models_dir / name):
         if _is_checkpoint(folder):
             return folder
@@ -92,15 +92,15 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def configured_classifiers(settings: Settings) -> dict[ClassifierKind, str]:
-    """The names that the settings give, by kind."""
+    """The names of the classifiers in the settings, by kind."""
     return {"prompt": settings.safety_prompt_model, "image": settings.safety_image_model}
 
 
 def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> LocatedClassifier:
-    """Find the classifier that `name` means: a catalogue row, a folder or a Hub id.
+    """Find the classifier that `name` names: a catalogue row, a folder or a Hub id.
 
-    Builds the tiny ones; never downloads. Raises `ModelMissing` when files are missing, and
-    `ConfigurationError` for labels that the classifier does not have.
+    Builds the tiny ones; never downloads. Raises `ModelMissing` if files are missing, and
+    `ConfigurationError` if the classifier lacks a configured label.
     """
     wanted = wanted_classifier(name)
     spec = wanted.row if wanted else None
@@ -131,7 +131,7 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
 
 
 def _cached_classifier(wanted: Wanted[ClassifierSpec] | None, kind: ClassifierKind) -> Path | None:
-    """The complete one of the Hub caches; where none is, one of them says what is missing."""
+    """The complete folder in a Hub cache, or an incomplete one, which tells what is missing."""
     if wanted is None:
         return None
     found = wanted.find(lambda folder: not missing_classifier_files(folder, kind))
@@ -147,13 +147,13 @@ def has_classifier(name: str, settings: Settings) -> bool:
         resolve_classifier(name, kind, settings)
     except ModelMissing:
         return False
-    except ConfigurationError:  # its labels are wrong; its files are here
+    except ConfigurationError:  # its labels are wrong, but its files are here
         return True
     return True
 
 
 def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
-    """What a classifier in transformers layout lacks; empty when it is complete."""
+    """The files that a classifier in transformers layout lacks; empty if it is complete."""
     if not (folder / "config.json").is_file():
         return ["config.json"]
     missing = missing_in(folder)
@@ -161,7 +161,7 @@ def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
     if kind == "image":
         needed = ["preprocessor_config.json"]
     missing += [name for name in needed if not (folder / name).is_file()]
-    # The template is a file of its own in newer repositories, and in the configuration of others.
+    # Newer repositories have the template in a file of its own, others in the configuration.
     if kind == "prompt" and not missing and not (folder / "chat_template.jinja").is_file():
         config = read_json(folder / "tokenizer_config.json")
         missing += [] if config.get("chat_template") else ["chat_template.jinja"]
@@ -169,7 +169,7 @@ def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
 
 
 def _flagged(spec: ClassifierSpec, folder: Path, settings: Settings) -> dict[str, float]:
-    """The labels that are hits, in lower case, from the setting, the row or their names."""
+    """The labels that count as unsafe, in lower case: from the setting, the row or their names."""
     labels = [label.lower() for label in _labels(folder)]
     given = settings.safety_image_labels or spec.flagged
     flagged = {label.lower(): threshold for label, threshold in given.items()}
@@ -187,7 +187,7 @@ def _flagged(spec: ClassifierSpec, folder: Path, settings: Settings) -> dict[str
 
 def _labels(folder: Path) -> list[str]:
     config = read_json(folder / "config.json")
-    # Without names, transformers has two labels with these.
+    # Without names, transformers gives these to two labels.
     return [
         str(label) for label in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).values()
     ]

@@ -1,1 +1,1 @@
-"""What the Runpod worker needs besides the engine."""
+"""The parts of the Runpod worker besides the engine."""

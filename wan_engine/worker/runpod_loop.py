@@ -1,12 +1,14 @@
-"""The SDK's worker loop (runpod 1.12), mended: `install` before `runpod.serverless.start`.
+"""Repairs the worker loop of Runpod's SDK (runpod 1.12). Call `install` before
+`runpod.serverless.start`.
 
-As it is, it
-- polls without a pause while the job API is away, and logs a line each time;
-- forgets a stop that arrives before its job, and then renders the job;
-- runs no job that arrives on its last poll while it ends;
-- gives a result up after three tries, or at once when the connection breaks;
-- goes on taking jobs in a process in which none can work;
-- leaves its ping process behind when it is killed, which tells Runpod that the worker lives.
+The SDK's own loop
+
+- polls without a pause while the job API is down, and logs a line each time;
+- forgets a cancellation that arrives before its job, and then renders the job;
+- does not run a job that arrives on its last poll while it ends;
+- gives up posting a result after three tries, or at once when the connection breaks;
+- keeps taking jobs in a process in which no job can work;
+- leaves its ping process behind when it is killed, which tells Runpod that the worker is alive.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ from wan_engine.runtime.faults import BROKEN_EXIT
 
 log = logging.getLogger(__name__)
 
-_LEAVE_SECONDS = 120.0  # for the results, and for clips that are being stored; then it ends anyhow
+_LEAVE_SECONDS = 120.0  # time for results and uploads; the process ends after it in any case
 
 _RESULT_ATTEMPTS = 6  # with waits of 2, 3, 5, 8 and 13 seconds between them
 _RESULT_WAIT_SECONDS = 15
 
 _LONGEST_WAIT_SECONDS = 30.0
 _BUSY, _BUSY_SECONDS = 429, 5.0  # as the SDK waits after it
-_QUICK_SECONDS = 0.5  # a poll that brings nothing is held by Runpod for longer
-_KEPT_SECONDS = 300.0  # a stop whose job has not come; a job that has ended
+_QUICK_SECONDS = 0.5  # Runpod holds an empty poll for longer
+_KEPT_SECONDS = 300.0  # a cancellation whose job has not arrived, or has ended
 _MOST_KEPT = 10_000
 
 
 class Ending:
-    """Whether this process takes no further job, and why. Safe to use from several threads."""
+    """Whether this process takes no more jobs, and why. Thread-safe."""
 
     def __init__(self) -> None:
         self.why: str | None = None
@@ -48,8 +50,8 @@ class Ending:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, why: str) -> None:
-        """Let the jobs that were taken end, post their results, and end the process; after two
-        minutes even if they have not. Only the first call counts."""
+        """Let the running jobs end, post their results, and end the process, after two minutes at
+        the latest. Only the first call counts."""
         with self._lock:
             if self.why is not None:
                 return
@@ -68,7 +70,7 @@ class Ending:
 
 
 def end_process() -> None:
-    """End this process and its ping process at once, whatever their threads do."""
+    """End this process and its ping process at once, whatever their threads are doing."""
     for child in multiprocessing.active_children():
         child.terminate()
     for stream in (sys.stdout, sys.stderr):
@@ -77,7 +79,7 @@ def end_process() -> None:
 
 
 def install(ending: Ending) -> None:
-    """Mend `runpod.serverless.start`. Call it after `import runpod`."""
+    """Patch `runpod.serverless.start`. Call it after `import runpod`."""
     from runpod.serverless.modules import rp_scale
 
     _keep_results()
@@ -86,14 +88,14 @@ def install(ending: Ending) -> None:
 
 
 def _keep_results() -> None:
-    """Make the SDK post a result again after a broken connection too, and more than three times."""
+    """Make the SDK retry a result after a broken connection too, and more than three times."""
     from aiohttp import ClientConnectionError, ClientPayloadError
     from aiohttp_retry import FibonacciRetry
     from runpod.serverless.modules import rp_http
 
     options: dict[str, Any] = {
         "attempts": _RESULT_ATTEMPTS,
-        # Not ClientResponseError: what the server refuses, it refuses again.
+        # Not ClientResponseError: the server would refuse it again.
         "exceptions": {ClientConnectionError, ClientPayloadError, OSError, TimeoutError},
         "max_timeout": _RESULT_WAIT_SECONDS,
     }
@@ -104,7 +106,7 @@ def _keep_results() -> None:
 
 
 class Outage:
-    """Logs one line when something stops answering, and one when everything answers again."""
+    """Logs one line when a server stops answering, and one when it answers again."""
 
     def __init__(self) -> None:
         self._away: set[str] = set()
@@ -113,10 +115,10 @@ class Outage:
     def begun(self, what: str, error: Exception) -> None:
         if not self._away:
             self._since = time.monotonic()
-            # Not its own text, which has the URL.
+            # Not the error's own text, which contains the URL.
             why = getattr(error, "status", None) or getattr(error, "os_error", None)
             named = type(error).__name__ if why is None else f"{type(error).__name__}, {why}"
-            log.warning("Runpod does not answer (%s: %s): it is asked again", what, named)
+            log.warning("Runpod does not answer (%s: %s): retrying", what, named)
         self._away.add(what)
 
     def over(self, what: str) -> None:
@@ -155,7 +157,8 @@ class Patient:
         self._failures = 0
         self._outage.over(self._what)
         if not found and time.monotonic() - begun < _QUICK_SECONDS:
-            await self._pause(_QUICK_SECONDS)  # or it would ask thousands of times a second
+            # Without a pause it would poll thousands of times per second.
+            await self._pause(_QUICK_SECONDS)
         return found
 
     async def _pause(self, seconds: float) -> None:
@@ -170,7 +173,7 @@ def _mend_pings() -> None:
     import requests
     from runpod.serverless.modules import rp_ping
 
-    worker, outage = os.getpid(), Outage()  # the process is forked, and so has its own of these
+    worker, outage = os.getpid(), Outage()  # the forked process has its own copies of these
 
     def send(heartbeat: Any) -> None:
         if os.getpid() != worker:
@@ -197,7 +200,7 @@ def _mend_pings() -> None:
 
 
 class Recent:
-    """Ids of the last minutes."""
+    """The ids of the last minutes."""
 
     def __init__(self) -> None:
         self._ids: dict[str, float] = {}
@@ -212,13 +215,13 @@ class Recent:
         return time.monotonic() - self._ids.get(job_id, -_KEPT_SECONDS) < _KEPT_SECONDS
 
     def take(self, job_id: str) -> bool:
-        """Whether it is there. Afterwards it is not."""
+        """Whether the id is there. Removes it."""
         found = job_id in self
         self._ids.pop(job_id, None)
         return found
 
 
-_Sdk: Any = object  # the SDK's `JobScaler` comes behind it, in the class that `install` makes
+_Sdk: Any = object  # `install` makes a class with the SDK's `JobScaler` as the next base
 
 
 class _Loop(_Sdk):  # type: ignore[misc]
@@ -235,13 +238,13 @@ class _Loop(_Sdk):  # type: ignore[misc]
         self._ended, self._stopped_early = Recent(), Recent()
         outage, ends = Outage(), self._shutdown_event
         self.jobs_fetcher = Patient("jobs", self.jobs_fetcher, outage, ends)
-        if rp_job._job_stop_url() is not None:  # else the SDK says that it is missing
+        if rp_job._job_stop_url() is not None:  # otherwise the SDK logs that it is missing
             stops = self.stop_signals_fetcher
             self.stop_signals_fetcher = Patient("stops", stops, outage, ends)
 
     async def get_jobs(self, session: Any) -> None:
-        """Poll for jobs. In a process that must end, leave the poll at once: what it would bring
-        belongs to another worker."""
+        """Poll for jobs. If the process must end, cancel the poll at once, because its job belongs
+        to another worker."""
         try:
             await _first(super().get_jobs(session), self.ending.wait())
         finally:
@@ -249,16 +252,16 @@ class _Loop(_Sdk):  # type: ignore[misc]
             self._polled.set()
 
     async def run_jobs(self, session: Any) -> None:
-        await super().run_jobs(session)  # until it is to end and the queue is empty
+        await super().run_jobs(session)  # until the process must end and the queue is empty
         await self._polled.wait()
-        await super().run_jobs(session)  # what the last poll brought
+        await super().run_jobs(session)  # jobs of the last poll
         if self.ending.why is not None:
             end_process()
 
     async def handle_job(self, session: Any, job: dict[str, Any]) -> None:
         job_id = job["id"]
         if self._stopped_early.take(job_id):
-            log.info("job %s was stopped before it came", job_id)
+            log.info("job %s was cancelled before it arrived", job_id)
             self._leave(job)
         elif self.ending.why is not None:
             await self._refuse(session, job)
@@ -278,15 +281,15 @@ class _Loop(_Sdk):  # type: ignore[misc]
         await rp_http.send_result(session, {"error": sentence, "stopPod": True}, job)
 
     def _leave(self, job: dict[str, Any]) -> None:
-        """Do what the SDK does after a job."""
+        """Do the SDK's work after a job."""
         self.jobs_queue.task_done()
         self.job_progress.remove(job)
         self.jobs_tasks.pop(job["id"], None)
         self._ended.add(job["id"])
 
     async def stop_job(self, job_id: str) -> bool:
-        """Stop a job. One that has not begun is not cancelled, because the SDK would count it for
-        ever; it ends when its turn comes."""
+        """Cancel a job. A job that has not started is not cancelled at once, because the SDK would
+        count it for ever; it ends when its turn comes."""
         if job_id in self._begun:
             stopped: bool = await super().stop_job(job_id)
             return stopped
@@ -296,7 +299,7 @@ class _Loop(_Sdk):  # type: ignore[misc]
 
 
 async def _first(*works: Coroutine[Any, Any, None]) -> None:
-    """Wait until one of them has ended, and cancel the others. Raises what that one raised."""
+    """Wait until one of the tasks ends, and cancel the others. Raises that task's error."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Who renders: the engine in a process of this machine, or a Runpod endpoint."""
+"""Opens the backend that renders: the engine in a process of this machine, or a Runpod endpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Backend", "open_backend"]
 def open_backend(
     settings: Settings, metrics: Metrics, on_fatal: Callable[[str], None] | None = None
 ) -> Backend:
-    """What the settings ask for; nothing is started. `on_fatal` is told why nothing can ever be
-    rendered. Raises `ConfigurationError`."""
+    """The backend that the settings choose, not started. `on_fatal` gets the reason if it can never
+    render. Raises `ConfigurationError`."""
     if settings.backend == "runpod" or (settings.backend == "auto" and settings.runpod_endpoint):
         return EndpointBackend(settings)
     return LocalBackend(settings, metrics, on_fatal)

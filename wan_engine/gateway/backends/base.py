@@ -1,7 +1,7 @@
-"""What the dispatcher hands over, and what renders it.
+"""Defines the interface of a backend, and the work that the dispatcher hands to it.
 
-A `Work` is made by `Dispatcher._work` (`jobs/dispatch.py`), whose callables change the job; a
-`Backend` is `LocalBackend` (`local.py`) or `EndpointBackend` (`endpoint.py`).
+`Dispatcher._work` (`jobs/dispatch.py`) makes a `Work`, and its callables change the job. The
+backends are `LocalBackend` (`local.py`) and `EndpointBackend` (`endpoint.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from wan_engine.schema import Task
 
 @dataclass(frozen=True)
 class Work:
-    """One start of a job, for a model of `task`. `seconds` is how long it may run from its begin.
-    `request` reads the request, which may be megabytes: hold it no longer than it is needed.
-    `render` names what this start is to make: a start that may have been made before has the same
-    name, a retry another.
+    """One start of a job, for a model of `task`. `seconds` is its time limit from the begin of the
+    work. `request` reads the request, which may be megabytes, so do not hold it longer than needed.
+    `render` identifies the render of this start: a start that may repeat an earlier one has the
+    same name, a retry has another.
 
-    `remote_id` is what an earlier start told `remote`. `begin` must be awaited when the work really
-    begins, with the worker's name if it has one; `progress` may be called at any time. `leaving`
-    tells, when the run is cancelled, whether the gateway ends and the job will be run again.
+    `remote_id` is the id that an earlier start passed to `remote`. Await `begin` when the work
+    really begins, with the worker's name if it has one; call `progress` at any time. If the run is
+    cancelled, `leaving` says whether the gateway is ending and the job will run again.
     """
 
     job_id: str
@@ -40,14 +40,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """`output` as `VideoResult.output()` has it."""
+    """The result of a job. `output` has the form of `VideoResult.output()`."""
 
     output: Mapping[str, Any]
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class WorkFailed(Exception):
-    """The job has failed for good: a code of `wan_engine.errors` and the sentence for the
+    """The job has failed for good, with a code of `wan_engine.errors` and the sentence for the
     caller."""
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -57,10 +57,10 @@ class WorkFailed(Exception):
 
 
 class WorkerLost(Exception):
-    """Whoever worked on it is gone, and nothing is known of the job: another may take it.
+    """The worker is gone, and the state of the job is unknown: another worker may take it.
 
-    A clip that was stored before is found by the job's id and not rendered again. `blamed` is
-    whether the job may have ended the worker: not one that waited while another did.
+    A clip that was already stored is found by the job's id and not rendered again. `blamed`: the
+    job may have crashed the worker. It is not set for a job that only waited.
     """
 
     def __init__(self, *, blamed: bool = True) -> None:
@@ -69,26 +69,27 @@ class WorkerLost(Exception):
 
 
 class Backend(Protocol):
-    """`run` may be called `slots` times at once. What is rendered `outlives` this process, where
-    it goes on elsewhere and is found again by `Work.remote_id`."""
+    """A backend. `run` may be called `slots` times at once. If `outlives` is set, a render
+    continues elsewhere after this process ends, and is found again by `Work.remote_id`."""
 
     slots: int
     outlives: bool
     models: Mapping[Task, str] | None
-    """The names of its models by task, once it has told them."""
+    """The names of its models by task, once they are known."""
 
     async def start(self) -> None:
-        """Begin to get ready; returns at once."""
+        """Start, without waiting until it is ready."""
 
     async def run(self, work: Work) -> Done:
-        """Render. Raises `WorkFailed` and `WorkerLost`. Cancelled, it ends the work, waits until
-        nothing of it runs any longer, and raises `CancelledError`."""
+        """Render. Raises `WorkFailed` and `WorkerLost`. If it is cancelled, it stops the work,
+        waits until nothing of it runs, and raises `CancelledError`."""
 
     def waiting_for(self) -> str | None:
-        """What is not ready yet, in words for the operator; None when jobs can be rendered."""
+        """The part that is not ready yet, in words for the operator. None if jobs can be
+        rendered."""
 
     def abandon(self) -> None:
-        """End at once what is rendered on this machine; what is elsewhere goes on."""
+        """Stop all renders on this machine at once. Renders elsewhere continue."""
 
     async def close(self) -> None:
-        """End everything that `start` began."""
+        """Stop everything that `start` started."""

@@ -1,10 +1,9 @@
-"""A Runpod endpoint renders: submit, follow, cancel. Its queue, its machines and its scaling are
-Runpod's; whatever answers like Runpod's API will do.
+"""Renders on a Runpod endpoint: submit, follow, cancel. Any server with Runpod's API will do.
 
-A busy or broken API is asked again for as long as the job lives, less and less often. An answer may
-be lost after the endpoint has taken the job, and this process may end before it has noted the job's
-id: then it is sent again, with the same name of its render, by which this project's worker knows
-that another job of it is there, and says which (`wan_engine.storage.claims`).
+A busy or broken API is retried for as long as the job lives, less and less often. An answer may be
+lost after the endpoint took the job, and this process may end before it stored the job's id. Then
+the job is submitted again with the same name of its render. A worker of this project recognises the
+name and answers with the id of the first job (`wan_engine.storage.claims`).
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ _HEALTH_SECONDS = 30.0
 _CANCEL_TRIES = 4
 _LONGEST_SENTENCE = 500
 _REFUSALS = (400, 413, 422)
-_TIMED_OUT = "executionTimeout exceeded"  # Runpod's own word for it, with the status FAILED
+_TIMED_OUT = "executionTimeout exceeded"  # Runpod's own text, with the status FAILED
 
 
 class _Away(Exception):
-    """The API did not answer, or not now; `status` is None where there was no answer."""
+    """The API did not answer, or is busy. `status` is None if there was no answer."""
 
     def __init__(self, status: int | None, why: str) -> None:
         super().__init__(why)
@@ -51,7 +50,7 @@ class _Away(Exception):
 
 
 class _Strict(Exception):
-    """The endpoint's worker is another's and refuses the name of a render."""
+    """The endpoint runs another worker, which refuses the name of a render."""
 
 
 class EndpointBackend:
@@ -69,7 +68,7 @@ class EndpointBackend:
             )
         self.slots = _SLOTS
         self.outlives = True
-        self.models: Mapping[Task, str] | None = None  # it has no way to tell them
+        self.models: Mapping[Task, str] | None = None  # the API does not tell them
         self._settings = settings
         self._claims = settings.runpod_claims
         self._poll_seconds = poll_seconds
@@ -96,7 +95,7 @@ class EndpointBackend:
         await self._http.aclose()
 
     def abandon(self) -> None:
-        """Nothing is rendered here; who has the jobs follows them by their remote ids."""
+        """Do nothing: the next owner of the jobs follows them by their remote ids."""
 
     async def run(self, work: Work) -> Done:
         remote = _Remote(work.remote_id)
@@ -129,15 +128,15 @@ class EndpointBackend:
         self._claims = False
 
     async def _submit(self, work: Work, remote: _Remote) -> None:
-        """Until the endpoint has taken the job and its id is stored. Once asked for, the answer is
-        waited for, whatever happens: nobody could find the job again without its id."""
+        """Submit until the endpoint has taken the job and its id is stored. The answer to a request
+        is awaited in any case, because nobody could find the job again without its id."""
         fields = dict(await work.request())
         body: dict[str, Any] = {"input": fields}
         if work.seconds is not None:
             body["policy"] = {"executionTimeout": max(5_000, round(work.seconds * 1000))}
         waits = _Waits(self._poll_seconds, _LONGEST_BACKOFF_SECONDS)
         while not remote.stopped.is_set():
-            fields.pop(claims.FIELD, None)  # a caller's would lead to another's clip
+            fields.pop(claims.FIELD, None)  # a caller's own name would lead to another's clip
             if self._claims:
                 fields[claims.FIELD] = work.render
             remote.named = claims.FIELD in fields
@@ -159,7 +158,7 @@ class EndpointBackend:
                 return
 
     async def _follow(self, work: Work, remote: _Remote) -> Done:
-        """To its end, or to that of the job that renders it already, which it becomes."""
+        """Follow the job to its end, or the job that renders it already."""
         begun = False
         waits = _Waits(self._poll_seconds, _LONGEST_POLL_SECONDS)
         while True:
@@ -202,7 +201,7 @@ class EndpointBackend:
                 return
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The answer, an object. Raises `_Away`."""
+        """Send a request and return the answer, an object. Raises `_Away`."""
         try:
             response = await self._http.request(method, path, json=body)
             answer = response.json()
@@ -215,7 +214,7 @@ class EndpointBackend:
         return answer
 
     async def _look(self) -> None:
-        """Whether it is there, at all times."""
+        """Check now and then whether the endpoint answers."""
         while True:
             try:
                 await self._ask("GET", "/health")
@@ -226,7 +225,8 @@ class EndpointBackend:
             await asyncio.sleep(_HEALTH_SECONDS)
 
     def _output(self, output: object, request: Mapping[str, Any]) -> dict[str, Any]:
-        """As `VideoResult.output()` has it, of what a worker gave that may be another's."""
+        """The output of a worker, which may be another project's, in the form of
+        `VideoResult.output()`."""
         url = None
         if isinstance(output, dict):
             url = output.get("video_url") or output.get("result")
@@ -240,12 +240,12 @@ class EndpointBackend:
 
 
 class _Remote:
-    """The job at the endpoint: its id, once it has one, and whether it is still wanted."""
+    """The job at the endpoint: its id, if it is known, and whether it is still wanted."""
 
     def __init__(self, known: str | None) -> None:
         self.id = known
         self.named = True  # its render has a name
-        self.adopted = False  # an earlier start's, of which nothing was known
+        self.adopted = False  # the id of an earlier start, whose fate is unknown
         self.stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -253,14 +253,14 @@ class _Remote:
 
 
 class _Waits:
-    """Longer and longer, a little at random so that many do not come at once."""
+    """Waits longer each time, with a random part so that callers do not retry together."""
 
     def __init__(self, first_seconds: float, longest_seconds: float) -> None:
         self._seconds = first_seconds
         self._longest = max(first_seconds, longest_seconds)
 
     async def next(self, stopped: asyncio.Event | None = None) -> None:
-        """Until the time is over, or `stopped` is set."""
+        """Wait until the time is over or `stopped` is set."""
         seconds = self._seconds * random.uniform(0.8, 1.2)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -269,36 +269,37 @@ class _Waits:
 
 
 async def _lost(work: Work) -> WorkerLost:
-    """For a job at the endpoint that gives no clip any more."""
+    """The error for a job at the endpoint that can give no clip any more."""
     await work.remote(None)
     return WorkerLost()
 
 
 async def _become(work: Work, remote: _Remote, other: str) -> None:
-    """From now on the job is the other one there. Raises `WorkerLost` where that leads nowhere."""
+    """Follow the other job from now on. Raises `WorkerLost` if there is none."""
     if remote.adopted or other == remote.id:
         log.error("the endpoint's workers send job %s from one to another", work.job_id)
         raise await _lost(work)
     log.info("job %s is job %s of the endpoint, which has it already", work.job_id, other)
-    remote.id, remote.adopted = other, True  # before it is stored: a cancel must meet it
+    remote.id, remote.adopted = other, True  # before it is stored: a cancellation must reach it
     await work.remote(other)
 
 
 async def _ended(work: Work, remote: _Remote, told: Mapping[str, Any]) -> Exception:
-    """What it means that the job at the endpoint has ended without a clip."""
+    """The error for a job at the endpoint that ended without a clip."""
     if told.get("status") == "CANCELLED":
         return WorkFailed("cancelled", "The job was cancelled at the endpoint")
     failure = _failure(told)
     if remote.named and failure.code == "internal_error" and claims.FIELD in str(told.get("error")):
         return _Strict()
     if remote.adopted and failure.code not in CALLERS_FAULTS:
-        # Maybe long ago, while nobody was there to be told: the name of its render is used up.
+        # It may have ended long ago, before anybody saw it: the name of its render is used up.
         return await _lost(work)
     return failure
 
 
 def _failure(told: Mapping[str, Any]) -> WorkFailed:
-    """With the worker's sentence, unless it is a traceback, which the SDK makes of an exception."""
+    """The failure with the worker's sentence, unless that is a traceback, which the SDK makes of an
+    exception."""
     said = told.get("error")
     if told.get("status") == "TIMED_OUT":
         return WorkFailed(DeadlineExceeded.code, "The job ran longer than it may take")
@@ -309,8 +310,8 @@ def _failure(told: Mapping[str, Any]) -> WorkFailed:
 
 
 def _code(said: str, output: object) -> str:
-    """As the worker tells it; by its sentence, where it does not or is another's. What stands
-    beside `error` in a worker's answer is the failed job's `output`."""
+    """The error code from the worker, or by its sentence if it sends none. The worker puts it next
+    to `error`, and the API returns it as the `output` of the failed job."""
     code = output.get(claims.ERROR_CODE) if isinstance(output, dict) else None
     if isinstance(code, str) and code in CODES:
         return code

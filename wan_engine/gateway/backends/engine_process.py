@@ -1,9 +1,10 @@
-"""The engine's end of the pipes: `python -m wan_engine.gateway.backends.engine_process`.
+"""Runs the engine in the child process of the gateway (`python -m
+wan_engine.gateway.backends.engine_process`).
 
-Line by line: first the settings, then orders (`run`, `cancel`); answers are `ready`, `progress`,
+It reads lines: first the settings, then orders (`run`, `cancel`). It answers `ready`, `progress`,
 `done`, `failed`, and `unusable` with what the operator has to change. `alive` comes every few
-seconds whatever else is at work, `ending` before the end of a process whose device is broken, and
-`hangs` before that of one whose job, or start, gives no sign of life.
+seconds during any work. `ending` comes before a process with a broken device ends, and `hangs`
+before one whose job or start makes no progress.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class EngineProcess:
-    """Runs orders, each in a thread; the engine gives the device to one of them at a time."""
+    """Runs orders, each in a thread. One of them at a time has the device."""
 
     def __init__(self, engine: Engine, tell: Tell, settings: Settings, watchdog: Watchdog) -> None:
         self._engine = engine
@@ -58,7 +59,7 @@ class EngineProcess:
                 control.cancel()
             return
         if self._ending:
-            return  # the gateway begins it again once this process has ended
+            return  # the gateway starts it again once this process has ended
         control = Control(
             order["id"],
             deadline_seconds=order["seconds"],
@@ -91,8 +92,8 @@ class EngineProcess:
         self._end(told, control, failure)
 
     def _end(self, told: dict[str, Any], control: Control, failure: Exception | None) -> None:
-        """Tell how a job ended. A broken device fails every job after it: then this process ends,
-        and what waits in it is begun again in the next one."""
+        """Report the end of a job. A broken device fails every later job, so this process ends, and
+        the next one starts the waiting jobs again."""
         broken = failure is not None and not self._ending and self._device.broke(failure)
         if broken:
             self._ending = True
@@ -107,14 +108,14 @@ class EngineProcess:
         end = time.monotonic() + _LEAVE_SECONDS
         while self._controls and time.monotonic() < end:
             for control in list(self._controls.values()):
-                if control.stage != "publish":  # that one's clip is made
+                if control.stage != "publish":  # except a job whose clip is finished
                     control.cancel()
             time.sleep(_POLL_SECONDS)
         os._exit(BROKEN_EXIT)
 
 
 class _Throttled:
-    """Progress as lines, few enough to be read by somebody who does other things as well."""
+    """Reports progress in lines, with a limited rate."""
 
     def __init__(self, job_id: str, tell: Tell) -> None:
         self._job_id = job_id
@@ -140,22 +141,21 @@ def _lines(out: BinaryIO) -> Tell:
             with lock:
                 out.write(line)
                 out.flush()
-        except OSError:  # the gateway is gone: the next one finds the clip by its job's id
+        except OSError:  # the gateway is gone; the next one finds the clip by its job's id
             os._exit(0)
 
     return tell
 
 
 def open_checked(settings: Settings) -> Engine:
-    """The engine, after all that it needs was looked at. Raises `ConfigurationError` with all that
-    is missing."""
+    """The engine, after all checks. Raises `ConfigurationError` with everything that is missing."""
     checks.require(settings)
     return Engine(settings)
 
 
 def main(open_engine: Callable[[Settings], Engine] = open_checked) -> None:
     """Serve one gateway, and end with it."""
-    # What libraries print must not get between the answers: stdout becomes stderr for all of them.
+    # Output of libraries must not mix with the answers: stdout becomes stderr for all of them.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     tell = _lines(out)
@@ -166,7 +166,7 @@ def main(open_engine: Callable[[Settings], Engine] = open_checked) -> None:
     layout = logs.RedactingFormatter("%(levelname)-7s| %(message)s", logs.secrets_of(settings))
     logs.set_up(settings, logging.StreamHandler(), layout)
     logging.getLogger("wan_engine.prompts.text").setLevel(logging.WARNING)
-    # Read beside the start, which may take minutes: the end of the gateway is seen then too.
+    # Read during the start, which may take minutes, to notice the end of the gateway.
     orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
     threading.Thread(target=_tell_alive, args=(settings, tell), daemon=True).start()
@@ -180,7 +180,7 @@ def main(open_engine: Callable[[Settings], Engine] = open_checked) -> None:
 def _read(orders: queue.SimpleQueue[Any]) -> None:
     for line in sys.stdin.buffer:
         orders.put(json.loads(line))
-    os._exit(0)  # the gateway has closed the pipe, or is dead: nobody waits for what runs here
+    os._exit(0)  # the gateway has closed the pipe or is dead, so nobody waits for the running jobs
 
 
 def _tell_alive(settings: Settings, tell: Tell) -> None:
@@ -199,7 +199,7 @@ def _on_hang(tell: Tell, hang: Hang) -> None:
 def _started(
     open_engine: Callable[[Settings], Engine], settings: Settings, tell: Tell, watchdog: Watchdog
 ) -> Engine:
-    """The engine, once it can take a job. Each stage of its start has the time of a load."""
+    """Start the engine. Each stage of its start has the time limit of a load."""
     control = Control("the start", hang_seconds=settings.hang_seconds)
     startup = Startup(partial(control.enter, "load"))
     startup.on_done()

@@ -1,10 +1,9 @@
-"""The engine in a process of its own: begun again when it dies, so that a broken GPU context or a
-killed process costs one start of one job and not the gateway.
+"""Renders with the engine in a child process. The gateway starts it again if it dies, so a broken
+GPU context or a killed process costs one start of one job.
 
-The two speak in lines of JSON over pipes (`engine_process.py` is the other end). The process ends
-by itself when its pipe from here closes, so a gateway that is killed leaves none behind. It says
-every few seconds that it lives, and looks itself at whether its job does; one that says nothing is
-killed.
+The two exchange lines of JSON over pipes (`engine_process.py` is the other end). The process ends
+by itself when its pipe closes, so a killed gateway leaves none behind. It reports every few seconds
+that it is alive, and watches the progress of its job itself. A silent process is killed.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
 _OFF_DEVICE = ("prepare", "expand", "safety", "queue", "publish")
-_AGAIN_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)  # before the next start, the more have failed in a row
-_GRACE_SECONDS = 60.0  # a job that must end has this long for its step, chunk or part of an upload
+_AGAIN_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)  # before the next start, longer after each failure
+_GRACE_SECONDS = 60.0  # time of a job that must stop for its step, chunk or part of an upload
 _EXIT_SECONDS = 10.0
-_SILENT_SECONDS = 60.0  # longest without a line; a start may be busy for as long as a load may take
-_UNSURE_SECONDS = 15.0  # without a line, it may not take a job
+_SILENT_SECONDS = 60.0  # longest silence; a start may be busy for as long as a load may take
+_UNSURE_SECONDS = 15.0  # after this silence, it gets no job
 _LOOK_SECONDS = 0.5
 
 
@@ -61,8 +60,8 @@ class LocalBackend:
         self._failed_starts = 0
         self._why = "the engine is starting"
         self._silent_seconds = 0.0
-        self._at_work: str | None = None  # the job that has the device, as far as it told
-        self._blamed: str | None = None  # the one job that the process ended for, where it said so
+        self._at_work: str | None = None  # the job that has the device, as last reported
+        self._blamed: str | None = None  # the job that the process named as its reason to end
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep(), name="engine")
@@ -85,7 +84,7 @@ class LocalBackend:
 
     async def run(self, work: Work) -> Done:
         await self._ready.wait()
-        await work.begin(None)  # cancelled until here, there is nothing at work to be stopped
+        await work.begin(None)  # if it is cancelled before this, there is no work to stop
         ended: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._works[work.job_id] = work, ended
         try:
@@ -105,10 +104,10 @@ class LocalBackend:
         finally:
             del self._works[work.job_id]
             if ended.done() and not ended.cancelled():
-                ended.exception()  # looked at, or asyncio complains that nobody did
+                ended.exception()  # retrieve the exception, or asyncio complains
 
     async def _stop(self, job_id: str, ended: asyncio.Future[Done]) -> None:
-        """The work ends at its next step; when it does not, its process does."""
+        """Stop the work at its next step, or kill its process if it does not stop."""
         with suppress(WorkerLost):
             await self._send({"do": "cancel", "id": job_id})
         done, _ = await asyncio.wait([ended], timeout=_GRACE_SECONDS)
@@ -135,7 +134,7 @@ class LocalBackend:
     # --- the process -----------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """A process at all times, until cancelled."""
+        """Keep a process running until cancelled."""
         while True:
             pause = _AGAIN_SECONDS[min(self._failed_starts, len(_AGAIN_SECONDS) - 1)]
             await asyncio.sleep(pause)
@@ -153,7 +152,7 @@ class LocalBackend:
             stdin=PIPE,
             stdout=PIPE,
             limit=_LONGEST_LINE,
-            start_new_session=True,  # what a terminal sends to end the gateway is not for it
+            start_new_session=True,  # a terminal's signals to the gateway must not reach it
         )
         self._process, self._blamed, self._at_work = process, None, None
         watch = asyncio.create_task(self._watch(process), name="watch the engine")
@@ -175,8 +174,8 @@ class LocalBackend:
                     ended.set_exception(WorkerLost(blamed=blamed in (None, job_id)))
 
     async def _watch(self, process: Process) -> None:
-        """Kill a process that says nothing any more: one that is stopped, or stuck in a library
-        that lets nothing else of it run."""
+        """Kill a silent process: it is stopped, or stuck in a library that blocks the rest of
+        it."""
         self._silent_seconds, looked_at = 0.0, time.monotonic()
         limit = min(_SILENT_SECONDS, self._settings.hang_seconds)
         while process.returncode is None:
@@ -187,7 +186,9 @@ class LocalBackend:
             looked_at = now
             most = limit if self._ready.is_set() else self._settings.hang_seconds * LOAD_TIMES
             if self._silent_seconds > most:
-                log.error("the engine says nothing for %.0f s: it is killed", self._silent_seconds)
+                log.error(
+                    "the engine has been silent for %.0f s: it is killed", self._silent_seconds
+                )
                 self._why = "the engine hung and is starting again"
                 self._kill()
                 return
@@ -213,7 +214,7 @@ class LocalBackend:
                 self._hear(what, told)
 
     def _will_end(self, told: Mapping[str, Any]) -> None:
-        """Nothing is sent to it any more. Those that only waited in it are not to blame."""
+        """Send it nothing more. Jobs that only waited in it are not to blame."""
         self._ready.clear()
         self._why = "the engine is starting again"
         self._blamed = told.get("id", "")
@@ -245,7 +246,7 @@ class LocalBackend:
 
 
 async def _end(process: Process) -> None:
-    """Close its pipe, which tells it to end, and wait; kill it when it does not."""
+    """Close its pipe, which makes it end, and wait. Kill it if it does not end."""
     if process.stdin is not None:
         process.stdin.close()
     try:

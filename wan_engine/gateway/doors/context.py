@@ -1,4 +1,4 @@
-"""What the gateway gives to a door: its jobs, its links, its settings."""
+"""Defines what the gateway passes to a door: its jobs, links and settings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Answers with many jobs in them, made a page at a time, so that nobody else waits for them: one
-page at once, and of each owner one list."""
+"""Builds answers with many jobs page by page, so that other callers need not wait: one page at a
+time, and one list per owner."""
 
 from __future__ import annotations
 

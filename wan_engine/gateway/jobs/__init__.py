@@ -1,1 +1,1 @@
-"""Jobs, from acceptance until they are forgotten."""
+"""Keeps jobs, from acceptance until they are deleted."""

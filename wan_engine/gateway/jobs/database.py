@@ -1,8 +1,8 @@
-"""The tables, and the open database: migrated, and used by one gateway at a time.
+"""Defines the tables, and opens the database: migrated, and used by one gateway at a time.
 
-It is a SQLite file by default (WAL, synced at each commit: accepted means stored), or Postgres by
-URL. Whoever holds the lock owns all jobs in it, so that it can queue what ran when the last owner
-died without asking anybody.
+By default it is a SQLite file (WAL, synced at each commit, so an accepted job is stored); with a
+URL, it is Postgres. The holder of the lock owns all jobs, so it can queue again the running jobs of
+a dead owner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wan_engine.settings import Settings
 log = logging.getLogger(__name__)
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_LOCK_SECONDS = 20.0  # a gateway that is being replaced ends within this, or it is not ending
+_LOCK_SECONDS = 20.0  # a gateway that is being replaced ends within this time, or not at all
 _POLL_SECONDS = 0.2
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -81,8 +81,8 @@ requests = sa.Table(
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("parts", sa.Integer, nullable=False, server_default="0"),
 )
-"""What is to be rendered, without its long texts (`request_parts.py`): these have as many rows in
-`request_parts` as `parts` says, or the request is not kept whole any longer."""
+"""The requests, without their long texts (`request_parts.py`). A request is complete if it has as
+many rows in `request_parts` as `parts` says."""
 
 long_texts = sa.Table(
     "contents",
@@ -90,7 +90,8 @@ long_texts = sa.Table(
     sa.Column("hash", sa.String(64), primary_key=True),
     sa.Column("bytes", sa.BigInteger, nullable=False),
 )
-"""Long texts of requests, most of them pictures, by their SHA-256. Their bytes: `long_texts.py`."""
+"""The long texts of requests, mostly media, by their SHA-256. `long_texts.py` stores their
+bytes."""
 
 request_parts = sa.Table(
     "request_parts",
@@ -107,7 +108,7 @@ request_parts = sa.Table(
     sa.Index("parts_by_hash", "hash"),
     sa.Index("parts_by_owner", "owner", "hash"),
 )
-"""Which request has which long text where; the owner is that of the job."""
+"""The long texts of each request and their places. The owner is that of the job."""
 
 long_text_pieces = sa.Table(
     "content_pieces",
@@ -116,7 +117,7 @@ long_text_pieces = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("data", sa.LargeBinary, nullable=False),
 )
-"""The bytes themselves, in Postgres."""
+"""The bytes of long texts, in Postgres."""
 
 webhooks = sa.Table(
     "webhooks",
@@ -127,7 +128,7 @@ webhooks = sa.Table(
     sa.Column("tries", sa.Integer, nullable=False),
     sa.Column("next_ms", sa.BigInteger, nullable=False),
 )
-"""Ended jobs whose webhook has not been told yet."""
+"""Ended jobs whose webhook has not been delivered yet."""
 
 facts = sa.Table(
     "facts",
@@ -135,12 +136,12 @@ facts = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
-"""What this gateway made up once and keeps, such as the secret of its links."""
+"""Values that this gateway generated once, such as the secret of its links."""
 
 
 @dataclass(frozen=True)
 class Database:
-    """An open database, and who owns the jobs in it."""
+    """An open database, and the ownership of its jobs."""
 
     engine: AsyncEngine
     ownership: Ownership
@@ -148,7 +149,7 @@ class Database:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """The migrated database, for this gateway alone. Raises `ConfigurationError`."""
+    """Open and migrate the database for this gateway alone. Raises `ConfigurationError`."""
     async with AsyncExitStack() as stack:
         url = _url(settings)
         if url.get_backend_name() == "sqlite":
@@ -191,7 +192,7 @@ def _url(settings: Settings) -> sa.URL:
 
 
 def _options(url: sa.URL) -> dict[str, Any]:
-    hidden = {"hide_parameters": True}  # callers' words, in errors that are logged
+    hidden = {"hide_parameters": True}  # logged errors could contain callers' text
     if url.get_backend_name() == "sqlite":
         return {"pool_size": 4, **hidden}
     return {"pool_size": 8, "pool_pre_ping": True, **hidden}
@@ -206,10 +207,10 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 
 @asynccontextmanager
 async def _file_lock(path: Path) -> AsyncIterator[None]:
-    """Lock a file. The system frees it when the process ends, however it ends."""
+    """Lock a file. The system releases the lock when the process ends, in any way."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Prompts and the secret of the links are in it: for its owner alone.
+        # It contains prompts and the secret of the links, so only its owner may read it.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         held = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
@@ -249,13 +250,13 @@ async def _until(try_once: Callable[[], Awaitable[bool]]) -> None:
 
 
 def _migrate(connection: sa.Connection) -> None:
-    """Run the steps of `migrations/versions` that the database has not seen."""
+    """Run the steps of `migrations/versions` that the database lacks."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     script = ScriptDirectory.from_config(config)
 
     def steps(revision: Any, _context: Any) -> Any:
-        return script._upgrade_revs("head", revision)  # as alembic's own documentation has it
+        return script._upgrade_revs("head", revision)  # as in alembic's documentation
 
     with EnvironmentContext(config, script, fn=steps) as context:
         context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)

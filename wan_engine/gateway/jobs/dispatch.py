@@ -175,7 +175,7 @@ async def _check(request: Mapping[str, Any]) -> None:
 
 def _complain(loop: asyncio.Task[None]) -> None:
     if not loop.cancelled() and (error := loop.exception()) is not None:
-        log.critical("no jobs are begun any longer", exc_info=error)
+        log.critical("no more jobs are started", exc_info=error)
 
 
 async def _stored(change: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:

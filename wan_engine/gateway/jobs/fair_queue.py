@@ -1,4 +1,5 @@
-"""Whose turn it is: a line of jobs a key, the keys in turn, and places in the queue for each.
+"""Decides which job is next: one line of jobs per key, the keys in turn, and places in the queue
+for each.
 
 A key's turn comes after all others have had as many as their weights say (stride scheduling:
 Waldspurger and Weihl, 1995), so a key with one job waits for one job of each other key and not for
@@ -23,8 +24,8 @@ Full = Literal["queue", "share"]
 
 
 class FairQueue:
-    """Ids of jobs that wait, at most `places` of them but for those that come back. `shares` are
-    those of all keys; an owner that is not among them has no places kept."""
+    """The ids of waiting jobs, at most `places` of them, not counting jobs that come back. `shares`
+    are those of all keys; other owners have no reserved places."""
 
     def __init__(self, places: int, shares: Mapping[str, Share]) -> None:
         self._shares = dict(shares)
@@ -42,30 +43,30 @@ class FairQueue:
         return len(self._owners)
 
     def reserve(self, owner: str, count: int) -> Full | None:
-        """Keep places for `count` jobs that are about to come; else what is full: the whole queue,
-        or what one key may have of it."""
+        """Reserve places for `count` jobs. If there are none, returns what is full: the whole
+        queue, or the part of one key."""
         return self._places.reserve(owner, count)
 
     def release(self, owner: str, count: int) -> None:
-        """They have come, which takes places of its own, or will not."""
+        """Release reserved places, because the jobs have arrived or will not."""
         self._places.add(owner, -count)
 
     def put(self, job_id: str, owner: str) -> None:
-        """Behind this owner's other jobs."""
+        """Add a job behind this owner's other jobs."""
         self._added(job_id, owner)
         if owner not in self._lines:
             self._lines[owner] = OrderedDict()
-            # Who was away has saved nothing up.
+            # An owner that was away has no turns saved.
             self._wait_for(owner, max(self._now, self._next.get(owner, 0.0)))
         self._lines[owner][job_id] = None
 
     def put_back(self, job_id: str, owner: str) -> None:
-        """Before all others: it has had its turn, and its worker is gone."""
+        """Put a job before all others: it has had its turn, and its worker is gone."""
         self._added(job_id, owner)
         self._returned[job_id] = None
 
     def take(self) -> str:
-        """The job whose turn it is. Raises `IndexError` when none waits."""
+        """Take the next job. Raises `IndexError` if none waits."""
         if self._returned:
             job_id, _ = self._returned.popitem(last=False)
             self._places.add(self._owners.pop(job_id), -1)
@@ -86,7 +87,7 @@ class FairQueue:
         return job_id
 
     def drop(self, job_id: str) -> None:
-        """It waits no longer, where it did."""
+        """Remove a job, if it is waiting."""
         owner = self._owners.pop(job_id, None)
         if owner is None:
             return
@@ -104,7 +105,7 @@ class FairQueue:
         self._places.add(owner, 1)
 
     def _wait_for(self, owner: str, turn: float) -> None:
-        # Of two at once, who has waited longer.
+        # Of two with the same turn, the one that has waited longer.
         self._valid[owner] = entry = (turn, next(self._count), owner)
         heapq.heappush(self._turns, entry)
 
@@ -142,5 +143,5 @@ class _Places:
             del self._taken[owner]
 
     def _beyond(self, owner: str, count: int) -> int:
-        """How many of `count` jobs are not in places that are kept for this owner."""
+        """How many of `count` jobs exceed the reserved places of this owner."""
         return max(0, count - self._kept.get(owner, 0))

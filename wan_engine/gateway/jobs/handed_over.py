@@ -1,9 +1,10 @@
-"""How many jobs are handed over to a backend before their work has begun.
+"""Counts the jobs that a backend has accepted but not started.
 
-A queue elsewhere is first come, first served: what is in it is no longer in anybody's turn. So it
-gets as much as it works off soon, and the rest waits here. Runpod adds a worker when requests wait
-for four seconds or are more than four a worker (docs.runpod.io, serverless/endpoints, endpoint
-settings: queue delay and request count), so it must see more than three for each that is at work.
+The queue of a backend is first come, first served, so a job in it has left the fair order of keys.
+So the backend gets only as many jobs as it starts soon, and the rest waits here. Runpod adds a
+worker when requests wait for four seconds, or exceed four per worker (docs.runpod.io,
+serverless/endpoints, endpoint settings: queue delay and request count), so it must see more than
+three for each running one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import asyncio
 
 _LEAST = 4
 _EACH = 3
-_ARRIVE_SECONDS = 60.0  # a job that has not arrived by then counts no longer
+_ARRIVE_SECONDS = 60.0  # a job that has not arrived by then is no longer counted
 
 
 class HandedOver:
-    """Jobs that a backend has and has not begun: at most four, and three for each one at work."""
+    """The jobs that a backend has accepted and not started: at most four, and three for each
+    running one."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -25,28 +27,28 @@ class HandedOver:
         self._room.set()
 
     async def room(self) -> None:
-        """Return when one more may be handed over."""
+        """Wait until one more job may be handed over."""
         await self._room.wait()
 
     def handed(self, job_id: str) -> None:
-        """It is on its way to the backend."""
+        """Count a job that is being sent to the backend."""
         timer = asyncio.get_running_loop().call_later(_ARRIVE_SECONDS, self._lost, job_id)
         self._waiting[job_id] = timer
         self._look()
 
     def arrived(self, job_id: str) -> None:
-        """It waits in the backend's own queue now, for as long as that takes."""
+        """Count a job that now waits in the backend's own queue."""
         if (timer := self._waiting.get(job_id)) is not None:
             timer.cancel()
 
     def begun(self, job_id: str) -> None:
-        """Its work has begun."""
+        """Count a job whose work has begun."""
         self._lost(job_id)
         self._begun.add(job_id)
         self._look()
 
     def over(self, job_id: str) -> None:
-        """It is neither waiting nor at work any longer."""
+        """Stop counting a job."""
         self._begun.discard(job_id)
         self._lost(job_id)
 

@@ -1,4 +1,4 @@
-"""Where the bytes of requests' long texts are kept, by their SHA-256: in files or in Postgres.
+"""Stores the long texts of requests by their SHA-256, in files or in Postgres.
 
 Beside a SQLite database they are files: its one writer would be held up by them, and its file never
 shrinks. With Postgres they are in it, as the next gateway may be on another machine and must find

@@ -1,4 +1,4 @@
-"""Whose jobs a database holds: one gateway's at a time, told by a lock and an epoch.
+"""Makes sure that one gateway at a time owns the jobs of a database, by a lock and an epoch.
 
 The lock of a SQLite file belongs to the process, and is free when that has ended. The lock of
 Postgres belongs to a connection, which may break while its gateway goes on. So each new owner

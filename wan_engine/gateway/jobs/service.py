@@ -91,7 +91,7 @@ class Jobs:
                 await self._move(job.id, _RUNNING, queued_again)
             self._enqueue(job, first=job.state == "running" or job.remote_id is not None)
         if self._queue:
-            log.info("%d jobs of the last run go on", len(self._queue))
+            log.info("%d jobs of the last run continue", len(self._queue))
 
     def close(self) -> None:
         """Let nobody wait any longer, neither for a job's end nor for events."""

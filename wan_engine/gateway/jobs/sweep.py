@@ -1,5 +1,5 @@
-"""Works by the clock: ends jobs whose time is over, forgets old ones, and removes what no request
-needs."""
+"""Cleans up at fixed times: ends jobs that ran out of time, deletes old ones, and removes media
+that no request needs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Each:
         self._last = -math.inf
 
     def due(self) -> bool:
-        """Whether so many seconds have passed since it was last due."""
+        """Whether this many seconds have passed since it was last due."""
         now = time.monotonic()
         if now - self._last < self._seconds:
             return False
@@ -80,8 +80,8 @@ async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
 
 
 async def forget_unfruitful(jobs: Jobs, store: Store, links: Links, most: int) -> None:
-    """Of each owner's jobs that ended without a clip, keep the newest `most`: a key that is refused
-    hundreds of times a second fills no disk with them."""
+    """Keep only the newest `most` of each owner's jobs that ended without a clip, so that a key
+    with hundreds of refused jobs per second does not fill the disk."""
     for owner, count in jobs.unfruitful().items():
         while count > most:
             old = await store.unfruitful_of(owner, min(_BATCH, count - most))

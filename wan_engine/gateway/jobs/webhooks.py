@@ -32,7 +32,7 @@ _ANSWER_SECONDS = 10.0
 _ANSWER_MAX_BYTES = 64 * 1024
 
 _Telling = dict[asyncio.Task[None], str]
-"""What is being told now, and the ids of the jobs."""
+"""The deliveries in progress, and the ids of their jobs."""
 
 
 class Webhooks:
@@ -93,7 +93,7 @@ class Webhooks:
             await self._look_at(telling.pop(task), task.exception())
 
     def _post(self, url: str, body: object) -> int:
-        # There may be a picture in it.
+        # It may contain a picture.
         return post(url, json.dumps(body).encode(), self._limits, Control())
 
     async def _look_at(self, job_id: str, end: BaseException | None) -> None:

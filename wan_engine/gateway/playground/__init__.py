@@ -1,1 +1,1 @@
-"""The page at `/`: the gateway tried out in a browser, by its own public APIs alone."""
+"""The page at `/`, which lets you try the gateway in a browser. It uses the public APIs only."""

@@ -1,4 +1,4 @@
-"""The AI/ML API's routes: a generation is created, and asked for until it has ended."""
+"""Defines the routes of the AI/ML API: create a generation, and poll it until it ends."""
 
 from __future__ import annotations
 

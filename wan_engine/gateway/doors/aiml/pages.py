@@ -1,4 +1,4 @@
-"""What OpenAPI says of the AI/ML API's routes: bodies, answers, and the documented examples."""
+"""Documents the AI/ML API's routes for OpenAPI: bodies, answers, and the documented examples."""
 
 from __future__ import annotations
 

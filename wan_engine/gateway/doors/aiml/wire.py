@@ -1,4 +1,5 @@
-"""What the AI/ML API takes and answers, as functions of plain values: no HTTP, no jobs service.
+"""Translates the AI/ML API's requests and answers, as functions of plain values: no HTTP, no jobs
+service.
 
 Names, defaults and sentences are this API's own (docs.aimlapi.com, `alibaba/wan-2-6-i2v` and
 `alibaba/wan-2-6-r2v`); its defaults differ from the other doors', so no table of them is shared.

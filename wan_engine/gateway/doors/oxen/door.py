@@ -1,4 +1,4 @@
-"""Oxen's routes: a video while the caller waits, the queue, its events, and the models."""
+"""Defines Oxen's routes: a video while the caller waits, the queue, its events, and the models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models of the Oxen door as its models endpoint describes them.
+"""Describes the models of the Oxen door as Oxen's models endpoint does.
 
 Both pages of the hosted API name the schema, each by another key: `json_request_schema` and
 `request_schema`. Both are here, and equal.

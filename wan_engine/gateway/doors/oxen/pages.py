@@ -1,4 +1,4 @@
-"""What OpenAPI says of Oxen's routes: bodies, answers, and the documented examples."""
+"""Documents Oxen's routes for OpenAPI: bodies, answers, and the documented examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may ask Oxen's media API for: the model's parameters, checked in its words.
+"""Checks the parameters of Oxen's models, with Oxen's error messages.
 
 Its defaults differ from the other doors', so no table of them is shared. Parameters that its WAN
 2.6 pages do not list are passed on to the provider behind it (fal `wan/v2.6/image-to-video` and

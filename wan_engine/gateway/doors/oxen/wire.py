@@ -1,4 +1,5 @@
-"""What Oxen's media API answers, as functions of plain values: no HTTP, no jobs service."""
+"""Builds the answers of Oxen's media API, as functions of plain values: no HTTP, no jobs
+service."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The Runpod door: `/v2/{endpoint}/run` and what belongs to it."""
+"""The Runpod door: `/v2/{endpoint}/run`, `status` and the other routes of an endpoint."""

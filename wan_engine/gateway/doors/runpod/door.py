@@ -1,4 +1,5 @@
-"""Runpod's endpoint API: `/v2/{endpoint}/run` and what belongs to it, as its SDKs call it.
+"""Defines the routes of Runpod's endpoint API (`/v2/{endpoint}/run` and so on) as its SDKs call
+them.
 
 Shapes: docs.runpod.io, serverless/endpoints (operation reference, send requests, job states); where
 its page is silent, as the SDKs of Python and JavaScript read them.

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the Runpod door, with the documented example."""
+"""Documents the Runpod door for OpenAPI, with the documented example."""
 
 from __future__ import annotations
 

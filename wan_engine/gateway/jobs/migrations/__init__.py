@@ -1,1 +1,1 @@
-"""The steps that bring a database to the tables of `database.py`; alembic runs them at start."""
+"""Migrates an older database to the tables of `database.py`. alembic runs the steps at start."""
