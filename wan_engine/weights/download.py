@@ -75,6 +75,8 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
     others = _others(spec.parts if spec else ())
     sources = [source, *others, *(_Source(lora.repo, path=lora.path) for lora in loras)]
     _announce(spec.title if spec else name, spec.licence if spec else "", sources, tell)
+    if spec and spec.opt_in:
+        tell(f"`auto` never takes it: {spec.opt_in}. Read its page before you use it")
     folder = _fetch(source, tell)
     for other in others:
         _fetch(other, tell)
