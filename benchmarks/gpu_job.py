@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import gpu_parts
 import torch
-from gpu_errors import kernel
 from gpu_networks import Scale, device, peak_gb, synchronize, text_encoder, transformer, vae
 from gpu_parts import Case, attempt
 
@@ -82,8 +81,7 @@ def job(scale: Scale) -> Iterator[Case]:
             yield attempt({"case": f"ours, {case}"}, lambda f=fps: clip(made[0], scale, f))
         yield attempt({"case": "8-bit attention, set up"}, lambda: _in_8_bits(made[0], parts))
         for case in ("ours, 8-bit attention", "ours, 8-bit attention, second job"):
-            with kernel():
-                yield attempt({"case": case}, lambda: clip(made[0], scale))
+            yield attempt({"case": case}, lambda: clip(made[0], scale))
         short = replace(scale, frames=5)
         if made and _chosen("stock"):  # our engine uses its networks now
             made.clear()
@@ -102,22 +100,22 @@ def _chosen(case: str) -> bool:
 
 
 def _in_8_bits(engine: Engine, parts: Any) -> Case:
-    """The same networks with 8-bit attention, once its test has passed."""
+    """The same networks with 8-bit attention, once its test has passed; without a GPU, with
+    torch's."""
     from wan_engine.families import attention8
     from wan_engine.families.placement import set_attention
 
     started = time.perf_counter()
     config = parts.transformer.config
     heads, width = config.num_attention_heads, config.attention_head_dim
-    with kernel():
-        # The limits of the test are for heads of 128, and tiny ones are narrower.
-        errors = attention8.check(heads, width, device()) if _gpu() else {}
-        for expert in (parts.transformer, parts.transformer_2):
-            set_attention(expert, "float8")
-        family = family_of(engine)
-        family.recipe = replace(family.recipe, attention="float8")
-        engine.pool.warm_up(engine.limits)
-        synchronize()
+    wanted = "float8" if _gpu() else "native"
+    errors = attention8.check(heads, width, device()) if _gpu() else {}
+    for expert in (parts.transformer, parts.transformer_2):
+        set_attention(expert, wanted)
+    family = family_of(engine)
+    family.recipe = replace(family.recipe, attention=wanted)
+    engine.pool.warm_up(engine.limits)
+    synchronize()
     took = time.perf_counter() - started
     return {"warm_up_s": took, "errors": dict(errors), "attention": family.attention}
 

@@ -122,7 +122,6 @@ def test_both_starts_of_a_worker_and_8_bits_are_measured_at_a_tiny_size() -> Non
     eight = ("ours, set up", "8-bit attention, set up", "ours, 8-bit attention")
     rows += [row for row in gpu.part("job", "tiny", eight) if row["case"] in eight]
     assert not [row for row in rows if "error" in row]
-    assert rows[-1]["attention"].startswith("cuDNN in 8 bits")
 
 
 @pytest.mark.system  # for its half a minute
