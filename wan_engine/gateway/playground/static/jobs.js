@@ -6,6 +6,7 @@ const STORED = "wan-playground-history";
 const MOST = 50;
 const FINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT", "GONE"];
 const ASK_MS = 700;
+const FIRST_MS = [100, 200, 400]; // many jobs fail at once, or are done
 const HIDDEN_MS = 4000;
 const AWAY_MS = [1000, 2000, 4000, 8000, 15000];
 
@@ -118,7 +119,7 @@ export class Jobs extends EventTarget {
   async follow(id) {
     if (this.#following.has(id)) return;
     this.#following.add(id);
-    for (let missed = 0; this.#goesOn(id); ) {
+    for (let missed = 0, asked = 0; this.#goesOn(id); asked++) {
       try {
         await this.#ask(id);
         missed = 0;
@@ -127,7 +128,7 @@ export class Jobs extends EventTarget {
         if (!this.#refused(id, error)) break;
         missed++;
       }
-      if (this.#goesOn(id)) await pause(missed);
+      if (this.#goesOn(id)) await pause(missed, asked);
     }
     this.#following.delete(id);
   }
@@ -187,8 +188,8 @@ export class Jobs extends EventTarget {
   }
 }
 
-const pause = (missed) =>
+const pause = (missed, asked) =>
   new Promise((done) => {
-    const usual = document.hidden ? HIDDEN_MS : ASK_MS;
+    const usual = document.hidden ? HIDDEN_MS : (FIRST_MS[asked] ?? ASK_MS);
     setTimeout(done, missed ? AWAY_MS[Math.min(missed, AWAY_MS.length) - 1] : usual);
   });
