@@ -453,5 +453,5 @@ def test_the_bar_never_goes_back(listen: Listen, open_page: Open) -> None:
         TOLD,
     )
     assert values == sorted(values) and values[0] == 0
-    assert values[3] == pytest.approx(0.04 + 0.56 / 2 + 0.3 / 2)
+    assert values[3] == pytest.approx(0.04 + 0.56 / 2 + 0.26 / 2)
     assert values[-1] == values[-2] == pytest.approx(1)
