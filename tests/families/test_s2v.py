@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2ForCTC, Wav2Vec2Model
 
+from tests.rows import ROWS
 from wan_engine.errors import Cancelled, EncodeFailed, NotServed
+from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import latent_moments, to_pixels
 from wan_engine.families.sound_features import HEARD_HZ, heard, loudness, of_frames
 from wan_engine.families.speech_pipeline import begun_with
+from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import AudioTrack, Carry, DrivingSound, FirstPicture, SegmentInput
 
 NAME = "wan-tiny-s2v"
@@ -256,3 +265,70 @@ def test_silence_is_heard_as_silence_and_a_strange_file_is_refused(tmp_path: Pat
 def test_loudness_is_told_by_frame(tmp_path: Path) -> None:
     found = loudness(written(tmp_path / "a.wav", pulses(2.0)), 16, 40)
     assert found[12] > 0.5 > 0.02 > found[4] and found[35] == 0
+
+
+# --- other recipes and layouts -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offload", ["stream", "layer"])
+def test_blocks_that_are_moved_give_the_same_frames(
+    family: Any, load: Load, speech: AudioTrack, offload: Any
+) -> None:
+    moved = load(NAME, steps=2, recipe=Recipe("cpu", "float32", offload))
+    assert np.array_equal(frames_of(moved, asked(speech)), frames_of(family, asked(speech)))
+
+
+OTHER_NAMES = (
+    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
+    (r"\bself_attn\.", "attn1."),
+    (r"\bcross_attn\.", "attn2."),
+    (r"\b(attn\d|injector\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"\b(attn\d|injector\.\d+)\.o\.", r"\1.to_out.0."),
+    (r"\bffn\.0\.", "ffn.net.0.proj."),
+    (r"\bffn\.2\.", "ffn.net.2."),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"\bmodulation$", "scale_shift_table"),
+    (r"^head\.head\.", "proj_out."),
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^cond_encoder\.", "condition_embedder.pose_embedder."),
+    (r"^casual_audio_encoder\.weights$", "casual_audio_encoder.weighted_avg.weights"),
+    (r"^casual_audio_encoder\.", "condition_embedder.causal_audio_encoder."),
+    (r"\.conv2\.conv\.", ".conv2.conv.conv."),
+    (r"^trainable_cond_mask\.", "trainable_condition_mask."),
+)
+
+
+def other_name(name: str) -> str:
+    """Of a weight in diffusers' pull request 12258."""
+    for pattern, replacement in OTHER_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def test_the_other_layout_gives_the_same_frames(
+    family: Any, tiny_cache: Path, speech: AudioTrack, tmp_path: Path
+) -> None:
+    """Its names, its configuration, and a speech model that has a head for letters."""
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_cache / NAME, folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    save_file({other_name(name): one for name, one in state.items()}, path)
+    assert len(set(load_file(path)) & set(state)) < len(state) / 4
+    config = {
+        "num_attention_heads": 2, "attention_head_dim": 24, "in_channels": 16, "out_channels": 16,
+        "text_dim": 32, "freq_dim": 32, "audio_dim": 16, "pose_dim": 16, "ffn_dim": 64,
+        "num_layers": 3, "num_weighted_avg_layers": 3, "audio_inject_layers": [0, 2],
+    }  # fmt: skip
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    speaking = Wav2Vec2ForCTC(Wav2Vec2Model.from_pretrained(folder / "audio_encoder").config)
+    speaking.wav2vec2.load_state_dict(family.pipeline.audio_encoder.state_dict())
+    shutil.rmtree(folder / "audio_encoder")
+    speaking.save_pretrained(folder / "audio_encoder")
+    row = replace(ROWS[NAME], steps=2)
+    loaded = load_family(row, folder, Recipe("cpu", "float32"))
+    assert np.array_equal(frames_of(loaded, asked(speech)), frames_of(family, asked(speech)))

@@ -60,7 +60,7 @@ def scheduler() -> Any:
 
 
 class _Heard(torch.nn.Module):
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
     def forward(self, sound: torch.Tensor, **_: Any) -> Any:
         return SimpleNamespace(hidden_states=tuple(layer[None] for layer in hidden()))
