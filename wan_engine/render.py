@@ -131,6 +131,7 @@ class _Shots:
         self._given = _Conditions(plan, media)
         self._done_steps = 0
         self._decoded = 0
+        self._ended = 0  # frames of the clip in the shots that are over
 
     def frames(self, family: Family, shot: Shot) -> Generator[Frames, None, None]:
         """Those that are shown of one shot; it has let go of `family` when it ends."""
@@ -156,6 +157,9 @@ class _Shots:
                         break
             if segment.carried:
                 carry.frames = joined.tail
+        self._ended += shot.frames
+        if self._made is not None:
+            self._made.end_shot(self._ended / self._plan.fps)
 
     def _rendered(
         self, family: Family, shot: Shot, segment: Segment, carry: Carry, *, continued: bool

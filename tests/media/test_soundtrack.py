@@ -102,3 +102,21 @@ def test_sound_of_another_rate_fails_the_job(tmp_path: Path) -> None:
     made = track(tmp_path / "a.wav", level(1, 4), rate=44_100)
     with pytest.raises(EncodeFailed, match="48 kHz"):
         Soundtrack(FPS).add(made, Segment(1, 17, 0, 16))
+
+
+def test_each_shot_begins_at_its_own_second(tmp_path: Path) -> None:
+    """81 frames of a shot are kept where 30 fps are made of 16, and it lasts five seconds."""
+    soundtrack = Soundtrack(FPS)
+    for shot in (1, 2, 3):
+        sound = track(tmp_path / f"{shot}.wav", level(100 * shot, 81))
+        soundtrack.add(sound, Segment(shot, 81, 0, 81))
+        soundtrack.end_shot(5.0 * shot)
+    samples = written(soundtrack, tmp_path)
+    assert samples.tolist() == np.repeat([100, 200, 300], 5 * SAMPLE_RATE_HZ).tolist()
+
+
+def test_a_shot_that_ends_before_its_second_is_silent_to_there(tmp_path: Path) -> None:
+    soundtrack = Soundtrack(FPS)
+    soundtrack.add(track(tmp_path / "a.wav", level(100, 32)), Segment(1, 33, 0, 32))
+    soundtrack.end_shot(2.5)
+    assert written(soundtrack, tmp_path)[-8 * A_FRAME :].tolist() == [0] * 8 * A_FRAME

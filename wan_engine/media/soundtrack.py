@@ -33,7 +33,8 @@ class Soundtrack:
 
     def __init__(self, fps: int) -> None:
         self._fps = fps
-        self._frames = 0
+        self._begun = 0  # samples before the shot
+        self._frames = 0  # of the shot
         self._samples: Samples = np.zeros((0, _CHANNELS), np.int16)
         self._heard = False
 
@@ -52,6 +53,14 @@ class Soundtrack:
         self._samples[begin:] = _cross_faded(self._samples[begin:], new)
         self._samples = np.concatenate([self._samples, kept])
 
+    def end_shot(self, seconds: float) -> None:
+        """The shot ends here, so far into the clip; the next one begins. A shot may keep a frame
+        that lies behind its end, and its sound is left out."""
+        end = round(seconds * SAMPLE_RATE_HZ)
+        missing = np.zeros((max(0, end - len(self._samples)), _CHANNELS), np.int16)
+        self._samples = np.concatenate([self._samples[:end], missing])
+        self._begun, self._frames = end, 0
+
     def write(self, path: Path) -> AudioTrack | None:
         """The whole track at `path`; None where no segment had any sound."""
         if not self._heard:
@@ -62,7 +71,7 @@ class Soundtrack:
         return AudioTrack(path, len(self._samples) / SAMPLE_RATE_HZ)
 
     def _at(self, frame: int) -> int:
-        return round(frame * SAMPLE_RATE_HZ / self._fps)
+        return self._begun + round(frame * SAMPLE_RATE_HZ / self._fps)
 
 
 def read(track: AudioTrack) -> Samples:
