@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-_SOUNDS = {"made": "made by the model", "silent": "a silent track", "none": "no track"}
+_SOUNDS = {"given": "yours", "made": "made by {}", "silent": "a silent track", "none": "no track"}
 
 
 def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
@@ -25,7 +25,8 @@ def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
     facts.add_row("why", f"{found['task']}: {found['reason']}")
     if later := found.get("later_shots"):
         facts.add_row("later shots", f"{later['model']}: {later['reason']}")
-    facts.add_row("sound", {"given": "the one that is given", **_SOUNDS}[found["sound"]])
+    sound = _SOUNDS[found["sound"]].format(found["sound_model"])
+    facts.add_row("sound", f"{sound}: {found['sound_reason']}")
     for sentence in found["undone"]:
         facts.add_row("not done", Text(sentence))
     facts.add_row(
