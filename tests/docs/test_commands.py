@@ -195,6 +195,7 @@ def test_every_target_of_make_that_is_named_exists(target: str) -> None:
 @pytest.mark.parametrize("command", [command for command in ALL if "-m wan_engine " in command])
 def test_every_option_of_our_commands_exists(command: str) -> None:
     """Also of those that cannot run here."""
-    name_, *arguments = shlex.split(command.split("-m wan_engine ")[1], comments=True)
+    joined = command.replace("\\\n", " ")
+    name_, *arguments = shlex.split(joined.split("-m wan_engine ")[1], comments=True)
     group: Any = typer.main.get_command(app)
     assert group.commands[name_].make_context(name_, arguments).command.name == name_

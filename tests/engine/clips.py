@@ -142,7 +142,9 @@ class LongRun(Double):
         self, latents: Any, carry: Carry | None = None, *, continued: bool = False
     ) -> Generator[np.ndarray, None, None]:
         assert carry is latents.carry
-        first = 0 if carry.frames is None else self.ends - len(carry.frames)
+        first = 0 if self.spec.overlap_frames else self.ends  # it goes on without a common frame
+        if carry.frames is not None:
+            first = self.ends - len(carry.frames)
         self.ends = first + latents.frames
         size = latents.height, latents.width
         frames = np.stack([self.picture(number, *size) for number in range(first, self.ends)])

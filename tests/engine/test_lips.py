@@ -80,11 +80,12 @@ def test_a_sound_makes_the_picture_speak_and_is_the_clips_own(
     assert "Duration: 00:00:05.00" in said and re.search(r"Audio: aac.*48000 Hz, stereo", said)
 
 
-def test_without_a_sound_or_muted_another_model_makes_the_clip(
+def test_without_a_sound_another_model_makes_the_clip_and_no_switch_mutes_one(
     tiny: Engine, request_for: RequestFor, spoken: Path
 ) -> None:
-    for fields in ({}, {"audio": data_uri(spoken), "generate_audio": False}):
-        assert tiny.dry_run(request_for(**fields))["model"] == "wan-tiny"
+    assert tiny.dry_run(request_for())["model"] == "wan-tiny"
+    muted = request_for(audio=data_uri(spoken), generate_audio=False)
+    assert tiny.dry_run(muted)["model"] == NAME
 
 
 @pytest.mark.parametrize(("seconds", "segments"), [(10, 2), (15, 3)])
@@ -132,9 +133,9 @@ def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: Re
     media = Media(Image.new("RGB", (640, 360)), AudioTrack(Path("a.wav"), 20.0))
     script = Script((ScriptShot("a", 6), ScriptShot("b", 4), ScriptShot("c", 5)))
     plan = make_plan(order, script, media, toy.MODELS[NAME], PlanLimits(fps=30))
-    given = _Conditions(plan, media, ("first_picture", "driving_sound"))
+    given, takes = _Conditions(plan, media), ("first_picture", "driving_sound")
     found = [
-        next(one for one in given.of(shot, segment) if isinstance(one, DrivingSound))
+        next(one for one in given.of(shot, segment, takes) if isinstance(one, DrivingSound))
         for shot in plan.shots
         for segment in shot.segments
     ]

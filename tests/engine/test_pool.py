@@ -214,7 +214,7 @@ def test_the_model_of_another_task_is_named_in_its_own_setting(
         ConfigurationError, match=r"a model for image-to-video. Name it in WAN_MODEL"
     ):
         two(reference_model="wan-tiny")
-    with pytest.raises(ConfigurationError, match="nothing can be rendered"):
+    with pytest.raises(ConfigurationError, match="nothing could be made"):
         Engine(make_settings(model="none"))
     with pytest.raises(ModelMissing, match=r"^WAN_SPEECH_MODEL=nobody is no catalogue name"):
         Engine(make_settings(speech_model="nobody"))

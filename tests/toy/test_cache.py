@@ -16,11 +16,11 @@ def test_a_folder_for_all_that_somebody_else_may_write_is_not_used(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     own = tmp_path / f"wan_engine-{os.getuid()}"
-    assert cache._own_folder() == own and own.stat().st_mode & 0o777 == 0o700
-    assert cache._own_folder() == own
+    assert cache.own_folder() == own and own.stat().st_mode & 0o777 == 0o700
+    assert cache.own_folder() == own
     own.chmod(0o777)
-    other = cache._own_folder()
+    other = cache.own_folder()
     assert other != own and other.stat().st_mode & 0o777 == 0o700
     own.rmdir()
     own.symlink_to(tmp_path)
-    assert cache._own_folder() not in (own, tmp_path)
+    assert cache.own_folder() not in (own, tmp_path)

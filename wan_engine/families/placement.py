@@ -146,8 +146,7 @@ def set_attention(expert: Any, backend: str) -> None:
     """Set one of diffusers' attention backends for every block. `float8` is for self-attention of
     all blocks except the first and last ones; the rest uses cuDNN's exact kernel."""
     if backend == "float8":
-        # Without a GPU the kernel of 8 bits is emulated, and cuDNN's has nothing to run on.
-        backend = EXACT_BESIDE_8_BITS if torch.cuda.is_available() else "native"
+        backend = EXACT_BESIDE_8_BITS
         for block in expert.blocks[attention8.EXACT_BLOCKS : -attention8.EXACT_BLOCKS]:
             attention8.use_in(block)
     noisy = logging.getLogger("diffusers.models.modeling_utils")
