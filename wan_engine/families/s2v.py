@@ -80,7 +80,7 @@ class SpeechToVideo(ImageToVideo):
         self, vae: Any, latents: torch.Tensor, memory: list[Any] | None, kept: Carry | None
     ) -> Generator[torch.Tensor, None, None]:
         """Decode the segment, without the frames before it. Each chunk of those frames yields
-        nothing but a chance for the job to end."""
+        an empty sample, at which the job can end too."""
         left_out = MOTION_FRAMES
         new: deque[torch.Tensor] = deque(maxlen=MOTION_LATENTS)  # of four frames each
         with closing(stream_decode(vae, latents, memory)) as samples:
