@@ -8,7 +8,7 @@
                                              second                  the last frame is in
 
 Everything after the latents is a generator, so that no more than one chunk of a clip is held.
-Where a model makes the sound of finished frames, `media/made_sound.py` goes on from the mp4.
+Where a model makes the sound of finished frames, `media/made_sound.py` continues from the mp4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Limits what all requests together may hold: connections per address, and bytes in flight."""
+"""Limits the connections per address, and the bytes in flight of all requests."""
 
 from __future__ import annotations
 

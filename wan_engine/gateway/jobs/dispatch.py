@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_AGAIN_SECONDS = 2.0  # while the database is away
+_AGAIN_SECONDS = 2.0  # while the database is unavailable
 
 
 class Dispatcher:

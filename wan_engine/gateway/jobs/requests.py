@@ -1,8 +1,8 @@
-"""Keeps the requests of jobs whole for as long as somebody can need them, within the quota of each
-key.
+"""Keeps the whole requests of jobs for as long as they may be needed, within the quota of each key.
 
-What a waiting or running job needs is never removed. Of jobs that have ended, the failed and the
-oldest go first when their key has no room, and all of them after some time.
+A request that a waiting or running job needs is never removed. When a key has no room, the requests
+of its failed jobs go first, then those of its oldest ended jobs. After some time, those of all
+ended jobs go.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 _CUT_AT_ONCE = 20
 _UNUSED_AT_ONCE = 1000
-_AT_ONCE = 4  # written or read: each has its bytes in memory, and a connection of Postgres' eight
+_AT_ONCE = 4  # written or read: each has its bytes in memory, and one of eight Postgres connections
 _AGAIN_SECONDS = 60
 
 
 class Requests:
-    """`max_bytes` is what one key may keep. Every call raises `Refusal` "unavailable" while the
-    database or the disk cannot be used."""
+    """Stores requests. `max_bytes` is the quota of one key. Every call raises `Refusal`
+    "unavailable" while the database or the disk is unavailable."""
 
     def __init__(self, store: Store, long_texts: LongTexts, max_bytes: int) -> None:
         self._store = store
@@ -67,7 +67,7 @@ class Requests:
             await self._store.add(_row(job, parts, whole=False) for job, parts in new)
 
     async def shown(self, job_id: str) -> dict[str, Any]:
-        """The request as it was made, or what is left of it."""
+        """Return the request as it was made, or the parts of it that are kept."""
         stored = await self._store.request(job_id)
         return {} if stored is None else await self._whole(job_id, stored) or stored.row
 

@@ -61,7 +61,7 @@ class Webhooks:
                 try:
                     await self._begin(telling, by_name)
                     await self._look_at_ends(telling)
-                except Refusal as refusal:  # the database is away
+                except Refusal as refusal:  # the database is unavailable
                     log.warning("no webhooks are sent: %s", refusal.message)
                     await asyncio.sleep(_LOOK_SECONDS)
         finally:
