@@ -1,9 +1,9 @@
-"""What a quarter of an hour on a GPU is spent on, in the order of what is most worth knowing.
+"""Spends a quarter of an hour on a GPU on the most important measurements, in order.
 
-`pack` puts what the measurement needs beside torch and transformers into one folder, which together
-with the repository stays below 64 MiB; `run` takes it from there, prints a JSON line for each
-figure as it comes, keeps them in a file, and leaves out what that file has already: a run that was
-cut off goes on where it ended. The table is written beside the file after every step.
+`pack` puts the packages that the measurement needs beside torch and transformers into one folder.
+That folder and the repository together stay below 64 MiB. `run` takes the packages from there. It
+prints a JSON line for each figure, adds it to a file, and skips figures that the file already has,
+so that an interrupted run continues. The table is written beside the file after every step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 for folder in (str(ROOT), str(HERE)):
-    if folder not in sys.path:  # where this file is run as a script
+    if folder not in sys.path:  # when this file runs as a script
         sys.path.insert(0, folder)
 
 import gpu  # noqa: E402
@@ -57,20 +57,20 @@ PACKAGES = (
     "urllib3",
     "wcwidth",
 )
-"""What the engine imports and an image with torch and transformers does not have for sure, in the
-versions of requirements.lock."""
+"""Imports of the engine that an image with torch and transformers may lack, in the versions of
+requirements.lock."""
 
 BESIDE = {"imageio": "2.38.1"}
-"""What stock diffusers writes clips with; the engine has no use for it."""
+"""Stock diffusers writes clips with it. The engine does not use it."""
 
 WITH_FFMPEG = "imageio-ffmpeg==0.6.0"
-"""Taken apart. Its ffmpeg is older than the one of requirements.lock, and less than half of it: the
-newer one alone, packed, takes 46 MiB."""
+"""`pack` splits this package. Its ffmpeg is older than the one of requirements.lock and less than
+half its size: the newer one alone takes 46 MiB when compressed."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """`cases` of a part. `least` seconds have to be left for it to begin; `limit` ends it."""
+    """`cases` of a part. It begins if `least` seconds are left, and `limit` ends it."""
 
     name: str
     part: str
@@ -81,7 +81,7 @@ class Step:
 
 @dataclass
 class Plan:
-    """Steps in the order in which they are worth their time."""
+    """Steps, the most useful first."""
 
     steps: Sequence[Step] = field(
         default=(
@@ -120,12 +120,12 @@ class Plan:
     )
 
 
-# --- before: one folder --------------------------------------------------------------------------
+# --- packing -------------------------------------------------------------------------------------
 
 
 def pack(to: Path, python: str) -> int:
-    """Fill `to`. Returns its bytes; raises `ValueError` where they are too many to be sent together
-    with the repository."""
+    """Fill `to`. Returns its size in bytes. Raises `ValueError` if it is too large to be sent
+    together with the repository."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     pinned = _locked() | BESIDE
@@ -139,7 +139,7 @@ def pack(to: Path, python: str) -> int:
 
 
 def refuse_if_too_large(pack_bytes: int, repository_bytes: int) -> None:
-    """Raise `ValueError` where both together cannot be sent."""
+    """Raise `ValueError` if both together are too large to be sent."""
     if pack_bytes + repository_bytes > MOST_BYTES:
         pack_mib, repository_mib = pack_bytes / 2**20, repository_bytes / 2**20
         raise ValueError(
@@ -149,7 +149,7 @@ def refuse_if_too_large(pack_bytes: int, repository_bytes: int) -> None:
 
 
 def repository_bytes() -> int:
-    """Of the files that git tracks, or does not ignore."""
+    """The size in bytes of the files that git tracks or does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     files = (ROOT / name for name in set(listed.stdout.split("\0")) if name)
@@ -173,7 +173,8 @@ def _wheel(wanted: str, to: Path, python: str) -> Path:
 
 
 def _take_apart(wheel: Path, to: Path) -> None:
-    """imageio-ffmpeg's program, stripped and packed to half its size, and the package without."""
+    """Extract imageio-ffmpeg's program, stripped and compressed to half its size, and the package
+    without the program."""
     with (
         zipfile.ZipFile(wheel) as given,
         zipfile.ZipFile(to / wheel.name, "w", zipfile.ZIP_DEFLATED) as kept,
@@ -197,12 +198,12 @@ def _squeeze(program: bytes, to: Path) -> None:
     to.write_bytes(lzma.compress(smaller, filters=filters))
 
 
-# --- there: what is missing, then the steps ------------------------------------------------------
+# --- on the GPU machine: packages, then the steps -------------------------------------------------
 
 
 def unpack(folder: Path, site: Path) -> dict[str, str]:
-    """Make what `folder` has importable for the parts, but for what is here in the same version.
-    Returns the environment of the parts."""
+    """Install the contents of `folder` for the parts, except packages that are installed in the
+    same version. Returns the environment of the parts."""
     if not folder.is_dir():
         return {}
     site.mkdir(parents=True, exist_ok=True)
@@ -232,7 +233,7 @@ def _is_here(name: str, wanted: str) -> bool:
 def run(
     out: Path, scale: str, seconds: float, steps: Sequence[Step], environment: Mapping[str, str]
 ) -> None:
-    """The steps that `out` has not, as long as time is left."""
+    """Run the steps that `out` lacks, as long as time is left."""
     started = time.monotonic()
     done = {row["step"] for row in rows_of(out) if row["case"] == "end" and row["exit"] == 0}
     for step in steps:
@@ -257,7 +258,7 @@ def _tell(out: Path, row: dict[str, Any]) -> None:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """What is in the file; a line that was cut off with its run is left out."""
+    """Return the rows of the file. A line that an interrupted run cut off is left out."""
     found = []
     for line in out.read_text("utf-8").splitlines() if out.is_file() else ():
         try:
@@ -268,7 +269,8 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Figures for benchmarks/RESULTS.md, the last of each case, with what they were measured on."""
+    """Return the figures for benchmarks/RESULTS.md, the last of each case, with the hardware and
+    versions."""
     about = next((row for row in reversed(rows) if row["part"] == "about"), {})
     on = ", ".join(f"{key} {value}" for key, value in about.items() if key not in ("part", "step"))
     last = {
@@ -285,7 +287,7 @@ _VERSIONS = "import json, gpu; print(json.dumps(gpu.versions()))"
 
 
 def about(scale: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Card, versions and date, asked in a process that has the packages."""
+    """Return the card, versions and date, from a process that has the packages."""
     found = subprocess.run(
         [sys.executable, "-c", _VERSIONS],
         env={**os.environ, **environment},
@@ -310,9 +312,9 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     packing = verbs.add_parser("pack", help="fill a folder with what the parts need")
     packing.add_argument("--to", type=Path, default=PACK)
-    packing.add_argument("--python", default="3.12", help="of the machine with the GPU")
-    running = verbs.add_parser("run", help="measure, and go on where an earlier run ended")
-    running.add_argument("--out", type=Path, required=True, help="JSON lines are added to this")
+    packing.add_argument("--python", default="3.12", help="version on the machine with the GPU")
+    running = verbs.add_parser("run", help="measure, and continue an earlier run")
+    running.add_argument("--out", type=Path, required=True, help="file to add JSON lines to")
     running.add_argument("--scale", default="a14b", help="a14b, small or tiny")
     running.add_argument("--seconds", type=float, default=840)
     running.add_argument("--pack", type=Path, default=PACK)
@@ -326,9 +328,9 @@ def main(words: Sequence[str] | None = None) -> None:
             f"{(size + here) / 2**20:.1f} with the repository"
         )
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # parts end with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # parts end too
     environment = unpack(given.pack, SITE)
-    if environment:  # this process asks the settings what to tell the parts
+    if environment:  # this process reads the settings of the parts
         sys.path.append(str(SITE))
     _tell(given.out, about(given.scale, environment))
     steps = [step for step in Plan().steps if not given.steps or step.name in given.steps]

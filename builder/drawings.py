@@ -10,27 +10,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 760
+WIDTH = 440  # as wide as a phone shows without making the text small
 _MARGIN = 12
-_LABEL = 118  # width of the column with the names of the rows
-_BOX_HEIGHT = 44
-_GAP = 22
+_HEAD = 34  # height of a band's name
+_BOX_HEIGHT = 54
+_GAP = 24
+_COLUMNS = 2
 _TEXT = "#1f2933"
 _MUTED = "#5b6773"
 _STYLE = (
-    "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-size:13px;"
+    "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-size:16px;"
     f"fill:{_TEXT}}}"
-    ".file{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:10.5px;"
+    ".file{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;"
     f"fill:{_MUTED}}}"
-    f".note{{font-size:11px;fill:{_MUTED}}}"
+    f".note{{font-size:14px;fill:{_MUTED}}}"
     ".row{font-weight:600}"
 )
 
 
 @dataclass(frozen=True)
 class Box:
-    """A step, and its file below `wan_engine/`. `then`: an arrow leads to the next box of the
-    row."""
+    """A step, and its file below `wan_engine/`. `then`: an arrow leads to the next box."""
 
     text: str
     file: str = ""
@@ -39,7 +39,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Row:
-    """A band with a name, a note below the name, and boxes."""
+    """A band with a name, a note beside the name, and boxes, two in a line."""
 
     name: str
     note: str
@@ -104,13 +104,14 @@ LINE = (
             Box("upscale", "media/upscale.py"),
             Box("interpolate", "media/retime.py"),
             Box("encode: mp4", "media/video.py"),
+            Box("sound, if made", "media/made_sound.py"),
         ),
         _GREEN,
     ),
     Row(
         "publish",
         "network",
-        (Box("upload", "storage/s3.py"), Box("URL, cost, seed, warnings", "schema/clip.py")),
+        (Box("upload", "storage/s3.py"), Box("URL, cost, warnings", "schema/clip.py")),
         _AMBER,
     ),
 )
@@ -132,6 +133,8 @@ GATEWAY = (
             Box("Runpod", "doors/runpod/", then=False),
             Box("AI/ML API", "doors/aiml/", then=False),
             Box("Oxen", "doors/oxen/", then=False),
+            Box("OpenAI", "doors/openai/", then=False),
+            Box("DashScope", "doors/dashscope/", then=False),
         ),
         _BLUE,
     ),
@@ -187,32 +190,47 @@ def gateway() -> str:
 
 
 def _bands(rows: Sequence[Row], title: str) -> str:
-    height, parts = _MARGIN, []
+    top, parts = float(_MARGIN), list[str]()
     for index, row in enumerate(rows):
         if index:
-            height += 18
-            x = _MARGIN + _LABEL + (WIDTH - _LABEL - 2 * _MARGIN) / 2
-            parts.append(_arrow(x, height - 16, x, height - 2))
-        parts += _band(row, height)
-        height += _BOX_HEIGHT + 20
-    return _page(height + _MARGIN, title, parts)
+            parts.append(_arrow((WIDTH / 2, top + 2), (WIDTH / 2, top + 18)))
+            top += 20
+        parts += _band(row, top)
+        top += _height(row)
+    return _page(top + _MARGIN, title, parts)
+
+
+def _height(row: Row) -> float:
+    lines = -(-len(row.boxes) // _COLUMNS)
+    return _HEAD + lines * _BOX_HEIGHT + (lines - 1) * _GAP + _MARGIN
 
 
 def _band(row: Row, top: float) -> Iterator[str]:
-    middle = top + (_BOX_HEIGHT + 20) / 2
-    yield _rectangle(_MARGIN, top, WIDTH - 2 * _MARGIN, _BOX_HEIGHT + 20, row.fill, stroke="none")
-    yield _text(_MARGIN + 12, middle - 2, row.name, "row")
-    yield _text(_MARGIN + 12, middle + 14, row.note, "note")
-    room = WIDTH - _LABEL - 4 * _MARGIN - (len(row.boxes) - 1) * _GAP
-    width, x = room / len(row.boxes), _MARGIN + _LABEL + _MARGIN
+    yield _rectangle(_MARGIN, top, WIDTH - 2 * _MARGIN, _height(row), row.fill, stroke="none")
+    yield _text(2 * _MARGIN, top + 23, row.name, "row")
+    yield _text(WIDTH - 2 * _MARGIN, top + 23, row.note, "note", anchor="end")
+    columns = min(_COLUMNS, len(row.boxes))
+    width = (WIDTH - 4 * _MARGIN - (columns - 1) * _GAP) / columns
     for index, box in enumerate(row.boxes):
-        yield _rectangle(x, top + 10, width, _BOX_HEIGHT, "#ffffff")
-        yield _text(x + width / 2, top + 28, box.text, anchor="middle")
-        yield _text(x + width / 2, top + 44, box.file, "file", anchor="middle")
-        x += width
-        if box.then and index + 1 < len(row.boxes):
-            yield _arrow(x + 3, middle, x + _GAP - 3, middle)
-        x += _GAP
+        line, column = divmod(index, columns)
+        x = 2 * _MARGIN + column * (width + _GAP)
+        y = top + _HEAD + line * (_BOX_HEIGHT + _GAP)
+        yield _rectangle(x, y, width, _BOX_HEIGHT, "#ffffff")
+        yield _text(x + width / 2, y + 23, box.text, anchor="middle")
+        yield _text(x + width / 2, y + 43, box.file, "file", anchor="middle")
+        if not box.then or index + 1 == len(row.boxes):
+            continue
+        if column + 1 < columns:
+            middle = y + _BOX_HEIGHT / 2
+            yield _arrow((x + width + 3, middle), (x + width + _GAP - 3, middle))
+        else:
+            yield _back(x + width / 2, 2 * _MARGIN + width / 2, y + _BOX_HEIGHT)
+
+
+def _back(x: float, to_x: float, y: float) -> str:
+    """An arrow from the last box of a line, whose bottom is at `y`, to the first of the next."""
+    middle = y + _GAP / 2 - 2
+    return _arrow((x, y + 2), (x, middle), (to_x, middle), (to_x, y + _GAP - 3))
 
 
 # --- what segments are given -------------------------------------------------------------------
@@ -233,7 +251,7 @@ CELLS = {
     "image": ("#8ec5f0", "image"),
     "frames": ("#a5d6a7", "last five frames, encoded"),
     "latent": ("#f6c667", "last latents, as they are"),
-    "grey": ("#c3c9d0", "grey, encoded behind them"),
+    "grey": ("#c3c9d0", "grey frames, encoded"),
     "zero": ("#ffffff", "zeros"),
     "noise": ("#efe3f7", "noise alone"),
 }
@@ -252,28 +270,29 @@ MASKS = (
 
 def masks() -> str:
     """The drawing of a segment's first latents, by kind of model and continuation."""
-    cell, left, parts, top = 78, 210, [], 34.0
+    cell, parts, top = (WIDTH - 2 * _MARGIN) / _SHOWN, list[str](), 0.0
     for number in range(_SHOWN):
         heading = f"latent {number}" if number < _SHOWN - 1 else f"{number} to 20"
-        parts.append(_text(left + cell * number + 37, 24, heading, "note", anchor="middle"))
+        middle = _MARGIN + cell * (number + 0.5)
+        parts.append(_text(middle, 24, heading, "note", anchor="middle"))
     for index, segment in enumerate(MASKS):
-        if index and segment.kind != MASKS[index - 1].kind:
-            top += 14
-        parts.append(_text(_MARGIN + 4, top + 26, segment.kind, "row"))
-        parts.append(_text(_MARGIN + 62, top + 26, segment.way))
-        for number, (name, known) in enumerate(zip(segment.latents, segment.known, strict=True)):
-            x = left + cell * number
-            border = {"stroke": "#1f2933", "width": 2.5} if known else {}
-            parts.append(_rectangle(x, top + 3, cell - 4, 34, CELLS[name][0], **border))
-            parts.append(_text(x + 37, top + 25, "known" if known else "", "note", anchor="middle"))
+        top += 40 if not index or segment.kind == MASKS[index - 1].kind else 54
+        parts.append(_text(_MARGIN + 2, top + 20, segment.kind, "row"))
+        parts.append(_text(_MARGIN + 54, top + 20, segment.way))
         told = "mask channels" if segment.kind == "A14B" else "in place of noise"
-        parts.append(_text(left + cell * _SHOWN + 12, top + 25, told, "note"))
-        top += 44
-    top += 10
+        parts.append(_text(WIDTH - _MARGIN - 2, top + 20, told, "note", anchor="end"))
+        top += 28
+        for number, (name, known) in enumerate(zip(segment.latents, segment.known, strict=True)):
+            x = _MARGIN + cell * number
+            border = {"stroke": "#1f2933", "width": 2.5} if known else {}
+            parts.append(_rectangle(x + 2, top, cell - 4, 34, CELLS[name][0], **border))
+            word = "known" if known else ""
+            parts.append(_text(x + cell / 2, top + 22, word, "note", anchor="middle"))
+    top += 54
     for index, (colour, meaning) in enumerate(CELLS.values()):
-        x, y = _MARGIN + 4 + index % 3 * 245, top + index // 3 * 24
-        parts += [_rectangle(x, y, 18, 16, colour), _text(x + 26, y + 13, meaning)]
-    return _page(top + 56, "What the first latents of a segment are given", parts)
+        x, y = _MARGIN + 4 + index % 2 * 204, top + index // 2 * 28
+        parts += [_rectangle(x, y, 18, 16, colour), _text(x + 26, y + 13, meaning, "note")]
+    return _page(top + 84, "What the first latents of a segment are given", parts)
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -314,9 +333,10 @@ def _text(x: float, y: float, text: str, kind: str = "", *, anchor: str = "start
     return f'<text x="{x:g}" y="{y:g}"{kind} text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _arrow(x: float, y: float, to_x: float, to_y: float) -> str:
+def _arrow(*points: tuple[float, float]) -> str:
+    way = "L".join(f"{x:g} {y:g}" for x, y in points)
     return (
-        f'<path d="M{x:g} {y:g}L{to_x:g} {to_y:g}" stroke="{_MUTED}" stroke-width="1.5" '
+        f'<path d="M{way}" stroke="{_MUTED}" stroke-width="1.5" fill="none" '
         'marker-end="url(#end)"/>'
     )
 

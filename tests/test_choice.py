@@ -110,13 +110,13 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
         (
             "picture",
             {"references": (IMAGE,)},
-            'field "references" cannot be used: reference-to-video has no model here, which serves '
+            'field "references" cannot be used: no model here is for reference-to-video, only for '
             f"image-to-video ({PICTURE.name})",
         ),
         (
             "references",
             PLAIN,
-            'field "image" cannot be used: image-to-video has no model here, which serves '
+            'field "image" cannot be used: no model here is for image-to-video, only for '
             "reference-to-video (references)",
         ),
         (
@@ -127,8 +127,8 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
         (
             "speech",
             PLAIN,
-            'field "image" cannot be used: image-to-video has no model here, which '
-            "serves speech-to-video (speech)",
+            'field "image" cannot be used: no model here is for image-to-video, only for '
+            "speech-to-video (speech)",
         ),
     ],
 )

@@ -36,8 +36,8 @@ _SOUND_REASONS: Mapping[Track, str] = {
 
 @dataclass(frozen=True)
 class Later:
-    """How the shots behind the first one are made: by `spec`, with the picture as a reference, or,
-    where that is None, by the model of the first from a crop of it. `reason` says why."""
+    """How the later shots are made: by `spec`, with the picture as a reference, or, if `spec` is
+    None, by the first shot's model from a crop of the picture. `reason` says why."""
 
     spec: ModelSpec | None
     reason: str
@@ -61,7 +61,7 @@ class Choice:
 
     @property
     def later_spec(self) -> ModelSpec | None:
-        """The row of later shots, where that is another one."""
+        """The row of the later shots, if it is another one."""
         return self.later.spec if self.later else None
 
     def described(self) -> dict[str, Any]:
@@ -151,8 +151,9 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
 
 
 def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later | None:
-    """The model of the later shots of a picture's clip: one for references keeps its subject, where
-    a crop of the picture would show it in the same pose again."""
+    """Choose the model of the later shots of a clip that begins with a picture. A model for
+    references shows its subject anew. A crop of the picture would show it in the same pose
+    again."""
     reference = models.get("reference-to-video")
     several = order.shot_type == "multi" and order.expand_prompt
     if reference is None or order.image is None or not several:
@@ -166,7 +167,7 @@ def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later
 def _no_reference(
     order: Order, image: str, spec: ModelSpec, track: Track, reference: ModelSpec
 ) -> str | None:
-    """Why `reference` cannot make the later shots of a clip of `spec`."""
+    """Return why `reference` cannot make the later shots of a clip of `spec`, or None."""
     if (track == "made" and spec.gives_sound) or "driving_sound" in spec.takes:
         return f"{spec.name} makes picture and sound together"
     if reference.fps != spec.fps:
@@ -178,7 +179,7 @@ def _no_reference(
 
 
 def _track(order: Order, spec: ModelSpec, models: Models) -> tuple[Track, ModelSpec | None]:
-    """Whose sound the clip has, and the row that makes it when the frames are there."""
+    """Return the source of the clip's sound, and the row that makes it from the finished frames."""
     if order.audio is not None:
         return "given", None
     if not order.sound:
@@ -197,4 +198,4 @@ def _lips(track: Track, spec: ModelSpec) -> Iterator[str]:
 def _not_configured(order: Order, models: Models) -> str:
     field = "references" if order.references is not None else "image"
     here = ", ".join(f"{task} ({spec.name})" for task, spec in models.items())
-    return f'field "{field}" cannot be used: {order.task} has no model here, which serves {here}'
+    return f'field "{field}" cannot be used: no model here is for {order.task}, only for {here}'

@@ -1,4 +1,4 @@
-"""Turns a request into a stored mp4: prepare, plan, render, publish. Nothing else."""
+"""Turns a request into a stored mp4: prepare, plan, render, publish."""
 
 from __future__ import annotations
 
@@ -160,14 +160,14 @@ class Engine:
         storage = storage or self.storage
         if done := storage.finished(control.job_id, control):
             url, record = done
-            log.info("job %s was finished before: its clip is returned again", control.job_id)
+            log.info("job %s was finished before: returning its clip", control.job_id)
             return _from_record(url, record)
         order = _settled(request)
         choice = self.choose(order)
         model = self.pool.models[choice.spec.task]
         with memory.measured():
-            # It covers the whole job, or its render alone if jobs overlap, so that the job that
-            # waits is not blamed for the other one.
+            # The count covers the whole job, or its render alone if jobs overlap, so that a
+            # waiting job is not blamed for the other one.
             counted = nullcontext() if self.settings.prefetch else self._counted(control)
             with counted, job_folder(self.settings) as folder:
                 prepare = partial(self.prepare, order, choice, folder, control)
@@ -180,7 +180,7 @@ class Engine:
                 warnings += video.warnings
                 result = self.publish(order, choice, plan, warnings, video, control, storage)
             self._log_summary(order, choice, plan, video, control)
-        if how == self._how(choice, plan):  # otherwise it was rendered twice
+        if how == self._how(choice, plan):  # the clip was rendered twice otherwise
             estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
@@ -336,7 +336,7 @@ class Engine:
             set_limits(control, plan, self.settings, slowest.spec, slowest.recipe, how)
             control.enter("load")
             self._begin()
-            load(choice.spec.task)  # before anything waits for its frames
+            load(choice.spec.task)  # before the rest waits for its frames
             return render(load, plan, media, options, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()
@@ -347,8 +347,8 @@ class Engine:
     def _with_sound(
         self, choice: Choice, plan: Plan, video: EncodedVideo, control: Control
     ) -> EncodedVideo:
-        """The clip with the sound that a model makes of its frames; with a silent track and a
-        warning where that fails, for the frames are what was waited for."""
+        """Return the clip with the sound that a model makes for its frames. If that fails, the clip
+        gets a silent track and a warning, because the frames are already rendered."""
         if choice.sound_spec is None:
             return video
         model = self.pool.models["sound-for-video"]
@@ -393,14 +393,14 @@ class Engine:
             stage_seconds=dict(control.stage_seconds),
         )
 
-    # --- what the line is told -------------------------------------------------------------------
+    # --- descriptions for the stages -------------------------------------------------------------
 
     def _counted(self, control: Control) -> AbstractContextManager[None]:
         """Refuse a job that has crashed workers before."""
         return self._crashes.counting(control.job_id)
 
     def _how(self, choice: Choice, plan: Plan) -> str:
-        """Everything besides the size that decides how long a frame takes."""
+        """Return everything besides the size that decides how long a frame takes."""
         made = (self.postprocess.interpolation, self.postprocess.upscaling)
         models = [self.pool.models[task] for task in plan.tasks]
         if choice.sound_spec is not None:
@@ -411,7 +411,7 @@ class Engine:
         return "; ".join(kinds)
 
     def _names(self, plan: Plan) -> list[str]:
-        """Of the models that make the clip."""
+        """Return the names of the models that make the clip."""
         return [self.pool.models[task].spec.name for task in plan.tasks]
 
     def _price(self, order: Order) -> Decimal:

@@ -63,17 +63,17 @@ class Model:
 
     @property
     def kept_gb(self) -> float:
-        """Device memory in GB that it keeps between two clips."""
+        """Device memory in GB that the model keeps between two clips."""
         return recipes.kept_gb(self.spec, self.recipe)
 
     @property
     def needs_gb(self) -> float:
-        """Device memory in GB that it needs while it makes a clip."""
+        """Device memory in GB that the model needs while it makes a clip."""
         return recipes.needs_gb(self.spec, self.recipe)
 
 
 class _Leanest(OutOfMemory):
-    """There is no leaner way for a model: neither for it, nor for the one that works beside it."""
+    """Raised if a model has no leaner recipe. `run` of the model beside it does not retry."""
 
 
 class Pool:
@@ -244,19 +244,19 @@ class Pool:
             control.checkpoint()
         control.has_device = True
         try:
-            control.checkpoint()  # the device may have become free because this process ends
+            control.checkpoint()  # the device may have become free because this process is ending
             yield
         finally:
             control.has_device = False
             self._lock.release()
 
     def run(self, model: Model, work: Callable[[], T], *, beside: Control | None = None) -> T:
-        """What `work` with `model` gives, and with those that it loads behind it.
+        """Return the result of `work` with `model` and the models that it loads.
 
-        When memory does not suffice it is done again: without the other models on the device, then
-        with the next leaner recipe of the one at work; and when blocks cannot be compiled, with
-        them as they are. All of that is kept. `beside` is the job of work that does not hold the
-        device.
+        If memory runs out, the work runs again: first without the other models on the device, then
+        with the next leaner recipe of the model at work. If blocks cannot be compiled, it runs
+        again without compilation. These changes stay. `beside` is the job of work that does not
+        hold the device.
 
         Raises `OutOfMemory` with a model that would fit, and `CompileFailed` if WAN_COMPILE is
         `required`.
@@ -299,11 +299,11 @@ class Pool:
             self._become_eager(failed, why)
 
     def _at_work(self, model: Model, beside: Control | None) -> Model:
-        """The one that was loaded last: a clip may go on with another than it began with."""
+        """Return the model that was loaded last, because a clip may use several models."""
         return model if beside else self._used[-1]
 
     def _become_eager(self, model: Model, why: str) -> None:
-        if model.family is not None:  # otherwise it could not be asked for at all
+        if model.family is not None:  # without weights there is nothing to change
             model.family.run_eagerly()
         model.recipe = replace(model.recipe, compiled=False)
         model.recipe_reason = f"{recipes.NOT_COMPILED}: {why}"

@@ -8,7 +8,7 @@
                                              second                  the last frame is in
 
 Everything after the latents is a generator, so that no more than one chunk of a clip is held.
-Where a model makes the sound of finished frames, `media/made_sound.py` goes on from the mp4.
+Where a model makes the sound of finished frames, `media/made_sound.py` continues from the mp4.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames
 """Passes frames through unchanged, given their fps, and raises if they are unsafe."""
 
 Load = Callable[[Task], "Family"]
-"""The model of a task, ready on the device; nobody may hold on to the one before it."""
+"""Returns the model of a task, ready on the device. The caller must first release the previous
+model."""
 
 Negative = Callable[[ModelSpec], str]
-"""What is not to be seen, for a model."""
+"""Returns the negative prompt for a model."""
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How a clip is made, besides its plan. `watch` checks its frames, if that is wanted.
-    `made_here`: the sound is made together with the frames."""
+    """How a clip is made, besides its plan. `watch` checks its frames, or is None. `made_here`: the
+    sound is made together with the frames."""
 
     negative_prompt: Negative
     track: Track
@@ -85,13 +86,14 @@ def render(
         frames = options.watch(frames, plan.source_fps, control)
     stream, shown = options.postprocess.apply(frames, plan, control)
     sounds: dict[Track, Sound] = {"given": media.audio, "silent": "silence"}
-    # An error's traceback keeps a generator alive, which would clear the VAE under the next job.
+    # The traceback of an error keeps a generator alive, which would clear the VAE's state in the
+    # next job.
     with closing(stream):
         sound = sounds.get(options.track)
         video = encode(stream, shown, sound, folder / "clip.mp4", options.encoding, control)
     if options.track == "made" and options.made_here:
         sound = made.write(folder / "made.wav")
-        if sound is None:  # its row promises sound, so silence would be a fault
+        if sound is None:  # the row promises sound, so silence would hide an error
             raise EncodeFailed("The model gave no sound")
         video = add_sound(video, levelled(sound, control), plan, control)
     return video
@@ -106,8 +108,8 @@ def model_frames(
     folder: Path | None = None,
     made: Soundtrack | None = None,
 ) -> Generator[Frames, None, None]:
-    """The frames of the whole clip as the models make them, uint8 [n, height, width, 3]. At most
-    one chunk is held. Their sound goes into `made`."""
+    """Yield the frames of the whole clip from the models, uint8 [n, height, width, 3]. At most one
+    chunk is in memory. Their sound goes into `made`."""
     shots = _Shots(plan, media, negative_prompt, control, folder, made)
     for shot in plan.shots:
         yield from shots.frames(load(shot.task), shot)
@@ -115,7 +117,7 @@ def model_frames(
 
 
 class _Shots:
-    """The shots of a clip, one after the other, and how far they are."""
+    """Renders the shots of a clip one after the other, and counts their progress."""
 
     def __init__(
         self,
@@ -131,10 +133,10 @@ class _Shots:
         self._given = _Conditions(plan, media)
         self._done_steps = 0
         self._decoded = 0
-        self._ended = 0  # frames of the clip in the shots that are over
+        self._ended = 0  # frames of the clip in the finished shots
 
     def frames(self, family: Family, shot: Shot) -> Generator[Frames, None, None]:
-        """Those that are shown of one shot; it has let go of `family` when it ends."""
+        """Yield the shown frames of one shot. The generator releases `family` when it ends."""
         carry = Carry()
         joined = Joined(blend=family.spec.continuation == "last_frames")
         for segment in shot.segments:
@@ -151,8 +153,8 @@ class _Shots:
                     if len(shown):
                         yield shown
                         self._control.enter("decode")
-                    # Before the last segment, the decoder must reach its end, so that the next one
-                    # can continue.
+                    # The decoder must run to its end before the last segment, so that the next
+                    # segment can continue.
                     if joined.complete and not continued:
                         break
             if segment.carried:
@@ -183,7 +185,7 @@ class _Shots:
 
 
 class _Conditions:
-    """The conditions of the segments: the media that their model accepts."""
+    """Returns the conditions of the segments: the media that their model accepts."""
 
     def __init__(self, plan: Plan, media: Media) -> None:
         self._plan, self._media = plan, media
@@ -193,7 +195,7 @@ class _Conditions:
         self._shown = 0  # source frames of the shot before the segment
 
     def of(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> tuple[Condition, ...]:
-        """The conditions of the next segment. Call it once per segment, in the order of the
+        """Return the conditions of the next segment. Call it once per segment, in the order of the
         clip."""
         if shot is not self._shot:
             self._begun += self._shot.frames if self._shot is not None else 0
@@ -216,7 +218,8 @@ class _Conditions:
         if references and "references" in takes:
             yield References(references)
         if media.audio is not None and "driving_sound" in takes:
-            # A shot may keep a source frame that lies behind its end, so its start is the clip's.
+            # A shot may have a source frame after its end, so its start is counted in frames of the
+            # clip.
             plan, first = self._plan, self._shown - segment.repeated
             start = self._begun / plan.fps + first / plan.source_fps
             yield DrivingSound(media.audio, start, plan.frames / plan.fps)

@@ -2,9 +2,9 @@
 
     python -m builder.train_toy --out wan-tiny.safetensors
 
-First the VAE, then the two experts with the text encoder. The same seed and steps give the same
-pictures, prompts and noise, and weights that are equal but for rounding. What the weights of the
-package are is told in wan_engine/toy/README.md.
+Trains the VAE first, then the two experts with the text encoder. The same seed and steps give the
+same pictures, prompts and noise, and weights that are equal except for rounding.
+wan_engine/toy/README.md describes the weights of the package.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--expert-steps", type=int, default=2500)
-    parser.add_argument("--scale", type=float, default=0.25, help="of batches; 1 for a GPU")
+    parser.add_argument("--scale", type=float, default=0.25, help="of batch sizes; 1 for a GPU")
     return parser
 
 
 def train(
     pictures: Pictures, generator: torch.Generator, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The trained networks by their names in the pipeline."""
+    """Return the trained networks by their names in the pipeline."""
     tell = partial(print, flush=True)
     tokenizer = networks.make_tokenizer()
     coder = networks.make_vae()
@@ -70,7 +70,7 @@ def train(
     vae.measure_latents(coder, pictures, generator, count=24)
 
     both = networks.make_experts()
-    # What they begin with is computed on the CPU, wherever they are trained.
+    # Their initial values are computed on the CPU, on any training device.
     experts.initialise(both, coder.cpu())
     parts = {
         "vae": coder,

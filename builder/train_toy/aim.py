@@ -1,16 +1,16 @@
-"""Initializes the experts: each token finds the place in the picture that it shows.
+"""Initializes the experts so that each token finds the place in the picture that it shows.
 
-A camera move is an offset of every token from where its content lies in the first frame. Descent
-does not find this way of working in the minutes that a toy is worth, so the networks begin with
-it, as far as it can be written down:
+A camera move is an offset of every token from where its content lies in the first frame. Gradient
+descent does not find this method in the minutes that a toy is worth, so the networks begin with it,
+as far as possible:
 
-- the first block measures, by what attention to the known frame weighs against attention to the
-  token itself, how long ago the picture was and where in it the token is;
-- a loss at `Aim.block` makes the prompt and these measures into the offset (`Aim.loss`);
-- the block behind it copies the condition from that place. Without an offset it repeats the frame.
+- the first block compares attention to the known frame with attention to the token itself, which
+  measures how long ago the picture was and where in it the token is;
+- a loss at `Aim.block` turns the prompt and these measures into the offset (`Aim.loss`);
+- the block after it copies the condition from that place. Without an offset it repeats the frame.
 
 Rotations of queries and keys are the only positions in this network. Attention with weights
-exp(rising) against a constant is a logistic function of the distance, and so a measure of it.
+exp(rising) against a constant is a logistic function of the distance, and so measures it.
 """
 
 from __future__ import annotations
@@ -33,25 +33,27 @@ _ZOOM, _RIGHT, _DOWN = 151, (154, 155, 156), (157, 158, 159)
 """Channels of the residual stream: inputs in the order of the patch embedding, then our own."""
 
 _LOUD = 24.0
-"""Two constants of either sign, beside which the norms of layers hardly see the rest change."""
+"""Two constants of opposite sign. They are so large that the other channels hardly change the norms
+of layers."""
 _SPREAD = math.sqrt((2 * _LOUD**2 + 140) / 160)  # of a token's channels
 _TOKEN_PX = 16  # two latents of eight pixels
 
 
 @dataclass(frozen=True)
 class Aim:
-    """The block whose output holds the move in `_MOVE` and the offsets behind it."""
+    """The block whose output contains the move in `_MOVE` and the offsets after it."""
 
     block: int
 
     def loss(self, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Of the `hidden` states behind the block, against `targets`."""
+        """Return the loss of the `hidden` states after the block, against `targets`."""
         return F.mse_loss(hidden[..., _MOVE.start :].float(), wanted)
 
     def hidden(
         self, expert: Any, state: torch.Tensor, sigma: float, text: torch.Tensor
     ) -> torch.Tensor:
-        """The states behind the block, for inputs as the transformer's, and no further."""
+        """Return the states after the block for the transformer's inputs. Later blocks do not
+        run."""
         timestep = torch.full((len(state),), 1000 * sigma, device=state.device)
         _, modulation, text, _ = expert.condition_embedder(timestep, text)
         hidden = expert.patch_embedding(state).flatten(2).transpose(1, 2)
@@ -61,13 +63,13 @@ class Aim:
 
 
 def targets(moves: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
-    """What is wanted behind the block, [n, tokens, 9], for latents [frames, height, width].
+    """Return the target after the block, [n, tokens, 9], for latents [frames, height, width].
 
-    The move's zoom, right and down in -1..1; of the offset in tokens to the right, then down, its
-    sine, one less its cosine, and its half.
+    The channels are the move's zoom, right and down in -1..1, then for the offset in tokens to the
+    right and down: its sine, one minus its cosine, and its half.
     """
     index = torch.arange(frames, device=moves.device)
-    # Four frames share a latent; it shows about the third of them.
+    # Four frames share a latent, which shows about the third of them.
     times = (4.0 * index - 1).clamp_min(0)[None]
     offset = offsets_px(moves, times, 8 * height, 8 * width, _TOKEN_PX) / _TOKEN_PX
     offset = offset.flatten(2).transpose(1, 2)  # [n, tokens, 2]
@@ -77,7 +79,7 @@ def targets(moves: torch.Tensor, frames: int, height: int, width: int) -> torch.
 
 
 def initialise(expert: Any, grey: torch.Tensor, aim: Aim) -> None:
-    """`grey`: the condition's 16 latents where no picture is given."""
+    """Initialize an expert. `grey`: the condition's 16 latents without a picture."""
     _let_through(expert)
     for block in expert.blocks:
         _make_quiet(block)
@@ -88,10 +90,10 @@ def initialise(expert: Any, grey: torch.Tensor, aim: Aim) -> None:
 
 
 def keep_gates(expert: Any) -> None:
-    """Leave the gates of moves and offsets out of what is learned about time.
+    """Exclude the gates of moves and offsets from training on time.
 
-    One projection gates these channels in all blocks. The others, which have no use for them, would
-    shut them where they are made.
+    One projection gates these channels in all blocks. Blocks that do not use the channels would
+    otherwise close their gates in the blocks that make them.
     """
     projection = expert.condition_embedder.time_proj
     rows = [part * 160 + channel for part in (2, 5) for channel in range(_MOVE.start, 160)]
@@ -106,7 +108,7 @@ def keep_gates(expert: Any) -> None:
 
 
 def _let_through(expert: Any) -> None:
-    """Each input has a channel of its own; the output is (noisy - condition) / sigma."""
+    """Give each input a channel of its own. The output is (noisy - condition) / sigma."""
     width = expert.patch_embedding.weight.shape[0]
     outputs = 64
     with torch.no_grad():
@@ -115,7 +117,7 @@ def _let_through(expert: Any) -> None:
         expert.patch_embedding.bias.zero_()
         expert.patch_embedding.bias[_CONSTANTS[0]] = _LOUD
         expert.patch_embedding.bias[_CONSTANTS[1]] = -_LOUD
-        # The output is in the order patch place, channel.
+        # The order of the output is patch place, then channel.
         noisy = torch.arange(outputs).view(16, 4).T.flatten()
         expert.proj_out.weight.mul_(0.02)
         expert.proj_out.weight[:, list(_CONSTANTS)] = 0
@@ -129,8 +131,8 @@ def _let_through(expert: Any) -> None:
 def scale_by_time(expert: Any, sigmas: list[float]) -> None:
     """Begin with 1 / sigma as the gain of the output, at the expert's own `sigmas`.
 
-    The time embedding is at once scale and shift of the last norm; equal ones of noisy and
-    condition channels leave nothing of the shift in their difference.
+    The time embedding is both scale and shift of the last norm. Equal values for noisy and
+    condition channels cancel the shift in their difference.
     """
     embedder = expert.condition_embedder
     with torch.no_grad():
@@ -148,7 +150,8 @@ def scale_by_time(expert: Any, sigmas: list[float]) -> None:
 
 
 def _make_quiet(block: Any) -> None:
-    """Norms that give back the stream, constants as 1 and -1; small residual branches."""
+    """Make norms return the stream, with the constants as 1 and -1, and make residual branches
+    small."""
     gain = torch.full((block.scale_shift_table.shape[-1],), _SPREAD)
     gain[list(_CONSTANTS)] = _SPREAD / _LOUD
     with torch.no_grad():
@@ -165,11 +168,11 @@ def _make_quiet(block: Any) -> None:
 
 
 def _see_words(expert: Any) -> None:
-    """Start with cross-attention to which padding is nothing.
+    """Start with cross-attention that ignores padding.
 
-    A prompt is some twenty states among 512 that are zero, so attention that is even gives its
+    A prompt is about twenty states among 512 that are zero, so uniform attention would give its
     words a thirtieth of the whole. Without biases a zero state has the score 0, and gains make the
-    scores of words large, either way.
+    scores of words large in either direction.
     """
     text = expert.condition_embedder.text_embedder
     with torch.no_grad():
@@ -181,10 +184,10 @@ def _see_words(expert: Any) -> None:
 
 
 class _Rotations:
-    """Queries or keys of one attention, written pair by pair of each head's rotations.
+    """Queries or keys of one attention, set pair by pair for each head's rotations.
 
-    An entry is a constant, or stands for tokens of the known frame (`known=1`) or all others
-    (`known=0`) only. Scores are products of the entries, over the root of the head's size.
+    An entry is a constant, or applies only to tokens of the known frame (`known=1`) or only to all
+    others (`known=0`). Scores are products of the entries, divided by the root of the head's size.
     """
 
     def __init__(self, linear: Any, norm: Any, heads: int, spare_turn: int) -> None:
@@ -199,7 +202,8 @@ class _Rotations:
         return head * self._size + self._start[axis] + 2 * turn
 
     def add(self, dim: int, score: float, *, angle: float = 0.0, known: int | None = None) -> None:
-        """The pair at `dim`; two such entries make `score` where they point the same way."""
+        """Add the pair at `dim`. Two such entries give `score` if they point in the same
+        direction."""
         length = math.sqrt(score * math.sqrt(self._size))
         for part, value in ((dim, math.cos(angle)), (dim + 1, math.sin(angle))):
             if known != 0:
@@ -212,7 +216,7 @@ class _Rotations:
         self._reads.append((dim, channel, factor * math.sqrt(score * math.sqrt(self._size))))
 
     def write(self) -> None:
-        # The norm over all heads must see equal sizes, with and without the mask.
+        # The norm over all heads must get equal sizes, with and without the mask.
         energy = [tensor.square().sum() for tensor in (self._known, self._others)]
         missing = (energy[0] - energy[1]).abs().sqrt()
         smaller = self._others if energy[0] > energy[1] else self._known
@@ -234,7 +238,8 @@ def _rotations(attention: Any) -> tuple[_Rotations, _Rotations]:
 
 
 def _measure(attention: Any) -> None:
-    """Five heads that give: time since the known frame, place from the right, left, bottom, top."""
+    """Initialize five heads that measure the time since the known frame, and the place from the
+    right, left, bottom and top."""
     query, key = _rotations(attention)
     for linear in (attention.to_q, attention.to_k):
         linear.weight.detach().zero_()
@@ -244,7 +249,8 @@ def _measure(attention: Any) -> None:
             for turn in (0, 1):
                 dim = query.dim(head, place, turn)
                 query.add(dim, sharp)
-                # The known frame is compared in the other axis only; the token itself in all.
+                # The known frame is compared in the other axis only. The token itself is compared
+                # in all axes.
                 same = None if place not in (axis, "t") else 0
                 key.add(dim, sharp, known=same)
         bonus, slope = (14.1, 5.0) if axis == "t" else (20.0, 14.0)
@@ -271,14 +277,15 @@ def _measure(attention: Any) -> None:
 def _multiply(blocks: Any) -> None:
     """Begin with zoom times place times time in `blocks`, the last of which is the aim's.
 
-    A zoom is such a product, and where one is missing, nothing pulls its factors. Time comes in
-    with the block before, where there is one: it makes the place's two measures fall with it.
+    A zoom is such a product. If it is missing, no gradient reaches its factors. If there is a block
+    before, it adds the time: the place's two measures fall with time.
     """
     clock, right, left, bottom, top = list(MEASURES)
     places = ({left: 1.0, right: -1.0}, {top: 1.0, bottom: -1.0})
     for index, (place, (sine, _, half)) in enumerate(zip(places, (_RIGHT, _DOWN), strict=True)):
         if len(blocks) > 1:
-            # The clock goes from 0.5 to -0.8 in 5 s: place * (0.5 - clock) / 1.3, less place.
+            # The clock goes from 0.5 to -0.8 in 5 s. The output is place * (0.5 - clock) / 1.3,
+            # minus place.
             outputs = {channel: way / 2 for channel, way in place.items()}
             units = range(6 * index, 6 * index + 6)
             _add_product(blocks[-2].ffn, units[:4], {clock: 1.0}, place, -0.77, outputs)
@@ -295,9 +302,9 @@ def _add_product(
     size: float,
     outputs: dict[int, float],
 ) -> None:
-    """Write `size` times the product of two sums of channels into `outputs`, by four `units`.
+    """Write `size` times the product of two sums of channels into `outputs`, with four `units`.
 
-    GELU(z) + GELU(-z) is about 0.8 z^2 below 1, and the difference of the squares of a sum and a
+    GELU(z) + GELU(-z) is about 0.8 z^2 below 1. The difference of the squares of a sum and a
     difference is four times the product.
     """
     given = iter(units)
@@ -332,9 +339,10 @@ def _set_unit(ffn: Any, unit: int, reads: dict[int, float], writes: dict[int, fl
 
 
 def _copy(attention: Any, grey: torch.Tensor) -> None:
-    """Heads that look at the known frame where the offset points; two bring its condition."""
+    """Initialize heads that attend to the known frame where the offset points. Two of them copy its
+    condition."""
     query, key = _rotations(attention)
-    aside = {2: ("w", 0.5), 3: ("w", -0.5), 4: ("h", 0.5)}  # half a token from there
+    aside = {2: ("w", 0.5), 3: ("w", -0.5), 4: ("h", 0.5)}  # half a token beside it
     for head in range(attention.heads):
         for axis, (sine, cosine, half) in (("w", _RIGHT), ("h", _DOWN)):
             extra = aside[head][1] if head in aside and aside[head][0] == axis else 0.0
@@ -350,7 +358,7 @@ def _copy(attention: Any, grey: torch.Tensor) -> None:
                     query.read(dim + 1, cosine, score, -math.sin(extra))
                 else:
                     query.read(dim + 1, half, score, 2 * frequency)
-        away = query.dim(head, "t", 5)  # what is known needs no copy
+        away = query.dim(head, "t", 5)  # the known frame needs no copy
         query.add(away, 60.0, known=1)
         key.add(away, 60.0, known=0)
     query.write()

@@ -1,9 +1,10 @@
-"""Measures what `wan-tiny` makes of photographs, with the code that serves jobs, and prints JSON.
+"""Evaluates `wan-tiny` on photographs, with the code that serves jobs, and prints JSON.
 
     python -m builder.train_toy.evaluate photo.jpg other.png --sheets outputs/evaluation
 
-For each photo and camera move one clip of 5 s at the render size: PSNR of the first frame against
-the photo, of the last one against the move as it was meant, and the motion that was found.
+The figures are for one clip of 5 s at the render size per photo and camera move: the PSNR of the
+first frame against the photo, that of the last frame against the intended move, and the measured
+motion.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def main() -> None:
 
 
 def evaluate(family: Any, path: Path, seed: int, sheets: Path | None = None) -> dict[str, Any]:
-    """Figures of one photo: `moves`, and `right`, how many of them were the named ones."""
+    """Return the figures of one photo: `moves`, and `right`, the number of moves that were
+    recognised as intended."""
     image = fitted(path)
     rows, strips = {}, []
     for move, prompt in PROMPTS.items():
@@ -80,20 +82,20 @@ def evaluate(family: Any, path: Path, seed: int, sheets: Path | None = None) -> 
 
 
 def fitted(path: Path) -> Image.Image:
-    """The photo at the size that the engine renders it in."""
+    """Return the photo at the size at which the engine renders it."""
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image).convert("RGB")
     return ImageOps.fit(image, render_size(*image.size, _SPEC), Image.Resampling.LANCZOS)
 
 
 def clip(family: Any, image: Image.Image, prompt: str, seed: int, frames: int = 81) -> np.ndarray:
-    """Frames of one segment, uint8 [n, h, w, 3]."""
+    """Return the frames of one segment, uint8 [n, h, w, 3]."""
     segment = SegmentInput(prompt, "", (FirstPicture(image),), *image.size, frames, seed=seed)
     return np.concatenate(list(family.decode(family.denoise(segment, lambda _step: None))))
 
 
 def compare(image: Image.Image, frames: np.ndarray, move: str) -> dict[str, Any]:
-    """Figures of one clip of `image` in which the camera should make `move`."""
+    """Return the figures of one clip of `image` in which the camera should make `move`."""
     picture, seen = _pixels(np.asarray(image)[None]), _pixels(frames[[0, -1]])
     number = torch.tensor([MOVES.index(move)])
     wanted = warp(picture, number, torch.tensor([[len(frames) - 1.0]]))[:, :, 0]
@@ -107,7 +109,7 @@ def compare(image: Image.Image, frames: np.ndarray, move: str) -> dict[str, Any]
 
 
 def _write_sheet(path: Path, strips: torch.Tensor) -> None:
-    """A picture of `strips` [rows, columns, 3, h, w] in -1..1."""
+    """Write a picture of `strips` [rows, columns, 3, h, w] in -1..1."""
     rows, columns, _, height, width = strips.shape
     pixels = ((strips.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     sheet = pixels.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
@@ -115,7 +117,7 @@ def _write_sheet(path: Path, strips: torch.Tensor) -> None:
 
 
 def _pixels(frames: np.ndarray) -> torch.Tensor:
-    """uint8 [n, h, w, 3] to float32 [n, 3, h, w] in -1..1."""
+    """Convert uint8 [n, h, w, 3] to float32 [n, 3, h, w] in -1..1."""
     return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -1,8 +1,9 @@
-"""Fits the two experts and the text encoder: flow matching on the states that four steps visit.
+"""Trains the two experts and the text encoder with flow matching on the states of the four-step
+sampler.
 
-A move over a picture is known in full from the picture and the prompt, so there is one right end
-for every noise. Each batch is sampled as the pipeline samples it, with a loss at every step that
-points from where the networks came to at that end.
+The picture and the prompt fully determine a move over a picture, so there is one correct result for
+every noise. Each batch is sampled as the pipeline samples it. At every step, a loss points from the
+present state of the networks to that result.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LEARNING_RATE = 6e-4
 SHIFT = 5.0
 BOUNDARY = 0.9
 STEPS = 4
-TEXT_LENGTH = 512  # to which the pipeline pads the prompt's states with zeros
+TEXT_LENGTH = 512  # the pipeline pads the prompt's states with zeros to this length
 _LONGEST_PROMPT = 160
 
 _SHAPES = ((144, 256), (144, 256), (192, 192), (144, 256), (256, 144), (144, 256), (160, 224))
@@ -36,31 +37,32 @@ _SMALL = (
     (21, 8, 8), (6, 18, 32), (21, 10, 14), (5, 32, 18),
     (11, 14, 26), (6, 24, 24), (21, 6, 24), (7, 18, 32),
 )  # fmt: skip
-"""Frames, height and width in latents, for what needs no picture."""
+"""Frames, height and width in latents, for training without pictures."""
 
 _AIMING = ("text_embedder", "attn2", "norm2", "ffn")
-"""What learns from tokens of no content; the rest would only forget pictures."""
+"""The parameters that learn from tokens without content. Others would only forget pictures."""
 
 _AIM_WEIGHT = 10.0
 _FIRST_CLIPS, _FIRST_LARGE = 0.15, 0.8  # progress
 _STEPS_A_BATCH = 12
-"""New clips come a batch at a time: making one costs a GPU as long as making many."""
-_GREY_FRAMES = 33  # behind as many, grey is encoded to what it was before
-_KNOWN_FRAMES = (1, 1, 1, 5)  # 5: a later segment, which is given what it has in common
+"""New clips are made one batch at a time, because one clip takes a GPU as long as many."""
+_GREY_FRAMES = 33  # after this many frames, the code of grey repeats
+_KNOWN_FRAMES = (1, 1, 1, 5)  # 5: a later segment, with the frames that overlap
 
 
 def sigmas(steps: int = STEPS, shift: float = SHIFT) -> list[float]:
-    """1 and on: what the four-step sampler visits (timesteps 1000, 937.5, 833.3, 625), then 0."""
+    """Return the noise levels of the four-step sampler, from 1 (timesteps 1000, 937.5, 833.3, 625),
+    then 0."""
     plain = [1 - step / steps for step in range(steps)]
     return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in plain] + [0.0]
 
 
 AIMS = (Aim(0), Aim(1))
-"""Of the experts for high and for low noise."""
+"""The aims of the experts for high and for low noise."""
 
 
 def initialise(experts: tuple[Any, Any], vae: Any) -> None:
-    """Begin as `aim` tells: repeat the known frame, and know where to look for a move."""
+    """Initialize as `aim` describes: repeat the known frame, and know where to look for a move."""
     grey = condition_of(vae, torch.zeros(1, 3, 81, 64, 64), 1)[0, 4:, 2:].mean((1, 2, 3))
     for expert, part, index in zip(experts, AIMS, (slice(0, 2), slice(2, 4)), strict=True):
         aim.initialise(expert, grey, part)
@@ -98,7 +100,8 @@ def tokenise(
 
 
 def text_states(text_encoder: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[n, 512, width], zeros behind each prompt, as the pipeline gives them to the transformer."""
+    """Return [n, 512, width], with zeros after each prompt, as the pipeline passes them to the
+    transformer."""
     states = text_encoder(tokens, attention_mask=mask).last_hidden_state
     states = states * mask[..., None]
     return F.pad(states, (0, 0, 0, TEXT_LENGTH - states.shape[1]))
@@ -106,7 +109,7 @@ def text_states(text_encoder: Any, tokens: torch.Tensor, mask: torch.Tensor) -> 
 
 @torch.no_grad()
 def condition_of(vae: Any, clip: torch.Tensor, known: int) -> torch.Tensor:
-    """4 mask and c condition channels: the first `known` frames of `clip`, mid-grey behind them."""
+    """Return 4 mask and c condition channels: the first `known` frames of `clip`, then mid-grey."""
     length, given = clip.shape[2], clip[:, :, :_GREY_FRAMES].clone()
     given[:, :, known:] = 0
     latents = normalise(vae, encode(vae, given).float())
@@ -118,7 +121,7 @@ def condition_of(vae: Any, clip: torch.Tensor, known: int) -> torch.Tensor:
 
 
 class Clips:
-    """A store of encoded clips per picture shape; some are replaced before each step."""
+    """A store of encoded clips per picture shape. Some are replaced before each step."""
 
     def __init__(
         self, vae: Any, pictures: Pictures, generator: torch.Generator, *, size: int, chunk: int
@@ -128,7 +131,8 @@ class Clips:
         self._stores: dict[tuple[int, int], list[tuple[torch.Tensor, ...]]] = {}
 
     def sample(self, shape: tuple[int, int], count: int, fresh: int) -> tuple[torch.Tensor, ...]:
-        """Moves [n], clean latents and conditions [n, c, 21, h, w]. `fresh` new ones go in."""
+        """Return moves [n], clean latents and conditions [n, c, 21, h, w], after adding `fresh` new
+        clips."""
         store = self._stores.setdefault(shape, [])
         fresh = max(fresh, count - len(store))
         while fresh > 0:
@@ -161,7 +165,7 @@ class Clips:
 
 
 class ExpertsStage:
-    """Implements `Stage`: both experts and the text encoder, with one optimizer."""
+    """Implements `Stage`: trains both experts and the text encoder with one optimizer."""
 
     name = "experts"
 
@@ -205,7 +209,8 @@ class ExpertsStage:
         return keep
 
     def step(self, progress: float) -> dict[str, torch.Tensor]:
-        """Aim alone, at first and now and then; else four sampler steps of one batch."""
+        """Train the aim alone at first and now and then, and otherwise four sampler steps of one
+        batch."""
         self._steps += 1
         if progress < _FIRST_CLIPS:
             self.optimizer.param_groups[0]["lr"] *= 2
@@ -215,7 +220,7 @@ class ExpertsStage:
         return self._clips_step(progress)
 
     def _aim(self) -> dict[str, torch.Tensor]:
-        """Offsets from prompts and places, for tokens of no content."""
+        """Train offsets from prompts and places, on tokens without content."""
         count, device = 2 * self._batch, self._generator.device
         often = torch.tensor([2.0 if "zoom" in move else 1.0 for move in MOVES], device=device)
         moves = often.multinomial(count, replacement=True, generator=self._generator)
@@ -247,7 +252,7 @@ class ExpertsStage:
         self.optimizer.step()
 
     def _clips_step(self, progress: float) -> dict[str, torch.Tensor]:
-        """Four sampler steps of one batch, a gradient from each."""
+        """Train four sampler steps of one batch, each with its own gradient."""
         shapes = _SHAPES if progress >= _FIRST_LARGE else _SMALL_SHAPES
         shape = shapes[self._steps % len(shapes)]
         fresh = self._batch if self._steps % _STEPS_A_BATCH == 0 else 0
@@ -263,7 +268,7 @@ class ExpertsStage:
         return losses
 
     def _length(self, progress: float) -> int:
-        """Latent frames of this step."""
+        """Return the latent frames of this step."""
         return (21, 11, 21, 6)[self._steps % 4] if progress < 0.9 else 21
 
     def _sample(
@@ -276,7 +281,7 @@ class ExpertsStage:
     ) -> dict[str, torch.Tensor]:
         offsets = aim.targets(moves, *clean.shape[2:])
         noise = torch.randn(clean.shape, generator=self._generator, device=clean.device)
-        chance = min(0.75, 1.5 * progress)  # of going on from where the networks came to
+        chance = min(0.75, 1.5 * progress)  # of continuing from the state that the networks reached
         own = torch.rand(len(clean), generator=self._generator, device=clean.device) < chance
         schedule = sigmas()
         state, losses = noise, {}
@@ -293,7 +298,7 @@ class ExpertsStage:
             )[0].float()
             end = state - sigma * velocity
             squared = (end - clean).square().mean((1, 2, 3, 4))
-            # The root lets clips that can be right count beside those that can only be guessed.
+            # With the root, clips that can be exact count beside those that can only be guessed.
             loss = (squared + 1e-3).sqrt().mean()
             total = total + loss * ((1.0, 1.0, 1.0, 2.0)[index] / sigma)
             total = total + _AIM_WEIGHT * AIMS[low].loss(self._hidden[low], offsets)

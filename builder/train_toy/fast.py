@@ -1,7 +1,8 @@
-"""Replaces layers of the networks by forms that train faster. Same weights, same numbers.
+"""Replaces layers of the networks with equivalents that train faster, with the same weights and
+results.
 
-cuDNN is slow on small 3D convolutions in half precision, and torch on norms of mixed precision,
-which also leave all that follows in float32.
+cuDNN is slow at small 3D convolutions in half precision. torch is slow at norms of mixed precision,
+which also leave the following layers in float32.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 
 
 class _ByFrames(WanCausalConv3d):
-    """A causal 3D convolution as a 2D one over frames, the frames before it as more channels."""
+    """A causal 3D convolution as a 2D convolution over frames, with the frames before as more
+    channels."""
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
         taps, before = self.kernel_size[0], self._padding[4]
         if cache_x is not None and before > 0:
             x = torch.cat([cache_x, x], dim=2)
             before -= cache_x.shape[2]
-        if x.shape[2] == 1 and before == taps - 1:  # a picture: the last tap alone sees it
+        if x.shape[2] == 1 and before == taps - 1:  # a picture uses the last tap only
             frames, weight, count = x.transpose(1, 2), self.weight[:, :, -1], 1
         else:
             frames = F.pad(x, (0, 0, 0, 0, before, 0)).transpose(1, 2)  # [n, t, c, h, w]
@@ -37,14 +39,14 @@ class _ByFrames(WanCausalConv3d):
 
 
 class _RMSNorm(torch.nn.RMSNorm):
-    """With its gain in the precision of its input."""
+    """A norm with its gain in the precision of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class _ChannelNorm(WanRMS_norm):
-    """The same of the VAE's norm."""
+    """The same for the VAE's norm."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normalised = F.normalize(x.float(), dim=1).to(x.dtype)
@@ -52,7 +54,7 @@ class _ChannelNorm(WanRMS_norm):
 
 
 def half_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 for what is large, where the device has units for it."""
+    """Use bfloat16 for large operations, if the device supports it."""
     able = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
 
@@ -61,7 +63,7 @@ _FAST = {WanCausalConv3d: _ByFrames, torch.nn.RMSNorm: _RMSNorm, WanRMS_norm: _C
 
 
 def make_fast(network: Any) -> None:
-    """Exchange the layers of `network` in place; its state keeps its names."""
+    """Replace the layers of `network` in place. The names of its state stay the same."""
     for module in network.modules():
         if type(module) in _FAST:
             module.__class__ = _FAST[type(module)]

@@ -1,4 +1,4 @@
-"""Runs one stage of the training: a number of steps, with a line of progress now and then."""
+"""Runs one stage of the training: a number of steps, with occasional lines of progress."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 
 _WARM_UP_STEPS = 60
-_FIRST_DECAY = 0.5  # of the steps: constant until here, then down to nearly nothing
+_FIRST_DECAY = 0.5  # part of the steps: constant until here, then decaying to nearly zero
 _TELL_STEPS = 20
 
 
 class Stage(Protocol):
-    """What is trained. `step` gets the progress (0 to 1) and gives named losses, on the device."""
+    """A part of the training. `step` takes the progress (0 to 1) and returns named losses, on the
+    device."""
 
     name: str
     optimizer: torch.optim.Optimizer
@@ -23,7 +24,7 @@ class Stage(Protocol):
 
 
 def learning_rate_factor(step: int, progress: float) -> float:
-    """Warm-up, a plateau, and a cosine down to 1 %: what is kept at the end needs no average."""
+    """Warm-up, a plateau, and a cosine down to 1 %, so that the final weights need no averaging."""
     warm = min(1.0, (step + 1) / _WARM_UP_STEPS)
     if progress <= _FIRST_DECAY:
         return warm
@@ -32,7 +33,7 @@ def learning_rate_factor(step: int, progress: float) -> float:
 
 
 def run_stage(stage: Stage, steps: int, tell: Callable[[str], None]) -> None:
-    """Take `steps` steps, and tell the mean of each loss since the line before."""
+    """Run `steps` steps, and report the mean of each loss since the previous line."""
     rates = [group["lr"] for group in stage.optimizer.param_groups]
     losses: dict[str, list[float]] = {}
     for step in range(steps):

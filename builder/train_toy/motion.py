@@ -8,21 +8,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_LEAST_ZOOM = 1.04  # what counts as a move, over 5 s
-_LEAST_SHIFT = 0.02  # of the side
+_LEAST_ZOOM = 1.04  # a smaller change over 5 s does not count as a move
+_LEAST_SHIFT = 0.02  # part of the side
 
 
 @dataclass(frozen=True)
 class Motion:
-    """How the view on a picture changed: `zoom` over 1 is closer; `right` and `down` are where it
-    looks to, as a part of the side."""
+    """How the view on a picture changed. `zoom` above 1 is closer. `right` and `down` are the
+    direction of the view, as parts of the side."""
 
     zoom: float
     right: float
     down: float
 
     def names(self) -> str:
-        """The one of MOVES that this is most of."""
+        """The move of MOVES that is closest to this."""
         amounts = {
             "zoom in": np.log(self.zoom) / np.log(_LEAST_ZOOM),
             "zoom out": -np.log(self.zoom) / np.log(_LEAST_ZOOM),
@@ -36,9 +36,9 @@ class Motion:
 
 
 def find_motion(picture: torch.Tensor, frame: torch.Tensor) -> Motion:
-    """The zoom and shift of `picture` that comes closest to `frame` (both [1, 3, h, w]).
+    """Find the zoom and shift of `picture` that come closest to `frame` (both [1, 3, h, w]).
 
-    A search, coarse then fine, on what is in sight of both.
+    The search is coarse, then fine, on the area that both show.
     """
     picture, frame = (F.avg_pool2d(x.float().cpu(), 2) for x in (picture, frame))
     best = (0.0, 0.0, 0.0)
@@ -58,7 +58,8 @@ def find_motion(picture: torch.Tensor, frame: torch.Tensor) -> Motion:
 
 
 def _errors(picture: torch.Tensor, frame: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Mean square error of each (log zoom, right, down) [n, 3], where the picture has content."""
+    """Return the mean square error of each (log zoom, right, down) [n, 3], where the picture has
+    content."""
     count = len(candidates)
     zoom = torch.exp(-candidates[:, 0])
     theta = torch.zeros(count, 2, 3)

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from wan_engine.toy.camera_moves import MOVES
 
 ZOOM_A_FRAME = 1.0025
-"""1.22 over the 80 frame steps of a 5 s clip. A power, so that a later segment zooms on alike."""
+"""1.22 over the 80 frame steps of a 5 s clip. It is a power, so that a later segment zooms
+equally."""
 PAN_PX_A_FRAME = 0.375
 TILT_PX_A_FRAME = 0.25
 
-_STEPS = {  # log zoom, and how far the camera looks to the right and down, a frame
+_STEPS = {  # log zoom, and the shift of the view to the right and down, per frame
     "still": (0, 0, 0),
     "zoom in": (1, 0, 0),
     "zoom out": (-1, 0, 0),
@@ -26,10 +27,11 @@ _STEPS = {  # log zoom, and how far the camera looks to the right and down, a fr
 
 
 def warp(pictures: torch.Tensor, moves: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """What a camera sees that makes `moves` [n] (numbers in MOVES) over `pictures` [n, 3, h, w].
+    """Return the view of a camera that makes `moves` [n] (numbers in MOVES) over `pictures` [n, 3,
+    h, w].
 
-    `frames` [n, t]: the number of each frame, 0 is the picture itself; fractions and negative ones
-    are allowed. Beyond its border the picture is mirrored. Returns [n, 3, t, h, w].
+    `frames` [n, t]: the number of each frame. 0 is the picture itself; fractions and negative
+    numbers are allowed. The picture is mirrored beyond its border. Returns [n, 3, t, h, w].
     """
     (count, _, height, width), times = pictures.shape, frames.shape[1]
     x, y = _look(moves, frames, height, width, 1)
@@ -47,9 +49,11 @@ def warp(pictures: torch.Tensor, moves: torch.Tensor, frames: torch.Tensor) -> t
 def offsets_px(
     moves: torch.Tensor, frames: torch.Tensor, height: int, width: int, stride: int
 ) -> torch.Tensor:
-    """How far to the right and down of a place the picture has what is seen there.
+    """Return how far to the right and down of a place the picture has the content that is seen
+    there.
 
-    [n, 2, t, height / stride, width / stride] in pixels, at the middle of each `stride` of them.
+    [n, 2, t, height / stride, width / stride] in pixels, at the middle of each square of `stride`
+    pixels.
     """
     still = torch.zeros_like(moves)
     x, y = (
@@ -67,17 +71,18 @@ def offsets_px(
 
 
 def directions(moves: torch.Tensor) -> torch.Tensor:
-    """Zoom (1 is in), right and down of each move, -1 to 1: [n, 3]."""
+    """Return zoom (1 is in), right and down of each move, -1 to 1: [n, 3]."""
     return torch.tensor([_STEPS[name] for name in MOVES], device=moves.device)[moves].float()
 
 
 def _look(
     moves: torch.Tensor, frames: torch.Tensor, height: int, width: int, stride: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each column [n, t, w] and row [n, t, h] looks, in pixels from the picture's middle."""
+    """Return where each column [n, t, w] and row [n, t, h] looks, in pixels from the picture's
+    middle."""
     steps = directions(moves)
     log_zoom = math.log(ZOOM_A_FRAME) * steps[:, 0:1] * frames
-    scale = torch.exp(-log_zoom)[..., None]  # of what is seen
+    scale = torch.exp(-log_zoom)[..., None]  # scale of the view
     x, y = (
         torch.arange(side // stride, device=moves.device) * stride + (stride - side) / 2
         for side in (width, height)

@@ -1,8 +1,8 @@
 """Draws pictures with the statistics of photographs on the device: dead leaves, gradients,
-textures, strokes, glyphs, soft shapes. Nothing is read from disk.
+textures, strokes, glyphs, soft shapes. Reads nothing from disk.
 
-A bank of large drawings is kept; what is trained on are cut-outs of it, turned, scaled, mirrored
-and recoloured, so that a drawing serves many times.
+The networks train on cut-outs of a bank of large drawings. The cut-outs are turned, scaled,
+mirrored and recoloured, so that a drawing serves many times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pictures:
             self._next = (self._next + 1) % len(self.bank)
 
     def sample(self, count: int, height: int, width: int) -> torch.Tensor:
-        """Cut-outs, float32 [count, 3, height, width] in -1..1."""
+        """Return cut-outs, float32 [count, 3, height, width] in -1..1."""
         generator, device = self._generator, self._generator.device
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -77,14 +77,14 @@ def recolour(generator: torch.Generator, pictures: torch.Tensor) -> torch.Tensor
 
 
 def draw(generator: torch.Generator, count: int, height: int, width: int) -> torch.Tensor:
-    """Drawings, float32 [count, 3, height, width] in -1..1."""
+    """Return drawings, float32 [count, 3, height, width] in -1..1."""
     canvas = 0.6 * _texture(generator, count, height, width)
     detail = _texture(generator, count, height, width)
     y = torch.arange(height, device=canvas.device, dtype=torch.float32)
     x = torch.arange(width, device=canvas.device, dtype=torch.float32)
     y, x = torch.meshgrid(y, x, indexing="ij")
     reach = max(height, width)
-    for index in range(_LEAVES):  # large ones first, so that small ones are seen
+    for index in range(_LEAVES):  # large leaves first, so that small ones are visible
         radius = reach * 0.45 * (1 + index) ** -0.75
         canvas = _leaf(generator, canvas, detail, (y, x), radius)
         if index in (_LEAVES // 2, _LEAVES - 1):
@@ -93,7 +93,8 @@ def draw(generator: torch.Generator, count: int, height: int, width: int) -> tor
 
 
 def _texture(generator: torch.Generator, count: int, height: int, width: int) -> torch.Tensor:
-    """Noise with a spectrum of 1 / f^a, a = 0.8 to 2, mostly grey: [count, 3, height, width]."""
+    """Return noise with a spectrum of 1 / f^a, a = 0.8 to 2, mostly grey: [count, 3, height,
+    width]."""
     device = generator.device
     noise = torch.randn(count, 3, height, width, generator=generator, device=device)
     fy = torch.fft.fftfreq(height, device=device)[:, None]
@@ -113,7 +114,8 @@ def _leaf(
     where: tuple[torch.Tensor, torch.Tensor],
     radius: float,
 ) -> torch.Tensor:
-    """One shape on each canvas: an ellipse, box or stroke, hard or soft, shaded, maybe textured."""
+    """Draw one shape on each canvas: an ellipse, box or stroke, hard or soft, shaded, maybe
+    textured."""
     (y, x), count, device = where, len(canvas), canvas.device
 
     def random(low: float = 0.0, high: float = 1.0, *, channels: int = 1) -> torch.Tensor:
@@ -141,7 +143,8 @@ def _leaf(
 def _glyphs(
     generator: torch.Generator, canvas: torch.Tensor, where: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """A plate of letter-like marks on each canvas: blocks of 2 to 5 pixels, in words and lines."""
+    """Draw a plate of letter-like marks on each canvas: blocks of 2 to 5 pixels, in words and
+    lines."""
     (y, x), count, device = where, len(canvas), canvas.device
     height, width = canvas.shape[2:]
 
@@ -171,7 +174,7 @@ def _glyphs(
 def _light(
     generator: torch.Generator, canvas: torch.Tensor, where: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Light from one side, and a grain on some."""
+    """Light each canvas from one side, and add grain to some."""
     (y, x), count, device = where, len(canvas), canvas.device
     height, width = canvas.shape[2:]
     slopes = torch.rand(count, 3, 1, 1, generator=generator, device=device) - 0.5

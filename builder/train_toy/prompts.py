@@ -20,7 +20,7 @@ _WHAT = (
 
 
 def prompt(move: str, source: random.Random) -> str:
-    """A prompt that names `move`, with other words around it or not."""
+    """Return a prompt that names `move`, with other words around it or not."""
     phrase = source.choice(PHRASES[move])
     if move != "still" and source.random() < 0.5:
         if phrase.startswith("the camera "):
@@ -32,7 +32,7 @@ def prompt(move: str, source: random.Random) -> str:
             phrase = f"{source.choice(ADJECTIVES)} {phrase}"
     parts = [phrase]
     if move == "still" and source.random() < 0.4:
-        parts = []  # nothing is said about the camera
+        parts = []  # no words about the camera
     for _ in range(source.randint(1 - len(parts), 2)):
         parts.append(f"{source.choice(_WHO)} {source.choice(_WHAT)}")
     source.shuffle(parts)

@@ -1,9 +1,9 @@
 """Initializes the VAE's encoder with the principal components of 8x8 pixels.
 
-Sixteen numbers for 192 values are 25 to 32 dB on photographs by a linear code alone, which descent
-from random layers takes long to come near. The network cannot help adding its shortcuts (averages
-of 2x2 positions and two frames) and a norm before its last layer, so the code is laid around them:
-a still clip has the code of its picture in every latent frame.
+A linear code of sixteen numbers for 192 values gives 25 to 32 dB on photographs. Gradient descent
+from random layers takes long to reach that. The network always adds its shortcuts (averages of 2x2
+positions and two frames) and a norm before its last layer, so the code takes them into account. A
+still clip has the code of its picture in every latent frame.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _CODE_SIZE = 0.5  # standard deviation of the code before the norm
 
 
 def begin_with_components(vae: Any, pictures: torch.Tensor) -> None:
-    """Fit the encoder to the principal components of `pictures` [n, 3, h, w]; silent residual
-    branches are taken for granted (`vae.initialise`)."""
+    """Fit the encoder to the principal components of `pictures` [n, 3, h, w]. Requires silent
+    residual branches (`vae.initialise`)."""
     channels = vae.config.z_dim
     pixels = _blocks(pictures, 8)
     mean, components, sizes = _principal(pixels, channels)
@@ -32,19 +32,20 @@ def begin_with_components(vae: Any, pictures: torch.Tensor) -> None:
 
 
 def _blocks(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """Pixels of each block [n, 3 * side * side]; order: colour, row, column."""
+    """Return the pixels of each block [n, 3 * side * side], in the order colour, row, column."""
     return F.pixel_unshuffle(pictures, side).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _principal(pixels: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    """Mean, the first components [count, d], and their standard deviations."""
+    """Return the mean, the first components [count, d], and their standard deviations."""
     mean = pixels.mean(dim=0)
     variances, vectors = torch.linalg.eigh((pixels - mean).T @ (pixels - mean) / len(pixels))
     return mean, vectors.flip(1)[:, :count].T, variances.flip(0)[:count].sqrt()
 
 
 def _let_patches_in(conv: Any) -> None:
-    """The first channels are the 12 values of 2x2 pixels (the VAE's patch order), the rest none."""
+    """Put the 12 values of 2x2 pixels (the VAE's patch order) into the first channels, and nothing
+    into the rest."""
     with torch.no_grad():
         conv.weight.zero_()
         conv.bias.zero_()
@@ -53,19 +54,20 @@ def _let_patches_in(conv: Any) -> None:
 
 
 def _patch_index() -> torch.Tensor:
-    """Channel of the VAE's patches for colour, row and column [3, 2, 2]: colour, column, row."""
+    """Return the channel of the VAE's patches for colour, row and column [3, 2, 2]; its order is
+    colour, column, row."""
     return torch.arange(12).view(3, 2, 2).transpose(1, 2)
 
 
 def _first_stage(wanted: torch.Tensor, block: Any) -> torch.Tensor:
-    """2x2 pixels to 4x4 in 32 channels; returns what each reads [32, 3, 4, 4].
+    """Reduce 2x2 pixels to 4x4 in 32 channels. Returns the weights of each channel [32, 3, 4, 4].
 
-    The first 12 are what the shortcut gives, averages of each channel over 2x2 positions; the
-    others hold most of the rest of the `wanted` components [n, 192].
+    The first 12 are those of the shortcut, averages of each channel over 2x2 positions. The others
+    contain most of the rest of the `wanted` components [n, 192].
     """
     conv, time_conv = block.downsampler.resample[1], block.downsampler.time_conv
     width, given = conv.weight.shape[0], 12
-    average = torch.zeros(given, 3, 2, 2, 2, 2)  # colour; row and column of the position, of it
+    average = torch.zeros(given, 3, 2, 2, 2, 2)  # colour; row, column; row, column within
     for colour in range(3):
         for row in range(2):
             for column in range(2):
@@ -78,7 +80,7 @@ def _first_stage(wanted: torch.Tensor, block: Any) -> torch.Tensor:
     with torch.no_grad():
         conv.weight.zero_()
         conv.bias.zero_()
-        # For the first frame the shortcut counts half: it takes nothing for the one before.
+        # For the first frame the shortcut counts half, because there is no frame before it.
         read = torch.cat([0.5 * average, others])
         conv.weight[:, :given, :2, :2] = _by_position(read)
         time_conv.weight.zero_()
@@ -89,7 +91,7 @@ def _first_stage(wanted: torch.Tensor, block: Any) -> torch.Tensor:
 
 
 def _by_position(read: torch.Tensor) -> torch.Tensor:
-    """[n, 48] over 4x4 pixels to a kernel [n, 12, 2, 2] over positions of 2x2 pixels."""
+    """Reshape [n, 48] over 4x4 pixels to a kernel [n, 12, 2, 2] over positions of 2x2 pixels."""
     values = read.view(-1, 3, 2, 2, 2, 2)  # n, colour, position row, row, position column, column
     kernel = torch.zeros(len(read), 12, 2, 2)
     for colour in range(3):
@@ -101,11 +103,12 @@ def _by_position(read: torch.Tensor) -> torch.Tensor:
 
 
 def _second_stage(first: torch.Tensor, code: torch.Tensor, block: Any) -> None:
-    """4x4 pixels to 8x8 in 64 channels: odd ones the `code` [n, 192], then its negative."""
+    """Reduce 4x4 pixels to 8x8 in 64 channels: odd channels get the `code` [n, 192], then its
+    negative."""
     resnet, conv = block.resnets[0], block.downsampler.resample[1]
     time_conv, inputs = block.downsampler.time_conv, len(first)
     count = len(code)
-    # The code by least squares from what the first stage reads at four positions.
+    # The code by least squares from the first stage's channels at four positions.
     places = torch.zeros(2, 2, inputs, 3, 8, 8)
     for row in range(2):
         for column in range(2):
@@ -121,8 +124,8 @@ def _second_stage(first: torch.Tensor, code: torch.Tensor, block: Any) -> None:
         odd = torch.arange(inputs) * 2 + 1
         target = torch.cat([weights, -weights]).permute(0, 3, 1, 2)  # [32, inputs, 2, 2]
         conv.weight[odd, :inputs, :2, :2] = target
-        # The shortcut adds the average of channel c to channel 2 c + 1; of the frame before, which
-        # the first frame lacks, to channel 2 c.
+        # The shortcut adds the average of channel c to channel 2 c + 1. It adds that of the frame
+        # before, which the first frame lacks, to channel 2 c.
         channel = torch.arange(inputs)
         conv.weight[odd - 1, channel, :2, :2] = 0.25
         conv.weight[odd, channel, :2, :2] -= 0.25
@@ -133,7 +136,7 @@ def _second_stage(first: torch.Tensor, code: torch.Tensor, block: Any) -> None:
 
 
 def _pass(layer: Any, inputs: int) -> None:
-    """The first channels as they are, nothing in the others."""
+    """Pass the first channels through, and set the others to zero."""
     layer.weight.zero_()
     layer.bias.zero_()
     index = torch.arange(inputs)
@@ -141,14 +144,15 @@ def _pass(layer: Any, inputs: int) -> None:
 
 
 def _head(vae: Any, offset: torch.Tensor) -> None:
-    """Differences of the code and its negative, behind norm and SiLU, are the code again."""
+    """Restore the code after norm and SiLU, from the differences of the code and its negative."""
     encoder, count = vae.encoder, len(offset)
     width = encoder.norm_out.gamma.shape[0]
     with torch.no_grad():
         for attention in encoder.mid_block.attentions:
             attention.proj.weight.zero_()
             attention.proj.bias.zero_()
-        # The last block has no step down, so its shortcut doubles what it gets; the norm divides.
+        # The last block does not downsample, so its shortcut doubles its input. The norm divides
+        # it.
         conv, norm = encoder.conv_out, _LOUD / 2**0.5 * (1 / _CODE_SIZE)
         conv.weight.zero_()
         conv.bias.zero_()

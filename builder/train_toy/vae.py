@@ -1,4 +1,5 @@
-"""Fits the tiny VAE: pictures, then short clips through the causal path, then the real size."""
+"""Trains the tiny VAE: on pictures, then on short clips through the causal path, then at the real
+size."""
 
 from __future__ import annotations
 
@@ -21,20 +22,20 @@ from wan_engine.toy.camera_moves import MOVES
 
 LEARNING_RATE = 1.2e-3
 NOISE = 0.12
-"""Noise on the latents, of their standard deviation: what a tiny transformer leaves is no less, so
-the decoder must bear it."""
+"""Noise on the latents, relative to their standard deviation. A tiny transformer leaves at least
+this much, so the decoder must tolerate it."""
 _SIZE_WEIGHT = 0.02
 
-_ENCODER_RATE = 0.3  # of LEARNING_RATE: it begins with a good code
+_ENCODER_RATE = 0.3  # part of LEARNING_RATE, because the encoder begins with a good code
 _FIRST_ENCODER, _FIRST_CLIPS, _FIRST_LARGE = 0.1, 0.25, 0.8  # progress
 
 
 def initialise(vae: Any) -> None:
-    """Start as a network for pictures whose residual branches are silent.
+    """Start as a network for pictures with silent residual branches.
 
-    The shortcuts alone then carry the picture, a frame does not yet see the ones before it, and
-    what halves and doubles the frames keeps and repeats the latest: a still clip begins as well as
-    its picture.
+    Only the shortcuts then carry the picture. A frame does not depend on the frames before it. The
+    layers that halve and double the frames keep and repeat the latest frame, so a still clip begins
+    as well as its picture.
     """
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d) and module.kernel_size == (3, 1, 1):
@@ -58,10 +59,11 @@ def initialise(vae: Any) -> None:
 
 
 def encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Means of the latents [n, c, (t - 1) / 4 + 1, h / 8, w / 8] of `pixels` [n, 3, t, h, w].
+    """Return the means of the latents [n, c, (t - 1) / 4 + 1, h / 8, w / 8] of `pixels` [n, 3, t,
+    h, w].
 
-    What `AutoencoderKLWan.encode` computes frame group by frame group, in two runs of the encoder:
-    its memory holds the last two frames of each layer, however many come at once.
+    `AutoencoderKLWan.encode` computes the same, one group of frames at a time. Here the encoder
+    runs twice: its memory holds the last two frames of each layer, for any number of frames.
     """
     vae.clear_cache()
     pixels = patchify(pixels, vae.config.patch_size)
@@ -76,7 +78,7 @@ def encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels [n, 3, t, h, w] of `latents`, unclamped; in two runs, as `encode`."""
+    """Return the pixels [n, 3, t, h, w] of `latents`, unclamped, in two runs as in `encode`."""
     vae.clear_cache()
     latents = vae.post_quant_conv(latents)
     memory = vae._feat_map
@@ -90,7 +92,7 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 class VaeStage:
-    """Implements `Stage`. `scale` shrinks batches, for a CPU."""
+    """Implements `Stage`. `scale` reduces the batches, for a CPU."""
 
     name = "vae"
 
@@ -112,7 +114,8 @@ class VaeStage:
         self._steps = 0
 
     def step(self, progress: float) -> dict[str, torch.Tensor]:
-        """One batch; the kinds of batch alternate, and grow with the progress."""
+        """Train on one batch. The kinds of batches alternate, and the batches grow with the
+        progress."""
         self._steps += 1
         coming = min(1.0, max(0.0, (progress - _FIRST_ENCODER) / _FIRST_ENCODER))
         self.optimizer.param_groups[1]["lr"] *= coming
@@ -151,7 +154,7 @@ class VaeStage:
         return max(1, round(count * self._scale))
 
     def _clips(self, count: int, frames: int, height: int, width: int) -> torch.Tensor:
-        """Clips that begin anywhere in a move, some faster than the moves are."""
+        """Return clips that begin anywhere in a move. Some are faster than the moves."""
         generator, device = self._generator, self._generator.device
         pictures = self._pictures.sample(count, height, width)
         moves = torch.randint(len(MOVES), (count,), generator=generator, device=device)
@@ -161,8 +164,8 @@ class VaeStage:
 
 
 def _distance(seen: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss (absolute, squared, and of the edges; the first frame counts more), and the mean
-    square."""
+    """Return the loss (absolute, squared, and of the edges; the first frame counts more), and the
+    mean square."""
     error = seen - pixels
     squared = error.square().mean()
     edges = sum(
@@ -174,7 +177,7 @@ def _distance(seen: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, t
         .mean()
         for axis in (3, 4)
     )
-    # Hue is a small part of the error of a pixel, and the first to be lost.
+    # Hue is a small part of a pixel's error, and is lost first.
     patches = F.avg_pool3d(error, (1, 8, 8)).abs().mean()
     loss = error.abs().mean() + 2 * squared + 0.25 * edges + patches
     if pixels.shape[2] > 1:
@@ -184,7 +187,8 @@ def _distance(seen: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, t
 
 @torch.no_grad()
 def measure_latents(vae: Any, pictures: Pictures, generator: torch.Generator, count: int) -> None:
-    """Write mean and standard deviation of the latents of clips into the VAE's configuration."""
+    """Write the mean and standard deviation of the latents of clips into the VAE's
+    configuration."""
     sums = []
     for _ in range(count):
         device = generator.device
@@ -207,6 +211,7 @@ def normalise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def psnr(seen: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Peak signal to noise in dB of values in -1..1, after rounding to 8 bits as in a file."""
+    """Return the peak signal-to-noise ratio in dB of values in -1..1, after rounding to 8 bits as
+    in a file."""
     seen, wanted = ((((x.float().clamp(-1, 1) + 1) * 127.5).round()) for x in (seen, wanted))
     return float(10 * torch.log10(255.0**2 / F.mse_loss(seen, wanted).clamp_min(1e-6)))

@@ -1,9 +1,9 @@
-"""The sound of finished frames on the stock Kandinsky 6 pipeline, which makes picture and sound at
-once: its picture is held fast, so that it samples the sound alone.
+"""Makes the sound of finished frames with the stock Kandinsky 6 pipeline, which makes picture and
+sound together. The picture is fixed, so the pipeline samples only the sound.
 
-After each step the picture's latents are what the finished clip is at the next noise level,
-(1 - sigma) clean + sigma noise, with the noise that they began with. The last level is 0: the
-picture that comes out is the one that went in, and is not decoded again.
+After each step the picture's latents are set to the finished clip at the next noise level, (1 -
+sigma) clean + sigma noise, with the initial noise. The last level is 0, so the final picture is the
+given one and is not decoded again.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _QUOTED = re.compile(r'["“]([^"“”]{1,500})["”]')
 
 
 class SoundPipeline(Kandinsky6TI2VAPipeline):
-    """`Kandinsky6TI2VAPipeline` that embeds a prompt once for all windows of a clip, with its text
-    encoder where the recipe has it.
+    """A `Kandinsky6TI2VAPipeline` that embeds a prompt once for all windows of a clip. The text
+    encoder stays where the recipe puts it.
 
-    Stock takes embeddings that were made before, and then drops the mask of their padding: so they
-    are made within its call.
+    The stock pipeline accepts prepared embeddings, but then drops their padding mask. So this class
+    embeds the prompt within the stock call.
     """
 
     moved = False
@@ -56,7 +56,7 @@ class SoundPipeline(Kandinsky6TI2VAPipeline):
     _last: tuple[str, tuple[Any, ...]] | None = None
 
     def encode_prompt(self, prompt: Any, *args: Any, **options: Any) -> tuple[Any, ...]:
-        """As stock's, of one prompt."""
+        """Embed one prompt, as the stock method does."""
         text = repr(prompt)
         if self._last is None or self._last[0] != text:
             device = torch.device(options["device"])
@@ -76,7 +76,7 @@ class SoundForVideo:
         self.pipeline: Any = pipeline
         self.pipeline.moved = recipe.text_encoder == "moved"
         self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.vae.enable_tiling()  # a window of 864x480 would take 20 GB at once
+        self.pipeline.vae.enable_tiling()  # a window of 864x480 would take 20 GB without tiles
         self._device = torch.device(recipe.device)
 
     @classmethod
@@ -88,9 +88,9 @@ class SoundForVideo:
         loras: tuple[LocatedLora, ...] = (),
         on_bytes: OnBytes = lambda _done, _all: None,
     ) -> SoundForVideo:
-        """Weights from a folder in diffusers layout, one network at a time."""
+        """Load the weights from a folder in diffusers layout, one network at a time."""
         exact = EXACT_BESIDE_8_BITS if recipe.attention == "float8" else recipe.attention
-        # Its blocks are not Wan's: nothing of them is converted, compiled or left out.
+        # Its blocks are not Wan's, so none of them is converted, compiled or skipped.
         recipe = replace(recipe, float8=False, compiled=False, attention=exact, step_cache=None)
 
         def assembled(networks: Mapping[str, Any]) -> Any:
@@ -110,7 +110,7 @@ class SoundForVideo:
 
     def _heard(self, window: SoundInput, on_step: Callable[[int], None]) -> Waveform:
         pipeline, spec, done = self.pipeline, self.spec, 0
-        # On the CPU, so that a seed gives the same noise on every device.
+        # The noise is made on the CPU, so that a seed gives the same noise on every device.
         generator = torch.Generator().manual_seed(window.seed)
 
         def step_ended(
@@ -122,10 +122,10 @@ class SoundForVideo:
             on_step(done)
             sigma = pipeline.scheduler.sigmas[done].to(clean)
             held = (1 - sigma) * clean + sigma * noise
-            # The loop has channels last.
+            # The loop uses channels last.
             return {"latents": held.permute(0, 2, 3, 4, 1).to(tensors["latents"])}
 
-        # A step takes seconds, and so does each tile of the encoder before the first one.
+        # A step takes seconds, and so does each tile of the encoder before the first step.
         parts = (pipeline.vae.encoder, pipeline.text_encoder, pipeline.transformer)
         hooks = [part.register_forward_pre_hook(lambda *_: on_step(done)) for part in parts]
         try:
@@ -153,7 +153,7 @@ class SoundForVideo:
         return self._decoded(output.audio)
 
     def _encoded(self, frames: Frames) -> torch.Tensor:
-        """Latents [1, c, t, h, w] of frames, as the transformer sees them."""
+        """Return the latents [1, c, t, h, w] of frames, normalised for the transformer."""
         vae = self.pipeline.vae
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
         pixels = pixels.permute(3, 0, 1, 2)[None].to(vae.dtype).div_(127.5).sub_(1.0)
@@ -162,7 +162,7 @@ class SoundForVideo:
         return latents.float()
 
     def _decoded(self, latents: torch.Tensor) -> Waveform:
-        """The waveform of the sound's latents [1, c, n]."""
+        """Return the waveform of the sound latents [1, c, n]."""
         pipeline = self.pipeline
         vae, vocoder = pipeline.audio_vae, pipeline.vocoder
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
@@ -173,7 +173,7 @@ class SoundForVideo:
         return Waveform(samples, pipeline.audio_sample_rate)
 
     def warm_up(self, width: int, height: int) -> None:
-        """Use once, and briefly, all that a window of this size uses."""
+        """Run briefly every part that a window of this size uses."""
         spec = self.spec
         self.spec = replace(spec, steps=2)
         try:
@@ -183,22 +183,23 @@ class SoundForVideo:
             self.spec = spec
 
     def run_eagerly(self) -> None:
-        """Nothing is compiled."""
+        """Do nothing, because nothing is compiled."""
 
     def move(self, device: str) -> None:
-        """All weights to `device`."""
+        """Move all weights to `device`."""
         self.pipeline.to(device)
 
 
 def prompt_of(window: SoundInput) -> str:
-    """What the model is told: what is seen and heard, spoken words between <S> and <E>, and the
-    rest of what is heard between <AUDCAP> and <ENDAUDCAP> (diffusers 0.42.1,
+    """Return the prompt for the model: the scene and its sound. Spoken words are between <S> and
+    <E>, and other sounds between <AUDCAP> and <ENDAUDCAP> (diffusers 0.42.1,
     `Kandinsky6TI2VAPipeline.expand_prompts`).
 
-    In the caller's own words only what somebody says is spoken: a quotation may be on a sign.
+    In a prompt of the caller, only the words that somebody says are spoken, because other
+    quotations may be text on a sign.
     """
     if "<S>" in window.prompt or "<AUDCAP>" in window.prompt:
-        return window.prompt  # it is written for this model
+        return window.prompt  # the prompt is written for this model
     seen = _SPOKEN.sub(r"\1<S>\2<E>", window.prompt)
     if not window.sound:
         return seen
@@ -208,8 +209,8 @@ def prompt_of(window: SoundInput) -> str:
 
 
 class _TextOnly:
-    """A tokenizer where the pipeline has a processor of pictures and videos too: those need
-    torchvision, and nothing here is shown to the text encoder."""
+    """A tokenizer in the place of the pipeline's processor for pictures and videos. That processor
+    needs torchvision, and the text encoder gets no pictures here."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -219,7 +220,7 @@ class _TextOnly:
 
 
 def _small_parts(folder: Path) -> dict[str, Any]:
-    """What the pipeline has beside its networks."""
+    """Load the parts of the pipeline besides its networks."""
     import diffusers
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)

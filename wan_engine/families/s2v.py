@@ -1,7 +1,6 @@
-"""Speech-to-video with Wan2.2-S2V: a picture whose lips and body follow a sound.
+"""Speech-to-video with Wan2.2-S2V: animates lips and body in a picture to a sound.
 
-What a segment begins with, and what it leaves to the next one, are frames before they are rounded;
-sound never decides how long a clip is.
+Segments hand over unrounded frames. The sound never changes the length of the clip.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from wan_engine.schema import (
 
 log = logging.getLogger(__name__)
 
-_SILENCE_SECONDS = 1.0  # behind the clip's end: a segment samples a few frames that are not shown
+_SILENCE_SECONDS = 1.0  # after the clip's end: a segment samples a few frames that are not shown
 _WARM_SECONDS = 1.0
 
 
@@ -56,8 +55,8 @@ class SpeechToVideo(ImageToVideo):
     @classmethod
     def _able(cls, recipe: Recipe, folder: Path) -> Recipe:
         if recipe.step_cache is not None:
-            # Sound is added between the blocks, which a cache would leave out with them.
-            log.warning("WAN_STEP_CACHE is not used by the model that moves lips")
+            # Sound is added between the blocks, and a cache would skip it together with them.
+            log.warning("The model that moves lips does not use WAN_STEP_CACHE")
             recipe = replace(recipe, step_cache=None)
         return super()._able(recipe, folder)
 
@@ -75,13 +74,13 @@ class SpeechToVideo(ImageToVideo):
         }
 
     def _forget(self) -> None:
-        """Nothing was set."""
+        """Do nothing, because a segment sets nothing."""
 
     def _samples(
         self, vae: Any, latents: torch.Tensor, memory: list[Any] | None, kept: Carry | None
     ) -> Generator[torch.Tensor, None, None]:
-        """Without the frames before the segment, for each of which comes none, so that a job can
-        end there too."""
+        """Decode the segment, without the frames before it. Each chunk of those frames yields
+        an empty sample, at which the job can end too."""
         left_out = MOTION_FRAMES
         new: deque[torch.Tensor] = deque(maxlen=MOTION_LATENTS)  # of four frames each
         with closing(stream_decode(vae, latents, memory)) as samples:

@@ -1,9 +1,9 @@
-"""What a speech model hears of a track, for each frame of a video.
+"""Computes the features of a track for each frame of a video, with a speech model.
 
     48 kHz stereo ─> 16 kHz mono ─> speech model, 50 a second ─> 30 a second ─> one a video frame
 
-The last two are those of Wan2.2-S2V's authors (Wan-Video/Wan2.2 at 42bf4cf,
-`wan/modules/s2v/audio_encoder.py`), by which the transformer was trained.
+The last two steps are those of Wan2.2-S2V's authors (Wan-Video/Wan2.2 at 42bf4cf,
+`wan/modules/s2v/audio_encoder.py`), with which the transformer was trained.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from wan_engine.schema import AudioTrack
 HEARD_HZ = 16_000
 FEATURES_PER_SECOND = 50  # wav2vec2: a stride of 320 samples
 _GRID_PER_SECOND = 30
-_TRACK_HZ = 48_000  # of an `AudioTrack`
+_TRACK_HZ = 48_000  # the rate of an `AudioTrack`
 _DECIMATION = _TRACK_HZ // HEARD_HZ
-_TAPS_A_SIDE = 72  # 24 samples of the slower rate: what folds over is 80 dB below
+_TAPS_A_SIDE = 72  # 24 samples of the slower rate; aliases are 80 dB lower
 _KAISER_BETA = 8.0
-_CUTOFF = 0.95  # of the slower rate's band
+_CUTOFF = 0.95  # part of the slower rate's band
 
 
 def heard(track: AudioTrack, seconds: float, silence_seconds: float) -> torch.Tensor:
-    """The first `seconds` of `track` as a speech model takes it, and silence up to there and for
-    `silence_seconds` more: float32 [n] at 16 kHz.
+    """Return the first `seconds` of `track` as input of a speech model, padded with silence to
+    `seconds` and for `silence_seconds` more: float32 [n] at 16 kHz.
 
-    Its mean is 0 and its deviation 1 before silence is added, so that a short sound in a long clip
-    is as loud to the model as it would be alone. Raises `EncodeFailed` for a file that is none of
-    ours.
+    The mean is 0 and the deviation 1 before silence is added, so that a short sound in a long clip
+    is as loud to the model as the sound alone. Raises `EncodeFailed` for a file that the engine did
+    not write.
     """
     samples = _slower(_mono(track.path)[: round(seconds * _TRACK_HZ)])
     deviation = samples.var(correction=0).add(1e-7).sqrt()  # as Wav2Vec2FeatureExtractor
@@ -58,7 +58,7 @@ def _mono(path: Path) -> torch.Tensor:
 
 
 def _slower(samples: torch.Tensor) -> torch.Tensor:
-    """A third of the samples, without what the slower rate cannot hold."""
+    """Return every third sample, after a low-pass filter for the slower rate."""
     if not len(samples):
         return torch.zeros(1)
     places = torch.arange(-_TAPS_A_SIDE, _TAPS_A_SIDE + 1) / _DECIMATION * _CUTOFF
@@ -72,8 +72,8 @@ def _slower(samples: torch.Tensor) -> torch.Tensor:
 
 
 def of_frames(layers: torch.Tensor, start_seconds: float, frames: int, fps: int) -> torch.Tensor:
-    """The features [layers, n, width] of a speech model, 50 a second, at each of `frames` frames
-    from `start_seconds` on: [1, layers, width, frames]. Behind the end they are zero."""
+    """Return the features [layers, n, width] of a speech model, 50 per second, at each of `frames`
+    frames from `start_seconds`: [1, layers, width, frames]. Features after the end are zero."""
     count = int(layers.shape[1] / FEATURES_PER_SECOND * _GRID_PER_SECOND)
     grid = torch.nn.functional.interpolate(
         layers.transpose(1, 2), size=count, mode="linear", align_corners=True
@@ -87,12 +87,12 @@ def of_frames(layers: torch.Tensor, start_seconds: float, frames: int, fps: int)
 
 
 def _even_round(number: float) -> int:
-    """Halves to the even number, as numpy has it; of 2.4999999999, which is 2.5, too."""
+    """Round halves to the even number, as numpy does. 2.4999999999 counts as 2.5."""
     return round(round(number, 6))
 
 
 def loudness(track: AudioTrack, fps: int, frames: int) -> list[float]:
-    """The root mean square of the sound under each frame: what lips are compared with."""
+    """Return the root mean square of the sound under each frame, for comparison with the lips."""
     samples, length = _mono(track.path), _TRACK_HZ / fps
     spans = (
         samples[round(at * length) : round((at + 1) * length)].double() for at in range(frames)

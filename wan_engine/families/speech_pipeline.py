@@ -3,7 +3,7 @@
     latents   19 of the 73 frames before | the clip's, 21 of 84 frames
     decoded   73 frames, left out        | 84 frames
 
-Before the first segment there are grey frames, and the picture as the last six of them, so that the
+The frames before the first segment are grey, and the last six of them are the picture, so that the
 clip begins with the picture (`init_first_frame` of the authors' loop, Wan-Video/Wan2.2 at 42bf4cf,
 `wan/speech2video.py`).
 """
@@ -27,13 +27,13 @@ from wan_engine.networks.speech import SpeechTransformer
 from wan_engine.networks.speech_positions import MOTION_FRAMES
 from wan_engine.runtime.finite import require_finite
 
-_PICTURE_FRAMES = 6  # of those before, that show the picture
-_STRIDE = 4  # frames a latent
+_PICTURE_FRAMES = 6  # frames of the motion that show the picture
+_STRIDE = 4  # frames per latent
 StepEnded = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 
 
 class SpeechPipeline(WanPipeline):
-    """Text encoder and VAE are those of the other Wan pipelines, as is how text is embedded."""
+    """Embeds text and uses the text encoder and the VAE as the other Wan pipelines do."""
 
     model_cpu_offload_seq = "text_encoder->audio_encoder->transformer->vae"
     network_classes: ClassVar[Mapping[str, Any]] = {
@@ -61,8 +61,8 @@ class SpeechPipeline(WanPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: str, **given: Any) -> SpeechPipeline:
-        """Around networks that are given, with the tokenizer that is in `folder`. A scheduler is
-        the family's to set."""
+        """Build the pipeline from the given networks and the tokenizer in `folder`. The family sets
+        the scheduler."""
         given.pop("local_files_only", None)
         tokenizer = AutoTokenizer.from_pretrained(Path(folder, "tokenizer"), local_files_only=True)
         return cls(tokenizer=tokenizer, scheduler=None, **given)
@@ -86,11 +86,12 @@ class SpeechPipeline(WanPipeline):
         callback_on_step_end: StepEnded,
         **_: Any,
     ) -> Any:
-        """`frames` of the answer are normalised latents [1, 16, n, h, w]: those of what was before,
-        and `num_frames` / 4 new ones.
+        """Sample a segment. The `frames` of the answer are normalised latents [1, 16, n, h, w]:
+        those of `motion`, then `num_frames` / 4 new ones.
 
-        `picture` [1, 3, 1, H, W] and `motion` [1, 3, 73, H, W] (None: nothing was before) in -1..1;
-        `sound` [n] at 16 kHz, of which the first frame is at `start_seconds`.
+        `picture` [1, 3, 1, H, W] and `motion` [1, 3, 73, H, W] are in -1..1. `motion` is None
+        before the first segment. `sound` is [n] at 16 kHz, and the first frame is at its
+        `start_seconds`.
         """
         device, dtype = self._execution_device, self.transformer.dtype
         before = self._encoded(begun_with(picture) if motion is None else motion)
@@ -120,8 +121,8 @@ class SpeechPipeline(WanPipeline):
         return SimpleNamespace(frames=torch.cat([before.to(latents), latents], dim=2))
 
     def hear(self, sound: torch.Tensor, start_seconds: float, frames: int) -> torch.Tensor:
-        """What each of `frames` frames hears of all layers of the speech model, [1, layers, width,
-        frames] in float32."""
+        """Return the features of the sound for each of `frames` frames, from all layers of the
+        speech model: [1, layers, width, frames] in float32."""
         encoder = self.audio_encoder
         sound = sound.to(get_module_execution_device(encoder), encoder.dtype)
         layers = torch.cat(encoder(sound[None], output_hidden_states=True).hidden_states)
@@ -129,7 +130,8 @@ class SpeechPipeline(WanPipeline):
         return of_frames(layers.float(), start_seconds, frames, self.fps)
 
     def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised latents of `pixels` [1, 3, 4n + 1, H, W]: the distribution's mode."""
+        """Encode `pixels` [1, 3, 4n + 1, H, W] to normalised latents, with the mode of the
+        distribution."""
         vae = self.vae
         pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
         latents = encode_then_grey(vae, pixels, pixels.shape[2]).float()
@@ -140,6 +142,7 @@ class SpeechPipeline(WanPipeline):
 
 
 def begun_with(picture: torch.Tensor) -> torch.Tensor:
-    """What is before a clip that begins with `picture` [1, 3, 1, H, W]: [1, 3, 73, H, W]."""
+    """Return the motion before a clip that begins with `picture` [1, 3, 1, H, W]: [1, 3, 73, H,
+    W]."""
     grey = picture.new_zeros(1, 3, MOTION_FRAMES - _PICTURE_FRAMES, *picture.shape[3:])
     return torch.cat([grey, picture.expand(-1, -1, _PICTURE_FRAMES, -1, -1)], dim=2)

@@ -1,4 +1,4 @@
-"""Brings a sound that was made to one loudness, by ffmpeg's EBU R128 filter."""
+"""Brings a made sound to one loudness, with ffmpeg's EBU R128 filter."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from wan_engine.schema import AudioTrack
 log = logging.getLogger(__name__)
 
 LOUDNESS_LUFS = -16.0
-"""What players of the web expect, and what podcasts are made at (AES TD1008)."""
+"""The loudness that web players expect, and that podcasts are made at (AES TD1008)."""
 
-_PEAK_DBTP = -1.5  # room for what AAC adds to a peak
+_PEAK_DBTP = -1.5  # AAC can raise a peak above the original
 _RANGE_LU = 11.0
-_LOWEST_LUFS = -70.0  # EBU R128's gate: what is softer is no sound
+_LOWEST_LUFS = -70.0  # the absolute gate of EBU R128; softer sound counts as silence
 
 
 def levelled(track: AudioTrack, control: Control) -> AudioTrack:
-    """`track` at `LOUDNESS_LUFS`, in a file beside it: one gain for all of it, or less dynamics
-    where its peaks leave no room for that. Silence stays as it is. Raises `EncodeFailed`."""
+    """Return `track` at `LOUDNESS_LUFS`, in a file beside it. One gain applies to all of it. If the
+    peaks leave no room for that gain, the dynamics are reduced. Silence stays as it is. Raises
+    `EncodeFailed`."""
     try:
         return _levelled(track, track.path.with_suffix(".level.wav"), control)
     except ffmpeg.Failed as error:
@@ -46,7 +47,7 @@ def _levelled(track: AudioTrack, path: Path, control: Control) -> AudioTrack:
         "linear": "true",
     }
     named = "".join(f":{name}={value}" for name, value in values.items())
-    # It works at 192 kHz where it changes the dynamics.
+    # The filter works at 192 kHz when it changes the dynamics.
     output = ["-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav", "-y", str(path)]
     _run(track, f"{_TARGET}{named}", output, control)
     return AudioTrack(path, track.seconds)

@@ -1,9 +1,9 @@
-"""Has a model make the sound of a finished clip, which it looks at.
+"""Makes the sound of a finished clip with a model that takes its frames.
 
     clip.mp4 ─ read again ─> windows at the model's fps ─ family.hear ─> cross-faded ─ loudness ─┐
         └───────────────────────── frames copied as they are ────────────────────────> muxed <───┘
 
-The clip in the job's folder is the copy that is looked at, so that no frame is held for it.
+The frames are read from the clip in the job's folder, so that none is held in memory.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ Hear = Callable[[SoundInput, Callable[[int], None]], Waveform]
 def make_sound(
     hear: Hear, spec: ModelSpec, plan: Plan, video: EncodedVideo, control: Control
 ) -> AudioTrack:
-    """The sound of `video`, beside it in the job's folder: 48 kHz stereo, at one loudness.
+    """Make the sound of `video`, in a file beside it in the job's folder: 48 kHz stereo at
+    `loudness.LOUDNESS_LUFS`.
 
-    Raises `OutOfMemory`, `NotFinite`, `EncodeFailed`, or what `control` raises.
+    Raises `OutOfMemory`, `NotFinite`, `EncodeFailed`, or the errors of `control`.
     """
     folder = video.path.parent
     size = render_size(plan.width, plan.height, spec)
@@ -65,8 +66,8 @@ def make_sound(
 
 
 def as_track(heard: Waveform, path: Path, control: Control) -> AudioTrack:
-    """A waveform of any rate as 48 kHz stereo. What is louder than full scale is brought down as a
-    whole, so that nothing is cut. Raises `NotFinite` and `ffmpeg.Failed`."""
+    """Convert a waveform of any rate to 48 kHz stereo. A waveform above full scale is scaled down
+    as a whole, so that nothing clips. Raises `NotFinite` and `ffmpeg.Failed`."""
     samples = heard.samples
     if not np.isfinite(samples).all():
         raise not_finite("the model's sound")
@@ -88,6 +89,6 @@ def as_track(heard: Waveform, path: Path, control: Control) -> AudioTrack:
 
 
 def _shot_at(plan: Plan, seconds: float) -> Shot:
-    """The shot that is seen then."""
+    """Return the shot that is shown at `seconds`."""
     index = sum(cut <= seconds for cut in plan.cut_seconds)
     return plan.shots[index]

@@ -1,7 +1,7 @@
-"""From the sounds of overlapping segments to one track as long as the clip: nothing repeated, no
-click at a join.
+"""Joins the sounds of overlapping segments to one track as long as the clip, without repeats and
+without clicks at the joins.
 
-A clip's sound takes 0.2 MB a second, so all of it is held.
+The sound of a clip takes 0.2 MB per second, so all of it is held in memory.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Samples = NDArray[np.int16]
 
 
 class Soundtrack:
-    """Takes what each segment sounds like, in the order of the clip, and writes the whole.
+    """Takes the sound of each segment, in the order of the clip, and writes the whole track.
 
-    A later segment's first `Segment.repeated` frames are those of the one before, and so is their
-    sound: it is cross-faded over them. Times come from the number of frames at `fps`, so that
-    nothing drifts. A segment without sound is silent.
+    The first `Segment.repeated` frames of a later segment repeat the previous segment's last
+    frames, and so does their sound: the two sounds are cross-faded there. Times come from the
+    number of frames at `fps`, so that nothing drifts. A segment without sound is silent.
     """
 
     def __init__(self, fps: int) -> None:
@@ -39,7 +39,8 @@ class Soundtrack:
         self._heard = False
 
     def add(self, sound: AudioTrack | None, segment: Segment) -> None:
-        """`sound` of the segment's frames, from its first one on; what is longer is left out."""
+        """Add the `sound` of the segment's frames, from its first frame. Sound after its last frame
+        is left out."""
         first = max(0, self._frames - segment.repeated)
         self._frames += segment.shown
         begin, end = self._at(first), self._at(self._frames)
@@ -54,15 +55,15 @@ class Soundtrack:
         self._samples = np.concatenate([self._samples, kept])
 
     def end_shot(self, seconds: float) -> None:
-        """The shot ends here, so far into the clip; the next one begins. A shot may keep a frame
-        that lies behind its end, and its sound is left out."""
+        """End the shot at `seconds` of the clip, and begin the next one. A shot may have a frame
+        after its end; the sound of that frame is left out."""
         end = round(seconds * SAMPLE_RATE_HZ)
         missing = np.zeros((max(0, end - len(self._samples)), _CHANNELS), np.int16)
         self._samples = np.concatenate([self._samples[:end], missing])
         self._begun, self._frames = end, 0
 
     def write(self, path: Path) -> AudioTrack | None:
-        """The whole track at `path`; None where no segment had any sound."""
+        """Write the whole track to `path`. Returns None if no segment has sound."""
         if not self._heard:
             return None
         with wave.open(str(path), "wb") as file:
@@ -75,7 +76,8 @@ class Soundtrack:
 
 
 def read(track: AudioTrack) -> Samples:
-    """The samples of a track. Raises `EncodeFailed` for a file that is not 48 kHz stereo PCM."""
+    """Return the samples of a track. Raises `EncodeFailed` for a file that is not 48 kHz stereo
+    PCM."""
     try:
         with wave.open(str(track.path)) as file:
             kind = file.getnchannels(), file.getsampwidth(), file.getframerate()
@@ -89,8 +91,8 @@ def read(track: AudioTrack) -> Samples:
 
 
 def _cross_faded(older: Samples, newer: Samples) -> Samples:
-    """From `older` to `newer` at equal power: the two are not correlated, so that amplitudes whose
-    squares add up to one keep the level."""
+    """Cross-fade from `older` to `newer` at equal power. The two sounds are not correlated, so
+    amplitudes whose squares add up to one keep the level."""
     angle = np.linspace(0, np.pi / 2, len(newer), dtype=np.float32)[:, None]
     mixed = older * np.cos(angle) + newer * np.sin(angle)
     rounded: Samples = np.clip(np.rint(mixed), -32768, 32767).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Pictures of a finished clip: its first frame, and a sheet of frames from all of it."""
+"""Makes pictures of a finished clip: its first frame, and a sheet of frames from the whole clip."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _QUALITY = 85
 
 
 def thumbnail(clip: Path) -> bytes:
-    """The first frame as WEBP. Raises `EncodeFailed` where the clip cannot be read."""
+    """Return the first frame as WEBP. Raises `EncodeFailed` if the clip cannot be read."""
     return _still(clip, "null", "WEBP")
 
 
 def spritesheet(clip: Path, seconds: float) -> bytes:
-    """16 frames of a clip of `seconds`, evenly spaced, in rows of four, as JPEG. Raises
+    """Return 16 frames of a clip of `seconds`, evenly spaced, in rows of four, as JPEG. Raises
     `EncodeFailed`."""
     rate = f"{SHEET_COLUMNS * SHEET_ROWS}/{seconds:g}"
     tiled = f"tile={SHEET_COLUMNS}x{SHEET_ROWS}"

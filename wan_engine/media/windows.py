@@ -1,5 +1,5 @@
-"""Reads a window of a finished clip again, small and at another fps: what a model looks at that
-makes its sound."""
+"""Reads a window of a finished clip, at a smaller size and another fps, for a model that makes its
+sound."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from wan_engine.schema import Frames
 def read_window(
     path: Path, size: tuple[int, int], fps: int, first: int, count: int, control: Control
 ) -> Frames:
-    """`count` frames of the clip at `path` from frame `first` on, as they are at `fps`: uint8
-    [count, height, width, 3]. The picture fills `size` and is cropped to it; behind the end of the
-    clip its last frame stays.
+    """Read `count` frames of the clip at `path`, from frame `first` at `fps`: uint8 [count, height,
+    width, 3]. The picture fills `size` and is cropped to it. After the end of the clip, its last
+    frame repeats.
 
-    Raises `ffmpeg.Failed`, or what `control` raises.
+    Raises `ffmpeg.Failed`, or the errors of `control`.
     """
     width, height = size
     raw = path.with_suffix(".window.rgb")

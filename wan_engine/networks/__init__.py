@@ -1,5 +1,5 @@
-"""Networks that no release of diffusers has, with their authors' names of weights.
+"""Networks that no release of diffusers has. Weights keep the names that their authors gave them.
 
-They know tensors alone: no requests, files or devices. A family brings them into its pipeline, and
-a toy makes a tiny one of them.
+The networks take tensors only: no requests, files or devices. A family puts them into its pipeline,
+and a toy makes a tiny one of them.
 """

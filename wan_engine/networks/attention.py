@@ -1,4 +1,4 @@
-"""Attention with the authors' names, through the backends of diffusers."""
+"""Attention with the authors' weight names, through the backends of diffusers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, float32 [1, n, 1, d / 2]: of each token and pair of channels."""
+"""Cosines and sines of each token and pair of channels, float32 [1, n, 1, d / 2]."""
 
 
 class Backend:
-    """softmax(q k / sqrt(d)) v by the backend that `ModelMixin.set_attention_backend` names."""
+    """Computes softmax(q k / sqrt(d)) v with the backend that `ModelMixin.set_attention_backend`
+    names."""
 
     _attention_backend: Any = None
     _parallel_config: Any = None
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """[b, n, heads, d] each to the same."""
+        """Takes and returns [b, n, heads, d]."""
         output: torch.Tensor = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend
         )
@@ -28,10 +29,10 @@ class Backend:
 
 
 class Attention(nn.Module, AttentionModuleMixin):
-    """Of tokens to themselves, or to a context. `processor` is what computes it."""
+    """Self-attention, or attention to a context. `processor` computes it."""
 
     _default_processor_cls = Backend
-    _available_processors = [Backend]  # noqa: RUF012  # as diffusers has it
+    _available_processors = [Backend]  # noqa: RUF012  # the type in diffusers
     _supports_qkv_fusion = False
     processor: Any
     norm_q: nn.RMSNorm
@@ -50,7 +51,7 @@ class Attention(nn.Module, AttentionModuleMixin):
         context: torch.Tensor | None = None,
         rotary: Rotary | None = None,
     ) -> torch.Tensor:
-        """`hidden` [b, n, dim] to the same; `context` [b, m, dim]."""
+        """Takes and returns `hidden` [b, n, dim]. `context` is [b, m, dim]."""
         seen = hidden if context is None else context
         query = self.norm_q(self.q(hidden)).unflatten(2, (self.heads, -1))
         key = self.norm_k(self.k(seen)).unflatten(2, (self.heads, -1))
@@ -63,7 +64,7 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 
 def rotated(states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """[b, n, heads, d] with the pairs (0, 1), (2, 3), ... of channels turned, in float32."""
+    """Rotate the channel pairs (0, 1), (2, 3), ... of [b, n, heads, d], in float32."""
     cosines, sines = rotary
     first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = first * cosines - second * sines, first * sines + second * cosines

@@ -1,9 +1,9 @@
-"""The transformer of Wan2.2-S2V: a picture that speaks, by a sound.
+"""The transformer of Wan2.2-S2V, which animates a speaker in a picture to a sound.
 
-Ported from the description of the published weights and configuration (Wan-AI/Wan2.2-S2V-14B), and
-equal in float32 to the authors' own (Wan-Video/Wan2.2 at 42bf4cf, `wan/modules/s2v`), by numbers
-that the tests have. Only what that checkpoint uses is here: adaptive norms by the sound, packed
-frames, the time 0 for whatever is not noise.
+Ported from the description of the published weights and configuration (Wan-AI/Wan2.2-S2V-14B). Its
+results in float32 equal the authors' network (Wan-Video/Wan2.2 at 42bf4cf, `wan/modules/s2v`),
+whose numbers are in the tests. It contains only what that checkpoint uses: adaptive norms by the
+sound, packed frames, and time 0 for every token that is not noise.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _VIDEO, _PICTURE, _MOTION = range(3)  # rows of `trainable_cond_mask`
 
 
 class SpeechBlock(nn.Module):
-    """Self-attention, the text, a feed-forward network; modulated by the time of each token."""
+    """Self-attention, attention to the text, and a feed-forward network, modulated by the time of
+    each token."""
 
     def __init__(self, dim: int, ffn_dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -55,8 +56,8 @@ class SpeechBlock(nn.Module):
         rotary_emb: Rotary,
         video: int,
     ) -> torch.Tensor:
-        """Tokens [1, n, dim], of which the first `video` have the first of the two `times` [2, 6,
-        dim] (float32) and the others the second."""
+        """Takes tokens [1, n, dim]. The first `video` tokens use the first of the two `times` [2,
+        6, dim] (float32), and the others use the second."""
         shift, scale, gate, shift_2, scale_2, gate_2 = (self.modulation + times).unbind(1)
         states = _modulated(self.norm1(hidden_states.float()), shift, scale, video)
         attended = self.self_attn(states.type_as(hidden_states), rotary=rotary_emb)
@@ -71,8 +72,8 @@ class SpeechBlock(nn.Module):
 def _modulated(
     states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, video: int
 ) -> torch.Tensor:
-    """`states` [1, n, dim] by numbers [2, dim]: the first for the video, the second for the
-    rest."""
+    """Apply the numbers [2, dim] to `states` [1, n, dim]: the first row to the video, the second to
+    the rest."""
     parts = states[:, :video], states[:, video:]
     return torch.cat([part * (1 + scale[at]) + shift[at] for at, part in enumerate(parts)], dim=1)
 
@@ -85,7 +86,7 @@ def _gated(
 
 
 class Head(nn.Module):
-    """Tokens to patches."""
+    """Projects tokens to patches."""
 
     def __init__(self, dim: int, out_dim: int, eps: float) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def forward(self, hidden: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """[1, n, dim] at `time` [1, dim] (float32)."""
+        """Takes [1, n, dim] and `time` [1, dim] (float32)."""
         shift, scale = (self.modulation + time[:, None]).chunk(2, dim=1)
         patches: torch.Tensor = self.head(
             (self.norm(hidden.float()) * (1 + scale) + shift).type_as(hidden)
@@ -103,8 +104,8 @@ class Head(nn.Module):
 
 
 class SpeechTransformer(ModelMixin, ConfigMixin):
-    """See the module. The arguments are those of the authors' `config.json`; `audio_layers` is how
-    many layers of the speech model it takes, which they have as a constant."""
+    """See the module. The arguments are those of the authors' `config.json`. `audio_layers` is the
+    number of layers of the speech model, which is a constant in their code."""
 
     _keep_in_fp32_modules = (
         "time_embedding", "modulation", "norm1", "norm2", "norm3", "casual_audio_encoder",
@@ -146,19 +147,19 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
         )
         self.head = Head(dim, out_dim, eps)
         self.trainable_cond_mask = nn.Embedding(3, dim)
-        # The authors' spelling, as everywhere in names of weights.
+        # The authors' spelling, as in all names of weights.
         self.casual_audio_encoder = SoundEncoder(audio_dim, audio_layers, dim, num_audio_token)
         self.audio_injector = SoundInjector(len(audio_inject_layers), dim, num_heads, eps)
         self.frame_packer = FramePacker(in_dim, dim)
         self._injected = {block: at for at, block in enumerate(sorted(audio_inject_layers))}
 
     native_name = staticmethod(native_name)
-    """The name of a weight here, of what a file calls it."""
+    """Return the name of a weight in this network for its name in a file."""
 
     @classmethod
     def load_config(cls, folder: str | Path, **options: Any) -> Any:
-        """The configuration in `folder`, whichever layout it has. Raises `ConfigurationError` for
-        a variant of the network that is not this one."""
+        """Load the configuration in `folder`, in either layout. Raises `ConfigurationError` for
+        another variant of the network."""
         found: Any = super().load_config(folder, **options)
         return native_config(found) if isinstance(found, Mapping) else found
 
@@ -174,14 +175,14 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
         *,
         first_moves_freely: bool = False,
     ) -> torch.Tensor:
-        """Velocity [1, 16, t, h, w] of the noisy latents of that shape at `timestep` [1].
+        """Return the velocity [1, 16, t, h, w] of noisy latents of that shape at `timestep` [1].
 
         `encoder_hidden_states` [1, 512, text_dim]; `picture` [1, 16, 1, h, w]; `motion` [1, 16, n,
-        h, w]: the latents before; `sound` [1, layers, audio_dim, 4 t]: features of each video
-        frame; `pose` [1, 16, t, h, w]. `first_moves_freely`: there is nothing before, and `motion`
-        is left out.
+        h, w], the latents before; `sound` [1, layers, audio_dim, 4 t], the features of each video
+        frame; `pose` [1, 16, t, h, w]. `first_moves_freely`: no frames came before, and `motion` is
+        left out.
         """
-        if pose is None:  # as the authors, so that the bias is added
+        if pose is None:  # as the authors do, so that the bias is added
             pose = hidden_states.new_zeros(1, self.config.cond_dim, *hidden_states.shape[2:])
         patches = self.patch_embedding(hidden_states) + self.cond_encoder(pose)
         frames, height, width = patches.shape[2:]
@@ -202,8 +203,8 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
     def _tokens(
         self, patches: torch.Tensor, picture: torch.Tensor, motion: torch.Tensor | None
     ) -> tuple[torch.Tensor, int]:
-        """Of the video, the picture and what was before, [1, n, dim], each told what it is; and how
-        many of them are the video's."""
+        """Return the tokens of the video, the picture and the motion, [1, n, dim], each with the
+        embedding of its kind, and the number of video tokens."""
         parts = [_flat(patches), _flat(self.patch_embedding(picture))]
         if motion is not None:
             parts.append(self.frame_packer(motion))
@@ -216,16 +217,16 @@ class SpeechTransformer(ModelMixin, ConfigMixin):
     def _times(
         self, timestep: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The embedding of the time, [1, dim], and the modulations of it and of time 0, [2, 6,
-        dim], all float32."""
+        """Return the embedding of the time, [1, dim], and the modulations of it and of time 0, [2,
+        6, dim], all in float32."""
         times = torch.cat([timestep, torch.zeros_like(timestep)])
         embedded = self.time_embedding(_sines(times, self.config.freq_dim))
         projected = self.time_projection(embedded.to(dtype)).float()
         return embedded[:1], projected.unflatten(1, (6, -1))
 
     def _heard(self, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [frames, k, dim] and vectors [frames, dim] of the latent frames of the video. What
-        was before it sounded as its first frame does."""
+        """Return tokens [frames, k, dim] and vectors [frames, dim] for the latent frames of the
+        video. The motion before it gets the sound of its first frame."""
         before = sound[..., :1].expand(*sound.shape[:-1], MOTION_FRAMES)
         tokens, whole = self.casual_audio_encoder(torch.cat([before, sound], dim=-1))
         return tokens[0, MOTION_LATENTS:], whole[0, MOTION_LATENTS:]
@@ -236,14 +237,14 @@ def _flat(patches: torch.Tensor) -> torch.Tensor:
 
 
 def _sines(times: torch.Tensor, width: int) -> torch.Tensor:
-    """float32 [n, width]: cosines and then sines of the times."""
+    """Return float32 [n, width]: the cosines and then the sines of the times."""
     half = torch.arange(width // 2, dtype=torch.float64, device=times.device) / (width // 2)
     angles = torch.outer(times.double(), 10_000.0**-half)
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
 def _unpatched(patches: torch.Tensor, sizes: tuple[int, int, int]) -> torch.Tensor:
-    """[1, t h w, 2 2 c] to [1, c, t, 2 h, 2 w]."""
+    """Reshape [1, t h w, 2 2 c] to [1, c, t, 2 h, 2 w]."""
     found = patches[0].unflatten(0, sizes).unflatten(-1, (*_PATCH, -1))
     placed = found.permute(6, 0, 3, 1, 4, 2, 5)
     video: torch.Tensor = placed.flatten(1, 2).flatten(2, 3).flatten(3, 4)[None]

@@ -1,5 +1,5 @@
-"""How sound gets into the transformer of Wan2.2-S2V: five tokens and one vector for each latent
-frame, and the layers through which the frame's tokens see them."""
+"""Encodes sound for the transformer of Wan2.2-S2V: five tokens and one vector per latent frame, and
+the layers that add them to the frame's tokens."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ _EPS_INJECTED = 1e-5
 
 
 class CausalConvolution(nn.Module):
-    """A convolution over time that sees no later frames; before the first one it sees that."""
+    """A convolution over time without later frames. Before the first frame, the first frame
+    repeats."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv1d(channels_in, channels_out, _KERNEL, stride=stride)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[b, n, channels_in] to [b, ceil(n / stride), channels_out]."""
+        """Maps [b, n, channels_in] to [b, ceil(n / stride), channels_out]."""
         padded = nn.functional.pad(hidden.transpose(1, 2), (_KERNEL - 1, 0), mode="replicate")
         convolved: torch.Tensor = self.conv(padded)
         return convolved.transpose(1, 2)
 
 
 class SoundTokens(nn.Module):
-    """Features of four video frames to the tokens of one latent frame. The local and the global way
-    share all but their first layer and the last."""
+    """Maps the features of four video frames to the tokens of one latent frame. The local and the
+    global path share all layers but the first and the last."""
 
     def __init__(self, audio_dim: int, dim: int, tokens: int) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class SoundTokens(nn.Module):
         self.padding_tokens = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[1, n, audio_dim] to [1, ceil(n / 4), tokens + 1, dim] and [1, ceil(n / 4), dim]."""
+        """Maps [1, n, audio_dim] to [1, ceil(n / 4), tokens + 1, dim] and [1, ceil(n / 4), dim]."""
         heads = self.conv1_local(features).unflatten(2, (self.tokens, -1))
         local = self._shared(heads[0].transpose(0, 1)).transpose(0, 1)[None]
         padding = self.padding_tokens.expand(1, local.shape[1], 1, -1)
@@ -62,7 +63,7 @@ class SoundTokens(nn.Module):
 
 
 class SoundEncoder(nn.Module):
-    """The layers of a speech model, each with a weight of its own, to tokens."""
+    """Maps the layers of a speech model, each with its own weight, to tokens."""
 
     def __init__(self, audio_dim: int, audio_layers: int, dim: int, tokens: int) -> None:
         super().__init__()
@@ -70,7 +71,8 @@ class SoundEncoder(nn.Module):
         self.encoder = SoundTokens(audio_dim, dim, tokens)
 
     def forward(self, layers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[1, layers, audio_dim, n] as `SoundTokens.forward`. It computes in its own dtype."""
+        """Maps [1, layers, audio_dim, n] to the output of `SoundTokens.forward`. Computes in its
+        own dtype."""
         layers = layers.to(self.weights.dtype)
         weights = nn.functional.silu(self.weights)
         mixed = (layers * weights).sum(dim=1) / weights.sum(dim=1)
@@ -79,7 +81,7 @@ class SoundEncoder(nn.Module):
 
 
 class SoundModulation(nn.Module):
-    """A norm whose scale and shift are those of the frame's sound."""
+    """A norm with scale and shift from the frame's sound."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -87,14 +89,14 @@ class SoundModulation(nn.Module):
         self.norm = FP32LayerNorm(dim, _EPS_INJECTED, False)
 
     def forward(self, hidden: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-        """[frames, tokens, dim] by the vectors [frames, dim]."""
+        """Modulates [frames, tokens, dim] by the vectors [frames, dim]."""
         shift, scale = self.linear(nn.functional.silu(sound))[:, None].chunk(2, dim=-1)
         modulated: torch.Tensor = self.norm(hidden) * (1 + scale) + shift
         return modulated
 
 
 class SoundInjector(nn.Module):
-    """What is added to the video's tokens after some of the blocks."""
+    """Adds the sound to the video's tokens after some of the blocks."""
 
     def __init__(self, layers: int, dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -104,8 +106,8 @@ class SoundInjector(nn.Module):
     def forward(
         self, layer: int, hidden: torch.Tensor, tokens: torch.Tensor, whole: torch.Tensor
     ) -> torch.Tensor:
-        """The video's tokens [1, frames * n, dim] and what each frame hears: `tokens` [frames, k,
-        dim] and `whole` [frames, dim]."""
+        """Takes the video's tokens [1, frames * n, dim] and the sound of each frame: `tokens`
+        [frames, k, dim] and `whole` [frames, dim]."""
         frames = hidden.unflatten(1, (len(tokens), -1))[0]
         modulated = self.injector_adain_layers[layer](frames, whole)
         heard: torch.Tensor = self.injector[layer](modulated, context=tokens)

@@ -1,5 +1,5 @@
-"""The two layouts in which Wan2.2-S2V is published: its authors' names, and those of diffusers'
-pull request 12258, which are made into the former."""
+"""Maps the two published layouts of Wan2.2-S2V to the first: its authors' names, and those of
+diffusers' pull request 12258."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _TAKEN = frozenset((
 
 
 def native_name(name: str) -> str:
-    """The authors' name of a weight, of either."""
-    # Of diffusers' blocks the second norm is before the text, which is the authors' third.
+    """Return the authors' name of a weight, for its name in either layout."""
+    # In diffusers' blocks the second norm precedes the text attention. It is the authors' third.
     renamed = re.sub(r"^(blocks\.\d+)\.norm2\.", r"\1.norm3.", name)
     for pattern, replacement in _PARTS:
         renamed = re.sub(pattern, replacement, renamed)
@@ -63,8 +63,9 @@ def native_name(name: str) -> str:
 
 
 def native_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The authors' settings, of either layout's `config.json`, without what the network does not
-    depend on. Raises `ConfigurationError` for another network than that of Wan2.2-S2V-14B."""
+    """Return the authors' settings from either layout's `config.json`, without settings that the
+    network does not use. Raises `ConfigurationError` for another network than that of
+    Wan2.2-S2V-14B."""
     wrong = [name for name, value in _AS_IT_IS.items() if given.get(name, value) != value]
     if wrong:
         raise ConfigurationError(

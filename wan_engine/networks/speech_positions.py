@@ -1,10 +1,10 @@
-"""Where the tokens of Wan2.2-S2V are in time and picture, and how the frames before become few
-tokens.
+"""Computes the positions of Wan2.2-S2V's tokens in time and picture, and packs the frames before
+into few tokens.
 
     tokens   video, t x h x w | picture, h x w | 1 latent, h x w | 2, h/2 x w/2 | 16, 4 x h/4 x w/4
     time     0 ... t - 1      | 30             | -1              | -3           | -19 -14 -9 -4
 
-The nearest of the latents before comes first. Fewer tokens are spread over the whole picture.
+Of the latents before, the nearest comes first. Fewer tokens are spread over the whole picture.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import nn
 from wan_engine.networks.attention import Rotary
 
 MOTION_FRAMES = 73
-"""Frames before a clip that it goes on from (`motion_frames` of the authors' configuration)."""
+"""The number of frames before a clip that condition it (`motion_frames` of the authors'
+configuration)."""
 MOTION_LATENTS = 19
-"""The latents of these: 1, 2 and 16 of them become tokens of a patch of their own."""
+"""The number of their latents. 1, 2 and 16 of them become tokens of different patch sizes."""
 
 _BUCKETS = ((1, -1), (2, -3), (16, -19))  # latents, nearest first, and the time of the oldest
 _PICTURE_TIME = 30
@@ -38,7 +39,8 @@ class Grid:
 
 
 def grids(frames: int, height: int, width: int, *, motion: bool) -> Iterator[Grid]:
-    """Of all tokens in their order, for a video of `frames` x `height` x `width` tokens."""
+    """Yield the grids of all tokens in their order, for a video of `frames` x `height` x `width`
+    tokens."""
     rows, columns = tuple(range(height)), tuple(range(width))
     yield Grid(tuple(range(frames)), rows, columns)
     yield Grid((_PICTURE_TIME,), rows, columns)
@@ -52,12 +54,13 @@ def grids(frames: int, height: int, width: int, *, motion: bool) -> Iterator[Gri
 
 
 def _spread(first: int, last: int, count: int) -> tuple[int, ...]:
-    """`count` whole numbers from `first` to `last`, cut to them as the authors do."""
+    """Return `count` integers from `first` to `last`, truncated as the authors do."""
     return tuple(int(number) for number in np.linspace(first, last, count).astype(int))
 
 
 def rotary(boxes: Sequence[Grid], head_dim: int, device: torch.device) -> Rotary:
-    """Of all tokens of `boxes`. Time has the channels that rows and columns leave, as in Wan2.1."""
+    """Return the rotations of all tokens of `boxes`. Time gets the channels that rows and columns
+    leave, as in Wan2.1."""
     part = 2 * (head_dim // 6)
     found = [
         torch.cat(
@@ -71,20 +74,20 @@ def rotary(boxes: Sequence[Grid], head_dim: int, device: torch.device) -> Rotary
         for box in boxes
     ]
     angles = torch.cat([one.flatten(0, 2) for one in found])
-    # Cosine and sine in float64, where a large position has all of its digits.
+    # Cosine and sine are computed in float64, which keeps all digits of a large position.
     return tuple(  # type: ignore[return-value]
         one.float().to(device)[None, :, None] for one in (angles.cos(), angles.sin())
     )
 
 
 def _angles(positions: Sequence[int], channels: int) -> torch.Tensor:
-    """float64 [positions, channels / 2]."""
+    """Return float64 [positions, channels / 2]."""
     steps = torch.arange(0, channels, 2, dtype=torch.float64) / channels
     return torch.outer(torch.tensor(positions, dtype=torch.float64), _THETA**-steps)
 
 
 def _over(angles: torch.Tensor, box: Grid, axis: int) -> torch.Tensor:
-    """The angles of one axis at each token of the box, [times, rows, columns, channels]."""
+    """Return the angles of one axis at each token of the box, [times, rows, columns, channels]."""
     shape = [1, 1, 1, angles.shape[1]]
     shape[axis] = len(angles)
     sizes = len(box.times), len(box.rows), len(box.columns)
@@ -92,7 +95,8 @@ def _over(angles: torch.Tensor, box: Grid, axis: int) -> torch.Tensor:
 
 
 class FramePacker(nn.Module):
-    """The last latents as tokens: the nearest in small patches, the others in larger ones."""
+    """Packs the last latents into tokens: the nearest in small patches, older ones in larger
+    patches."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -102,7 +106,8 @@ class FramePacker(nn.Module):
         )
 
     def forward(self, motion: torch.Tensor) -> torch.Tensor:
-        """Latents [1, c, n, h, w] to tokens [1, m, dim]. Of fewer than 19 those before are zero."""
+        """Maps latents [1, c, n, h, w] to tokens [1, m, dim]. If there are fewer than 19 latents,
+        the earlier ones are zero."""
         missing = MOTION_LATENTS - motion.shape[2]
         motion = nn.functional.pad(motion, (0, 0, 0, 0, max(0, missing), 0))
         far, mid, near = motion[:, :, -MOTION_LATENTS:].split((16, 2, 1), dim=2)

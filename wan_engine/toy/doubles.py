@@ -1,6 +1,6 @@
 """Lists the test doubles. Settings may name them, and no list of models shows them.
 
-They protect nobody and render nonsense, so users should not choose them.
+They check nothing and render noise, so users should not choose them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A tiny checkpoint of the Kandinsky 6 kind: the real classes with small random weights, in the
-layout of its repositories. Its sound is noise that changes with the picture."""
+"""Writes a tiny checkpoint of the Kandinsky 6 kind: the real classes with small random weights, in
+the layout of its repositories. Its sound is noise that changes with the picture."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from wan_engine.toy import writer
 
 _SEED = 2026
 _WIDTH = 32
-_CHANNELS = 4  # of the latents of picture and sound
-_PREDICTIONS = 2  # of a step's path, by the distilled scheduler
-_LOUDER = 8.0  # so that the picture is heard in what is random
+_CHANNELS = 4  # of the picture latents and the sound latents
+_PREDICTIONS = 2  # per step of the distilled scheduler
+_LOUDER = 8.0  # so that the picture changes the sound of random weights
 
 
 def write(folder: Path) -> None:
@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
     for name, part in parts.items():
         part.save_pretrained(folder / name)
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    # As the real ones have it: with pictures and videos, which no prompt here has.
+    # The real tokenizers have pictures and videos too. Prompts here have none.
     index["tokenizer"] = ["transformers", "Qwen2_5_VLProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
@@ -93,7 +93,7 @@ def _networks() -> dict[str, Any]:
 
 
 def _texts() -> dict[str, Any]:
-    """The two tokenizers and their encoders."""
+    """Make the two tokenizers and their encoders."""
     from transformers import (
         CLIPTextConfig,
         CLIPTextModel,
@@ -153,7 +153,7 @@ def _texts() -> dict[str, Any]:
 
 
 def _clip_tokenizer() -> Any:
-    """A token for each byte, within a word and at its end."""
+    """Make a tokenizer with one token for each byte, within a word and at its end."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 

@@ -1,5 +1,5 @@
-"""A checkpoint in diffusers layout made of links, for a row whose repository has another layout and
-goes without what a second repository has."""
+"""Builds a checkpoint in diffusers layout from links, for a row whose repository has another layout
+and lacks parts that a second repository has."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def composed(spec: ModelSpec, own: Path, settings: Settings) -> Path | None:
-    """The folder with the parts of `spec`, of which the row's own are in `own`; None while one of
-    them is missing or cut off. Copies nothing."""
+    """Return the folder with the parts of `spec`, of which the row's own are in `own`. Returns None
+    while a part is missing or incomplete. Copies nothing."""
     if not spec.parts or manifest.absent(own):
         return None
     folders = {part.name: _folder(part, own, settings) for part in spec.parts}
@@ -42,7 +42,8 @@ def _folder(part: Part, own: Path, settings: Settings) -> Path | None:
 
 
 def _named_folders(part: Part, settings: Settings) -> Iterator[Path]:
-    """Where somebody may have put the repository that a part is of, by the names of its rows."""
+    """Yield the folders in which an operator may have put the repository of a part, by the names of
+    its rows."""
     for row in known_models().values():
         if row.repo == part.repo:
             yield settings.models_dir / row.name
@@ -61,7 +62,7 @@ def _linked(spec: ModelSpec, folders: Mapping[str, Path], settings: Settings) ->
 
 
 def _made(folder: Path, targets: Mapping[str, str]) -> Path:
-    """`folder` with a link to each target and an index of them, whole or not at all."""
+    """Make `folder` with a link to each target and an index of them, completely or not at all."""
     if (folder / "model_index.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def _made(folder: Path, targets: Mapping[str, str]) -> Path:
         scratch.chmod(0o755)
         scratch.rename(folder)
     except OSError:
-        if not (folder / "model_index.json").is_file():  # else another process was faster
+        if not (folder / "model_index.json").is_file():  # otherwise another process has made it
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

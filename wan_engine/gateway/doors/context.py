@@ -18,35 +18,38 @@ from wan_engine.pricing import cost
 from wan_engine.schema import Task
 from wan_engine.settings import Settings
 
-_WAIT_SECONDS = 2.0  # between looks at whether a caller that waits is still there
+_WAIT_SECONDS = 2.0  # between checks whether a waiting caller is still connected
 
 
 @dataclass(frozen=True)
 class Context:
     """Everything that a door may use.
 
-    The owner of a request is `request.state.owner`: the name of its key, checked before any route
-    is reached; hand it to every call of `jobs`, which then finds that owner's jobs only.
+    The owner of a request is `request.state.owner`, the name of its key. The guard has checked it
+    before a route runs. Pass it to every call of `jobs`, which then finds only the jobs of that
+    owner.
     """
 
     settings: Settings
     jobs: Jobs
     links: Links
     waiting_for: Callable[[], str | None]
-    """What rendering waits for, in words for the operator; None when it can begin."""
+    """The reason why rendering cannot begin yet, for the operator. None if it can begin."""
     models: Callable[[], Mapping[Task, str] | None] = lambda: None
-    """The names of the models by task, where they are known."""
+    """The names of the models by task, if they are known."""
 
     async def submit(self, request: Request, *new: NewJob) -> tuple[Job, ...]:
-        """`jobs.submit`; once they are stored, the request counts no longer as in flight."""
+        """Call `jobs.submit`. Once the jobs are stored, the request no longer counts as in
+        flight."""
         jobs = await self.jobs.submit(*new)
         body: Body = request.state.body
         body.close()
         return jobs
 
     async def ended(self, job: Job, request: Request) -> Job:
-        """The job once it has ended. A caller that goes away ends the work, as nobody else knows of
-        it. Raises `Refusal` when the gateway is about to end."""
+        """Wait until the job has ended, and return it. If the caller disconnects, the job is
+        cancelled, because nobody else knows its id. Raises `Refusal` if the gateway is about to
+        end."""
         jobs = self.jobs
         while not (job := await jobs.wait(job, _WAIT_SECONDS)).final:
             closed = jobs.closed
@@ -57,21 +60,21 @@ class Context:
         return job
 
     def price(self, size: str, seconds: int, task: Task = "image-to-video") -> Decimal:
-        """USD for a clip of `size` ("1280*720" or "1920*1080")."""
+        """The price in USD of a clip of `size` ("1280*720" or "1920*1080")."""
         return cost(size, seconds, self.settings.prices, task)
 
     def serves(self, task: Task) -> bool:
-        """Whether a model of `task` is configured, as far as that is known."""
+        """Whether a model of `task` is configured. True while the models are not known."""
         models = self.models()
         return models is None or task in models
 
     def base_url(self, request: Request) -> str:
-        """Where this caller reaches the gateway, without a slash at the end."""
+        """The URL at which this caller reaches the gateway, without a slash at the end."""
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON, whatever its content type says; the guard has received it. Raises
-    `Refusal`."""
+    """Return the body as JSON, whatever its content type says. The guard has received it already.
+    Raises `Refusal`."""
     body: Body = request.state.body
     return await body.json()

@@ -25,7 +25,7 @@ class Lists:
         pages: AsyncIterator[list[Job]],
         shown: Callable[[Job], _One | None],
     ) -> list[bytes]:
-        """Each job as JSON, but for those of which nothing is shown."""
+        """Encode each job as JSON. Jobs for which `shown` returns nothing are left out."""
         found: list[bytes] = []
         async with self._owners.setdefault(owner, asyncio.Lock()):
             while True:

@@ -1,16 +1,17 @@
-"""Pictures as some clients send them: the bare base64 of a file, where a page says a URL."""
+"""Reads pictures that some clients send as the bare base64 of a file where a page expects a URL."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 
-# A picture in bare base64 begins with what its file begins with.
+# The bare base64 of a picture begins with the encoded first bytes of the file.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF")
 
 
 def as_url(text: str) -> str:
-    """Bare base64 of a picture as a data URI; anything else as it is, without spaces around it."""
+    """Return bare base64 of a picture as a data URI, and any other text without spaces around
+    it."""
     text = text.strip()
     try:
         first = base64.b64decode(text[:64], validate=True)

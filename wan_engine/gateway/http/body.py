@@ -1,5 +1,5 @@
-"""Reads the body of a request within a limit. A large one goes to the disk and is parsed beside the
-event loop."""
+"""Reads the body of a request up to a limit. A large body is written to the disk, and parsed
+outside the event loop."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Parsed = TypeVar("Parsed")
 
 _LARGE_BYTES = 2**20
 
-# Where there is a value there is one of these. Millions of them parse to gigabytes, and for seconds
-# nobody else is answered. No request has a hundred, and base64 none.
+# Each value in JSON contains one of these characters. Millions of values take gigabytes to parse,
+# and block the gateway for seconds. No real request has a hundred of them, and base64 has none.
 _MARKS = (b"[", b"{", b",")
 _MARKS_MOST = 10_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Body:
-    """The body of one request. `large` lets one large body at a time into memory until it is
-    stored, because it takes several times its size there and threads that parse hold up the
-    loop."""
+    """The body of one request. `large` allows one large body at a time in memory until it is
+    stored, because it takes several times its size there, and because threads that parse slow the
+    event loop down."""
 
     def __init__(
         self, headers: Headers, receive: Receive, large: asyncio.Semaphore, folder: Path | None
@@ -54,14 +54,14 @@ class Body:
         self._whole = self._announced == 0 and "transfer-encoding" not in headers
         self._held: Held | None = None
         self._file: IO[bytes] | None = None
-        self._recent: list[bytes] = []  # what is not in the file
+        self._recent: list[bytes] = []  # the part that is not in the file
         self._recent_bytes = 0
 
     # --- receiving -------------------------------------------------------------------------------
 
     async def read(self, max_bytes: int, pace: Pace, held: Held) -> None:
-        """Receive the whole body, announced or not, at this pace, and count it in `held`. Raises
-        `Refusal`."""
+        """Receive the whole body at this pace, with or without a content length, and count it in
+        `held`. Raises `Refusal`."""
         self._held = held
         too_large = Refusal("too_large", f"The body is larger than {max_bytes / 2**20:g} MB")
         if self._announced > max_bytes:
@@ -81,11 +81,11 @@ class Body:
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether the caller asks before it sends the body (100-continue)."""
+        """Whether the caller waits for permission before it sends the body (100-continue)."""
         return self._headers.get("expect", "").lower() == "100-continue"
 
     def close(self) -> None:
-        """Free it: the request is stored or refused."""
+        """Free the body, once the request is stored or refused."""
         if self._held is not None:
             self._held.release()
         if self._in_memory:
@@ -101,7 +101,7 @@ class Body:
                 message = await self._receive()
         except TimeoutError:
             raise Refusal("timeout", "The body of the request came too slowly") from None
-        if message["type"] == "http.disconnect":  # a part of a request is none
+        if message["type"] == "http.disconnect":  # an incomplete body is not a request
             raise Refusal("invalid_request", "The body has no end")
         self._whole = not message.get("more_body", False)
         return bytes(message.get("body", b""))
@@ -126,19 +126,19 @@ class Body:
     def _forget(self) -> None:
         self._recent, self._recent_bytes = [], 0
         if self._file is not None:
-            with suppress(OSError):  # what it has not written yet is not wanted
+            with suppress(OSError):  # unwritten data is no longer needed
                 self._file.close()
             self._file = None
 
     # --- reading ---------------------------------------------------------------------------------
 
     async def json(self) -> Any:
-        """Parse it, once. Raises `Refusal`, also for NaN and 1e999, which no answer could express.
-        Halves of surrogate pairs become question marks, because no answer could encode them."""
+        """Parse the body, once. Raises `Refusal`, also for NaN and 1e999, which an answer cannot
+        contain. Unpaired surrogates become question marks, because an answer cannot encode them."""
         return await self._parsed(parse_json)
 
     async def form(self) -> Form:
-        """Parse it as the form that its content type says, once. Raises `Refusal`."""
+        """Parse the body once, as a form of its content type. Raises `Refusal`."""
         content_type = self._headers.get("content-type", "")
         return await self._parsed(lambda body: parse_form(content_type, body))
 
@@ -165,7 +165,7 @@ class Body:
 
 
 def parse_json(body: bytes) -> Any:
-    """The value in a body. Raises `Refusal`."""
+    """Parse a body. Raises `Refusal`."""
     if sum(body.count(mark) for mark in _MARKS) > _MARKS_MOST:
         raise Refusal("invalid_request", "The body has too many values")
     odd = _SURROGATE.search(body)

@@ -1,4 +1,4 @@
-"""Limits what all requests together may hold: connections per address, and bytes in flight."""
+"""Limits the connections per address, and the bytes in flight of all requests."""
 
 from __future__ import annotations
 
@@ -20,38 +20,37 @@ _UNLIMITED_DESCRIPTORS = 65_536
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a request must come: its head within `head_seconds`, its body with at least
-    `body_rate` bytes a second, for no longer than `head_seconds` below it."""
+    """How fast a request must arrive: its head within `head_seconds`, and its body at `body_rate`
+    bytes per second at least. The body may be slower for `head_seconds` at most."""
 
     head_seconds: float
     body_rate: float
 
     def body(self, now: float) -> Deadline:
-        """The deadline of a body whose head is complete `now`."""
+        """The deadline of a body whose head is complete at `now`."""
         return Deadline(self, now)
 
 
 class Deadline:
-    """The time by which more of a body must have come, in seconds of the event loop's clock."""
+    """The time by which more of a body must have arrived, in seconds of the event loop's clock."""
 
     def __init__(self, pace: Pace, now: float) -> None:
         self._pace = pace
         self.at = now + pace.head_seconds
 
     def extend(self, size: int, now: float) -> None:
-        """Note `size` more bytes. A caller that was fast may not rest longer than one that was
-        not."""
+        """Record `size` more bytes. A fast caller may not pause longer than a slow one."""
         most = now + self._pace.head_seconds
         self.at = min(most, self.at + size / self._pace.body_rate)
 
     def wait(self, seconds: float) -> None:
-        """Do not count the time in which nobody read from the caller."""
+        """Leave out the seconds in which the gateway did not read from the caller."""
         self.at += seconds
 
 
 class InFlight:
-    """Bytes of requests that are being received, read or stored: `most` over all, `most_of_owner`
-    for one key. A request that is alone may be larger."""
+    """Counts the bytes of requests that are being received, parsed or stored. The limits are `most`
+    for all callers and `most_of_owner` for one key. A request that is alone may be larger."""
 
     def __init__(self, most: int, most_of_owner: int) -> None:
         self._most = most
@@ -60,11 +59,11 @@ class InFlight:
 
     @property
     def bytes(self) -> int:
-        """How many there are now."""
+        """The number of bytes now."""
         return self._owners.total()
 
     def add(self, owner: str, size: int, own: int) -> None:
-        """Count `size` more of a request that has `own` already. Raises `Refusal`."""
+        """Count `size` more bytes of a request that has `own` bytes already. Raises `Refusal`."""
         of_owner = self._owners[owner] - own
         if of_owner and of_owner + own + size > self._most_of_owner:
             sentence = f"Requests of this key have more than {_mb(self._most_of_owner)} in flight"
@@ -96,14 +95,15 @@ class Held:
             self._bytes = size
 
     def release(self) -> None:
-        """Give all of it back. May be called again."""
+        """Release all bytes of the request. Calling it again has no effect."""
         self._in_flight.remove(self._owner, self._bytes)
         self._bytes = 0
 
 
 class Connections:
-    """Counts open connections. `most_of_address` counts an IPv6 network of 64 bits, which is what
-    one customer has, as one address. `proxies` (as in WAN_TRUSTED_PROXIES) are not limited."""
+    """Counts open connections. `most_of_address` counts an IPv6 network of 64 bits as one address,
+    because one customer has such a network. `proxies` (as in WAN_TRUSTED_PROXIES) are not
+    limited."""
 
     def __init__(self, most: int, most_of_address: int, proxies: Sequence[str]) -> None:
         self._most = most
@@ -122,7 +122,8 @@ class Connections:
             del self._addresses[name]
 
     def crowd(self, address: str) -> float:
-        """How full it is for somebody at `address`, who is counted already. Above 1 is too full."""
+        """How full the gateway is for an `address` that is counted already. More than 1 is too
+        full."""
         crowds = [self._addresses.total() / self._most]
         if not self._is_proxy(address):
             crowds.append(self._addresses[_network(address)] / self._most_of_address)
@@ -139,8 +140,8 @@ class Connections:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the limit of open files as far as this process may. Returns how many connections there
-    may be."""
+    """Raise the limit of open files as far as this process may. Returns the number of connections
+    that fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, _UNLIMITED_DESCRIPTORS) if hard == resource.RLIM_INFINITY else hard
     try:

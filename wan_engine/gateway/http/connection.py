@@ -1,9 +1,8 @@
 """One connection of the gateway: uvicorn's, with a limit in bytes and seconds for every part of a
 request.
 
-Nobody has checked a key while a head comes in, so these limits are the same for everybody. The
-guard decides how large a body may be, and answers one that is too slow. The limits here hold when
-nobody reads the body.
+No key is checked while a head arrives, so these limits are the same for everybody. The guard limits
+the size of a body and answers a slow one. The limits here apply when nothing reads the body.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from wan_engine.gateway.http.budget import Connections, Deadline, Pace
 
 HEAD_MAX_BYTES = 64 * 1024
-"""Of everything in a request but its body: the head, trailers, and what chunks say beside their
-sizes."""
+"""The limit of everything in a request except its body: the head, trailers, and the extensions of
+chunks."""
 
 _HEADERS_MAX = 100
 _PIPELINED_MAX = 8
-_DRAIN_MAX_BYTES = 64 * 2**20  # of a body that is not read, once it has been answered
+_DRAIN_MAX_BYTES = 64 * 2**20  # of an unread body, after its answer
 _DRAIN_SECONDS = 10.0
-_LINGER_MAX_BYTES = 2**20  # after a refusal, so that its text arrives before the connection ends
+_LINGER_MAX_BYTES = 2**20  # after a refusal, so that its text arrives before the connection closes
 _LINGER_SECONDS = 2.0
-_AFTER_GUARD_SECONDS = 2.0  # the guard refuses a slow body first, in its door's words
+_AFTER_GUARD_SECONDS = 2.0  # the guard refuses a slow body first, in the format of its door
 
-_UNREAD_SECONDS = 60.0  # beside what the bytes of an answer that wait may take
+_UNREAD_SECONDS = 60.0  # in addition to the time that the bytes of a waiting answer may take
 
 _Stage = Literal["idle", "head", "body", "answer", "refused"]
 
@@ -41,7 +40,7 @@ class _Refused(Exception):
 
 
 def protocol(pace: Pace, connections: Connections) -> type[HttpToolsProtocol]:
-    """The class for `uvicorn.Config(http=...)`."""
+    """Return the class for `uvicorn.Config(http=...)`."""
     return type("Connection", (_Connection,), {"pace": pace, "connections_open": connections})
 
 
@@ -53,20 +52,20 @@ class _Connection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _refusal: _Refused | None = None
-    _beside = 0  # bytes of this request that are not of its body
-    _accounted = 0  # bytes of this read that are of a body or what chunks need
+    _beside = 0  # bytes of this request outside its body
+    _accounted = 0  # bytes of this read in a body or in the framing of chunks
     _chunk = 0
     _deadline: Deadline
-    _drained = 0  # of a body that has been answered
-    _heard = 0  # bytes of the head so far, or of what came after a refusal
+    _drained = 0  # bytes of a body that is answered already
+    _heard = 0  # bytes of the head so far, or after a refusal
     _ended = False
 
     # --- the connection --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Whatever waits is told to `pause_writing`. Not 0: over TLS a buffer as large as the limit
-        # pauses, so that an empty one would never begin again.
+        # Every waiting write calls `pause_writing`. The limit is not 0, because over TLS a buffer
+        # as large as the limit pauses, so an empty buffer would never resume.
         transport.set_write_buffer_limits(high=1, low=0)
         self.connections_open.enter(self._address)
         crowd = self.connections_open.crowd(self._address)
@@ -107,7 +106,7 @@ class _Connection(HttpToolsProtocol):
         self._refuse(self._refusal or _Refused(400, msg))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing for each. The parser takes the rest for another protocol."""
+        """Log nothing per request. The parser treats the rest as another protocol."""
         self.cycle.keep_alive = False
 
     # --- what the parser finds -------------------------------------------------------------------
@@ -119,7 +118,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._stage == "body":
-            return  # a trailer, which nobody reads and which must not look like a header
+            return  # a trailer: nothing reads it, and it must not pass as a header
         super().on_header(name, value)
         if len(self.headers) > _HEADERS_MAX:
             self._stop(431, "There are too many headers.")
@@ -180,7 +179,7 @@ class _Connection(HttpToolsProtocol):
 
     def _end_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete and not self.pipeline:
-            self.cycle.keep_alive = False  # the request before is answered, and is the last one
+            self.cycle.keep_alive = False  # the previous request is answered, and is the last one
             return
         if self._heard:
             self._refuse(_Refused(408, "The head of the request took too long."))
@@ -188,8 +187,8 @@ class _Connection(HttpToolsProtocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Start a time limit: a caller that does not read its answer would keep the connection for
-        ever, closed or not."""
+        """Start a time limit. Otherwise a caller that does not read its answer would keep the
+        connection open forever, even after a close."""
         super().pause_writing()
         seconds = _UNREAD_SECONDS + self.transport.get_write_buffer_size() / self.pace.body_rate
         self._stop_unread()
@@ -206,7 +205,7 @@ class _Connection(HttpToolsProtocol):
 
     def _look_at_body(self) -> None:
         now = self.loop.time()
-        if self.flow.read_paused:  # it is this side that is slow
+        if self.flow.read_paused:  # the gateway is the slow side
             self._deadline = self.pace.body(now)
         left = self._deadline.at + _AFTER_GUARD_SECONDS - now
         if left > 0:
@@ -231,12 +230,12 @@ class _Connection(HttpToolsProtocol):
             self._stop(400, "The target and the Host differ.")
 
     def _stop(self, status: int, text: str) -> None:
-        """End the parser, which calls `send_400_response`."""
+        """Stop the parser, which calls `send_400_response`."""
         self._refusal = _Refused(status, text)
         raise self._refusal
 
     def _refuse(self, refused: _Refused) -> None:
-        """Answer, unless an answer has begun, and let the connection end."""
+        """Send the refusal, unless an answer has begun, and let the connection close."""
         if self.transport.is_closing() or self._stage == "refused":
             return
         if self._leave_application():
@@ -258,8 +257,8 @@ class _Connection(HttpToolsProtocol):
         self._start_timer(_LINGER_SECONDS, self.transport.close)
 
     def _leave_application(self) -> bool:
-        """Tell the application that the caller is gone. Returns whether nothing is left to say: an
-        answer has begun, or the next answer belongs to an earlier request."""
+        """Tell the application that the caller has disconnected. Returns whether no refusal can be
+        sent: an answer has begun, or the next answer belongs to an earlier request."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         self.cycle.disconnected = True

@@ -1,5 +1,5 @@
-"""Reads a form, `multipart/form-data` or `application/x-www-form-urlencoded`: texts, and files as
-data URIs."""
+"""Reads a form, `multipart/form-data` or `application/x-www-form-urlencoded`, as texts and files. A
+file becomes a data URI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from wan_engine.gateway.refusals import Refusal
 
 if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks  # there for checkers alone
+    from python_multipart.multipart import MultipartCallbacks  # imported for type checkers only
 
 MULTIPART = "multipart/form-data"
 URLENCODED = "application/x-www-form-urlencoded"
@@ -25,7 +25,8 @@ _HEADER_BYTES = 1024
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a form. What it is says its content; the caller's word for that is not kept."""
+    """A file of a form. Its content decides its type, not the content type that the caller
+    gives."""
 
     url: str
 
@@ -35,7 +36,7 @@ class Upload:
 
     @property
     def is_video(self) -> bool:
-        """Whether it begins as MP4 and MOV do."""
+        """Whether the file begins like an MP4 or MOV."""
         return base64.b64decode(self.url.partition(",")[2][:16])[4:8] == b"ftyp"
 
 
@@ -48,7 +49,7 @@ def is_form(content_type: str) -> bool:
 
 
 def parse_form(content_type: str, body: bytes) -> Form:
-    """The form in a body. Raises `Refusal`."""
+    """Parse a body. Raises `Refusal`."""
     if _kind(content_type) == URLENCODED:
         return _urlencoded(body)
     parts = _Parts()
@@ -61,7 +62,7 @@ def parse_form(content_type: str, body: bytes) -> Form:
         parser.finalize()
     except (FormParserError, ValueError):
         raise _invalid() from None
-    if not parts.complete:  # a part of a form is none
+    if not parts.complete:  # an incomplete form is refused
         raise _invalid()
     return parts.form
 
@@ -87,7 +88,7 @@ def _invalid() -> Refusal:
 
 @dataclass
 class _Parts:
-    """What the parser has found so far."""
+    """The parts that the parser has found so far."""
 
     form: Form = field(default_factory=dict)
     complete: bool = False

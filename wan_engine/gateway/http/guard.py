@@ -1,9 +1,9 @@
-"""Checks every call before a door sees it: who calls, how often, from which page, and how large the
-body is.
+"""Checks every call before a door sees it: the caller's key, rate, origin and body size.
 
-No route can forget it. Every path that the router gives to a door passes here, and every other path
-is answered here. Without keys the gateway serves programs of this machine only. It refuses web
-pages in a browser, host names that somebody made to point here, and requests that a proxy hands on.
+No route can skip these checks. Every path that the router gives to a door passes here, and every
+other path is answered here. Without keys the gateway serves only programs on this machine. It
+refuses web pages in a browser, host names that point to this machine, and requests that a proxy
+forwards.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Rules:
     in_flight: InFlight
     pace: Pace
     folder: Path | None
-    """Where large bodies are while they come in; the system's default."""
+    """The folder for large bodies while they arrive; by default the one of the system."""
 
 
 class Guard:
     """Middleware that puts the owner and the body into `request.state`.
 
-    `open_routes` need no key, and nobody reads a body for them.
+    `open_routes` need no key, and their bodies are not read.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Guard:
                 raise Refusal("not_found", "Not Found")
         except Refusal as refusal:
             body.close()
-            # What still comes of it is thrown away by the connection: a caller that is cut off
-            # while it sends does not read why.
+            # The connection discards the rest of the body. A caller that is cut off while it sends
+            # would not read the refusal.
             response = answer_to(refusal, door, scope["path"])
             if body.is_asked_for or refusal.code == "timeout":
-                response.headers["Connection"] = "close"  # it may come, or not
+                response.headers["Connection"] = "close"  # the body may still arrive, or not
             await response(scope, receive, send)
             return
         try:
@@ -101,15 +101,15 @@ class Guard:
             body.close()
 
     def _without_slash(self, scope: Scope) -> Scope:
-        """At a door, a path with a slash at its end is the same route."""
+        """Treat a path of a door with a slash at its end as the same route."""
         path = scope["path"]
         if len(path) < 2 or not path.endswith("/") or door_of(path, self._doors) is None:
             return scope
         return {**scope, "path": path[:-1]}
 
     def _place(self, scope: Scope) -> tuple[Door | None, Match]:
-        """The door of a path, as the router sees it. For a path without a route, the door in whose
-        words the refusal is written."""
+        """Return the door of a path as the router matches it. A path without a route also gets a
+        door, which formats the refusal."""
         for door in self._doors:
             if (match := _best(door.router.routes, scope)) is not Match.NONE:
                 return door, match
@@ -149,12 +149,12 @@ class Guard:
 
 
 def _best(routes: Sequence[BaseRoute], scope: Scope) -> Match:
-    """The answer of the router itself."""
+    """Return the router's own match."""
     return max((route.matches(scope)[0] for route in routes), key=lambda match: match.value)
 
 
 def _methods(routes: Sequence[BaseRoute], scope: Scope) -> tuple[str, ...]:
-    """All that the path of a call takes: the router names those of one route."""
+    """Return all methods that the path accepts. The router reports those of one route only."""
     found = [
         route.methods or ()
         for route in routes
@@ -164,7 +164,7 @@ def _methods(routes: Sequence[BaseRoute], scope: Scope) -> tuple[str, ...]:
 
 
 def _check_path(path: str) -> None:
-    """Raise `Refusal` for a path with line breaks, other control characters or bytes that are no
+    """Raise `Refusal` for a path with line breaks, other control characters or bytes that are not
     text."""
     if not path.startswith("/") or not path.isprintable() or "\ufffd" in path:
         raise Refusal("invalid_request", "The path is not valid")
@@ -175,18 +175,19 @@ _HANDED_ON = (
     *("x-forwarded-", "x-original-", "x-envoy-", "x-azure-", "x-amz", "x-cloud-trace-context"),
     *("cf-", "fastly-", "fly-", "ngrok-", "tailscale-"),
 )
-"""How names of headers begin that only proxies and tunnels send."""
+"""Prefixes of headers that only proxies and tunnels send."""
 
 
 def _check_proxy(scope: Scope, rules: Rules) -> None:
-    """Without keys, refuse what comes through a proxy: it may be anybody's. Raises `Refusal`."""
+    """Without keys, refuse requests through a proxy, because anybody may have sent them. Raises
+    `Refusal`."""
     names = () if rules.keys else [name.decode("latin-1").lower() for name, _ in scope["headers"]]
     if any(name.startswith(_HANDED_ON) for name in names):
         raise Refusal("forbidden", "Without keys the gateway does not answer through a proxy")
 
 
 def _check_page(headers: Headers, rules: Rules) -> None:
-    """Without keys, refuse everything that is not from this machine. Raises `Refusal`."""
+    """Without keys, refuse every request that does not come from this machine. Raises `Refusal`."""
     if rules.keys:
         return
     host = headers.get("host", "")
@@ -195,7 +196,7 @@ def _check_page(headers: Headers, rules: Rules) -> None:
     origin = headers.get("origin")
     if "*" in rules.origins or origin in rules.origins:
         return
-    # A browser sends no origin with the GET of a picture or a link, but says where that came from.
+    # A browser sends no origin with a GET for a picture or a link, but sends the site of the page.
     elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
     if elsewhere if origin is None else origin.partition("://")[2] != host:
         raise Refusal("forbidden", "Web pages of other origins may not call: see WAN_CORS_ORIGINS")

@@ -20,19 +20,19 @@ def router(
     measured: Metrics,
     links: Links,
 ) -> APIRouter:
-    """`waiting_for` says why a job would not be accepted, rendered and stored now, `models` which
-    ones there are, once they are known."""
+    """Return the routes. `waiting_for` returns why a job could not be accepted, rendered and stored
+    now. `models` returns the models, once they are known."""
     routes = APIRouter(tags=["Gateway"])
 
     @routes.get("/healthz")
     async def healthz() -> JSONResponse:
-        """200 while this process answers."""
+        """Returns 200 while this process answers."""
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/readyz", responses={503: {"description": "Not yet, and what it waits for"}})
+    @routes.get("/readyz", responses={503: {"description": "Not ready, with the reason"}})
     async def readyz() -> JSONResponse:
-        """200 if a job would be accepted, rendered and stored now; with the models by task, once
-        they are known."""
+        """Returns 200 if a job would be accepted, rendered and stored now. Lists the models by task
+        once they are known."""
         reasons = await waiting_for()
         body: dict[str, Any] = {"ready": not reasons, "waiting_for": reasons}
         if (known := models()) is not None:
@@ -41,13 +41,13 @@ def router(
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """The metrics for Prometheus."""
+        """Returns the metrics for Prometheus."""
         return Response(measured.text(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.head(PATH + "/{name}", include_in_schema=False)
     @routes.get(PATH + "/{name}", response_class=Response)
     async def result(name: str, expires: str = "", signature: str = "") -> Response:
-        """A finished clip, by the link of its job. Understands Range."""
+        """Returns a finished clip, by the signed link of its job. Supports Range requests."""
         return links.serve(name, expires, signature)
 
     return routes

@@ -1,5 +1,5 @@
-"""Counts the jobs of each door, owner and model by state, so that nobody waits for the database to
-count."""
+"""Counts the jobs of each door, owner and model by state, so that no request waits for the database
+to count."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Takes jobs from the queue to the backend and back. Each job runs until it has ended, whatever
-dies.
+"""Takes jobs from the queue to the backend and back. Each job runs until it has ended, even if a
+worker or the gateway dies.
 
-`_dispatch` takes a job when its turn comes. `_run` claims it, lets the backend do its `Work`, and
-stores how that ended.
+`_dispatch` takes the next job. `_run` claims it, lets the backend do its `Work`, and stores the
+result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_AGAIN_SECONDS = 2.0  # while the database is away
+_AGAIN_SECONDS = 2.0  # while the database is unavailable
 
 
 class Dispatcher:
@@ -115,12 +115,12 @@ class Dispatcher:
             else:
                 await _stored(self._jobs.give_back, claimed.id, count=lost.blamed)
         except asyncio.CancelledError:
-            # Cancelled or expired by `Jobs`, which has stored that; or this gateway ends, or has
-            # lost the jobs, maybe for a moment.
+            # `Jobs` has stored that the job was cancelled or expired; or this gateway ends, or has
+            # lost the jobs, perhaps for a moment.
             if not self._ours.is_set():
                 await _stored(self._jobs.give_back, claimed.id, count=False)
             elif self._closing:
-                with suppress(Refusal):  # then the next gateway finds it running, and queues it
+                with suppress(Refusal):  # the next gateway finds the job running, and queues it
                     await self._jobs.give_back(claimed.id, count=False)
         except Exception:
             reference = uuid.uuid4().hex[:8]
@@ -168,7 +168,7 @@ async def _check(request: Mapping[str, Any]) -> None:
     """Raise `WorkFailed` for a wrong request. Such a job has failed at once, but may be retried
     like any other."""
     try:
-        await asyncio.to_thread(parse_request, request)  # there may be pictures in it
+        await asyncio.to_thread(parse_request, request)  # the request may contain pictures
     except InvalidRequest as error:
         raise WorkFailed(error.code, str(error)) from error
 

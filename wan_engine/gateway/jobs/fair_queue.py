@@ -56,7 +56,7 @@ class FairQueue:
         self._added(job_id, owner)
         if owner not in self._lines:
             self._lines[owner] = OrderedDict()
-            # An owner that was away has no turns saved.
+            # An absent owner saves no turns.
             self._wait_for(owner, max(self._now, self._next.get(owner, 0.0)))
         self._lines[owner][job_id] = None
 

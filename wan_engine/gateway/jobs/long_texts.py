@@ -1,8 +1,8 @@
 """Stores the long texts of requests by their SHA-256, in files or in Postgres.
 
-Beside a SQLite database they are files: its one writer would be held up by them, and its file never
-shrinks. With Postgres they are in it, as the next gateway may be on another machine and must find
-what was accepted here.
+With SQLite they are files, because they would block its only writer, and its file never shrinks.
+With Postgres they are in the database, because the next gateway may be on another machine and needs
+the accepted requests.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class LongTexts(Protocol):
     "unavailable" when another gateway has the jobs."""
 
     async def put(self, name: str, data: bytes) -> None:
-        """All of it, on the disk, or nothing. Raises `OSError` and `SQLAlchemyError`."""
+        """Store the whole text or nothing. Raises `OSError` and `SQLAlchemyError`."""
 
     async def get(self, name: str) -> bytes | None:
-        """None when it is not there. Raises `OSError` and `SQLAlchemyError`."""
+        """Return the text, or None if it is not stored. Raises `OSError` and `SQLAlchemyError`."""
 
     async def remove(self, name: str) -> None:
-        """Nothing, when it is not there. Raises `SQLAlchemyError`."""
+        """Remove the text, if it is stored. Raises `SQLAlchemyError`."""
 
     async def names(self) -> list[str]:
-        """All that are there. Raises `SQLAlchemyError`."""
+        """Return the names of all stored texts. Raises `SQLAlchemyError`."""
 
 
 def open_long_texts(database: Database) -> LongTexts:
-    """Beside the database or in it. Raises `ConfigurationError`."""
+    """Return the store of texts that fits the database. Raises `ConfigurationError`."""
     engine = database.engine
     if engine.dialect.name != "sqlite":
         return LongTextTable(database)
@@ -103,10 +103,11 @@ class LongTextFiles:
 
 
 class LongTextTable:
-    """In pieces, so that no single one is long in the loop.
+    """Stores texts in pieces, so that none blocks the event loop for long.
 
-    A change counts only while the jobs are this gateway's (`Ownership.fence`): the next one may
-    need what this one would remove. That is asked last: who takes the jobs waits for no megabytes.
+    A change is valid only while this gateway owns the jobs (`Ownership.fence`), because the next
+    gateway may need a text that this one would remove. The fence comes last, so that the next owner
+    waits for no large writes.
     """
 
     def __init__(self, database: Database) -> None:

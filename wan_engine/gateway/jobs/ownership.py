@@ -1,9 +1,9 @@
 """Makes sure that one gateway at a time owns the jobs of a database, by a lock and an epoch.
 
-The lock of a SQLite file belongs to the process, and is free when that has ended. The lock of
-Postgres belongs to a connection, which may break while its gateway goes on. So each new owner
-counts an epoch up, and every change of a job asks in its own transaction whether the epoch is still
-its owner's: who has lost the lock changes nothing any more.
+The lock of a SQLite file belongs to the process, and is free once the process has ended. The lock
+of Postgres belongs to a connection, which may break while its gateway continues. So each new owner
+increments an epoch, and every change of a job checks in its own transaction that the epoch is still
+the owner's. A gateway that has lost the lock can change nothing.
 
     owner  |- confirms its lock each second -x  cannot: ends its work within _LEASE_SECONDS
     next                                     |- has the lock, waits _TAKEOVER_SECONDS -|- works
@@ -25,7 +25,7 @@ from wan_engine.gateway.refusals import Refusal
 log = logging.getLogger(__name__)
 
 _FACTS = sa.table("facts", sa.column("name"), sa.column("value"))  # defined in database.py
-_ADVISORY_LOCK = 0x57414E  # any number that is ours
+_ADVISORY_LOCK = 0x57414E  # any number; it identifies this lock
 _CONFIRM_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0
 _LEASE_SECONDS = 4.0
@@ -38,9 +38,11 @@ _UNSURE = "the lock of the database is lost"
 
 
 class Ownership:
-    """`on_loss` is called once work must end at once, `on_return` when it may begin again.
+    """Holds the lock. `on_loss` is called when work must end at once, `on_return` when it may begin
+    again.
 
-    `why_not` says in words why nothing may be begun or ended; None while the jobs are ours.
+    `why_not` is the reason why nothing may begin or end. It is None while this gateway owns the
+    jobs.
     """
 
     def __init__(self, engine: AsyncEngine, *, shared: bool) -> None:
@@ -59,8 +61,8 @@ class Ownership:
         return self.why_not == _LOST
 
     async def fence(self, connection: AsyncConnection) -> None:
-        """Raise `Refusal` unless the jobs are ours. Nobody can take them until the transaction of
-        `connection` has ended."""
+        """Raise `Refusal` unless this gateway owns the jobs. No other gateway can take them until
+        the transaction of `connection` has ended."""
         if not self._shared:
             return
         if await _number(connection, _EPOCH, read=True) != self._epoch:
@@ -68,7 +70,7 @@ class Ownership:
         self.require()
 
     def require(self) -> None:
-        """Raise `Refusal` unless the jobs are ours, as far as is known without asking."""
+        """Raise `Refusal` unless this gateway owns the jobs, without asking the database."""
         if self.why_not is not None:
             raise Refusal("unavailable", "The gateway is being replaced", _AWAY_SECONDS)
 
@@ -88,8 +90,8 @@ class Ownership:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """A new epoch, from when the owner before has surely ended its work; its lock is confirmed
-        meanwhile. To be entered with the lock and with the tables."""
+        """Begin a new epoch once the work of the previous owner has surely ended, and confirm the
+        lock meanwhile. Requires the lock and the tables."""
         if not self._shared:
             yield
             return
@@ -123,7 +125,7 @@ class Ownership:
         return before != released
 
     async def _release(self) -> None:
-        """Say that nothing of this epoch is at work."""
+        """Record that no work of this epoch is running."""
         with suppress(SQLAlchemyError, OSError):
             async with self._engine.begin() as connection:
                 if await _number(connection, _EPOCH) == self._epoch:
@@ -152,7 +154,8 @@ class Ownership:
                 self.on_return()
 
     async def _confirm(self) -> bool:
-        """Whether the jobs are still ours: the lock is held, and nobody had it in between."""
+        """Whether this gateway still owns the jobs: it holds the lock, and no other gateway had it
+        in between."""
         had = self._connection is not None
         if not await self.try_lock():
             return False
@@ -170,7 +173,8 @@ class Ownership:
 
 
 async def _number(connection: AsyncConnection, name: str, *, read: bool = False) -> int:
-    """A fact that is a number, 0 before the first; `read`: nobody changes it meanwhile."""
+    """Return a fact that is a number, or 0 if it is not stored. With `read`, the row is locked for
+    reading, so that nobody changes it meanwhile."""
     asked = sa.select(_FACTS.c.value).where(_FACTS.c.name == name)
     if read:
         asked = asked.with_for_update(read=True)

@@ -41,7 +41,8 @@ class LongText:
         return cls(text, hashlib.sha256(data).hexdigest(), len(data))
 
     def data(self) -> bytes:
-        """The bytes, made anew so that they are not kept beside the text."""
+        """Return the bytes. They are made anew, so that they are not kept together with the
+        text."""
         return self.text.encode(*_ENCODING)
 
 
@@ -54,7 +55,7 @@ def verified_text(name: str, data: bytes) -> str | None:
 @dataclass(frozen=True)
 class RequestParts:
     """`shown` is the request with long texts cut to their beginnings, `row` as much of that as fits
-    into a row of the database, `long_texts` what is kept elsewhere, by its place in the request."""
+    into a row of the database, `long_texts` the texts that are kept elsewhere, by their places."""
 
     shown: dict[str, Any]
     row: dict[str, Any]
@@ -117,7 +118,7 @@ def _shortened(value: Any, way: tuple[str | int, ...], long: dict[str, str], onl
 
 
 def _json(value: object) -> str:
-    """In small steps, so that a thread that does it lets others go on."""
+    """Encode in small steps, so that other threads can run."""
     return "".join(json.JSONEncoder().iterencode(value))
 
 

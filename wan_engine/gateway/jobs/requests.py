@@ -1,8 +1,8 @@
-"""Keeps the requests of jobs whole for as long as somebody can need them, within the quota of each
-key.
+"""Keeps the whole requests of jobs for as long as they may be needed, within the quota of each key.
 
-What a waiting or running job needs is never removed. Of jobs that have ended, the failed and the
-oldest go first when their key has no room, and all of them after some time.
+A request that a waiting or running job needs is never removed. When a key has no room, the requests
+of its failed jobs go first, then those of its oldest ended jobs. After some time, those of all
+ended jobs go.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 _CUT_AT_ONCE = 20
 _UNUSED_AT_ONCE = 1000
-_AT_ONCE = 4  # written or read: each has its bytes in memory, and a connection of Postgres' eight
+_AT_ONCE = 4  # written or read: each has its bytes in memory, and one of eight Postgres connections
 _AGAIN_SECONDS = 60
 
 
 class Requests:
-    """`max_bytes` is what one key may keep. Every call raises `Refusal` "unavailable" while the
-    database or the disk cannot be used."""
+    """Stores requests. `max_bytes` is the quota of one key. Every call raises `Refusal`
+    "unavailable" while the database or the disk is unavailable."""
 
     def __init__(self, store: Store, long_texts: LongTexts, max_bytes: int) -> None:
         self._store = store
@@ -49,10 +49,10 @@ class Requests:
 
     async def add(self, owner: str, new: Collection[tuple[Job, RequestParts]]) -> None:
         """Store jobs of one owner with their requests, all or none. Raises `Refusal` "queue_full"
-        and "too_large" where the owner has no room.
+        and "too_large" if the owner has no room.
 
-        A refused job is nobody's to render: where there is no room it is stored all the same, and
-        its request is not kept whole.
+        A job that was refused is never rendered. If there is no room, it is stored without its
+        whole request.
         """
         long_texts = {one.hash: one for _, parts in new for one in parts.long_texts.values()}
         if not long_texts:
@@ -67,7 +67,7 @@ class Requests:
             await self._store.add(_row(job, parts, whole=False) for job, parts in new)
 
     async def shown(self, job_id: str) -> dict[str, Any]:
-        """The request as it was made, or what is left of it."""
+        """Return the request as it was made, or the parts of it that are kept."""
         stored = await self._store.request(job_id)
         return {} if stored is None else await self._whole(job_id, stored) or stored.row
 
@@ -110,12 +110,13 @@ class Requests:
 
     @asynccontextmanager
     async def _kept(self, owner: str, long_texts: Mapping[str, LongText]) -> AsyncIterator[None]:
-        """Inside of it, all of them are there and stay, also what no request has yet."""
+        """Keep all of these texts while the context is open, including those that no request has
+        yet."""
         size = 0
         self._needed.update(long_texts.keys())
         try:
             size = await self._make_room(owner, long_texts)
-            async with self._lock(f"key {owner}"):  # so that nobody waits for all of a key's
+            async with self._lock(f"key {owner}"):  # so that nobody waits for all texts of one key
                 for name, text in long_texts.items():
                     with _telling():
                         await self._put(name, text)
@@ -126,7 +127,7 @@ class Requests:
         finally:
             self._coming[owner] -= size
             self._needed.subtract(long_texts.keys())
-            self._needed += Counter()  # without those that are at 0
+            self._needed += Counter()  # remove the texts that are at 0
             self._coming += Counter()
 
     async def _put(self, name: str, text: LongText) -> None:
@@ -138,20 +139,21 @@ class Requests:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                # The disk is everybody's, and so are the pictures that nobody may ever need.
+                # The disk is shared, also by texts that no request may ever need.
                 freed = await self.remove_unused()
                 if not freed and not await self._store.cut_requests(None, _CUT_AT_ONCE, None):
                     raise
 
     async def _make_room(self, owner: str, long_texts: Mapping[str, LongText]) -> int:
-        """The bytes that the owner has not had before, counted as coming. Raises `Refusal`."""
+        """Return the bytes that are new for this owner, and count them as arriving. Raises
+        `Refusal`."""
         sizes = {name: text.size for name, text in long_texts.items()}
         cut = 0
         while True:
             coming = self._coming[owner]
             used = await self._store.used_bytes(owner, sizes)
             size = sum(sizes[name] for name in sizes if name not in used.had)
-            # What has come meanwhile may be in neither of the two.
+            # Texts that arrived in the meantime may be missing from both.
             size_and_coming = size + max(coming, self._coming[owner])
             if used.bytes + size_and_coming <= self._max_bytes:
                 break
@@ -192,7 +194,7 @@ class Requests:
     @always_uncancelled
     async def _remove(self, name: str) -> bool:
         async with self._lock(name):
-            # Who needs it from now on waits for the lock, and then finds that it is gone.
+            # A request that needs the text now waits for the lock, and then finds that it is gone.
             if name in self._needed or not await self._store.drop_long_text(name):
                 return False
             with _telling():
@@ -203,7 +205,7 @@ class Requests:
         return self._locks.setdefault(name, asyncio.Lock())
 
 
-_NO_ROOM = "Jobs of this key that wait have as many pictures and sounds as may be, try again later"
+_NO_ROOM = "Waiting jobs of this key have as many pictures and sounds as allowed, try again later"
 
 
 def _row(job: Job, parts: RequestParts, *, whole: bool) -> NewRow:

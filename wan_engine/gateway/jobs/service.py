@@ -1,8 +1,8 @@
 """Holds all jobs of this gateway: one state machine for every door, in the database and in memory.
 
-Accepted means stored. Jobs that are not final, or ended lately, are in memory as well, so that a
-status is answered without the database. It does not know who renders (`dispatch.py`) or what an API
-calls a state.
+An accepted job is stored. Active jobs and recently ended jobs are in memory as well, so that a
+status needs no query. This module does not depend on the backend (`dispatch.py`) or on the state
+names of an API.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from wan_engine.gateway.uncancelled import uncancelled
 log = logging.getLogger(__name__)
 
 REPLAY_SECONDS = 60
-"""How long after a job's end a new subscriber is still told of it."""
+"""How long after its end a job is still reported to a new subscriber."""
 
 _QUEUED: tuple[State, ...] = ("queued",)
 _RUNNING: tuple[State, ...] = ("running",)
@@ -51,14 +51,15 @@ _LONGEST_RETRY_AFTER_SECONDS = 600
 _FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
 _FULL: dict[Full, str] = {
     "queue": "The queue is full",
-    "share": "As many jobs of this key wait as may",
+    "share": "This key has its limit of waiting jobs",
 }
 
 
 class Jobs:
-    """Open it with `start`. `owner` is the name of a caller's key: nobody sees another's jobs.
+    """The jobs. Open them with `start`. `owner` is the name of a caller's key. No owner sees
+    another owner's jobs.
 
-    Every call raises `Refusal` "unavailable" while the database is away.
+    Every call raises `Refusal` "unavailable" while the database is unavailable.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Jobs:
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
-        """Read what an earlier gateway left, and queue again whatever it was running."""
+        """Read the jobs that an earlier gateway left, and queue the running ones again."""
         for *group, state, count, retries in await self._store.counts():
             self._counts.stored(tuple(group), state, count, retries)
         for job in await self._store.ended_since(now_ms() - REPLAY_SECONDS * 1000):
@@ -94,12 +95,12 @@ class Jobs:
             log.info("%d jobs of the last run continue", len(self._queue))
 
     def close(self) -> None:
-        """Let nobody wait any longer, neither for a job's end nor for events."""
+        """End every wait for a job's end and for events."""
         self._events.close()
 
     @property
     def closed(self) -> bool:
-        """Whether the gateway is ending, so that waiting is of no use."""
+        """Whether the gateway is ending, so that callers should not wait."""
         return self._events.closed
 
     # --- for doors -------------------------------------------------------------------------------
@@ -112,12 +113,12 @@ class Jobs:
         return await uncancelled(self._submit(new))
 
     async def find(self, door: str, owner: str, job_id: str) -> Job | None:
-        """A job of this owner that came through this door."""
+        """Find a job of this owner that came through this door."""
         job = await self.get(job_id)
         return job if job and (job.door, job.owner) == (door, owner) else None
 
     async def get(self, job_id: str) -> Job | None:
-        """Any job, for code that does not answer a caller."""
+        """Return any job, for code that does not answer a caller."""
         if job := self._live.get(job_id) or self._recent.get(job_id):
             return job
         if len(job_id) > 64 or not job_id.isascii() or not job_id.isprintable():
@@ -125,11 +126,12 @@ class Jobs:
         return await self._store.find(job_id)
 
     async def request(self, job_id: str) -> dict[str, Any]:
-        """What the door handed in as `NewJob.request`, or what is kept of it; may be megabytes."""
+        """Return the door's `NewJob.request`, or the parts of it that are kept. It may be
+        megabytes."""
         return await self._requests.shown(job_id)
 
     async def whole_request(self, job_id: str) -> dict[str, Any] | None:
-        """The same; None when not all of it is kept any longer."""
+        """Return the request, or None if a part of it is no longer kept."""
         return await self._requests.whole(job_id)
 
     async def of_owner(
@@ -140,7 +142,7 @@ class Jobs:
         states: Collection[State] | None = None,
         model: str | None = None,
     ) -> AsyncGenerator[list[Job]]:
-        """The newest thousand in pages, the newest first, with what is known of them in memory."""
+        """Yield the newest thousand jobs in pages, newest first, with their state in memory."""
         last: Job | None = None
         for _ in range(_LIST_LIMIT // _PAGE):
             stored = await self._store.of_owner(door, owner, states, model, _PAGE, last)
@@ -151,28 +153,28 @@ class Jobs:
             last = stored[-1]
 
     def waiting(self, door: str, owner: str, model: str) -> list[Job]:
-        """All of this owner's that wait, however many."""
+        """Return all queued jobs of this owner."""
         wanted = (door, owner, model)
         live = (job for job in self._live.values() if job.state == "queued")
         return [job for job in live if (job.door, job.owner, job.model) == wanted]
 
     def workers(self) -> int:
-        """How many jobs are at work, for all doors and owners."""
+        """The number of running jobs, for all doors and owners."""
         return len(set(self._at_work.values()))
 
     async def cancel(self, job: Job) -> Job:
-        """Cancel the job. Returns it, unchanged if it had ended already."""
+        """Cancel the job. Returns the job, unchanged if it had already ended."""
         return await self._end(job, "cancelled")
 
     async def remove(self, job: Job) -> None:
-        """Forget a job that has ended, with its request."""
+        """Delete a job that has ended, with its request."""
         assert job.final, "it has to be cancelled first"
         await self._store.remove([job.id])
         self.forget([job])
 
     async def retry(self, job: Job) -> Job:
-        """The job in the queue again, with all of its time. Raises `Refusal` "conflict" when it
-        has not failed or its request is not kept any longer, "queue_full"."""
+        """Queue the job again with a new time limit. Raises `Refusal` "conflict" if it has not
+        failed or its request is no longer kept, and "queue_full"."""
 
         def again(job: Job) -> Job:
             now = now_ms()
@@ -190,15 +192,16 @@ class Jobs:
         return moved
 
     async def wait(self, job: Job, seconds: float) -> Job:
-        """The job once it has ended, or as it is after `seconds` or when the gateway ends."""
+        """Wait until the job has ended, for `seconds` at most, or until the gateway ends. Returns
+        the job."""
         if not self._now(job).final:
             await self._events.ended(job.id, seconds)
         return self._now(job)
 
     def events(self, owner: str) -> AsyncGenerator[Job]:
-        """This owner's jobs at each change of state, from the first step on until the gateway ends;
-        before that those that had ended within the minute before this call. Raises `Refusal`
-        "rate_limited" while too many of this owner's are open."""
+        """Yield this owner's jobs at each change of state until the gateway ends, beginning with
+        those that ended in the last minute. Raises `Refusal` "rate_limited" while too many streams
+        of this owner are open."""
         if self._events.crowded(owner):
             raise Refusal("rate_limited", "Too many streams of events are open")
         since = now_ms() - REPLAY_SECONDS * 1000
@@ -208,24 +211,25 @@ class Jobs:
     async def counts(
         self, door: str | None = None, owner: str | None = None, model: str | None = None
     ) -> tuple[dict[str, int], int]:
-        """How many jobs are in each state, and how many retries there were."""
+        """Return the number of jobs in each state, and the number of retries."""
         return self._counts.of(door, owner, model)
 
     def unfruitful(self) -> Mapping[str, int]:
-        """How many jobs of each owner have ended without a clip."""
+        """Return the number of each owner's jobs that ended without a clip."""
         return self._counts.unfruitful()
 
-    # --- for who renders -------------------------------------------------------------------------
+    # --- for the backend --------------------------------------------------------------------------
 
     async def take(self) -> Job:
-        """The job whose turn it is. The taker must end it or give it back."""
+        """Take the next job. The caller must end it or give it back."""
         while not self._queue:
             self._queued.clear()
             await self._queued.wait()
         return self._live[self._queue.take()]
 
     async def claim(self, job_id: str, stop: Callable[[], object]) -> Job | None:
-        """The job, for whoever runs it; `stop` is called when it must end. None when it has."""
+        """Claim the job for the backend. `stop` is called when the work must end. Returns None if
+        the job has ended."""
 
         def claimed(job: Job) -> Job:
             self._stops[job.id] = stop
@@ -234,7 +238,7 @@ class Jobs:
         return await self._move(job_id, _UNFINISHED, claimed, told=False)
 
     async def begin(self, job_id: str, worker: str | None = None) -> None:
-        """Note that the work has begun."""
+        """Record that the work has begun."""
 
         def begun(job: Job) -> Job:
             return replace(
@@ -262,14 +266,14 @@ class Jobs:
         return await self._end(job, "failed", error=error, error_code=code)
 
     async def expire(self, job: Job) -> Job:
-        """End a job whose time, queue included, is over."""
+        """End a job whose time to live is over, including its time in the queue."""
         error = "The job's time to live is over"
         return await self._end(job, "expired", error=error, error_code="deadline_exceeded")
 
     async def give_back(self, job_id: str, *, count: bool) -> None:
-        """Into the queue again, in front, as its worker is gone. `count` it where the job had the
-        device, so that a job that ends its workers is not run for ever; never where this gateway
-        ended, which is no job's fault."""
+        """Put the job at the front of the queue, because its worker is gone. `count` the lost
+        worker if the job had the device, so that a job that ends its workers does not run forever.
+        Do not count it if this gateway ended."""
 
         def again(job: Job) -> Job:
             return replace(queued_again(job), workers_lost=job.workers_lost + count)
@@ -279,12 +283,12 @@ class Jobs:
             self._enqueue(moved, first=True)
 
     def expired(self) -> list[Job]:
-        """Jobs whose time is over and that have not ended."""
+        """Return the active jobs whose time is over."""
         now = now_ms()
         return [job for job in self._live.values() if job.expires_ms <= now]
 
     def forget(self, jobs: Collection[Job]) -> None:
-        """Forget jobs that are no longer in the database."""
+        """Forget jobs that the database no longer has."""
         for job in jobs:
             self._recent.pop(job.id, None)
             self._counts.gone(job)
@@ -313,7 +317,8 @@ class Jobs:
 
     @contextmanager
     def _room(self, owner: str, count: int) -> Iterator[None]:
-        """Places in the queue for `count` jobs while they are being stored. Raises `Refusal`."""
+        """Reserve places in the queue for `count` jobs while they are being stored. Raises
+        `Refusal`."""
         full = self._queue.reserve(owner, count)
         if full is not None:
             seconds = min(_LONGEST_RETRY_AFTER_SECONDS, max(1, round(self._run_seconds)))
@@ -330,7 +335,7 @@ class Jobs:
         moved = await self._move(job.id, _UNFINISHED, ended)
         if moved is None:
             return await self.get(job.id) or job
-        # The sentence may quote the caller's words, so it is not for the log.
+        # The sentence may quote the caller, so it is not logged.
         how = f"{state} ({moved.error_code})" if moved.error_code else state
         log.info("job %s (%s, %s) %s", moved.id, moved.door, moved.owner, how)
         if state == "completed" and (took := moved.execution_ms) is not None:
@@ -348,7 +353,8 @@ class Jobs:
         *,
         told: bool = True,
     ) -> Job | None:
-        """The job after `change`, stored; None when it is in none of the states `before`."""
+        """Apply `change` to the job and store it. Returns None if the job is in none of the states
+        `before`."""
         return await uncancelled(self._locked_move(job_id, before, change, told))
 
     async def _locked_move(

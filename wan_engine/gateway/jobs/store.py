@@ -1,8 +1,8 @@
-"""Every query of the database: the one file with SQL about jobs. Each method is one transaction,
-which runs to its end even if its caller is cancelled.
+"""Contains every query of the database, and all SQL about jobs. Each method is one transaction,
+which completes even if its caller is cancelled.
 
-A change names the states that it may start from, and happens in the database or not at all, so a
-cancel and a result that come at once cannot both win.
+A change names the states that it may start from. The database applies it completely or not at all,
+so only one of a simultaneous cancel and result takes effect.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AWAY_SECONDS = 5
 
 
 NewRow = tuple[Job, Mapping[str, Any], int, Mapping[str, LongText]]
-"""A job, its request's row, how many long texts it had, and those that are kept."""
+"""A job, the row of its request, the number of its long texts, and those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class StoredRequest:
 
 @dataclass(frozen=True)
 class Used:
-    """Bytes of an owner's long texts, of these the bytes that jobs need which have not ended, and
-    which of the texts asked for the owner `had` already."""
+    """The bytes of an owner's long texts, the part of them that active jobs need, and the requested
+    texts that the owner `had` already."""
 
     bytes: int
     needed_bytes: int
@@ -62,11 +62,11 @@ class Used:
 
 
 class Store:
-    """Raises `Refusal` "unavailable" while the database is away."""
+    """The queries. Every call raises `Refusal` "unavailable" while the database is unavailable."""
 
     def __init__(self, database: Database) -> None:
         self._engine, self._ownership = database.engine, database.ownership
-        # SQLite has one writer; who waits for it here does not sleep in a thread.
+        # SQLite has one writer. Waiting for it here does not block a thread.
         self._writing = asyncio.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
 
     @asynccontextmanager
@@ -136,7 +136,7 @@ class Store:
 
     @always_uncancelled
     async def used_bytes(self, owner: str, names: Collection[str]) -> Used:
-        """The long texts in this owner's requests, each counted once."""
+        """Return the long texts in this owner's requests, each counted once."""
         theirs = sa.select(request_parts.c.hash).where(request_parts.c.owner == owner)
         goes_on = theirs.join(jobs, jobs.c.id == request_parts.c.job_id)
         goes_on = goes_on.where(jobs.c.state.not_in(FINAL))
@@ -149,8 +149,9 @@ class Store:
 
     @always_uncancelled
     async def cut_requests(self, owner: str | None, limit: int, before_ms: int | None) -> int:
-        """Remove the long texts of ended jobs, the failed first and then the oldest: of this owner,
-        and of those that ended before, if that is given. Returns how many requests were cut."""
+        """Remove the long texts of ended jobs: the failed first, then the oldest. Only jobs of
+        `owner` and jobs that ended before `before_ms`, if these are given. Returns how many
+        requests were cut."""
         asked = (
             sa.select(request_parts.c.job_id)
             .join(jobs, jobs.c.id == request_parts.c.job_id)
@@ -171,7 +172,7 @@ class Store:
 
     @always_uncancelled
     async def unused_long_texts(self, limit: int) -> list[str]:
-        """Long texts that no request has."""
+        """Return long texts that no request has."""
         asked = sa.select(long_texts.c.hash).where(_unused()).limit(limit)
         async with self._read() as connection:
             return [name for (name,) in await connection.execute(asked)]
@@ -192,7 +193,8 @@ class Store:
 
     @always_uncancelled
     async def change(self, job: Job, before: Collection[State]) -> bool:
-        """Make the stored job `job`; False when it is in none of the states `before`."""
+        """Replace the stored job by `job`. Returns False if it is in none of the states
+        `before`."""
         values = _row(job)
         del values["id"]
         where = sa.and_(jobs.c.id == job.id, jobs.c.state.in_(before))
@@ -209,7 +211,7 @@ class Store:
 
     @always_uncancelled
     async def unfinished(self) -> list[Job]:
-        """Queued and running jobs, oldest first."""
+        """Return queued and running jobs, oldest first."""
         asked = sa.select(jobs).where(jobs.c.state.not_in(FINAL)).order_by(jobs.c.queued_ms)
         return await self._jobs(asked)
 
@@ -225,7 +227,7 @@ class Store:
 
     @always_uncancelled
     async def unfruitful_of(self, owner: str, limit: int) -> list[Job]:
-        """Those that have ended without a clip, the oldest first."""
+        """Return the jobs that ended without a clip, oldest first."""
         states = [state for state in FINAL if state != "completed"]
         asked = sa.select(jobs).where(jobs.c.state.in_(states), jobs.c.owner == owner)
         return await self._jobs(asked.order_by(jobs.c.finished_ms).limit(limit))
@@ -240,7 +242,7 @@ class Store:
         limit: int,
         after: Job | None,
     ) -> list[Job]:
-        """Jobs, newest first, from the one behind `after` on."""
+        """Return jobs, newest first, from the one after `after`."""
         asked = sa.select(jobs).where(jobs.c.door == door, jobs.c.owner == owner)
         if states is not None:
             asked = asked.where(jobs.c.state.in_(states))
@@ -255,8 +257,8 @@ class Store:
 
     @always_uncancelled
     async def counts(self) -> list[tuple[Any, ...]]:
-        """Door, owner, model and state, with how many jobs there are and how often one of them was
-        retried."""
+        """Return door, owner, model and state, with the number of jobs and the number of
+        retries."""
         group = (jobs.c.door, jobs.c.owner, jobs.c.model, jobs.c.state)
         asked = sa.select(*group, sa.func.count(), sa.func.sum(jobs.c.retries)).group_by(*group)
         async with self._read() as connection:
@@ -271,9 +273,9 @@ class Store:
 
     @always_uncancelled
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
-        """Job id and tries so far: the first of every owner, then the second of each, and so on,
-        so that nobody waits for another's receivers. Raises `Refusal` where the jobs are not ours
-        any more."""
+        """Return job ids with the number of tries so far: the first of every owner, then the second
+        of each, and so on, so that no owner waits for another owner's receivers. Raises `Refusal`
+        if this gateway no longer owns the jobs."""
         self._ownership.require()
         turn = sa.func.row_number().over(
             partition_by=jobs.c.owner, order_by=(webhooks.c.next_ms, webhooks.c.job_id)
@@ -303,7 +305,7 @@ class Store:
 
     @always_uncancelled
     async def fact(self, name: str, new: str) -> str:
-        """What is kept under `name`: `new`, unless there was something before."""
+        """Return the value stored under `name`. Stores `new` if there is none."""
         async with self._write() as connection:
             asked = sa.select(facts.c.value).where(facts.c.name == name)
             if (kept := (await connection.execute(asked)).scalar()) is not None:
@@ -313,7 +315,7 @@ class Store:
 
     @always_uncancelled
     async def ping(self) -> None:
-        """Raise if the database is away."""
+        """Raise an error if the database is unavailable."""
         async with self._read() as connection:
             await connection.execute(sa.select(1))
 
@@ -344,7 +346,7 @@ def _unused() -> sa.ColumnElement[bool]:
 
 
 async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
-    """Remove a request that nobody can need: no run, no retry and no webhook."""
+    """Remove a request that no run, retry or webhook needs."""
     over = sa.select(jobs.c.id).where(
         jobs.c.id == job_id,
         jobs.c.state.in_(_OVER),

@@ -44,7 +44,7 @@ async def sweep(
                 await requests.cut(_days_ago(settings.media_days))
             if unused.due():
                 await requests.remove_unused()
-        except Refusal as refusal:  # the database is away
+        except Refusal as refusal:  # the database is unavailable
             log.warning("clean-up skipped: %s", refusal.message)
         await asyncio.sleep(_EXPIRE_SECONDS)
 

@@ -15,13 +15,13 @@ _IN_HOSTS_FILES = ("localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
-    """The URL, if there is one. Raises `Refusal`, also for an address that is not public, in any
-    spelling. A name is looked up when the webhook is sent, and may mean another address then."""
+    """Return the URL, or None. Raises `Refusal`, also for an address that is not public, in any
+    spelling. The name is resolved when the webhook is sent, and may have another address then."""
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) > _MAX_CHARACTERS or not _is_plain(value):
         raise _refused()
-    # In a thread: what knows of addresses takes a second to import, once.
+    # In a thread, because the import takes a second, once.
     host = await asyncio.to_thread(_host, value)
     if host is None:
         raise _refused()
@@ -39,7 +39,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _host(url: str) -> str | None:
-    """The host, as the sender will read it."""
+    """The host, as the sender parses it."""
     import requests
 
     try:

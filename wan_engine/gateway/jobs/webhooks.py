@@ -1,8 +1,8 @@
-"""Sends the end of each job to the URL that its caller gave: up to three times, also across
-restarts.
+"""Sends the result of each job to the URL that its caller gave: up to three tries, also after a
+restart.
 
-Documented by Runpod: 200 counts as an answer; there are two more tries, ten seconds apart.
-Addresses that are not public are refused as for media, and redirects are not followed.
+Runpod documents that 200 counts as an answer, and that there are two more tries ten seconds apart.
+Addresses that are not public are refused, as for media, and redirects are not followed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Webhooks:
                 try:
                     await self._begin(telling, by_name)
                     await self._look_at_ends(telling)
-                except Refusal as refusal:  # the database is away
+                except Refusal as refusal:  # the database is unavailable
                     log.warning("no webhooks are sent: %s", refusal.message)
                     await asyncio.sleep(_LOOK_SECONDS)
         finally:
@@ -72,8 +72,9 @@ class Webhooks:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, telling: _Telling, by_name: dict[str, Door]) -> None:
-        """Tell what is due and has a place. What is being told is due as well, and so counts as its
-        owner's first: who fills the places with slow receivers gets the next one last."""
+        """Begin deliveries that are due, while there is a place. A running delivery is due as well,
+        so it counts as the first one of its owner: an owner with slow receivers gets the next place
+        last."""
         free = _AT_ONCE - len(telling)
         if not free:
             return
@@ -83,7 +84,7 @@ class Webhooks:
             telling[asyncio.create_task(self._tell(job_id, tries, by_name))] = job_id
 
     async def _look_at_ends(self, telling: _Telling) -> None:
-        """Wait until one has been told, or a while."""
+        """Wait until a delivery has ended, or for a while."""
         if not telling:
             await asyncio.sleep(_LOOK_SECONDS)
             return
@@ -93,11 +94,12 @@ class Webhooks:
             await self._look_at(telling.pop(task), task.exception())
 
     def _post(self, url: str, body: object) -> int:
-        # It may contain a picture.
+        # The body may contain a picture, so this thread encodes it.
         return post(url, json.dumps(body).encode(), self._limits, Control())
 
     async def _look_at(self, job_id: str, end: BaseException | None) -> None:
-        """What cannot be told today cannot tomorrow, and is in nobody's way. Raises `Refusal`."""
+        """Give up a delivery that failed with an unexpected error, because it would fail again.
+        Raises `Refusal`."""
         if isinstance(end, Refusal):
             raise end
         if end is not None:

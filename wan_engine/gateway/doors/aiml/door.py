@@ -22,7 +22,8 @@ OLDER_PATHS = (
     "/v1/video/generations",
     "/video/generations",
 )
-"""Paths of older pages, the first with the vendor's name in it, that mean the same."""
+"""Paths from older pages of the API, with the same meaning. The first contains the vendor's
+name."""
 
 MODELS_PATHS = ("/v1/models", "/models")
 
@@ -30,7 +31,7 @@ LINK_SECONDS = int(DAY_SECONDS)
 
 
 def door(context: Context) -> Door:
-    """The door on `context`'s jobs."""
+    """Return the door that serves the jobs of `context`."""
     router = APIRouter(tags=["AI/ML API"])
     routes = _Routes(context)
     for path in (PATH, *OLDER_PATHS):
@@ -49,7 +50,7 @@ class _Routes:
         self._context = context
 
     async def create(self, request: Request) -> JSONResponse:
-        """Puts the video into the queue and answers at once, with what it costs in credits."""
+        """Queues the video and answers at once, with the cost in credits."""
         body = await read_json(request)
         try:
             asked = wire.parse(body, self._context.serves)
@@ -68,7 +69,7 @@ class _Routes:
         return JSONResponse(wire.created(new.id, cost))
 
     async def models(self) -> JSONResponse:
-        """The models that are configured here, by all of their names."""
+        """Lists the models of this server, by all their names."""
         served = [name for name, task in wire.MODELS.items() if self._context.serves(task)]
         return JSONResponse({"object": "list", "data": [wire.model(name) for name in served]})
 
@@ -77,7 +78,8 @@ class _Routes:
         request: Request,
         generation_id: str | None = Query(None, include_in_schema=False),
     ) -> JSONResponse:
-        """How far a video is, and where it is once it is finished. The link is good for 24 h."""
+        """Returns the status of a video, and its URL once it is finished. The URL is valid for 24
+        hours."""
         if not generation_id:
             message = 'Query validation error\nRequired at "generation_id"'
             raise Refusal("invalid_request", message)
@@ -90,15 +92,15 @@ class _Routes:
 
 
 _MESSAGES: Mapping[RefusalCode, str] = {
-    "unauthenticated": "This request requires a valid API key. Keys are given by whoever runs "
-    "this server.",
+    "unauthenticated": "This request requires a valid API key. The operator of "
+    "this server issues keys.",
     "rate_limited": "Too Many Requests",
     "queue_full": "Too Many Requests",
 }
 
 
 def refuse(refusal: Refusal, path: str) -> JSONResponse:
-    """This API's answer to what the gateway refuses."""
+    """Return this API's answer to a refusal of the gateway."""
     failure = wire.Failure(
         message=_MESSAGES.get(refusal.code, refusal.message),
         path=path,

@@ -45,7 +45,7 @@ _GENERATION_SCHEMA = {
         "warnings": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "What could not be done as it was asked. Not on the hosted page.",
+            "description": "What the server could not do as asked. Not on the hosted page.",
         },
         "error": {
             "type": "object",
@@ -142,8 +142,8 @@ _GENERATION_REQUEST = {
         },
     },
 }
-"""Word for word as the page publishes it, of its own model; `wire.GenerationRequest` reads it, and
-takes the older names of the model too."""
+"""The properties that the page publishes for its own model, word for word. `wire.GenerationRequest`
+reads the body, and also accepts the model's older names."""
 
 
 def _answer(description: str, schema: dict[str, Any], example: object = None) -> dict[str, Any]:
@@ -193,7 +193,7 @@ CREATE: dict[str, Any] = {
     },
     "responses": {
         200: _answer(
-            "The video is in the queue",
+            "The video is queued",
             _GENERATION_SCHEMA,
             {"id": _ID, "status": "queued", "meta": {"usage": {"credits_used": 1575000}}},
         ),
@@ -204,14 +204,14 @@ CREATE: dict[str, Any] = {
 POLL: dict[str, Any] = {
     "operation_id": "aiml_poll",
     "summary": "Ask for a video",
-    # The route takes a request without it, to refuse it in this API's words.
+    # The route accepts a request without the ID, so that the refusal is in this API's words.
     "openapi_extra": {
         "parameters": [
             {
                 "name": "generation_id",
                 "in": "query",
                 "required": True,
-                "description": "The `id` of the answer to the POST.",
+                "description": "The `id` in the answer to the POST.",
                 "schema": {"type": "string"},
             }
         ]
@@ -229,7 +229,7 @@ POLL: dict[str, Any] = {
             },
         ),
         **_FAILURES,
-        404: _answer("No generation of this caller has this id", _ERROR_SCHEMA),
+        404: _answer("The caller has no generation with this id", _ERROR_SCHEMA),
     },
 }
 
@@ -252,7 +252,7 @@ MODELS: dict[str, Any] = {
     "summary": "The models",
     "responses": {
         200: _answer(
-            "All that are served here",
+            "All models that this server has",
             {
                 "type": "object",
                 "required": ["object", "data"],

@@ -1,8 +1,9 @@
-"""Translates the AI/ML API's requests and answers, as functions of plain values: no HTTP, no jobs
-service.
+"""Translates the AI/ML API's requests and answers. These are functions of plain values, without
+HTTP and without the jobs service.
 
-Names, defaults and sentences are this API's own (docs.aimlapi.com, `alibaba/wan-2-6-i2v` and
-`alibaba/wan-2-6-r2v`); its defaults differ from the other doors', so no table of them is shared.
+Names, defaults and sentences are those of this API (docs.aimlapi.com, `alibaba/wan-2-6-i2v` and
+`alibaba/wan-2-6-r2v`). Its defaults differ from those of the other doors, so the doors share no
+table of them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from wan_engine.gateway.job import Job, State
 from wan_engine.schema import SEED_MAX, AspectRatio, Task
 
 CREDITS_PER_USD = 2_100_000
-"""1,575,000 credits for five seconds at 1080p, which cost 0.75 USD by the price table."""
+"""A clip of five seconds at 1080p costs 1,575,000 credits, and 0.75 USD in the price table."""
 
 ID_CHARACTERS = 21
 _ALPHABET = string.ascii_letters + string.digits + "_-"
@@ -43,13 +44,13 @@ Model = Literal[
     "alibaba/wan2-6-i2v",
     "alibaba/wan-2-6-image-to-video-flash",
 ]
-"""The canonical name, the two of older pages, and the flash model."""
+"""The canonical name, two names from older pages, and the flash model."""
 
 ReferenceModel = Literal["alibaba/wan-2-6-r2v"]
 MAX_VIDEOS = 3
 
 _CREATED = 1_765_843_200
-"""Unix seconds of 2025-12-16, the day that Wan 2.6 came out on."""
+"""Unix seconds of 2025-12-16, the release date of Wan 2.6."""
 
 Resolution = Literal["720p", "1080p"]
 Duration = Literal[5, 10, 15]
@@ -59,7 +60,7 @@ _DEFAULT_RESOLUTION: Mapping[str, Resolution] = {"alibaba/wan-2-6-image-to-video
 _SIZES: Mapping[str, str] = {"720p": "1280*720", "1080p": "1920*1080"}
 _STATUS: Mapping[State, str] = {"queued": "queued", "running": "generating"}
 _ERROR_NAMES = {
-    # The names that the API behind this one gives (Alibaba Model Studio, error codes).
+    # The error codes of the API that the AI/ML API calls (Alibaba Model Studio).
     "invalid_media": "InvalidURL",
     "invalid_request": "InvalidParameter",
     "content_policy": "DataInspectionFailed",
@@ -70,14 +71,15 @@ _ERROR_NAMES = {
 
 
 class BodyError(Exception):
-    """The body is not what the schema says. The text is for the caller, a line a field."""
+    """Raised for a body that does not match the schema. The text is for the caller, one line per
+    field."""
 
 
 # --- the request ---------------------------------------------------------------------------------
 
 
 def _kind(value: object) -> str:
-    """The type of a JSON value, as JavaScript's validators name it."""
+    """Return the type of a JSON value, with the name that JavaScript's validators use."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -120,7 +122,7 @@ def _boolean(value: object) -> bool:
 
 
 def _integer(value: object) -> object:
-    """Integers may come as integral strings or floats: the page's own sample sends `"5"`."""
+    """Accept integers as integral strings or floats, because the page's own sample sends `"5"`."""
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -151,7 +153,7 @@ def _choice(value: object, allowed: tuple[Any, ...]) -> Any:
 
 
 def _model(value: object, info: ValidationInfo) -> Any:
-    """Only names of models that are served: any other is unknown."""
+    """Accept only the names of models that this server has. Any other name is unknown."""
     return _choice(value, info.context or tuple(MODELS))
 
 
@@ -168,7 +170,7 @@ def _url(value: object) -> str:
 
 
 def _image(value: object) -> str:
-    """The page takes "a Base64-encoded local image" as well as a link."""
+    """Accept "a Base64-encoded local image", as the page says, as well as a link."""
     return _url(as_url(_text(value)))
 
 
@@ -183,14 +185,14 @@ def _videos(value: object) -> object:
 
 
 class GenerationRequest(BaseModel):
-    """The body of `POST /v2/video/generations` for a model that animates a picture, fields in the
-    page's order. Other keys are ignored, `null` means absent."""
+    """The body of `POST /v2/video/generations` for a model that animates a picture. Fields are in
+    the page's order. Other keys are ignored, and `null` means absent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     model: Annotated[Model, BeforeValidator(_model)]
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
-        description="What is to be seen: scene, subject, action."
+        description="The scene, subject and action to show."
     )
     image_url: Annotated[str, BeforeValidator(_image)] = Field(
         description="A link (http, https), data URI or base64 of the picture that is the first "
@@ -204,39 +206,39 @@ class GenerationRequest(BaseModel):
     )
     resolution: Annotated[Resolution | None, _one_of(get_args(Resolution))] = Field(
         default=None,
-        description="`1080p` unless given; `720p` for the flash model.",
+        description="The default is `1080p`, or `720p` for the flash model.",
         json_schema_extra={"type": "string", "enum": ["720p", "1080p"], "default": "1080p"},
     )
     duration: Annotated[Duration, _one_of(get_args(Duration))] = Field(
-        default=10, description="Seconds; a numeric string is taken too."
+        default=10, description="Seconds, as a number or a numeric string."
     )
     negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
-        default=None, description="What is not to be seen."
+        default=None, description="What the video must not show."
     )
     shot_type: Annotated[ShotType, _one_of(get_args(ShotType))] = Field(
-        default="single", description="`multi` acts only with `enhance_prompt`."
+        default="single", description="`multi` needs `enhance_prompt`."
     )
     generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True,
-        description="Whether sound is made for a video without `audio_url`: silent, with a "
-        "warning, where no model here makes any. `false`: the video has no track. `audio_url` is "
-        "never muted.",
+        description="Whether to make sound for a video without `audio_url`. If no model "
+        "of this server makes sound, the track is silent, with a warning. `false`: no track. "
+        "`audio_url` is never muted.",
     )
     seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
         default=None, description="Random unless given.", ge=0, le=SEED_MAX
     )
     enhance_prompt: Annotated[bool, BeforeValidator(_boolean)] = Field(
-        default=True, description="Whether the prompt is expanded."
+        default=True, description="Whether to expand the prompt."
     )
 
     @property
     def size(self) -> str:
-        """The pixel budget in the engine's words."""
+        """The pixel budget, by the engine's name."""
         return _SIZES[self.resolution or _DEFAULT_RESOLUTION.get(self.model, "1080p")]
 
     def fields(self) -> dict[str, Any]:
-        """The same clip as `VideoRequest` fields: every one this API decides, none left to another
-        door's defaults."""
+        """The same clip as `VideoRequest` fields. Sets every field that this API decides, so that
+        no default of another door applies."""
         return {
             "prompt": self.prompt,
             "image": self.image_url,
@@ -253,14 +255,14 @@ class GenerationRequest(BaseModel):
 
 
 class ReferenceGenerationRequest(BaseModel):
-    """The body of the same route for the model that takes reference videos. It has no sound of the
-    caller's."""
+    """The body of the same route for the model that takes reference videos. It has no field for the
+    caller's own sound."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     model: Annotated[ReferenceModel, BeforeValidator(_model)]
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
-        description="What is to be seen. `character1` is the first of `video_urls`."
+        description="The scene to show. `character1` is the first of `video_urls`."
     )
     video_urls: Annotated[
         tuple[Annotated[str, BeforeValidator(_url)], ...], BeforeValidator(_videos)
@@ -277,24 +279,24 @@ class ReferenceGenerationRequest(BaseModel):
     )
     resolution: Annotated[Resolution, _one_of(get_args(Resolution))] = "1080p"
     duration: Annotated[Duration, _one_of(get_args(Duration))] = Field(
-        default=10, description="Seconds; a numeric string is taken too."
+        default=10, description="Seconds, as a number or a numeric string."
     )
     negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
-        default=None, description="What is not to be seen."
+        default=None, description="What the video must not show."
     )
     shot_type: Annotated[ShotType, _one_of(get_args(ShotType))] = Field(
-        default="single", description="`multi` acts only with `enhance_prompt`."
+        default="single", description="`multi` needs `enhance_prompt`."
     )
     seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
         default=None, description="Random unless given.", ge=0, le=SEED_MAX
     )
     enhance_prompt: Annotated[bool, BeforeValidator(_boolean)] = Field(
-        default=True, description="Whether the prompt is expanded."
+        default=True, description="Whether to expand the prompt."
     )
 
     @property
     def size(self) -> str:
-        """The pixel budget in the engine's words."""
+        """The pixel budget, by the engine's name."""
         return _SIZES[self.resolution]
 
     def fields(self) -> dict[str, Any]:
@@ -310,7 +312,7 @@ class ReferenceGenerationRequest(BaseModel):
             "seed": -1 if self.seed is None else self.seed,
             "enable_prompt_expansion": self.enhance_prompt,
             "enable_safety_checker": True,
-            "generate_audio": True,  # the page has no switch for it
+            "generate_audio": True,  # the page has no field to turn sound off
         }
 
 
@@ -324,8 +326,8 @@ MODELS: Mapping[str, Task] = {
 
 
 def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> AnyRequest:
-    """The request in a decoded body. Raises `BodyError` that names every wrong field; a model whose
-    task nothing `serves` is one."""
+    """Parse a decoded body. Raises `BodyError` with every wrong field. A model whose task nothing
+    `serves` is a wrong field too."""
     if not isinstance(body, Mapping):
         raise BodyError(f"Body validation error\nExpected object, received {_kind(body)}")
     known = {key: value for key, value in body.items() if value is not None}
@@ -351,7 +353,7 @@ def _hint(where: tuple[int | str, ...], kind: str, sentence: str, models: tuple[
 
 
 def model(name: str) -> dict[str, Any]:
-    """A model in the list of them: as this API has it, and as OpenAI's clients read it."""
+    """A model in the list of models, with the keys of this API and of OpenAI's clients."""
     return {
         "id": name,
         "object": "model",
@@ -365,12 +367,12 @@ def model(name: str) -> dict[str, Any]:
 
 
 def new_id() -> str:
-    """An id such as `V2cdWP9kao8xiofM-OvwG`."""
+    """Return a new id such as `V2cdWP9kao8xiofM-OvwG`."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(ID_CHARACTERS))
 
 
 def created(generation_id: str, cost: Decimal) -> dict[str, Any]:
-    """The answer to a request that was taken, with what the clip costs in credits. `cost` in
+    """The answer to an accepted request, with the price of the clip in credits. `cost` is in
     USD."""
     credits_used = int(cost * CREDITS_PER_USD)
     usage = {"usage": {"credits_used": credits_used}}
@@ -378,9 +380,10 @@ def created(generation_id: str, cost: Decimal) -> dict[str, Any]:
 
 
 def generation(job: Job, url: str | None) -> dict[str, Any]:
-    """The answer to a poll; what does not apply is left out. `url` is that of a finished clip.
+    """The answer to a poll, without the keys that do not apply. `url` is the URL of a finished
+    clip.
 
-    `warnings`, where there are any, is not on the page.
+    The hosted page does not have `warnings`, which appear only if there are any.
     """
     if job.state == "completed":
         done = {"id": job.id, "status": "completed", "video": {"url": url}}
@@ -394,8 +397,8 @@ def generation(job: Job, url: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Failure:
-    """The body of every answer with a status of 400 or more. The page's sample has the status as a
-    string."""
+    """The body of every answer with a status of 400 or more. The status is a string, as in the
+    page's sample."""
 
     message: str
     path: str

@@ -1,4 +1,5 @@
-"""DashScope's routes: a task is created, asked for until it has ended, listed, and cancelled."""
+"""Defines DashScope's routes: create a task, poll it until it has ended, list tasks, and cancel
+one."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _PAGE_MOST = 100
 
 
 def door(context: Context) -> Door:
-    """The door on `context`'s jobs."""
+    """Return the door that serves the jobs of `context`."""
     router = APIRouter(tags=["DashScope"])
     routes = _Routes(context)
     add = router.add_api_route
@@ -40,8 +41,8 @@ class _Routes:
         self._context = context
 
     async def create(self, request: Request) -> JSONResponse:
-        """Puts the video into the queue and answers at once. The header `X-DashScope-Async: enable`
-        is needed, as this API waits for no video."""
+        """Queues the video and answers at once. Requires the header `X-DashScope-Async: enable`,
+        because this API has no synchronous route."""
         if request.headers.get("x-dashscope-async", "").lower() != "enable":
             sentence = "current user api does not support synchronous calls."
             return _failure(403, "AccessDenied", sentence)
@@ -63,8 +64,9 @@ class _Routes:
         return JSONResponse(wire.created(job))
 
     async def one(self, request: Request, task_id: str) -> JSONResponse:
-        """How far a task is, and where its video is once it has succeeded. Both are known for 24
-        hours from its end; a task that there is not is `UNKNOWN`, with a status of 200."""
+        """Returns the status of a task, and the URL of its video once it has succeeded. Both are
+        available for 24 hours after its end. An unknown task has the status `UNKNOWN`, with HTTP
+        status 200."""
         job = await self._found(request, task_id)
         if job is None:
             return JSONResponse(wire.unknown(task_id))
@@ -78,9 +80,9 @@ class _Routes:
         page_no: int = Query(1, ge=1, le=1000),
         page_size: int = Query(10, ge=1, le=_PAGE_MOST),
         status: str | None = Query(None, description="Only these."),
-        model_name: str | None = Query(None, description="Only those of this model."),
+        model_name: str | None = Query(None, description="Only the tasks of this model."),
     ) -> JSONResponse:
-        """The caller's tasks of the last 24 hours, the newest first."""
+        """Lists the caller's tasks of the last 24 hours, newest first."""
         begin, end, count = (page_no - 1) * page_size, page_no * page_size, 0
         rows = []
         pages = self._context.jobs.of_owner(NAME, request.state.owner, model=model_name or None)
@@ -103,7 +105,7 @@ class _Routes:
         )
 
     async def cancel(self, request: Request, task_id: str) -> JSONResponse:
-        """Stops a task that still waits."""
+        """Cancels a task that is still queued."""
         job = await self._found(request, task_id)
         if job is None or job.state != "queued":
             sentence = "Failed to cancel the task, please confirm if the task is in PENDING status."
@@ -131,7 +133,7 @@ _CODES: Mapping[RefusalCode, str] = {
 
 
 def refuse(refusal: Refusal, _path: str) -> JSONResponse:
-    """This API's answer to what the gateway refuses."""
+    """Return this API's answer to a refusal of the gateway."""
     message = refusal.message
     if refusal.code == "unauthenticated":
         given = "No" if message == NO_KEY else "Invalid"

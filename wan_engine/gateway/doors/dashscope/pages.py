@@ -1,4 +1,4 @@
-"""What OpenAPI says of DashScope's routes: bodies, answers, and the documented examples."""
+"""Documents DashScope's routes for OpenAPI: bodies, answers, and the documented examples."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _URLS = {"type": "array", "items": {"type": "string", "format": "uri"}, "maxItem
 _INPUT = {
     "type": "object",
     "properties": {
-        "prompt": {**_TEXT, "description": "Longer than 1500 characters is cut."},
-        "negative_prompt": {**_TEXT, "description": "Longer than 500 characters is cut."},
+        "prompt": {**_TEXT, "description": "Cut to 1500 characters."},
+        "negative_prompt": {**_TEXT, "description": "Cut to 500 characters."},
         "img_url": {
             **_TEXT,
             "description": "The first frame, for `i2v`: a link (http, https), data URI or base64 "
             "of JPEG, PNG, BMP or WEBP.",
         },
-        "last_frame_url": {**_TEXT, "description": "The picture that the clip ends with."},
+        "last_frame_url": {**_TEXT, "description": "The last frame."},
         "audio_url": {**_TEXT, "description": "The sound, WAV or MP3."},
         "reference_urls": {
             **_URLS,
-            "description": "For `r2v`: pictures and videos of one subject each, the first is "
+            "description": "For `r2v`: pictures and videos of one subject each. The first is "
             "`character1`.",
         },
         "media": {
             "type": "array",
-            "description": "The same media as 2.7 takes them.",
+            "description": "The same media in the format of 2.7.",
             "items": {
                 "type": "object",
                 "required": ["type", "url"],
@@ -168,7 +168,7 @@ CREATE: dict[str, Any] = {
     },
     "responses": {
         200: _answer(
-            "The task is in the queue",
+            "The task is queued",
             _TASK,
             {
                 "output": {"task_status": "PENDING", "task_id": _ID},
@@ -257,7 +257,7 @@ LIST: dict[str, Any] = {
 }
 CANCEL: dict[str, Any] = {
     "operation_id": "dashscope_cancel",
-    "summary": "Stop a task that waits",
+    "summary": "Cancel a task that is queued",
     "responses": {
         200: _answer(
             "It is stopped",

@@ -1,7 +1,7 @@
-"""What DashScope's `video-synthesis` takes, as functions of plain values.
+"""Reads the parameters of DashScope's `video-synthesis`, as functions of plain values.
 
-Names and defaults are those of Alibaba Model Studio's pages for `wan2.6-i2v`, `wan2.6-r2v` and
-`wan2.6-t2v`, and of `wan2.7-*`, whose media are in one array. How long a clip may be is this
+Names and defaults are from Alibaba Model Studio's pages for `wan2.6-i2v`, `wan2.6-r2v` and
+`wan2.6-t2v`, and for `wan2.7-*`, which takes media as one array. The length of a clip is the
 engine's: any whole second from 2 to 15.
 """
 
@@ -20,7 +20,7 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, AspectRatio, Task, parse_re
 Kind = Literal["i2v", "r2v", "t2v"]
 
 _DEFAULT_PROMPT = "The picture comes to life with natural motion."
-"""Where a picture comes without a prompt, which its page allows."""
+"""The prompt for a picture that comes without one, which the page allows."""
 
 _TIERS = {"720P": "1280*720", "1080P": "1920*1080"}
 _SIZES: Mapping[str, tuple[str, str]] = {
@@ -28,7 +28,7 @@ _SIZES: Mapping[str, tuple[str, str]] = {
     for budget, shapes in NAMED_SIZES.items()
     for ratio, (width, height) in shapes.items()
 }
-"""The pixel budget and the aspect ratio of each size that `parameters.size` may name."""
+"""The pixel budget and the aspect ratio of each value of `parameters.size`."""
 
 _REFERENCES = ("reference_image", "reference_video")
 _PICTURES = ("first_frame", "last_frame")
@@ -39,7 +39,7 @@ _MEDIA: Mapping[Kind, tuple[str, ...]] = {
     "t2v": _SOUNDS,
 }
 _NAMES = {
-    # Fields of `Request` as this API calls them; the others have the same name.
+    # Fields of `Request` by their names in this API. The others have the same name.
     "image": "input.img_url",
     "last_image": "input.last_frame_url",
     "references": "input.reference_urls",
@@ -57,7 +57,8 @@ _MISSING = re.compile(r'field "(.+)" is required')
 
 
 class ParameterError(Exception):
-    """The request is wrong. `code` is one of this API's, the text its message."""
+    """Raised for a wrong request. `code` is an error code of this API, and the text is its
+    message."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -66,7 +67,7 @@ class ParameterError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """A model of this door. A `flash` one says in its usage whether there was sound."""
+    """A model of this door. The usage of a `flash` model says whether there was sound."""
 
     kind: Kind
     flash: bool = False
@@ -93,7 +94,7 @@ MODELS: Mapping[str, Model] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: the fields of a `Request`, and what its answers say again (`payload`)."""
+    """A request: the fields of a `Request`, and the values that its answers repeat (`payload`)."""
 
     model: str
     fields: dict[str, Any]
@@ -101,8 +102,8 @@ class Asked:
 
 
 def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> Asked:
-    """The request in a decoded body. Raises `ParameterError`; a model whose task nothing `serves`
-    is unknown."""
+    """Parse a decoded body. Raises `ParameterError`. A model whose task nothing `serves` is
+    unknown."""
     if not isinstance(body, Mapping):
         raise ParameterError("BadRequest.IllegalInput", "The input parameter requires json format.")
     if not (name := body.get("model")):
@@ -133,7 +134,7 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
 
 
 def size_of(budget: str, ratio: str) -> str:
-    """The size of a clip that begins with no picture, as this API writes it."""
+    """The size of a clip without a picture, in this API's format."""
     return next(size for size, shape in _SIZES.items() if shape == (budget, ratio))
 
 
@@ -151,7 +152,7 @@ def _wrong(name: str, allowed: str) -> ParameterError:
 
 
 def _named(sentence: str) -> str:
-    """A sentence about a field of `Request` in the names of this API."""
+    """Replace the names of `Request` fields in a sentence with the names of this API."""
     sentence = _FIELD.sub(lambda found: f'field "{_NAMES.get(found[1], found[1])}', sentence)
     missing = _MISSING.fullmatch(sentence)
     return f"Field required: {missing[1]}" if missing else sentence
@@ -163,7 +164,8 @@ def _named(sentence: str) -> str:
 def _fields(
     model: Model, given: dict[str, Any], parameters: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The same clip as the fields of a `Request`, and what will not be done, a sentence each."""
+    """Return the same clip as the fields of a `Request`, and one warning for each thing that the
+    server will not do."""
     if given.get("template"):
         raise ParameterError("InvalidParameter", 'field "input.template" is not supported here')
     media = _Media(model.kind, given.get("media"))
@@ -188,7 +190,7 @@ def _fields(
     else:
         fields |= {"references": _references(model, given, media), "aspect_ratio": ratio}
     if model.kind == "r2v" and fields["shot_type"] == "multi":
-        fields["enable_prompt_expansion"] = True  # its page has no such condition
+        fields["enable_prompt_expansion"] = True  # the page does not require it
     warnings = list(media.warnings)
     if _flag(parameters, "watermark"):
         warnings.append("No watermark is drawn here")
@@ -196,7 +198,7 @@ def _fields(
 
 
 class _Media:
-    """The array `input.media` of 2.7: what is in it by type. Raises `ParameterError`."""
+    """The array `input.media` of 2.7, by type. Raises `ParameterError`."""
 
     def __init__(self, kind: Kind, given: object) -> None:
         self.warnings: list[str] = []
@@ -217,7 +219,7 @@ class _Media:
         return next(self.all(*kinds), None)
 
     def all(self, *kinds: str) -> Iterator[str]:
-        """In their order, which is the identity of references."""
+        """The media of these kinds in their order, which numbers the references."""
         return (url for kind, url in self._found if kind in kinds)
 
 
@@ -230,7 +232,7 @@ def _pictures(given: Mapping[str, Any], media: _Media) -> dict[str, Any]:
 
 
 def _picture(value: object) -> object:
-    """The bare base64 of a file too, which `@ai-sdk/alibaba` sends."""
+    """Accept the bare base64 of a file too, which `@ai-sdk/alibaba` sends."""
     return as_url(value) if isinstance(value, str) else value
 
 
@@ -248,7 +250,7 @@ def _references(model: Model, given: Mapping[str, Any], media: _Media) -> object
 
 
 def _shape(model: Model, parameters: Mapping[str, Any]) -> tuple[str, str]:
-    """The pixel budget, and the aspect ratio where no picture decides it."""
+    """Return the pixel budget and the aspect ratio. A picture overrides the aspect ratio."""
     size = parameters.get("size")
     if size is not None and model.kind != "i2v":
         if not isinstance(size, str) or size not in _SIZES:
@@ -264,7 +266,7 @@ def _shape(model: Model, parameters: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _seed(value: object) -> object:
-    """Random unless given; -1 is none of this API's."""
+    """The default is random. This API does not accept -1."""
     if value is None:
         return -1
     if isinstance(value, int) and value < 0:

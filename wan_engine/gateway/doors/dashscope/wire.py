@@ -1,4 +1,5 @@
-"""What DashScope answers, as functions of plain values: no HTTP, no jobs service."""
+"""Builds DashScope's answers. These are functions of plain values, without HTTP and without the
+jobs service."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from wan_engine.gateway.doors.dashscope.parameters import MODELS, size_of
 from wan_engine.gateway.job import DAY_SECONDS, Job, State, now_ms
 
 LIFE_SECONDS = int(DAY_SECONDS)
-"""How long a task that has ended, and the link to its clip, can be asked for."""
+"""How long after its end a task and the link to its clip are available."""
 
 STATUS: Mapping[State, str] = {
     "queued": "PENDING",
@@ -22,7 +23,7 @@ STATUS: Mapping[State, str] = {
     "expired": "FAILED",
 }
 _CODES = {
-    # By the codes of `wan_engine.errors`, as Model Studio's page of error codes names them.
+    # The codes of `wan_engine.errors`, and those of Model Studio's page of error codes.
     "invalid_media": "InvalidURL",
     "invalid_request": "InvalidParameter",
     "content_policy": "DataInspectionFailed",
@@ -30,7 +31,8 @@ _CODES = {
     "time_limit_too_short": "InternalError.Timeout",
 }
 _SENTENCES = {
-    # What the page of error codes says, where a sentence begins like this; ours follows.
+    # The text of the page of error codes, by the beginning of our sentence. Our sentence follows
+    # it.
     "Content policy: video": "Output data may contain inappropriate content.",
     "Content policy": "Input data may contain inappropriate content.",
     "Invalid image URL": "The request URL is invalid, please check the request URL is available "
@@ -39,13 +41,13 @@ _SENTENCES = {
 
 
 def created(job: Job) -> dict[str, Any]:
-    """The answer to a request that was taken."""
+    """The answer to an accepted request."""
     output = {"task_status": "PENDING", "task_id": job.id}
     return {"output": output, "request_id": request_id()}
 
 
 def task(job: Job, url: str | None) -> dict[str, Any]:
-    """The answer to a poll. `url` is that of a finished clip."""
+    """The answer to a poll. `url` is the URL of a finished clip."""
     status = STATUS[job.state]
     output: dict[str, Any] = {"task_id": job.id, "task_status": status}
     output |= _times(job)
@@ -62,18 +64,18 @@ def task(job: Job, url: str | None) -> dict[str, Any]:
 
 
 def unknown(task_id: str) -> dict[str, Any]:
-    """The answer to a poll of a task that there is not, or not any longer."""
+    """The answer to a poll of a task that does not exist or is no longer available."""
     output = {"task_id": task_id, "task_status": "UNKNOWN"}
     return {"request_id": request_id(), "output": output}
 
 
 def is_over(job: Job) -> bool:
-    """Whether it ended so long ago that it is unknown."""
+    """Whether the task ended so long ago that it counts as unknown."""
     return job.finished_ms is not None and now_ms() - job.finished_ms > LIFE_SECONDS * 1000
 
 
 def usage(job: Job) -> dict[str, Any]:
-    """What a clip is counted as. Reference videos cost nothing here."""
+    """The usage of a clip. Reference videos are free here."""
     model, said = MODELS[job.model], job.payload
     seconds, budget = said["seconds"], said["budget"]
     counted = {
@@ -93,7 +95,7 @@ def usage(job: Job) -> dict[str, Any]:
 
 
 def row(job: Job) -> dict[str, Any]:
-    """A task in a list of them. Times in milliseconds since 1970."""
+    """A task in a list of tasks. Times are in milliseconds since 1970."""
     return {
         "task_id": job.id,
         "status": STATUS[job.state],
@@ -124,7 +126,7 @@ def _times(job: Job) -> dict[str, str]:
 
 
 def _time(ms: int) -> str:
-    """UTC, as `2025-09-25 11:07:28.590`."""
+    """Format a time in UTC, as `2025-09-25 11:07:28.590`."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 

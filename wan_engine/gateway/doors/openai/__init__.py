@@ -1,1 +1,1 @@
-"""The OpenAI-shaped door: `/v1/videos`, as OpenAI's client, vLLM-Omni and LiteLLM speak it."""
+"""The OpenAI-compatible door: `/v1/videos`, for the clients of OpenAI, vLLM-Omni and LiteLLM."""

@@ -1,4 +1,4 @@
-"""The routes of `/v1/videos`: a video is created, asked for, fetched and deleted."""
+"""Defines the routes of `/v1/videos`: create, poll, download and delete a video."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "openai"
 PATH = "/v1/videos"
 
 POLL_AFTER_MS = 2000
-"""How soon a client should ask again, by the header that OpenAI's reads."""
+"""The poll interval, in a header that OpenAI's client reads."""
 
 _LIST_MOST = 100
 _STILLS_AT_ONCE = 1
@@ -37,7 +37,7 @@ OrderOfTime = Literal["asc", "desc"]
 
 
 def door(context: Context) -> Door:
-    """The door on `context`'s jobs."""
+    """Return the door that serves the jobs of `context`."""
     router = APIRouter(tags=["OpenAI"])
     routes = _Routes(context)
     add, one = router.add_api_route, f"{PATH}/{{video_id}}"
@@ -56,7 +56,7 @@ class _Routes:
         self._stills = asyncio.Semaphore(_STILLS_AT_ONCE)
 
     async def create(self, request: Request) -> JSONResponse:
-        """Puts the video into the queue and answers at once. The body is a form or JSON."""
+        """Queues the video and answers at once. The body is a form or JSON."""
         try:
             job = await self._submit(request)
         except parameters.ParameterError as error:
@@ -64,8 +64,8 @@ class _Routes:
         return JSONResponse(wire.video(job))
 
     async def sync(self, request: Request) -> Response:
-        """Renders a video while the caller waits, and answers with its bytes. A caller that goes
-        away ends the work."""
+        """Renders a video while the caller waits, and answers with its bytes. If the caller
+        disconnects, the job is cancelled."""
         try:
             job = await self._submit(request)
         except parameters.ParameterError as error:
@@ -82,11 +82,11 @@ class _Routes:
     async def all(
         self,
         request: Request,
-        after: str | None = Query(None, description="The last `id` of the page before."),
+        after: str | None = Query(None, description="The last `id` of the previous page."),
         limit: int = Query(20, ge=1, le=_LIST_MOST),
         order: OrderOfTime = "desc",
     ) -> JSONResponse:
-        """The caller's videos, a page at a time, of the newest thousand."""
+        """Lists the caller's newest thousand videos, one page at a time."""
         if after is not None:
             await self._found(request, after)
         take = self._newest if order == "desc" else self._oldest
@@ -94,14 +94,14 @@ class _Routes:
         return JSONResponse(wire.listed(found[:limit], has_more=len(found) > limit))
 
     async def one(self, request: Request, video_id: str) -> JSONResponse:
-        """How far a video is."""
+        """Returns the status of a video."""
         job = await self._found(request, video_id)
         headers = {} if job.final else {"openai-poll-after-ms": str(POLL_AFTER_MS)}
         return JSONResponse(wire.video(job), headers=headers)
 
     async def delete(self, request: Request, video_id: str) -> JSONResponse:
-        """Stops a video that is not finished, and forgets it with its request and its file. In a
-        bucket the file stays as long as the bucket's own rule says."""
+        """Cancels a video that is not finished, and deletes it with its request and its file. A
+        file in a bucket stays until the bucket's own lifecycle rule deletes it."""
         job = await self._context.jobs.cancel(await self._found(request, video_id))
         await asyncio.to_thread(self._context.links.remove, job)
         await self._context.jobs.remove(job)
@@ -110,7 +110,7 @@ class _Routes:
     async def content(
         self, request: Request, video_id: str, variant: Variant = "video"
     ) -> Response:
-        """The mp4, its first frame (WEBP), or a sheet of sixteen frames (JPEG)."""
+        """Returns the mp4, its first frame (WEBP), or a sheet of sixteen frames (JPEG)."""
         job = await self._found(request, video_id)
         if job.state != "completed":
             sentence = "The video failed" if job.final else "The video is not ready yet"
@@ -128,7 +128,7 @@ class _Routes:
     # --- what the routes share -------------------------------------------------------------------
 
     async def _submit(self, request: Request) -> Job:
-        """Raises `ParameterError`."""
+        """Queue the video of a request. Raises `ParameterError`."""
         body: Body = request.state.body
         given = parameters.of_form(await body.form()) if body.is_form else await read_json(request)
         asked = parameters.parse(given, self._context.serves)
@@ -172,7 +172,7 @@ class _Routes:
         return list(reversed(found))
 
     async def _still(self, job: Job, path: Path | None, variant: str) -> bytes:
-        """One at a time, so that nobody's pictures take this machine from the clips."""
+        """Make one picture at a time, so that pictures leave the machine free for clips."""
         async with self._stills:
             if path is not None:
                 return await _still(path, variant, job)
@@ -201,7 +201,7 @@ _KINDS: Mapping[RefusalCode, tuple[str, str | None]] = {
 
 
 def refuse(refusal: Refusal, _path: str) -> JSONResponse:
-    """This API's answer to what the gateway refuses."""
+    """Return this API's answer to a refusal of the gateway."""
     kind, code = _KINDS.get(refusal.code, ("invalid_request_error", None))
     message = refusal.message
     if refusal.code == "unauthenticated":

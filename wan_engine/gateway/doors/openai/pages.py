@@ -1,4 +1,4 @@
-"""What OpenAPI says of the routes of `/v1/videos`: bodies, answers, and examples."""
+"""Documents the routes of `/v1/videos` for OpenAPI: bodies, answers, and examples."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _INTEGER = {"type": "integer"}
 _LENGTHS = [str(seconds) for seconds in SECONDS]
 
 _FIELDS: dict[str, Any] = {
-    "prompt": {**_TEXT, "description": "What is to be seen."},
-    "model": {**_TEXT, "maxLength": 64, "description": "Comes back as it is."},
+    "prompt": {**_TEXT, "description": "The scene to show."},
+    "model": {**_TEXT, "maxLength": 64, "description": "Returned unchanged."},
     "seconds": {**_TEXT, "enum": _LENGTHS, "default": str(parameters.DEFAULT_SECONDS)},
     "size": {
         **_TEXT,
         "enum": list(parameters.SIZES),
         "default": parameters.DEFAULT_SIZE,
-        "description": "With a picture, a pixel budget: the clip has the picture's shape.",
+        "description": "With a picture, only a pixel budget: the picture gives the shape.",
     },
-    "negative_prompt": {**_TEXT, "description": "What is not to be seen."},
+    "negative_prompt": {**_TEXT, "description": "What the video must not show."},
     "seed": {**_INTEGER, "minimum": -1, "maximum": SEED_MAX, "default": -1},
     "generate_sound": {"type": "boolean", "default": True},
     "shot_type": {**_TEXT, "enum": ["single", "multi"], "default": "single"},
@@ -161,13 +161,15 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: _refused("The body is too large", "..."),
     **_FAILURES,
 }
-_NOT_FOUND = _refused("The caller has no such video", "There is no video of yours with this id")
+_NOT_FOUND = _refused(
+    "The caller has no video with this id", "There is no video of yours with this id"
+)
 
 CREATE: dict[str, Any] = {
     "operation_id": "openai_create",
     "summary": "Create a video",
     "openapi_extra": _BODY,
-    "responses": {200: _answer("It is in the queue", _VIDEO, _VIDEO_EXAMPLE), **_REFUSALS},
+    "responses": {200: _answer("The video is queued", _VIDEO, _VIDEO_EXAMPLE), **_REFUSALS},
 }
 SYNC: dict[str, Any] = {
     "operation_id": "openai_sync",
@@ -223,7 +225,7 @@ ONE: dict[str, Any] = {
 }
 DELETE: dict[str, Any] = {
     "operation_id": "openai_delete",
-    "summary": "Stop and forget a video",
+    "summary": "Cancel and delete a video",
     "responses": {
         200: _answer(
             "It is gone",
@@ -252,10 +254,10 @@ CONTENT: dict[str, Any] = {
             "description": "The file",
             "content": {kind: _BINARY for kind in ("video/mp4", "image/webp", "image/jpeg")},
         },
-        302: {"description": "It is in a bucket"},
-        400: _refused("There is no such variant", "..."),
+        302: {"description": "A redirect to the clip in a bucket"},
+        400: _refused("The variant is unknown", "..."),
         404: _NOT_FOUND,
-        409: _refused("There is no clip, or not yet", "The video is not ready yet: ..."),
+        409: _refused("The video failed or is not ready", "The video is not ready yet: ..."),
         410: _refused("The clip is no longer kept", "..."),
         **_FAILURES,
     },

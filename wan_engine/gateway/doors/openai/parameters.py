@@ -1,8 +1,8 @@
-"""What `/v1/videos` takes, from JSON or a form, as functions of plain values.
+"""Reads the parameters of `/v1/videos`, from JSON or a form, as functions of plain values.
 
 The first five fields and their defaults are OpenAI's (`prompt`, `model`, `seconds`, `size`,
-`input_reference`), the others those of vLLM-Omni; `last_image`, `shot_type` and the two switches
-are this engine's own. How long a clip may be is any whole second from 2 to 15.
+`input_reference`). The others are vLLM-Omni's, except `last_image`, `shot_type` and the two
+switches, which are this engine's own. A clip may be any whole number of seconds from 2 to 15 long.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ MODELS: Mapping[str, str] = {
     "r2v": "wan-2-6-r2v",
     "t2v": "wan-2-6-t2v",
 }
-"""What a clip's model is called where the request has no name for it."""
+"""The model name in answers, if the request does not name one."""
 
 DEFAULT_SECONDS = 4
 DEFAULT_SIZE = "720x1280"
 _MODEL_MAX_CHARACTERS = 64
 
 _LIKE_SORA = {"1024x1792": "1080x1920", "1792x1024": "1920x1080"}
-"""Sizes of the hosted page that no clip has here: their budget and shape are the nearest."""
+"""Sizes of the hosted page that the engine does not make. They map to the nearest budget and
+shape."""
 
 _SHAPES: Mapping[str, tuple[str, str]] = {
     f"{width}x{height}": (budget, f"{ratio[0]}:{ratio[1]}")
@@ -49,13 +50,13 @@ _UNUSED = (
     *("flow_shift", "true_cfg_scale", "sound_duration", "enable_frame_interpolation"),
     *("extra_params", "quality"),
 )
-"""Fields of vLLM-Omni's that ask for what a server decides here: told, and not used."""
+"""Fields of vLLM-Omni that the server decides itself. They are ignored with a warning."""
 
 _REFUSED = (
     *("lora", "control_reference", "source_video", "source_audio", "video_noise_mask"),
     *("audio_noise_mask", "characters"),
 )
-"""Fields without which the clip would be another."""
+"""Fields that change the clip, so that the server refuses them."""
 
 _NAMES = {
     "image": "input_reference",
@@ -68,7 +69,7 @@ _NESTED = re.compile(r"(\w+)\[(\w+)\]")
 
 
 class ParameterError(Exception):
-    """The request is wrong. `param` is the field, the text is for the caller."""
+    """Raised for a wrong request. `param` is the field, and the text is for the caller."""
 
     def __init__(self, param: str | None, message: str) -> None:
         super().__init__(message)
@@ -77,7 +78,7 @@ class ParameterError(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: the fields of a `Request`, and what its answers say again (`payload`)."""
+    """A request: the fields of a `Request`, and the values that its answers repeat (`payload`)."""
 
     model: str
     task: Task
@@ -92,9 +93,9 @@ class _Medium:
 
 
 def of_form(form: Form) -> dict[str, Any]:
-    """The fields of a form as JSON would have them. Raises `Refusal`.
+    """Return the fields of a form in the structure of JSON. Raises `Refusal`.
 
-    `input_reference[image_url]` is how OpenAI's client sends an object.
+    OpenAI's client sends an object as `input_reference[image_url]`.
     """
     given: dict[str, Any] = {}
     for name, values in form.items():
@@ -115,7 +116,7 @@ def _typed(name: str, value: str | Upload) -> object:
 
 
 def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> Asked:
-    """The request in a body. Raises `ParameterError`, also where nothing `serves` its task."""
+    """Parse a body. Raises `ParameterError`, also if nothing `serves` its task."""
     if not isinstance(body, Mapping):
         raise ParameterError(None, "The body must be a JSON object or a form")
     given = {name: value for name, value in body.items() if value is not None}
@@ -151,7 +152,7 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
 
 
 def _named(sentence: str) -> ParameterError:
-    """A sentence about a field of `Request` in the names of this API."""
+    """Replace the names of `Request` fields in a sentence with the names of this API."""
     found = _FIELD.match(sentence)
     if found is None:
         return ParameterError(None, sentence)
@@ -160,7 +161,7 @@ def _named(sentence: str) -> ParameterError:
 
 
 def _model(name: object, kind: str) -> str:
-    """A name that the caller chose: what is rendered does not depend on it."""
+    """Check the name that the caller chose. It does not change what is rendered."""
     if name is None:
         return MODELS[kind]
     if not isinstance(name, str) or not 0 < len(name) <= _MODEL_MAX_CHARACTERS:
@@ -173,7 +174,8 @@ def _model(name: object, kind: str) -> str:
 
 
 def _media(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """One picture is the first frame, a video or several are references, none is text alone."""
+    """Return the media as `Request` fields, with the task. One picture is the first frame; a video
+    or several media are references; without media, the clip is made from text."""
     names = ("input_reference", "image_reference", "video_reference", "references")
     found = [medium for name in names for medium in _of(name, given.get(name))]
     fields = {"audio": _one(given, "audio_reference"), "last_image": _one(given, "last_image")}
@@ -195,7 +197,7 @@ def _one(given: Mapping[str, Any], name: str) -> object:
 
 
 def _of(name: str, value: object) -> Iterator[_Medium]:
-    """The media in a field: files, URLs, or objects with one."""
+    """The media in a field: files, URLs, or objects that contain one."""
     if value is None or value == "":
         return
     if isinstance(value, list):
@@ -212,7 +214,7 @@ def _of(name: str, value: object) -> Iterator[_Medium]:
 def _of_object(name: str, value: Mapping[str, Any]) -> _Medium:
     for key in ("image_url", "video_url", "audio_url"):
         found = value.get(key)
-        if isinstance(found, Mapping):  # as chat has it
+        if isinstance(found, Mapping):  # the format of chat completions
             found = found.get("url")
         if isinstance(found, str):
             return _Medium(found, key == "video_url")
@@ -226,7 +228,7 @@ def _of_object(name: str, value: Mapping[str, Any]) -> _Medium:
 
 
 def _size(given: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The size of a clip without a picture, the pixel budget, and the aspect ratio."""
+    """Return the size of a clip without a picture, the pixel budget, and the aspect ratio."""
     size = given.get("size")
     if size is None and "width" in given and "height" in given:
         size = f"{given['width']}x{given['height']}"
@@ -243,7 +245,8 @@ def _size(given: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _seconds(given: Mapping[str, Any]) -> object:
-    """`seconds`, or what `num_frames` at `fps` last: to the frame, as some count one more."""
+    """Return `seconds`, or the duration of `num_frames` at `fps`. One frame more is accepted,
+    because some clients count it."""
     if "seconds" in given or "num_frames" not in given:
         return given.get("seconds", DEFAULT_SECONDS)
     try:

@@ -1,4 +1,5 @@
-"""What `/v1/videos` answers, as functions of plain values: no HTTP, no jobs service."""
+"""Builds the answers of `/v1/videos`. These are functions of plain values, without HTTP and without
+the jobs service."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ STATUS: Mapping[State, str] = {
     "expired": "failed",
 }
 _PARTS: Mapping[str, tuple[int, int]] = {
-    # Which percent of a video a stage begins and ends with.
+    # The percentages of progress at which a stage begins and ends.
     "denoise": (5, 90),
     "decode": (90, 97),
     "encode": (97, 98),
@@ -34,7 +35,8 @@ def new_id() -> str:
 
 
 def video(job: Job) -> dict[str, Any]:
-    """A video as every route shows it. `size` is a pixel budget where a picture gives the shape."""
+    """A video, as every route shows it. With a picture, `size` is a pixel budget, because the
+    picture gives the shape."""
     status, said = STATUS[job.state], job.payload
     done = status == "completed"
     shown: dict[str, Any] = {
@@ -79,7 +81,7 @@ def failure(
 
 
 def failed(job: Job) -> dict[str, Any]:
-    """The same for a job that did not become a video."""
+    """The same body for a job that failed or was cancelled."""
     error = _error(job)
     kind = "invalid_request_error" if job.callers_fault else "server_error"
     return failure(error["message"], kind, error["code"])

@@ -1,4 +1,4 @@
-"""Defines Oxen's routes: a video while the caller waits, the queue, its events, and the models."""
+"""Defines Oxen's routes: a synchronous video, the queue, its events, and the models."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from wan_engine.pricing import HOSTED_PRICES, price_a_second
 NAME = "oxen"
 PREFIXES = ("/api/ai", "/api/events")
 
-_PROMPT_CHARACTERS = 8000  # of a prompt that is shown again; the engine takes fewer
+_PROMPT_CHARACTERS = 8000  # the stored part of a prompt, for answers; the engine accepts fewer
 
 KEEP_ALIVE_SECONDS = 15.0
-"""How long the stream of events is silent at most."""
+"""The longest silence of the event stream."""
 
 _PAGE_MOST = _PAGES_MOST = 1000
 _KINDS: Mapping[RefusalCode, str] = {
@@ -45,7 +45,7 @@ _KINDS: Mapping[RefusalCode, str] = {
 
 
 def door(context: Context) -> Door:
-    """The door on `context`'s jobs."""
+    """Return the door that serves the jobs of `context`."""
     router = APIRouter(tags=["Oxen"])
     video, queue, model = _Videos(context), _Queue(context), _Models(context)
     history = _History(context)
@@ -67,14 +67,14 @@ def door(context: Context) -> Door:
 
 
 def refuse(refusal: Refusal, _path: str) -> JSONResponse:
-    """This API's answer to what the gateway refuses."""
+    """Return this API's answer to a refusal of the gateway."""
     kind = _KINDS.get(refusal.code, "invalid_params")
     detail = None if kind in ("unauthenticated", "resource_not_found") else refusal.message
     return JSONResponse(wire.failure(kind, detail), refusal.status)
 
 
 class _Refused(Exception):
-    """An answer with a status of 400 or more in the format of models."""
+    """Raised for an answer with a status of 400 or more in the error format of models."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(status)
@@ -82,7 +82,7 @@ class _Refused(Exception):
 
 
 async def _asked(context: Context, request: Request) -> tuple[models.Model, dict[str, Any]]:
-    """The model and the body of a request. Raises `Refusal` and `_Refused`."""
+    """Read the model and the body of a request. Raises `Refusal` and `_Refused`."""
     body = await read_json(request)
     if not isinstance(body, dict):
         raise Refusal("invalid_request", "The body must be a JSON object")
@@ -96,7 +96,7 @@ async def _asked(context: Context, request: Request) -> tuple[models.Model, dict
 
 
 def _served(context: Context, name: str) -> models.Model | None:
-    """The model of this name, where what it does is served here."""
+    """The model of this name, if this server has a model for its task."""
     model = models.MODELS.get(name)
     return model if model is not None and context.serves(model.task) else None
 
@@ -106,8 +106,8 @@ class _Videos:
         self._context = context
 
     async def generate(self, request: Request) -> Response:
-        """Renders a video while the caller waits. A caller that goes away ends the work, as nobody
-        else knows of it."""
+        """Renders a video while the caller waits. If the caller disconnects, the job is cancelled,
+        because nobody else knows its id."""
         try:
             model, body = await _asked(self._context, request)
             given = parameters.response_format(body)
@@ -151,8 +151,8 @@ class _Queue:
         self._lists = Lists()
 
     async def enqueue(self, request: Request) -> JSONResponse:
-        """Puts one to twelve videos into the queue. Only the model and their number are checked
-        now; wrong parameters make generations that have failed."""
+        """Queues one to twelve videos. Only the model and the number are checked now; wrong
+        parameters create generations that have failed."""
         try:
             model, body = await _asked(self._context, request)
         except _Refused as refused:
@@ -190,14 +190,14 @@ class _Queue:
     async def all(
         self,
         request: Request,
-        status: str | None = Query(None, description="Only these; else those that go on."),
+        status: str | None = Query(None, description="Active generations if not given."),
         model: str | None = Query(None),
         media_type: str | None = Query(None, description="`video` or `image`."),
-        namespace: str | None = Query(None, description="Only those of this `target_namespace`."),
-        repo: str | None = Query(None, description="Only those of this `target_repo`."),
-        folder: str | None = Query(None, description="Only those of this `target_directory`."),
+        namespace: str | None = Query(None, description="Only this `target_namespace`."),
+        repo: str | None = Query(None, description="Only this `target_repo`."),
+        folder: str | None = Query(None, description="Only this `target_directory`."),
     ) -> Response:
-        """The caller's generations, the newest first."""
+        """Lists the caller's generations, newest first."""
         wanted, owner = _states(status), request.state.owner
         if media_type not in (None, "", "video") or (model and model not in models.MODELS):
             return JSONResponse(wire.generations([]))
@@ -211,17 +211,19 @@ class _Queue:
         return Response(wire.listed(bodies), media_type="application/json")
 
     async def one(self, request: Request, generation_id: str) -> JSONResponse:
-        """How far a generation is, what was submitted, and where the video is once finished."""
+        """Returns the status of a generation, the submitted parameters, and the URL of the video
+        once it is finished."""
         return JSONResponse(self._shown(await self._found(request, generation_id)))
 
     async def cancel(self, request: Request, generation_id: str) -> JSONResponse:
-        """Stops a generation that is queued or runs; no effect on one that has ended."""
+        """Cancels a generation that is queued or running. A generation that has ended is
+        unchanged."""
         job = await self._found(request, generation_id)
         await self._context.jobs.cancel(job)
         return JSONResponse(wire.cancelled(job.id))
 
     async def events(self, request: Request) -> EventSourceResponse:
-        """A stream of the caller's generations as they end, the last minute's first."""
+        """Streams the caller's generations as they end, beginning with those of the last minute."""
         return EventSourceResponse(
             self._stream(self._context.jobs.events(request.state.owner)),
             ping=KEEP_ALIVE_SECONDS,
@@ -251,12 +253,12 @@ def _url(context: Context, job: Job) -> str | None:
 
 
 def _in_queue(job: Job) -> bool:
-    """Whether it came by the queue: who waits for the sync route knows no id."""
+    """Whether the job came through the queue. A caller of the sync route knows no id."""
     return WAITED_FOR not in job.payload
 
 
 def _is_at(*wanted: str | None) -> Callable[[Job], bool]:
-    """Whether a job is of a namespace, repo and directory, where these are given."""
+    """Match jobs of this namespace, repo and directory, if these are given."""
 
     def is_there(job: Job) -> bool:
         said = [job.payload.get(name) for name in TARGETS]
@@ -267,8 +269,8 @@ def _is_at(*wanted: str | None) -> Callable[[Job], bool]:
 
 
 def _kept(body: dict[str, Any]) -> dict[str, Any]:
-    """What answers say again: the prompt as it came, where it is to be put, and as much of the rest
-    as is small."""
+    """Return the values that answers repeat: the prompt, the target, and the other parameters if
+    they are small."""
     rest = {name: value for name, value in body.items() if name != WAITED_FOR}
     prompt, named = rest.get("prompt"), {name: rest[name] for name in TARGETS if name in rest}
     if not isinstance(prompt, str):
@@ -278,7 +280,7 @@ def _kept(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _states(status: str | None) -> list[State]:
-    """The states that a status stands for; those that go on without one. Raises `Refusal`."""
+    """The states of a status, or the active states without one. Raises `Refusal`."""
     names = (status,) if status else wire.ACTIVE
     found = [state for state, name in wire.STATUS.items() if name in names]
     if not found:
@@ -288,7 +290,7 @@ def _states(status: str | None) -> list[State]:
 
 
 class _History:
-    """All of a caller's generations, those of the sync route too, with what they cost."""
+    """All of a caller's generations, including those of the sync route, with their cost."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -305,7 +307,7 @@ class _History:
         page: int = Query(1, ge=1, le=_PAGES_MOST),
         page_size: int = Query(50, ge=1, le=_PAGE_MOST),
     ) -> JSONResponse:
-        """The caller's newest thousand generations, a page at a time."""
+        """Lists the caller's newest thousand generations, one page at a time."""
         wanted = _states(status) if status else None
         is_there, shown, entries, cost = _is_at(namespace, repo, folder), [], 0, Decimal(0)
         begin, end = (page - 1) * page_size, page * page_size
@@ -321,7 +323,7 @@ class _History:
         return JSONResponse(wire.history(shown, page, page_size, entries, cost))
 
     async def one(self, request: Request, generation_id: str) -> JSONResponse:
-        """A generation with what it cost."""
+        """Returns one generation with its cost."""
         job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
         if job is None:
             raise Refusal("not_found", "The generation does not exist")
@@ -342,19 +344,19 @@ class _Models:
         provider_name: str = Query(""),
         action: str = Query("", description="`video`, or what a model does."),
     ) -> JSONResponse:
-        """The models of this door that are configured here."""
+        """The models of this door that are configured on this server."""
         return self._listed(models.found(search, developer_name, provider_name, action))
 
     async def search(self, search: str = Query(description="A part of a name.")) -> JSONResponse:
-        """The models whose name has `search` in it."""
+        """Finds models by a part of their name."""
         return self._listed(models.found(search))
 
     async def featured(self) -> JSONResponse:
-        """All of the models."""
+        """Lists all models."""
         return self._listed(models.found(""))
 
     async def favorites(self) -> JSONResponse:
-        """None: nobody marks any here."""
+        """Returns an empty list, because this server marks no model as featured."""
         return self._listed([])
 
     def _listed(self, found: list[models.Model]) -> JSONResponse:
@@ -362,7 +364,7 @@ class _Models:
         return JSONResponse({"object": "list", "data": data})
 
     async def one(self, model_id: str) -> JSONResponse:
-        """One model with the schema of its parameters, under both of the names that it has had."""
+        """Returns one model with the schema of its parameters, under both names of the schema."""
         model = _served(self._context, model_id)
         if model is None:
             return JSONResponse(wire.model_not_found(model_id), 404)

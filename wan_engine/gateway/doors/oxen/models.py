@@ -1,7 +1,7 @@
 """Describes the models of the Oxen door as Oxen's models endpoint does.
 
-Both pages of the hosted API name the schema, each by another key: `json_request_schema` and
-`request_schema`. Both are here, and equal.
+Two pages of the hosted API give the schema different names, `json_request_schema` and
+`request_schema`. This door returns both, with the same content.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ IMAGE_TO_VIDEO = "wan-v2-6-image-to-video"
 REFERENCE_TO_VIDEO = "wan-v2-6-reference-to-video"
 
 _CREATED = 1_765_843_200
-"""Unix seconds of 2025-12-16, the day that Wan 2.6 came out on: the same at each start."""
+"""Unix seconds of 2025-12-16, the release date of Wan 2.6. The value is the same at each start."""
 
 _DEVELOPER, _PROVIDER = "Alibaba", "oxen"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of this door. `schema` is the JSON Schema of its documented parameters, `parameters`
-    reads all that it takes.
+    """A model of this door. `schema` is the JSON Schema of its documented parameters. `parameters`
+    reads all the parameters that it accepts.
 
-    Texts and defaults of the schema are the page's. It fills examples with the defaults: nothing
-    here takes a parameter that is not given for one of them.
+    Texts and defaults of the schema are the page's, which fills its examples with the defaults. A
+    missing parameter never takes its default from the schema here.
     """
 
     name: str
@@ -141,7 +141,7 @@ MODELS: Mapping[str, Model] = {
 
 
 def described(model: Model, prices: Mapping[str, Decimal]) -> dict[str, Any]:
-    """The model object. `prices` in USD a second of video by size."""
+    """Return the model object. `prices` are in USD per second of video, by size."""
     small, large = float(prices["1280*720"]), float(prices["1920*1080"])
     return {
         "id": model.name,
@@ -177,8 +177,8 @@ def described(model: Model, prices: Mapping[str, Decimal]) -> dict[str, Any]:
 
 
 def found(search: str, developer: str = "", provider: str = "", action: str = "") -> list[Model]:
-    """The models whose name or title has `search` in it, by this developer and provider, that do
-    this; an empty word is any."""
+    """Find models by a part of their name or title, by developer, by provider, and by action. An
+    empty string matches everything."""
     if developer.lower() not in ("", _DEVELOPER.lower()) or provider.lower() not in ("", _PROVIDER):
         return []
     wanted, action = search.strip().lower(), action.strip().lower().replace("_", "-")

@@ -25,7 +25,7 @@ _NULLABLE_TEXT = {"type": ["string", "null"]}
 _WARNINGS = {
     "type": "array",
     "items": {"type": "string"},
-    "description": "What could not be done as it was asked. Not on the hosted page.",
+    "description": "What the server could not do as asked. Not on the hosted page.",
 }
 
 _GENERATION: dict[str, Any] = {
@@ -90,7 +90,7 @@ def _answer(description: str, schema: dict[str, Any], example: object) -> dict[s
 
 
 def _schema(model: models.Model, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A model's body: its name, its parameters, and what the route adds to them."""
+    """The body for one model: its name, its parameters, and the fields of the route."""
     known = without_null(model.parameters.model_json_schema())
     name = {"type": "string", "enum": [model.name]}
     documented = model.schema["properties"]
@@ -103,14 +103,14 @@ def _schema(model: models.Model, more: dict[str, dict[str, Any]]) -> dict[str, A
 
 
 def _body(**more: dict[str, Any]) -> dict[str, Any]:
-    """The body of a request: that of one of the models."""
+    """The body of a request, which is that of one of the models."""
     schema = {"oneOf": [_schema(model, more) for model in models.MODELS.values()]}
     content = {"application/json": {"schema": schema, "example": _SAMPLE}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 _NOT_FOUND = _answer(
-    "The caller has no such generation", _ERROR, wire.failure("resource_not_found")
+    "The caller has no generation with this id", _ERROR, wire.failure("resource_not_found")
 )
 _FAILURES: dict[int | str, dict[str, Any]] = {
     401: _answer("No valid key", _ERROR, wire.failure("unauthenticated")),
@@ -174,7 +174,7 @@ ENQUEUE: dict[str, Any] = {
     ),
     "responses": {
         200: _answer(
-            "They are in the queue",
+            "The generations are queued",
             {
                 "type": "object",
                 "required": ["generations"],
@@ -207,7 +207,7 @@ LIST: dict[str, Any] = {
     "summary": "The caller's generations",
     "responses": {
         200: _answer(
-            "The generations that go on, or those with the status",
+            "The active generations, or those with the given status",
             {
                 "type": "object",
                 "required": ["count", "generations"],
@@ -236,7 +236,7 @@ CANCEL: dict[str, Any] = {
     "summary": "Stop a generation",
     "responses": {
         200: _answer(
-            "It is stopped, or had ended",
+            "The generation is cancelled, or had already ended",
             {
                 "type": "object",
                 "required": ["status", "generation_id"],
@@ -324,7 +324,7 @@ EVENTS: dict[str, Any] = {
     "response_class": EventSourceResponse,
     "responses": {
         200: {
-            "description": "Server-sent events, without end. Cancelled generations have none.",
+            "description": "Server-sent events, without end. Cancelled generations send no event.",
             "content": {
                 "text/event-stream": {
                     "schema": {"type": "string"},

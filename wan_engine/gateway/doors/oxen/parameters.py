@@ -1,8 +1,9 @@
 """Checks the parameters of Oxen's models, with Oxen's error messages.
 
-Its defaults differ from the other doors', so no table of them is shared. Parameters that its WAN
-2.6 pages do not list are passed on to the provider behind it (fal `wan/v2.6/image-to-video` and
-`wan/v2.6/reference-to-video`), whose names and defaults are here as well.
+Oxen's defaults differ from those of the other doors, so the doors share no table of them. Oxen
+passes parameters that its WAN 2.6 pages do not list on to its provider (fal
+`wan/v2.6/image-to-video` and `wan/v2.6/reference-to-video`). Their names and defaults are here as
+well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from wan_engine.schema import SEED_MAX, AspectRatio
 
 MAX_GENERATIONS = 12
-"""By its own OpenAPI of July 2026; an older page says 4."""
+"""From Oxen's OpenAPI of July 2026. An older page says 4."""
 MAX_VIDEOS = 3
 
 Resolution = Literal["720p", "1080p"]
@@ -30,7 +31,7 @@ _INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
 
 
 class ProviderError(Exception):
-    """The model's parameters are not what it takes. The text is for the caller."""
+    """Raised for parameters that the model does not accept. The text is for the caller."""
 
 
 # --- the request ---------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def _url(value: object) -> str:
 
 
 def _image(value: object) -> str:
-    """The API's general page has a string or an array; this model animates one picture."""
+    """The general page of the API allows a string or an array. This model animates one picture."""
     if isinstance(value, list):
         if len(value) != 1:
             raise _refuse("Input should be one image")
@@ -112,15 +113,14 @@ def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
 
 
 class Parameters(BaseModel, ABC):
-    """The parameters of a model: those of its page, then those that are passed on. Other keys are
-    ignored, `null` means absent."""
+    """The parameters of a model: those of its page, then those that Oxen passes on. Other keys are
+    ignored, and `null` means absent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
     def parse(cls, body: Mapping[str, Any]) -> Self:
-        """The parameters in a decoded body. Raises `ProviderError` that names the first wrong
-        field."""
+        """Parse a decoded body. Raises `ProviderError` with the first wrong field."""
         known = {key: value for key, value in body.items() if value is not None}
         if known.keys().isdisjoint(("prompt", "multi_prompt")):
             sentence = "Value error, Either 'prompt' or 'multi_prompt' must be provided."
@@ -140,8 +140,8 @@ class Parameters(BaseModel, ABC):
 
 
 def _seed_of(seed: int | None, number: int) -> int:
-    """Of the generations of one request with a seed, each has another, or all would be one
-    clip."""
+    """Return another seed for each generation of one request, because equal seeds would give equal
+    clips."""
     return -1 if seed is None else (seed + number) % (SEED_MAX + 1)
 
 
@@ -149,7 +149,7 @@ class VideoParameters(Parameters):
     """The parameters of `wan-v2-6-image-to-video`."""
 
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
-        description="What happens in the video."
+        description="The scene and action to show."
     )
     input_image: Annotated[str, BeforeValidator(_image)] = Field(
         description="A link (http, https) or data URI of the first frame: JPEG, PNG, GIF, BMP or "
@@ -165,21 +165,21 @@ class VideoParameters(Parameters):
         json_schema_extra={"format": "uri"},
     )
     negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
-        default=None, description="What is not to be seen."
+        default=None, description="What the video must not show."
     )
     resolution: Annotated[Resolution, _one_of(get_args(Resolution))] = Field(default="1080p")
     seed: Annotated[int | None, BeforeValidator(_seed)] = Field(
         default=None, description="Random unless given.", ge=0, le=SEED_MAX
     )
     multi_shots: Annotated[bool, BeforeValidator(_boolean)] = Field(
-        default=False, description="Several shots; acts only with `enable_prompt_expansion`."
+        default=False, description="Several shots; needs `enable_prompt_expansion`."
     )
     enable_prompt_expansion: Annotated[bool, BeforeValidator(_boolean)] = True
     enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
     generate_audio: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True,
-        description="Whether sound is made for a video without `audio_url`: silent, with a "
-        "warning, where no model here makes any. `false`: the video has no track.",
+        description="Whether to make sound for a video without `audio_url`. If no model "
+        "of this server makes sound, the track is silent, with a warning. `false`: no track.",
     )
 
     def fields(self, number: int = 0) -> dict[str, Any]:
@@ -195,16 +195,17 @@ class VideoParameters(Parameters):
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
             "generate_audio": self.generate_audio,
-            "first_frame": True,  # the page takes GIF
+            "first_frame": True,  # the page accepts GIF
         }
 
 
 class ReferenceParameters(Parameters):
-    """The parameters of `wan-v2-6-reference-to-video`. The page's minimal request has a prompt
-    alone, so it is text-to-video here. The provider takes 5 and 10 seconds, this engine 15 too."""
+    """The parameters of `wan-v2-6-reference-to-video`. The page's minimal request has only a
+    prompt, so it is text-to-video here. The provider accepts 5 and 10 seconds; this engine accepts
+    15 too."""
 
     prompt: Annotated[str, BeforeValidator(_prompt)] = Field(
-        description="What happens in the video. `@Video1` or `character1` is the first of "
+        description="The scene and action to show. `@Video1` or `character1` is the first of "
         "`input_videos`."
     )
     input_videos: Annotated[
@@ -221,7 +222,7 @@ class ReferenceParameters(Parameters):
         default=5, description="Seconds of video."
     )
     negative_prompt: Annotated[str | None, BeforeValidator(_text)] = Field(
-        default=None, description="What is not to be seen."
+        default=None, description="What the video must not show."
     )
     aspect_ratio: Annotated[AspectRatio, _one_of(get_args(AspectRatio))] = "16:9"
     resolution: Annotated[Resolution, _one_of(get_args(Resolution))] = Field(default="1080p")
@@ -229,7 +230,7 @@ class ReferenceParameters(Parameters):
         default=None, description="Random unless given.", ge=0, le=SEED_MAX
     )
     multi_shots: Annotated[bool, BeforeValidator(_boolean)] = Field(
-        default=True, description="Several shots; acts only with `enable_prompt_expansion`."
+        default=True, description="Several shots; needs `enable_prompt_expansion`."
     )
     enable_prompt_expansion: Annotated[bool, BeforeValidator(_boolean)] = True
     enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
@@ -246,12 +247,12 @@ class ReferenceParameters(Parameters):
             "seed": _seed_of(self.seed, number),
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
-            "generate_audio": True,  # the page has no switch for it
+            "generate_audio": True,  # the page has no field to turn sound off
         }
 
 
 def response_format(body: Mapping[str, Any]) -> ResponseFormat:
-    """How the sync route gives the video. Raises `ProviderError`."""
+    """The format in which the sync route returns the video. Raises `ProviderError`."""
     asked = body.get("response_format") or "url"
     for known in get_args(ResponseFormat):
         if asked == known:
@@ -260,7 +261,7 @@ def response_format(body: Mapping[str, Any]) -> ResponseFormat:
 
 
 def number_of_generations(body: Mapping[str, Any]) -> int | None:
-    """How many clips a request to the queue asks for; None where that is not 1 to 12."""
+    """The number of clips that a request to the queue asks for. None if that is not 1 to 12."""
     asked = body.get("num_generations")
     number = 1 if asked is None else _integer(asked)
     if isinstance(number, bool) or not isinstance(number, int):
@@ -269,5 +270,5 @@ def number_of_generations(body: Mapping[str, Any]) -> int | None:
 
 
 def provider_error(why: str, status: int = 422) -> str:
-    """The sentence of an error that the model's provider answers."""
+    """The sentence for an error of the model's provider."""
     return f"Getting model response error: {status} - {why}"

@@ -1,5 +1,5 @@
-"""Builds the answers of Oxen's media API, as functions of plain values: no HTTP, no jobs
-service."""
+"""Builds the answers of Oxen's media API. These are functions of plain values, without HTTP and
+without the jobs service."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from wan_engine.gateway.job import Job, State
 
 EVENT = "media_generation_completed"
 PADDING = b": " + b" " * 4096 + b"\n\n"
-"""A comment that follows each event. The documented client reads the stream with awk; mawk, which
-that is on Debian and Ubuntu, sees nothing of a pipe until it has 4096 bytes of it."""
+"""A comment that follows each event. The documented client reads the stream with awk. On Debian and
+Ubuntu awk is mawk, which reads a pipe in blocks of 4096 bytes."""
 
 STATUS: Mapping[State, str] = {
     "queued": "queued",
@@ -25,10 +25,10 @@ STATUS: Mapping[State, str] = {
 }
 ACTIVE = ("queued", "processing")
 TARGETS = ("target_namespace", "target_repo", "target_directory")
-"""Where the hosted API would put a clip; labels here."""
+"""The target of a clip in the hosted API. Here these are only labels."""
 
 WAITED_FOR = "waited_for"
-"""In the payload of a job of the sync route, which is in no queue."""
+"""Marks the job of a sync route, which does not appear in the queue."""
 
 _NOT_SHOWN = ("model", "num_generations", WAITED_FOR)
 _TITLES = {
@@ -46,14 +46,14 @@ _TITLES = {
 def videos(
     model: str, created: int, video: Mapping[str, str], warnings: list[str] | None = None
 ) -> dict[str, Any]:
-    """The sync route's answer. `created` in Unix seconds; `video` has `url` or `b64_json`.
-    `warnings`, where there are any, is not on the page."""
+    """The sync route's answer. `created` is in Unix seconds; `video` has `url` or `b64_json`. The
+    hosted page does not have `warnings`, which appear only if there are any."""
     told = {"warnings": warnings} if warnings else {}
     return {"model": model, "created": created, "videos": [dict(video)], **told}
 
 
 def enqueued(ids: list[str], named: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The queue's answer to a request that was taken. `named` says where they were to be put."""
+    """The queue's answer to an accepted request. `named` is the target of the clips."""
     told = {"status": "queued", **(named or {})}
     return {"generations": [{"generation_id": one, **told} for one in ids]}
 
@@ -63,8 +63,8 @@ def _seconds(ms: int | None) -> int | None:
 
 
 def generation(job: Job, url: str | None) -> dict[str, Any]:
-    """A generation as the queue shows it: ten keys that are always there, where it was to be put,
-    then whatever else was submitted. `url` is that of a finished clip."""
+    """A generation as the queue shows it: ten keys that are always present, the target, then the
+    other submitted parameters. `url` is the URL of a finished clip."""
     shown = {
         "generation_id": job.id,
         "model_name": job.model,
@@ -88,13 +88,13 @@ def generation(job: Job, url: str | None) -> dict[str, Any]:
 
 
 def recorded(job: Job, url: str | None) -> dict[str, Any]:
-    """The same with what it cost, in USD, and whose it is."""
+    """The same generation with its cost in USD and its owner."""
     user = {"user_id": job.owner, "username": job.owner, "user_image": None}
     return {**generation(job, url), "cost": str(cost_of(job)), **user}
 
 
 def cost_of(job: Job) -> Decimal:
-    """USD; nothing without a clip."""
+    """The cost in USD; 0 without a clip."""
     return Decimal(str((job.result or {}).get("cost", 0)))
 
 
@@ -112,7 +112,7 @@ def history(shown: list[dict[str, Any]], page: int, size: int, entries: int, cos
 
 
 def found(shown: dict[str, Any]) -> dict[str, Any]:
-    """The answer with one generation of all."""
+    """The answer with one of all the generations."""
     return {"status": "success", "status_message": "resource_found", "generation": shown}
 
 
@@ -122,12 +122,12 @@ def generations(shown: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def listed(shown: list[bytes]) -> bytes:
-    """The same, of generations that are JSON already."""
+    """The same list, from generations that are already JSON."""
     return b'{"count":%d,"generations":[%s]}' % (len(shown), b",".join(shown))
 
 
 def cancelled(generation_id: str) -> dict[str, Any]:
-    """The answer to a DELETE, also of a generation that had ended."""
+    """The answer to a DELETE, also of a generation that had already ended."""
     return {"status": "success", "generation_id": generation_id}
 
 
@@ -136,11 +136,11 @@ def _failure(job: Job) -> str:
 
 
 def event(job: Job, url: str | None) -> bytes | None:
-    """The event of a generation that has ended, as it goes over the wire; None for a cancelled
-    one and for one that goes on.
+    """The event of a generation that has ended, as bytes for the stream. None for a cancelled or an
+    active generation.
 
-    Compact JSON and LF: the documented awk client looks for `"generation_id":"<id>"` and for lines
-    that end where the name of the event ends.
+    Compact JSON with LF: the documented awk client searches for `"generation_id":"<id>"` and for
+    lines that end with the name of the event.
     """
     status = STATUS[job.state]
     body: dict[str, Any] = {"generation_id": job.id, "status": status, "media_type": "video"}
@@ -159,12 +159,12 @@ def event(job: Job, url: str | None) -> bytes | None:
 
 
 def message(sentence: str) -> dict[str, Any]:
-    """The error format of models: a sentence alone."""
+    """The error format of models: one sentence."""
     return {"error": {"message": sentence}}
 
 
 def failure(kind: str, detail: str | None = None) -> dict[str, Any]:
-    """The error format of the API itself: a type, its title, and what exactly is wrong."""
+    """The error format of the API itself: a type, its title, and the detail."""
     error = {"type": kind, "title": _TITLES[kind]}
     if detail is not None:
         error["detail"] = detail
@@ -172,5 +172,5 @@ def failure(kind: str, detail: str | None = None) -> dict[str, Any]:
 
 
 def model_not_found(name: object) -> dict[str, Any]:
-    """The error of a model that this door does not have."""
+    """The error for a model that this door does not have."""
     return message(f"Model not found: {str(name)[:200]}")

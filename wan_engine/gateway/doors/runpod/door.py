@@ -1,8 +1,7 @@
-"""Defines the routes of Runpod's endpoint API (`/v2/{endpoint}/run` and so on) as its SDKs call
-them.
+"""Defines the routes of Runpod's endpoint API (`/v2/{endpoint}/run` and so on) for its SDKs.
 
-Shapes: docs.runpod.io, serverless/endpoints (operation reference, send requests, job states); where
-its page is silent, as the SDKs of Python and JavaScript read them.
+The structures are from docs.runpod.io, serverless/endpoints (operation reference, send requests,
+job states). Where that page says nothing, they are what the Python and JavaScript SDKs read.
 """
 
 from __future__ import annotations
@@ -32,15 +31,16 @@ NAME = "runpod"
 
 REFERENCES = "wan-2-6-r2v"
 TEXT = "wan-2-6-t2v"
-"""Endpoints that take the input of their names; any other takes what the worker takes."""
+"""Endpoints that take the input of the hosted API. Any other endpoint takes the input of the
+worker."""
 
 RUN_MAX_BYTES = 10 * 2**20
 _RUNSYNC_MAX_BYTES = 20 * 2**20
 _WAIT_MS = (1_000, 300_000)
-_DEFAULT_WAIT_MS = 300_000  # the documented 90 s are less than the documented sample ran
+_DEFAULT_WAIT_MS = 300_000  # longer than the documented 90 s, which the documented sample exceeded
 _EXECUTION_TIMEOUT_MS = (5_000, 604_800_000)
 _TTL_MS = (10_000, 604_800_000)
-_STREAMED = 10_000  # jobs whose output was streamed that are remembered
+_STREAMED = 10_000  # the number of jobs with streamed output that the door remembers
 
 _STATUS: Mapping[State, str] = {
     "queued": "IN_QUEUE",
@@ -51,10 +51,10 @@ _STATUS: Mapping[State, str] = {
     "expired": "TIMED_OUT",
 }
 
-# Checked by hand, as a number that is out of range is taken for the nearest.
+# Checked in the route, because a number out of range is replaced by the nearest one.
 Wait = Annotated[
     str | None,
-    Query(description="How long to wait for the end, in ms."),
+    Query(description="How long to wait for the job to end, in ms."),
     WithJsonSchema({"type": "integer", "minimum": _WAIT_MS[0], "maximum": _WAIT_MS[1]}),
 ]
 Endpoint = Annotated[
@@ -75,8 +75,8 @@ def door(context: Context) -> Door:
 
 
 def refuse(refusal: Refusal, path: str) -> JSONResponse:
-    """`status` as well, for the SDK's async client reads that of every answer; and what is no
-    request at all has an `id`, as every failed request of the page."""
+    """Add `status`, because the SDK's async client reads it from every answer. A wrong request to
+    `run` or `runsync` gets an `id` too, as on the page."""
     if refusal.code == "not_found":
         body = {"error": refusal.message, "status": 404, "title": "Not Found"}
         return JSONResponse(body, 404)
@@ -118,7 +118,7 @@ class _Routes:
     async def runsync(
         self, endpoint: Endpoint, request: Request, wait: Wait = None
     ) -> JSONResponse:
-        """Queue a job and wait for its end; a job that lasts longer is found by its `id`."""
+        """Queue a job and wait for it to end. Poll a job that takes longer by its `id`."""
         wait_seconds = _wait_seconds(wait)
         job = await self._submit(endpoint, request, "runsync")
         job = await self._context.jobs.wait(job, wait_seconds)
@@ -126,19 +126,20 @@ class _Routes:
         return JSONResponse(self._body(job), 400 if bad else 200)
 
     async def status(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
-        """A job as it is now."""
+        """Return the present state of a job."""
         return JSONResponse(self._body(await self._shown(endpoint, job_id, request)))
 
     async def status_sync(
         self, endpoint: Endpoint, job_id: str, request: Request, wait: Wait = None
     ) -> JSONResponse:
-        """A job at its end, or as it is after `wait`."""
+        """Wait until a job has ended or `wait` is over, and return its state."""
         wait_seconds = _wait_seconds(wait)
         job = await self._shown(endpoint, job_id, request)
         return JSONResponse(self._body(await self._context.jobs.wait(job, wait_seconds)))
 
     async def stream(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
-        """What has come out since the last call: the output of a job is one part, given once."""
+        """Return the output since the last call. The output of a job is one part, which is returned
+        once."""
         job = await self._shown(endpoint, job_id, request)
         parts = []
         if job.state == "completed" and job.id not in self._streamed:
@@ -149,7 +150,7 @@ class _Routes:
         return JSONResponse({"status": _STATUS[job.state], "stream": parts})
 
     async def cancel(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
-        """End a job that waits or runs; one that has ended stays as it is."""
+        """Cancel a job that is queued or running. A job that has ended is unchanged."""
         job = await self._shown(endpoint, job_id, request)
         return JSONResponse(_id_and_status(await self._context.jobs.cancel(job)))
 
@@ -160,7 +161,7 @@ class _Routes:
         return JSONResponse(_id_and_status(job))
 
     async def purge_queue(self, endpoint: Endpoint, request: Request) -> JSONResponse:
-        """Cancel all of the caller's jobs that wait."""
+        """Cancel all queued jobs of the caller."""
         self._check(endpoint)
         jobs = self._context.jobs
         waiting = jobs.waiting(NAME, request.state.owner, endpoint)
@@ -169,7 +170,7 @@ class _Routes:
         return JSONResponse({"removed": removed, "status": "completed"})
 
     async def health(self, endpoint: Endpoint, request: Request) -> JSONResponse:
-        """How many jobs the caller has, and what the workers do, for whomever."""
+        """Return the number of the caller's jobs, and the state of the workers for all callers."""
         self._check(endpoint)
         owner = request.state.owner
         counts, retried = await self._context.jobs.counts(NAME, owner, endpoint)
@@ -216,7 +217,7 @@ class _Routes:
         return job
 
     async def _shown(self, endpoint: str, job_id: str, request: Request) -> Job:
-        """A job whose time to live is over is not found, but can be retried."""
+        """Find a job. A job whose time to live is over is not found, but can be retried."""
         job = await self._found(endpoint, job_id, request)
         if job.state == "expired":
             raise Refusal("not_found", "job not found")
@@ -269,8 +270,9 @@ class _Routes:
 
 
 def _input(endpoint: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a `Request` in the input of an endpoint. The one for text ignores pictures and
-    references, as every unknown field; without references, the one for them misses them."""
+    """Return the fields of a `Request` from the input of an endpoint. The text endpoint ignores
+    pictures and references, as it ignores every unknown field. The reference endpoint requires
+    references."""
     if endpoint not in (REFERENCES, TEXT):
         return given
     references = [] if endpoint == TEXT else given.get("references")
@@ -285,7 +287,7 @@ def _new_id(operation: str) -> str:
 
 
 def _sorted(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys in the order in which they come from Runpod."""
+    """Put the keys in Runpod's order."""
     return dict(sorted(body.items()))
 
 
@@ -303,10 +305,11 @@ def _wait_seconds(wait: str | None) -> float:
 
 
 def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
-    """What Runpod takes beside `input` and this gateway does not do: never in silence.
+    """Refuse fields that Runpod accepts beside `input` and this gateway does not support, so that
+    none is silently ignored.
 
-    An `s3Config` is no matter of a gateway: it would have to keep the keys of a caller's bucket in
-    its database until the job is run.
+    The gateway does not support `s3Config`, because it would have to keep the keys of a caller's
+    bucket in its database until the job runs.
     """
     try:
         unknown = unknown_fields(body)
@@ -324,7 +327,7 @@ def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
 
 
 def _policy(policy: object) -> tuple[int | None, int | None]:
-    """`executionTimeout` and `ttl` in milliseconds, where they are given."""
+    """`executionTimeout` and `ttl` in milliseconds, if they are given."""
     if policy is None:
         return None, None
     if not isinstance(policy, dict):

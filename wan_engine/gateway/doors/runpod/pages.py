@@ -19,7 +19,7 @@ _INPUT = {
 
 
 def _text_schema() -> dict[str, Any]:
-    """The input with references, but without them."""
+    """The schema of the input without references."""
     known = without_null(ReferenceRequest.model_json_schema())
     shown = {name: field for name, field in known["properties"].items() if name != "references"}
     return {
@@ -51,7 +51,7 @@ REQUEST: dict[str, Any] = {
                         "webhook": {
                             "type": "string",
                             "format": "uri",
-                            "description": "Gets the final answer by POST.",
+                            "description": "The server sends the final answer to this URL by POST.",
                         },
                         "policy": {
                             "type": "object",
@@ -61,13 +61,13 @@ REQUEST: dict[str, Any] = {
                                     "type": "integer",
                                     "minimum": 5_000,
                                     "maximum": 604_800_000,
-                                    "description": "From when the work begins.",
+                                    "description": "Counted from the start of the work.",
                                 },
                                 "ttl": {
                                     "type": "integer",
                                     "minimum": 10_000,
                                     "maximum": 604_800_000,
-                                    "description": "From now on, queue included.",
+                                    "description": "Counted from now, queue included.",
                                 },
                             },
                         },
@@ -105,8 +105,8 @@ _JOB = {
         "workerId": {"type": "string"},
         "output": {
             "type": "object",
-            "description": "The generation result containing the video URL and cost. Of a job "
-            "that runs, how far it is: `stage`, `step`, `steps`.",
+            "description": "The generation result containing the video URL and cost. For a "
+            "running job, its progress: `stage`, `step`, `steps`.",
             "properties": {
                 "video_url": {
                     "type": "string",
@@ -177,7 +177,7 @@ _FAILURES: Answers = {
 }
 _REFUSALS: Answers = {
     400: _refused(
-        "The request cannot be used",
+        "The request is wrong",
         "Invalid image URL: the server answered 404",
         id=f"sync-{_ID}",
     ),
@@ -185,7 +185,7 @@ _REFUSALS: Answers = {
     413: _refused("Too large", "The body is larger than 10 MB"),
 }
 _ENDED = _answer(
-    "The job, at its end or as it is",
+    "The job, ended or in its present state",
     _JOB,
     {
         "delayTime": 28,
@@ -195,14 +195,14 @@ _ENDED = _answer(
         "status": "COMPLETED",
     },
 )
-_QUEUED = _answer("The job is in the queue", _JOB, {"id": _ID, "status": "IN_QUEUE"})
+_QUEUED = _answer("The job is queued", _JOB, {"id": _ID, "status": "IN_QUEUE"})
 
 RUN: Answers = {200: _QUEUED, **_REFUSALS}
 RUNSYNC: Answers = {200: _ENDED, **_REFUSALS}
 STATUS: Answers = {200: _ENDED, **_FAILURES}
 STATUS_SYNC: Answers = {
     200: _ENDED,
-    400: _refused("`wait` is no number", 'field "wait" must be an integer from 1000 to 300000'),
+    400: _refused("`wait` is not a number", 'field "wait" must be an integer from 1000 to 300000'),
     **_FAILURES,
 }
 STREAMED: Answers = {
@@ -219,7 +219,7 @@ CANCELLED: Answers = {
 }
 RETRIED: Answers = {
     200: _QUEUED,
-    400: _refused("It has not failed", "Only a job that failed or timed out can be retried"),
+    400: _refused("The job has not failed", "Only a job that failed or timed out can be retried"),
     **_FAILURES,
 }
 PURGED: Answers = {

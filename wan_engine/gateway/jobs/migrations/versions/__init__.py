@@ -1,1 +1,1 @@
-"""One file a step, named by its number; a step that was released is never changed."""
+"""Contains one file per step, named by its number. A released step never changes."""

@@ -1,4 +1,4 @@
-"""The first tables: jobs, their requests, webhooks that wait, facts."""
+"""Creates the first tables: jobs, their requests, waiting webhooks, facts."""
 
 from __future__ import annotations
 

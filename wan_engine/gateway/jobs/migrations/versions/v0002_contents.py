@@ -1,5 +1,5 @@
-"""The long texts of requests, each once: what there is, which request has it where, and the bytes
-where the database keeps them."""
+"""Adds the long texts of requests, each stored once: their names, their places in requests, and
+their bytes if the database stores them."""
 
 from __future__ import annotations
 

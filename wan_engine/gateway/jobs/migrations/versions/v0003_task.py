@@ -1,4 +1,4 @@
-"""What a job asks for: the task of its request."""
+"""Adds the task of a job's request."""
 
 from __future__ import annotations
 
