@@ -162,6 +162,20 @@ def test_a_deleted_video_is_gone_with_its_file(serve: Serve, tmp_path: Path) -> 
     asyncio.run(line())
 
 
+def test_a_video_that_is_deleted_by_many_at_once_is_counted_out_once(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            await made(served, json={"prompt": "A fox"})
+            failed = await made(served, json={"prompt": "fail:disk_full:Full"})
+            one = f"{PATH}/{failed['id']}"
+            answers = await asyncio.gather(*(served.http.delete(one) for _ in range(5)))
+            assert {answer.status_code for answer in answers} <= {200, 404}
+            assert (await served.jobs.counts("openai"))[0] == {"completed": 1}
+            assert served.jobs.unfruitful()["local"] == 0
+
+    asyncio.run(line())
+
+
 def test_videos_are_listed_a_page_at_a_time(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:

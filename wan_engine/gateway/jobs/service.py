@@ -164,11 +164,11 @@ class Jobs:
         """Cancel the job. Returns it, unchanged if it had ended already."""
         return await self._end(job, "cancelled")
 
-    async def remove(self, job: Job) -> None:
-        """Forget a job that has ended, with its request."""
-        assert job.final, "it has to be cancelled first"
-        await self._store.remove([job.id])
-        self.forget([job])
+    async def remove(self, *jobs: Job) -> None:
+        """Forget jobs that have ended, with their requests; those that are not there any longer are
+        passed over."""
+        assert all(job.final for job in jobs), "they have to be cancelled first"
+        await uncancelled(self._remove(jobs))
 
     async def retry(self, job: Job) -> Job:
         """The job in the queue again, with all of its time. Raises `Refusal` "conflict" when it
@@ -283,16 +283,18 @@ class Jobs:
         now = now_ms()
         return [job for job in self._live.values() if job.expires_ms <= now]
 
-    def forget(self, jobs: Collection[Job]) -> None:
-        """Forget jobs that are no longer in the database."""
-        for job in jobs:
-            self._recent.pop(job.id, None)
-            self._counts.gone(job)
-
     # --- changes ---------------------------------------------------------------------------------
 
     def _now(self, job: Job) -> Job:
         return self._live.get(job.id) or self._recent.get(job.id) or job
+
+    async def _remove(self, jobs: Collection[Job]) -> None:
+        # Each is counted out once, however many callers remove it at the same time.
+        removed = await self._store.remove([job.id for job in jobs])
+        for job in jobs:
+            if job.id in removed:
+                self._recent.pop(job.id, None)
+                self._counts.gone(job)
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
         parts = [await split(one.request) for one in new]
