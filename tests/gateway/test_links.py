@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,9 +13,11 @@ import pytest
 from tests.gateway.conftest import Serve, Served
 from tests.gateway.fakes import CLIP
 from tests.gateway.jobs.test_jobs import ended, new, submitted
+from wan_engine.control import Control
 from wan_engine.gateway.job import Job
 from wan_engine.gateway.links import WEEK_SECONDS, Links
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.storage import LocalStorage
 
 
 async def linked(served: Served, **fields: Any) -> tuple[Job, str]:
@@ -109,6 +113,21 @@ def test_a_link_ends_and_a_removed_clip_is_missed(serve: Serve) -> None:
             with pytest.raises(Refusal) as raised:
                 await links.read(job)
             assert raised.value.code == "gone"
+
+    asyncio.run(line())
+
+
+def test_the_clip_of_a_job_that_was_cancelled_at_its_end_is_removed_with_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job, _ = await linked(served)
+            clip = tmp_path / "clip.mp4"
+            clip.write_bytes(CLIP)
+            url = LocalStorage(tmp_path / "outputs").put(clip, job.id, {}, Control())
+            served.gateway.context.links.remove(replace(job, state="cancelled", result=None))
+            assert not (tmp_path / "outputs" / Path(url).name).exists()
 
     asyncio.run(line())
 

@@ -101,7 +101,7 @@ class Links:
         failures."""
         if job.result and (path := self._path(str(job.result["video_url"]))):
             remove(path)
-            self._storage.forget(job.id)
+        self._storage.forget(job.id)  # a job that was cancelled at its end has a clip and no result
 
     def _path(self, stored: str) -> Path | None:
         """The file of a `file:` URL. It must be in the folder of clips."""
