@@ -352,6 +352,16 @@ SIZES = (
             "reference_audio",
         ),
         (
+            sample("wan2.7-i2v", given={"media": [{"type": "first_frame", "url": PICTURE}] * 2}),
+            "InvalidParameter",
+            'field "input.media[1].type" must be another: there is a "first_frame" already',
+        ),
+        (
+            sample(parameters={"seed": 2**31}),
+            "InvalidParameter",
+            'field "parameters.seed" must be an integer from 0 to 2147483647',
+        ),
+        (
             sample(given={"template": "flying"}),
             "InvalidParameter",
             'field "input.template" is not supported here',
