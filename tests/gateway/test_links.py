@@ -158,6 +158,19 @@ def test_a_buckets_own_link_is_given_as_it_is(serve: Serve) -> None:
     asyncio.run(line())
 
 
+def test_a_clip_that_its_bucket_does_not_give_is_one_sentence(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job, _ = await linked(served)
+            away = replace(job, result={"video_url": "data:video/mp4;base64,"})
+            with pytest.raises(Refusal) as raised:
+                await served.gateway.context.links.read(away)
+            sentence = "The clip cannot be read from its store now, try again later"
+            assert (raised.value.code, raised.value.message) == ("unavailable", sentence)
+
+    asyncio.run(line())
+
+
 @pytest.mark.parametrize(
     ("public_url", "begin"),
     [
