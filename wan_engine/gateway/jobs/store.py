@@ -361,7 +361,13 @@ _KEPT = tuple(column.key for column in jobs.columns)
 
 
 def _row(job: Job) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in _KEPT} | {"payload": dict(job.payload)}
+    values = {name: _text(getattr(job, name)) for name in _KEPT}
+    return values | {"payload": dict(job.payload)}
+
+
+def _text(value: Any) -> Any:
+    """A text without NUL, which Postgres refuses, so that a worker's odd sentence can be stored."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def _job(row: sa.Row[Any]) -> Job:
