@@ -1,9 +1,10 @@
 """An engine process without a model: the real protocol and the real storage around nothing.
 
 `prompt` says what happens: "sleep 0.5" takes that long, "fail" is refused, "die" kills the process,
-"deaf" cannot be stopped, "hang" has the device and gives no sign of life, "wait" waits for the
-device, "break" breaks it, "raise" is a bug. Each render is a line in `renders.log`. The first start
-of the model "slow" does not end, which is told after twice WAN_HANG_SECONDS.
+"deaf" cannot be stopped, "late" stores its clip although it was, "hang" has the device and gives no
+sign of life, "wait" waits for the device, "break" breaks it, "raise" is a bug. Each render is a
+line in `renders.log`. The first start of the model "slow" does not end, which is told after twice
+WAN_HANG_SECONDS.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
 from wan_engine.control import Control
-from wan_engine.errors import ConfigurationError, ContentPolicy
+from wan_engine.errors import Cancelled, ConfigurationError, ContentPolicy
 from wan_engine.gateway.backends import engine_process
 from wan_engine.runtime import faults, watchdog
 from wan_engine.runtime.startup import Startup
@@ -61,6 +63,10 @@ class FakeEngine:
             time.sleep(3600)
         if what in ("hang", "wait", "break"):
             stay(what, control)
+        if what == "late":
+            with suppress(Cancelled):
+                stay("wait", control)
+            control = Control(job_id=control.job_id)
         for step in range(STEPS):
             control.progress("denoise", step, STEPS)
             time.sleep(float(number or 0) / STEPS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,9 +13,11 @@ import pytest
 from tests.gateway.conftest import Serve, Served
 from tests.gateway.fakes import CLIP
 from tests.gateway.jobs.test_jobs import ended, new, submitted
+from wan_engine.control import Control
 from wan_engine.gateway.job import Job
 from wan_engine.gateway.links import WEEK_SECONDS, Links
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.storage import LocalStorage
 
 
 async def linked(served: Served, **fields: Any) -> tuple[Job, str]:
@@ -113,6 +117,21 @@ def test_a_link_ends_and_a_removed_clip_is_missed(serve: Serve) -> None:
     asyncio.run(line())
 
 
+def test_the_clip_of_a_job_that_was_cancelled_at_its_end_is_removed_with_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job, _ = await linked(served)
+            clip = tmp_path / "clip.mp4"
+            clip.write_bytes(CLIP)
+            url = LocalStorage(tmp_path / "outputs").put(clip, job.id, {}, Control())
+            served.gateway.context.links.remove(replace(job, state="cancelled", result=None))
+            assert not (tmp_path / "outputs" / Path(url).name).exists()
+
+    asyncio.run(line())
+
+
 def test_links_outlive_the_process_and_not_the_database(serve: Serve, tmp_path: Any) -> None:
     async def line() -> None:
         async with serve() as served:
@@ -135,6 +154,19 @@ def test_a_buckets_own_link_is_given_as_it_is(serve: Serve) -> None:
             assert links.url(job) == stored
             assert links.output(job) == {"video_url": stored, "result": stored, "cost": 0.5}
             links.remove(job)
+
+    asyncio.run(line())
+
+
+def test_a_clip_that_its_bucket_does_not_give_is_one_sentence(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job, _ = await linked(served)
+            away = replace(job, result={"video_url": "data:video/mp4;base64,"})
+            with pytest.raises(Refusal) as raised:
+                await served.gateway.context.links.read(away)
+            sentence = "The clip cannot be read from its store now, try again later"
+            assert (raised.value.code, raised.value.message) == ("unavailable", sentence)
 
     asyncio.run(line())
 

@@ -162,6 +162,21 @@ def test_a_cancelled_job_has_ended_when_the_run_has(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
+def test_a_clip_that_is_stored_while_its_job_is_cancelled_is_removed(tmp_path: Path) -> None:
+    async def line() -> None:
+        async with opened(tmp_path) as asked:
+            run = asyncio.create_task(asked.run("late"))
+            await eventually(lambda: asked.progress)
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(run, 10)
+        outputs = tmp_path / "outputs"
+        assert (outputs / "renders.log").read_text().split() == ["job-1"]
+        assert not [*outputs.glob("*.mp4"), *(outputs / ".jobs").iterdir()]
+
+    asyncio.run(line())
+
+
 def test_a_job_that_is_cancelled_before_the_engine_has_it_costs_neither_time_nor_the_engine(
     tmp_path: Path,
 ) -> None:

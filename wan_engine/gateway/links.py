@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from starlette.responses import FileResponse, Response
 
 from wan_engine.control import Control
+from wan_engine.errors import InvalidMedia
 from wan_engine.gateway.job import Job, now_ms
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.media.fetch import FetchLimits, fetch
@@ -27,6 +29,9 @@ WEEK_SECONDS = 7 * 86_400
 PATH = "/results"
 _CLIP_MAX_BYTES = 1 << 30
 _CLIP_SECONDS = 120.0
+_STORE_AGAIN_SECONDS = 60
+
+log = logging.getLogger(__name__)
 
 
 class Links:
@@ -61,8 +66,8 @@ class Links:
         return self._path(str(job.result["video_url"]))
 
     async def read(self, job: Job) -> bytes:
-        """The bytes of the mp4. Raises `Refusal` "gone", and `InvalidMedia` if the store cannot be
-        reached."""
+        """The bytes of the mp4. Raises `Refusal` "gone", and "unavailable" where its store does not
+        give them."""
         assert job.result is not None
         stored = str(job.result["video_url"])
         if (path := self._path(stored)) is not None:
@@ -72,7 +77,12 @@ class Links:
                 raise Refusal("gone", "The clip is no longer kept") from None
         # The operator's store may be in a private network.
         limits = FetchLimits(_CLIP_MAX_BYTES, _CLIP_SECONDS, allow_private=True)
-        return await asyncio.to_thread(fetch, stored, "video", limits, Control())
+        try:
+            return await asyncio.to_thread(fetch, stored, "video", limits, Control())
+        except InvalidMedia as error:
+            log.error("the clip of job %s cannot be read from its store: %s", job.id, error.why)
+            sentence = "The clip cannot be read from its store now, try again later"
+            raise Refusal("unavailable", sentence, _STORE_AGAIN_SECONDS) from error
 
     def serve(self, name: str, expires: str, signature: str) -> Response:
         """The file behind a link of `url`, in ranges if asked. Raises `Refusal`."""
@@ -101,7 +111,7 @@ class Links:
         failures."""
         if job.result and (path := self._path(str(job.result["video_url"]))):
             remove(path)
-            self._storage.forget(job.id)
+        self._storage.forget(job.id)  # a job that was cancelled at its end has a clip and no result
 
     def _path(self, stored: str) -> Path | None:
         """The file of a `file:` URL. It must be in the folder of clips."""

@@ -171,6 +171,9 @@ def test_the_tasks_are_listed_a_page_at_a_time(serve: Serve) -> None:
             assert (body["total"], body["total_page"]) == (3, 2)
             body = (await served.http.get(TASKS, params={"model_name": "wan2.6-i2v"})).json()
             assert body["total"] == 4 and body["data"][0]["task_id"] == failed
+            for odd in ("wan9", "\0"):  # no question to Postgres, which takes no NUL
+                body = (await served.http.get(TASKS, params={"model_name": odd})).json()
+                assert (body["data"], body["total"]) == ([], 0)
             assert (await served.http.get(TASKS, params={"page_size": 1000})).status_code == 400
 
     asyncio.run(line())
@@ -350,6 +353,16 @@ SIZES = (
             "InvalidParameter",
             'field "input.media[0].type" must be one of first_frame, last_frame, driving_audio, '
             "reference_audio",
+        ),
+        (
+            sample("wan2.7-i2v", given={"media": [{"type": "first_frame", "url": PICTURE}] * 2}),
+            "InvalidParameter",
+            'field "input.media[1].type" must be another: there is a "first_frame" already',
+        ),
+        (
+            sample(parameters={"seed": 2**31}),
+            "InvalidParameter",
+            'field "parameters.seed" must be an integer from 0 to 2147483647',
         ),
         (
             sample(given={"template": "flying"}),

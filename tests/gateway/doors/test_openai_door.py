@@ -6,11 +6,13 @@ import asyncio
 import base64
 import io
 import json
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from httpx import Response
+from httpx import AsyncClient, Response
 from PIL import Image
 
 from tests.gateway.conftest import Serve, Served, eventually
@@ -19,6 +21,7 @@ from tests.media.test_stills import small_clip
 from wan_engine.control import Progress
 from wan_engine.gateway.doors.openai.parameters import SIZES
 from wan_engine.gateway.keys import digest
+from wan_engine.media import ffmpeg
 
 PATH = "/v1/videos"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(60)
@@ -121,6 +124,45 @@ def test_pictures_of_a_video(serve: Serve, tmp_path: Path) -> None:
     asyncio.run(line())
 
 
+def test_pictures_are_made_one_at_a_time_and_not_for_callers_that_are_gone(
+    listen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = small_clip(tmp_path / "clip.mp4").read_bytes()
+    runs, go, program = tmp_path / "runs", tmp_path / "go", tmp_path / "ffmpeg"
+    wait = (
+        f'echo >> {runs}; while [ ! -e {go} ]; do sleep 0.02; done; exec {ffmpeg.executable()} "$@"'
+    )
+    program.write_text(f"#!/bin/sh\n{wait}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(ffmpeg, "executable", lambda: str(program))
+    listening = listen()
+    listening.backend.clip = clip
+
+    async def line() -> None:
+        async with AsyncClient(base_url=listening.url, timeout=30) as http:
+            one = f"{PATH}/{(await http.post(PATH, json={'prompt': 'A fox'})).json()['id']}"
+            while (await http.get(one)).json()["status"] != "completed":
+                await asyncio.sleep(0.01)
+            asked = f"{one}/content?variant=spritesheet"
+            first = asyncio.create_task(http.get(asked))
+            await eventually(runs.exists)
+            for _ in range(4):
+                gone = socket.create_connection((urlsplit(listening.url).hostname, port))
+                gone.sendall(f"GET {asked} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+                await http.get(one)
+                gone.close()
+            last = asyncio.create_task(http.get(asked))
+            for _ in range(2):
+                await http.get(one)
+            assert len(runs.read_text().splitlines()) == 1
+            go.touch()
+            assert [(await answer).status_code for answer in (first, last)] == [200, 200]
+            assert len(runs.read_text().splitlines()) == 2
+
+    port = urlsplit(listening.url).port
+    asyncio.run(line())
+
+
 def test_sync_answers_with_the_bytes(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
@@ -158,6 +200,20 @@ def test_a_deleted_video_is_gone_with_its_file(serve: Serve, tmp_path: Path) -> 
             assert (await served.http.delete(f"{PATH}/{running}")).json()["deleted"]
             await eventually(lambda: served.backend.stopped == [running])
             assert (await served.http.get(PATH)).json()["data"] == []
+
+    asyncio.run(line())
+
+
+def test_a_video_that_is_deleted_by_many_at_once_is_counted_out_once(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            await made(served, json={"prompt": "A fox"})
+            failed = await made(served, json={"prompt": "fail:disk_full:Full"})
+            one = f"{PATH}/{failed['id']}"
+            answers = await asyncio.gather(*(served.http.delete(one) for _ in range(5)))
+            assert {answer.status_code for answer in answers} <= {200, 404}
+            assert (await served.jobs.counts("openai"))[0] == {"completed": 1}
+            assert served.jobs.unfruitful()["local"] == 0
 
     asyncio.run(line())
 
@@ -237,7 +293,7 @@ def test_a_failed_video_says_why(serve: Serve) -> None:
 def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
-            video = await made(served, data={"prompt": "A fox"}, files={"none": b""})
+            video = await made(served, data={"prompt": "A fox"}, files={"none": (None, "")})
             assert (video["seconds"], video["size"], video["model"]) == (
                 *("4", "720x1280"),
                 "wan-2-6-t2v",
@@ -296,7 +352,8 @@ def test_a_form_and_json_are_the_same_request(serve: Serve) -> None:
     [
         {"data": {"input_reference": '{"image_url": "https://a.io/a.png"}'}},
         {"data": {"input_reference[image_url]": "https://a.io/a.png"}},
-        {"data": {"input_reference": "https://a.io/a.png"}, "files": {"none": b""}},
+        {"data": {"input_reference": "https://a.io/a.png"}, "files": {"none": (None, "")}},
+        {"data": {"input_reference[]": "https://a.io/a.png"}},
         {"data": {"image_reference": '{"image_url": "https://a.io/a.png"}'}},
         {"json": {"image_reference": {"image_url": {"url": "https://a.io/a.png"}}}},
     ],
@@ -402,6 +459,30 @@ def test_a_broken_form_is_refused(serve: Serve) -> None:
             headers = {"Content-Type": "multipart/form-data; boundary=x"}
             answer = await served.http.post(PATH, content=b"--x\r\n", headers=headers)
             assert_failure(answer, 400, "The body is not a valid form")
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize("field", ["image", "prompt", "extra_params", "size"])
+def test_a_file_where_none_belongs_is_refused(serve: Serve, field: str) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            answer = await served.http.post(
+                PATH, data={"negative_prompt": "x"}, files={field: ("a.png", PNG)}
+            )
+            assert_failure(answer, 400, f'field "{field}" must not be a file', field)
+            assert not served.backend.requests
+
+    asyncio.run(line())
+
+
+def test_jobs_are_not_counted_by_names_that_callers_choose(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            for name in ("mine", "a\0b"):  # Postgres takes no NUL in a text
+                assert (await made(served, json={"prompt": "A", "model": name}))["model"] == name
+            groups = served.jobs.counts("openai", None, "wan-2-6-t2v")
+            assert (await groups)[0] == {"completed": 2}
 
     asyncio.run(line())
 

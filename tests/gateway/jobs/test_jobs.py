@@ -128,6 +128,16 @@ def test_a_clip_that_cannot_be_removed_does_not_end_the_sweep(serve: Serve) -> N
     asyncio.run(line())
 
 
+def test_a_sentence_with_nul_is_stored_without_as_postgres_takes_none(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            job = await ended(served, await submitted(served, "fail:disk_full:no\0room"))
+            stored = await served.gateway.store.find(job.id)
+            assert stored is not None and stored.error == "no\ufffdroom"
+
+    asyncio.run(line())
+
+
 def test_a_job_is_queued_runs_and_completes(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:

@@ -24,6 +24,7 @@ from wan_engine.gateway.metrics import Metrics
 from wan_engine.runtime.watchdog import LOAD_TIMES
 from wan_engine.schema import Task
 from wan_engine.settings import Settings
+from wan_engine.storage import LocalStorage
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class LocalBackend:
         if not done:
             log.error("job %s could not be stopped: its engine is killed", job_id)
             self._kill()
+        elif ended.exception() is None:  # its clip was stored before it could stop
+            await asyncio.to_thread(LocalStorage(self._settings.output_dir).forget, job_id)
 
     async def _send(self, order: Mapping[str, Any]) -> None:
         process = self._process

@@ -166,11 +166,11 @@ class Jobs:
         """Cancel the job. Returns the job, unchanged if it had already ended."""
         return await self._end(job, "cancelled")
 
-    async def remove(self, job: Job) -> None:
-        """Delete a job that has ended, with its request."""
-        assert job.final, "it has to be cancelled first"
-        await self._store.remove([job.id])
-        self.forget([job])
+    async def remove(self, *jobs: Job) -> None:
+        """Delete jobs that have ended, with their requests. Jobs that are already gone are
+        skipped."""
+        assert all(job.final for job in jobs), "they have to be cancelled first"
+        await uncancelled(self._remove(jobs))
 
     async def retry(self, job: Job) -> Job:
         """Queue the job again with a new time limit. Raises `Refusal` "conflict" if it has not
@@ -287,16 +287,18 @@ class Jobs:
         now = now_ms()
         return [job for job in self._live.values() if job.expires_ms <= now]
 
-    def forget(self, jobs: Collection[Job]) -> None:
-        """Forget jobs that the database no longer has."""
-        for job in jobs:
-            self._recent.pop(job.id, None)
-            self._counts.gone(job)
-
     # --- changes ---------------------------------------------------------------------------------
 
     def _now(self, job: Job) -> Job:
         return self._live.get(job.id) or self._recent.get(job.id) or job
+
+    async def _remove(self, jobs: Collection[Job]) -> None:
+        # Each is counted out once, however many callers remove it at the same time.
+        removed = await self._store.remove([job.id for job in jobs])
+        for job in jobs:
+            if job.id in removed:
+                self._recent.pop(job.id, None)
+                self._counts.gone(job)
 
     async def _submit(self, new: Collection[NewJob]) -> tuple[Job, ...]:
         parts = [await split(one.request) for one in new]

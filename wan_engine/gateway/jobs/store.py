@@ -266,10 +266,13 @@ class Store:
             return [(*of, count, int(retries)) for *of, count, retries in found]
 
     @always_uncancelled
-    async def remove(self, job_ids: Collection[str]) -> None:
+    async def remove(self, job_ids: Collection[str]) -> set[str]:
+        """Remove jobs with all that belongs to them. Returns the ids of those that were there."""
         async with self._write() as connection:
-            for table, column in ((requests, "job_id"), (webhooks, "job_id"), (jobs, "id")):
-                await connection.execute(sa.delete(table).where(table.c[column].in_(job_ids)))
+            for table in (requests, webhooks):
+                await connection.execute(sa.delete(table).where(table.c.job_id.in_(job_ids)))
+            gone = sa.delete(jobs).where(jobs.c.id.in_(job_ids)).returning(jobs.c.id)
+            return {job_id for (job_id,) in await connection.execute(gone)}
 
     @always_uncancelled
     async def due_webhooks(self, now_ms: int, limit: int) -> list[tuple[str, int]]:
@@ -360,7 +363,13 @@ _KEPT = tuple(column.key for column in jobs.columns)
 
 
 def _row(job: Job) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in _KEPT} | {"payload": dict(job.payload)}
+    values = {name: _text(getattr(job, name)) for name in _KEPT}
+    return values | {"payload": dict(job.payload)}
+
+
+def _text(value: Any) -> Any:
+    """A text without NUL, which Postgres refuses, so that a worker's odd sentence can be stored."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def _job(row: sa.Row[Any]) -> Job:

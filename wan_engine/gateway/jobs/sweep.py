@@ -72,7 +72,7 @@ async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
     many."""
     count = 0
     while old := await store.ended_before(before_ms, _BATCH):
-        await _remove(old, jobs, store, links)
+        await _remove(old, jobs, links)
         count += len(old)
     if count:
         log.info("forgot %d jobs that ended long ago", count)
@@ -87,12 +87,11 @@ async def forget_unfruitful(jobs: Jobs, store: Store, links: Links, most: int) -
             old = await store.unfruitful_of(owner, min(_BATCH, count - most))
             if not old:
                 break
-            await _remove(old, jobs, store, links)
+            await _remove(old, jobs, links)
             count -= len(old)
 
 
-async def _remove(old: Sequence[Job], jobs: Jobs, store: Store, links: Links) -> None:
+async def _remove(old: Sequence[Job], jobs: Jobs, links: Links) -> None:
     for job in old:
         await asyncio.to_thread(links.remove, job)
-    await store.remove([job.id for job in old])
-    jobs.forget(old)
+    await jobs.remove(*old)

@@ -85,6 +85,8 @@ class _Routes:
         """Lists the caller's tasks of the last 24 hours, newest first."""
         begin, end, count = (page_no - 1) * page_size, page_no * page_size, 0
         rows = []
+        if model_name and model_name not in parameters.MODELS:
+            return JSONResponse(wire.listed([], page_no, page_size, 0))
         pages = self._context.jobs.of_owner(NAME, request.state.owner, model=model_name or None)
         async for page in pages:
             for job in page:
@@ -93,16 +95,7 @@ class _Routes:
                 if begin <= count < end:
                     rows.append(wire.row(job))
                 count += 1
-        return JSONResponse(
-            {
-                "request_id": wire.request_id(),
-                "data": rows,
-                "page_no": page_no,
-                "page_size": page_size,
-                "total": count,
-                "total_page": -(-count // page_size),
-            }
-        )
+        return JSONResponse(wire.listed(rows, page_no, page_size, count))
 
     async def cancel(self, request: Request, task_id: str) -> JSONResponse:
         """Cancels a task that is still queued."""

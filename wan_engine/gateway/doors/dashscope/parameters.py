@@ -15,7 +15,13 @@ from typing import Any, Literal, get_args
 from wan_engine.errors import InvalidRequest
 from wan_engine.gateway.doors.pictures import as_url
 from wan_engine.plan import NAMED_SIZES
-from wan_engine.schema import PROMPT_MAX_CHARACTERS, AspectRatio, Task, parse_request
+from wan_engine.schema import (
+    PROMPT_MAX_CHARACTERS,
+    SEED_MAX,
+    AspectRatio,
+    Task,
+    parse_request,
+)
 
 Kind = Literal["i2v", "r2v", "t2v"]
 
@@ -211,6 +217,8 @@ class _Media:
                 raise _wrong(name, 'an object with "type" and "url"')
             if one.get("type") not in _MEDIA[kind]:
                 raise _wrong(f"{name}.type", f"one of {', '.join(_MEDIA[kind])}")
+            if one["type"] not in _REFERENCES and self.of(one["type"]) is not None:
+                raise _wrong(f"{name}.type", f'another: there is a "{one["type"]}" already')
             if one.get("reference_voice"):
                 self.warnings.append(f"The voice of {name} is not used")
             self._found.append((one["type"], one["url"]))
@@ -269,8 +277,8 @@ def _seed(value: object) -> object:
     """The default is random. This API does not accept -1."""
     if value is None:
         return -1
-    if isinstance(value, int) and value < 0:
-        raise _wrong("parameters.seed", "an integer from 0 to 2147483647")
+    if isinstance(value, int) and not 0 <= value <= SEED_MAX:
+        raise _wrong("parameters.seed", f"an integer from 0 to {SEED_MAX}")
     return value
 
 

@@ -4,7 +4,7 @@ jobs service."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -104,6 +104,20 @@ def row(job: Job) -> dict[str, Any]:
         "start_time": job.started_ms,
         "end_time": job.finished_ms,
         **({"code": _code(job), "message": _message(job)} if STATUS[job.state] == "FAILED" else {}),
+    }
+
+
+def listed(
+    rows: Sequence[Mapping[str, Any]], page_no: int, page_size: int, total: int
+) -> dict[str, Any]:
+    """A page of the list of tasks."""
+    return {
+        "request_id": request_id(),
+        "data": rows,
+        "page_no": page_no,
+        "page_size": page_size,
+        "total": total,
+        "total_page": -(-total // page_size),
     }
 
 

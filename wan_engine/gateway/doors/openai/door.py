@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
@@ -54,6 +55,7 @@ class _Routes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._stills = asyncio.Semaphore(_STILLS_AT_ONCE)
+        self._still_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, request: Request) -> JSONResponse:
         """Queues the video and answers at once. The body is a form or JSON."""
@@ -119,7 +121,7 @@ class _Routes:
         if path is not None and not path.is_file():
             raise Refusal("gone", "The clip is no longer kept")
         if variant != "video":
-            still = await self._still(job, path, variant)
+            still = await self._still(job, path, variant, request)
             return Response(still, media_type=_STILL_TYPES[variant])
         if path is None:
             return RedirectResponse(self._context.links.url(job), 302)
@@ -171,9 +173,12 @@ class _Routes:
                 found.append(job)
         return list(reversed(found))
 
-    async def _still(self, job: Job, path: Path | None, variant: str) -> bytes:
-        """Make one picture at a time, so that pictures leave the machine free for clips."""
-        async with self._stills:
+    async def _still(self, job: Job, path: Path | None, variant: str, request: Request) -> bytes:
+        """Make one picture at a time, so that pictures leave the machine free for clips. Pictures of
+        one key wait for each other first, so that other keys need not wait for all of them."""
+        async with self._still_of.setdefault(job.owner, asyncio.Lock()), self._stills:
+            if await request.is_disconnected():
+                raise Refusal("timeout", "Nobody waits for the picture any longer")
             if path is not None:
                 return await _still(path, variant, job)
             with tempfile.NamedTemporaryFile(dir=self._context.settings.scratch_dir) as file:

@@ -41,7 +41,7 @@ _SHAPES: Mapping[str, tuple[str, str]] = {
 SIZES = (*_SHAPES, *_LIKE_SORA)
 
 SWITCHES = ("generate_sound", "enable_prompt_expansion", "enable_safety_checker")
-_STRUCTURED = (
+_MEDIA = (
     *("input_reference", "image_reference", "video_reference", "audio_reference"),
     *("references", "last_image"),
 )
@@ -78,7 +78,10 @@ class ParameterError(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: the fields of a `Request`, and the values that its answers repeat (`payload`)."""
+    """A request: the fields of a `Request`, and the values that its answers repeat (`payload`).
+
+    `payload` also keeps the caller's own name of the model, because jobs are counted by ours.
+    """
 
     model: str
     task: Task
@@ -93,15 +96,18 @@ class _Medium:
 
 
 def of_form(form: Form) -> dict[str, Any]:
-    """Return the fields of a form in the structure of JSON. Raises `Refusal`.
+    """Return the fields of a form in the structure of JSON. Raises `Refusal` and `ParameterError`.
 
-    OpenAI's client sends an object as `input_reference[image_url]`.
+    OpenAI's client sends an object as `input_reference[image_url]`, and an array as `references[]`.
     """
     given: dict[str, Any] = {}
     for name, values in form.items():
         nested = _NESTED.fullmatch(name)
-        value = values if len(values) > 1 else _typed(name, values[0])
-        given |= {nested[1]: {nested[2]: value}} if nested else {name: value}
+        field = nested[1] if nested else name.removesuffix("[]")
+        if field not in _MEDIA and any(isinstance(value, Upload) for value in values):
+            raise ParameterError(field[:64], f'field "{field[:64]}" must not be a file')
+        value = values if len(values) > 1 else _typed(field, values[0])
+        given |= {field: {nested[2]: value} if nested else value}
     return given
 
 
@@ -110,7 +116,7 @@ def _typed(name: str, value: str | Upload) -> object:
         return value
     if name in SWITCHES and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    if name in _STRUCTURED and value.lstrip()[:1] in ("{", "["):
+    if name in _MEDIA and value.lstrip()[:1] in ("{", "["):
         return parse_json(value.encode())
     return value or None
 
@@ -143,12 +149,13 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
         raise ParameterError("model", f"No model for {order.task} is served here")
     unused = [name for name in _UNUSED if given.get(name) not in (None, False, "false")]
     payload = {
+        "model": _model(given.get("model"), kind),
         "prompt": str(given["prompt"])[:PROMPT_MAX_CHARACTERS],
         "seconds": order.duration,
         "size": size,
         "warnings": [f"Not used here: {', '.join(unused)}"] if unused else [],
     }
-    return Asked(_model(given.get("model"), kind), order.task, fields, payload)
+    return Asked(MODELS[kind], order.task, fields, payload)
 
 
 def _named(sentence: str) -> ParameterError:

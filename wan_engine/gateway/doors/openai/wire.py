@@ -42,7 +42,7 @@ def video(job: Job) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": job.id,
         "object": "video",
-        "model": job.model,
+        "model": said.get("model", job.model),
         "status": status,
         "progress": 100 if done else _percent(job.progress),
         "created_at": job.created_ms // 1000,
