@@ -174,8 +174,8 @@ class _Routes:
         return list(reversed(found))
 
     async def _still(self, job: Job, path: Path | None, variant: str, request: Request) -> bytes:
-        """Make one picture at a time, so that pictures leave the machine free for clips. Pictures of
-        one key wait for each other first, so that other keys need not wait for all of them."""
+        """Make one picture at a time, so that pictures leave the machine free for clips. Pictures
+        of one key wait for each other first, so that other keys need not wait for all of them."""
         async with self._still_of.setdefault(job.owner, asyncio.Lock()), self._stills:
             if await request.is_disconnected():
                 raise Refusal("timeout", "Nobody waits for the picture any longer")
