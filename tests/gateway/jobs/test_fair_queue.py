@@ -215,7 +215,7 @@ def test_a_limit_in_a_keys_entry_is_the_most_that_wait(serve: Serve) -> None:
             await submitted(served)
             await eventually(lambda: begun(served))
             waiting = [await submitted(served, owner="bob") for _ in range(2)]
-            with pytest.raises(Refusal, match="this key"):
+            with pytest.raises(Refusal, match="This key"):
                 await submitted(served, owner="bob")
             await submitted(served, owner="ann")
             await served.jobs.cancel(waiting[0])
