@@ -77,6 +77,7 @@ def test_with_a_url_and_every_option_it_runs(
     assert httpx.get(printed_url(printed)).content == CLIP
     request = the_request(here)
     assert request.pop("first_frame", True) is True
+    assert request.pop("generate_audio", True) is True
     assert request == {
         "prompt": HOSTILE,
         "image": f"{here.url}/none.jpg?a='1'&b=\"2\"",
