@@ -233,6 +233,33 @@ def test_a_single_expert_has_a_single_guidance(index: dict[str, Any]) -> None:
     assert (spec.guidance_scale, spec.guidance_scale_2) == (5.0, None)
 
 
+@pytest.mark.parametrize(
+    ("index", "row"),
+    [
+        ({"_class_name": "WanVACEPipeline", "boundary_ratio": 0.875}, "wan2.2-vace-fun-a14b"),
+        ({"_class_name": "WanVACEPipeline", "boundary_ratio": None}, "wan2.1-vace-14b"),
+        ({"_class_name": "WanSpeechToVideoPipeline"}, "wan2.2-s2v-14b"),
+        (
+            {
+                "_class_name": "Kandinsky6TI2VAPipeline",
+                "scheduler": ["diffusers", "PiflowScheduler"],
+            },
+            "kandinsky-6-lite-sound",
+        ),
+    ],
+)
+def test_a_folder_of_another_task_runs_like_its_row(index: dict[str, Any], row: str) -> None:
+    spec, wanted = infer("me/mine", index), CATALOG[row]
+    told = ("task", "family", "steps", "guidance_scale", "guidance_scale_2", "flow_shift_480p")
+    assert [getattr(spec, name) for name in told] == [getattr(wanted, name) for name in told]
+
+
+def test_a_model_of_sound_that_is_not_distilled_has_more_steps_and_cfg() -> None:
+    scheduler = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    spec = infer("me/mine", {"_class_name": "Kandinsky6TI2VAPipeline", "scheduler": scheduler})
+    assert (spec.steps, spec.guidance_scale) == (50, 5.0)
+
+
 def test_an_own_checkpoint_claims_nothing_of_the_row_it_runs_like() -> None:
     index = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
     spec = infer("/models/mine", index)
@@ -245,7 +272,7 @@ def test_an_own_checkpoint_claims_nothing_of_the_row_it_runs_like() -> None:
     ("index", "named"),
     [
         ({"_class_name": "FluxPipeline"}, "FluxPipeline"),
-        ({"_class_name": "WanVACEPipeline"}, "WanVACEPipeline"),
+        ({"_class_name": "LTX2Pipeline"}, "LTX2Pipeline"),
         ({"_class_name": "WanPipeline", "boundary_ratio": 0.875}, "WanPipeline"),
         ({"_class_name": "WanPipeline"}, "WanPipeline"),
         ({}, "folder without model_index.json"),

@@ -452,20 +452,28 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
     other pipelines.
     """
     kind = str(model_index.get("_class_name", ""))
+    two_experts = model_index.get("boundary_ratio") is not None
     if kind == "WanSpeechToVideoPipeline":
         return _own(_S2V_14B, name)
+    if kind == "WanVACEPipeline":
+        return _own(_VACE_FUN_A14B if two_experts else _VACE_14B, name)
+    if kind == "Kandinsky6TI2VAPipeline":
+        distilled = "PiflowScheduler" in model_index.get("scheduler", ())
+        # The defaults of diffusers' pipeline for checkpoints that are not distilled.
+        plain = replace(_KANDINSKY_LITE_SOUND, steps=50, guidance_scale=5.0)
+        return _own(_KANDINSKY_LITE_SOUND if distilled else plain, name)
     # Repositories of the TI2V kind, which accept an image, also name the text-to-video class.
     both = kind == "WanPipeline" and model_index.get("expand_timesteps")
     if kind != "WanImageToVideoPipeline" and not both:
         raise ConfigurationError(
             f"{name} holds a {kind or 'folder without model_index.json'}; this engine runs "
-            "WanImageToVideoPipeline and WanSpeechToVideoPipeline "
-            "checkpoints. Set WAN_MODEL to one of those, or to a name that `python -m "
-            "wan_engine models` lists."
+            "WanImageToVideoPipeline, WanVACEPipeline, WanSpeechToVideoPipeline and "
+            "Kandinsky6TI2VAPipeline checkpoints. Set WAN_MODEL to one of those, or to a name "
+            "that `python -m wan_engine models` lists."
         )
     if model_index.get("expand_timesteps"):
         row = _TI2V_5B
-    elif model_index.get("boundary_ratio") is not None:
+    elif two_experts:
         row = _I2V_A14B
     else:
         # A single expert, such as Wan2.1 I2V 14B: guidance 5.0 throughout.
@@ -482,5 +490,11 @@ def _own(row: ModelSpec, name: str) -> ModelSpec:
     """Somebody's own checkpoint with the settings of `row`."""
     title = f"own checkpoint {name}"
     return replace(
-        row, name=name, title=title, repo=None, revision=None, parts=(), licence="unknown"
+        row,
+        name=name,
+        title=title,
+        repo=None,
+        revision=None,
+        parts=(),
+        licence="unknown",
     )
