@@ -39,9 +39,9 @@ from wan_engine import (
     Progress,
     Settings,
     checks,
-    logs,
 )
 from wan_engine.media.fetch import is_public_address
+from wan_engine.runtime import logs
 from wan_engine.runtime.faults import Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks

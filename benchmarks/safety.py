@@ -31,7 +31,7 @@ if str(ROOT) not in sys.path:  # where this file is run as a script
 from wan_engine import toy  # noqa: E402
 from wan_engine.control import Control  # noqa: E402
 from wan_engine.errors import ContentPolicy  # noqa: E402
-from wan_engine.logs import quiet_libraries  # noqa: E402
+from wan_engine.runtime.logs import quiet_libraries  # noqa: E402
 from wan_engine.safety import Safety, open_safety  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
 

@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from wan_engine.pricing import HOSTED_PRICES, cost
 from wan_engine.schema import Size
+from wan_engine.schema.pricing import HOSTED_PRICES, cost
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
-from wan_engine import logs
 from wan_engine.errors import ConfigurationError
+from wan_engine.runtime import logs
 from wan_engine.settings import OwnLora, Settings, described, env_name
 from wan_engine.settings.environment import tell_libraries
 from wan_engine.settings.gateway import GatewaySettings

@@ -13,32 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image
-
 from wan_engine import weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.choice import Choice, choose
 from wan_engine.control import Control
-from wan_engine.errors import ContentPolicy, EncodeFailed, InvalidMedia, NotFinite, OutOfMemory
-from wan_engine.media.audio import AudioLimits, open_audio
-from wan_engine.media.fetch import FetchLimits, fetch
-from wan_engine.media.framing import subject
-from wan_engine.media.images import ImageLimits, open_image
+from wan_engine.errors import EncodeFailed, NotFinite, OutOfMemory
 from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
-from wan_engine.media.reference_videos import (
-    Reference,
-    ReferenceLimits,
-    open_reference,
-    with_references,
-)
 from wan_engine.media.video import EncodeOptions, Sound, add_sound
 from wan_engine.plan import PlanLimits, described, make_plan
 from wan_engine.pool import Pool
-from wan_engine.pricing import cost
+from wan_engine.prepare import Preparation
 from wan_engine.prompts import Expansion, open_expander
-from wan_engine.prompts.subjects import check_subjects, with_words
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.render import RenderOptions, render
 from wan_engine.runtime import estimates, memory
@@ -59,6 +46,7 @@ from wan_engine.schema import (
     Task,
     VideoResult,
 )
+from wan_engine.schema.pricing import cost
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import CrashCounts, Storage, open_storage
 
@@ -211,90 +199,8 @@ class Engine:
     ) -> tuple[Media, Expansion]:
         """Fetch and check the media of the order, and expand the prompt if asked. Does not hold the
         device of the models."""
-        sources = order.references or ()
-        steps = max(1, len(sources)) + bool(order.audio)
-        control.progress("prepare", 0, steps)
-        check_subjects(order)
-        if order.check_content:
-            self.safety.check_prompt(order.prompt, control)
-        width, height = (int(side) for side in order.aspect_ratio.split(":"))
-        media = Media(
-            image=self._picture("image", order.image, order, control),
-            last_image=self._picture("last_image", order.last_image, order, control),
-            aspect=(width, height),
-        )
-        references = []
-        for index, source in enumerate(sources):
-            control.progress("prepare", index, steps)
-            references.append(self._reference(index, source, order, folder, control))
-        media = with_references(media, references)
-        if order.audio:
-            control.progress("prepare", steps - 1, steps)
-            limits = self._fetch_limits(self.settings.audio_max_bytes)
-            data = fetch(order.audio, "audio", limits, control)
-            longest = AudioLimits(self.settings.audio_max_seconds)
-            media = replace(media, audio=open_audio(data, folder, longest, control))
-        expansion = Expansion.none(order)
-        if order.expand_prompt:
-            control.enter("expand")
-            fitted = self._token_limits[choice.spec.task].fitted
-            heard = choice.sound_spec is not None
-            expansion = self.expander.expand(order, media.image, control, fitted, heard=heard)
-            control.enter("prepare")
-            if order.check_content:
-                expansion = self._checked(expansion, order, control)
-        expansion = replace(expansion, script=with_words(expansion.script, order))
-        if len(expansion.script.shots) > 1 and media.image is not None:
-            media = replace(media, subject=subject(media.image))
-        return media, expansion
-
-    def _picture(
-        self, field: str, source: str | None, order: Order, control: Control
-    ) -> Image.Image | None:
-        """Fetch, open and check a picture of the order. None if the order has none."""
-        if source is None:
-            return None
-        settings = self.settings
-        data = fetch(source, field, self._fetch_limits(settings.image_max_bytes), control)
-        sides = ImageLimits(settings.image_min_side, settings.image_max_side)
-        try:
-            image = open_image(data, sides, first_frame=order.any_frames)
-        except InvalidMedia as error:
-            raise InvalidMedia(field, error.why) from error
-        if order.check_content:
-            self.safety.check_image(image, control)
-        return image
-
-    def _reference(
-        self, index: int, source: str, order: Order, folder: Path, control: Control
-    ) -> Reference:
-        """Fetch, open and check a subject of the order: its pictures, and one frame per second of
-        its video."""
-        settings, field = self.settings, f"references[{index}]"
-        data = fetch(source, field, self._fetch_limits(settings.reference_max_bytes), control)
-        limits = ReferenceLimits(
-            image=ImageLimits(settings.image_min_side, settings.image_max_side),
-            image_max_bytes=settings.image_max_bytes,
-            max_seconds=settings.reference_max_seconds,
-            min_fps=settings.reference_min_fps,
-            first_frame=order.any_frames,
-        )
-        reference = open_reference(data, folder, limits, control, field)
-        if order.check_content:
-            for picture in reference.pictures:
-                self.safety.check_image(picture, control)
-            self.safety.check_frames(reference.samples, control)
-        return reference
-
-    def _checked(self, expansion: Expansion, order: Order, control: Control) -> Expansion:
-        """The expansion, or the original prompt if the guard flags what a writer made of it."""
-        try:
-            for shot in expansion.script.shots:
-                self.safety.check_prompt(f"{shot.text} {shot.sound}".strip(), control)
-        except ContentPolicy:
-            warning = "The expanded prompt was flagged: the prompt was used as it is"
-            return replace(Expansion.none(order), warning=warning)
-        return expansion
+        preparation = Preparation(self.settings, self.safety, self.expander, self._token_limits)
+        return preparation.of(order, choice, folder, control)
 
     def plan(self, order: Order, choice: Choice, script: Script, media: Media) -> Plan:
         """Compute every number of the clip. `order.seed` must be chosen (not -1)."""
@@ -425,13 +331,6 @@ class Engine:
         named = [f"{name}{task}" for name, task in zip(self._names(plan), tasks, strict=True)]
         made_by = f"model {', '.join(named)}; seed {plan.seed}; wan_engine {VERSION}"
         return f"AI-generated video; {made_by}"
-
-    def _fetch_limits(self, max_bytes: int) -> FetchLimits:
-        return FetchLimits(
-            max_bytes=max_bytes,
-            seconds=self.settings.fetch_seconds,
-            allow_private=self.settings.allow_private_urls,
-        )
 
     def _warnings(
         self, order: Order, choice: Choice, plan: Plan, media: Media, expansion: Expansion

@@ -31,8 +31,8 @@ from wan_engine.catalog import (
 )
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, ContentPolicy, ModelMissing
-from wan_engine.logs import quiet_libraries
 from wan_engine.runtime.finite import require_finite
+from wan_engine.runtime.logs import quiet_libraries
 from wan_engine.schema import Frames
 from wan_engine.settings import Settings
 from wan_engine.weights import (

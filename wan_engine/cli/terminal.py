@@ -20,9 +20,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from wan_engine import logs
 from wan_engine.control import Progress
 from wan_engine.errors import EngineError
+from wan_engine.runtime import logs
 from wan_engine.settings import Settings
 
 _INTERRUPTED = 130

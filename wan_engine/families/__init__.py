@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_engine.catalog import ModelSpec
-from wan_engine.logs import quiet_libraries
+from wan_engine.runtime.logs import quiet_libraries
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.settings.environment import tell_libraries
 from wan_engine.weights import LocatedLora

@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from wan_engine.control import Control
-from wan_engine.logs import quiet_libraries
 from wan_engine.prompts.task import Task, WriterFailed, shrunk
+from wan_engine.runtime.logs import quiet_libraries
 
 log = logging.getLogger(__name__)
 

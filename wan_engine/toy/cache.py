@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from wan_engine.logs import quiet_libraries
+from wan_engine.runtime.logs import quiet_libraries
 from wan_engine.settings import Settings
 from wan_engine.toy import checkpoints
 

@@ -12,8 +12,8 @@ import pytest
 
 from wan_engine.gateway.doors.aiml import wire
 from wan_engine.gateway.job import Job
-from wan_engine.pricing import cost
 from wan_engine.schema import SEED_MAX, ReferenceRequest, VideoRequest
+from wan_engine.schema.pricing import cost
 
 SAMPLE: dict[str, Any] = {
     "model": "alibaba/wan-2-6-i2v",

@@ -11,8 +11,8 @@ import pytest
 from wan_engine.gateway.doors.oxen import models, parameters, wire
 from wan_engine.gateway.doors.oxen.parameters import ReferenceParameters, VideoParameters
 from wan_engine.gateway.job import Job
-from wan_engine.pricing import HOSTED_PRICES
 from wan_engine.schema import SEED_MAX, ReferenceRequest, VideoRequest
+from wan_engine.schema.pricing import HOSTED_PRICES
 
 SAMPLE: dict[str, Any] = {
     "model": "wan-v2-6-image-to-video",

@@ -31,8 +31,8 @@ from tests.gateway.playground.conftest import (
 )
 from wan_engine.control import Control
 from wan_engine.media.audio import AudioLimits, open_audio
-from wan_engine.pricing import cost
 from wan_engine.schema import Duration, Size
+from wan_engine.schema.pricing import cost
 
 pytestmark = pytest.mark.system
 

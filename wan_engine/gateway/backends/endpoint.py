@@ -22,8 +22,8 @@ from wan_engine.errors import CODES, ConfigurationError, DeadlineExceeded, code_
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
-from wan_engine.pricing import cost
 from wan_engine.schema import Task, parse_request
+from wan_engine.schema.pricing import cost
 from wan_engine.settings import Settings
 from wan_engine.storage import claims
 

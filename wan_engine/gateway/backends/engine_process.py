@@ -21,11 +21,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, BinaryIO
 
-from wan_engine import checks, logs
+from wan_engine import checks
 from wan_engine.choice import served
 from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
+from wan_engine.runtime import logs
 from wan_engine.runtime.faults import BROKEN_EXIT, Device
 from wan_engine.runtime.startup import Startup
 from wan_engine.runtime.watchdog import Hang, Watchdog, dump_stacks

@@ -14,8 +14,8 @@ from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.refusals import Refusal
-from wan_engine.pricing import cost
 from wan_engine.schema import Task
+from wan_engine.schema.pricing import cost
 from wan_engine.settings import Settings
 
 _WAIT_SECONDS = 2.0  # between checks whether a waiting caller is still connected

@@ -22,7 +22,7 @@ from wan_engine.gateway.doors.oxen.wire import TARGETS, WAITED_FOR
 from wan_engine.gateway.excerpt import excerpt
 from wan_engine.gateway.job import Job, NewJob, State
 from wan_engine.gateway.refusals import Refusal, RefusalCode
-from wan_engine.pricing import HOSTED_PRICES, price_a_second
+from wan_engine.schema.pricing import HOSTED_PRICES, price_a_second
 
 NAME = "oxen"
 PREFIXES = ("/api/ai", "/api/events")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wan_engine import logs
+from wan_engine.runtime import logs
 from wan_engine.settings import Settings
 
 SIGNED = (
