@@ -91,7 +91,8 @@ def make_plan(
     seeds = _seeds(order.seed)
     fps = limits.fps or spec.fps
     for row, scripted in zip(rows, script.shots, strict=True):
-        layout = _covering_layout(scripted.seconds, fps, row)
+        ends = media.last_image is not None and scripted is script.shots[-1]
+        layout = _covering_layout(scripted.seconds * fps, fps, row, ends_on_picture=ends)
         carried = [repeated for _, repeated, _ in layout[1:]] + [0]
         numbers = zip(layout, carried, seeds, strict=False)  # the seeds last: they never end
         segments = tuple(Segment(seed, *part, last) for part, last, seed in numbers)
@@ -100,7 +101,7 @@ def make_plan(
         crop = punch_in(scripted.framing, media.subject) if row is spec else WHOLE
         length = scripted.seconds * fps
         made_by = row.task, row.steps
-        shots.append(Shot(scripted.text, segments, length, crop, *made_by, scripted.sound))
+        shots.append(Shot(scripted.text, segments, length, crop, *made_by, scripted.sound, ends))
     return Plan(
         width=width,
         height=height,
@@ -180,17 +181,30 @@ def frames_to_cover(shown: int, fps: int, source_fps: int) -> int:
     return -(-(shown - 1) * source_fps // fps) + 1
 
 
-def _covering_layout(seconds: int, fps: int, spec: ModelSpec) -> list[tuple[int, int, int]]:
-    """The segments of a shot of `seconds`, with one frame after its end if that costs nothing.
+def _covering_layout(
+    shown: int, fps: int, spec: ModelSpec, *, ends_on_picture: bool
+) -> list[tuple[int, int, int]]:
+    """The segments of a shot of `shown` frames at `fps`, with one frame after its end if that costs
+    nothing.
 
     5 s at 16 fps sample 81 frames, so it exists already. If it would need another segment it is
     left out, and the last source frame is shown for less than its own time.
     """
     lengths = spec.max_frames, spec.overlap_frames, spec.full_segments
-    plain = segment_layout(seconds * spec.fps, *lengths)
-    needed = frames_to_cover(seconds * fps, fps, spec.fps)
+    if ends_on_picture:
+        return _ending_layout(math.ceil(shown * spec.fps / fps), *lengths)
+    plain = segment_layout(math.ceil(shown * spec.fps / fps), *lengths)
+    needed = frames_to_cover(shown, fps, spec.fps)
     covering = segment_layout(needed, *lengths)
     return covering if len(covering) <= len(plain) else plain
+
+
+def _ending_layout(frames: int, *lengths: Any) -> list[tuple[int, int, int]]:
+    """The segments of a shot whose last frame is a picture: the first one at or after the shot's
+    end. It is the last one of the last segment, which is as short as that needs."""
+    whole = math.ceil(frames / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE + 1
+    *others, (_, skip, keep) = segment_layout(whole, *lengths)
+    return [*others, (skip + keep, skip, keep)]
 
 
 def segment_layout(

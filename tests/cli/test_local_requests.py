@@ -43,7 +43,7 @@ def test_a_request_that_can_be_rendered_has_nothing_wrong(
         ({"out": 5}, "--out: it must be a path, got 5"),
         ({"out": "a.mp4", "sheet": "./a.mp4"}, "--sheet: .* is where the clip goes"),
         ({"size": "640x480"}, r'field "size" must be .*; 720p and 1080p will do too'),
-        ({"duration": 7}, 'field "duration" must be one of'),
+        ({"duration": 17}, 'field "duration" must be an integer from 2 to 15'),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

@@ -71,7 +71,9 @@ def some_frames(count: int) -> Frames:
     return np.random.default_rng(3).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
 
 
-def prepared(family: Any, start: Start | None, frames: int = 17) -> tuple[torch.Tensor, ...]:
+def prepared(
+    family: Any, start: Start | None, frames: int = 17, last: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """What the stock loop would get: noise, condition and, for the TI2V kind, the mask."""
     pipeline = family.pipeline
     pipeline.start = start
@@ -81,7 +83,8 @@ def prepared(family: Any, start: Start | None, frames: int = 17) -> tuple[torch.
     try:
         with torch.no_grad():
             parts: tuple[torch.Tensor, ...] = pipeline.prepare_latents(
-                image, 1, channels, SIZE, SIZE, frames, torch.float32, "cpu", generator
+                *(image, 1, channels, SIZE, SIZE, frames, torch.float32, "cpu", generator),
+                last_image=last,
             )
     finally:
         pipeline.start = None
@@ -132,6 +135,42 @@ def test_one_last_frame_is_what_the_stock_pipeline_makes_of_that_image(
     assert torch.equal(ours[1][:, :, : wanted[1].shape[2]], wanted[1])
     if name == "wan-tiny-ti2v":
         assert torch.equal(ours[2], wanted[2])
+
+
+def a_last_picture() -> torch.Tensor:
+    return torch.linspace(1, -1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
+
+
+def test_a_last_picture_is_given_as_the_stock_pipeline_gives_it(loaded: Loaded) -> None:
+    family, last = loaded("wan-tiny", "last_frames"), a_last_picture()
+    pipeline = family.pipeline
+    image = torch.linspace(-1, 1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
+    generator, channels = torch.Generator().manual_seed(4), pipeline.vae.config.z_dim
+    with torch.no_grad():
+        wanted = stock(pipeline).prepare_latents(
+            *(image, 1, channels, SIZE, SIZE, 17, torch.float32, "cpu", generator),
+            last_image=last,
+        )
+    noise, condition = prepared(family, None, last=last)
+    assert torch.equal(noise, wanted[0]) and torch.equal(condition, wanted[1])
+    assert mask_of(condition) == [[1, 1, 1, 1], *[[0, 0, 0, 0]] * 3, [0, 0, 0, 1]]
+
+
+def test_a_segment_that_goes_on_has_the_last_picture_behind_its_grey(loaded: Loaded) -> None:
+    family, frames, last = loaded("wan-tiny", "last_frames"), some_frames(5), a_last_picture()
+    _, condition = prepared(family, Start(frames=frames), last=last)
+    assert mask_of(condition) == [*[[1, 1, 1, 1]] * 2, *[[0, 0, 0, 0]] * 2, [0, 0, 0, 1]]
+    pixels = torch.zeros(1, 3, 17, SIZE, SIZE)
+    pixels[0, :, :5] = torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1
+    pixels[:, :, -1] = last
+    assert torch.allclose(condition[:, 4:], encoded(family.pipeline.vae, pixels), atol=1e-4)
+
+
+def mask_of(condition: torch.Tensor) -> list[list[float]]:
+    """The four mask channels of each latent, which are the same all over the picture."""
+    mask = condition[0, :4]
+    assert torch.equal(mask.amin(dim=(2, 3)), mask.amax(dim=(2, 3)))
+    return [list(map(float, column)) for column in mask[:, :, 0, 0].T]
 
 
 @pytest.mark.parametrize("latents", [1, 2, 3])

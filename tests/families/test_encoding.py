@@ -52,6 +52,19 @@ def test_the_latents_are_those_of_the_whole_clip(kind: str, known: int, frames: 
         assert wanted.shape[2] == (frames - 1) // 4 + 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("known", "frames"), [(1, 5), (1, 81), (5, 9), (5, 81), (9, 57)])
+def test_a_last_frame_gives_the_latents_of_the_whole_clip_too(
+    kind: str, known: int, frames: int
+) -> None:
+    vae, whole = make(kind), clip(known, frames)
+    whole[:, :, -1:].uniform_(-1, 1, generator=torch.Generator().manual_seed(99))
+    with torch.no_grad():
+        wanted = vae.encode(whole).latent_dist.mode()
+        given = encode_then_grey(vae, whole[:, :, :known], frames, whole[:, :, -1:])
+    assert torch.equal(given, wanted)
+
+
 def test_nothing_of_one_clip_is_left_for_the_next() -> None:
     vae = make("of A14B")
     first, second = clip(1, 41), clip(5, 41)

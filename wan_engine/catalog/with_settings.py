@@ -67,4 +67,7 @@ def _with_continuation(spec: ModelSpec, settings: Settings) -> ModelSpec:
             "WAN_MODEL=wan2.2-i2v-a14b-4step-svi, or name the pair in WAN_LORA, one file for the "
             "expert `high` and one for `low`."
         )
-    return replace(spec, continuation=wanted, overlap_frames=overlap)
+    takes = spec.takes
+    if wanted == "svi":  # the pair was trained without a last picture
+        takes = tuple(one for one in takes if one != "last_picture")
+    return replace(spec, continuation=wanted, overlap_frames=overlap, takes=takes)

@@ -61,12 +61,15 @@ class LocalRequest:
             ]
         if isinstance(fields.get("size"), str):
             fields["size"] = fields["size"].lower().replace("x", "*")
+        if "duration" in fields:  # the hosted pages name three lengths, this machine has all
+            fields["seconds"] = fields.pop("duration")
         try:
             return parse_request(fields)
         except InvalidRequest as error:
-            if not str(error).startswith('field "size"'):
-                raise
-            raise InvalidRequest(f"{error}; {' and '.join(_SIZES)} will do too") from error
+            said = str(error).replace('field "seconds"', 'field "duration"', 1)
+            if said.startswith('field "size"'):
+                said += f"; {' and '.join(_SIZES)} will do too"
+            raise InvalidRequest(said) from error
 
     @contextmanager
     def naming_files(self) -> Iterator[None]:

@@ -33,7 +33,7 @@ class RequestOptions:
     size: Annotated[str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")] = (
         "1280*720"
     )
-    duration: Annotated[str, typer.Option(help="5, 10 or 15 seconds.")] = "5"
+    duration: Annotated[str, typer.Option(help="2 to 15 seconds.")] = "5"
     shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single"
     seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1"
     negative_prompt: Annotated[str, typer.Option(help="What you do not want to see.")] = ""

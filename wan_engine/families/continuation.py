@@ -54,12 +54,11 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         """Noise and condition for the stock loop (`image`: [1, 3, H, W] in -1..1).
 
         With `expand_timesteps`: (noise, clean latents, mask that is 0 where they are). Otherwise:
-        (noise, 4 mask and c condition channels), with a mask of 1 where the condition is known.
+        (noise, 4 mask and c condition channels), with a mask of 1 where the condition is known. Of
+        `last_image` [1, 3, H, W] the last frame of the last latent is known.
         """
         start = self.start
-        if start is None and (
-            self.config.expand_timesteps or last_image is not None or batch_size > 1
-        ):
+        if start is None and (self.config.expand_timesteps or batch_size > 1):
             return super().prepare_latents(  # type: ignore[no-any-return]
                 image,
                 batch_size,
@@ -79,7 +78,7 @@ class ContinuingPipeline(WanImageToVideoPipeline):
         noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         condition = torch.zeros_like(noise)  # in normalised space, so not encoded grey
         if start is None:
-            given_latents = self._encoded(image.unsqueeze(2), noise, num_frames)
+            given_latents = self._encoded(image.unsqueeze(2), noise, num_frames, last_image)
             known = 1
         elif start.anchored:
             given = [self._encoded(image.unsqueeze(2), noise)]
@@ -96,7 +95,7 @@ class ContinuingPipeline(WanImageToVideoPipeline):
             known = (len(start.frames) - 1) // self.vae_scale_factor_temporal + 1
             # The other kind was trained with mid-grey in the unknown frames.
             frames = pixels.shape[2] if self.config.expand_timesteps else num_frames
-            given_latents = self._encoded(pixels, noise, frames)
+            given_latents = self._encoded(pixels, noise, frames, last_image)
         condition[:, :, : given_latents.shape[2]] = given_latents
         if self.config.expand_timesteps:
             mask = torch.ones(1, 1, count, *spatial).to(noise)
@@ -104,16 +103,25 @@ class ContinuingPipeline(WanImageToVideoPipeline):
             return noise, condition, mask
         mask = torch.zeros(1, self.vae_scale_factor_temporal, count, *spatial).to(noise)
         mask[:, :, :known] = 1
+        if last_image is not None:
+            mask[:, -1, -1] = 1
         return noise, torch.cat([mask, condition], dim=1)
 
     def _encoded(
-        self, pixels: torch.Tensor, like: torch.Tensor, frames: int | None = None
+        self,
+        pixels: torch.Tensor,
+        like: torch.Tensor,
+        frames: int | None = None,
+        last_image: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Normalised latents of `pixels` [1, 3, n, H, W] followed by mid-grey, `frames` in total.
-        It is the mode of the distribution, as in the stock pipeline."""
+        """Normalised latents of `pixels` [1, 3, n, H, W] followed by mid-grey, `frames` in total,
+        of which `last_image` [1, 3, H, W] is the last. It is the mode of the distribution, as in
+        the stock pipeline."""
         vae = self.vae
-        pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
-        latents = encode_then_grey(vae, pixels, frames or pixels.shape[2]).to(like)
+        device = get_module_execution_device(vae)
+        pixels = pixels.to(device=device, dtype=vae.dtype)
+        last = None if last_image is None else last_image[:, :, None].to(pixels)
+        latents = encode_then_grey(vae, pixels, frames or pixels.shape[2], last).to(like)
         mean, std = latent_moments(vae, like)
         require_finite(latents, "the VAE's encoder")
         # In the order of the stock pipeline, for the same bits.

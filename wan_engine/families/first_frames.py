@@ -1,5 +1,5 @@
-"""Encodes the first frames of a clip and the grey frames behind them, without computing the same
-frames twice.
+"""Encodes the first frames of a clip, the grey frames behind them and the last frame, without
+computing the same frames twice.
 
 It knows the encoder of the Wan VAE (diffusers 0.42.1), not pipelines.
 """
@@ -16,9 +16,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import CACHE_T, patchify
 _STRIDE = 4  # frames per latent; the first latent is one frame
 
 
-def encode_then_grey(vae: Any, pixels: torch.Tensor, frames: int) -> torch.Tensor:
+def encode_then_grey(
+    vae: Any, pixels: torch.Tensor, frames: int, last: torch.Tensor | None = None
+) -> torch.Tensor:
     """The mode of `vae.encode` for a clip of `frames`, 4n + 1, that begins with `pixels` [1, 3, 4m
-    + 1, H, W] in -1..1 and is 0 afterwards: [1, c, n + 1, h, w], the same numbers.
+    + 1, H, W] in -1..1 and is 0 afterwards: [1, c, n + 1, h, w], the same numbers. If there is a
+    `last` frame [1, 3, 1, H, W], the clip ends with it.
 
     The causal encoder looks a few frames back. So after the pixels, each part of it soon gets the
     same input as before and gives the same output. From there on, that part is not run again. With
@@ -29,24 +32,32 @@ def encode_then_grey(vae: Any, pixels: torch.Tensor, frames: int) -> torch.Tenso
         hook.pre_forward(vae)  # offloaded: its submodules are called without the hook
     if vae.config.patch_size is not None:
         pixels = patchify(pixels, patch_size=vae.config.patch_size)
+        last = None if last is None else patchify(last, patch_size=vae.config.patch_size)
     vae.clear_cache()
     try:
-        encoded = torch.cat(list(_chunks(vae, pixels, frames)), dim=2)
+        encoded = torch.cat(list(_chunks(vae, pixels, frames, last)), dim=2)
         moments: torch.Tensor = vae.quant_conv(encoded)
     finally:
         vae.clear_cache()
     return moments[:, : vae.config.z_dim]
 
 
-def _chunks(vae: Any, pixels: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
+def _chunks(
+    vae: Any, pixels: torch.Tensor, frames: int, last: torch.Tensor | None
+) -> Iterator[torch.Tensor]:
     """The encoder's output for each latent. This is the loop of `AutoencoderKLWan._encode`, without
     the first parts once they are settled: `constant` is the output of the last of them."""
     parts, memory, known = list(_parts(vae.encoder)), vae._enc_feat_map, pixels.shape[2]
     constant = pixels.new_zeros(*pixels.shape[:2], _STRIDE, *pixels.shape[3:])
     settled = settled_slots = 0
+    assert last is None or frames - known >= _STRIDE, "the last frame has a latent of its own"
+    ending = None if last is None else torch.cat([constant[:, :, 1:], last], dim=2)
     for first in (0, *range(1, frames, _STRIDE)):
-        grey = first >= known
+        ends = ending is not None and first == frames - _STRIDE
+        grey = first >= known and not ends
         x = constant if grey else pixels[:, :, first : first + (_STRIDE if first else 1)]
+        if ends:
+            x = ending
         slot = [settled_slots if grey else 0]
         for index in range(settled if grey else 0, len(parts)):
             may_settle = grey and index == settled  # the input does not change any more

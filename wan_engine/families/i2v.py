@@ -35,7 +35,15 @@ from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, Clip, Condition, FirstPicture, Frames, SegmentInput
+from wan_engine.schema import (
+    Carry,
+    Clip,
+    Condition,
+    FirstPicture,
+    Frames,
+    LastPicture,
+    SegmentInput,
+)
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 
@@ -271,10 +279,11 @@ class ImageToVideo:
         start = self.pipeline.start = self._start(segment.carry)
         first = segment.find(FirstPicture)
         assert first is not None, "render has refused a segment without a first picture"
+        image = first.image
         if start is not None and start.frames is not None:
-            # The input of a model's image encoder.
-            return {"image": Image.fromarray(start.frames[0])}
-        return {"image": first.image}
+            image = Image.fromarray(start.frames[0])  # the input of a model's image encoder
+        last = segment.find(LastPicture)
+        return {"image": image, "last_image": last.image if last else None}
 
     def _forget(self) -> None:
         """Remove the inputs that `_given` has set."""

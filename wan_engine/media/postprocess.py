@@ -51,7 +51,7 @@ class Postprocess:
         if self._enlarges(plan):
             frames = upscale.upscale(frames, plan, self._load_upscaler(), control)
             plan = upscale.upscaled(plan)
-        if plan.fps != plan.source_fps:
+        if plan.fps != plan.source_fps or any(shot.ends_on_picture for shot in plan.shots):
             frames = retime.retime(frames, plan, self._between(), control)
         return frames, plan
 

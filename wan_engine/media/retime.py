@@ -22,7 +22,7 @@ import numpy as np
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, EncodeFailed
 from wan_engine.media import ffmpeg, rife
-from wan_engine.media.frames import Frame, ended, of_shot, one_by_one
+from wan_engine.media.frames import Frame, blend, ended, of_shot, one_by_one
 from wan_engine.runtime import cores, memory
 from wan_engine.schema import Frames, Plan
 from wan_engine.settings import Settings
@@ -72,20 +72,38 @@ def retime(
 ) -> Generator[Frames, None, None]:
     """Yield the `plan.frames` of the clip from the `plan.source_frames` of the model.
 
-    If a shot has no source frame behind its end, its last one stays. Raises `EncodeFailed` unless
-    there are as many `frames` as planned.
+    If a shot has no source frame behind its end, its last one stays. A shot that ends on a picture
+    ends with its last source frame, wherever that is. Raises `EncodeFailed` unless there are as
+    many `frames` as planned.
     """
     rate = _Rate(plan.source_fps, plan.fps)
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
-            own = of_shot(source, shot)
-            if method == "mci":
-                yield from _motion_compensated(own, shot.frames, rate, control)
+            own = _Remembered(of_shot(source, shot))
+            count = shot.frames - shot.ends_on_picture
+            if method == "mci" and plan.fps != plan.source_fps:
+                yield from _motion_compensated(own, count, rate, control)
             else:
-                yield from _between_neighbours(own, shot.frames, rate, method, control)
+                between = blend if method == "mci" else method  # nothing is between frames then
+                yield from _between_neighbours(own, count, rate, between, control)
             for _ in own:
                 pass  # what lies behind the last frame that is shown
+            if shot.ends_on_picture:
+                yield own.last[None]
         ended(source, plan)
+
+
+class _Remembered(Iterator[Frame]):
+    """Passes frames on. `last` is the newest."""
+
+    last: Frame
+
+    def __init__(self, frames: Iterator[Frame]) -> None:
+        self._frames = frames
+
+    def __next__(self) -> Frame:
+        self.last = next(self._frames)
+        return self.last
 
 
 @dataclass(frozen=True)

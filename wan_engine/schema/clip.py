@@ -113,6 +113,7 @@ class Shot:
 
     The model of `task` makes each of its segments in `steps`. They keep `source_frames` of the
     model; `frames` of the clip are made of them. `sound` says what is to be heard.
+    `ends_on_picture`: its last frame is the model's last one, which is a picture of the caller.
     """
 
     prompt: str
@@ -122,6 +123,7 @@ class Shot:
     task: Task = "image-to-video"
     steps: int = 1
     sound: str = ""
+    ends_on_picture: bool = False
 
     @property
     def source_frames(self) -> int:
