@@ -9,11 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from wan_engine.catalog import ModelSpec
 from wan_engine.choice import Choice
 from wan_engine.control import Control
-from wan_engine.errors import ContentPolicy, InvalidMedia
+from wan_engine.errors import ContentPolicy, InvalidMedia, InvalidRequest
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
+from wan_engine.media.first_clips import LEAST_SECONDS, MOST_SECONDS, open_first_clip
 from wan_engine.media.framing import subject
 from wan_engine.media.images import ImageLimits, open_image
 from wan_engine.media.reference_videos import (
@@ -22,12 +24,15 @@ from wan_engine.media.reference_videos import (
     open_reference,
     with_references,
 )
+from wan_engine.media.untrusted_videos import VideoLimits
 from wan_engine.prompts import Expander, Expansion
 from wan_engine.prompts.subjects import check_subjects, with_words
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.safety import Safety
 from wan_engine.schema import AudioTrack, Media, Order, Task
 from wan_engine.settings import Settings
+
+_LEAST_NEW_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Preparation:
             last_image=self._picture("last_image", order.last_image, order, control),
             aspect=(width, height),
         )
+        if order.first_clip is not None:
+            media = self._continuing(order.first_clip, media, order, choice.spec, folder, control)
         references = []
         for index, source in enumerate(sources):
             control.progress("prepare", index, steps)
@@ -107,6 +114,41 @@ class Preparation:
                 self.safety.check_image(picture, control)
             self.safety.check_frames(reference.samples, control)
         return reference
+
+    def _continuing(
+        self,
+        source: str,
+        media: Media,
+        order: Order,
+        spec: ModelSpec,
+        folder: Path,
+        control: Control,
+    ) -> Media:
+        """Fetch, open and check the clip that the order continues: `media` with it and its last
+        frame."""
+        settings = self.settings
+        data = fetch(
+            source, "first_clip", self._fetch_limits(settings.reference_max_bytes), control
+        )
+        limits = VideoLimits(
+            min_side=settings.image_min_side,
+            least_seconds=LEAST_SECONDS,
+            max_seconds=MOST_SECONDS,
+            min_fps=settings.reference_min_fps,
+        )
+        opened = open_first_clip(
+            data, folder, limits, control, frames=spec.overlap_frames, fps=spec.fps
+        )
+        clip = opened.clip
+        if order.keep_first_clip and order.duration - clip.seconds < _LEAST_NEW_SECONDS:
+            raise InvalidRequest(
+                f'field "duration" must be at least {_LEAST_NEW_SECONDS} second more than '
+                f"first_clip, which has {clip.seconds:.2f} seconds, got {order.duration}"
+            )
+        if order.check_content:
+            self.safety.check_image(clip.tail[-1], control)
+            self.safety.check_frames(opened.samples, control)
+        return replace(media, image=clip.tail[-1], first_clip=clip)
 
     def _audio(self, source: str, folder: Path, control: Control) -> AudioTrack:
         limits = self._fetch_limits(self.settings.audio_max_bytes)

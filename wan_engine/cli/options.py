@@ -22,6 +22,20 @@ class RequestOptions:
     last_image: Annotated[
         str, typer.Option(help="Path, URL or data URI of the picture to end with.")
     ] = ""
+    first_clip: Annotated[
+        str,
+        typer.Option(
+            help="Path, URL or data URI of an MP4 or MOV to continue, instead of --image. "
+            "--duration is then the length of both."
+        ),
+    ] = ""
+    keep_first_clip: Annotated[
+        bool | None,
+        typer.Option(
+            help="Begin the clip with --first-clip, or give the new part alone.",
+            show_default=False,
+        ),
+    ] = None
     reference: Annotated[
         list[str],
         typer.Option(

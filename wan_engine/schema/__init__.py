@@ -13,6 +13,7 @@ from wan_engine.schema.clip import (
     Crop,
     DrivingSound,
     EncodedVideo,
+    FirstClip,
     FirstPicture,
     Frames,
     Framing,
@@ -47,6 +48,7 @@ from wan_engine.schema.order import (
     Task,
 )
 from wan_engine.schema.requests import (
+    ContinuationRequest,
     ReferenceRequest,
     Request,
     VideoRequest,
@@ -65,10 +67,12 @@ __all__ = [
     "Carry",
     "Clip",
     "Condition",
+    "ContinuationRequest",
     "Crop",
     "DrivingSound",
     "Duration",
     "EncodedVideo",
+    "FirstClip",
     "FirstPicture",
     "Frames",
     "Framing",
