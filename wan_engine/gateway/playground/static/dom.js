@@ -38,6 +38,14 @@ export const dollars = (amount) => `$${amount.toFixed(2)}`;
 
 export const sizeName = (size) => `${Math.min(...size.split("*"))}p`;
 
+/** Seconds in words that promise no more than is known. */
+export function roughly(seconds) {
+  if (seconds < 10) return "10 s";
+  if (seconds < 90) return `${Math.round(seconds / 10) * 10} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
 export function clock(milliseconds) {
   const seconds = Math.max(0, Math.round(milliseconds / 1000));
   return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;

@@ -18,17 +18,20 @@ class LocalFile {
 /**
  * @param api "runpod", "aiml" or "oxen"
  * @param language "curl", "python" or "javascript"
- * @param wish `{base, endpoint, options, image, audio}`: the options by the contract's names, the
- *   media as their pickers have them, `references` in place of `image` where the clip is made of
- *   them; `base` without a slash at its end
+ * @param wish `{base, endpoint, keyed, options, media}`: the options by the contract's names, the
+ *   media by theirs as their pickers have them; `base` without a slash at its end; `keyed` where
+ *   the server asks for a key
  */
 export function snippet(api, language, wish) {
+  const { image, last_image, first_clip, references, audio } = wish.media;
   const body = BODIES[api]({
     ...wish.options,
     prompt: wish.options.prompt.trim() ? wish.options.prompt : FIRST_PROMPT,
-    image: wish.references ? undefined : source(wish.image) ?? PLACEHOLDER,
-    references: wish.references?.map(source),
-    audio: source(wish.audio),
+    image: references || first_clip ? undefined : source(image) ?? PLACEHOLDER,
+    last_image: source(last_image),
+    first_clip: source(first_clip),
+    references: references?.map(source),
+    audio: source(audio),
   });
   return WRITERS[language][api](wish, body).trimStart();
 }
@@ -42,6 +45,9 @@ const BODIES = {
     input: given({
       prompt: wish.prompt,
       image: wish.image,
+      last_image: wish.last_image,
+      first_clip: wish.first_clip,
+      keep_first_clip: wish.keep_first_clip,
       references: wish.references,
       audio: wish.audio,
       negative_prompt: text(wish.negative_prompt),
@@ -146,32 +152,33 @@ const hasFile = (value) =>
 
 // --- curl ----------------------------------------------------------------------------------------
 
-const curl = (url, body, more = "") => `curl -sS ${inShell(url)} \\
-  -H 'Authorization: Bearer ${KEY}' \\
+const bearer = (keyed) => (keyed ? `\n  -H 'Authorization: Bearer ${KEY}' \\` : "");
+
+const curl = (url, keyed, body, more = "") => `curl -sS ${inShell(url)} \\${bearer(keyed)}
   -H 'Content-Type: application/json' \\
   ${more}--data-binary @- ${hereDocument(body)}
 `;
 
 const SHELL = {
-  runpod: ({ base, endpoint }, body) =>
+  runpod: ({ base, endpoint, keyed }, body) =>
     `# Waits up to 300 s; a longer job is then asked for at
 # ${base}/v2/${endpoint}/status/ID
-${curl(`${base}/v2/${endpoint}/runsync`, body)}`,
-  aiml: ({ base }, body) => `${curl(`${base}/v2/video/generations`, body, "-o answer.json ")}
+${curl(`${base}/v2/${endpoint}/runsync`, keyed, body)}`,
+  aiml: ({ base, keyed }, body) => `${curl(`${base}/v2/video/generations`, keyed, body, "-o answer.json ")}
 while jq -e '.status == "queued" or .status == "generating"' answer.json > /dev/null; do
   sleep 2
-  curl -sS "${base}/v2/video/generations?generation_id=$(jq -r .id answer.json)" \\
-    -H 'Authorization: Bearer ${KEY}' -o answer.json
+  curl -sS "${base}/v2/video/generations?generation_id=$(jq -r .id answer.json)" \\${bearer(keyed)}
+    -o answer.json
 done
 jq . answer.json
 `,
-  oxen: ({ base }, body) => `# Answers when the video is finished
-${curl(`${base}/api/ai/videos/generate`, body)}`,
+  oxen: ({ base, keyed }, body) => `# Answers when the video is finished
+${curl(`${base}/api/ai/videos/generate`, keyed, body)}`,
 };
 
 // --- Python --------------------------------------------------------------------------------------
 
-function python(body, lines) {
+function python(keyed, body, lines) {
   const files = hasFile(body);
   const reader = `
 
@@ -183,7 +190,7 @@ def data_uri(path, kind):
 
 import requests
 
-HEADERS = {"Authorization": "Bearer ${KEY}"}
+HEADERS = {${keyed ? `"Authorization": "Bearer ${KEY}"` : ""}}
 
 
 def ask(method, url, **options):
@@ -198,8 +205,9 @@ ${lines}`;
 }
 
 const PYTHON = {
-  runpod: ({ base, endpoint }, body) =>
+  runpod: ({ base, endpoint, keyed }, body) =>
     python(
+      keyed,
       body,
       `url = ${JSON.stringify(`${base}/v2/${endpoint}`)}
 job = ask("POST", f"{url}/run", json=request)
@@ -211,8 +219,9 @@ if job["status"] != "COMPLETED":
 print(job["output"]["video_url"])
 `,
     ),
-  aiml: ({ base }, body) =>
+  aiml: ({ base, keyed }, body) =>
     python(
+      keyed,
       body,
       `url = ${JSON.stringify(`${base}/v2/video/generations`)}
 video = ask("POST", url, json=request)
@@ -224,8 +233,9 @@ if video["status"] != "completed":
 print(video["video"]["url"])
 `,
     ),
-  oxen: ({ base }, body) =>
+  oxen: ({ base, keyed }, body) =>
     python(
+      keyed,
       body,
       `url = ${JSON.stringify(`${base}/api/ai/queue`)}
 video = ask("POST", url, json=request)["generations"][0]
@@ -241,15 +251,14 @@ print(video["result_url"])
 
 // --- JavaScript ----------------------------------------------------------------------------------
 
-function javaScript(body, lines) {
+function javaScript(keyed, body, lines) {
   const files = hasFile(body);
   const reader = `
 async function dataUri(path, kind) {
   return \`data:\${kind};base64,\${await readFile(path, "base64")}\`;
 }
 `;
-  return `${files ? 'import { readFile } from "node:fs/promises";\n\n' : ""}const headers = {
-  Authorization: "Bearer ${KEY}",
+  return `${files ? 'import { readFile } from "node:fs/promises";\n\n' : ""}const headers = {${keyed ? `\n  Authorization: "Bearer ${KEY}",` : ""}
   "Content-Type": "application/json",
 };
 
@@ -268,8 +277,9 @@ ${lines}`;
 const post = '{ method: "POST", body: JSON.stringify(request) }';
 
 const JAVASCRIPT = {
-  runpod: ({ base, endpoint }, body) =>
+  runpod: ({ base, endpoint, keyed }, body) =>
     javaScript(
+      keyed,
       body,
       `const url = ${JSON.stringify(`${base}/v2/${endpoint}`)};
 let job = await ask(\`\${url}/run\`, ${post});
@@ -281,8 +291,9 @@ if (job.status !== "COMPLETED") throw new Error(job.error ?? job.status);
 console.log(job.output.video_url);
 `,
     ),
-  aiml: ({ base }, body) =>
+  aiml: ({ base, keyed }, body) =>
     javaScript(
+      keyed,
       body,
       `const url = ${JSON.stringify(`${base}/v2/video/generations`)};
 let video = await ask(url, ${post});
@@ -294,8 +305,9 @@ if (video.status !== "completed") throw new Error(video.error.message);
 console.log(video.video.url);
 `,
     ),
-  oxen: ({ base }, body) =>
+  oxen: ({ base, keyed }, body) =>
     javaScript(
+      keyed,
       body,
       `const url = ${JSON.stringify(`${base}/api/ai/queue`)};
 let [video] = (await ask(url, ${post})).generations;
