@@ -146,7 +146,7 @@ def test_it_is_copied(listen: Listen, open_page: Open) -> None:
 
 
 def test_it_names_the_host_that_the_page_was_reached_by(listen: Listen, open_page: Open) -> None:
-    port = listen().url.rpartition(":")[2]
+    port = listen(api_keys=ENTRY).url.rpartition(":")[2]
     page = open_page(f"http://localhost:{port}/")
     for api in APIS:
         for language in PROGRAMS:

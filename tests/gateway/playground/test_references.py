@@ -92,10 +92,10 @@ def test_files_and_urls_are_sent_in_the_order_of_their_names(
         "enable_prompt_expansion": False,
         "enable_safety_checker": True,
     }
-    page.get_by_label("A first picture").check()
+    page.get_by_label("Picture", exact=True).check()
     page.get_by_role("button", name="Use again").click()
     expect(page.locator("#references-list li")).to_have_text(
-        ["character1 anna.mp4, 0.00 MBRemove", f"character2 {url}Remove"]
+        ["character1 anna.mp4, 2 KBRemove", f"character2 {url}Remove"]
     )
     expect(page.get_by_label("9:16")).to_be_checked()
 

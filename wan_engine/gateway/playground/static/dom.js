@@ -32,7 +32,8 @@ export function announce(sentence) {
   if (live.textContent !== sentence) live.textContent = sentence;
 }
 
-export const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
+export const megabytes = (bytes) =>
+  bytes < 1e5 ? `${Math.max(1, Math.round(bytes / 1024))} KB` : `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
 
 export const dollars = (amount) => `$${amount.toFixed(2)}`;
 

@@ -36,7 +36,7 @@ export class Sizes extends EventTarget {
     const { beginning } = this.#form;
     this.#ask();
     for (const input of document.querySelectorAll('input[name="size"]')) {
-      input.nextElementSibling.querySelector(".pixels").textContent = this.of(input.value)?.join("×") ?? "";
+      input.nextElementSibling.dataset.pixels = this.of(input.value)?.join("×") ?? "";
     }
     const told = beginning.now === "references" ? null : this.#told?.[chosen("size")];
     byId("size-note").textContent = this.#note(told);

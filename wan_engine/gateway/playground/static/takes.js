@@ -32,6 +32,7 @@ export class Beginning {
     byId("begin").hidden = offered.length < 2;
     byId("begin-clip").hidden = !offered.includes("clip");
     byId("begin-references").hidden = !offered.includes("references");
+    byId("example").hidden = byId("example-use").hidden = !offered.includes("picture");
     this.choose(offered.includes(this.now) ? this.now : offered[0]);
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
   }
