@@ -124,20 +124,23 @@ def test_a_part_of_a_sound_is_chosen(listen: Listen, open_page: Open, tmp_path: 
     expect(page.locator("#audio-note")).to_contain_text("late.m4a, 2.0 s")
 
 
-def test_a_price_is_told_only_where_the_operator_has_set_one(
-    listen: Listen, open_page: Open
-) -> None:
+def test_no_price_is_told_where_the_operator_has_set_none(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, allowed=NO_CLIP)
     fill(page)
     generate(page)
     finished(page)
-    assert "$" not in page.locator("body").inner_text()
-    priced = open_page(listen(prices={"1280*720": "0.02"}).url, allowed=NO_CLIP)
-    expect(priced.locator("#price")).to_have_text("$0.10")
-    fill(priced)
-    generate(priced)
-    finished(priced)
-    expect(priced.locator("#facts")).to_contain_text("Cost$0.50")
+    for place in ("form", "result", "history"):
+        assert "$" not in page.locator(f"#{place}").inner_text()
+
+
+def test_the_operator_s_price_is_told(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen(prices={"1280*720": "0.02"}).url, allowed=NO_CLIP)
+    expect(page.locator("#price")).to_have_text("$0.10")
+    fill(page)
+    generate(page)
+    finished(page)
+    expect(page.locator("#facts")).to_contain_text("Cost$0.50")
+    expect(page.locator("#history li")).to_contain_text("$0.50 · seed 7")
 
 
 def test_no_key_is_asked_for_or_shown_where_the_server_has_none(
@@ -168,6 +171,8 @@ def test_control_and_enter_send_the_form(listen: Listen, open_page: Open) -> Non
 
 def test_no_field_makes_a_phone_zoom(listen: Listen, open_page: Open) -> None:
     page = open_page(listen(api_keys="").url, viewport={"width": 390, "height": 800})
-    sizes = page.locator("textarea, input:not([type=radio], [type=checkbox], [type=range])")
+    sizes = page.locator(
+        "textarea, input:not([type=radio], [type=checkbox], [type=range], [type=file])"
+    )
     found = sizes.evaluate_all("all => all.map(one => parseFloat(getComputedStyle(one).fontSize))")
     assert len(found) >= 8 and min(found) >= 16

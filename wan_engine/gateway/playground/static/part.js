@@ -3,12 +3,15 @@
 import { byId } from "./dom.js";
 
 const LEAST_SECONDS = 0.5;
+const STILL_MS = 300; // a slider that is not moved for so long is let go
 
 export class Part {
   #audio;
   #most;
   #start = byId("part-start");
   #seconds = byId("part-seconds");
+  #moved = false;
+  #timer = 0;
 
   constructor(audio, limits) {
     this.#audio = audio;
@@ -16,9 +19,11 @@ export class Part {
     for (const field of [this.#start, this.#seconds]) {
       field.addEventListener("input", (event) => {
         event.stopPropagation(); // nothing of the form is another until the slider is let go
+        this.#moved = true;
         this.#tell();
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => this.#cut(), STILL_MS);
       });
-      field.addEventListener("change", () => this.#cut());
     }
   }
 
@@ -27,7 +32,7 @@ export class Part {
     const { value } = this.#audio;
     const whole = value?.file ? value.from ?? value.seconds : 0;
     byId("part").hidden = whole < 2 * LEAST_SECONDS;
-    if (byId("part").hidden) return;
+    if (byId("part").hidden || this.#moved) return;
     this.#range(whole, value.start ?? 0, value.seconds);
   }
 
@@ -44,14 +49,13 @@ export class Part {
     byId("part-seconds-told").textContent = `${Number(this.#seconds.value).toFixed(1)} s`;
   }
 
-  async #cut() {
+  #cut() {
+    this.#moved = false;
     const { value } = this.#audio;
     if (!value?.file) return;
     const whole = value.from ?? value.seconds;
     const start = Math.min(Number(this.#start.value), whole - LEAST_SECONDS);
     const seconds = Math.min(Number(this.#seconds.value), this.#most, whole - start);
-    await this.#audio.useFile(value.file, { start, seconds });
-    const { value: cut } = this.#audio;
-    if (cut?.file) this.#range(cut.from ?? cut.seconds, cut.start ?? 0, cut.seconds);
+    this.#audio.useFile(value.file, { start, seconds });
   }
 }

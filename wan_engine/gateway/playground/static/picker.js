@@ -96,6 +96,7 @@ export class Picker extends EventTarget {
   restore(value) {
     this.#turn++;
     this.#fail("");
+    this.#file.value = ""; // or the same file, chosen once more, would be no change
     if (value?.url) this.useUrl(value.url);
     else if (value) this.#use(value);
     else this.clear();
