@@ -190,8 +190,9 @@ class Preparation:
 
 
 def _shape_differs(media: Media) -> bool:
-    """Whether the last picture is cut to the shape of the first."""
-    if media.image is None or media.last_image is None:
+    """Whether the last picture is cut to the shape of the clip."""
+    if media.last_image is None:
         return False
-    first, last = (one.width / one.height for one in (media.image, media.last_image))
-    return abs(first / last - 1) > _SAME_SHAPE
+    width, height = media.aspect if media.image is None else media.image.size
+    last = media.last_image.width / media.last_image.height
+    return abs(width / height / last - 1) > _SAME_SHAPE
