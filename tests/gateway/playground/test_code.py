@@ -134,6 +134,26 @@ def test_a_failure_is_printed_and_ends_it(
     assert re.search("valid API key|authenticated|not valid", denied)
 
 
+@pytest.mark.parametrize("api", APIS)
+def test_a_last_picture_is_in_the_code(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    here.backend.models = {"image-to-video": "wan2.2-i2v-a14b"}
+    page = open_page(here.url)
+    field = page.get_by_role("textbox", name="API key")
+    field.fill(KEY)
+    field.press("Enter")
+    page.get_by_label("URL of the picture", exact=True).fill(f"{here.url}/first.jpg")
+    page.get_by_label("URL of the last picture").fill(f"{here.url}/last.jpg")
+    fill(page, picture=None)
+    text = code(page, api, "curl")
+    printed_url(run(["bash", "-eu"], text, tmp_path, ".sh"))
+    request = the_request(here)
+    assert request["image"] == f"{here.url}/first.jpg"
+    assert request["last_image"] == f"{here.url}/last.jpg"
+
+
 def test_it_is_copied(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, permissions=["clipboard-read", "clipboard-write"])
     pick(page, "Language", "Python")

@@ -59,6 +59,7 @@ def test_the_example_can_be_changed_before_it_is_sent(listen: Listen, open_page:
     page.get_by_role("button", name="Use the example").click()
     expect(page.locator("#image-note")).to_contain_text("example.jpg, 640 × 360")
     expect(page.locator("#prompt")).to_be_focused()
+    expect(page.get_by_role("button", name="Use the example")).to_be_hidden()  # nothing is lost
     assert here.backend.requests == {}
 
 

@@ -107,3 +107,17 @@ def test_it_is_said_where_lips_move_by_the_sound(listen: Listen, open_page: Open
     here.backend.models = {"speech-to-video": "wan2.2-s2v-14b"}
     page = open_page(here.url)
     expect(page.locator("#audio-why")).to_have_text("not needed; the lips move by it")
+
+
+def test_references_may_end_on_a_picture_too(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    page = open_page(here.url, allowed=NO_CLIP)
+    expect(page.locator("#last")).to_be_visible()
+    page.locator("#last-file").set_input_files(LAST)
+    expect(page.locator("#last-note")).to_contain_text("astronaut_360x480.png")
+    page.get_by_label("Prompt", exact=True).fill("a street in the rain")
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert request["references"] == [] and content(request["last_image"]) == LAST.read_bytes()

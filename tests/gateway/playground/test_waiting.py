@@ -87,19 +87,25 @@ def test_a_live_preview_is_shown_while_it_renders(listen: Listen, open_page: Ope
     generate(page)
     expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
     expect(page.locator("#live-preview")).to_be_hidden()
-    page.route(ONE_JOB, told(preview="https://example.com/spy.png"))
+    page.route(ONE_JOB, told(preview="https://example.com/spy.png", preview_step=1))
     page.wait_for_timeout(1000)
     expect(page.locator("#live-preview")).to_be_hidden()
     page.unroute(ONE_JOB)
-    page.route(ONE_JOB, told(preview=dot))
-    expect(page.get_by_role("img", name="The clip as it is now")).to_be_visible()
+    page.route(ONE_JOB, told(preview=dot, preview_step=3))
+    expect(page.get_by_role("img", name="Preview of step 3 of 4")).to_be_visible()
     assert (
         page.locator("#live-preview").evaluate("image => image.decode().then(() => image.src)")
         == dot
     )
     page.unroute(ONE_JOB)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(1000)  # polls without a newer one: the last one stays
+    assert any(url.endswith("?preview=3") for url in asked)
+    expect(page.locator("#live-preview")).to_be_visible()
     here.backend.release()
     finished(page)
+    expect(page.locator("#live-preview")).to_be_hidden()
 
 
 def test_the_badge_follows_the_server(listen: Listen, open_page: Open) -> None:

@@ -62,9 +62,13 @@ export class Gateway extends EventTarget {
     return (await this.#ask("POST", `v2/${this.endpoint}/run`, { input })).id;
   }
 
-  /** A job of this key, whichever browser has sent it. */
-  job(id) {
-    return this.#ask("GET", `${OWN}/jobs/${encodeURIComponent(id)}`);
+  /**
+   * A job of this key, whichever browser has sent it. With `preview`, the step of the preview that is
+   * there (-1: none), the server makes previews and tells those that are newer.
+   */
+  job(id, preview = null) {
+    const wanted = preview === null ? "" : `?preview=${preview}`;
+    return this.#ask("GET", `${OWN}/jobs/${encodeURIComponent(id)}${wanted}`);
   }
 
   /** The first frame of a clip, as a blob; null where there is none. */

@@ -43,7 +43,6 @@ export class Code {
     if (bytes > most) notes.push(`The file as it is does not fit in a request (${megabytes(most)}): make it smaller, or give a URL.`);
     if (files.some(({ changed }) => changed)) notes.push("The page converts the file for itself; this code sends it as it is.");
     if (api === "aiml" && references && (references.length < 1 || references.length > 3)) notes.push("The AI/ML API wants one to three references.");
-    if (NAMES[api] && media.last_image) notes.push(`${NAMES[api]} takes no last picture.`);
     if (NAMES[api] && media.first_clip) notes.push(`${NAMES[api]} takes no clip to continue.`);
     if (api === "aiml" && !options.enable_safety_checker) notes.push("The AI/ML API always checks.");
     if (api === "aiml" && chosen("language") === "curl") notes.push("It needs jq.");

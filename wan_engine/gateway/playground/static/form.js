@@ -176,6 +176,9 @@ export class Form extends EventTarget {
     this.#count("negative-prompt", this.#limits.negativePromptMaxCharacters);
     const idle = chosen("shot_type") === "multi" && !byId("expansion").checked;
     byId("shots-note").textContent = idle ? "Several shots are only made with prompt expansion." : "";
+    // The example is for an empty form: nothing of anybody's is lost by it.
+    const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
+    byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
     this.#part.draw();
     this.#sizes.draw();
     this.#cost();

@@ -58,6 +58,8 @@ export class Jobs extends EventTarget {
   #live = new Map();
   #visited = new Map(); // jobs that another browser has sent
   #following = new Set();
+  /** The id of the job that is looked at, for which previews are made. */
+  watched = null;
 
   constructor(gateway) {
     super();
@@ -161,13 +163,17 @@ export class Jobs extends EventTarget {
   }
 
   async #ask(id) {
-    if (this.entry(id)) this.#note(id, await this.#gateway.job(id));
+    if (!this.entry(id)) return;
+    const looks = id === this.watched && !document.hidden && !isFinal(this.entry(id));
+    this.#note(id, await this.#gateway.job(id, looks ? this.live(id).preview_step ?? -1 : null));
   }
 
   #note(id, told) {
     const { status, output, error, endpoint, created, finished, started } = told;
     const changes = { state: status, endpoint, at: created };
-    const live = { ...told, url: this.live(id).url, ahead: Date.now() - told.now, away: "" };
+    const { url, preview, preview_step } = this.live(id);
+    const before = status === "IN_PROGRESS" ? { preview, preview_step } : {};
+    const live = { ...before, ...told, url, ahead: Date.now() - told.now, away: "" };
     if (status === "COMPLETED") {
       Object.assign(changes, { cost: output.cost, seed: output.seed, warnings: output.warnings ?? [] });
       changes.milliseconds = finished - started;

@@ -35,6 +35,7 @@ export class Result {
 
   show(id) {
     this.#asked = false;
+    this.#jobs.watched = id;
     if (id !== this.#id) {
       this.#id = id;
       this.#bar = new Bar();
@@ -62,7 +63,7 @@ export class Result {
     if (shown !== "done") byId("video").pause();
   }
 
-  #drawRunning({ status, progress, preview, away }) {
+  #drawRunning({ status, progress, preview, preview_step, away }) {
     this.#part("running");
     const bar = byId("bar");
     const begun = status === "IN_PROGRESS" ? "Beginning" : "In the queue";
@@ -84,7 +85,10 @@ export class Result {
     });
     const picture = byId("live-preview");
     picture.hidden = !isPreview(preview);
-    if (!picture.hidden && picture.src !== preview) picture.src = preview;
+    if (!picture.hidden && picture.src !== preview) {
+      picture.src = preview;
+      picture.alt = `Preview of step ${preview_step} of ${progress?.steps ?? "–"}`;
+    }
     announce(title);
     this.#elapsed();
   }

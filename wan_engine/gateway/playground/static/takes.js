@@ -9,6 +9,7 @@ export class Beginning {
   #pickers;
   #takes = {};
   #tasks = null; // not known yet
+  takesPicture = true;
 
   constructor(pickers) {
     this.#pickers = pickers;
@@ -32,7 +33,7 @@ export class Beginning {
     byId("begin").hidden = offered.length < 2;
     byId("begin-clip").hidden = !offered.includes("clip");
     byId("begin-references").hidden = !offered.includes("references");
-    byId("example").hidden = byId("example-use").hidden = !offered.includes("picture");
+    this.takesPicture = offered.includes("picture");
     this.choose(offered.includes(this.now) ? this.now : offered[0]);
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
   }
@@ -45,7 +46,13 @@ export class Beginning {
     clip.shown = what === "clip";
     references.shown = what === "references";
     byId("shape").hidden = what !== "references";
-    last.shown = what !== "references" && this.#some("last_picture");
+    last.shown = this.#takesLast(what);
+  }
+
+  #takesLast(what) {
+    if (what === "references") return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
+    const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
+    return PICTURE_TASKS.some((task) => wanted.every((input) => this.#takes[task]?.includes(input)));
   }
 
   get #offered() {
