@@ -52,6 +52,29 @@ def test_a_job_s_place_in_the_queue_and_its_seconds_are_told(
     finished(page)
 
 
+def test_what_a_waiting_job_waits_for_is_told(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url)
+    here.backend.hold()
+    fill(page)
+    generate(page)
+    page.route(ONE_JOB, told(status="IN_QUEUE", before=0, waiting_for="the engine is starting"))
+    expect(page.locator("#wait")).to_have_text("Next in the queue, the engine is starting")
+    here.backend.release()
+
+
+def test_the_form_tells_how_long_such_a_clip_took(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page)
+    expect(page.locator("#price-note")).to_have_text("5 s at 1280 × 720")
+    generate(page)
+    finished(page)
+    expect(page.locator("#price-note")).to_have_text("5 s at 1280 × 720, made in under 10 s")
+    page.locator("input[value='15']").check()
+    expect(page.locator("#price-note")).to_have_text("15 s at 1280 × 720")
+
+
 def test_every_tab_tells_the_same_time(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.hold()

@@ -138,6 +138,8 @@ class _Routes:
             body["output"] = self._context.links.output(job)
         if not job.final:
             body |= {"before": jobs.before(job), "seconds_left": jobs.seconds_left(job)}
+        if job.state == "queued":
+            body["waiting_for"] = self._context.waiting_for()
         if (progress := job.progress) is not None:
             steps = {"step": progress.step, "steps": progress.steps}
             body["progress"] = {"stage": progress.stage, **steps}

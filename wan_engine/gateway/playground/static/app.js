@@ -219,6 +219,7 @@ jobs.addEventListener("change", ({ detail }) => {
   comparison.check();
   gallery.draw(result.id, comparison.ids);
 });
+jobs.addEventListener("ended", () => learn().catch(() => {})); // how long it took, for the next one
 jobs.addEventListener("removed", forget);
 
 /** The files of jobs that are no longer in the history. */

@@ -41,10 +41,10 @@ export const sizeName = (size) => `${Math.min(...size.split("*"))}p`;
 
 /** Seconds in words that promise no more than is known. */
 export function roughly(seconds) {
-  if (seconds < 10) return "10 s";
-  if (seconds < 90) return `${Math.round(seconds / 10) * 10} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 10) return "under 10 s";
+  if (seconds < 90) return `about ${Math.round(seconds / 10) * 10} s`;
+  if (seconds < 5400) return `about ${Math.round(seconds / 60)} min`;
+  return `about ${(seconds / 3600).toFixed(1)} h`;
 }
 
 export function clock(milliseconds) {

@@ -205,7 +205,7 @@ export class Form extends EventTarget {
     const seconds = this.#seconds[kind.join(", ")];
     const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];
     if (price !== undefined) notes.push(`${dollars(price)} a second`);
-    if (seconds !== undefined) notes.push(`made in about ${roughly(seconds)}`);
+    if (seconds !== undefined) notes.push(`made in ${roughly(seconds)}`);
     byId("price").textContent = price === undefined ? "" : dollars(price * duration);
     byId("price-note").textContent = why || notes.join(", ");
   }

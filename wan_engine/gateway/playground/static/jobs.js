@@ -51,7 +51,10 @@ class Store {
   }
 }
 
-/** Tells "change" with the job's id, and "key" when the gateway refuses the key. */
+/**
+ * Tells "change" with the job's id, "ended" when a job has, "removed", and "key" when the gateway
+ * refuses the key.
+ */
 export class Jobs extends EventTarget {
   #gateway;
   #store = new Store();
@@ -171,6 +174,7 @@ export class Jobs extends EventTarget {
   #note(id, told) {
     const { status, output, error, endpoint, created, finished, started } = told;
     const changes = { state: status, endpoint, at: created };
+    const wasFinal = isFinal(this.entry(id) ?? {});
     const { url, preview, preview_step } = this.live(id);
     const before = status === "IN_PROGRESS" ? { preview, preview_step } : {};
     const live = { ...before, ...told, url, ahead: Date.now() - told.now, away: "" };
@@ -182,6 +186,7 @@ export class Jobs extends EventTarget {
     this.#live.set(id, live);
     this.#update(id, changes);
     this.#tell(id);
+    if (started && finished && !wasFinal) this.dispatchEvent(new Event("ended"));
   }
 
   #update(id, changes) {

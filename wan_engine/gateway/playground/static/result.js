@@ -97,10 +97,10 @@ export class Result {
   #elapsed() {
     const entry = this.#jobs.entry(this.#id);
     if (!entry || isFinal(entry)) return;
-    const { started, queued, ahead, before, seconds_left: left, now } = this.#jobs.live(this.#id);
+    const { started, queued, ahead, now, seconds_left: left, ...live } = this.#jobs.live(this.#id);
     const here = Date.now() - (ahead ?? 0);
     byId("elapsed").textContent = clock(here - (started ?? queued ?? entry.at));
-    byId("wait").textContent = waiting(before, left == null ? null : left - (here - now) / 1000);
+    byId("wait").textContent = waiting(live, left == null ? null : left - (here - now) / 1000);
   }
 
   #drawDone(entry, { url, away }) {
@@ -164,11 +164,11 @@ const WORDS = {
 const isPreview = (preview) => typeof preview === "string" && /^data:image\/(jpeg|webp|png);base64,/.test(preview);
 
 /** Its place and how long it still takes. Nothing where neither is known. */
-function waiting(before, seconds) {
+function waiting({ before, waiting_for: reason }, seconds) {
   const place = { 0: "Next in the queue", 1: "1 job is before it" }[before] ?? (before > 1 ? `${before} jobs are before it` : "");
   const soon = before == null ? "nearly done" : "";
-  const rest = seconds === null ? "" : seconds > 3 ? `about ${roughly(seconds)} left` : soon;
-  return [place, rest].filter(Boolean).join(", ");
+  const rest = seconds === null ? "" : seconds > 3 ? `${roughly(seconds)} left` : soon;
+  return [place, reason, rest].filter(Boolean).join(", ");
 }
 
 function facts({ options, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
