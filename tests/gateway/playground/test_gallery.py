@@ -52,10 +52,10 @@ def test_a_clip_is_seen_by_its_first_frame_which_is_made_once(
         "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
     )
     assert size == [480, 270]
+    expect(page.locator("#history li")).to_contain_text("640 × 360")  # as it turned out
     page.reload()
     still.wait_for()
     assert len([url for url in asked if url.endswith("/still")]) == 1
-    expect(page.locator("#history li")).to_contain_text("640 × 360")  # as it turned out
 
 
 def test_two_clips_are_played_side_by_side(here: Listening, open_page: Open) -> None:

@@ -132,7 +132,9 @@ export class Jobs extends EventTarget {
 
   /** Notes the width and height in pixels that a clip turned out to have. */
   measured(id, pixels) {
+    if (`${this.entry(id)?.pixels}` === `${pixels}`) return;
     this.#update(id, { pixels });
+    this.#tell(id);
   }
 
   remove(id) {
