@@ -140,7 +140,7 @@ def test_a_last_picture_is_in_the_code(
 ) -> None:
     here = listen(api_keys=ENTRY)
     here.backend.models = {"image-to-video": "wan2.2-i2v-a14b"}
-    page = open_page(here.url)
+    page = open_page(here.url, allowed=("Failed to load resource",))
     field = page.get_by_role("textbox", name="API key")
     field.fill(KEY)
     field.press("Enter")
