@@ -31,7 +31,8 @@ _MOST_ERROR = 0.1  # of the norm; rounding to 3 bits gives 0.06 with moderate lo
 _MOST_ERROR_SHARP = 0.15  # for tokens that attend to a few others only
 _PROBABILITY_SCALE = 256.0  # probabilities of 0..1 as float8
 _SMALLEST = 1e-12
-_GRAPHS_KEPT = 8  # plans of cuDNN, one per size of the latest renders
+GRAPHS_KEPT = 8
+"""Number of plans of cuDNN that are kept, one per size of the latest renders."""
 EXACT_BLOCKS = 2
 """Number of exact blocks at each end."""
 
@@ -224,7 +225,7 @@ class _Graph:
         self._graph.execute(pack, self._workspace, handle=self._handle)
 
 
-@lru_cache(maxsize=_GRAPHS_KEPT)
+@lru_cache(maxsize=GRAPHS_KEPT)
 def _graph(shape: tuple[int, ...], device: torch.device) -> _Graph:
     return _Graph(shape, device)
 
