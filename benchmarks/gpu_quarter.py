@@ -202,7 +202,7 @@ def _squeeze(program: bytes, to: Path) -> None:
     to.write_bytes(lzma.compress(smaller, filters=filters))
 
 
-# --- on the GPU machine: packages, then the steps -------------------------------------------------
+# --- on the machine with the GPU ------------------------------------------------------------------
 
 
 def unpack(folder: Path, site: Path) -> dict[str, str]:

@@ -233,7 +233,7 @@ def _back(x: float, to_x: float, y: float) -> str:
     return _arrow((x, y + 2), (x, middle), (to_x, middle), (to_x, y + _GAP - 3))
 
 
-# --- what segments are given -------------------------------------------------------------------
+# --- inputs of segments ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ MEASURED: Mapping[str, float] = {
     "interpolate": 15.1,
     "encode": 1.3,
 }
-"""Seconds per stage of 720p, 5 s, four steps to 30 fps on an H200, from benchmarks/RESULTS.md (torch
-2.11.0+cu130, full-size random weights, float8 matrices, compiled blocks). `denoise` includes text
-and image encoding."""
+"""Seconds per stage of 720p, 5 s, four steps to 30 fps on an H200, from benchmarks/RESULTS.md
+(torch 2.11.0+cu130, full-size random weights, float8 matrices, compiled blocks). `denoise` includes
+text and image encoding."""
 
 # One forward at 1280x720x81, from the architecture: 75,600 tokens, 40 layers of width 5120.
 _ATTENTION = 4714.0  # 10^12 operations, in bfloat16

@@ -99,7 +99,7 @@ def colours(path: Path) -> list[str]:
     return [("red", "lime", "blue")[int(colour.argmax())] for colour in seen]
 
 
-# --- in a process of their own -------------------------------------------------------------------
+# --- as installed packages -----------------------------------------------------------------------
 
 
 def test_three_references_and_no_picture_make_a_clip_in_their_order(
@@ -337,7 +337,7 @@ def test_rows_of_a_package_that_cannot_be_read_name_it(
             catalog.known_models()
 
 
-# --- through the doors ---------------------------------------------------------------------------
+# --- through the command line and the worker -----------------------------------------------------
 
 
 def test_the_command_line_takes_references(

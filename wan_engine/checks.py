@@ -135,7 +135,7 @@ def _found(what: str, find: Callable[[], T], tell: Callable[[T], str]) -> tuple[
     return found, Check(what, "warn" if isinstance(line, Warned) else "ok", str(line))
 
 
-# --- the lines, in their order --------------------------------------------------------------------
+# --- the checks, in order -------------------------------------------------------------------------
 
 
 def _variables() -> str:

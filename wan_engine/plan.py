@@ -277,7 +277,7 @@ def _around(value: float, multiple: int) -> set[int]:
     return {max(1, math.floor(steps)) * multiple, max(1, math.ceil(steps)) * multiple}
 
 
-# --- a plan for scripts to read ------------------------------------------------------------------
+# --- JSON ----------------------------------------------------------------------------------------
 
 
 def described(

@@ -199,7 +199,7 @@ class Pool:
     def _warm_up(self, model: Model, size: tuple[int, int]) -> None:
         self.load(model).warm_up(*size)
 
-    # --- what is put away ------------------------------------------------------------------------
+    # --- unloading -------------------------------------------------------------------------------
 
     def _fits(self, model: Model) -> bool:
         """Whether the model and those on the device now can make clips next to each other."""
@@ -235,7 +235,7 @@ class Pool:
             model.family = None
         memory.free_accelerator()
 
-    # --- work on the device ----------------------------------------------------------------------
+    # --- runs on the device ----------------------------------------------------------------------
 
     @contextmanager
     def device(self, control: Control) -> Iterator[None]:

@@ -121,7 +121,7 @@ def test_a_job_can_be_cancelled_in_every_stage(
     assert list(tiny.settings.scratch_dir.iterdir()) == []
 
 
-# --- what is heard where -------------------------------------------------------------------------
+# --- sound of each shot --------------------------------------------------------------------------
 
 
 def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: RequestFor) -> None:
@@ -182,7 +182,7 @@ def correlation(one: Samples, other: Samples) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-# --- picture beside sound ------------------------------------------------------------------------
+# --- picture and sound together ------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ def test_a_family_that_was_moved_gives_the_same_latents(
     assert np.array_equal(*before)
 
 
-# --- by arithmetic -------------------------------------------------------------------------------
+# --- memory limits -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_limit_is_the_cards_or_a_lower_setting(
     assert recipes.pool_gb(card, make_settings(pool_gb=set_gb)) == limit_gb
 
 
-# --- what is configured --------------------------------------------------------------------------
+# --- configuration -------------------------------------------------------------------------------
 
 
 def test_the_model_of_another_task_is_named_in_its_own_setting(

@@ -75,7 +75,7 @@ def failure(url: str) -> str:
     return str(caught.value)
 
 
-# --- what it is for -------------------------------------------------------------------------------
+# --- clips in the job's bucket --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [3000, 17 * MIB], ids=["whole", "in parts"])
@@ -121,7 +121,7 @@ def test_a_job_that_brings_none_has_the_operators(value: object) -> None:
         assert storage is None
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_other_names_are_told_to_the_log() -> None:
     assert given_bucket(envelope["s3Config"]) is None
 
 
-# --- asked before the render ----------------------------------------------------------------------
+# --- check before the render ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "POST"])
@@ -213,7 +213,7 @@ def test_a_bucket_that_is_away_may_be_back_later(proxy: FaultProxy, own: str) ->
     )
 
 
-# --- a stranger's address -------------------------------------------------------------------------
+# --- untrusted addresses --------------------------------------------------------------------------
 
 
 def test_a_private_address_is_not_called() -> None:

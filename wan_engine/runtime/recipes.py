@@ -130,7 +130,7 @@ class Recipe:
         return ", ".join(parts)
 
 
-# --- what is here --------------------------------------------------------------------------------
+# --- hardware ------------------------------------------------------------------------------------
 
 
 def detect(device: str) -> Gpu | None:
@@ -164,7 +164,7 @@ def detect_host(settings: Settings | None = None) -> Host:
     return Host(memory.host_bytes() / 1e9, compiler.problem("cuda") if wanted else None)
 
 
-# --- what it is used for -------------------------------------------------------------------------
+# --- choice of the recipe ------------------------------------------------------------------------
 
 
 def choose(

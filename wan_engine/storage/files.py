@@ -93,7 +93,7 @@ def require_writable(folder: Path, room_bytes: int = 0) -> None:
         raise OSError(errno.ENOSPC, f"less than {room_bytes / 2**20:.0f} MB are free")
 
 
-# --- files that another worker may remove at any moment -------------------------------------------
+# --- files that other workers may remove ----------------------------------------------------------
 
 
 def entries(folder: Path) -> list[Path]:

@@ -287,7 +287,7 @@ def test_a_failed_video_says_why(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what the engine is told ---------------------------------------------------------------------
+# --- requests to the engine ----------------------------------------------------------------------
 
 
 def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
@@ -393,7 +393,7 @@ def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve)
     asyncio.run(line())
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_without_a_model_for_text_a_picture_is_needed(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what a form may take ------------------------------------------------------------------------
+# --- limits of a form ----------------------------------------------------------------------------
 
 
 def test_a_form_has_the_limits_of_any_body(serve: Serve, tmp_path: Path) -> None:

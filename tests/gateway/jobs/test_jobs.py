@@ -378,7 +378,7 @@ def test_a_subscriber_that_does_not_read_is_cut_off(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- another life --------------------------------------------------------------------------------
+# --- restarts ------------------------------------------------------------------------------------
 
 
 def test_jobs_of_a_gateway_that_ended_go_on_in_the_next(serve: Serve) -> None:

@@ -127,7 +127,7 @@ class _Routes:
             return RedirectResponse(self._context.links.url(job), 302)
         return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4")
 
-    # --- what the routes share -------------------------------------------------------------------
+    # --- shared by the routes --------------------------------------------------------------------
 
     async def _submit(self, request: Request) -> Job:
         """Queue the video of a request. Raises `ParameterError`."""

@@ -200,7 +200,7 @@ class _Routes:
     def webhook_body(self, job: Job, request: dict[str, Any]) -> dict[str, Any]:
         return _sorted({**self._body(job), "input": request, "webhook": job.webhook})
 
-    # --- what the routes share -------------------------------------------------------------------
+    # --- shared by the routes --------------------------------------------------------------------
 
     def _check(self, endpoint: str) -> None:
         known = endpoint in self._context.settings.endpoints
