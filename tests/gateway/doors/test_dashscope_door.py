@@ -280,7 +280,7 @@ def test_a_watermark_is_taken_and_told_not_to_be_there(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             done = await ended(served, sample(parameters={"watermark": True}))
-            assert done["output"]["warnings"] == ["No watermark is drawn here"]
+            assert done["output"]["warnings"] == ["watermark is ignored: this server draws none"]
 
     asyncio.run(line())
 
