@@ -351,7 +351,7 @@ def test_the_command_line_takes_references(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "probe-collage"
     assert len(clip_frames(tmp_path / "clip.mp4", 8, 8)) == 80
-    assert "(reference-to-video: it has references)" in done.stderr
+    assert "(reference-to-video: the request has references)" in done.stderr
 
 
 def test_the_worker_tells_the_task_by_the_fields_of_its_input(
@@ -380,7 +380,8 @@ def test_the_worker_tells_the_task_by_the_fields_of_its_input(
         )
         assert ["red", "lime", "blue"] in [colours(clip) for clip in worker.clips()]
         assert (
-            "model probe-collage (reference-to-video: it has references)" in worker.log.read_text()
+            "model probe-collage (reference-to-video: the request has references)"
+            in worker.log.read_text()
         )
 
 

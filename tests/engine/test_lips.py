@@ -72,7 +72,10 @@ def test_a_sound_makes_the_picture_speak_and_is_the_clips_own(
     request = request_for(audio=data_uri(spoken))
     planned = tiny.dry_run(request)
     assert (planned["model"], planned["task"], planned["undone"]) == (NAME, "speech-to-video", [])
-    assert (planned["reason"], planned["sound"]) == ("its sound moves the lips", "given")
+    assert (planned["reason"], planned["sound"]) == (
+        "the request has audio, and lips move to it",
+        "given",
+    )
     result = tiny.generate(request)
     assert result.model == NAME and result.plan is not None
     assert result.plan.frames == result.plan.source_frames == 20

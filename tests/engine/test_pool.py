@@ -225,7 +225,7 @@ def test_a_task_without_a_model_is_refused_before_anything_is_fetched(
 ) -> None:
     engine = Engine(make_settings(**SMALLEST))
     with pytest.raises(
-        NotServed, match=r'^field "references" cannot be used: no model here is for '
+        NotServed, match=r'^field "references" cannot be used: no model is configured for '
     ):
         engine.generate(Order("x", references=("http://192.0.2.1/a.png",)))
     assert engine.pool.main.family is None
