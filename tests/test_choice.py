@@ -161,10 +161,10 @@ SEVERAL = {**PLAIN, "shot_type": "multi", "expand_prompt": True}
     ("here", "fields", "name", "reason"),
     [
         ("picture references", SEVERAL, "references", "the image is their reference"),
-        ("picture references", {**SEVERAL, **SPOKEN}, "references", "the picture is their"),
+        ("picture references", {**SEVERAL, **SPOKEN}, "references", "the image is their"),
         ("speech references", {**SEVERAL, **SPOKEN}, "speech", "picture and sound together"),
         ("sounding references", {**SEVERAL, **LOUD}, "sounding", "picture and sound together"),
-        ("sounding references", {**SEVERAL, **SILENT}, "references", "the picture is their"),
+        ("sounding references", {**SEVERAL, **SILENT}, "references", "the image is their"),
         ("picture slower", SEVERAL, PICTURE.name, "slower makes 8 frames a second, and wan"),
         ("ends references", {**SEVERAL, "last_image": IMAGE}, "ends", 'field "last_image" cannot'),
         ("ends references", SEVERAL, "references", "the image is their reference"),
