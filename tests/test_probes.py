@@ -301,7 +301,7 @@ def test_a_model_that_promises_sound_and_gives_none_fails_the_job(
     add = Soundtrack.add
     monkeypatch.setattr(Soundtrack, "add", lambda made, _sound, one: add(made, None, one))
     request = VideoRequest(prompt="x", image=data_uri(data / "rocket_640x360.jpg"))
-    with pytest.raises(EncodeFailed, match="gave no sound"):
+    with pytest.raises(EncodeFailed, match="returned no sound"):
         engine.generate(request)
 
 

@@ -78,7 +78,7 @@ def test_models_asked_in_turns_give_the_frames_that_each_gives_alone(
         for task in (SECOND, FIRST, FIRST, SECOND):
             assert frames(narrow, orders[task]) == alone[task]
             assert on_device(narrow) == {task}
-    dropped = [line for line in caplog.messages if "is dropped, and read again" in line]
+    dropped = [line for line in caplog.messages if "is unloaded, and loaded again" in line]
     assert [line.split()[1] for line in dropped] == ["wan-tiny", "wan-tiny-ti2v", "wan-tiny"]
     assert "wan-tiny-ti2v needs the room" in dropped[0]
 
@@ -214,9 +214,9 @@ def test_the_model_of_another_task_is_named_in_its_own_setting(
         ConfigurationError, match=r"a model for image-to-video. Name it in WAN_MODEL"
     ):
         two(reference_model="wan-tiny")
-    with pytest.raises(ConfigurationError, match="nothing could be made"):
+    with pytest.raises(ConfigurationError, match="no other task has a model that makes frames"):
         Engine(make_settings(model="none"))
-    with pytest.raises(ModelMissing, match=r"^WAN_SPEECH_MODEL=nobody is no catalogue name"):
+    with pytest.raises(ModelMissing, match=r"^WAN_SPEECH_MODEL=nobody is not a catalogue name"):
         Engine(make_settings(speech_model="nobody"))
 
 

@@ -868,6 +868,6 @@ def test_a_checkpoint_of_another_kind_does_not_fail_the_job(
     folder = toy.build("tiny-prompt-writer", tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"not weights")
     expander = Expander("transformers", "", local_writer(folder), 30)
-    assert "the prompt writer broke" in fallen_back(expand(expander, picture))
+    assert "the prompt writer failed" in fallen_back(expand(expander, picture))
     with pytest.raises(ConfigurationError, match="could not be loaded"):
         expander.load()

@@ -74,7 +74,7 @@ class Links:
             try:
                 return await asyncio.to_thread(path.read_bytes)
             except FileNotFoundError:
-                raise Refusal("gone", "The clip is no longer kept") from None
+                raise Refusal("gone", "The clip is no longer stored") from None
         # The operator's store may be in a private network.
         limits = FetchLimits(_CLIP_MAX_BYTES, _CLIP_SECONDS, allow_private=True)
         try:
@@ -96,7 +96,7 @@ class Links:
             raise Refusal("gone", "The link has expired")
         path = self._folder / name
         if path.parent != self._folder or not path.is_file():
-            raise Refusal("not_found", "The clip is no longer kept")
+            raise Refusal("not_found", "The clip is no longer stored")
         headers = {"Cache-Control": f"private, max-age={left}", "X-Content-Type-Options": "nosniff"}
         return FileResponse(
             path,

@@ -86,7 +86,7 @@ def require_writable(folder: Path, room_bytes: int = 0) -> None:
         with whole_file(path) as file:
             file.write(written)
         if path.read_bytes() != written:
-            raise OSError(errno.EIO, "what is written is not what is read")
+            raise OSError(errno.EIO, "the file does not contain what was written")
     finally:
         path.unlink(missing_ok=True)
     if shutil.disk_usage(folder).free < room_bytes:

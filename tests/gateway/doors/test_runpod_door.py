@@ -457,8 +457,8 @@ S3_CONFIG = {
         ({"s3Config": S3_CONFIG}, 'field "s3Config" is not supported here'),
         ({"s3Config": "x"}, 'field "s3Config" must be an object'),
         ({"s3Config": {**S3_CONFIG, "accessId": 5}}, 'field "s3Config.accessId" must be a string'),
-        ({"s3_config": S3_CONFIG}, 'field "s3Config" must be spelled so'),
-        ({"input": wish(s3Config=S3_CONFIG)}, 'field "s3Config" must be beside "input"'),
+        ({"s3_config": S3_CONFIG}, 'field "s3Config" must be spelled like this'),
+        ({"input": wish(s3Config=S3_CONFIG)}, 'field "s3Config" must be next to "input"'),
         ({"webhookV2": "https://example.com/hook"}, 'field "webhookV2" is not supported: use'),
     ],
 )

@@ -171,7 +171,7 @@ def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
             assert [await kept(served, job) for job in jobs] == [False, True, True, True]
             assert await kept(served, waiting) and await kept(served, others)
             assert sum(path.stat().st_size for path in media(tmp_path)) == 5 * MB // 2
-            with pytest.raises(Refusal, match="not kept any longer") as raised:
+            with pytest.raises(Refusal, match="no longer stored") as raised:
                 await served.jobs.retry(jobs[0])
             assert raised.value.code == "conflict"
             shown = await served.jobs.request(jobs[0].id)  # for what its webhook is told
@@ -391,7 +391,7 @@ def test_a_job_whose_picture_is_damaged_fails(serve: Serve, tmp_path: Path, how:
                 path.write_text(picture("a")[:-1] if how == "cut" else picture("b"))
             served.backend.release()
             job = await ended(served, job)
-            assert (job.state, job.error) == ("failed", "The job's request is not kept any longer")
+            assert (job.state, job.error) == ("failed", "The job's request is no longer stored")
             job = await ended(served, await submitted(served, request=wish(image=picture("a"))))
             assert job.state == "completed"  # it was stored anew
 

@@ -108,7 +108,9 @@ class Dispatcher:
             await _stored(self._jobs.fail, claimed, failure.code, failure.sentence)
         except WorkerLost as lost:
             workers_lost = claimed.workers_lost + lost.blamed
-            log.warning("job %s lost its worker, which it ended %d times", claimed.id, workers_lost)
+            log.warning(
+                "job %s lost its worker; it has crashed %d workers", claimed.id, workers_lost
+            )
             if workers_lost >= self._settings.job_starts:
                 refused = JobRefused(workers_lost)
                 await _stored(self._jobs.fail, claimed, refused.code, str(refused))
@@ -143,7 +145,7 @@ class Dispatcher:
         async def request() -> Mapping[str, Any]:
             found = await _stored(self._jobs.whole_request, job.id)
             if found is None:
-                raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+                raise WorkFailed(EngineError.code, "The job's request is no longer stored")
             if job.retries:
                 await _check(found)
             return found

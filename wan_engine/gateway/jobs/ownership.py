@@ -167,7 +167,7 @@ class Ownership:
     def _lose(self, why: str) -> None:
         if self.why_not in (why, _LOST):
             return
-        log.critical("%s: all work of this gateway ends", why)
+        log.critical("%s: this gateway stops all work", why)
         self.why_not = why
         self.on_loss(why)
 

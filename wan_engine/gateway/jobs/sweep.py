@@ -75,7 +75,7 @@ async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
         await _remove(old, jobs, links)
         count += len(old)
     if count:
-        log.info("forgot %d jobs that ended long ago", count)
+        log.info("deleted %d old jobs", count)
     return count
 
 

@@ -119,7 +119,7 @@ class _Routes:
             raise Refusal("conflict", f"{sentence}: see GET {PATH}/{video_id}")
         path = self._context.links.path(job)
         if path is not None and not path.is_file():
-            raise Refusal("gone", "The clip is no longer kept")
+            raise Refusal("gone", "The clip is no longer stored")
         if variant != "video":
             still = await self._still(job, path, variant, request)
             return Response(still, media_type=_STILL_TYPES[variant])
@@ -149,7 +149,7 @@ class _Routes:
     async def _found(self, request: Request, video_id: str) -> Job:
         job = await self._context.jobs.find(NAME, request.state.owner, video_id)
         if job is None:
-            raise Refusal("not_found", "There is no video of yours with this id")
+            raise Refusal("not_found", "You have no video with this id")
         return job
 
     async def _newest(self, owner: str, after: str | None, most: int) -> list[Job]:
