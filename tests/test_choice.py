@@ -175,7 +175,7 @@ SEVERAL = {**PLAIN, "shot_type": "multi", "expand_prompt": True}
         ("speech references", {**SEVERAL, **SPOKEN}, "speech", "picture and sound together"),
         ("sounding references", {**SEVERAL, **LOUD}, "sounding", "picture and sound together"),
         ("sounding references", {**SEVERAL, **SILENT}, "references", "the image is their"),
-        ("picture slower", SEVERAL, PICTURE.name, "slower makes 8 frames a second, and wan"),
+        ("picture slower", SEVERAL, PICTURE.name, "slower makes 8 fps, and wan"),
         ("ends references", {**SEVERAL, "last_image": IMAGE}, "ends", 'field "last_image" cannot'),
         ("ends references", SEVERAL, "references", "the image is their reference"),
     ],

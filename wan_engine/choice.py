@@ -156,8 +156,8 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
 
 def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later | None:
     """Choose the model of the later shots of a clip that begins with a picture. A model for
-    references shows its subject anew. A crop of the picture would show it in the same pose
-    again."""
+    references can show the subject in another pose. A crop of the picture shows the same
+    pose again."""
     reference = models.get("reference-to-video")
     several = order.shot_type == "multi" and order.expand_prompt
     if reference is None or order.image is None or not several:
@@ -175,10 +175,7 @@ def _no_reference(
     if (track == "made" and spec.gives_sound) or "driving_sound" in spec.takes:
         return f"{spec.name} makes picture and sound together"
     if reference.fps != spec.fps:
-        return (
-            f"{reference.name} makes {reference.fps} frames a second, "
-            f"and {spec.name} makes {spec.fps}"
-        )
+        return f"{reference.name} makes {reference.fps} fps, and {spec.name} makes {spec.fps}"
     return _lacking(replace(order, image=None, references=(image,)), reference)
 
 

@@ -95,7 +95,7 @@ def settle_block(block: Any, recipe: Recipe) -> None:
     elif resident:
         block.to(device)
     if recipe.offload == "stream" and device.type == "cuda":
-        pin(block)  # diffusers would hold all blocks twice before it drops one
+        pin(block)  # diffusers would copy all blocks before it frees one
 
 
 def settle(name: str, network: Any, recipe: Recipe) -> None:
@@ -207,7 +207,7 @@ def _place(name: str, network: Any, recipe: Recipe) -> None:
 
 def pin(network: Any) -> None:
     """Pin the host memory of a network, so that copies to the device run at the speed of the bus.
-    It pins one tensor at a time, so that nothing is held twice."""
+    It pins one tensor at a time, so that memory holds only one of them twice."""
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.pin_memory()
 

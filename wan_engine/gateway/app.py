@@ -95,7 +95,7 @@ class Gateway:
         try:
             await self.store.ping()
         except Refusal:
-            reasons.append("the database is away")
+            reasons.append("the database cannot be reached")
         return [reason for reason in reasons if reason]
 
 

@@ -266,8 +266,7 @@ def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bo
         return False
     if settings.compile == "auto":
         return not spec.built and offload == "none"
-    # Where the offload is open, it may move what cannot be compiled then; where it is set, that is
-    # for the recipe to refuse.
+    # With offload `auto`, only `none` compiles. A set offload that cannot compile is an error.
     return settings.compile != "off" and (settings.offload != "auto" or offload == "none")
 
 
