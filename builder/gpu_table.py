@@ -84,8 +84,8 @@ def _recipe(card: Card) -> Recipe:
 def table() -> str:
     """The table in Markdown."""
     lines = [
-        "| card | Runpod's pool | what it does (`doctor` says it too) | GPU GB | host GB | "
-        "seconds a clip | clips an hour |",
+        "| card | Runpod's pool | recipe (as `doctor` shows it) | GPU GB | host GB | "
+        "seconds per clip | clips per hour |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for card in CARDS:

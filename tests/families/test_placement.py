@@ -136,7 +136,7 @@ def test_attention_in_8_bits_passes_its_test_where_the_kernel_is_right(
     recipe = Recipe("cpu", "bfloat16", attention="float8")
     with caplog.at_level("INFO"):
         assert able(recipe, {"num_attention_heads": 4, "attention_head_dim": 32}) == recipe
-    assert "off by these shares of the norm: Gaussian 0.0" in caplog.text
+    assert "these errors, as shares of the norm: Gaussian 0.0" in caplog.text
 
 
 @pytest.mark.usefixtures("emulated")

@@ -246,7 +246,9 @@ def check(heads: int, width: int, device: torch.device) -> Mapping[str, float]:
             raise Unsupported(f"{type(error).__name__}: {error}"[:300]) from error
         most = _MOST_ERROR_SHARP if kind == "sharp" else _MOST_ERROR
         if not errors[kind] <= most:  # also false for NaN
-            raise Unsupported(f"{kind}: off by {errors[kind]:.3f} of the norm, {most} is allowed")
+            raise Unsupported(
+                f"{kind}: the error is {errors[kind]:.3f} of the norm, {most} is allowed"
+            )
     return errors
 
 

@@ -42,7 +42,7 @@ def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
     if recipe.float8:
         try:
             error = float8.check(device)
-            log.info("float8 matrices are off by at most %.3f of a row's norm", error)
+            log.info("float8 matrices have an error of at most %.3f of a row's norm", error)
         except float8.Unsupported as why:
             log.warning("float8 matrices are not used, blocks are %s: %s", recipe.dtype, why)
             recipe = replace(recipe, float8=False)
@@ -50,7 +50,7 @@ def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
         try:
             errors = attention8.check(*_heads(expert), device)
             told = ", ".join(f"{kind} {error:.3f}" for kind, error in errors.items())
-            log.info("attention in 8 bits is off by these shares of the norm: %s", told)
+            log.info("attention in 8 bits has these errors, as shares of the norm: %s", told)
         except float8.Unsupported as why:
             log.warning("attention in 8 bits is not used: %s", why)
             recipe = replace(recipe, attention=EXACT_BESIDE_8_BITS)
