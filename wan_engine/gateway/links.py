@@ -61,13 +61,13 @@ class Links:
         return {**(job.result or {}), "video_url": url, "result": url}
 
     def path(self, job: Job) -> Path | None:
-        """The file of a completed job's clip; None where it is in a bucket."""
+        """The file of a completed job's clip. None if it is in a bucket."""
         assert job.result is not None
         return self._path(str(job.result["video_url"]))
 
     async def read(self, job: Job) -> bytes:
-        """The bytes of the mp4. Raises `Refusal` "gone", and "unavailable" where its store does not
-        give them."""
+        """The bytes of the mp4. Raises `Refusal` "gone", and "unavailable" if its store does not
+        return them."""
         assert job.result is not None
         stored = str(job.result["video_url"])
         if (path := self._path(stored)) is not None:

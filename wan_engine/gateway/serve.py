@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
 
 
 def _check_keyless(settings: Settings, host: str) -> None:
-    """Raises `ConfigurationError` where others than this machine could call."""
+    """Raise `ConfigurationError` if other machines could call."""
     make = "make a key with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
     if not is_loopback(host):
         raise ConfigurationError(
