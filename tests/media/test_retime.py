@@ -233,7 +233,7 @@ def test_frames_that_are_not_as_many_as_planned_fail(
 ) -> None:
     with pytest.raises(EncodeFailed):
         run(plan(1), [grey(index) for index in range(count)], method)
-    assert "the model gave" in caplog.text
+    assert "the model returned" in caplog.text
 
 
 def ffmpeg_children() -> int:
