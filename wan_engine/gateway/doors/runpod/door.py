@@ -278,7 +278,8 @@ def _input(endpoint: str, given: dict[str, Any]) -> dict[str, Any]:
     references = [] if endpoint == TEXT else given.get("references")
     if references:
         return given
-    rest = {key: value for key, value in given.items() if key not in ("image", "last_image")}
+    pictures = ("image", "last_image", "first_clip")
+    rest = {key: value for key, value in given.items() if key not in pictures}
     return {**rest, "references": references}
 
 
