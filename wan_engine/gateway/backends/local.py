@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from wan_engine.control import Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.runtime.watchdog import LOAD_TIMES
-from wan_engine.schema import Task
+from wan_engine.schema import Input, Task
 from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage
 
@@ -49,6 +49,7 @@ class LocalBackend:
     ) -> None:
         self.outlives = False
         self.models: Mapping[Task, str] | None = None
+        self.takes: Mapping[Task, Collection[Input]] | None = None
         self.slots = 2 if settings.prefetch else 1
         self._settings = settings
         self._metrics = metrics
@@ -96,7 +97,7 @@ class LocalBackend:
             if not done:
                 log.error("job %s did not end in time: its engine is killed", work.job_id)
                 self._kill()
-                raise WorkFailed("deadline_exceeded", "The job ran longer than it may take")
+                raise WorkFailed("deadline_exceeded", "The job exceeded its time limit")
             return ended.result()
         except asyncio.CancelledError:
             if not work.leaving():  # else its process ends anyway
@@ -144,7 +145,7 @@ class LocalBackend:
             try:
                 await self._one_life()
             except (OSError, ValueError, KeyError, TypeError):
-                log.exception("the engine cannot be started, or is not understood")
+                log.exception("the engine cannot be started, or its messages cannot be read")
             self._failed_starts += 1
 
     async def _one_life(self) -> None:
@@ -170,7 +171,7 @@ class LocalBackend:
             await _end(process)
             self._process = None
             if self._works:
-                log.error("the engine ended (%s) with a job in it", process.returncode)
+                log.error("the engine ended (%s) while it had a job", process.returncode)
             blamed = self._at_work if self._blamed is None else self._blamed
             for job_id, (_, ended) in self._works.items():
                 if not ended.done():
@@ -207,7 +208,7 @@ class LocalBackend:
             if what == "ready":
                 self._failed_starts = -1
                 self._ready.set()
-                self.models = told["models"]
+                self.models, self.takes = told["models"], told["takes"]
                 log.info("the engine is ready: %s", ", ".join(told["models"].values()))
             elif what == "unusable":
                 self._unusable(told["error"])

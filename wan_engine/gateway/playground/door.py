@@ -34,7 +34,6 @@ from wan_engine.schema.pricing import price_a_second
 PREFIX = "/playground/api"
 _STILL_WIDTH = 480
 _STILLS_AT_ONCE = 1
-_STILL_KEPT = "private, max-age=604800, immutable"
 
 Side = Annotated[int, Query(ge=1, le=100_000)]
 
@@ -63,11 +62,11 @@ class _Routes:
         """Return the models with the inputs that they take, the prices if the operator has set any,
         and the seconds that the last job of each kind took."""
         prices = self._context.settings.prices
-        rows = self._rows()
+        rows, takes = self._rows(), self._context.takes()
         return JSONResponse(
             {
                 "models": dict(self._context.models() or {}),
-                "takes": {task: list(row.takes) for task, row in rows.items()},
+                "takes": {task: list(inputs) for task, inputs in (takes or {}).items()},
                 "makes_sound": any(row.gives_sound for row in rows.values()),
                 "prices": {
                     task: {size: float(price_a_second(size, prices, task)) for size in _SIZES}
@@ -100,7 +99,7 @@ class _Routes:
             if await request.is_disconnected():
                 raise Refusal("timeout", "Nobody waits for the picture any longer")
             picture = await self._still(job)
-        return Response(picture, media_type="image/webp", headers={"Cache-Control": _STILL_KEPT})
+        return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
 
     # --- what the routes share -------------------------------------------------------------------
 

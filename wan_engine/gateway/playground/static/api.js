@@ -4,6 +4,7 @@
 const KEY = "wan-playground-key";
 const OWN = "playground/api";
 const SILENT_MS = 15000; // a server that has not answered by then is away
+const STILL_MS = 120000; // pictures of clips are made one at a time
 
 /** An answer of 400 or more, with the API's own sentence. Status 0: no answer at all. */
 export class Refused extends Error {
@@ -73,7 +74,7 @@ export class Gateway extends EventTarget {
 
   /** The first frame of a clip, as a blob; null where there is none. */
   async still(id) {
-    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`);
+    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, STILL_MS);
     return answer.ok ? answer.blob() : null;
   }
 
@@ -94,7 +95,7 @@ export class Gateway extends EventTarget {
     throw new Refused(answer.status, sentenceOf(told, answer), Number.isNaN(wait) ? null : wait);
   }
 
-  async #fetch(method, path, body) {
+  async #fetch(method, path, body, silentMs = SILENT_MS) {
     const headers = new Headers();
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
     if (body !== undefined) headers.set("Content-Type", "application/json");
@@ -104,7 +105,7 @@ export class Gateway extends EventTarget {
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
         cache: "no-store",
-        signal: method === "GET" ? AbortSignal.timeout(SILENT_MS) : undefined,
+        signal: method === "GET" ? AbortSignal.timeout(silentMs) : undefined,
       });
     } catch {
       this.dispatchEvent(new Event("away"));
