@@ -154,7 +154,7 @@ def test_no_key_is_asked_for_or_shown_where_the_server_has_none(
     expect(page.locator("#key-card")).to_be_hidden()
     for language in ("curl", "Python", "JavaScript"):
         pick(page, "Language", language)
-        for api in ("Runpod", "AI/ML API", "Oxen"):
+        for api in ("Runpod", "AI/ML API", "Oxen", "DashScope", "OpenAI"):
             pick(page, "API", api)
             code = page.locator("#code").inner_text()
             assert "YOUR_API_KEY" not in code and "Authorization" not in code

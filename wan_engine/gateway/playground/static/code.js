@@ -5,7 +5,8 @@ import { filesMaxBytes } from "./media.js";
 import { snippet } from "./snippets.js";
 
 const COPIED_MS = 1500;
-const NAMES = { aiml: "The AI/ML API", oxen: "Oxen" };
+const NAMES = { aiml: "The AI/ML API", oxen: "Oxen", dashscope: "DashScope", openai: "OpenAI" };
+const JQ = ["aiml", "dashscope", "openai"];
 
 export class Code {
   #form;
@@ -25,9 +26,10 @@ export class Code {
   }
 
   draw() {
-    const { endpoint, asksForKey } = this.#limits;
+    const { endpoint, asksForKey, namedSizes } = this.#limits;
     const { options, media } = this.#form;
-    const wish = { base: this.#base, endpoint, keyed: asksForKey, options, media };
+    const shape = namedSizes[options.size][options.aspect_ratio ?? "16:9"];
+    const wish = { base: this.#base, endpoint, keyed: asksForKey, options, media, shape };
     byId("code").textContent = snippet(chosen("api"), chosen("language"), wish);
     byId("code-note").textContent = this.#notes(wish).join(" ");
   }
@@ -43,9 +45,13 @@ export class Code {
     if (bytes > most) notes.push(`The file as it is does not fit in a request (${megabytes(most)}): make it smaller, or give a URL.`);
     if (files.some(({ changed }) => changed)) notes.push("The page converts the file for itself; this code sends it as it is.");
     if (api === "aiml" && references && (references.length < 1 || references.length > 3)) notes.push("The AI/ML API wants one to three references.");
-    if (NAMES[api] && media.first_clip) notes.push(`${NAMES[api]} takes no clip to continue.`);
-    if (api === "aiml" && !options.enable_safety_checker) notes.push("The AI/ML API always checks.");
-    if (api === "aiml" && chosen("language") === "curl") notes.push("It needs jq.");
+    if (["aiml", "oxen"].includes(api) && media.first_clip) notes.push(`${NAMES[api]} takes no clip to continue.`);
+    if (api === "dashscope" && options.keep_first_clip === false) notes.push("DashScope always begins with the clip.");
+    if (["dashscope", "openai"].includes(api) && references && media.last_image) {
+      notes.push(`${NAMES[api]} takes no last picture with references.`);
+    }
+    if (["aiml", "dashscope"].includes(api) && !options.enable_safety_checker) notes.push(`${NAMES[api]} always checks.`);
+    if (JQ.includes(api) && chosen("language") === "curl") notes.push("It needs jq.");
     return notes;
   }
 }
