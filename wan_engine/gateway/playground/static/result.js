@@ -171,10 +171,10 @@ function waiting({ before, waiting_for: reason }, seconds) {
   return [place, reason, rest].filter(Boolean).join(", ");
 }
 
-function facts({ options, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
+function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
   const length = options?.duration ?? (Number.isFinite(duration) ? duration.toFixed(1) : "–");
   const rows = [
-    ["Size", videoWidth ? `${videoWidth} × ${videoHeight}` : options ? sizeName(options.size) : "–"],
+    ["Size", (videoWidth ? [videoWidth, videoHeight] : pixels)?.join(" × ") ?? (options ? sizeName(options.size) : "–")],
     ["Length", `${length} s`],
     ["Seed", String(seed)],
   ];
