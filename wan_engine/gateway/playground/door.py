@@ -32,6 +32,7 @@ from wan_engine.schema import Size, Task
 from wan_engine.schema.pricing import price_a_second
 
 PREFIX = "/playground/api"
+_SIZES: tuple[str, ...] = get_args(Size)
 _STILL_WIDTH = 480
 _STILLS_AT_ONCE = 1
 
@@ -151,9 +152,6 @@ class _Routes:
         with tempfile.NamedTemporaryFile(dir=self._context.settings.scratch_dir) as file:
             await asyncio.to_thread(Path(file.name).write_bytes, await links.read(job))
             return await _still(Path(file.name))
-
-
-_SIZES: tuple[str, ...] = get_args(Size)
 
 
 async def _still(path: Path) -> bytes:
