@@ -39,7 +39,7 @@ function written(value, indent, { leaf, name, step, trailing }) {
   const inner = indent + step;
   const list = Array.isArray(value);
   const [open, close] = list ? "[]" : "{}";
-  if (list && !value.length) return "[]";
+  if (!Object.keys(value).length) return open + close;
   const rows = Object.entries(value).map(
     ([key, one]) => `${inner}${list ? "" : `${name(key)}: `}${written(one, inner, { leaf, name, step, trailing })}`,
   );
