@@ -17,6 +17,7 @@ import torch
 from tests.engine.clips import (
     SMALLEST,
     MakeSettings,
+    OrderFor,
     RequestFor,
     SlidingPicture,
     frame_hashes,
@@ -76,7 +77,7 @@ def test_a_click_and_a_flash_at_two_seconds_meet(
 
 
 def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
-    make_settings: MakeSettings, request_for: RequestFor
+    make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     small = {**SMALLEST, "fps": 30}
     asked: Any = Engine(make_settings(interpolation="blend", **small))
@@ -85,7 +86,7 @@ def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
     told = []
     for engine in (asked, forced):
         engine.pool.main.family = SlidingPicture()
-        told.append(" ".join(engine.generate(request_for()).warnings))
+        told.append(" ".join(engine.generate(shortest()).warnings))
     assert "moving edges are double" not in told[0]
     assert "moving edges are double" in told[1]
 
@@ -100,14 +101,14 @@ class Doubler:
 
 
 def test_a_network_enlarges_before_frames_are_made_between(
-    make_settings: MakeSettings, request_for: RequestFor, caplog: pytest.LogCaptureFixture
+    make_settings: MakeSettings, shortest: OrderFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = {"preset": "superfast", "render_area": 256 * 144, "fps": 30, "interpolation": "blend"}
     engine: Any = Engine(make_settings(**small))
     engine.pool.main.family = SlidingPicture()
     engine.postprocess._upscaler, engine.postprocess.upscaling = Doubler(), "realesrgan"
     with caplog.at_level("INFO"):
-        path = local(engine.generate(request_for()).video_url)
+        path = local(engine.generate(shortest()).video_url)
     assert len(frame_hashes(path)) == 150 and "1280x720" in probe(path)
     assert "256x144 enlarged by realesrgan, from 16 fps by blend" in caplog.text
     assert "upscale " in caplog.text and "interpolate " in caplog.text

@@ -232,4 +232,4 @@ def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path, phases
     accepted = httpx.get(f"{here.url}/metrics").text
     for door in ("runpod", "aiml", "oxen", "dashscope", "openai"):  # it did get behind the doors
         found = re.search(f'wan_jobs_accepted_total{{door="{door}"}} ([0-9.]+)', accepted)
-        assert found and float(found[1]) > 10, door
+        assert found and float(found[1]) > 0, door
