@@ -101,14 +101,14 @@ class Doubler:
 
 
 def test_a_network_enlarges_before_frames_are_made_between(
-    make_settings: MakeSettings, shortest: OrderFor, caplog: pytest.LogCaptureFixture
+    make_settings: MakeSettings, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = {"preset": "superfast", "render_area": 256 * 144, "fps": 30, "interpolation": "blend"}
     engine: Any = Engine(make_settings(**small))
     engine.pool.main.family = SlidingPicture()
     engine.postprocess._upscaler, engine.postprocess.upscaling = Doubler(), "realesrgan"
     with caplog.at_level("INFO"):
-        path = local(engine.generate(shortest()).video_url)
+        path = local(engine.generate(request_for()).video_url)
     assert len(frame_hashes(path)) == 150 and "1280x720" in probe(path)
     assert "256x144 enlarged by realesrgan, from 16 fps by blend" in caplog.text
     assert "upscale " in caplog.text and "interpolate " in caplog.text
