@@ -33,6 +33,8 @@ from wan_engine.schema import AudioTrack, Media, Order, Task
 from wan_engine.settings import Settings
 
 _LEAST_NEW_SECONDS = 1
+_SAME_SHAPE = 0.02
+_CUT_OFF = "The last picture has another shape than the clip: its edges are cut off"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Preparation:
         if order.audio:
             control.progress("prepare", steps - 1, steps)
             media = replace(media, audio=self._audio(order.audio, folder, control))
+        if _shape_differs(media):
+            media = replace(media, warnings=(*media.warnings, _CUT_OFF))
         expansion = self._expanded(order, choice, media, control)
         if len(expansion.script.shots) > 1 and media.image is not None:
             media = replace(media, subject=subject(media.image))
@@ -183,3 +187,12 @@ class Preparation:
             warning = "The expanded prompt was flagged: the prompt was used as it is"
             return replace(Expansion.none(order), warning=warning)
         return expansion
+
+
+def _shape_differs(media: Media) -> bool:
+    """Whether the last picture is cut to the shape of the clip."""
+    if media.last_image is None:
+        return False
+    width, height = media.aspect if media.image is None else media.image.size
+    last = media.last_image.width / media.last_image.height
+    return abs(width / height / last - 1) > _SAME_SHAPE

@@ -225,6 +225,7 @@ class ReferenceRequest(ClipRequest):
     seed: Seed = -1
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
+    last_image: LastImage = None
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 

@@ -179,7 +179,7 @@ def test_the_tasks_are_listed_a_page_at_a_time(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what the engine is told ---------------------------------------------------------------------
+# --- requests to the engine ----------------------------------------------------------------------
 
 
 def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
@@ -237,6 +237,11 @@ def test_2_7_has_its_media_in_one_array(serve: Serve) -> None:
                 one["url"] for one in frames
             ]
             assert request["seconds"] == 7
+            clip = {"type": "first_clip", "url": "https://example.com/a.mp4"}
+            goes_on = {"model": "wan2.7-i2v", "input": {"prompt": "Go", "media": [clip]}}
+            request = await told(served, {**goes_on, "parameters": {"duration": 12}})
+            assert (request["first_clip"], request["seconds"]) == (clip["url"], 12)
+            assert "image" not in request
             media = [
                 {"type": "reference_image", "url": PICTURE, "reference_voice": "https://x.io/a"},
                 {"type": "reference_video", "url": "https://example.com/ann.mp4"},
@@ -280,12 +285,12 @@ def test_a_watermark_is_taken_and_told_not_to_be_there(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             done = await ended(served, sample(parameters={"watermark": True}))
-            assert done["output"]["warnings"] == ["No watermark is drawn here"]
+            assert done["output"]["warnings"] == ["watermark is ignored: this server draws none"]
 
     asyncio.run(line())
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 SIZES = (
     "1280*720, 720*1280, 960*960, 1088*832, 832*1088, 1920*1080, 1080*1920, 1440*1440, "
@@ -349,10 +354,23 @@ SIZES = (
             "Invalid image URL: it must start with http://, https:// or data:",
         ),
         (
-            sample("wan2.7-i2v", given={"media": [{"type": "first_clip", "url": PICTURE}]}),
+            sample("wan2.7-i2v", given={"media": [{"type": "video", "url": PICTURE}]}),
             "InvalidParameter",
-            'field "input.media[0].type" must be one of first_frame, last_frame, driving_audio, '
-            "reference_audio",
+            'field "input.media[0].type" must be one of first_frame, last_frame, first_clip, '
+            "driving_audio, reference_audio",
+        ),
+        (
+            sample(
+                "wan2.7-i2v",
+                given={
+                    "media": [
+                        {"type": "first_frame", "url": PICTURE},
+                        {"type": "first_clip", "url": PICTURE},
+                    ]
+                },
+            ),
+            "InvalidParameter",
+            'field "input.media": a "first_clip" cannot be used with a "first_frame"',
         ),
         (
             sample("wan2.7-i2v", given={"media": [{"type": "first_frame", "url": PICTURE}] * 2}),

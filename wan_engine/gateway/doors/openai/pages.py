@@ -27,6 +27,12 @@ _FIELDS: dict[str, Any] = {
     "negative_prompt": {**_TEXT, "description": "What the video must not show."},
     "seed": {**_INTEGER, "minimum": -1, "maximum": SEED_MAX, "default": -1},
     "generate_sound": {"type": "boolean", "default": True},
+    "keep_first_clip": {
+        "type": "boolean",
+        "default": True,
+        "description": "Whether the video begins with `first_clip`; `seconds` is then the length "
+        "of both.",
+    },
     "shot_type": {**_TEXT, "enum": ["single", "multi"], "default": "single"},
     "enable_prompt_expansion": {"type": "boolean", "default": False},
     "enable_safety_checker": {"type": "boolean", "default": True},
@@ -43,6 +49,10 @@ _JSON = {
         **_FIELDS,
         "input_reference": {**_REFERENCE, "description": "The first frame."},
         "last_image": {**_TEXT, "description": "A link or data URI of the last frame."},
+        "first_clip": {
+            **_TEXT,
+            "description": "A link or data URI of a clip to continue: MP4 or MOV, 2 to 10 s.",
+        },
         "references": {
             "type": "array",
             "items": _TEXT,
@@ -67,6 +77,7 @@ _FORM = {
             "description": "A picture is the first frame, a video a reference.",
         },
         "last_image": {**_TEXT, "format": "binary", "description": "The last frame."},
+        "first_clip": {**_TEXT, "format": "binary", "description": "A clip to continue."},
         "audio_reference": {**_TEXT, "description": 'JSON: {"audio_url": "..."}'},
     },
 }
@@ -161,9 +172,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: _refused("The body is too large", "..."),
     **_FAILURES,
 }
-_NOT_FOUND = _refused(
-    "The caller has no video with this id", "There is no video of yours with this id"
-)
+_NOT_FOUND = _refused("The caller has no video with this id", "You have no video with this id")
 
 CREATE: dict[str, Any] = {
     "operation_id": "openai_create",
@@ -258,7 +267,7 @@ CONTENT: dict[str, Any] = {
         400: _refused("The variant is unknown", "..."),
         404: _NOT_FOUND,
         409: _refused("The video failed or is not ready", "The video is not ready yet: ..."),
-        410: _refused("The clip is no longer kept", "..."),
+        410: _refused("The clip is no longer stored", "..."),
         **_FAILURES,
     },
 }

@@ -40,10 +40,10 @@ _SHAPES: Mapping[str, tuple[str, str]] = {
 }
 SIZES = (*_SHAPES, *_LIKE_SORA)
 
-SWITCHES = ("generate_sound", "enable_prompt_expansion", "enable_safety_checker")
+SWITCHES = ("generate_sound", "keep_first_clip", "enable_prompt_expansion", "enable_safety_checker")
 _MEDIA = (
     *("input_reference", "image_reference", "video_reference", "audio_reference"),
-    *("references", "last_image"),
+    *("references", "last_image", "first_clip"),
 )
 _UNUSED = (
     *("fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "boundary_ratio"),
@@ -146,7 +146,7 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
     except InvalidRequest as error:
         raise _named(str(error)) from None
     if not serves(order.task):
-        raise ParameterError("model", f"No model for {order.task} is served here")
+        raise ParameterError("model", f"No model is configured for {order.task}")
     unused = [name for name in _UNUSED if given.get(name) not in (None, False, "false")]
     payload = {
         "model": _model(given.get("model"), kind),
@@ -186,6 +186,11 @@ def _media(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     names = ("input_reference", "image_reference", "video_reference", "references")
     found = [medium for name in names for medium in _of(name, given.get(name))]
     fields = {"audio": _one(given, "audio_reference"), "last_image": _one(given, "last_image")}
+    if (clip := _one(given, "first_clip")) is not None:
+        if found:
+            sentence = 'field "first_clip" cannot be used with "input_reference"'
+            raise ParameterError("first_clip", sentence)
+        return {**fields, "first_clip": clip}, "i2v"
     as_references = "references" in given or any(medium.is_video for medium in found)
     if len(found) == 1 and not as_references:
         return {**fields, "image": found[0].url}, "i2v"
