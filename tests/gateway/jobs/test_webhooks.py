@@ -99,8 +99,10 @@ def test_what_is_not_taken_is_posted_twice_more(
             await served.http.post(f"{BASE}/runsync", json=wished)
             await eventually(lambda: len(receiver.bodies) == tries)
             store = served.gateway.store
+            async with asyncio.timeout(30):
+                while await store.due_webhooks(2**60, 10):
+                    await asyncio.sleep(0.02)
             await asyncio.sleep(0.7)
-            assert await store.due_webhooks(2**60, 10) == []
             assert len(receiver.bodies) == tries
             assert all(body == receiver.bodies[0] for body in receiver.bodies)
 
