@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
-from wan_engine.weights import LocatedLora
+from wan_engine.weights import LocatedLora, lora_plan
 from wan_engine.weights.lora_file import Tensor
 
 Tensors = dict[str, torch.Tensor]
@@ -50,7 +50,7 @@ def save(tensors: Tensors, path: Path, metadata: Any = None) -> None:
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, path, metadata)
 
 
-def parameters_of(network: Any) -> lora.Parameters:
+def parameters_of(network: Any) -> lora_plan.Parameters:
     """What the headers of its files say of a network."""
     return {
         name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in network.named_parameters()
@@ -69,7 +69,7 @@ def fused(
 def fused_file(base: Any, file: LocatedLora) -> Mapping[str, torch.Tensor]:
     before = {name: one.data for name, one in base.named_parameters()}
     try:
-        lora.fuse(base, "high", [lora.plan(file, {"high": parameters_of(base)})])
+        lora.fuse(base, "high", [lora_plan.plan(file, {"high": parameters_of(base)})])
         return {name: one.data for name, one in base.named_parameters()}
     finally:
         for name, one in base.named_parameters():
