@@ -26,6 +26,8 @@ _FIELDS: Mapping[Input, str] = {
 _SILENT = "No model here makes sound: the clip has a silent track"
 _LIPS = "The sound is added to the clip: {} does not move lips by it"
 
+_CROPS = "they begin with crops of the picture"
+
 _SOUND_REASONS: Mapping[Track, str] = {
     "given": "the request brings it",
     "made": "the request brings none, and a model that makes sound is here",
@@ -117,6 +119,11 @@ def choose(order: Order, models: Models, *, generate_audio: bool = True) -> Choi
     raise NotServed(_lacking(order, rows[0]) or "")
 
 
+def without_later_model(choice: Choice, why: str) -> Choice:
+    """The choice with later shots by the first shot's model."""
+    return replace(choice, later=Later(None, f"{_CROPS}: {why}"))
+
+
 def served(models: Models) -> dict[Task, str]:
     """The names of the models by task, for health routes and `models`."""
     return {task: spec.name for task, spec in models.items()}
@@ -137,6 +144,8 @@ def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
 
 def _lacking(order: Order, spec: ModelSpec) -> str | None:
     """The reason why a row cannot serve an order, as a sentence for the caller."""
+    if order.loras and not spec.wan_blocks:
+        return f'field "loras" cannot be used: the model {spec.name} takes no LoRA'
     for given in order.gives:
         if given not in spec.takes:
             return (
@@ -160,7 +169,7 @@ def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later
         return None
     why = _no_reference(order, order.image, spec, track, reference)
     if why is not None:
-        return Later(None, f"they begin with crops of the picture: {why}")
+        return Later(None, f"{_CROPS}: {why}")
     return Later(reference, "the picture is their reference")
 
 

@@ -89,9 +89,9 @@ class Fusing:
         return self.layers[layer][0][1].weight in parameters
 
     def names(self, layer: str) -> list[str]:
-        """The parameters of the layer that are changed."""
+        """The parameters of the layer that are changed; none of a layer that is not."""
         found = []
-        for _, change in self.layers[layer]:
+        for _, change in self.layers.get(layer, ()):
             if set(change.keys) - _OF_BIAS:
                 found.append(change.weight)
             if change.bias and set(change.keys) & _OF_BIAS:

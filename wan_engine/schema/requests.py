@@ -27,6 +27,7 @@ from pydantic.json_schema import SkipJsonSchema
 from wan_engine.errors import InvalidRequest
 from wan_engine.schema import fields
 from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size, TextSize
+from wan_engine.schema.lora import Lora, loras
 from wan_engine.schema.order import Order
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
 """Whether an animated image, GIF too, gives its first frame instead of being refused."""
 LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]
 """The picture that the clip ends with."""
+Loras = SkipJsonSchema[Annotated[tuple[Lora, ...], BeforeValidator(loras)]]
+"""The LoRA files of the operator's folder to make the clip with."""
 WholeSeconds = SkipJsonSchema[Annotated[int, BeforeValidator(fields.seconds)] | None]
 """Any length that a clip can have, for APIs whose pages name no three; goes before `duration`."""
 
@@ -181,6 +184,7 @@ class VideoRequest(ClipRequest):
     enable_safety_checker: SafetyCheck = True
     first_frame: FirstFrame = False
     last_image: LastImage = None
+    loras: Loras = ()
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
@@ -224,6 +228,7 @@ class ReferenceRequest(ClipRequest):
     seed: Seed = -1
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
+    loras: Loras = ()
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
