@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.families.lora_files import noise
+from tests.families.lora_files import lora_file, noise
 from tests.rows import ROWS
 from wan_engine import toy
 from wan_engine.errors import Cancelled, LoraRefused
@@ -36,22 +36,6 @@ OFFLOADS = ("none", "stream", "model", "layer")
 
 def said(_done: int, _total: int) -> None:
     """Hears the bytes of a change."""
-
-
-def lora_file(path: Path, network: Any, seed: int, *, size: float = 0.3) -> Path:
-    """A file that changes every matrix, bias and norm of a network, and its convolution."""
-    made: State = {}
-    for number, (name, one) in enumerate(network.named_parameters()):
-        layer, _, last = name.rpartition(".")
-        if last == "weight" and one.ndim > 1:
-            down = noise(2, *one.shape[1:], seed=seed + number)
-            made[f"transformer.{layer}.lora_A.weight"] = down
-            made[f"transformer.{layer}.lora_B.weight"] = size * noise(one.shape[0], 2, seed=seed)
-        elif last in ("weight", "bias"):
-            end = "diff" if last == "weight" else "diff_b"
-            made[f"transformer.{layer}.{end}"] = size * noise(*one.shape, seed=seed + number)
-    save_file(made, path)
-    return path
 
 
 @pytest.fixture

@@ -212,7 +212,8 @@ def _refuse_twice(new: ChosenLora, before: Sequence[ChosenLora]) -> None:
     for place, other in enumerate(before):
         for one in new.plans:
             for two in other.plans:
-                if one.lora.path == two.lora.path and one.changes.keys() & two.changes.keys():
+                same = one.lora.path.resolve() == two.lora.path.resolve()
+                if same and one.changes.keys() & two.changes.keys():
                     raise InvalidRequest(
                         f'field "loras[{len(before)}].name" must be another file than that of '
                         f'"loras[{place}]", got {described(new.lora.name)}'
