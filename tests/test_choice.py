@@ -12,10 +12,11 @@ from wan_engine.choice import Choice, choose, served
 from wan_engine.errors import InvalidRequest, NotServed
 from wan_engine.schema import Order, Task
 
-PICTURE = CATALOG["wan2.2-i2v-a14b-4step"]
+PICTURE = replace(CATALOG["wan2.2-i2v-a14b-4step"], takes=("first_picture",))
 MODELS: dict[str, ModelSpec] = {
     "picture": PICTURE,
     "ends": replace(PICTURE, name="ends", takes=("first_picture", "last_picture")),
+    "on": replace(PICTURE, name="on", takes=("first_picture", "first_clip")),
     "references": replace(
         PICTURE, name="references", task="reference-to-video", takes=("references",), needs=()
     ),
@@ -37,6 +38,7 @@ MODELS: dict[str, ModelSpec] = {
 IMAGE, AUDIO = "https://example.com/a.png", "https://example.com/a.wav"
 PLAIN = {"image": IMAGE}
 SPOKEN = {**PLAIN, "audio": AUDIO}
+CLIP = {"first_clip": "https://example.com/a.mp4"}
 LOUD, SILENT = {**PLAIN, "sound": True}, {**PLAIN, "sound": False}
 
 
@@ -73,6 +75,9 @@ def chosen(here: str, *, generate_audio: bool = True, **fields: Any) -> Choice:
         ("references listener", {"references": ()}, "references", "made"),
         ("references", {"references": (), "sound": False}, "references", "none"),
         ("ends", {**PLAIN, "last_image": IMAGE}, "ends", "silent"),
+        ("on", CLIP, "on", "silent"),
+        ("on speech", {**CLIP, "audio": AUDIO}, "on", "given"),
+        ("ends speech", {**SPOKEN, "last_image": IMAGE}, "ends", "given"),
     ],
 )
 def test_the_model_and_the_sound_of_an_order(
@@ -123,6 +128,11 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
             "picture",
             {**PLAIN, "last_image": IMAGE},
             f'field "last_image" cannot be used: the model {PICTURE.name} takes a first picture',
+        ),
+        (
+            "picture",
+            CLIP,
+            f'field "first_clip" cannot be used: the model {PICTURE.name} takes a first picture',
         ),
         (
             "speech",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import pytest
@@ -26,6 +27,7 @@ from wan_engine.plan import (
 from wan_engine.schema import (
     SEED_MAX,
     AspectRatio,
+    FirstClip,
     Framing,
     Media,
     Order,
@@ -60,13 +62,16 @@ def plan_of(
     seed: int = 42,
     frame: FrameMode = "image",
     fps: int | None = None,
+    first_clip: float = 0,
 ) -> Plan:
     seconds = sum(length for _, length in shots)
     fields: dict[str, Any] = {"size": size, "duration": seconds, "seed": seed}
     request = VideoRequest(prompt="Leaves sway", image="https://example.com/a.jpg", **fields)
-    media = Media(cast(Any, Picture(picture)))
+    tail = (cast(Any, Picture(picture)),) * spec.overlap_frames
+    clip = FirstClip(Path("clip.mp4"), first_clip, tail) if first_clip else None
+    media = Media(cast(Any, Picture(picture)), first_clip=clip)
     scripted = tuple(ScriptShot(prompt, length) for prompt, length in shots)
-    return make_plan(request, Script(scripted), media, spec, PlanLimits(frame, fps))
+    return make_plan(request.order(), Script(scripted), media, spec, PlanLimits(frame, fps))
 
 
 @st.composite
@@ -654,3 +659,63 @@ def test_shots_of_two_models_have_one_size_that_is_legal_for_both_and_each_its_o
     assert plan.steps == 40 + 3 * 50
     one = make_plan(request, Script((ScriptShot("x", 10),)), media, first, PlanLimits(), later)
     assert one == make_plan(request, Script((ScriptShot("x", 10),)), media, first, PlanLimits())
+
+
+# --- a last picture, and a clip that is continued ------------------------------------------------
+
+
+def plan_between(
+    spec: ModelSpec, seconds: int, fps: int | None, *, before: float = 0, kept: bool = True
+) -> Plan:
+    """The plan of a clip that ends on a picture; and that continues another one, of `before`
+    seconds, if there is one."""
+    tail = (cast(Any, Picture((1280, 720))),) * spec.overlap_frames
+    clip = FirstClip(Path("clip.mp4"), before, tail) if before else None
+    picture: Any = Picture((1280, 720))
+    order = Order("x", image="https://a.io/a.png", duration=seconds, seed=7, keep_first_clip=kept)
+    media = Media(picture, last_image=picture, first_clip=clip)
+    script = Script((ScriptShot("x", seconds),))
+    return make_plan(order, script, media, spec, PlanLimits("image", fps))
+
+
+continuing = st.sampled_from([row for row in ROWS if row.overlap_frames])
+
+
+@fuzz
+@given(
+    spec=continuing,
+    seconds=st.integers(5, 15),
+    fps=clip_fps,
+    before=st.floats(2, 4) | st.just(0.0),
+    kept=st.booleans(),
+)
+def test_a_clip_with_given_ends_is_exact_and_samples_whole_latents(
+    spec: ModelSpec, seconds: int, fps: int | None, before: float, kept: bool
+) -> None:
+    plan = plan_between(spec, seconds, fps, before=before, kept=kept)
+    assert plan.frames == seconds * plan.fps
+    assert plan.given_frames == (round(before * plan.fps) if kept else 0)
+    assert sum(shot.frames for shot in plan.shots) == plan.made_frames
+    first, last = plan.segments[0], plan.segments[-1]
+    assert first.repeated == (spec.overlap_frames if before else 0)
+    for segment in plan.segments:
+        assert segment.frames % 4 == 1 and segment.frames <= spec.max_frames
+        assert segment.frames - segment.repeated >= 4
+    assert last.repeated + last.shown == last.frames  # the picture is the last one that is shown
+    # The model's frames reach to within one of them of the end, and not far behind it.
+    needed = plan.made_frames * spec.fps / plan.fps
+    assert needed - 1 <= plan.source_frames <= needed + 5
+    assert plan.shots[-1].ends_on_picture and last.ends_clip
+
+
+@pytest.mark.parametrize(("seconds", "sampled"), [(2, [33]), (5, [81]), (10, [57, 57, 57])])
+def test_a_last_picture_is_one_frame_behind_the_end(seconds: int, sampled: list[int]) -> None:
+    plan = plan_between(CATALOG["wan2.2-i2v-a14b"], seconds, 30)
+    assert [segment.frames for segment in plan.segments] == sampled
+    assert plan.source_frames == 16 * seconds + 1
+
+
+def test_a_clip_that_goes_on_repeats_five_frames_of_the_one_before() -> None:
+    plan = plan_of(spec=CATALOG["wan2.2-i2v-a14b"], first_clip=2.0)
+    assert [(one.frames, one.repeated, one.shown) for one in plan.segments] == [(53, 5, 48)]
+    assert (plan.given_frames, plan.made_frames, plan.frames) == (32, 48, 80)

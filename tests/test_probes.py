@@ -369,14 +369,14 @@ def test_the_worker_tells_the_task_by_the_fields_of_its_input(
         plane.submit("references", {"prompt": "x", "references": three, "seed": 1})
         plane.submit("picture", {"prompt": "x", "image": image, "seed": 1})
         plane.submit("both", {"prompt": "x", "image": image, "references": three})
-        plane.submit("end", {"prompt": "x", "image": image, "last_image": image})
+        plane.submit("end", {"prompt": "x", "references": three, "last_image": image})
         assert plane.result("references")["output"]["seed"] == 1
         assert plane.result("picture")["output"]["seed"] == 1
         assert plane.result("both")["error"] == (
             'field "references" cannot be given with field "image"'
         )
         assert plane.result("end")["error"] == (
-            'field "last_image" cannot be used: the model wan-tiny takes a first picture'
+            'field "last_image" cannot be used: the model probe-collage takes references'
         )
         assert ["red", "lime", "blue"] in [colours(clip) for clip in worker.clips()]
         assert (

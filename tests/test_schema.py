@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from wan_engine.errors import InvalidRequest
 from wan_engine.schema import (
     SECONDS,
+    ContinuationRequest,
     Plan,
     ReferenceRequest,
     Segment,
@@ -433,7 +434,7 @@ def test_the_name_of_an_unknown_field_stays_in_its_line_of_the_log(
 SENTENCE = re.compile(
     r'field "\w+" is required'
     r'|field "\w+" must be (a|an|one of) .+, got ((string|number|boolean) .+|array|object)'
-    r"|Invalid (image|last_image|audio) URL: .+"
+    r"|Invalid (image|last_image|first_clip|audio) URL: .+"
 )
 PIECES = (
     *("1280*720", "1080p", "single", "5", "10", "-1", "+", "http://", "data:", "true", "e", "."),
@@ -628,3 +629,40 @@ def test_an_upright_size_and_another_shape_contradict_each_other() -> None:
     assert str(caught.value) == (
         'field "aspect_ratio" must be "9:16" where "size" is "720*1280", got "1:1"'
     )
+
+
+# --- a clip that continues another one -----------------------------------------------------------
+
+CLIP = "https://example.com/clip.mp4"
+
+
+def test_a_first_clip_makes_another_kind_of_request() -> None:
+    request = parse_request({"prompt": "On", "first_clip": CLIP, "seconds": 7})
+    assert isinstance(request, ContinuationRequest)
+    order = request.order()
+    assert (order.first_clip, order.keep_first_clip, order.duration) == (CLIP, True, 7)
+    assert order.gives == ("first_clip",) and order.task == "image-to-video"
+    assert parse_request({"prompt": "On", "first_clip": "", "image": CLIP}).order().image == CLIP
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image": CLIP}, 'field "first_clip" cannot be given with field "image"'),
+        ({"references": [CLIP]}, 'field "first_clip" cannot be given with field "references"'),
+        ({"keep_first_clip": "maybe"}, 'field "keep_first_clip" must be a boolean, got string'),
+        ({"first_clip": 7}, 'field "first_clip" must be a string, got number 7'),
+        ({"first_clip": "clip.mp4"}, "Invalid first_clip URL: it must start with http://"),
+        ({"prompt": None}, 'field "prompt" is required'),
+    ],
+)
+def test_what_is_wrong_with_a_first_clip_is_one_sentence(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request({"prompt": "On", "first_clip": CLIP, **fields})
+    assert str(caught.value).startswith(said)
+
+
+def test_a_clip_that_goes_on_has_one_shot() -> None:
+    request = parse_request({"prompt": "On", "first_clip": CLIP, "shot_type": "multi"})
+    assert request.order().shot_type == "single"
+    assert request.order().cuts == ("A clip that continues another one has one shot",)

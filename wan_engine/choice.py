@@ -20,6 +20,7 @@ Models = Mapping[Task, ModelSpec]
 _FIELDS: Mapping[Input, str] = {
     "first_picture": "image",
     "last_picture": "last_image",
+    "first_clip": "first_clip",
     "references": "references",
     "driving_sound": "audio",
 }
@@ -138,7 +139,8 @@ def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
         yield "speech-to-video", "its sound moves the lips"
     if order.audio is None and order.sound:
         yield "image-to-video-with-sound", "it asks for sound with the picture"
-    yield "image-to-video", "it begins with a picture"
+    begins = "it begins with a picture" if order.first_clip is None else "it continues a clip"
+    yield "image-to-video", begins
     yield "image-to-video-with-sound", "it begins with a picture, and no other model is here"
 
 
@@ -154,7 +156,8 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
     for needed in spec.needs:
         if needed == "driving_sound" and order.audio is None:
             return f'field "audio" is required by the model {spec.name}'
-        if needed != "driving_sound" and needed not in order.gives:
+        begins = order.first_clip is not None and needed == "first_picture"  # with its last frame
+        if needed != "driving_sound" and needed not in order.gives and not begins:
             return f'field "{_FIELDS[needed]}" is required by the model {spec.name}'
     return None
 

@@ -21,6 +21,7 @@ from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed, InvalidRequest, NotFinite, OutOfMemory
 from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
+from wan_engine.media.soundtrack import after
 from wan_engine.media.video import EncodeOptions, Sound, add_sound
 from wan_engine.plan import PlanLimits, described, make_plan
 from wan_engine.pool import Pool
@@ -266,28 +267,34 @@ class Engine:
         counted = self._counted(control) if self.settings.prefetch else nullcontext()
         with self.pool.device(control), counted:
             video = self.pool.run(first, once)
-            return self._with_sound(choice, plan, video, control)
+            return self._with_sound(choice, plan, media, video, control)
 
     def _with_sound(
-        self, choice: Choice, plan: Plan, video: EncodedVideo, control: Control
+        self, choice: Choice, plan: Plan, media: Media, video: EncodedVideo, control: Control
     ) -> EncodedVideo:
-        """Return the clip with the sound that a model makes for its frames. If that fails, the clip
-        gets a silent track and a warning, because the frames are already rendered."""
+        """Return the clip with the sound that a model makes for its frames, after the sound of the
+        clip that it continues. If that fails, the clip gets a silent track and a warning, because
+        the frames are already rendered."""
         if choice.sound_spec is None:
             return video
+        first = media.first_clip.sound if media.first_clip and plan.given_frames else None
         model = self.pool.models["sound-for-video"]
         allow_steps(control, self.settings, model.spec, model.recipe)
 
         def once() -> AudioTrack:
             control.enter("load")
             family = cast("SoundFamily", self.pool.load(model, control))
-            return make_sound(family.hear, family.spec, plan, video, control)
+            made = make_sound(family.hear, family.spec, plan, video, control)
+            if first is None:
+                return made
+            path = video.path.with_name("sound.wav")
+            return after(first, made, plan.given_frames / plan.fps, path)
 
         try:
             made: Sound = self.pool.run(model, once)
         except (OutOfMemory, NotFinite, EncodeFailed) as error:
             log.error("the sound of job %s could not be made: %s", control.job_id, error)
-            made = "silence"
+            made = first or "silence"
             video = replace(video, warnings=(*video.warnings, _NO_SOUND))
         with_sound = add_sound(video, made, plan, control)
         return replace(with_sound, warnings=video.warnings)

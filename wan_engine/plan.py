@@ -91,16 +91,21 @@ def make_plan(
     shots: list[Shot] = []
     seeds = _seeds(order.seed)
     fps = limits.fps or spec.fps
+    given = 0
+    if media.first_clip is not None and order.keep_first_clip:
+        given = round(media.first_clip.seconds * fps)
     for row, scripted in zip(rows, script.shots, strict=True):
-        ends = media.last_image is not None and scripted is script.shots[-1]
-        layout = _covering_layout(scripted.seconds * fps, fps, row, ends_on_picture=ends)
+        first, last = scripted is script.shots[0], scripted is script.shots[-1]
+        length = scripted.seconds * fps - (given if first else 0)
+        ends = media.last_image is not None and last
+        before = len(media.first_clip.tail) if media.first_clip is not None and first else 0
+        layout = _covering_layout(length, fps, row, before=before, ends_on_picture=ends)
         carried = [repeated for _, repeated, _ in layout[1:]] + [0]
         numbers = zip(layout, carried, seeds, strict=False)  # the seeds last: they never end
-        segments = tuple(Segment(seed, *part, last) for part, last, seed in numbers)
-        if scripted is script.shots[-1]:
+        segments = tuple(Segment(seed, *part, hands_on) for part, hands_on, seed in numbers)
+        if last:
             segments = (*segments[:-1], replace(segments[-1], ends_clip=True))
         crop = punch_in(scripted.framing, media.subject) if row is spec else WHOLE
-        length = scripted.seconds * fps
         made_by = row.task, row.steps
         shots.append(Shot(scripted.text, segments, length, crop, *made_by, scripted.sound, ends))
     return Plan(
@@ -111,10 +116,11 @@ def make_plan(
         crop_width=crop_width,
         crop_height=crop_height,
         fps=fps,
-        frames=sum(shot.frames for shot in shots),
+        frames=given + sum(shot.frames for shot in shots),
         seed=order.seed,
         shots=tuple(shots),
         source_fps=spec.fps,
+        given_frames=given,
     )
 
 
@@ -183,29 +189,29 @@ def frames_to_cover(shown: int, fps: int, source_fps: int) -> int:
 
 
 def _covering_layout(
-    shown: int, fps: int, spec: ModelSpec, *, ends_on_picture: bool
+    shown: int, fps: int, spec: ModelSpec, *, before: int = 0, ends_on_picture: bool = False
 ) -> list[tuple[int, int, int]]:
     """The segments of a shot of `shown` frames at `fps`, with one frame after its end if that costs
     nothing.
 
     5 s at 16 fps sample 81 frames, so it exists already. If it would need another segment it is
-    left out, and the last source frame is shown for less than its own time.
+    left out, and the last source frame is shown for less than its own time. The first segment
+    repeats the last `before` source frames of a clip that the shot continues.
     """
     lengths = spec.max_frames, spec.overlap_frames, spec.full_segments
+    plain = before + math.ceil(shown * spec.fps / fps)
+    needed = before + frames_to_cover(shown, fps, spec.fps)
     if ends_on_picture:
-        return _ending_layout(math.ceil(shown * spec.fps / fps), *lengths)
-    plain = segment_layout(math.ceil(shown * spec.fps / fps), *lengths)
-    needed = frames_to_cover(shown, fps, spec.fps)
-    covering = segment_layout(needed, *lengths)
-    return covering if len(covering) <= len(plain) else plain
-
-
-def _ending_layout(frames: int, *lengths: Any) -> list[tuple[int, int, int]]:
-    """The segments of a shot whose last frame is a picture: the first one at or after the shot's
-    end. It is the last one of the last segment, which is as short as that needs."""
-    whole = math.ceil(frames / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE + 1
-    *others, (_, skip, keep) = segment_layout(whole, *lengths)
-    return [*others, (skip + keep, skip, keep)]
+        # The last frame is the last one of the last segment, which is as short as that needs.
+        needed = math.ceil((plain - 1) / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE + 1
+    layout = segment_layout(needed, *lengths)
+    if not ends_on_picture and len(layout) > len(segment_layout(plain, *lengths)):
+        layout = segment_layout(plain, *lengths)
+    if ends_on_picture:
+        *others, (_, skip, keep) = layout
+        layout = [*others, (skip + keep, skip, keep)]
+    (length, skip, keep), *later = layout
+    return [(length, skip + before, keep - before), *later]
 
 
 def segment_layout(

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from wan_engine.catalog import ModelSpec
 from wan_engine.choice import Choice
 from wan_engine.control import Control
-from wan_engine.errors import ContentPolicy, InvalidMedia
+from wan_engine.errors import ContentPolicy, InvalidMedia, InvalidRequest
 from wan_engine.media.audio import AudioLimits, open_audio
 from wan_engine.media.fetch import FetchLimits, fetch
+from wan_engine.media.first_clips import LEAST_SECONDS, MOST_SECONDS, open_first_clip
 from wan_engine.media.framing import subject
 from wan_engine.media.images import ImageLimits, open_image
 from wan_engine.media.reference_videos import (
@@ -22,12 +24,17 @@ from wan_engine.media.reference_videos import (
     open_reference,
     with_references,
 )
+from wan_engine.media.untrusted_videos import VideoLimits
 from wan_engine.prompts import Expander, Expansion
 from wan_engine.prompts.subjects import check_subjects, with_words
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.safety import Safety
 from wan_engine.schema import AudioTrack, Media, Order, Task
 from wan_engine.settings import Settings
+
+_LEAST_NEW_SECONDS = 1
+_SAME_SHAPE = 0.02
+_CUT_OFF = "The last picture has another shape than the clip: its edges are cut off"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class Preparation:
             last_image=self._picture("last_image", order.last_image, order, control),
             aspect=(width, height),
         )
+        if order.first_clip is not None:
+            media = self._continuing(order.first_clip, media, order, choice.spec, folder, control)
         references = []
         for index, source in enumerate(sources):
             control.progress("prepare", index, steps)
@@ -65,6 +74,8 @@ class Preparation:
         if order.audio:
             control.progress("prepare", steps - 1, steps)
             media = replace(media, audio=self._audio(order.audio, folder, control))
+        if _shape_differs(media):
+            media = replace(media, warnings=(*media.warnings, _CUT_OFF))
         expansion = self._expanded(order, choice, media, control)
         if len(expansion.script.shots) > 1 and media.image is not None:
             media = replace(media, subject=subject(media.image))
@@ -108,6 +119,41 @@ class Preparation:
             self.safety.check_frames(reference.samples, control)
         return reference
 
+    def _continuing(
+        self,
+        source: str,
+        media: Media,
+        order: Order,
+        spec: ModelSpec,
+        folder: Path,
+        control: Control,
+    ) -> Media:
+        """Fetch, open and check the clip that the order continues: `media` with it and its last
+        frame."""
+        settings = self.settings
+        data = fetch(
+            source, "first_clip", self._fetch_limits(settings.reference_max_bytes), control
+        )
+        limits = VideoLimits(
+            min_side=settings.image_min_side,
+            least_seconds=LEAST_SECONDS,
+            max_seconds=MOST_SECONDS,
+            min_fps=settings.reference_min_fps,
+        )
+        opened = open_first_clip(
+            data, folder, limits, control, frames=spec.overlap_frames, fps=spec.fps
+        )
+        clip = opened.clip
+        if order.keep_first_clip and order.duration - clip.seconds < _LEAST_NEW_SECONDS:
+            raise InvalidRequest(
+                f'field "duration" must be at least {_LEAST_NEW_SECONDS} second more than '
+                f"first_clip, which has {clip.seconds:.2f} seconds, got {order.duration}"
+            )
+        if order.check_content:
+            self.safety.check_image(clip.tail[-1], control)
+            self.safety.check_frames(opened.samples, control)
+        return replace(media, image=clip.tail[-1], first_clip=clip)
+
     def _audio(self, source: str, folder: Path, control: Control) -> AudioTrack:
         limits = self._fetch_limits(self.settings.audio_max_bytes)
         data = fetch(source, "audio", limits, control)
@@ -141,3 +187,12 @@ class Preparation:
             warning = "The expanded prompt was flagged: the prompt was used as it is"
             return replace(Expansion.none(order), warning=warning)
         return expansion
+
+
+def _shape_differs(media: Media) -> bool:
+    """Whether the last picture is cut to the shape of the clip."""
+    if media.last_image is None:
+        return False
+    width, height = media.aspect if media.image is None else media.image.size
+    last = media.last_image.width / media.last_image.height
+    return abs(width / height / last - 1) > _SAME_SHAPE

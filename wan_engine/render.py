@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from wan_engine.catalog import ModelSpec
 from wan_engine.choice import Track
 from wan_engine.control import Control
@@ -85,12 +87,15 @@ def render(
     if options.watch is not None:
         frames = options.watch(frames, plan.source_fps, control)
     stream, shown = options.postprocess.apply(frames, plan, control)
-    sounds: dict[Track, Sound] = {"given": media.audio, "silent": "silence"}
+    first = media.first_clip if plan.given_frames else None
+    kept = first.sound if first else None
+    sounds: dict[Track, Sound] = {"given": media.audio, "silent": kept or "silence"}
     # The traceback of an error keeps a generator alive, which would clear the VAE's state in the
     # next job.
     with closing(stream):
         sound = sounds.get(options.track)
-        video = encode(stream, shown, sound, folder / "clip.mp4", options.encoding, control)
+        path, how = folder / "clip.mp4", options.encoding
+        video = encode(stream, shown, sound, path, how, control, after=first)
     if options.track == "made" and options.made_here:
         sound = made.write(folder / "made.wav")
         if sound is None:  # the row promises sound, so silence would hide an error
@@ -133,12 +138,12 @@ class _Shots:
         self._given = _Conditions(plan, media)
         self._done_steps = 0
         self._decoded = 0
-        self._ended = 0  # frames of the clip in the finished shots
+        self._ended = plan.given_frames  # of the clip, with those of the finished shots
 
     def frames(self, family: Family, shot: Shot) -> Generator[Frames, None, None]:
         """Yield the shown frames of one shot. The generator releases `family` when it ends."""
-        carry = Carry()
-        joined = Joined(blend=family.spec.continuation == "last_frames")
+        carry = Carry(self._given.before(shot))
+        joined = Joined(blend=family.spec.continuation == "last_frames", before=carry.frames)
         for segment in shot.segments:
             continued = segment is not shot.segments[-1]
             clip = self._rendered(family, shot, segment, carry, continued=continued)
@@ -191,7 +196,7 @@ class _Conditions:
         self._plan, self._media = plan, media
         self._shot: Shot | None = None
         self._start: FirstPicture | None = None
-        self._begun = 0  # frames of the clip before the shot
+        self._begun = plan.given_frames  # of the clip before the shot
         self._shown = 0  # source frames of the shot before the segment
 
     def of(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> tuple[Condition, ...]:
@@ -203,6 +208,15 @@ class _Conditions:
         conditions = tuple(self._all(shot, segment, takes))
         self._shown += segment.shown
         return conditions
+
+    def before(self, shot: Shot) -> Frames | None:
+        """The last frames of the clip that the first shot continues, uint8 [k, height, width, 3],
+        or None."""
+        plan, clip = self._plan, self._media.first_clip
+        if clip is None or shot is not plan.shots[0]:
+            return None
+        size = plan.render_width, plan.render_height
+        return np.stack([np.asarray(fit(picture, *size)) for picture in clip.tail])
 
     def _all(self, shot: Shot, segment: Segment, takes: tuple[Input, ...]) -> Iterator[Condition]:
         media, size = self._media, (self._plan.render_width, self._plan.render_height)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import imageio_ffmpeg
 import pytest
 import typer
 
@@ -98,7 +99,11 @@ def checkout(tmp_path: Path, data: Path) -> Path:
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
     program.chmod(0o755)
     shutil.copy(ROOT / "test_input.json", tmp_path)
-    shutil.copy(data / "rocket_640x360.jpg", tmp_path / "photo.jpg")
+    for picture in ("photo.jpg", "end.jpg"):
+        shutil.copy(data / "rocket_640x360.jpg", tmp_path / picture)
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
+    clip = ["testsrc2=s=320x240:r=24:d=2", "-pix_fmt", "yuv420p", str(tmp_path / "clip.mp4")]
+    subprocess.run([*ffmpeg, *clip], check=True)
     shutil.copy(data / "chime_4s.mp3", tmp_path / "voice.mp3")
     lines = [{"prompt": f"Leaves sway, {way}", "image": "photo.jpg"} for way in ("left", "right")]
     (tmp_path / "requests.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -7,6 +7,7 @@ wan_engine/toy/README.md tells.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from wan_engine.families import load_family
 from wan_engine.families.base import stream_decode
 from wan_engine.families.continuation import latent_moments
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, FirstPicture, SegmentInput
+from wan_engine.schema import Carry, FirstPicture, LastPicture, SegmentInput
 
 ASTRONAUT, ROCKET = "astronaut_360x480.png", "rocket_640x360.jpg"
 DATA = Path(__file__).parents[1] / "data"
@@ -156,3 +157,20 @@ def test_a_segment_goes_on_from_the_last_frames_of_the_one_before(
         assert psnr_db(seen, given) > 33
     join = np.abs(after[common].astype(int) - before[-1]).mean()
     assert join < 4  # of 255 levels; 2.3 measured
+
+
+def test_a_clip_ends_nearer_to_its_last_picture_though_it_was_not_trained_to(family: Any) -> None:
+    first, last = photo(ROCKET), photo(ASTRONAUT).resize(photo(ROCKET).size)
+    asked = segment(first, "the camera is still", frames=17)
+    ending = replace(asked, conditions=(*asked.conditions, LastPicture(last)))
+    far, near = (frames_of(family, one)[-1] for one in (asked, ending))
+    wanted = np.asarray(last).astype(int)
+    assert np.abs(near - wanted).mean() < 0.75 * np.abs(far - wanted).mean()
+
+
+def test_a_clip_that_goes_on_begins_as_the_other_one_ended(family: Any) -> None:
+    """Frames of a clip that no segment of ours has made."""
+    picture = photo(ROCKET)
+    carry = Carry(np.stack([np.asarray(picture)] * 5))
+    frames = frames_of(family, segment(picture, "the camera is still", carry, frames=17))
+    assert psnr_db(frames[5], np.asarray(picture)) > 20

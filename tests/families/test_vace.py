@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wan_engine.errors import NotServed
 from wan_engine.families.continuation import latent_moments
 from wan_engine.families.i2v import make_scheduler
 from wan_engine.families.vace import letterboxed
-from wan_engine.schema import Carry, FirstPicture, References, SegmentInput
+from wan_engine.schema import Carry, FirstPicture, LastPicture, References, SegmentInput
 from wan_engine.weights import LocatedLora
 
 NAME = "wan-tiny-vace"
@@ -81,6 +82,28 @@ def test_the_condition_is_the_stock_pipelines_but_for_the_order(load: Load) -> N
     latents = stock.prepare_video_latents(video, mask, references, None, torch.device("cpu"))
     theirs = torch.cat([latents, stock.prepare_masks(mask, references)], dim=1)
     assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_a_last_picture_is_given_as_the_stock_pipeline_gives_a_video_that_ends_with_it(
+    load: Load,
+) -> None:
+    family = load(NAME)
+    given = asked(RED, GREEN, frames=17)
+    last = BLUE.resize((WIDTH, HEIGHT))
+    ours = control(family, replace(given, conditions=(*given.conditions, LastPicture(last))))
+    stock = WanVACEPipeline(**family.pipeline.components, boundary_ratio=0.875)
+    grey = Image.new("RGB", last.size, (128, 128, 128))
+    black, white = (Image.new("L", last.size, level) for level in (0, 255))
+    video, mask, references = stock.preprocess_conditions(
+        [*[grey] * 16, last],
+        [*[white] * 16, black],
+        *([GREEN, RED], 1, HEIGHT, WIDTH, 17, torch.float32, torch.device("cpu")),
+    )
+    video[:, :, :16] = 0  # stock has 128 of 255 for grey
+    latents = stock.prepare_video_latents(video, mask, references, None, torch.device("cpu"))
+    theirs = torch.cat([latents, stock.prepare_masks(mask, references)], dim=1)
+    assert (ours - theirs).abs().max() < 1e-5
+    assert family.pipeline.last is None  # for the next job
 
 
 def test_a_later_segment_keeps_the_frames_that_the_one_before_ended_with(load: Load) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from tests.media.opens import opens_of
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, EncodeFailed, InvalidMedia
-from wan_engine.media import reference_videos
+from wan_engine.media import untrusted_videos
 from wan_engine.media.best_frames import best, look
 from wan_engine.media.framing import prominence
 from wan_engine.media.images import ImageLimits
@@ -26,10 +26,10 @@ from wan_engine.media.reference_videos import (
     Reference,
     ReferenceLimits,
     best_pictures,
-    input_arguments,
     open_reference,
     with_references,
 )
+from wan_engine.media.untrusted_videos import input_arguments
 from wan_engine.schema import AudioTrack, Media
 
 LIMITS = ReferenceLimits()
@@ -502,7 +502,7 @@ def test_an_ffmpeg_that_decodes_nothing_is_not_the_callers_fault(
 ) -> None:
     data = video()
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
-    with pytest.raises(EncodeFailed, match=r"^A reference video could not be decoded$"):
+    with pytest.raises(EncodeFailed, match=r"^A video could not be decoded$"):
         opened(data, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -515,7 +515,7 @@ def test_a_video_that_takes_too_long_says_so(
     stuck.chmod(0o755)
     (job := tmp_path / "job").mkdir()
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(stuck))
-    monkeypatch.setattr(reference_videos, "_DECODE_SECONDS", 0.3)
+    monkeypatch.setattr(untrusted_videos, "_DECODE_SECONDS", 0.3)
     assert refusal(data, job) == "the video takes longer than 0.3 seconds to decode"
 
 

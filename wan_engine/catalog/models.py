@@ -79,6 +79,7 @@ class Part:
 _WORDS: Mapping[Input, str] = {
     "first_picture": "a first picture",
     "last_picture": "a last picture",
+    "first_clip": "a clip to continue",
     "references": "references",
     "driving_sound": "a sound that drives the picture",
 }
@@ -166,7 +167,7 @@ _I2V_A14B = ModelSpec(
     guidance_scale_2=3.5,
     flow_shift=5.0,
     flow_shift_480p=3.0,  # Wan-Video/Wan2.1 README, for image-to-video at 480p
-    takes=("first_picture", "last_picture"),
+    takes=("first_picture", "last_picture", "first_clip"),
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
@@ -177,6 +178,7 @@ _TI2V_5B = ModelSpec(
     name="wan2.2-ti2v-5b",
     title="Wan2.2 TI2V 5B, 50 steps with CFG: for 24 GB cards",
     family="i2v",
+    takes=("first_picture", "first_clip"),
     fps=24,
     max_frames=121,
     size_multiple=32,
@@ -198,7 +200,7 @@ _VACE_FUN_A14B = ModelSpec(
     title="Wan2.2 VACE-Fun A14B, 50 steps with CFG: clips of your references, or of text alone",
     family="vace",
     task="reference-to-video",
-    takes=("references",),
+    takes=("references", "last_picture"),
     needs=(),
     fps=16,
     max_frames=81,
@@ -372,7 +374,7 @@ _ROWS = (
         title="The fast tier with the Stable Video Infinity 2.0 Pro LoRA pair: for 10 and 15 s",
         continuation="svi",
         continuations=("svi",),  # the pair fails with any other condition
-        takes=("first_picture",),
+        takes=("first_picture", "first_clip"),
         # As its authors advise (vita-epfl/Stable-Video-Infinity, issue 51).
         full_segments=True,
         # No checksum of the pair is published, so any file of this name is accepted.
@@ -483,7 +485,7 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
             _I2V_A14B,
             guidance_scale=5.0,
             guidance_scale_2=None,
-            takes=("first_picture",),
+            takes=("first_picture", "first_clip"),
             continuations=("last_frames",),
         )
     return _own(row, name)

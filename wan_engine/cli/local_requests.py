@@ -22,7 +22,7 @@ from wan_engine.storage import uses_bucket
 _OURS = ("out", "sheet")
 _ADDRESSES = ("http:", "https:", "data:")
 _SIZES = ("720p", "1080p")
-_MEDIA = ("image", "last_image", "audio")
+_MEDIA = ("image", "last_image", "first_clip", "audio")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _is_local(value: object) -> bool:
 
 
 def _max_bytes(field: str, settings: Settings) -> int:
-    if field.startswith("references"):
+    if field.startswith("references") or field == "first_clip":
         return settings.reference_max_bytes
     return settings.audio_max_bytes if field == "audio" else settings.image_max_bytes
 

@@ -23,7 +23,7 @@ class Start:
 
     `frames`, uint8 [4m + 1, H, W, 3], are encoded into the first m + 1 latents. `latents`,
     normalised [1, c, n, h, w], are used as they are. `anchored` is the layout of Stable Video
-    Infinity 2.0 Pro, with the image before `latents`.
+    Infinity 2.0 Pro, with the image before `latents`, or before the last latent of `frames`.
     """
 
     frames: Frames | None = None
@@ -84,6 +84,9 @@ class ContinuingPipeline(WanImageToVideoPipeline):
             given = [self._encoded(image.unsqueeze(2), noise)]
             if start.latents is not None:
                 given.append(start.latents.to(noise))
+            elif start.frames is not None:
+                pixels = to_pixels(start.frames).to(image)
+                given.append(self._encoded(pixels, noise)[:, :, -1:])
             given_latents = torch.cat(given, dim=2)
             known = 1  # the mask marks only the anchor as known
         elif start.latents is not None:

@@ -51,13 +51,13 @@ def _chunks(
     constant = pixels.new_zeros(*pixels.shape[:2], _STRIDE, *pixels.shape[3:])
     settled = settled_slots = 0
     assert last is None or frames - known >= _STRIDE, "the last frame has a latent of its own"
-    ending = None if last is None else torch.cat([constant[:, :, 1:], last], dim=2)
+    if last is not None:
+        ending = torch.cat([constant[:, :, 1:], last], dim=2)
     for first in (0, *range(1, frames, _STRIDE)):
-        ends = ending is not None and first == frames - _STRIDE
+        ends = last is not None and first == frames - _STRIDE
         grey = first >= known and not ends
         x = constant if grey else pixels[:, :, first : first + (_STRIDE if first else 1)]
-        if ends:
-            x = ending
+        x = ending if ends else x
         slot = [settled_slots if grey else 0]
         for index in range(settled if grey else 0, len(parts)):
             may_settle = grey and index == settled  # the input does not change any more

@@ -301,7 +301,7 @@ class ImageToVideo:
         first = segment.find(FirstPicture)
         assert first is not None, "render has refused a segment without a first picture"
         image = first.image
-        if start is not None and start.frames is not None:
+        if start is not None and start.frames is not None and not start.anchored:
             image = Image.fromarray(start.frames[0])  # the input of a model's image encoder
         last = segment.find(LastPicture)
         return {"image": image, "last_image": last.image if last else None}
@@ -316,9 +316,11 @@ class ImageToVideo:
 
     def _start(self, carry: Carry) -> Start | None:
         if self.spec.continuation == "svi":
-            return Start(latents=carry.latents, anchored=True)  # the first segment too
-        if self.spec.continuation == "latents":
-            return None if carry.latents is None else Start(latents=carry.latents)
+            # The first segment too. The frames are those of a clip that is continued.
+            frames = carry.frames if carry.latents is None else None
+            return Start(frames=frames, latents=carry.latents, anchored=True)
+        if self.spec.continuation == "latents" and carry.latents is not None:
+            return Start(latents=carry.latents)
         return None if carry.frames is None else Start(frames=carry.frames)
 
     def decode(

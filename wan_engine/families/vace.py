@@ -27,7 +27,7 @@ from wan_engine.families.continuation import latent_moments, to_pixels
 from wan_engine.families.first_frames import encode_then_grey
 from wan_engine.families.i2v import ImageToVideo
 from wan_engine.runtime.finite import require_finite
-from wan_engine.schema import Condition, Frames, References, SegmentInput
+from wan_engine.schema import Condition, Frames, LastPicture, References, SegmentInput
 
 
 class ReferencePipeline(WanVACEPipeline):
@@ -41,6 +41,9 @@ class ReferencePipeline(WanVACEPipeline):
 
     kept: Frames | None = None
     """uint8 [4m + 1, H, W, 3]: the first frames, from the end of the previous segment."""
+
+    last: Image.Image | None = None
+    """The last frame."""
 
     def preprocess_conditions(
         self,
@@ -61,6 +64,9 @@ class ReferencePipeline(WanVACEPipeline):
         if self.kept is not None:
             pixels[:, :, : len(self.kept)] = to_pixels(self.kept).to(pixels)
             wanted[:, :, : len(self.kept)] = 0
+        if self.last is not None:
+            pixels[:, :, -1:] = to_pixels(np.array(self.last.convert("RGB"))[None]).to(pixels)
+            wanted[:, :, -1:] = 0
         canvases = [letterboxed(one, width, height).to(pixels) for one in reference_images or ()]
         return pixels, wanted, [canvases[::-1]]
 
@@ -77,7 +83,9 @@ class ReferencePipeline(WanVACEPipeline):
         frames = video.shape[2]
         kept = video[:, :, : max(1, count)]  # nothing is left of the first one if no frame is kept
         grey = torch.zeros_like(video[:, :, :1])
-        latents = torch.cat([self._encoded(kept, frames), self._encoded(grey, frames)], dim=1)
+        last = None if self.last is None else video[:, :, -1:]
+        first = self._encoded(kept, frames, last)
+        latents = torch.cat([first, self._encoded(grey, frames)], dim=1)
         for canvas in (reference_images or [[]])[0]:
             picture = self._encoded(canvas[None, :, None], 1)
             reference = torch.cat([picture, torch.zeros_like(picture)], dim=1)
@@ -94,11 +102,15 @@ class ReferencePipeline(WanVACEPipeline):
         shape[2] = len((reference_images or [[]])[0])
         return torch.cat([masks.new_zeros(shape), masks], dim=2)
 
-    def _encoded(self, pixels: torch.Tensor, frames: int) -> torch.Tensor:
-        """Latents of `pixels` [1, 3, n, H, W] followed by grey, `frames` in total."""
+    def _encoded(
+        self, pixels: torch.Tensor, frames: int, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Latents of `pixels` [1, 3, n, H, W] followed by grey, `frames` in total, with the `last`
+        one at the end."""
         vae = self.vae
         pixels = pixels.to(device=get_module_execution_device(vae), dtype=vae.dtype)
-        latents = encode_then_grey(vae, pixels, frames).float()
+        last = None if last is None else last.to(pixels)
+        latents = encode_then_grey(vae, pixels, frames, last).float()
         mean, std = latent_moments(vae, latents)
         require_finite(latents, "the VAE's encoder")
         # In the order of the stock pipeline, for the same bits.
@@ -128,11 +140,13 @@ class ReferenceToVideo(ImageToVideo):
 
     def _given(self, segment: SegmentInput) -> dict[str, Any]:
         self.pipeline.kept = segment.carry.frames
+        last = segment.find(LastPicture)
+        self.pipeline.last = last.image if last else None
         found = segment.find(References)
         return {"reference_images": list(found.images) if found else None}
 
     def _forget(self) -> None:
-        self.pipeline.kept = None
+        self.pipeline.kept = self.pipeline.last = None
 
     def _of_the_clip(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:
         """The latents without those of the references, which the stock pipeline leaves in front."""

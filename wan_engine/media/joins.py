@@ -26,10 +26,13 @@ class Joined:
     The last `Segment.carried` frames wait for the next segment, whose first `repeated` frames show
     the same. With `blend` these are cross-faded, and the whole segment takes the colours of the one
     before. Without it, the older frames are shown and the newer ones are dropped.
+
+    `before` are the last frames of a clip that is continued. The first segment takes their colours
+    in any case, and they are not returned.
     """
 
-    def __init__(self, *, blend: bool) -> None:
-        self._blend = blend
+    def __init__(self, *, blend: bool, before: Frames | None = None) -> None:
+        self._blend, self._before = blend, before
         self._waiting: Frames | None = None
         self._segment: Segment
         self._seen = 0  # frames of the segment
@@ -72,7 +75,9 @@ class Joined:
 
     def _join(self, newer: Frames) -> None:
         self._repeated = None
-        if self._blend:
+        if self._before is not None:
+            self._table, self._before = colour_table(newer, self._before), None
+        elif self._blend:
             older = self.tail[-len(newer) :]
             self._table = colour_table(newer, older)
             mixed = cross_fade(older, self._coloured(newer))

@@ -18,6 +18,7 @@ from wan_engine.schema import AudioTrack, Segment
 
 _CHANNELS = 2
 _SAMPLE_BYTES = 2
+_FADE_SECONDS = 0.05
 
 Samples = NDArray[np.int16]
 """int16 [n, 2], 48 kHz."""
@@ -66,10 +67,7 @@ class Soundtrack:
         """Write the whole track to `path`. Returns None if no segment has sound."""
         if not self._heard:
             return None
-        with wave.open(str(path), "wb") as file:
-            file.setparams((_CHANNELS, _SAMPLE_BYTES, SAMPLE_RATE_HZ, 0, "NONE", ""))
-            file.writeframes(self._samples.astype("<i2").tobytes())
-        return AudioTrack(path, len(self._samples) / SAMPLE_RATE_HZ)
+        return _written(self._samples, path)
 
     def _at(self, frame: int) -> int:
         return self._begun + round(frame * SAMPLE_RATE_HZ / self._fps)
@@ -88,6 +86,25 @@ def read(track: AudioTrack) -> Samples:
         raise EncodeFailed("The sound that was made is not 48 kHz stereo")
     samples: Samples = np.frombuffer(data, "<i2").reshape(-1, _CHANNELS)
     return samples
+
+
+def after(first: AudioTrack, then: AudioTrack, seconds: float, path: Path) -> AudioTrack:
+    """Write to `path` what is heard of `first` for so many `seconds`, and then of `then`, which has
+    begun at the same time. They are cross-faded. Raises `EncodeFailed`."""
+    end = round(seconds * SAMPLE_RATE_HZ)
+    fade = min(end, round(_FADE_SECONDS * SAMPLE_RATE_HZ))
+    heard = np.zeros((end, _CHANNELS), np.int16)
+    given, made = read(first)[:end], read(then)
+    heard[: len(given)] = given
+    joined = _cross_faded(heard[end - fade :], made[end - fade : end])
+    return _written(np.concatenate([heard[: end - fade], joined, made[end:]]), path)
+
+
+def _written(samples: Samples, path: Path) -> AudioTrack:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((_CHANNELS, _SAMPLE_BYTES, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return AudioTrack(path, len(samples) / SAMPLE_RATE_HZ)
 
 
 def _cross_faded(older: Samples, newer: Samples) -> Samples:

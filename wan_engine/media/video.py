@@ -15,12 +15,18 @@ from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed
 from wan_engine.media import ffmpeg
 from wan_engine.media.audio import SAMPLE_RATE_HZ
-from wan_engine.schema import AudioTrack, EncodedVideo, Frames, Plan
+from wan_engine.media.untrusted_videos import input_arguments
+from wan_engine.schema import AudioTrack, EncodedVideo, FirstClip, Frames, Plan
 
 log = logging.getLogger(__name__)
 
 
 _SENTENCE = "The clip could not be encoded"
+_BT709 = (
+    "format=yuv420p,setsar=1,"
+    # The encoder takes its tags from the frames, not from its own options.
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+)
 
 Sound = AudioTrack | Literal["silence"] | None
 """What is heard: a track, a track without any sound in it, or no track at all."""
@@ -43,17 +49,19 @@ def encode(
     path: Path,
     options: EncodeOptions,
     control: Control,
+    after: FirstClip | None = None,
 ) -> EncodedVideo:
     """Write exactly `plan.frames` frames to `path`, H.264 High yuv420p BT.709, together with
     `audio`.
 
-    `frames` yields chunks of the rendered size as the model makes them; nothing is kept. The sound
+    `frames` yields chunks of the rendered size as the model makes them; nothing is kept. They come
+    `after` the `plan.given_frames` of a clip, if there is one. The sound
     is cut or padded with silence to the length of the picture. If it fails, no file stays behind;
     raises `EncodeFailed`, or what `frames` or `control` raised.
     """
     count, shape = 0, (plan.render_height, plan.render_width, 3)
     try:
-        with ffmpeg.running(_arguments(plan, audio, path, options), control) as pipe:
+        with ffmpeg.running(_arguments(plan, audio, path, options, after), control) as pipe:
             for chunk in frames:
                 control.enter("encode")  # until another stage says that it goes on
                 assert chunk.shape[1:] == shape, f"a chunk of {chunk.shape}, not {shape}"
@@ -62,8 +70,8 @@ def encode(
                     pipe.write(np.ascontiguousarray(chunk).data)
                 except BrokenPipeError:
                     break  # ffmpeg closed its input; its status or the count says why
-        if count != plan.frames:
-            log.error("the model gave %d frames, the plan has %d", count, plan.frames)
+        if count != plan.made_frames:
+            log.error("the model gave %d frames, the plan has %d", count, plan.made_frames)
             raise EncodeFailed(_SENTENCE)
     except ffmpeg.Failed as error:
         log.error("ffmpeg failed after %d frames: %s", count, error)
@@ -72,7 +80,7 @@ def encode(
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return EncodedVideo(path, frames=count, bytes=path.stat().st_size)
+    return EncodedVideo(path, frames=plan.frames, bytes=path.stat().st_size)
 
 
 def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -> EncodedVideo:
@@ -83,7 +91,7 @@ def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -
     control.enter("encode")
     path = video.path.with_name(f"{video.path.stem}.sound.mp4")
     arguments = ["-protocol_whitelist", "file", "-f", "mov", "-i", str(video.path)]
-    arguments += [*_sound(audio, plan), "-c:v", "copy", "-map_metadata", "0"]
+    arguments += [*_sound(audio, plan), "-map", "0:v:0", "-c:v", "copy", "-map_metadata", "0"]
     arguments += ["-movflags", "+faststart", "-f", "mp4", "-y", str(path)]
     try:
         with ffmpeg.running(arguments, control):
@@ -97,15 +105,15 @@ def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -
     return EncodedVideo(video.path, video.frames, bytes=video.path.stat().st_size)
 
 
-def _sound(audio: AudioTrack | Literal["silence"], plan: Plan) -> list[str]:
-    """The second input, and what becomes of it: as long as the picture."""
+def _sound(audio: AudioTrack | Literal["silence"], plan: Plan, index: int = 1) -> list[str]:
+    """The input `index`, and what becomes of it: as long as the picture."""
     if isinstance(audio, AudioTrack):
         source = ["-protocol_whitelist", "file", "-f", "wav", "-i", str(audio.path)]
     else:
         source = ["-f", "lavfi", "-i", f"anullsrc=r={SAMPLE_RATE_HZ}:cl=stereo"]
     ends = f"apad,atrim=end={_seconds(plan)}"
     return [
-        *(*source, "-map", "0:v:0", "-map", "1:a:0", "-af", ends),
+        *(*source, "-map", f"{index}:a:0", "-af", ends),
         *("-c:a", "aac", "-b:a", "192k", "-ar", str(SAMPLE_RATE_HZ), "-ac", "2"),
     ]
 
@@ -114,15 +122,20 @@ def _seconds(plan: Plan) -> str:
     return f"{plan.frames / plan.fps:.6f}"
 
 
-def _arguments(plan: Plan, audio: Sound, path: Path, options: EncodeOptions) -> list[str]:
+def _arguments(
+    plan: Plan, audio: Sound, path: Path, options: EncodeOptions, after: FirstClip | None
+) -> list[str]:
     arguments = [
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{plan.render_width}x{plan.render_height}"),
         *("-framerate", str(plan.fps), "-i", "pipe:0"),
     ]
+    if after is not None:
+        arguments += input_arguments(after.path)
     if audio is not None:
-        arguments += _sound(audio, plan)
+        arguments += _sound(audio, plan, index=1 if after is None else 2)
     arguments += [
-        *("-vf", _filters(plan), "-c:v", "libx264", "-profile:v", "high", "-pix_fmt", "yuv420p"),
+        *(_picture(plan) if after is None else _picture_after_clip(plan)),
+        *("-c:v", "libx264", "-profile:v", "high", "-pix_fmt", "yuv420p"),
         *("-preset", options.preset, "-crf", str(options.crf)),
         *("-g", str(plan.fps), "-x264-params", "open-gop=0"),  # a player seeks from key frames
         *("-t", _seconds(plan), "-movflags", "+faststart"),
@@ -132,14 +145,38 @@ def _arguments(plan: Plan, audio: Sound, path: Path, options: EncodeOptions) -> 
     return [*arguments, "-f", "mp4", "-y", str(path)]
 
 
-def _filters(plan: Plan) -> str:
-    """Crop the middle, scale it, and convert to BT.709 in one pass of swscale."""
+def _picture(plan: Plan) -> list[str]:
+    return ["-map", "0:v:0", "-vf", _made(plan)]
+
+
+def _picture_after_clip(plan: Plan) -> list[str]:
+    """The frames of the first clip, input 1, and then those that are made."""
+    graph = f"[0:v]{_made(plan)}[made];[1:v]{_given(plan)}[given];[given][made]concat[picture]"
+    return ["-filter_complex", graph, "-map", "[picture]"]
+
+
+def _made(plan: Plan) -> str:
+    """Crop the middle and scale it."""
     left = (plan.render_width - plan.crop_width) // 2
     top = (plan.render_height - plan.crop_height) // 2
+    crop = f"crop={plan.crop_width}:{plan.crop_height}:{left}:{top}"
+    return f"{crop},{_scaled(plan)},{_BT709}"
+
+
+def _given(plan: Plan) -> str:
+    """Bring a clip to the fps, the length and the size of the plan. What is left over at the sides
+    is cut off, and the last frame repeats if one is missing at the end."""
+    fills = f"{_scaled(plan)}:force_original_aspect_ratio=increase"
     return (
-        f"crop={plan.crop_width}:{plan.crop_height}:{left}:{top},"
+        f"setpts=PTS-STARTPTS,fps={plan.fps}:start_time=0,"
+        f"tpad=stop_mode=clone:stop={plan.fps},trim=end_frame={plan.given_frames},"
+        f"scale=trunc(iw*sar/2+0.5)*2:ih,setsar=1,{fills},crop={plan.width}:{plan.height},{_BT709}"
+    )
+
+
+def _scaled(plan: Plan) -> str:
+    """Scale to the size of the clip, and convert to BT.709 in the same pass of swscale."""
+    return (
         f"scale={plan.width}:{plan.height}:flags=lanczos+accurate_rnd+full_chroma_int"
-        ":out_color_matrix=bt709:out_range=tv,format=yuv420p,setsar=1,"
-        # The encoder takes its tags from the frames, not from its own options.
-        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+        ":out_color_matrix=bt709:out_range=tv"
     )

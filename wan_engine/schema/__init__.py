@@ -13,6 +13,7 @@ from wan_engine.schema.clip import (
     Crop,
     DrivingSound,
     EncodedVideo,
+    FirstClip,
     FirstPicture,
     Frames,
     Framing,
@@ -41,13 +42,20 @@ from wan_engine.schema.fields import (
     Size,
     cut_sentence,
 )
-from wan_engine.schema.lora import LORAS_MAX, Lora, LoraExpert
+from wan_engine.schema.lora import (
+    LORA_NAME_MAX_CHARACTERS,
+    LORA_SCALE_MAX,
+    LORAS_MAX,
+    Lora,
+    LoraExpert,
+)
 from wan_engine.schema.order import (
     Input,
     Order,
     Task,
 )
 from wan_engine.schema.requests import (
+    ContinuationRequest,
     ReferenceRequest,
     Request,
     VideoRequest,
@@ -56,6 +64,8 @@ from wan_engine.schema.requests import (
 
 __all__ = [
     "LORAS_MAX",
+    "LORA_NAME_MAX_CHARACTERS",
+    "LORA_SCALE_MAX",
     "NEGATIVE_PROMPT_MAX_CHARACTERS",
     "PROMPT_MAX_CHARACTERS",
     "REFERENCES_MAX",
@@ -67,10 +77,12 @@ __all__ = [
     "Carry",
     "Clip",
     "Condition",
+    "ContinuationRequest",
     "Crop",
     "DrivingSound",
     "Duration",
     "EncodedVideo",
+    "FirstClip",
     "FirstPicture",
     "Frames",
     "Framing",

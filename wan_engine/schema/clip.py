@@ -35,12 +35,26 @@ class AudioTrack:
 
 
 @dataclass(frozen=True)
+class FirstClip:
+    """A clip of the caller that the new one continues.
+
+    `path` is the checked MP4 or MOV in the job's folder. `tail` are its last frames at the model's
+    fps, upright 8-bit sRGB, the last one last. `sound` is its sound, or None.
+    """
+
+    path: Path
+    seconds: float
+    tail: tuple[Image.Image, ...]
+    sound: AudioTrack | None = None
+
+
+@dataclass(frozen=True)
 class Media:
     """The downloaded and checked media of an order. Pictures are upright 8-bit RGB.
 
-    `image` is the first picture of the clip, or None. `subject` is the point in it that closer
-    shots show, as fractions of width and height. `aspect` is the clip's ratio of width to height if
-    there is no image.
+    `image` is the first picture of the clip, or None. If the clip continues `first_clip`, `image`
+    is the last frame of that. `subject` is the point in it that closer shots show, as fractions of
+    width and height. `aspect` is the clip's ratio of width to height if there is no image.
 
     `references` are in the order of the subjects, and `subjects` has the subject's index of each. A
     subject from a video may have several pictures, best first, and a voice in `voices`, which has
@@ -55,6 +69,7 @@ class Media:
     subjects: tuple[int, ...] = ()
     voices: tuple[AudioTrack | None, ...] = ()
     aspect: tuple[int, int] = (16, 9)
+    first_clip: FirstClip | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -135,8 +150,9 @@ class Plan:
     """Every number of a clip, decided before the GPU starts.
 
     The model renders `render_width` x `render_height`. The middle `crop_width` x `crop_height` of
-    that is scaled to `width` x `height`. `frames` at `fps` are exactly the duration; they are made
-    from the `source_frames` at `source_fps` of the segments.
+    that is scaled to `width` x `height`. `frames` at `fps` are exactly the duration. The first
+    `given_frames` of them are of the caller's clip; the rest is made from the `source_frames` at
+    `source_fps` of the segments.
     """
 
     width: int
@@ -150,6 +166,12 @@ class Plan:
     seed: int
     shots: tuple[Shot, ...]
     source_fps: int
+    given_frames: int = 0
+
+    @property
+    def made_frames(self) -> int:
+        """The frames that the model makes."""
+        return self.frames - self.given_frames
 
     @property
     def source_frames(self) -> int:
@@ -172,7 +194,8 @@ class Plan:
     @property
     def cut_seconds(self) -> tuple[float, ...]:
         """The start of each shot except the first, in seconds."""
-        ends = accumulate(shot.frames for shot in self.shots[:-1])
+        ends = accumulate((shot.frames for shot in self.shots[:-1]), initial=self.given_frames)
+        next(ends)
         return tuple(end / self.fps for end in ends)
 
 

@@ -17,7 +17,7 @@ LORAS_MAX = 4
 LORA_SCALE_MAX = 4.0
 """Larger scales, and smaller ones than its negative, give noise."""
 
-_NAME_MAX_CHARACTERS = 200
+LORA_NAME_MAX_CHARACTERS = 200
 _ENDING = ".safetensors"
 _KEYS = ("name", "scale", "expert")
 _NAME = "a name without its folder's path, such as style or people/anna"
@@ -86,7 +86,7 @@ def _name(field: str, value: object) -> str:
     name = value.strip().removesuffix(_ENDING) if isinstance(value, str) else ""
     parts = name.split("/")
     if (
-        not 0 < len(name) <= _NAME_MAX_CHARACTERS
+        not 0 < len(name) <= LORA_NAME_MAX_CHARACTERS
         or not name.isprintable()
         or "\\" in name
         or any(part in ("", ".", "..") for part in parts)

@@ -17,7 +17,7 @@ Task = Literal[
 ]
 """The task of a model. A row of the catalogue serves one task."""
 
-Input = Literal["first_picture", "last_picture", "references", "driving_sound"]
+Input = Literal["first_picture", "last_picture", "first_clip", "references", "driving_sound"]
 """The inputs that a model may accept besides its prompt."""
 
 
@@ -26,17 +26,21 @@ class Order:
     """A clip to make. Media are URLs or data URIs that have not been fetched.
 
     `references`, the order of which is the subjects' identity, is None where the clip begins with
-    `image`; without any it is text-to-video. `sound` is for an order without `audio`: a track with
-    sound in it (True), no track (False), or what the operator has set (None). `duration` is in
-    whole seconds, 2 to 15. `aspect_ratio` is the clip's where no picture decides it. `seed` is -1
-    until the engine settles it. `cuts` says what was left out of the caller's text, a sentence
-    each. `any_frames`: the first frame of an animated image is taken, instead of refusing it.
+    `image` or `first_clip`; without any it is text-to-video. `first_clip` is a clip that the new
+    one continues. With `keep_first_clip` the output begins with it, and `duration` is the length of
+    both. `sound` is for an order without `audio`: a track with sound in it (True), no track
+    (False), or what the operator has set (None). `duration` is in whole seconds, 2 to 15.
+    `aspect_ratio` is the clip's where no picture decides it. `seed` is -1 until the engine settles
+    it. `cuts` says what was left out of the caller's request, a sentence each. `any_frames`: the
+    first frame of an animated image is taken, instead of refusing it.
     `loras` are fused into the models that make its frames, for this clip alone.
     """
 
     prompt: str
     image: str | None = None
     last_image: str | None = None
+    first_clip: str | None = None
+    keep_first_clip: bool = True
     references: tuple[str, ...] | None = None
     audio: str | None = None
     sound: bool | None = None
@@ -66,6 +70,8 @@ class Order:
             given.append("first_picture")
         if self.last_image is not None:
             given.append("last_picture")
+        if self.first_clip is not None:
+            given.append("first_clip")
         if self.references:
             given.append("references")
         return tuple(given)

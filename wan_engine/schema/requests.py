@@ -32,7 +32,8 @@ from wan_engine.schema.order import Order
 
 log = logging.getLogger(__name__)
 
-_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image")  # forms send empty values
+# Forms send empty values.
+_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image", "first_clip")
 
 Prompt = Annotated[str, BeforeValidator(fields.prompt)]
 NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]
@@ -228,6 +229,7 @@ class ReferenceRequest(ClipRequest):
     seed: Seed = -1
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
+    last_image: LastImage = None
     loras: Loras = ()
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
@@ -248,13 +250,71 @@ class ReferenceRequest(ClipRequest):
         return replace(order, size=budget, aspect_ratio="9:16") if budget else order
 
 
-Request = VideoRequest | ReferenceRequest
+class ContinuationRequest(ClipRequest):
+    """One clip that continues another one, in the style of the hosted `wan-2-6-i2v` page. No hosted
+    Runpod page has it. The inputs are those of DashScope's `wan2.7-i2v` with a `first_clip`."""
+
+    model_config = ConfigDict(
+        title="wan-2-6-i2v input with a first clip",
+        json_schema_extra={"description": "One clip that goes on from the end of another one."},
+    )
+
+    prompt: Prompt = Field(
+        description="Text description of what happens next. "
+        f"Longer than {fields.PROMPT_MAX_CHARACTERS} characters is cut."
+    )
+    first_clip: Annotated[str, fields.source("first_clip")] = Field(
+        description="URL (http, https) or data URI of the clip to continue: MP4 or MOV, 2 to 10 "
+        "seconds."
+    )
+    keep_first_clip: Annotated[bool, fields.boolean("keep_first_clip")] = Field(
+        default=True,
+        description="Whether the output begins with the first clip. Then `duration` is the length "
+        "of both; otherwise it is the length of the new part, which is the output.",
+    )
+    last_image: Annotated[str, fields.source("last_image")] | None = Field(
+        default=None, description="URL or data URI of the picture that the clip ends with."
+    )
+    audio: Annotated[str, fields.source("audio")] | None = Field(
+        default=None, description="URL (http, https) or data URI of a sound: WAV or MP3."
+    )
+    negative_prompt: NegativePrompt = Field(
+        default=None, description="Elements to exclude from the generated video."
+    )
+    size: Annotated[Size, BeforeValidator(fields.size)] = Field(
+        default="1280*720", description="Video resolution as a pixel budget."
+    )
+    duration: Seconds = 5
+    shot_type: Shots = "single"
+    seed: Seed = -1
+    enable_prompt_expansion: Expansion = False
+    enable_safety_checker: SafetyCheck = True
+    first_frame: FirstFrame = False
+    loras: Loras = ()
+    seconds: WholeSeconds = None
+    generate_audio: GenerateAudio = None
+
+    def order(self) -> Order:
+        """The same clip in the engine's own terms. It has one shot."""
+        order = super().order()
+        if order.shot_type == "single":
+            return order
+        cuts = (*order.cuts, "A clip that continues another one has one shot")
+        return replace(order, shot_type="single", cuts=cuts)
+
+
+Request = VideoRequest | ReferenceRequest | ContinuationRequest
 
 
 def parse_request(payload: object) -> Request:
     """Parse the request in `payload` as the page whose fields it has. With `references` it is
-    reference-to-video. A null `references` without an `image` is an error of that page. Raises
-    `InvalidRequest`."""
+    reference-to-video. A null `references` without an `image` is an error of that page. With
+    `first_clip` it continues a clip. Raises `InvalidRequest`."""
+    if isinstance(payload, Mapping) and payload.get("first_clip") not in (None, ""):
+        for other in ("image", "references"):
+            if payload.get(other) is not None:
+                raise InvalidRequest(f'field "first_clip" cannot be given with field "{other}"')
+        return ContinuationRequest.parse(payload)
     if not isinstance(payload, Mapping) or "references" not in payload:
         return VideoRequest.parse(payload)
     if payload.get("image") is None:

@@ -237,6 +237,11 @@ def test_2_7_has_its_media_in_one_array(serve: Serve) -> None:
                 one["url"] for one in frames
             ]
             assert request["seconds"] == 7
+            clip = {"type": "first_clip", "url": "https://example.com/a.mp4"}
+            goes_on = {"model": "wan2.7-i2v", "input": {"prompt": "Go", "media": [clip]}}
+            request = await told(served, {**goes_on, "parameters": {"duration": 12}})
+            assert (request["first_clip"], request["seconds"]) == (clip["url"], 12)
+            assert "image" not in request
             media = [
                 {"type": "reference_image", "url": PICTURE, "reference_voice": "https://x.io/a"},
                 {"type": "reference_video", "url": "https://example.com/ann.mp4"},
@@ -349,10 +354,23 @@ SIZES = (
             "Invalid image URL: it must start with http://, https:// or data:",
         ),
         (
-            sample("wan2.7-i2v", given={"media": [{"type": "first_clip", "url": PICTURE}]}),
+            sample("wan2.7-i2v", given={"media": [{"type": "video", "url": PICTURE}]}),
             "InvalidParameter",
-            'field "input.media[0].type" must be one of first_frame, last_frame, driving_audio, '
-            "reference_audio",
+            'field "input.media[0].type" must be one of first_frame, last_frame, first_clip, '
+            "driving_audio, reference_audio",
+        ),
+        (
+            sample(
+                "wan2.7-i2v",
+                given={
+                    "media": [
+                        {"type": "first_frame", "url": PICTURE},
+                        {"type": "first_clip", "url": PICTURE},
+                    ]
+                },
+            ),
+            "InvalidParameter",
+            'field "input.media": a "first_clip" cannot be used with a "first_frame"',
         ),
         (
             sample("wan2.7-i2v", given={"media": [{"type": "first_frame", "url": PICTURE}] * 2}),

@@ -343,6 +343,13 @@ def test_a_form_and_json_are_the_same_request(serve: Serve) -> None:
             assert by_json["image"] == uri(PNG) and by_json["last_image"] == uri(MP4)
             assert by_json["audio"] == sound["audio_url"]
             assert by_json["generate_audio"] is False and by_json["size"] == "1920*1080"
+            clip = {"prompt": "On", "first_clip": uri(MP4), "keep_first_clip": False}
+            by_json = await told(served, json=clip)
+            form = {"prompt": "On", "keep_first_clip": "false"}
+            by_form = await told(served, data=form, files={"first_clip": ("a.mp4", MP4)})
+            for request in (by_json, by_form):
+                assert request["first_clip"] == uri(MP4) and request["keep_first_clip"] is False
+                assert "image" not in request
 
     asyncio.run(line())
 

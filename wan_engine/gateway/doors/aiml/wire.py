@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from wan_engine.gateway.doors.pictures import as_url
@@ -230,6 +231,8 @@ class GenerationRequest(BaseModel):
     enhance_prompt: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True, description="Whether to expand the prompt."
     )
+    last_image_url: SkipJsonSchema[Annotated[str | None, BeforeValidator(_image)]] = None
+    """The picture that the video ends with. The page has no such field."""
 
     @property
     def size(self) -> str:
@@ -242,6 +245,7 @@ class GenerationRequest(BaseModel):
         return {
             "prompt": self.prompt,
             "image": self.image_url,
+            "last_image": self.last_image_url,
             "audio": self.audio_url,
             "negative_prompt": self.negative_prompt,
             "size": self.size,

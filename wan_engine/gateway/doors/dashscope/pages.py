@@ -32,7 +32,9 @@ _INPUT = {
         },
         "media": {
             "type": "array",
-            "description": "The same media in the format of 2.7.",
+            "description": "The same media in the format of 2.7. The clip continues a "
+            "`first_clip`, MP4 or MOV of 2 to 10 seconds: it begins the video, and `duration` is "
+            "the length of both.",
             "items": {
                 "type": "object",
                 "required": ["type", "url"],
@@ -40,7 +42,7 @@ _INPUT = {
                     "type": {
                         **_TEXT,
                         "enum": [
-                            *("first_frame", "last_frame", "driving_audio"),
+                            *("first_frame", "last_frame", "first_clip", "driving_audio"),
                             *("reference_image", "reference_video"),
                         ],
                     },

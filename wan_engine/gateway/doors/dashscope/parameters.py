@@ -40,7 +40,7 @@ _REFERENCES = ("reference_image", "reference_video")
 _PICTURES = ("first_frame", "last_frame")
 _SOUNDS = ("driving_audio", "reference_audio")
 _MEDIA: Mapping[Kind, tuple[str, ...]] = {
-    "i2v": (*_PICTURES, *_SOUNDS),
+    "i2v": (*_PICTURES, "first_clip", *_SOUNDS),
     "r2v": (*_REFERENCES, "first_frame"),
     "t2v": _SOUNDS,
 }
@@ -48,6 +48,7 @@ _NAMES = {
     # Fields of `Request` by their names in this API. The others have the same name.
     "image": "input.img_url",
     "last_image": "input.last_frame_url",
+    "first_clip": "input.media",
     "references": "input.reference_urls",
     "audio": "input.audio_url",
     "prompt": "input.prompt",
@@ -234,6 +235,12 @@ class _Media:
 def _pictures(given: Mapping[str, Any], media: _Media) -> dict[str, Any]:
     first = given.get("img_url") or given.get("first_frame_url") or media.of("first_frame")
     last = given.get("last_frame_url") or media.of("last_frame")
+    clip = media.of("first_clip")
+    if clip is not None and first is not None:
+        sentence = 'a "first_clip" cannot be used with a "first_frame"'
+        raise ParameterError("InvalidParameter", f'field "input.media": {sentence}')
+    if clip is not None:
+        return {"first_clip": clip, "last_image": _picture(last)}
     if first is None:
         raise ParameterError("InvalidParameter", "Field required: input.img_url")
     return {"image": _picture(first), "last_image": _picture(last)}

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import FileResponse
 
 from wan_engine.gateway.doors.openai import parameters, wire
-from wan_engine.schema import SECONDS, SEED_MAX
+from wan_engine.schema import LORA_NAME_MAX_CHARACTERS, LORA_SCALE_MAX, SECONDS, SEED_MAX
 
 _ID = "video_5f0c3ae0a1d34d3e9a2f8f6f2f3b7c11"
 _TEXT = {"type": "string"}
@@ -27,9 +27,35 @@ _FIELDS: dict[str, Any] = {
     "negative_prompt": {**_TEXT, "description": "What the video must not show."},
     "seed": {**_INTEGER, "minimum": -1, "maximum": SEED_MAX, "default": -1},
     "generate_sound": {"type": "boolean", "default": True},
+    "keep_first_clip": {
+        "type": "boolean",
+        "default": True,
+        "description": "Whether the video begins with `first_clip`; `seconds` is then the length "
+        "of both.",
+    },
     "shot_type": {**_TEXT, "enum": ["single", "multi"], "default": "single"},
     "enable_prompt_expansion": {"type": "boolean", "default": False},
     "enable_safety_checker": {"type": "boolean", "default": True},
+}
+_LORA = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {
+            **_TEXT,
+            "pattern": "^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$",
+            "maxLength": LORA_NAME_MAX_CHARACTERS,
+        },
+        "scale": {
+            "type": "number",
+            "minimum": -LORA_SCALE_MAX,
+            "maximum": LORA_SCALE_MAX,
+            "default": 1,
+        },
+        "expert": {**_TEXT, "enum": ["both", "high", "low"]},
+    },
+    "additionalProperties": False,
+    "description": "A LoRA of the worker's folder by its name, or a list of up to four.",
 }
 _REFERENCE = {
     "type": "object",
@@ -43,12 +69,17 @@ _JSON = {
         **_FIELDS,
         "input_reference": {**_REFERENCE, "description": "The first frame."},
         "last_image": {**_TEXT, "description": "A link or data URI of the last frame."},
+        "first_clip": {
+            **_TEXT,
+            "description": "A link or data URI of a clip to continue: MP4 or MOV, 2 to 10 s.",
+        },
         "references": {
             "type": "array",
             "items": _TEXT,
             "maxItems": 5,
             "description": "Links or data URIs of pictures and videos of one subject each.",
         },
+        "lora": _LORA,
         "audio_reference": {
             "type": "object",
             "required": ["audio_url"],
@@ -67,6 +98,8 @@ _FORM = {
             "description": "A picture is the first frame, a video a reference.",
         },
         "last_image": {**_TEXT, "format": "binary", "description": "The last frame."},
+        "first_clip": {**_TEXT, "format": "binary", "description": "A clip to continue."},
+        "lora": {**_TEXT, "description": 'JSON: {"name": "...", "scale": 1.0}'},
         "audio_reference": {**_TEXT, "description": 'JSON: {"audio_url": "..."}'},
     },
 }

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from wan_engine.schema import SEED_MAX, AspectRatio
@@ -181,11 +182,14 @@ class VideoParameters(Parameters):
         description="Whether to make sound for a video without `audio_url`. If no model "
         "of this server makes sound, the track is silent, with a warning. `false`: no track.",
     )
+    last_image: SkipJsonSchema[Annotated[str | None, BeforeValidator(_image)]] = None
+    """The picture that the video ends with. The page has no such field."""
 
     def fields(self, number: int = 0) -> dict[str, Any]:
         return {
             "prompt": self.prompt,
             "image": self.input_image,
+            "last_image": self.last_image,
             "audio": self.audio_url,
             "negative_prompt": self.negative_prompt,
             "size": _SIZES[self.resolution],

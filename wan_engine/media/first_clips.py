@@ -1,0 +1,85 @@
+"""Opens the clip that a new one continues: its last frames for the model, its sound, and the file
+itself for the output."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wan_engine.control import Control
+from wan_engine.errors import InvalidMedia
+from wan_engine.media.untrusted_videos import (
+    UNDECODABLE,
+    UntrustedVideo,
+    VideoLimits,
+    refused,
+)
+from wan_engine.schema import FirstClip, Frames
+
+LEAST_SECONDS, MOST_SECONDS = 2.0, 10.0
+"""The length of a first clip, as the page of DashScope's `wan2.7-i2v` has it."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A first clip, and small frames of it, one per second, uint8 [n, h, w, 3]."""
+
+    clip: FirstClip
+    samples: Frames
+
+
+def open_first_clip(
+    data: bytes, folder: Path, limits: VideoLimits, control: Control, *, frames: int, fps: int
+) -> Opened:
+    """Open `data`, an MP4 or MOV whose file stays in `folder`. The tail has `frames` at `fps`.
+
+    Raises `InvalidMedia`, or `EncodeFailed` if this machine is to blame.
+    """
+    video = UntrustedVideo(data, folder, limits, control, "first_clip")
+    try:
+        stream = video.open()
+        times = _times(video)
+        samples = [np.asarray(frame) for frame in video.small(1.0, round(limits.max_seconds) + 1)]
+        if len(times) < 2 or not samples:
+            raise refused(UNDECODABLE)
+        tail = _pictures(video, tail_indices(times, frames, fps))
+        if video.hdr:  # the new part is not
+            raise refused("the video must have standard dynamic range, got HDR")
+        sound = video.sound(limits.max_seconds, "sound") if stream.heard else None
+    except InvalidMedia as error:
+        video.source.unlink(missing_ok=True)
+        raise InvalidMedia("first_clip", error.why) from error
+    seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # the last one lasts too
+    return Opened(FirstClip(video.source, seconds, tail, sound), np.stack(samples))
+
+
+def tail_indices(times: list[float], count: int, fps: int) -> list[int]:
+    """The indices of the frames that are nearest to the last `count` steps of 1 / `fps`. The last
+    frame is one of them. If the frames are rarer than that, some come twice."""
+    wanted = times[-1] - np.arange(count - 1, -1, -1) / fps
+    nearest = np.abs(np.asarray(times)[:, None] - wanted).argmin(axis=0)
+    return [int(index) for index in nearest]
+
+
+def _times(video: UntrustedVideo) -> list[float]:
+    """When each frame is shown, in seconds, as far as all of them can be decoded."""
+    tiny = ("-xerror", "-map", "0:V:0", "-vf", "scale=16:16:flags=fast_bilinear")
+    arguments = (*tiny, "-fps_mode", "passthrough", "-pix_fmt", "gray", "-c:v", "rawvideo")
+    with video.made("times", *arguments, "-f", "framecrc") as path:
+        text = path.read_text("ascii", "replace")
+    base = re.search(r"^#tb 0: (\d+)/(\d+)", text, re.MULTILINE)
+    begins = re.findall(r"^0, +-?\d+, +(-?\d+),", text, re.MULTILINE)
+    if base is None:
+        raise refused(UNDECODABLE)
+    return [int(begin) * int(base[1]) / int(base[2]) for begin in begins]
+
+
+def _pictures(video: UntrustedVideo, indices: list[int]) -> tuple[Image.Image, ...]:
+    ordered = sorted(set(indices))
+    picked = "+".join(f"eq(n,{index})" for index in ordered)
+    pictures = video.pictures(f"select='{picked}'", len(ordered))
+    return tuple(pictures[ordered.index(index)] for index in indices)
