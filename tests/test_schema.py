@@ -106,6 +106,7 @@ def test_a_minimal_request_gets_the_defaults_of_the_page() -> None:
         "enable_safety_checker": True,
         "first_frame": False,
         "last_image": None,
+        "loras": (),
         "seconds": None,
         "generate_audio": None,
     }

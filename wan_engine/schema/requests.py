@@ -33,7 +33,7 @@ from wan_engine.schema.order import Order
 log = logging.getLogger(__name__)
 
 # Forms send empty values.
-_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image", "first_clip")
+_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image", "first_clip", "loras")
 
 Prompt = Annotated[str, BeforeValidator(fields.prompt)]
 NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]

@@ -3,7 +3,7 @@
 The first five fields and their defaults are OpenAI's (`prompt`, `model`, `seconds`, `size`,
 `input_reference`). The others are vLLM-Omni's, except `last_image`, `shot_type` and the two
 switches, which are this engine's own. A clip may be any whole number of seconds from 2 to 15 long.
-`lora` is an object with a registered name or a list of them, as vLLM-Omni has it; a path is refused.
+`lora` is an object with a name or a list of them, as vLLM-Omni has it. A path is refused.
 """
 
 from __future__ import annotations
