@@ -40,7 +40,10 @@ class Lora:
 def loras(value: object) -> tuple[Lora, ...]:
     """Validate an array of names or objects. Raises pydantic's error with one sentence."""
     if not isinstance(value, list | tuple):
-        raise refusal(f'field "loras" must be an array of names or objects, got {described(value)}')
+        raise refusal(
+            f'field "loras" must be an array of at most {LORAS_MAX} names or objects, '
+            f"got {described(value)}"
+        )
     if len(value) > LORAS_MAX:
         raise refusal(f'field "loras" must have at most {LORAS_MAX} entries, got {len(value)}')
     found = tuple(_one(f"loras[{index}]", one) for index, one in enumerate(value))
