@@ -370,7 +370,7 @@ def test_later_shots_have_them_too_and_crops_where_they_do_not_fit_the_other_mod
     assert first.model == "wan-tiny"
     told = shots.dry_run(request_for(**asked, loras=["first"]))["later_shots"]
     assert told["reason"] == (
-        "they begin with crops of the picture: the LoRA files do not fit wan-tiny-vace"
+        "each starts from a crop of the image, because the LoRA files do not fit wan-tiny-vace"
     )
     hashes = [frame_hashes(local(one.video_url)) for one in (plain, both, first)]
     count = plain.plan.shots[0].frames  # type: ignore[union-attr]
