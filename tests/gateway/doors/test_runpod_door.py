@@ -102,6 +102,20 @@ def test_runsync_that_waits_long_enough_gives_the_id(serve: Serve) -> None:
     asyncio.run(line())
 
 
+def test_lora_files_by_name_reach_the_engine_and_a_path_is_refused_at_once(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            loras = [{"name": "people/anna", "scale": 0.5, "expert": "low"}, "style"]
+            status, body = await post(served, "/runsync", {"input": wish(loras=loras)})
+            assert (status, body["status"]) == (200, "COMPLETED")
+            assert served.backend.requests[body["id"]]["loras"] == loras
+            _, body = await post(served, "/runsync", {"input": wish(loras=["../anna"])})
+            assert body["status"] == "FAILED"
+            assert body["error"].startswith('field "loras[0]" must be a name without its folder')
+
+    asyncio.run(line())
+
+
 @pytest.mark.parametrize("wait", ["soon", "-1", "1.5", "", "9" * 40])
 def test_a_wait_that_is_no_number_is_refused(shared: Shared, wait: str) -> None:
     async def line() -> None:
