@@ -18,28 +18,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from safetensors import safe_open
 
 from wan_engine import weights
-from wan_engine.catalog import Expert, ModelSpec
+from wan_engine.catalog import ModelSpec
 from wan_engine.errors import ConfigurationError, EngineError
 from wan_engine.runtime.scratch import NO_LOCKS
 from wan_engine.settings import VERSION, Settings
 from wan_engine.weights import LocatedLora, manifest
 from wan_engine.weights.files import read_json, sha256
+from wan_engine.weights.lora_plan import COMPONENTS, Plan, plans_for
 from wan_engine.weights.manifest import Fused, Manifest
-
-if TYPE_CHECKING:
-    from wan_engine.families.lora import Plan
 
 Precision = Literal["bfloat16", "float32"]
 Tell = Callable[[str], None]
 
-_EXPERTS: dict[str, Expert] = {"transformer": "high", "transformer_2": "low"}
-_LOADED = ("text_encoder", *_EXPERTS)  # the others are small, or stay in float32 like the VAE
+_LOADED = ("text_encoder", *COMPONENTS)  # the others are small, or stay in float32 like the VAE
 _BYTES: dict[Precision, int] = {"bfloat16": 2, "float32": 4}
 _SHARD = "5GB"  # several files are read in parallel
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
@@ -76,7 +73,7 @@ def prepare(
         )
     if target.exists():
         raise ConfigurationError(f"{target} exists already; name another folder, or remove it")
-    plans = _plans(source, located.loras)
+    plans = plans_for(source, located.loras)
     for one in plans:
         tell(one.describe())
     needed = _size(source, 1 if fp8 else _BYTES[precision], _BYTES[precision])
@@ -96,10 +93,10 @@ def prepare(
                 tell(f"{component}: copied")
                 shutil.copytree(source / component, partial / component)
                 continue
-            loras = sum(_EXPERTS.get(component) in one.changes for one in plans)
+            loras = sum(COMPONENTS.get(component) in one.changes for one in plans)
             tell(f"{component}: {precision}{f', {loras} LoRA files' if loras else ''}")
             network = _load(source / component, entry, precision)
-            if component in _EXPERTS:
+            if component in COMPONENTS:
                 _fuse(network, component, plans)
                 if fp8:
                     _to_float8(network)
@@ -118,12 +115,6 @@ def _networks(source: Path) -> list[list[Any]]:
     return [entry for entry in entries if isinstance(entry, list) and entry[0] is not None]
 
 
-def _plans(source: Path, loras: Sequence[LocatedLora]) -> Sequence[Plan]:
-    from wan_engine.families.lora import plans_for
-
-    return plans_for(source, loras)
-
-
 def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
     """Load the network in `folder`, with the library and class in the pipeline's index."""
     import torch
@@ -137,7 +128,7 @@ def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
 def _fuse(network: Any, component: str, plans: Sequence[Plan]) -> None:
     from wan_engine.families.lora import fuse
 
-    fuse(network, _EXPERTS[component], plans)
+    fuse(network, COMPONENTS[component], plans)
 
 
 def _to_float8(network: Any) -> None:
@@ -209,7 +200,7 @@ def _size(source: Path, block_bytes: int, other_bytes: int) -> int:
         if component not in _LOADED:
             total += path.stat().st_size
             continue
-        each = block_bytes if component in _EXPERTS else other_bytes
+        each = block_bytes if component in COMPONENTS else other_bytes
         with safe_open(path, "np") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 count = 1

@@ -19,6 +19,7 @@ from wan_engine.errors import InvalidRequest
 from wan_engine.schema import (
     SECONDS,
     ContinuationRequest,
+    Lora,
     Plan,
     ReferenceRequest,
     Segment,
@@ -48,6 +49,7 @@ WRONG_TYPE = {
     "enable_safety_checker": "a boolean",
     "first_frame": "a boolean",
     "last_image": "a string",
+    "loras": "an array of at most 4 names or objects",
     "seconds": "an integer from 2 to 15",
     "generate_audio": "a boolean",
 }
@@ -70,6 +72,7 @@ FITTING |= dict.fromkeys(("prompt", "image", "last_image", "audio", "negative_pr
 FITTING |= dict.fromkeys(("seed", "seconds"), int)
 FLAGS = ("enable_prompt_expansion", "enable_safety_checker", "first_frame", "generate_audio")
 FITTING |= dict.fromkeys(FLAGS, bool)
+FITTING["loras"] = list
 MISFITS = [
     (field, value, f'field "{field}" must be {allowed}, got {shown}')
     for field, allowed in WRONG_TYPE.items()
@@ -106,6 +109,7 @@ def test_a_minimal_request_gets_the_defaults_of_the_page() -> None:
         "enable_safety_checker": True,
         "first_frame": False,
         "last_image": None,
+        "loras": (),
         "seconds": None,
         "generate_audio": None,
     }
@@ -138,10 +142,11 @@ def test_a_full_request_is_taken_as_it_is() -> None:
         "enable_safety_checker": False,
         "first_frame": True,
         "last_image": "https://example.com/end.png",
+        "loras": (Lora("anna", 0.5, "high"),),
         "seconds": 7,
         "generate_audio": False,
     }
-    assert VideoRequest.parse(full).model_dump() == full
+    assert dict(VideoRequest.parse(full)) == full
 
 
 def test_the_fields_are_in_the_order_of_the_page() -> None:
@@ -292,7 +297,7 @@ def test_a_missing_input_is_named() -> None:
 @pytest.mark.parametrize("count", range(1, len(WRONG_TYPE) + 1))
 def test_of_several_errors_the_first_in_the_order_of_the_page_is_told(count: int) -> None:
     wrong = list(WRONG_TYPE)[-count:]
-    payload = {**MINIMAL, **{field: [] for field in reversed(wrong)}}
+    payload = {**MINIMAL, **{field: {} for field in reversed(wrong)}}
     assert refusal(payload).startswith(f'field "{wrong[0]}" must be ')
 
 
@@ -432,8 +437,10 @@ def test_the_name_of_an_unknown_field_stays_in_its_line_of_the_log(
 # --- arbitrary input -----------------------------------------------------------------------------
 
 SENTENCE = re.compile(
-    r'field "\w+" is required'
-    r'|field "\w+" must be (a|an|one of) .+, got ((string|number|boolean) .+|array|object)'
+    r'field "(\w+|loras\[\d\]\.name)" is required'
+    r'|field "(\w+|loras\[\d\](\.\w+)?)" must be (a|an|one of) .+, '
+    r"got ((string|number|boolean) .+|array|object|null)"
+    r'|field "loras(\[\d\](\.name)?)?" must (have|differ) .+, got (string .+|\d+)'
     r"|Invalid (image|last_image|first_clip|audio) URL: .+"
 )
 PIECES = (

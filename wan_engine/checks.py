@@ -25,11 +25,14 @@ from wan_engine.settings import VERSION, Settings
 from wan_engine.settings.environment import unknown_variables
 from wan_engine.storage import open_storage, uses_bucket
 from wan_engine.weights import Located
+from wan_engine.weights.lora_folder import LoraFolder
 
 log = logging.getLogger(__name__)
 Level = Literal["ok", "warn", "fail"]
 T = TypeVar("T")
 Configured = dict[Task, tuple[Located, str]]
+
+_LORAS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def machine_checks(
             yield _checked(f"recipe{of}", partial(_recipe, located.spec, gpu, settings))
     if several and seen:
         yield _checked("pool", partial(_pool, found or {}, gpu, settings))
+    if settings.lora_dir is not None:
+        yield _checked("loras", lambda: _loras(settings))
     yield _checked("fps", lambda: _fps(settings))
     yield _checked(
         "upscale", lambda: "upscaling by {} ({})".format(*weights.choose_upscaling(settings))
@@ -244,6 +249,14 @@ def _lora(located: weights.Located, lora: weights.LocatedLora) -> str:
     from wan_engine.families.lora import describe
 
     return describe(located.folder, lora)
+
+
+def _loras(settings: Settings) -> str:
+    names = list(LoraFolder(settings).found())
+    if not names:
+        return Warned("WAN_LORA_DIR has no LoRA files: requests can name none")
+    shown = ", ".join(names[:_LORAS_SHOWN]) + (", ..." if len(names) > _LORAS_SHOWN else "")
+    return f"requests may name {len(names)}: {shown}"
 
 
 def _recipe(spec: ModelSpec, gpu: recipes.Gpu | None, settings: Settings) -> str:

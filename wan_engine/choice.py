@@ -27,6 +27,8 @@ _FIELDS: Mapping[Input, str] = {
 _SILENT = "No sound model is configured, so the clip has a silent track"
 _LIPS = "The audio is added to the clip, but {} does not move lips to it"
 
+_CROPS = "each starts from a crop of the image"
+
 _SOUND_REASONS: Mapping[Track, str] = {
     "given": "the request has audio",
     "made": "the request has no audio, and a sound model is configured",
@@ -118,6 +120,11 @@ def choose(order: Order, models: Models, *, generate_audio: bool = True) -> Choi
     raise NotServed(_lacking(order, rows[0]) or "")
 
 
+def without_later_model(choice: Choice, why: str) -> Choice:
+    """The choice with later shots by the first shot's model."""
+    return replace(choice, later=Later(None, f"{_CROPS}, because {why}"))
+
+
 def served(models: Models) -> dict[Task, str]:
     """The names of the models by task, for health routes and `models`."""
     return {task: spec.name for task, spec in models.items()}
@@ -140,6 +147,8 @@ def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
 
 def _lacking(order: Order, spec: ModelSpec) -> str | None:
     """The reason why a row cannot serve an order, as a sentence for the caller."""
+    if order.loras and not spec.wan_blocks:
+        return f'field "loras" cannot be used: the model {spec.name} takes no LoRA'
     for given in order.gives:
         if given not in spec.takes:
             return (
@@ -164,7 +173,7 @@ def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later
         return None
     why = _no_reference(order, order.image, spec, track, reference)
     if why is not None:
-        return Later(None, f"each starts from a crop of the image, because {why}")
+        return Later(None, f"{_CROPS}, because {why}")
     return Later(reference, "the image is their reference")
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from wan_engine import weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
-from wan_engine.choice import Choice, choose
+from wan_engine.choice import Choice, choose, without_later_model
 from wan_engine.control import Control
-from wan_engine.errors import EncodeFailed, NotFinite, OutOfMemory
+from wan_engine.errors import EncodeFailed, InvalidRequest, NotFinite, OutOfMemory
 from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.soundtrack import after
@@ -50,6 +50,7 @@ from wan_engine.schema import (
 from wan_engine.schema.pricing import cost
 from wan_engine.settings import VERSION, Settings
 from wan_engine.storage import CrashCounts, Storage, open_storage
+from wan_engine.weights.lora_folder import ChosenLora, LoraFolder
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family, SoundFamily
@@ -72,6 +73,7 @@ class Engine:
         self.settings = settings = settings or Settings.load()
         self.storage = open_storage(settings, lasting=serverless)
         self.pool = pool = Pool(settings, real=serverless)
+        self.lora_folder = LoraFolder(settings)
         self.limits = PlanLimits(settings.frame, None if settings.fps == "native" else settings.fps)
         self.safety = open_safety(settings, required=serverless, device=pool.device_beside)
         self.postprocess = Postprocess(
@@ -187,13 +189,26 @@ class Engine:
             chosen=choice.described(),
             names={task: row.name for task, row in self.pool.rows.items()},
             made_by=", ".join(self.postprocess.describe(plan)),
+            loras=order.loras,
             seconds=estimates.expected_seconds(self.settings, plan, self._how(choice, plan)),
             price=self._price(order),
         )
 
     def choose(self, order: Order) -> Choice:
-        """The model for `order`. Raises `NotServed`."""
-        return choose(order, self.pool.rows, generate_audio=self.settings.generate_audio)
+        """The model for `order`. Raises `NotServed`, and `InvalidRequest` for LoRA files that are
+        not for it. If they are not for the model of later shots, the first shot's makes those."""
+        choice = choose(order, self.pool.rows, generate_audio=self.settings.generate_audio)
+        self._loras(order, choice.spec.task)
+        if choice.later_spec is not None:
+            try:
+                self._loras(order, choice.later_spec.task)
+            except InvalidRequest:
+                why = f"the LoRA files do not fit {choice.later_spec.name}"
+                return without_later_model(choice, why)
+        return choice
+
+    def _loras(self, order: Order, task: Task) -> tuple[ChosenLora, ...]:
+        return self.lora_folder.chosen(order.loras, self.pool.models[task].located)
 
     def prepare(
         self, order: Order, choice: Choice, folder: Path, control: Control
@@ -222,20 +237,23 @@ class Engine:
         """
         models = {task: self.pool.models[task] for task in plan.tasks}
         first = models[choice.spec.task]
+        loras = {task: self._loras(order, task) for task in models}
         options = RenderOptions(
             negative_prompt=partial(negative_prompt, order.negative_prompt, settings=self.settings),
             track=choice.track,
             made_here=choice.sound_spec is None,
             watch=self.safety.watch if order.check_content else None,
             postprocess=self.postprocess,
-            encoding=EncodeOptions(self.settings.crf, self.settings.preset, self._comment(plan)),
+            encoding=EncodeOptions(
+                self.settings.crf, self.settings.preset, self._comment(plan, order)
+            ),
         )
         control.enter("queue")
 
         def load(task: Task) -> Family:
-            if not models[task].on_device:
+            if not models[task].is_ready(loras[task]):
                 control.enter("load")
-            return self.pool.load(models[task], control)
+            return self.pool.load(models[task], control, loras[task])
 
         def once() -> EncodedVideo:
             slowest = max(models.values(), key=lambda one: slowness(one.spec, one.recipe))
@@ -330,13 +348,14 @@ class Engine:
     def _price(self, order: Order) -> Decimal:
         return cost(order.size, order.duration, self.settings.prices, order.task)
 
-    def _comment(self, plan: Plan) -> str:
+    def _comment(self, plan: Plan, order: Order) -> str:
         """The comment in the mp4's metadata, or None if WAN_METADATA is off."""
         if not self.settings.metadata:
             return ""
         tasks = ["" if task == "image-to-video" else f" for {task}" for task in plan.tasks]
         named = [f"{name}{task}" for name, task in zip(self._names(plan), tasks, strict=True)]
-        made_by = f"model {', '.join(named)}; seed {plan.seed}; wan_engine {VERSION}"
+        loras = f"LoRA {_named(order)}; " if order.loras else ""
+        made_by = f"model {', '.join(named)}; {loras}seed {plan.seed}; wan_engine {VERSION}"
         return f"AI-generated video; {made_by}"
 
     def _warnings(
@@ -368,7 +387,7 @@ class Engine:
     ) -> None:
         stages = " ".join(f"{name} {took:.1f}s" for name, took in control.stage_seconds.items())
         log.info(
-            "job %s: %s %ds %dx%d seed %d model %s (%s), attention %s, %d frames at %d fps%s, "
+            "job %s: %s %ds %dx%d seed %d model %s (%s)%s, attention %s, %d frames at %d fps%s, "
             "%d bytes; %s; peak memory %s",
             control.job_id,
             order.size,
@@ -378,6 +397,7 @@ class Engine:
             plan.seed,
             " and ".join(self._names(plan)),
             "; ".join(self._reasons(choice)),
+            f", LoRA {_named(order)}" if order.loras else "",
             getattr(self.pool.models[choice.spec.task].family, "attention", "its own"),
             video.frames,
             plan.fps,
@@ -392,6 +412,11 @@ def _settled(request: Request | Order) -> Order:
     """The order with a seed, chosen at random if the request leaves it open."""
     order = request if isinstance(request, Order) else request.order()
     return order if order.seed >= 0 else replace(order, seed=secrets.randbelow(SEED_MAX + 1))
+
+
+def _named(order: Order) -> str:
+    """The LoRA files of the order, in words."""
+    return ", ".join(map(str, order.loras))
 
 
 def _from_record(url: str, record: Mapping[str, Any]) -> VideoResult:

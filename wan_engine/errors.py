@@ -17,7 +17,8 @@ EngineError               an internal failure, not caused by the input
 |- StorageFailed          the finished clip could not be stored
 |- JobRefused             the job crashed its worker before and is not tried again
 '- ConfigurationError     the operator has to change something; raised at start, never by a request
-   '- ModelMissing        the model's files are absent or incomplete
+   |- ModelMissing        the model's files are absent or incomplete
+   '- LoraRefused         a LoRA file cannot be fused; a caller who named it gets `InvalidRequest`
 
 The caller gets every error. Besides that:
 
@@ -170,6 +171,14 @@ class ConfigurationError(EngineError):
 
 class ModelMissing(ConfigurationError):
     code = "model_missing"
+
+
+class LoraRefused(ConfigurationError):
+    """`why` names the file without its folder; `advice` is for the operator alone."""
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(f"{why}. {advice}" if advice else why)
+        self.why = why
 
 
 def _kinds(kind: type[EngineError] = EngineError) -> Iterator[type[EngineError]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from itertools import product
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from wan_engine.schema import (
     WHOLE,
     Crop,
     Framing,
+    Lora,
     Media,
     Order,
     Plan,
@@ -289,12 +290,13 @@ def described(
     made_by: str,
     seconds: float | None,
     price: Decimal,
+    loras: Sequence[Lora] = (),
 ) -> dict[str, Any]:
     """The plan as JSON, for `python -m wan_engine plan --json`.
 
     `chosen` says why this model was chosen, and what it lacks; `names` are the models of the tasks.
     `seconds` is the expected render time on this machine, or None if it is unknown; `price` is the
-    `cost` of the result in USD.
+    `cost` of the result in USD; `loras` are those of the request.
     """
     shots, start = [], plan.given_frames
     for shot in plan.shots:
@@ -304,6 +306,7 @@ def described(
         "model": spec.name,
         "task": spec.task,
         **chosen,
+        "loras": [asdict(one) for one in loras],
         "size": [plan.width, plan.height],
         "rendered": [plan.render_width, plan.render_height],
         "seconds": plan.frames / plan.fps,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,17 +21,18 @@ from wan_engine import weights
 from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import with_overrides
 from wan_engine.control import Control
-from wan_engine.errors import CompileFailed, OutOfMemory
-from wan_engine.families import import_family, load_family
+from wan_engine.errors import CompileFailed, InvalidRequest, LoraRefused, NotServed, OutOfMemory
+from wan_engine.families import OnBytes, import_family, load_family
 from wan_engine.plan import PlanLimits, rendered_sizes
 from wan_engine.runtime import compile_cache, memory, recipes
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.startup import Startup
 from wan_engine.schema import Task
 from wan_engine.settings import Settings
+from wan_engine.weights.lora_folder import ChosenLora
 
 if TYPE_CHECKING:
-    from wan_engine.families.base import Family, Loaded
+    from wan_engine.families.base import Family, Loaded, TakesLoras
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,6 +61,16 @@ class Model:
     @property
     def on_device(self) -> bool:
         return self.family is not None and not self.away
+
+    @property
+    def loras(self) -> tuple[ChosenLora, ...] | None:
+        """The LoRA files of requests in the weights now; None if they are half in."""
+        found: tuple[ChosenLora, ...] | None = getattr(self.family, "loras", ())
+        return found
+
+    def is_ready(self, loras: Sequence[ChosenLora]) -> bool:
+        """Whether the model is on the device with exactly these LoRA files of requests."""
+        return self.on_device and self.loras == tuple(loras)
 
     @property
     def kept_gb(self) -> float:
@@ -121,15 +132,21 @@ class Pool:
 
     # --- loading ---------------------------------------------------------------------------------
 
-    def load(self, model: Model, control: Control | None = None) -> Family:
-        """Load a model's weights onto the device. Other models are put away if it needs their room.
+    def load(
+        self,
+        model: Model,
+        control: Control | None = None,
+        loras: Sequence[ChosenLora] = (),
+    ) -> Family:
+        """Load a model's weights onto the device, with exactly these LoRA files of a request. Other
+        models are put away if it needs their room.
 
         Hold the device once jobs have begun. A load is a stage of `control`, in megabytes, and
         stops if the job must stop. Raises `OutOfMemory` if no recipe gets the model onto the
-        device.
+        device, and `InvalidRequest` for LoRA files that give infinite numbers.
         """
-        if not model.on_device:
-            self.run(model, lambda: self._load(model, control))
+        if not model.is_ready(loras):
+            self.run(model, lambda: self._load(model, control, loras))
         self._use(model)
         assert model.family is not None
         return cast("Family", model.family)
@@ -145,7 +162,33 @@ class Pool:
     def _use(self, model: Model) -> None:
         self._used = [*(one for one in self._used if one is not model), model]
 
-    def _load(self, model: Model, control: Control | None) -> None:
+    def _load(self, model: Model, control: Control | None, loras: Sequence[ChosenLora]) -> None:
+        def on_bytes(done: int, total: int) -> None:
+            if control is not None:
+                control.progress("load", done // 10**6, total // 10**6)
+
+        if not model.on_device:
+            self._bring(model, on_bytes)
+        if model.loras != tuple(loras):
+            self._set_loras(model, loras, on_bytes)
+
+    def _set_loras(self, model: Model, loras: Sequence[ChosenLora], on_bytes: OnBytes) -> None:
+        family = cast("TakesLoras", model.family)
+        if not hasattr(family, "set_loras"):  # of another package
+            raise NotServed(
+                f'field "loras" cannot be used: the model {model.spec.name} takes no LoRA'
+            )
+        try:
+            family.set_loras(loras, on_bytes)
+        except LoraRefused as error:
+            raise InvalidRequest(f'field "loras" cannot be used: {error.why}') from error
+        finally:
+            if family.loras is None:
+                log.error("model %s is dropped: its LoRA files are half in", model.spec.name)
+                model.family = None
+                memory.free_accelerator()
+
+    def _bring(self, model: Model, on_bytes: OnBytes) -> None:
         self._make_room(model)
         if model.family is not None:
             log.info("model %s is moved back from host memory", model.spec.name)
@@ -154,10 +197,6 @@ class Pool:
             return
         log.info("model %s (%s)", model.spec.name, model.reason)
         log.info("recipe %s (%s)", model.recipe, model.recipe_reason)
-
-        def on_bytes(done: int, total: int) -> None:
-            if control is not None:
-                control.progress("load", done // 10**6, total // 10**6)
 
         located = model.located
         try:

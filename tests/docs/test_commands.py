@@ -21,8 +21,10 @@ from typing import Any
 
 import httpx
 import imageio_ffmpeg
+import numpy as np
 import pytest
 import typer
+from safetensors.numpy import save_file
 
 from tests.docs.pages import PAGES, ROOT, commands, name
 from wan_engine.cli.app import app
@@ -105,6 +107,14 @@ def checkout(tmp_path: Path, data: Path) -> Path:
     clip = ["testsrc2=s=320x240:r=24:d=2", "-pix_fmt", "yuv420p", str(tmp_path / "clip.mp4")]
     subprocess.run([*ffmpeg, *clip], check=True)
     shutil.copy(data / "chime_4s.mp3", tmp_path / "voice.mp3")
+    (tmp_path / "loras").mkdir()
+    for file in ("anna", "motion_high", "motion_low"):
+        layer = "diffusion_model.blocks.0.self_attn.q"
+        halves = {"lora_A": np.ones((2, 24), np.float32), "lora_B": np.ones((24, 2), np.float32)}
+        save_file(
+            {f"{layer}.{half}.weight": values for half, values in halves.items()},
+            tmp_path / "loras" / f"{file}.safetensors",
+        )
     lines = [{"prompt": f"Leaves sway, {way}", "image": "photo.jpg"} for way in ("left", "right")]
     (tmp_path / "requests.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return tmp_path

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
-from wan_engine.weights import LocatedLora
+from wan_engine.weights import LocatedLora, lora_plan
 from wan_engine.weights.lora_file import Tensor
 
 Tensors = dict[str, torch.Tensor]
@@ -50,7 +50,23 @@ def save(tensors: Tensors, path: Path, metadata: Any = None) -> None:
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, path, metadata)
 
 
-def parameters_of(network: Any) -> lora.Parameters:
+def lora_file(path: Path, network: Any, seed: int, *, size: float = 0.3) -> Path:
+    """A file that changes every matrix, bias and norm of a network, and its convolution."""
+    made: Tensors = {}
+    for number, (name, one) in enumerate(network.named_parameters()):
+        layer, _, last = name.rpartition(".")
+        if last == "weight" and one.ndim > 1:
+            down = noise(2, *one.shape[1:], seed=seed + number)
+            made[f"transformer.{layer}.lora_A.weight"] = down
+            made[f"transformer.{layer}.lora_B.weight"] = size * noise(one.shape[0], 2, seed=seed)
+        elif last in ("weight", "bias"):
+            end = "diff" if last == "weight" else "diff_b"
+            made[f"transformer.{layer}.{end}"] = size * noise(*one.shape, seed=seed + number)
+    save_file(made, path)
+    return path
+
+
+def parameters_of(network: Any) -> lora_plan.Parameters:
     """What the headers of its files say of a network."""
     return {
         name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in network.named_parameters()
@@ -69,7 +85,7 @@ def fused(
 def fused_file(base: Any, file: LocatedLora) -> Mapping[str, torch.Tensor]:
     before = {name: one.data for name, one in base.named_parameters()}
     try:
-        lora.fuse(base, "high", [lora.plan(file, {"high": parameters_of(base)})])
+        lora.fuse(base, "high", [lora_plan.plan(file, {"high": parameters_of(base)})])
         return {name: one.data for name, one in base.named_parameters()}
     finally:
         for name, one in base.named_parameters():

@@ -35,7 +35,7 @@ from tests.families.lora_files import (
 )
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import lora
-from wan_engine.weights import LocatedLora
+from wan_engine.weights import LocatedLora, lora_plan
 from wan_engine.weights.lora_file import Adapter, Header, Tensor
 from wan_engine.weights.lora_keys import original, read_keys
 
@@ -245,14 +245,14 @@ def test_a_file_for_both_experts_gives_each_its_own(tmp_path: Path) -> None:
     save(tensors, path)
     parameters = {"high": parameters_of(one), "low": parameters_of(other)}
     before = one.blocks[0].attn1.to_q.weight.detach().clone()
-    plan = lora.plan(LocatedLora(path, 1.0, "both"), parameters)
+    plan = lora_plan.plan(LocatedLora(path, 1.0, "both"), parameters)
     for expert, model, factor in (("high", one, 1), ("low", other, 4)):
         lora.fuse(model, expert, [plan])  # type: ignore[arg-type]
         added = model.blocks[0].attn1.to_q.weight.detach() - before
         assert torch.allclose(added, factor * UP @ DOWN, atol=1e-5)
     for expert in ("high", "low"):
         with pytest.raises(ConfigurationError, match="it is for the other expert"):
-            lora.plan(LocatedLora(path, 1.0, expert), parameters)  # type: ignore[arg-type]
+            lora_plan.plan(LocatedLora(path, 1.0, expert), parameters)  # type: ignore[arg-type]
 
 
 def test_a_bfloat16_network_is_rounded_once(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_bfloat16_network_is_rounded_once(tmp_path: Path) -> None:
     expected = weight.double()
     for index in range(3):
         expected = expected + 0.01 * UP.double() @ noise(RANK, WIDTH, seed=index).double()
-    plans = [lora.plan(file, {"high": parameters_of(base)}) for file in files]
+    plans = [lora_plan.plan(file, {"high": parameters_of(base)}) for file in files]
     lora.fuse(base, "high", plans)
     after = base.blocks[0].attn1.to_q.weight.detach()
     assert after.dtype is torch.bfloat16 and not torch.equal(after, weight)

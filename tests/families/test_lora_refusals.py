@@ -37,8 +37,7 @@ from tests.families.lora_files import (
     save,
 )
 from wan_engine.errors import ConfigurationError
-from wan_engine.families import lora
-from wan_engine.weights import LocatedLora
+from wan_engine.weights import LocatedLora, lora_plan
 from wan_engine.weights.lora_file import Adapter, read_header
 from wan_engine.weights.lora_keys import shown
 
@@ -269,7 +268,7 @@ def test_each_weight_of_any_file_is_used_or_named(
     parameters = {"high": parameters_of(plain)}
     weights = {key for key in chosen if not key.endswith((".alpha", ".rank"))}
     try:
-        plan = lora.plan(LocatedLora(path, 1.0, "high", 1.0), parameters)
+        plan = lora_plan.plan(LocatedLora(path, 1.0, "high", 1.0), parameters)
     except ConfigurationError as error:
         assert "nothing for this model" in str(error) or "has no weights" in str(error)
         return
@@ -278,7 +277,7 @@ def test_each_weight_of_any_file_is_used_or_named(
     assert all(shown([key]) in plan.describe() for key in plan.unused)
     if plan.unused:
         with pytest.raises(ConfigurationError, match="have no use here"):
-            lora.plan(LocatedLora(path, 1.0, "high"), parameters)
+            lora_plan.plan(LocatedLora(path, 1.0, "high"), parameters)
     after = fused_file(plain, LocatedLora(path, 1.0, "high", 1.0))
     moved = {name for name, one in plain.named_parameters() if not torch.equal(after[name], one)}
     wanted: set[str | None] = set()

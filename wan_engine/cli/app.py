@@ -16,7 +16,8 @@ from wan_engine.runtime.startup import end_when_told
 from wan_engine.settings import VERSION
 
 COMMANDS = (
-    *("generate", "plan", "doctor", "models", "download", "schema", "settings", "serve", "key"),
+    *("generate", "plan", "doctor", "models", "loras", "download", "schema", "settings", "serve"),
+    "key",
 )
 """As `--help` lists them. Each is the function of this name in the file of this name, with an
 `EXAMPLE` beside it."""

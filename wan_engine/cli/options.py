@@ -43,6 +43,13 @@ class RequestOptions:
             "for the next subject."
         ),
     ] = field(default_factory=list)
+    lora: Annotated[
+        list[str],
+        typer.Option(
+            help="LoRA of WAN_LORA_DIR, as NAME, NAME:SCALE or NAME:SCALE:EXPERT (`high`, `low`, "
+            "`both`). Repeat it for the next one."
+        ),
+    ] = field(default_factory=list)
     audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = ""
     size: Annotated[str, typer.Option(help="`1280*720` (`720p`) or `1920*1080` (`1080p`).")] = (
         "1280*720"
@@ -71,10 +78,25 @@ class RequestOptions:
         said = {name: value for name, value in asdict(self).items() if value not in ("", None, [])}
         if "reference" in said:
             said["references"] = said.pop("reference")
+        if "lora" in said:
+            said["loras"] = [_lora(one) for one in said.pop("lora")]
         said.pop("model", None)
         said["enable_prompt_expansion"] = said.pop("expand_prompt")
         said["enable_safety_checker"] = not said.pop("no_safety_checker")
         return said
+
+
+def _lora(text: str) -> dict[str, Any]:
+    """The entry of `loras` that NAME:SCALE:EXPERT means. What is wrong with it is told by the
+    request."""
+    name, _, rest = text.partition(":")
+    scale, _, expert = rest.partition(":")
+    try:
+        number: float | str = float(scale)
+    except ValueError:
+        number = scale
+    given = {"name": name, "scale": number, "expert": expert}
+    return {key: value for key, value in given.items() if value != ""}
 
 
 def with_request_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from wan_engine.schema import Lora
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -25,6 +27,8 @@ def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
     facts.add_row("why", f"{found['task']}: {found['reason']}")
     if later := found.get("later_shots"):
         facts.add_row("later shots", f"{later['model']}: {later['reason']}")
+    if found["loras"]:
+        facts.add_row("LoRA", Text(", ".join(str(Lora(**one)) for one in found["loras"])))
     sound = _SOUNDS[found["sound"]].format(found["sound_model"])
     facts.add_row("sound", f"{sound}: {found['sound_reason']}")
     for sentence in found["undone"]:

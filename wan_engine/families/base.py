@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import NotServed
+from wan_engine.families import OnBytes
 from wan_engine.runtime.finite import not_finite
 from wan_engine.schema import (
     Clip,
@@ -25,6 +26,7 @@ from wan_engine.schema import (
     SoundInput,
     Waveform,
 )
+from wan_engine.weights.lora_folder import ChosenLora
 
 _NAMES: Mapping[type[Condition], Input] = {
     FirstPicture: "first_picture",
@@ -55,6 +57,27 @@ class Loaded(Protocol):
     def move(self, device: str) -> None:
         """Move all weights to `device`: to host memory if another model needs the room, and
         back."""
+        ...
+
+
+class TakesLoras(Loaded, Protocol):
+    """A model that takes LoRA files for one clip. A row whose blocks are Wan's (`wan_blocks`)
+    promises it."""
+
+    @property
+    def loras(self) -> tuple[ChosenLora, ...] | None:
+        """The files that are in the weights now. None if a change of them failed halfway and the
+        model must be loaded again."""
+        ...
+
+    def set_loras(self, loras: Sequence[ChosenLora], on_bytes: OnBytes) -> None:
+        """Make the weights have exactly these files, on top of those of the load; without any, they
+        are those of the load to the bit.
+
+        `on_bytes` gets the bytes changed so far and the total; an error that it raises stops the
+        change. After an error there are no files in the weights, or `loras` is None. Raises
+        `LoraRefused` and `OutOfMemory`.
+        """
         ...
 
 

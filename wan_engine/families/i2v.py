@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from wan_engine.families import OnBytes
 from wan_engine.families.base import refuse_others, stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.loading import load_pipeline
+from wan_engine.families.lora_swap import LoraSwap
 from wan_engine.families.placement import able, attention_of, run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason
@@ -46,6 +47,7 @@ from wan_engine.schema import (
 )
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
+from wan_engine.weights.lora_folder import ChosenLora
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class ImageToVideo:
 
     pipeline_class: Any = ContinuingPipeline
     warm_frames = 9  # three latent frames: the VAE treats first, second and later ones differently
+    swap: LoraSwap | None = None
 
     def __init__(self, pipeline: Any, spec: ModelSpec, recipe: Recipe) -> None:
         self.spec = spec
@@ -136,6 +139,7 @@ class ImageToVideo:
         try:
             pipeline = load_pipeline(folder, recipe, loras, on_bytes, cls.pipeline_class)
             family = cls(pipeline, spec, recipe)
+            family.swap = LoraSwap(pipeline, folder, recipe, loras)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -250,6 +254,23 @@ class ImageToVideo:
         """Stop using compiled code."""
         run_eagerly(self.pipeline)
         self._compiled = False
+
+    @property
+    def loras(self) -> tuple[ChosenLora, ...] | None:
+        """See `TakesLoras`."""
+        if self.swap is None:
+            return ()
+        return self.swap.present if self.swap.is_sound else None
+
+    def set_loras(self, loras: Sequence[ChosenLora], on_bytes: OnBytes) -> None:
+        """See `TakesLoras`."""
+        assert self.swap is not None, "load has made it"
+        try:
+            self.swap.set(loras, on_bytes)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(self.spec) from error
 
     def move(self, device: str) -> None:
         """Move all weights to `device`. Cached embeddings stay where they are."""

@@ -24,7 +24,7 @@ from diffusers import ModelMixin
 from wan_engine.errors import ConfigurationError
 from wan_engine.families import OnBytes, float8, tensors
 from wan_engine.families.continuation import ContinuingPipeline
-from wan_engine.families.lora import COMPONENTS, Plan, fuse_into, plans_for, tell_fused
+from wan_engine.families.lora import fuse_into
 from wan_engine.families.placement import finish, settle, settle_block
 from wan_engine.families.tokens import faithful
 from wan_engine.runtime import memory
@@ -33,6 +33,7 @@ from wan_engine.runtime.recipes import Recipe
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 from wan_engine.weights.lora_keys import shown
+from wan_engine.weights.lora_plan import COMPONENTS, Plan, plans_for, tell_fused
 
 log = logging.getLogger(__name__)
 

@@ -14,89 +14,31 @@ parameter's own type. One layer at a time is widened.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from wan_engine.catalog import Expert
-from wan_engine.errors import ConfigurationError, Warned
+from wan_engine.errors import LoraRefused, Warned
 from wan_engine.weights import LocatedLora
-from wan_engine.weights.lora_file import Adapter, Tensor, read_header, shapes
-from wan_engine.weights.lora_keys import (
-    Change,
-    axis_of,
-    is_weight,
-    original,
-    read_keys,
-    shown,
-)
+from wan_engine.weights.lora_file import read_header
+from wan_engine.weights.lora_keys import Change, axis_of, original
+from wan_engine.weights.lora_plan import Plan, plans_for
 
-log = logging.getLogger(__name__)
-
-COMPONENTS: Mapping[str, Expert] = {"transformer": "high", "transformer_2": "low"}
-"""The experts of a pipeline, by the names of its parts."""
-
-Parameters = Mapping[str, Tensor]
-
-_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_CPU = torch.device("cpu")
 _OF_BIAS = {"bias", "up_bias"}
-_LISTED = 3  # number of keys and reasons in a message
 _NORM_FLOOR = 1e-12  # of a row of zeros
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The changes that a file makes to each expert, and the keys that match nothing."""
-
-    lora: LocatedLora
-    changes: Mapping[Expert, Sequence[Change]]
-    adapter: Adapter
-    weights: int
-    unused: Sequence[str]
-
-    def describe(self) -> str:
-        """A line for the log and `doctor`."""
-        all_changes = [change for changes in self.changes.values() for change in changes]
-        kinds = ", ".join(sorted({change.kind for change in all_changes}))
-        layers = " + ".join(str(len(changes)) for changes in self.changes.values())
-        used = self.weights - len(self.unused)
-        left = f"; not used: {shown(self.unused)}" if self.unused else ""
-        return (
-            f"{self.lora.path.name} at {self.lora.scale:g} into {' and '.join(self.changes)}: "
-            f"{kinds}, {used} of {self.weights} weights, {layers} layers{left}"
-        )
-
-
-def tell_fused(plans: Sequence[Plan]) -> None:
-    """Log one line per fused file."""
-    for one in plans:
-        log.log(logging.WARNING if one.unused else logging.INFO, "fused %s", one.describe())
-
-
-def plans_for(folder: Path, loras: Sequence[LocatedLora]) -> list[Plan]:
-    """Plan the changes of LoRA files to the checkpoint in `folder`. Only headers are read, so that
-    an error shows before minutes of loading."""
-    if not loras:
-        return []
-    parameters = {
-        expert: shapes(folder / component)
-        for component, expert in COMPONENTS.items()
-        if (folder / component).is_dir()
-    }
-    return [plan(lora, parameters) for lora in loras]
 
 
 def describe(folder: Path, lora: LocatedLora) -> str:
     """A line about the changes of a LoRA file to the checkpoint in `folder`, `Warned` if a part of
-    it matches nothing. Checks every number of the file. Raises `ConfigurationError` as `plans_for`
-    does."""
+    it matches nothing. Checks every number of the file. Raises `LoraRefused` as `plans_for` does.
+    """
     (planned,) = plans_for(folder, [lora])
     changes = (change for each in planned.changes.values() for change in each)
     keys = dict.fromkeys(key for change in changes for key in change.keys.values())
@@ -106,82 +48,92 @@ def describe(folder: Path, lora: LocatedLora) -> str:
     return Warned(planned.describe()) if planned.unused else planned.describe()
 
 
-def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> Plan:
-    """Match a file with the experts' parameters. Raises `ConfigurationError` if it is no LoRA file,
-    matches nothing, or exceeds the allowed share of unused weights."""
-    targets: tuple[Expert, ...] = ("high", "low") if lora.expert == "both" else (lora.expert,)
-    experts = [expert for expert in targets if expert in parameters]
-    if not experts:
-        raise ConfigurationError(
-            f"{lora.path.name} is for the {lora.expert} expert, which this model does not have"
-        )
-    for expert in experts:
-        _refuse_float8(lora, parameters[expert])
-    header = read_header(lora.path)
-    readings = {e: read_keys(header, parameters[e], low=e == "low") for e in experts}
-    used = {
-        key for one in readings.values() for change in one.changes for key in change.keys.values()
-    }
-    counted = [key for key in header.tensors if is_weight(key)]
-    unused = [key for key in counted if key not in used]
-    why = {key: words for one in readings.values() for key, words in one.refused.items()}
-    changes = {expert: one.changes for expert, one in readings.items() if one.changes}
-    if not changes or len(unused) > lora.unused * len(counted):
-        raise ConfigurationError(_refusal(lora, counted, unused, why))
-    return Plan(lora, changes, header.adapter, len(counted), unused)
-
-
 def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
-    """Apply the plans to a network. Raises `ConfigurationError` for a file with a number that is
-    not finite; the network is unusable then."""
+    """Apply the plans to a network. Raises `LoraRefused` for a file with a number that is not
+    finite; the network is unusable then."""
     fuse_into(dict(network.named_parameters()), expert, plans)
 
 
 def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[Plan]) -> None:
     """`fuse`, for a part of a network's parameters that consists of whole layers."""
-    with ExitStack() as stack, torch.no_grad():
-        files = [
-            (_Factors(stack.enter_context(_open(one.lora.path)), one), one.changes.get(expert, ()))
-            for one in plans
-        ]
-        by_layer: dict[str, list[tuple[_Factors, Change]]] = {}
-        for factors, changes in files:
-            for change in (one for one in changes if one.weight in parameters):
-                by_layer.setdefault(change.layer, []).append((factors, change))
-        for work in by_layer.values():
-            _change_layer(parameters, work)
+    with Fusing(plans, expert) as fusing:
+        for layer in fusing.layers:
+            if fusing.is_in(layer, parameters):
+                for name, value in fusing.changed(layer, parameters).items():
+                    parameters[name].data = value
 
 
-def _change_layer(parameters: Mapping[str, Any], work: Sequence[tuple[_Factors, Change]]) -> None:
-    wide: dict[str, torch.Tensor] = {}
+class Fusing:
+    """The changes that plans make to an expert, by layer. Their files are open inside its `with`
+    block."""
 
-    def widened(name: str) -> torch.Tensor:
-        if name not in wide:
-            wide[name] = (
-                parameters[name]
-                .detach()
-                .to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    def __init__(self, plans: Sequence[Plan], expert: Expert) -> None:
+        self.layers: dict[str, list[tuple[Plan, Change]]] = {}
+        for one in plans:
+            for change in one.changes.get(expert, ()):
+                self.layers.setdefault(change.layer, []).append((one, change))
+        self._plans = plans
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._files = {
+            one.lora.path: self._stack.enter_context(_open(one.lora.path)) for one in self._plans
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def is_in(self, layer: str, parameters: Mapping[str, Any]) -> bool:
+        """Whether the layer is one of those with these parameters."""
+        return self.layers[layer][0][1].weight in parameters
+
+    def names(self, layer: str) -> list[str]:
+        """The parameters of the layer that are changed; none of a layer that is not."""
+        found = []
+        for _, change in self.layers.get(layer, ()):
+            if set(change.keys) - _OF_BIAS:
+                found.append(change.weight)
+            if change.bias and set(change.keys) & _OF_BIAS:
+                found.append(change.bias)
+        return list(dict.fromkeys(found))
+
+    @torch.no_grad()
+    def changed(
+        self, layer: str, parameters: Mapping[str, Any], device: torch.device = _CPU
+    ) -> dict[str, torch.Tensor]:
+        """The new values of the layer's `names`, in the dtypes of `parameters`, which stay as they
+        are. Computed on `device`. Raises `LoraRefused` for numbers that are not finite."""
+        wide = {
+            name: parameters[name]
+            .detach()
+            .to(
+                device=device,
+                dtype=torch.float32,
+                copy=True,
+                memory_format=torch.contiguous_format,
             )
-        return wide[name]
-
-    for factors, change in work:
-        if set(change.keys) - _OF_BIAS:
-            factors.change_weight(change, widened(change.weight))
-        if change.bias and set(change.keys) & _OF_BIAS:
-            factors.change_bias(change, widened(change.bias))
-    for name, value in wide.items():
-        rounded = value.to(parameters[name].dtype)
-        if not _is_finite(rounded):
-            raise ConfigurationError(f"The LoRA files make {name} infinite: lower their scales")
-        parameters[name].data = rounded
+            for name in self.names(layer)
+        }
+        for planned, change in self.layers[layer]:
+            factors = _Factors(self._files[planned.lora.path], planned, device)
+            if change.weight in wide and set(change.keys) - _OF_BIAS:
+                factors.change_weight(change, wide[change.weight])
+            if change.bias in wide and set(change.keys) & _OF_BIAS:
+                factors.change_bias(change, wide[change.bias])
+        new = {name: value.to(parameters[name].dtype) for name, value in wide.items()}
+        for name, value in new.items():
+            if not _is_finite(value):
+                raise LoraRefused(f"The LoRA files make {name} infinite: lower their scales")
+        return new
 
 
 class _Factors:
     """The tensors of an open file, multiplied by the formula of its kind, in float32 and in
     place."""
 
-    def __init__(self, file: Any, planned: Plan) -> None:
-        self._file, self._plan = file, planned
+    def __init__(self, file: Any, planned: Plan, device: torch.device) -> None:
+        self._file, self._plan, self._device = file, planned, device
         self._scale = planned.lora.scale
 
     def change_weight(self, change: Change, weight: torch.Tensor) -> None:
@@ -264,7 +216,7 @@ class _Factors:
         return tensor.reshape(tensor.shape[0], -1)
 
     def _get(self, change: Change, role: str) -> torch.Tensor:
-        return _read(self._file, change.keys[role], self._plan.lora.path.name)
+        return _read(self._file, change.keys[role], self._plan.lora.path.name, self._device)
 
 
 def _norm(matrix: torch.Tensor, axis: int) -> torch.Tensor:
@@ -280,12 +232,12 @@ def _open(path: Path) -> Any:
         raise
 
 
-def _read(file: Any, key: str, name: str) -> torch.Tensor:
-    tensor: torch.Tensor = file.get_tensor(key)
+def _read(file: Any, key: str, name: str, device: torch.device = _CPU) -> torch.Tensor:
+    tensor: torch.Tensor = file.get_tensor(key).to(device)
     if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         tensor = tensor.float()  # float8 has no arithmetic of its own
     if not _is_finite(tensor):
-        raise ConfigurationError(
+        raise LoraRefused(
             f"{name} cannot be fused: {key} has numbers that are not finite (NaN or infinite)"
         )
     return tensor.float()
@@ -294,38 +246,3 @@ def _read(file: Any, key: str, name: str) -> torch.Tensor:
 def _is_finite(tensor: torch.Tensor) -> bool:
     # If any number is not finite, the minimum or maximum is not. A tenth of the time of `isfinite`.
     return all(math.isfinite(end.item()) for end in tensor.aminmax())
-
-
-def _refuse_float8(lora: LocatedLora, parameters: Parameters) -> None:
-    if any(one.dtype in _FLOAT8 for one in parameters.values()):
-        raise ConfigurationError(
-            f"{lora.path.name} is not fused: this checkpoint is stored in float8, which is too "
-            "coarse to add to. Name one in bfloat16 in WAN_MODEL, or leave the file out"
-        )
-
-
-def _refusal(
-    lora: LocatedLora, counted: Sequence[str], unused: Sequence[str], why: Mapping[str, str]
-) -> str:
-    """A message about the keys that match nothing, with the reasons and what the operator may
-    do."""
-    name, reasons = lora.path.name, _reasons(unused, why)
-    if not counted:
-        return f"{name} is not a LoRA: it has no weights, only {shown(why)}"
-    if len(unused) == len(counted):
-        return (
-            f"{name} has nothing for this model, which is another than it was made for: {reasons}"
-        )
-    share = math.ceil(100 * len(unused) / len(counted)) / 100
-    return (
-        f"{name} is not fused, for {len(unused)} of its {len(counted)} weights have no use here: "
-        f"{reasons}. WAN_LORA_UNUSED={share:g} fuses the rest of them"
-    )
-
-
-def _reasons(unused: Iterable[str], why: Mapping[str, str]) -> str:
-    by_reason: dict[str, list[str]] = {}
-    for key in unused:
-        by_reason.setdefault(why.get(key, "it is not used"), []).append(key)
-    listed = [f"{shown(keys, _LISTED)}: {reason}" for reason, keys in by_reason.items()]
-    return "; ".join(listed[:_LISTED]) + (" ..." if len(listed) > _LISTED else "")

@@ -1,7 +1,7 @@
 """Exports the data classes that the modules pass to each other. Read them first.
 
-`fields.py` validates fields, `requests.py` has the requests of the hosted pages, `order.py` the
-order that each of them becomes, and `clip.py` the data between the steps.
+`fields.py` and `lora.py` validate fields, `requests.py` has the requests of the hosted pages,
+`order.py` the order that each of them becomes, and `clip.py` the data between the steps.
 """
 
 from wan_engine.schema.clip import (
@@ -42,6 +42,13 @@ from wan_engine.schema.fields import (
     Size,
     cut_sentence,
 )
+from wan_engine.schema.lora import (
+    LORA_NAME_MAX_CHARACTERS,
+    LORA_SCALE_MAX,
+    LORAS_MAX,
+    Lora,
+    LoraExpert,
+)
 from wan_engine.schema.order import (
     Input,
     Order,
@@ -56,6 +63,9 @@ from wan_engine.schema.requests import (
 )
 
 __all__ = [
+    "LORAS_MAX",
+    "LORA_NAME_MAX_CHARACTERS",
+    "LORA_SCALE_MAX",
     "NEGATIVE_PROMPT_MAX_CHARACTERS",
     "PROMPT_MAX_CHARACTERS",
     "REFERENCES_MAX",
@@ -78,6 +88,8 @@ __all__ = [
     "Framing",
     "Input",
     "LastPicture",
+    "Lora",
+    "LoraExpert",
     "Media",
     "Order",
     "Plan",

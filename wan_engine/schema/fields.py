@@ -41,6 +41,8 @@ _INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
 
 def described(value: object) -> str:
     """A JSON value for an error message: its type, and the value itself if it is short."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return f"boolean {json.dumps(value)}"
     if isinstance(value, int | float):

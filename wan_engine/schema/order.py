@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wan_engine.schema.fields import AspectRatio, ShotType, Size
+from wan_engine.schema.lora import Lora
 
 Task = Literal[
     "image-to-video",
@@ -32,6 +33,7 @@ class Order:
     `aspect_ratio` is the clip's where no picture decides it. `seed` is -1 until the engine settles
     it. `cuts` says what was left out of the caller's request, a sentence each. `any_frames`: the
     first frame of an animated image is taken, instead of refusing it.
+    `loras` are fused into the models that make its frames, for this clip alone.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class Order:
     expand_prompt: bool = False
     check_content: bool = True
     any_frames: bool = False
+    loras: tuple[Lora, ...] = ()
     cuts: tuple[str, ...] = ()
 
     @property

@@ -27,12 +27,13 @@ from pydantic.json_schema import SkipJsonSchema
 from wan_engine.errors import InvalidRequest
 from wan_engine.schema import fields
 from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size, TextSize
+from wan_engine.schema.lora import Lora, loras
 from wan_engine.schema.order import Order
 
 log = logging.getLogger(__name__)
 
 # Forms send empty values.
-_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image", "first_clip")
+_EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image", "first_clip", "loras")
 
 Prompt = Annotated[str, BeforeValidator(fields.prompt)]
 NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]
@@ -72,6 +73,8 @@ FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
 """Whether an animated image, GIF too, gives its first frame instead of being refused."""
 LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]
 """The picture that the clip ends with."""
+Loras = SkipJsonSchema[Annotated[tuple[Lora, ...], BeforeValidator(loras)]]
+"""The LoRA files of the operator's folder to make the clip with."""
 WholeSeconds = SkipJsonSchema[Annotated[int, BeforeValidator(fields.seconds)] | None]
 """Any length that a clip can have, for APIs whose pages name no three; goes before `duration`."""
 
@@ -182,6 +185,7 @@ class VideoRequest(ClipRequest):
     enable_safety_checker: SafetyCheck = True
     first_frame: FirstFrame = False
     last_image: LastImage = None
+    loras: Loras = ()
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
@@ -226,6 +230,7 @@ class ReferenceRequest(ClipRequest):
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
     last_image: LastImage = None
+    loras: Loras = ()
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 
@@ -285,6 +290,7 @@ class ContinuationRequest(ClipRequest):
     enable_prompt_expansion: Expansion = False
     enable_safety_checker: SafetyCheck = True
     first_frame: FirstFrame = False
+    loras: Loras = ()
     seconds: WholeSeconds = None
     generate_audio: GenerateAudio = None
 

@@ -65,6 +65,11 @@ class ModelSettings(BaseModel):
         description='LoRA files to fuse, as JSON: `[{"path": "/loras/a.safetensors", "scale": '
         '0.8, "expert": "high"}]`. `expert` is `high`, `low` or `both`',
     )
+    lora_dir: Path | None = Field(
+        default=None,
+        description="Folder of LoRA files that a request may name in `loras`, such as "
+        "`/runpod-volume/loras`. Not set, requests may name none",
+    )
     lora_unused: float = Field(
         default=0,
         ge=0,

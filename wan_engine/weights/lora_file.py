@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import LoraRefused
 from wan_engine.weights.files import read_json
 
 Shape = tuple[int, ...]
@@ -81,7 +81,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a LoRA file. Raises `ConfigurationError` with the reason if it is not
+    """Read the header of a LoRA file. Raises `LoraRefused` with the reason if it is not
     one."""
     try:
         with safe_open(path, framework="np") as file:
@@ -92,9 +92,9 @@ def read_header(path: Path) -> Header:
             }
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ConfigurationError(f"{path.name} is not a LoRA file: {_why(path, error)}") from error
+        raise LoraRefused(f"{path.name} is not a LoRA file: {_why(path, error)}") from error
     if not tensors:
-        raise ConfigurationError(f"{path.name} is not a LoRA file: it has no tensor")
+        raise LoraRefused(f"{path.name} is not a LoRA file: it has no tensor")
     return Header(tensors, _adapter(path, metadata))
 
 
@@ -171,6 +171,6 @@ def _adapter(path: Path, metadata: Mapping[str, str]) -> Adapter:
         *(OSError, ValueError, TypeError, AttributeError),
         *(OverflowError, RecursionError, re.error),
     ) as error:
-        raise ConfigurationError(
+        raise LoraRefused(
             f"{path.name} cannot be fused: its alpha cannot be read ({error})"
         ) from error

@@ -15,7 +15,7 @@ import pytest
 from httpx import AsyncClient, Response
 from PIL import Image
 
-from tests.gateway.conftest import Serve, Served, eventually
+from tests.gateway.conftest import Serve, Served, Shared, eventually
 from tests.gateway.fakes import CLIP
 from tests.media.test_stills import small_clip
 from wan_engine.control import Progress
@@ -400,6 +400,26 @@ def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve)
     asyncio.run(line())
 
 
+def test_lora_is_vllm_omnis_object_or_list_by_name(serve: Serve) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            for lora, loras in (
+                ({"name": "anna", "scale": 0.8}, [{"name": "anna", "scale": 0.8}]),
+                ({"adapter": "anna", "lora_scale": 0.8}, [{"name": "anna", "scale": 0.8}]),
+                ([{"lora_name": "a"}, "b"], [{"name": "a"}, "b"]),
+                ("people/anna", ["people/anna"]),
+                ([], []),
+            ):
+                assert (await told(served, json={"prompt": "A fox", "lora": lora}))[
+                    "loras"
+                ] == loras
+            form = {"prompt": "A fox", "lora": json.dumps({"name": "anna", "scale": 0.8})}
+            assert (await told(served, data=form))["loras"] == [{"name": "anna", "scale": 0.8}]
+            assert "loras" not in await told(served, json={"prompt": "A fox"})
+
+    asyncio.run(line())
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -415,7 +435,25 @@ def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve)
         ),
         ({"size": "640x480"}, "size", f'field "size" must be one of {", ".join(SIZES)}'),
         ({"model": "x" * 65}, "model", 'field "model" must be a string of up to 64 characters'),
-        ({"lora": {"name": "x"}}, "lora", 'field "lora" is not supported here'),
+        (
+            {"lora": {"name": "x", "local_path": "/loras/x", "scale": 1.0}},
+            "lora",
+            'field "lora[0]" must have name, scale, expert and nothing else, '
+            'got string "local_path"',
+        ),
+        (
+            {"lora": {"name": "x", "lora_name": "y"}},
+            "lora",
+            'field "lora[0]" must have name, scale, expert and nothing else, '
+            'got string "lora_name"',
+        ),
+        (
+            {"lora": [{"name": "x"}, {"name": "../y"}]},
+            "lora",
+            'field "lora[1].name" must be a name without its folder\'s path, such as style or '
+            'people/anna, got string "../y"',
+        ),
+        ({"lora": {"scale": 1}}, "lora", 'field "lora[0].name" is required'),
         (
             {"input_reference": {"file_id": "file-1"}},
             "input_reference",
@@ -449,15 +487,15 @@ def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve)
     ],
 )
 def test_a_wrong_request_is_refused_at_once(
-    serve: Serve, body: Any, param: str | None, message: str
+    shared: Shared, body: Any, param: str | None, message: str
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            full = {"prompt": "A fox", **body} if body else body
-            assert_failure(await served.http.post(PATH, json=full), 400, message, param)
-            assert not served.backend.requests
+        served = shared.served
+        full = {"prompt": "A fox", **body} if body else body
+        assert_failure(await served.http.post(PATH, json=full), 400, message, param)
+        assert not served.backend.requests
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 def test_a_broken_form_is_refused(serve: Serve) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import FileResponse
 
 from wan_engine.gateway.doors.openai import parameters, wire
-from wan_engine.schema import SECONDS, SEED_MAX
+from wan_engine.schema import LORA_NAME_MAX_CHARACTERS, LORA_SCALE_MAX, SECONDS, SEED_MAX
 
 _ID = "video_5f0c3ae0a1d34d3e9a2f8f6f2f3b7c11"
 _TEXT = {"type": "string"}
@@ -37,6 +37,26 @@ _FIELDS: dict[str, Any] = {
     "enable_prompt_expansion": {"type": "boolean", "default": False},
     "enable_safety_checker": {"type": "boolean", "default": True},
 }
+_LORA = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {
+            **_TEXT,
+            "pattern": "^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$",
+            "maxLength": LORA_NAME_MAX_CHARACTERS,
+        },
+        "scale": {
+            "type": "number",
+            "minimum": -LORA_SCALE_MAX,
+            "maximum": LORA_SCALE_MAX,
+            "default": 1,
+        },
+        "expert": {**_TEXT, "enum": ["both", "high", "low"]},
+    },
+    "additionalProperties": False,
+    "description": "A LoRA of the worker's folder by its name, or a list of up to four.",
+}
 _REFERENCE = {
     "type": "object",
     "required": ["image_url"],
@@ -59,6 +79,7 @@ _JSON = {
             "maxItems": 5,
             "description": "Links or data URIs of pictures and videos of one subject each.",
         },
+        "lora": _LORA,
         "audio_reference": {
             "type": "object",
             "required": ["audio_url"],
@@ -78,6 +99,7 @@ _FORM = {
         },
         "last_image": {**_TEXT, "format": "binary", "description": "The last frame."},
         "first_clip": {**_TEXT, "format": "binary", "description": "A clip to continue."},
+        "lora": {**_TEXT, "description": 'JSON: {"name": "...", "scale": 1.0}'},
         "audio_reference": {**_TEXT, "description": 'JSON: {"audio_url": "..."}'},
     },
 }

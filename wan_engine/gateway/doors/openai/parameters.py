@@ -3,6 +3,7 @@
 The first five fields and their defaults are OpenAI's (`prompt`, `model`, `seconds`, `size`,
 `input_reference`). The others are vLLM-Omni's, except `last_image`, `shot_type` and the two
 switches, which are this engine's own. A clip may be any whole number of seconds from 2 to 15 long.
+`lora` is an object with a name or a list of them, as vLLM-Omni has it. A path is refused.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _UNUSED = (
 """Fields of vLLM-Omni that the server decides itself. They are ignored with a warning."""
 
 _REFUSED = (
-    *("lora", "control_reference", "source_video", "source_audio", "video_noise_mask"),
+    *("control_reference", "source_video", "source_audio", "video_noise_mask"),
     *("audio_noise_mask", "characters"),
 )
 """Fields that change the clip, so that the server refuses them."""
@@ -63,7 +64,12 @@ _NAMES = {
     "references": "input_reference",
     "audio": "audio_reference",
     "generate_audio": "generate_sound",
+    "loras": "lora",
 }
+_LORA_KEYS = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}
+"""Other names of the keys of `lora` (vllm_omni/entrypoints/openai/utils.py,
+`parse_lora_request`)."""
+
 _FIELD = re.compile(r'^(?:field "|Invalid )(\w+)')
 _NESTED = re.compile(r"(\w+)\[(\w+)\]")
 
@@ -116,7 +122,7 @@ def _typed(name: str, value: str | Upload) -> object:
         return value
     if name in SWITCHES and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    if name in _MEDIA and value.lstrip()[:1] in ("{", "["):
+    if name in (*_MEDIA, "lora") and value.lstrip()[:1] in ("{", "["):
         return parse_json(value.encode())
     return value or None
 
@@ -135,6 +141,7 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
         **{name: given.get(name) for name in ("prompt", "negative_prompt", "seed", "shot_type")},
         **{name: given.get(name) for name in SWITCHES if name != "generate_sound"},
         **media,
+        "loras": _loras(given.get("lora")),
         "size": budget,
         "seconds": _seconds(given),
         "generate_audio": given.get("generate_sound", True),
@@ -156,6 +163,22 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
         "warnings": [f"Not used here: {', '.join(unused)}"] if unused else [],
     }
     return Asked(MODELS[kind], order.task, fields, payload)
+
+
+def _loras(value: object) -> object:
+    """Return the entries of `loras`, with the keys of a `Request`. A key that is there under two
+    names is left, and refused there."""
+    if value is None or value == "":
+        return None
+    return [
+        {
+            key if _LORA_KEYS.get(key, key) in one else _LORA_KEYS.get(key, key): said
+            for key, said in one.items()
+        }
+        if isinstance(one, Mapping)
+        else one
+        for one in (value if isinstance(value, list) else [value])
+    ]
 
 
 def _named(sentence: str) -> ParameterError:
