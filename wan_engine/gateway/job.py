@@ -91,7 +91,7 @@ class Job:
     remote_id: str | None = None
     worker: str | None = None
     progress: Progress | None = None
-    kind: str | None = None
+    kind: str | None = field(default=None, compare=False)
 
     @property
     def final(self) -> bool:
