@@ -239,13 +239,13 @@ def _back(x: float, to_x: float, y: float) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """The first latents of a segment: the content of each (a key of `CELLS`), and whether the model
-    is told that it is known."""
+    """Latents of a segment, the first four and the last: the content of each (a key of `CELLS`),
+    and the part of its frames that the model is told to be known."""
 
     kind: str
     way: str
     latents: Sequence[str]
-    known: Sequence[bool]
+    known: Sequence[float]
 
 
 CELLS = {
@@ -253,18 +253,20 @@ CELLS = {
     "frames": ("#a5d6a7", "last five frames, encoded"),
     "latent": ("#f6c667", "last latents, as they are"),
     "grey": ("#c3c9d0", "grey frames, encoded"),
+    "end": ("#d3c6ef", "grey and the last picture"),
     "zero": ("#ffffff", "zeros"),
     "noise": ("#efe3f7", "noise alone"),
 }
 _SHOWN = 5  # of 21: the others are like the last of these
 
 MASKS = (
-    Segment("A14B", "first segment", ("image", *["grey"] * 4), (True, *[False] * 4)),
-    Segment("A14B", "last_frames", (*["frames"] * 2, *["grey"] * 3), (*[True] * 2, *[False] * 3)),
-    Segment("A14B", "svi", ("image", "latent", *["zero"] * 3), (True, *[False] * 4)),
-    Segment("TI2V", "first segment", ("image", *["noise"] * 4), (True, *[False] * 4)),
-    Segment("TI2V", "last_frames", (*["frames"] * 2, *["noise"] * 3), (*[True] * 2, *[False] * 3)),
-    Segment("TI2V", "latents", (*["latent"] * 2, *["noise"] * 3), (*[True] * 2, *[False] * 3)),
+    Segment("A14B", "first segment", ("image", *["grey"] * 4), (1, 0, 0, 0, 0)),
+    Segment("A14B", "last_frames", (*["frames"] * 2, *["grey"] * 3), (1, 1, 0, 0, 0)),
+    Segment("A14B", "last picture", ("image", *["grey"] * 3, "end"), (1, 0, 0, 0, 0.25)),
+    Segment("A14B", "svi", ("image", "latent", *["zero"] * 3), (1, 0, 0, 0, 0)),
+    Segment("TI2V", "first segment", ("image", *["noise"] * 4), (1, 0, 0, 0, 0)),
+    Segment("TI2V", "last_frames", (*["frames"] * 2, *["noise"] * 3), (1, 1, 0, 0, 0)),
+    Segment("TI2V", "latents", (*["latent"] * 2, *["noise"] * 3), (1, 1, 0, 0, 0)),
 )
 """`families/continuation.py` fills these; its tests compare it with this table."""
 
@@ -285,15 +287,15 @@ def masks() -> str:
         top += 28
         for number, (name, known) in enumerate(zip(segment.latents, segment.known, strict=True)):
             x = _MARGIN + cell * number
-            border = {"stroke": "#1f2933", "width": 2.5} if known else {}
+            border = {"stroke": "#1f2933", "width": 2.5} if known == 1 else {}
             parts.append(_rectangle(x + 2, top, cell - 4, 34, CELLS[name][0], **border))
-            word = "known" if known else ""
+            word = "known" if known == 1 else "20: 1 of 4" if known else ""
             parts.append(_text(x + cell / 2, top + 22, word, "note", anchor="middle"))
     top += 54
     for index, (colour, meaning) in enumerate(CELLS.values()):
         x, y = _MARGIN + 4 + index % 2 * 204, top + index // 2 * 28
         parts += [_rectangle(x, y, 18, 16, colour), _text(x + 26, y + 13, meaning, "note")]
-    return _page(top + 84, "What the first latents of a segment are given", parts)
+    return _page(top + 112, "What the latents of a segment are given", parts)
 
 
 # --- shapes --------------------------------------------------------------------------------------

@@ -88,7 +88,10 @@ def test_the_table_of_whole_clips_has_both_ratios() -> None:
     assert row == "| 15 s | 4 x 65 | 241 | 2.00 | 4.00 | 0.50 | 10 | 40 | 0.26 |"
 
 
-@pytest.mark.parametrize("part", ["ceilings", "attention", "checks", "errors", "encode", "decode"])
+SLOWEST = pytest.param("checks", marks=pytest.mark.system)
+
+
+@pytest.mark.parametrize("part", ["ceilings", "attention", SLOWEST, "errors", "encode", "decode"])
 def test_a_part_of_a_gpus_figures_is_measured_at_a_tiny_size(part: str) -> None:
     rows = list(gpu.part(part, "tiny", ()))
     failed = {row["case"] for row in rows if "error" in row}
@@ -113,6 +116,7 @@ def test_streamed_blocks_are_measured_beside_resident_ones() -> None:
     assert not any("error" in row for row in rows)
 
 
+@pytest.mark.system  # for its quarter of a minute
 def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -292,7 +291,7 @@ def test_progress_is_posted_in_order_and_never_after_the_result(
 
 
 def sdk_run(
-    tmp_path: Path, *arguments: str, cold: bool = False, **environment: str
+    tmp_path: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     (tmp_path / "scratch").mkdir(exist_ok=True)
     program = [str(ROOT / "handler.py"), *arguments]
@@ -306,23 +305,13 @@ def sdk_run(
         "WAN_FPS": "native",
         **environment,
     }
-    if not cold:
-        return warm.shared().run(program, env=env, cwd=tmp_path)
-    return subprocess.run(
-        [sys.executable, *program],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return warm.shared().run(program, env=env, cwd=tmp_path)
 
 
 def test_the_sdks_local_run_prints_the_result(tmp_path: Path) -> None:
     job = json.loads((ROOT / "test_input.json").read_text())
     (tmp_path / "test_input.json").write_text(json.dumps(job))
-    done = sdk_run(tmp_path, cold=True, WAN_RENDER_AREA="3072")
+    done = sdk_run(tmp_path, WAN_RENDER_AREA="3072")
     assert done.returncode == 0, done.stderr
     assert "'cost': 0.5" in done.stdout and len(list(tmp_path.glob("outputs/*.mp4"))) == 1
     # The SDK's default prints the whole job, base64 included.

@@ -22,7 +22,7 @@ from wan_engine.media import ffmpeg
 from wan_engine.prompts import Expansion
 from wan_engine.render import model_frames
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Carry, Clip, FirstPicture, Media, Plan, SegmentInput
+from wan_engine.schema import Carry, Clip, FirstPicture, Media, Order, Plan, SegmentInput
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +32,7 @@ SMALLEST: dict[str, Any] = {"preset": "superfast", "render_area": 64 * 48}
 
 
 RequestFor = Callable[..., VideoRequest]
+OrderFor = Callable[..., Order]
 
 
 def few_frames(settings: Settings, **options: Any) -> Engine:

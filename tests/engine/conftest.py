@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.clips import SMALLEST, MakeSettings, RequestFor, few_frames
+from tests.engine.clips import SMALLEST, MakeSettings, OrderFor, RequestFor, few_frames
 from wan_engine import Engine, Settings, VideoRequest, data_uri
 
 
@@ -53,3 +54,9 @@ def request_for(data: Path) -> RequestFor:
         return VideoRequest.parse({"prompt": "lift-off", "image": image, "seed": 3, **fields})
 
     return make
+
+
+@pytest.fixture
+def shortest(request_for: RequestFor) -> OrderFor:
+    """Orders of the shortest clips, for tests that do not look at a clip's length."""
+    return lambda **fields: replace(request_for(**fields).order(), duration=2)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.engine.clips import (
     MakeSettings,
+    OrderFor,
     RequestFor,
     frame_hashes,
     local,
@@ -42,23 +43,22 @@ def test_the_clip_is_what_was_asked_for(whole: Engine, request_for: RequestFor, 
     assert len(frame_hashes(path)) == 80
 
 
-def test_a_portrait_keeps_its_shape(engine: Engine, request_for: RequestFor, data: Path) -> None:
-    request = request_for(image=data_uri(data / "astronaut_360x480.png"))
+def test_a_portrait_keeps_its_shape(engine: Engine, shortest: OrderFor, data: Path) -> None:
+    request = shortest(image=data_uri(data / "astronaut_360x480.png"))
     assert "832x1108" in probe(local(engine.generate(request).video_url))
 
 
 def test_exact_frames_have_the_named_size(
-    make_settings: MakeSettings, request_for: RequestFor, data: Path
+    make_settings: MakeSettings, shortest: OrderFor, data: Path
 ) -> None:
     engine = Engine(make_settings(preset="superfast", render_area=64 * 48, frame="exact"))
-    request = request_for(image=data_uri(data / "astronaut_360x480.png"))
+    request = shortest(image=data_uri(data / "astronaut_360x480.png"))
     assert "1280x720" in probe(local(engine.generate(request).video_url))
 
 
-def test_the_same_seed_gives_the_same_frames(engine: Engine, request_for: RequestFor) -> None:
+def test_the_same_seed_gives_the_same_frames(engine: Engine, shortest: OrderFor) -> None:
     first, other, again = (
-        frame_hashes(local(engine.generate(request_for(seed=seed)).video_url))
-        for seed in (11, 12, 11)
+        frame_hashes(local(engine.generate(shortest(seed=seed)).video_url)) for seed in (11, 12, 11)
     )
     assert first == again != other
 
@@ -89,11 +89,11 @@ def test_progress_runs_through_all_stages_in_order(engine: Engine, request_for: 
 
 
 def test_nothing_is_left_in_scratch(
-    engine: Engine, request_for: RequestFor, data: Path, tmp_path: Path
+    engine: Engine, shortest: OrderFor, data: Path, tmp_path: Path
 ) -> None:
-    engine.generate(request_for(audio=data_uri(data / "chime_1s.wav")))
+    engine.generate(shortest(audio=data_uri(data / "chime_1s.wav")))
     with pytest.raises(InvalidMedia):
-        engine.generate(request_for(audio="data:audio/wav;base64,AAAA"))
+        engine.generate(shortest(audio="data:audio/wav;base64,AAAA"))
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -111,24 +111,24 @@ def test_an_animation_is_animated_from_its_first_frame_where_that_is_asked(
         prepared(engine, request_for(image=data_uri(gif)), tmp_path)
 
 
-def test_short_audio_is_a_warning(engine: Engine, request_for: RequestFor, data: Path) -> None:
-    result = engine.generate(request_for(audio=data_uri(data / "chime_1s.wav")))
+def test_short_audio_is_a_warning(engine: Engine, shortest: OrderFor, data: Path) -> None:
+    result = engine.generate(shortest(audio=data_uri(data / "chime_1s.wav")))
     assert "The audio is only 1.0 seconds long" in result.warnings
 
 
-def test_what_could_not_be_done_is_a_warning(engine: Engine, request_for: RequestFor) -> None:
-    text = " ".join(engine.generate(request_for(enable_safety_checker=True)).warnings)
+def test_what_could_not_be_done_is_a_warning(engine: Engine, shortest: OrderFor) -> None:
+    text = " ".join(engine.generate(shortest(enable_safety_checker=True)).warnings)
     assert "safety" in text and "wan-tiny is a toy trained on drawings" in text
-    request = request_for(enable_safety_checker=False)
+    request = shortest(enable_safety_checker=False)
     assert "safety" not in " ".join(engine.generate(request).warnings)
 
 
-def test_a_finished_job_is_not_rendered_again(engine: Engine, request_for: RequestFor) -> None:
-    first = engine.generate(request_for(), Control("job-1"))
+def test_a_finished_job_is_not_rendered_again(engine: Engine, shortest: OrderFor) -> None:
+    first = engine.generate(shortest(), Control("job-1"))
     seen: list[Progress] = []
-    again = engine.generate(request_for(), Control("job-1", on_progress=seen.append))
+    again = engine.generate(shortest(), Control("job-1", on_progress=seen.append))
     assert again.output() == first.output() and seen == []
-    other = engine.generate(request_for(), Control("job-2"))
+    other = engine.generate(shortest(), Control("job-2"))
     assert other.video_url != first.video_url
 
 

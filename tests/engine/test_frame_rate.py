@@ -17,6 +17,7 @@ import torch
 from tests.engine.clips import (
     SMALLEST,
     MakeSettings,
+    OrderFor,
     RequestFor,
     SlidingPicture,
     frame_hashes,
@@ -76,7 +77,7 @@ def test_a_click_and_a_flash_at_two_seconds_meet(
 
 
 def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
-    make_settings: MakeSettings, request_for: RequestFor
+    make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     small = {**SMALLEST, "fps": 30}
     asked: Any = Engine(make_settings(interpolation="blend", **small))
@@ -85,7 +86,7 @@ def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
     told = []
     for engine in (asked, forced):
         engine.pool.main.family = SlidingPicture()
-        told.append(" ".join(engine.generate(request_for()).warnings))
+        told.append(" ".join(engine.generate(shortest()).warnings))
     assert "moving edges are double" not in told[0]
     assert "moving edges are double" in told[1]
 

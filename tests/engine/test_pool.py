@@ -56,8 +56,8 @@ def on_device(engine: Engine) -> set[str]:
 
 @pytest.fixture
 def orders(request_for: RequestFor) -> dict[str, Order]:
-    """One for each task."""
-    quiet = request_for().order()
+    """One for each task, of the shortest clip."""
+    quiet = replace(request_for().order(), duration=2)
     return {FIRST: replace(quiet, sound=False), SECOND: replace(quiet, sound=True)}
 
 

@@ -17,6 +17,7 @@ from tests.engine.clips import (
     SMALLEST,
     LongRun,
     MakeSettings,
+    OrderFor,
     RequestFor,
     SlidingPicture,
     clip_frames,
@@ -44,14 +45,14 @@ def test_an_expanded_prompt_is_what_the_model_gets_and_not_in_the_output(
 
 
 def test_an_expansion_that_failed_is_a_warning(
-    make_settings: MakeSettings, request_for: RequestFor
+    make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     engine: Any = Engine(make_settings(**SMALLEST, prompt_url=url))
     engine.pool.main.spec = replace(engine.spec, **FEWEST)
     engine.pool.main.family = LongRun(engine.spec)
-    result = engine.generate(request_for(enable_prompt_expansion=True))
+    result = engine.generate(shortest(enable_prompt_expansion=True))
     assert any("Prompt expansion failed" in warning for warning in result.output()["warnings"])
     assert result.expanded_prompt.startswith("lift-off. ")
 
@@ -118,12 +119,12 @@ def test_every_shot_starts_from_its_crop_of_the_image_unstretched(
     ],
 )
 def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
-    make_settings: MakeSettings, request_for: RequestFor, mode: str, asked: str | None, used: str
+    make_settings: MakeSettings, shortest: OrderFor, mode: str, asked: str | None, used: str
 ) -> None:
     engine: Any = Engine(make_settings(negative_prompt=mode, preset="superfast"))
     family = engine.pool.main.family = LongRun(replace(engine.spec, max_area=32 * 32, **FEWEST))
     engine.pool.main.spec = family.spec
-    result = engine.generate(request_for(negative_prompt=asked))
+    result = engine.generate(shortest(negative_prompt=asked))
     own = engine.spec.negative_prompt
     assert {segment.negative_prompt for segment in family.asked} == {used.format(own=own)}
     # The four-step rows work without CFG, which is what a negative prompt acts through.
@@ -131,9 +132,9 @@ def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
 
 
 def test_with_cfg_a_negative_prompt_is_no_warning(
-    make_settings: MakeSettings, request_for: RequestFor
+    make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     engine: Any = Engine(make_settings(preset="superfast", guidance_scale=3))
     engine.pool.main.family = LongRun(replace(engine.spec, max_area=32 * 32, **FEWEST))
     engine.pool.main.spec = engine.pool.main.family.spec
-    assert "CFG" not in " ".join(engine.generate(request_for(negative_prompt="x")).warnings)
+    assert "CFG" not in " ".join(engine.generate(shortest(negative_prompt="x")).warnings)

@@ -15,6 +15,7 @@ import pytest
 from tests.engine.clips import (
     FEWEST,
     MakeSettings,
+    OrderFor,
     RequestFor,
     frame_hashes,
     local,
@@ -32,7 +33,7 @@ from wan_engine.runtime.recipes import Gpu
 
 @pytest.mark.parametrize("stage", ["prepare", "denoise", "decode", "encode", "publish"])
 def test_a_cancel_in_any_stage_leaves_nothing(
-    engine: Engine, request_for: RequestFor, tmp_path: Path, stage: str
+    engine: Engine, shortest: OrderFor, tmp_path: Path, stage: str
 ) -> None:
     control: Control
 
@@ -42,7 +43,7 @@ def test_a_cancel_in_any_stage_leaves_nothing(
 
     control = Control(on_progress=on_progress)
     with pytest.raises(Cancelled):
-        engine.generate(request_for(), control)
+        engine.generate(shortest(), control)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list(tmp_path.glob("outputs/*.mp4")) == []
 
@@ -52,7 +53,7 @@ PARTS = ("text_encoder", "vae.encoder.mid_block", "transformer", "transformer_2"
 
 @pytest.mark.parametrize("part", PARTS)
 def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
-    engine: Engine, request_for: RequestFor, part: str
+    engine: Engine, shortest: OrderFor, part: str
 ) -> None:
     family: Any = engine.load()
     control, finished = Control(), []
@@ -69,7 +70,7 @@ def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
         module = attrgetter(name)(family.pipeline)
         hooks.append(module.register_forward_hook(partial(note, name)))
     with pytest.raises(Cancelled):  # a prompt of its own: what was encoded before is kept
-        engine.generate(request_for(prompt=part), control)
+        engine.generate(shortest(prompt=part), control)
     for hook in hooks:
         hook.remove()
     assert len(finished) <= 1
@@ -179,17 +180,17 @@ def test_private_addresses_are_refused_by_default(engine: Engine) -> None:
 
 
 def test_a_render_has_a_deadline_where_nobody_gave_it_one(
-    engine: Engine, request_for: RequestFor
+    engine: Engine, shortest: OrderFor
 ) -> None:
     control = Control()
-    engine.generate(request_for(), control)
+    engine.generate(shortest(), control)
     assert control.seconds_left and 0 < control.seconds_left < 24 * 3600
 
 
 def test_a_full_disk_ends_a_job_before_anything_is_fetched(
-    make_settings: MakeSettings, request_for: RequestFor
+    make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     engine, seen = Engine(make_settings(scratch_min_gb=10**6)), []
     with pytest.raises(DiskFull):
-        engine.generate(request_for(), Control(on_progress=seen.append))
+        engine.generate(shortest(), Control(on_progress=seen.append))
     assert seen == []

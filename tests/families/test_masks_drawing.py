@@ -30,7 +30,7 @@ def start_of(segment: Segment, clean: torch.Tensor) -> Start | None:
 
 
 def condition_and_mask(
-    pipeline: ContinuingPipeline, start: Start | None
+    pipeline: ContinuingPipeline, start: Start | None, last: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each latent: its condition, and 1 where the model is told that it is known."""
     pipeline.start = start
@@ -46,6 +46,7 @@ def condition_and_mask(
             torch.float32,
             torch.device("cpu"),
             torch.Generator().manual_seed(4),
+            last_image=last,
         )
     if pipeline.config.expand_timesteps:
         _, condition, mask = made
@@ -61,9 +62,13 @@ def test_the_drawing_is_what_the_pipeline_is_given(segment: Segment, tiny_cache:
     channels = pipeline.vae.config.z_dim
     side = SIZE // pipeline.vae_scale_factor_spatial
     clean = torch.randn(1, channels, 2, side, side, generator=torch.Generator().manual_seed(5))
-    condition, known = condition_and_mask(pipeline, start_of(segment, clean))
+    last = torch.ones(1, 3, SIZE, SIZE) if "end" in segment.latents else None
+    condition, known = condition_and_mask(pipeline, start_of(segment, clean), last)
     for number, kind in enumerate(segment.latents):
-        assert known[:, :, number].unique().tolist() == [float(segment.known[number])]
+        frames = known[0, :, number].mean(dim=(1, 2))
+        assert frames.unique().tolist() in ([0.0], [1.0], [0.0, 1.0])
+        assert float(frames.mean()) == segment.known[number]
+        assert kind != "end" or frames.tolist() == [0, 0, 0, 1]
         if kind == "noise":  # whatever the condition has here, the mask keeps it out
             continue
         here = condition[:, :, number]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,25 +54,41 @@ class Served:
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
+@asynccontextmanager
+async def _open(
+    folder: Path, *, slots: int = 1, webhook_again_seconds: float = 0.05, **settings: Any
+) -> AsyncIterator[Served]:
+    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
+    backend = InstantBackend(folder / "outputs", slots)
+    opened = open_gateway(Settings(**values), backend, webhook_again_seconds=webhook_again_seconds)
+    async with opened as gateway:
+        transport = httpx.ASGITransport(create_app(gateway), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            yield Served(gateway, backend, http)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
     """`async with serve(queue_max=3) as served`: settings by name, all files in `tmp_path`."""
+    return partial(_open, tmp_path)
 
-    @asynccontextmanager
-    async def served(
-        *, slots: int = 1, webhook_again_seconds: float = 0.05, **settings: Any
-    ) -> AsyncIterator[Served]:
-        values = {"output_dir": tmp_path / "outputs", "shutdown_seconds": 0.1, **settings}
-        backend = InstantBackend(tmp_path / "outputs", slots)
-        opened = open_gateway(
-            Settings(**values), backend, webhook_again_seconds=webhook_again_seconds
-        )
-        async with opened as gateway:
-            transport = httpx.ASGITransport(create_app(gateway), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-                yield Served(gateway, backend, http)
 
-    return served
+@dataclass
+class Shared:
+    """One open gateway for a file of tests, which change nothing in it: most of the time of a test
+    of one refusal is the gateway's start."""
+
+    served: Served
+    run: Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`shared.run(line())` in the loop of `shared.served`, which stands still between tests."""
+    with asyncio.Runner() as runner:
+        opened = _open(tmp_path_factory.mktemp("shared"), rate_limit=0)
+        yield Shared(runner.run(opened.__aenter__()), runner.run)
+        runner.run(opened.__aexit__(None, None, None))
 
 
 @dataclass
@@ -213,7 +229,7 @@ def wish(**fields: Any) -> dict[str, Any]:
     return {"prompt": "Leaves sway", "image": PICTURE, **fields}
 
 
-async def eventually(true: Callable[[], Any], seconds: float = 10) -> Any:
+async def eventually(true: Callable[[], Any], seconds: float = 30) -> Any:
     """What `true` gives once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := true()):

@@ -190,8 +190,12 @@ def test_what_must_be_given_is_described_as_such(openapi: dict[str, Any]) -> Non
     assert generation_id["schema"]["type"] == "string"
 
 
-def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path) -> None:
-    """schemathesis, with requests that the document allows and with such as it does not."""
+@pytest.mark.parametrize(
+    "phases", ["examples,fuzzing", pytest.param("coverage", marks=pytest.mark.system)]
+)
+def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path, phases: str) -> None:
+    """schemathesis, with requests that the document allows and with such as it does not: random
+    ones, and those at the edges of every field, which take half a minute."""
     runpod = f"{here.url}/v2/wan-2-6-i2v"
     job_id = httpx.post(f"{runpod}/run", json={"input": wish()}).json()["id"]
     ox = {"model": "wan-v2-6-image-to-video", "prompt": "x", "input_image": "https://example.com"}
@@ -213,7 +217,7 @@ def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path) -> Non
             *(sys.executable, "-m", "schemathesis.cli", "run"),
             f"{here.url}/openapi.json",
             *("--exclude-path", "/api/events"),  # has no end
-            *("--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing"),
+            *("--checks", "not_a_server_error", "--phases", phases),
             *("--mode", "all", "--max-examples", str(_EXAMPLES), "--seed", "1"),
             *("--generation-deterministic", "--no-color"),
             *("--request-timeout", "20", "--suppress-health-check", "all"),
@@ -228,4 +232,4 @@ def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path) -> Non
     accepted = httpx.get(f"{here.url}/metrics").text
     for door in ("runpod", "aiml", "oxen", "dashscope", "openai"):  # it did get behind the doors
         found = re.search(f'wan_jobs_accepted_total{{door="{door}"}} ([0-9.]+)', accepted)
-        assert found and float(found[1]) > 10, door
+        assert found and float(found[1]) > 0, door

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import cache
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,43 +54,40 @@ REAL = [row for row in ROWS if not row.built]
 LARGE = Host(memory_gb=251.0)
 SMALL = Host(memory_gb=46.0)
 
+# A test of a row looks at every card: a test for each of 5,000 pairs costs more than its work.
 every_row = pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
-every_card = pytest.mark.parametrize("gpu", CARDS, ids="{.name}".format)
+
+settings_of = cache(Settings)
 
 
 def chosen(spec: ModelSpec, gpu: Gpu | None, host: Host = LARGE, **settings: Any) -> Recipe:
-    return choose(spec, gpu, Settings(**settings), host)[0]
+    return choose(spec, gpu, settings_of(**settings), host)[0]
 
 
 # --- memory --------------------------------------------------------------------------------------
 
 
 @every_row
-@every_card
-@pytest.mark.parametrize("host", [LARGE, SMALL], ids=["251 GB", "46 GB"])
-def test_what_is_chosen_fits_card_and_host_wherever_anything_does(
-    spec: ModelSpec, gpu: Gpu, host: Host
-) -> None:
-    recipe = chosen(spec, gpu, host)
-    if fits(spec, gpu, host):
-        assert needs_gb(spec, recipe) <= gpu.total_gb
-        assert host_gb(spec, recipe) <= host.memory_gb
-    elif gpu.capability >= (8, 0):
-        assert recipe.offload == "layer"  # the leanest, as a last try
+def test_what_is_chosen_fits_card_and_host_wherever_anything_does(spec: ModelSpec) -> None:
+    for gpu, host in product(CARDS, (LARGE, SMALL)):
+        recipe = chosen(spec, gpu, host)
+        if fits(spec, gpu, host):
+            assert needs_gb(spec, recipe) <= gpu.total_gb, (gpu.name, host)
+            assert host_gb(spec, recipe) <= host.memory_gb, (gpu.name, host)
+        elif gpu.capability >= (8, 0):
+            assert recipe.offload == "layer", (gpu.name, host)  # the leanest, as a last try
 
 
 @every_row
-@every_card
-def test_weights_that_stay_and_the_work_beside_them_are_in_the_sum(
-    spec: ModelSpec, gpu: Gpu
-) -> None:
-    recipe = chosen(spec, gpu)
-    networks = spec.networks
-    if recipe.offload == "none":
-        width = 2 if recipe.dtype == "float32" else 0.5 if recipe.float8 else 1
-        weights = networks.expert_gb * networks.experts * width
-        weights += networks.text_encoder_gb if recipe.text_encoder == "kept" else 0
-        assert needs_gb(spec, recipe) > weights + spec.working_gb
+def test_weights_that_stay_and_the_work_beside_them_are_in_the_sum(spec: ModelSpec) -> None:
+    for gpu in CARDS:
+        recipe = chosen(spec, gpu)
+        networks = spec.networks
+        if recipe.offload == "none":
+            width = 2 if recipe.dtype == "float32" else 0.5 if recipe.float8 else 1
+            weights = networks.expert_gb * networks.experts * width
+            weights += networks.text_encoder_gb if recipe.text_encoder == "kept" else 0
+            assert needs_gb(spec, recipe) > weights + spec.working_gb, gpu.name
 
 
 @pytest.mark.parametrize("gpu", [card for card in CARDS if card.capability >= (8, 0)], ids=str)
@@ -109,11 +108,11 @@ def test_a_larger_card_never_fits_less(spec: ModelSpec) -> None:
 
 
 @every_row
-@every_card
-def test_what_is_rendered_smaller_needs_less(spec: ModelSpec, gpu: Gpu) -> None:
-    recipe = chosen(spec, gpu)
+def test_what_is_rendered_smaller_needs_less(spec: ModelSpec) -> None:
     half = replace(spec, max_area=spec.max_area // 2)
-    assert needs_gb(half, recipe) <= needs_gb(spec, recipe)
+    for gpu in CARDS:
+        recipe = chosen(spec, gpu)
+        assert needs_gb(half, recipe) <= needs_gb(spec, recipe), gpu.name
 
 
 def test_memory_that_others_hold_is_not_counted() -> None:
@@ -209,29 +208,30 @@ def test_streamed_weights_are_float8_where_the_host_is_small() -> None:
 
 
 @every_row
-@every_card
-def test_the_choice_says_why(spec: ModelSpec, gpu: Gpu) -> None:
-    recipe, reason = choose(spec, gpu, Settings(), LARGE)
-    assert reason.startswith(f"{gpu.name} ({gpu.sm}) with {gpu.total_gb:.0f} GB ")
-    assert f"{needs_gb(spec, recipe):.0f} GB" in reason
-    assert reason.isprintable()
+def test_the_choice_says_why(spec: ModelSpec) -> None:
+    for gpu in CARDS:
+        recipe, reason = choose(spec, gpu, settings_of(), LARGE)
+        assert reason.startswith(f"{gpu.name} ({gpu.sm}) with {gpu.total_gb:.0f} GB "), gpu.name
+        assert f"{needs_gb(spec, recipe):.0f} GB" in reason, gpu.name
+        assert reason.isprintable(), gpu.name
 
 
 @every_row
-@every_card
-def test_bfloat16_is_used_where_the_card_computes_in_it(spec: ModelSpec, gpu: Gpu) -> None:
-    assert chosen(spec, gpu).dtype == ("float32" if gpu.capability == (7, 5) else "bfloat16")
+def test_bfloat16_is_used_where_the_card_computes_in_it(spec: ModelSpec) -> None:
+    for gpu in CARDS:
+        expected = "float32" if gpu.capability == (7, 5) else "bfloat16"
+        assert chosen(spec, gpu).dtype == expected, gpu.name
 
 
 @every_row
-@every_card
-def test_attention_is_that_which_is_the_fastest(spec: ModelSpec, gpu: Gpu) -> None:
+def test_attention_is_that_which_is_the_fastest(spec: ModelSpec) -> None:
     # A toy's heads are too small for 8 bits, and blocks that are not Wan's are left as they are.
     hopper = "float8" if spec.wan_blocks and not spec.built else "_native_cudnn"
     known = {(7, 5): "native", (9, 0): hopper, (10, 0): "_native_cudnn"}
-    assert chosen(spec, gpu).attention == known.get(gpu.capability, "_native_flash")
-    exact = {(7, 5): "native"}.get(gpu.capability, "_native_cudnn")
-    assert chosen(spec, gpu, attention="cudnn").attention in (exact, "_native_cudnn")
+    for gpu in CARDS:
+        assert chosen(spec, gpu).attention == known.get(gpu.capability, "_native_flash"), gpu.name
+        exact = {(7, 5): "native"}.get(gpu.capability, "_native_cudnn")
+        assert chosen(spec, gpu, attention="cudnn").attention in (exact, "_native_cudnn"), gpu.name
 
 
 @every_row
@@ -387,12 +387,12 @@ def test_each_recipe_has_a_leaner_one_until_there_is_none() -> None:
 
 
 @every_row
-@every_card
-def test_a_leaner_recipe_needs_less(spec: ModelSpec, gpu: Gpu) -> None:
-    recipe = chosen(spec, gpu)
-    while (next_recipe := leaner(recipe)) is not None:
-        assert needs_gb(spec, next_recipe) < needs_gb(spec, recipe)
-        recipe = next_recipe
+def test_a_leaner_recipe_needs_less(spec: ModelSpec) -> None:
+    for gpu in CARDS:
+        recipe = chosen(spec, gpu)
+        while (next_recipe := leaner(recipe)) is not None:
+            assert needs_gb(spec, next_recipe) < needs_gb(spec, recipe), gpu.name
+            recipe = next_recipe
 
 
 def test_a_cpu_has_no_other_place_for_its_networks() -> None:
@@ -408,22 +408,22 @@ def test_what_would_fit_a_small_card_is_named() -> None:
 # --- small models --------------------------------------------------------------------------------
 
 
-@every_card
-def test_small_models_are_beside_a_model_only_where_both_fit(gpu: Gpu) -> None:
+def test_small_models_are_beside_a_model_only_where_both_fit() -> None:
     spec = CATALOG["wan2.2-i2v-a14b"]
-    recipe = chosen(spec, gpu)
-    where = beside(spec, gpu, recipe)
-    if where != "cpu":
-        assert recipe.offload == "none"
-        assert gpu.total_gb - needs_gb(spec, recipe) >= 2.0
+    for gpu in CARDS:
+        recipe = chosen(spec, gpu)
+        where = beside(spec, gpu, recipe)
+        if where != "cpu":
+            assert recipe.offload == "none", gpu.name
+            assert gpu.total_gb - needs_gb(spec, recipe) >= 2.0, gpu.name
 
 
-@every_card
-def test_what_the_model_leaves_free_is_never_more_than_there_is(gpu: Gpu) -> None:
+def test_what_the_model_leaves_free_is_never_more_than_there_is() -> None:
     spec = CATALOG["wan2.2-i2v-a14b"]
-    recipe = chosen(spec, gpu)
-    spare = spare_gb(spec, gpu, recipe)
-    assert spare == 0 or spare + needs_gb(spec, recipe) <= gpu.total_gb + 1e-9
+    for gpu in CARDS:
+        recipe = chosen(spec, gpu)
+        spare = spare_gb(spec, gpu, recipe)
+        assert spare == 0 or spare + needs_gb(spec, recipe) <= gpu.total_gb + 1e-9, gpu.name
 
 
 def test_small_models_are_on_the_cpu_without_a_gpu() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from httpx import Response
 
-from tests.gateway.conftest import Serve, Served
+from tests.gateway.conftest import Serve, Served, Shared
 from wan_engine.gateway.keys import new_entry
 
 PATH = "/v2/video/generations"
@@ -177,28 +177,28 @@ def assert_failure(answer: Response, status: int, path: str = PATH) -> str:
     ],
 )
 def test_a_wrong_body_is_refused_at_once(
-    serve: Serve, changes: dict[str, Any], message: str
+    shared: Shared, changes: dict[str, Any], message: str
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            answer = await served.http.post(PATH, json={**SAMPLE, **changes})
-            found = assert_failure(answer, 400)
-            assert found.startswith("Body validation error\n") and found.endswith(message)
-            assert served.backend.requests == {}
+        served = shared.served
+        answer = await served.http.post(PATH, json={**SAMPLE, **changes})
+        found = assert_failure(answer, 400)
+        assert found.startswith("Body validation error\n") and found.endswith(message)
+        assert served.backend.requests == {}
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'{"a": 1e999}'],
 )
-def test_what_is_no_json_object_is_refused(serve: Serve, body: bytes) -> None:
+def test_what_is_no_json_object_is_refused(shared: Shared, body: bytes) -> None:
     async def line() -> None:
-        async with serve() as served:
-            assert_failure(await served.http.post(PATH, content=body), 400)
+        served = shared.served
+        assert_failure(await served.http.post(PATH, content=body), 400)
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 def test_half_a_surrogate_pair_does_no_harm(serve: Serve) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from httpx import Response
 
-from tests.gateway.conftest import Serve, Served, eventually
+from tests.gateway.conftest import Serve, Served, Shared, eventually
 from wan_engine.gateway.doors.dashscope import wire
 from wan_engine.gateway.keys import digest
 
@@ -390,14 +390,14 @@ SIZES = (
     ],
 )
 def test_a_wrong_request_is_refused_at_once(
-    serve: Serve, body: object, code: str, message: str
+    shared: Shared, body: object, code: str, message: str
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            assert_failure(await create(served, body), 400, code, message)
-            assert not served.backend.requests
+        served = shared.served
+        assert_failure(await create(served, body), 400, code, message)
+        assert not served.backend.requests
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 def test_who_waits_for_the_video_is_refused(serve: Serve) -> None:

@@ -15,7 +15,7 @@ import pytest
 from httpx import AsyncClient, Response
 from PIL import Image
 
-from tests.gateway.conftest import Serve, Served, eventually
+from tests.gateway.conftest import Serve, Served, Shared, eventually
 from tests.gateway.fakes import CLIP
 from tests.media.test_stills import small_clip
 from wan_engine.control import Progress
@@ -487,15 +487,15 @@ def test_lora_is_vllm_omnis_object_or_list_by_name(serve: Serve) -> None:
     ],
 )
 def test_a_wrong_request_is_refused_at_once(
-    serve: Serve, body: Any, param: str | None, message: str
+    shared: Shared, body: Any, param: str | None, message: str
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            full = {"prompt": "A fox", **body} if body else body
-            assert_failure(await served.http.post(PATH, json=full), 400, message, param)
-            assert not served.backend.requests
+        served = shared.served
+        full = {"prompt": "A fox", **body} if body else body
+        assert_failure(await served.http.post(PATH, json=full), 400, message, param)
+        assert not served.backend.requests
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 def test_a_broken_form_is_refused(serve: Serve) -> None:

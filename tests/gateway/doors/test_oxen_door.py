@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from httpx import Response
 
-from tests.gateway.conftest import Listening, Serve, Served, eventually
+from tests.gateway.conftest import Listening, Serve, Served, Shared, eventually
 from tests.gateway.fakes import CLIP
 from wan_engine.gateway.keys import new_entry
 
@@ -250,41 +250,41 @@ def test_a_generation_that_fails_says_why(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 13, "many", 1.5, True])
-def test_other_than_one_to_twelve_generations_are_refused(serve: Serve, number: object) -> None:
+def test_other_than_one_to_twelve_generations_are_refused(shared: Shared, number: object) -> None:
     async def line() -> None:
-        async with serve() as served:
-            answer = await served.http.post(QUEUE, json={**SAMPLE, "num_generations": number})
-            assert_message(answer, 400, "num_generations must be an integer between 1 and 12")
+        served = shared.served
+        answer = await served.http.post(QUEUE, json={**SAMPLE, "num_generations": number})
+        assert_message(answer, 400, "num_generations must be an integer between 1 and 12")
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 @pytest.mark.parametrize("path", [GENERATE, QUEUE])
-def test_a_model_that_is_not_here_is_not_found(serve: Serve, path: str) -> None:
+def test_a_model_that_is_not_here_is_not_found(shared: Shared, path: str) -> None:
     async def line() -> None:
-        async with serve() as served:
-            answer = await served.http.post(path, json={**SAMPLE, "model": "bad-model-name"})
-            assert_message(answer, 404, "Model not found: bad-model-name")
+        served = shared.served
+        answer = await served.http.post(path, json={**SAMPLE, "model": "bad-model-name"})
+        assert_message(answer, 404, "Model not found: bad-model-name")
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 @pytest.mark.parametrize("path", [GENERATE, QUEUE])
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"model": null}', b"\xff", b"[" * 100_000, b'{"a": 1e999}']
 )
-def test_what_is_no_request_is_refused(serve: Serve, path: str, body: bytes) -> None:
+def test_what_is_no_request_is_refused(shared: Shared, path: str, body: bytes) -> None:
     async def line() -> None:
-        async with serve() as served:
-            answer = await served.http.post(path, content=body)
-            assert answer.status_code == 400
-            assert answer.json()["error"]["type"] == "invalid_params"
-            assert (answer.json()["status"], bool(answer.json()["error"]["detail"])) == (
-                "error",
-                True,
-            )
+        served = shared.served
+        answer = await served.http.post(path, content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_params"
+        assert (answer.json()["status"], bool(answer.json()["error"]["detail"])) == (
+            "error",
+            True,
+        )
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 def test_odd_values_are_queued_and_shown(serve: Serve) -> None:

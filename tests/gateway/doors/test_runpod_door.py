@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.conftest import Serve, Served, eventually, wish
+from tests.gateway.conftest import Serve, Served, Shared, eventually, wish
 from wan_engine.gateway.jobs.service import Jobs
 
 BASE = "/v2/wan-2-6-i2v"
@@ -117,14 +117,14 @@ def test_lora_files_by_name_reach_the_engine_and_a_path_is_refused_at_once(serve
 
 
 @pytest.mark.parametrize("wait", ["soon", "-1", "1.5", "", "9" * 40])
-def test_a_wait_that_is_no_number_is_refused(serve: Serve, wait: str) -> None:
+def test_a_wait_that_is_no_number_is_refused(shared: Shared, wait: str) -> None:
     async def line() -> None:
-        async with serve() as served:
-            status, body = await post(served, f"/runsync?wait={wait}", {"input": wish()})
-            assert status == 400 and '"wait"' in body["error"]
-            assert (await served.jobs.counts())[0] == {}
+        served = shared.served
+        status, body = await post(served, f"/runsync?wait={wait}", {"input": wish()})
+        assert status == 400 and '"wait"' in body["error"]
+        assert (await served.jobs.counts())[0] == {}
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 @pytest.mark.parametrize(
@@ -209,18 +209,18 @@ def test_a_wrong_field_fails_at_once_also_behind_a_full_queue(
 )
 @pytest.mark.parametrize("path", ["/run", "/runsync"])
 def test_a_body_that_is_no_request_is_refused_in_one_sentence(
-    serve: Serve, path: str, body: bytes, sentence: str
+    shared: Shared, path: str, body: bytes, sentence: str
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            answer = await served.http.post(BASE + path, content=body)
-            assert answer.status_code == 400 and sentence in answer.json()["error"]
-            assert answer.json()["status"] == "FAILED"
-            prefix = {"/run": "", "/runsync": "sync-"}[path]
-            assert re.fullmatch(f"{prefix}{UUID}-u1", answer.json()["id"])
-            assert list(answer.json()) == sorted(answer.json())
+        served = shared.served
+        answer = await served.http.post(BASE + path, content=body)
+        assert answer.status_code == 400 and sentence in answer.json()["error"]
+        assert answer.json()["status"] == "FAILED"
+        prefix = {"/run": "", "/runsync": "sync-"}[path]
+        assert re.fullmatch(f"{prefix}{UUID}-u1", answer.json()["id"])
+        assert list(answer.json()) == sorted(answer.json())
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 # --- operations on a job -------------------------------------------------------------------------
@@ -477,22 +477,22 @@ S3_CONFIG = {
     ],
 )
 def test_what_is_not_done_is_refused(
-    serve: Serve,
+    shared: Shared,
     caplog: pytest.LogCaptureFixture,
     operation: str,
     more: dict[str, Any],
     sentence: str,
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            status, body = await post(served, operation, {"input": wish(), **more})
-            assert (status, body["status"]) == (400, "FAILED")
-            assert body["error"].startswith(sentence)
-            told = json.dumps(body) + caplog.text
-            assert "AKIDOFTHECALLER" not in told and "callers/secret" not in told
-            assert (await served.jobs.counts())[0] == {}
+        served = shared.served
+        status, body = await post(served, operation, {"input": wish(), **more})
+        assert (status, body["status"]) == (400, "FAILED")
+        assert body["error"].startswith(sentence)
+        told = json.dumps(body) + caplog.text
+        assert "AKIDOFTHECALLER" not in told and "callers/secret" not in told
+        assert (await served.jobs.counts())[0] == {}
 
-    asyncio.run(line())
+    shared.run(line())
 
 
 def test_what_is_empty_or_unknown_is_no_reason_to_refuse(

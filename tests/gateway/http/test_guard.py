@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.conftest import Listening, Serve, wish
+from tests.gateway.conftest import Listening, Serve, Shared, wish
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.keys import Keys, RateLimit, digest, new_entry
 from wan_engine.gateway.refusals import Refusal
@@ -352,35 +352,41 @@ def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
     ],
 )
 def test_without_keys_other_peoples_pages_are_refused(
-    serve: Serve, headers: dict[str, str], status: int
+    shared: Shared, headers: dict[str, str], status: int
 ) -> None:
     async def line() -> None:
-        async with serve() as served:
-            answer = await served.http.get(f"{BASE}/health", headers=headers)
-            assert answer.status_code == status
+        served = shared.served
+        answer = await served.http.get(f"{BASE}/health", headers=headers)
+        assert answer.status_code == status
 
-    asyncio.run(line())
+    shared.run(line())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("X-Forwarded-For", "Forwarded", "X-Real-IP", "x-forwarded-host", "CF-Connecting-IP"),
-        *("Via", "CF-Ray", "X-Original-Forwarded-For", "X-Cluster-Client-IP", "Fastly-Client-IP"),
-        *("X-Azure-ClientIP", "X-Envoy-External-Address", "ngrok-skip-browser-warning"),
-        *("Tailscale-User-Login", "X-Amzn-Trace-Id"),
-    ],
+HANDED_ON = (
+    *("X-Forwarded-For", "Forwarded", "X-Real-IP", "x-forwarded-host", "CF-Connecting-IP"),
+    *("Via", "CF-Ray", "X-Original-Forwarded-For", "X-Cluster-Client-IP", "Fastly-Client-IP"),
+    *("X-Azure-ClientIP", "X-Envoy-External-Address", "ngrok-skip-browser-warning"),
+    *("Tailscale-User-Login", "X-Amzn-Trace-Id"),
 )
-def test_without_keys_nobody_is_answered_through_a_proxy(serve: Serve, name: str) -> None:
+
+
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_without_keys_nobody_is_answered_through_a_proxy(shared: Shared, name: str) -> None:
     async def line() -> None:
-        handed_on = {name: "203.0.113.9"}
-        async with serve() as served:
-            for path in (f"{BASE}/health", "/api/events", "/video/generations", "/metrics", "/no"):
-                answer = await served.http.get(path, headers=handed_on)
-                assert answer.status_code == 403, path
+        for path in (f"{BASE}/health", "/api/events", "/video/generations", "/metrics", "/no"):
+            answer = await shared.served.http.get(path, headers={name: "203.0.113.9"})
+            assert answer.status_code == 403, path
+
+    shared.run(line())
+
+
+def test_with_keys_a_proxy_is_welcome(serve: Serve) -> None:
+    async def line() -> None:
         async with serve(api_keys=KEYS) as served:
-            answer = await served.http.get(f"{BASE}/health", headers={**bearer(ANN), **handed_on})
-            assert answer.status_code == 200
+            for name in HANDED_ON:
+                headers = {**bearer(ANN), name: "203.0.113.9"}
+                answer = await served.http.get(f"{BASE}/health", headers=headers)
+                assert answer.status_code == 200, name
 
     asyncio.run(line())
 
