@@ -129,7 +129,7 @@ class Dispatcher:
             await _stored(self._jobs.fail, claimed, EngineError.code, sentence)
         else:
             self._metrics.stages(done.stage_seconds)
-            await _stored(self._jobs.complete, claimed, done.output)
+            await _stored(self._jobs.complete, claimed, done.output, done.stage_seconds)
 
     async def _work(self, job: Job) -> Done:
         async def begin(worker: str | None) -> None:
