@@ -24,7 +24,7 @@ MOST_FRAMES = 6
 _SHARE = 0.01  # of the time, for everything that belongs to previews
 _LONG_SIDE = 192  # pixels: a latent is about one
 _FRAME_MS = 200
-_QUALITIES = (50, 10)  # the second one for noise, which takes most bytes
+_QUALITY, _POOR_QUALITY = 50, 10
 _EFFORT = 2  # of 6: more takes longer and saves little
 _MOST_BYTES = 32 * 1024
 
@@ -77,12 +77,11 @@ class Previews:
             log.info("job %s goes on without previews: one was flagged", self._control.job_id)
             self._over = True
             return
-        for quality in _QUALITIES:
-            content = _moving(pictures, quality)
-            if len(content) <= _MOST_BYTES:
-                uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-                self._control.preview(Preview(uri, step))
-                return
+        content = _moving(pictures, _QUALITY)
+        if len(content) > _MOST_BYTES:  # noise takes most bytes, and has little to see
+            content = _moving(pictures[:1], _POOR_QUALITY)
+        uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+        self._control.preview(Preview(uri, step))
 
 
 def _moving(pictures: list[Image.Image], quality: int) -> bytes:
