@@ -29,7 +29,7 @@ for folder in (str(ROOT), str(HERE)):
         sys.path.insert(0, folder)
 
 PARTS = {
-    "checks": 60,
+    "checks": 90,
     "ceilings": 40,
     "attention": 60,
     "errors": 60,
@@ -82,16 +82,30 @@ def versions() -> dict[str, Any]:
 
 
 def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Measure the cases of one part in this process."""
+    """Measure the cases of one part in this process. Raises `ValueError` for a case that it does
+    not have, after the others."""
+    unknown = set(cases)
+    for case in _measured(name, scale_name, cases):
+        unknown.discard(case["case"])
+        if "skipped" not in case:
+            yield {"part": name, **case}
+    if unknown:
+        raise ValueError(f"Part {name} has no case {', '.join(sorted(unknown))}")
+
+
+def cases_of(name: str, scale_name: str) -> set[str]:
+    """The names of a part's cases. None of them is measured."""
+    return {case["case"] for case in _measured(name, scale_name, ("none",))}
+
+
+def _measured(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
     import gpu_parts
     from gpu_networks import SCALES
 
     gpu_parts.chosen = frozenset(cases)
     where = importlib.import_module(_MODULES.get(name, "gpu_parts"))
     measure: Callable[..., Iterator[dict[str, Any]]] = getattr(where, name)
-    for case in measure(SCALES[scale_name]):
-        if "skipped" not in case:
-            yield {"part": name, **case}
+    yield from measure(SCALES[scale_name])
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -211,11 +212,12 @@ def block(scale: Scale) -> Iterator[Case]:
 
 
 def whole(scale: Scale) -> Iterator[Case]:
-    """One call of the whole transformer, eager and compiled with float8."""
-    operations = flops_of_forward(scale, scale.layers)
+    """One call of the whole transformer, eager and compiled with float8, and one at 480p: the cost
+    of a step at low resolution."""
     cudnn = "_native_cudnn" if torch.cuda.is_available() else "native"
+    low = scale if scale.name == "tiny" else replace(scale, width=832, height=480)
 
-    def timed(*, compiled: bool, float8: bool) -> Case:
+    def timed(clip: Scale, *, compiled: bool, float8: bool) -> Case:
         torch.compiler.reset()
         model = transformer(scale)
         set_attention(model, cudnn)
@@ -223,23 +225,25 @@ def whole(scale: Scale) -> Iterator[Case]:
             convert_blocks(model, device())
         if compiled:
             model.compile_repeated_blocks(fullgraph=True, dynamic=True)
-        arguments = forward_arguments(scale)
+        arguments = forward_arguments(clip)
         with torch.inference_mode():
             took = seconds_of(lambda: model(**arguments), 1, 1)
         return {
             "seconds": took,
-            "tflops": operations / took / 1e12,
+            "tflops": flops_of_forward(clip, clip.layers) / took / 1e12,
             "peak_gb": peak_gb(),
             "weights_gb": sum(part.nbytes for part in model.parameters()) / 1e9,
         }
 
-    for name, compiled, float8 in (
-        ("eager", False, False),
-        ("compiled", True, False),
-        ("compiled, float8", True, True),
+    for name, clip, options in (
+        ("eager", scale, {}),
+        ("compiled", scale, {"compiled": True}),
+        ("compiled, float8", scale, {"compiled": True, "float8": True}),
+        ("compiled, float8, 480p", low, {"compiled": True, "float8": True}),
+        ("eager, 480p", low, {}),
     ):
-        options = {"compiled": compiled, "float8": float8}
-        yield attempt({"case": name}, lambda options=options: timed(**options))
+        full = {"compiled": False, "float8": False, **options}
+        yield attempt({"case": name}, lambda clip=clip, full=full: timed(clip, **full))
 
 
 # --- the VAE -------------------------------------------------------------------------------------

@@ -79,13 +79,16 @@ class Step:
     limit: float = 120
 
 
+_LOW_STEP = ("compiled, float8", "compiled, float8, 480p")
+
+
 @dataclass
 class Plan:
     """Steps, the most useful first."""
 
     steps: Sequence[Step] = field(
         default=(
-            Step("checks", "checks", least=15, limit=60),
+            Step("checks", "checks", least=15, limit=90),
             Step(
                 "job",
                 "job",
@@ -116,6 +119,7 @@ class Plan:
             Step("start", "start", least=120, limit=240),
             Step("loading", "loading", least=60, limit=120),
             Step("card", "cards", ("25.3 GB",), least=120, limit=240),
+            Step("low step", "whole", _LOW_STEP, least=60, limit=150),
         )
     )
 
@@ -198,7 +202,7 @@ def _squeeze(program: bytes, to: Path) -> None:
     to.write_bytes(lzma.compress(smaller, filters=filters))
 
 
-# --- on the GPU machine: packages, then the steps -------------------------------------------------
+# --- on the machine with the GPU ------------------------------------------------------------------
 
 
 def unpack(folder: Path, site: Path) -> dict[str, str]:

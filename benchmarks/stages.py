@@ -192,7 +192,7 @@ def growth(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"growth": grown}
 
 
-# --- what each way costs -------------------------------------------------------------------------
+# --- cost of each method -------------------------------------------------------------------------
 
 
 def costs(settings: Settings) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ _GREY, _BLUE, _GREEN, _AMBER, _PINK = "#eceff2", "#e3eefb", "#e2f3e6", "#fdf0d8"
 LINE = (
     Row(
         "ask",
-        "one request",
+        "four entries",
         (
             Box("Runpod's loop", "handler.py", then=False),
             Box("command line", "cli/generate.py", then=False),
@@ -63,7 +63,7 @@ LINE = (
     ),
     Row(
         "choose",
-        "one shape for all",
+        "same for all APIs",
         (Box("request to order", "schema/requests.py"), Box("choose the model", "choice.py")),
         _GREY,
     ),
@@ -71,10 +71,11 @@ LINE = (
         "prepare",
         "network and CPU",
         (
+            Box("run these steps", "prepare.py"),
             Box("check prompt", "safety.py"),
             Box("fetch", "media/fetch.py"),
             Box("image, check", "media/images.py"),
-            Box("open sound", "media/audio.py"),
+            Box("decode sound", "media/audio.py"),
             Box("expand", "prompts/"),
         ),
         _BLUE,
@@ -104,7 +105,7 @@ LINE = (
             Box("upscale", "media/upscale.py"),
             Box("interpolate", "media/retime.py"),
             Box("encode: mp4", "media/video.py"),
-            Box("sound, if made", "media/made_sound.py"),
+            Box("make sound", "media/made_sound.py"),
         ),
         _GREEN,
     ),
@@ -140,10 +141,10 @@ GATEWAY = (
     ),
     Row(
         "accept",
-        "stored: it will end",
+        "stored before the answer",
         (
-            Box("check, find a place", "jobs/service.py"),
-            Box("keep its pictures", "jobs/requests.py"),
+            Box("reserve a place", "jobs/service.py"),
+            Box("store its media", "jobs/requests.py"),
             Box("store the job", "jobs/store.py"),
         ),
         _PINK,
@@ -168,7 +169,7 @@ GATEWAY = (
     ),
     Row(
         "tell",
-        "once it has ended",
+        "after its end",
         (
             Box("complete or fail", "jobs/service.py"),
             Box("status, with a link", "links.py", then=False),
@@ -233,7 +234,7 @@ def _back(x: float, to_x: float, y: float) -> str:
     return _arrow((x, y + 2), (x, middle), (to_x, middle), (to_x, y + _GAP - 3))
 
 
-# --- what segments are given -------------------------------------------------------------------
+# --- inputs of segments ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

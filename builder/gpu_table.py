@@ -42,15 +42,16 @@ CARDS = (
     Card(Gpu("RTX 4090", 25.3, (8, 9)), "ADA_24", 165.2, 330.3, 1.008),
 )
 
+MEASURED_ON = "2026-11-26"
 MEASURED: Mapping[str, float] = {
     "denoise": 45.9,
     "decode": 2.9,
     "interpolate": 15.1,
     "encode": 1.3,
 }
-"""Seconds per stage of 720p, 5 s, four steps to 30 fps on an H200 (2026-11-26, torch 2.11.0+cu130,
-full-size random weights, float8 matrices, compiled blocks). `denoise` includes text and image
-encoding."""
+"""Seconds per stage of 720p, 5 s, four steps to 30 fps on an H200, from benchmarks/RESULTS.md
+(torch 2.11.0+cu130, full-size random weights, float8 matrices, compiled blocks). `denoise` includes
+text and image encoding."""
 
 # One forward at 1280x720x81, from the architecture: 75,600 tokens, 40 layers of width 5120.
 _ATTENTION = 4714.0  # 10^12 operations, in bfloat16
@@ -83,14 +84,18 @@ def _recipe(card: Card) -> Recipe:
 def table() -> str:
     """The table in Markdown."""
     lines = [
-        "| card | Runpod's pool | what it does (`doctor` says it too) | GPU GB | host GB | "
-        "seconds a clip | clips an hour |",
+        "| card | Runpod's pool | recipe (as `doctor` shows it) | GPU GB | host GB | "
+        "seconds per clip | clips per hour |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for card in CARDS:
         recipe, spec, took = _recipe(card), CATALOG[MODEL], seconds(card)
         measured = card is CARDS[0]
-        shown = f"{took:.1f}, measured" if measured else f"about {_rounded(took)}, estimated"
+        shown = (
+            f"{took:.1f}, measured on {MEASURED_ON}"
+            if measured
+            else f"about {_rounded(took)}, estimated"
+        )
         if recipe.attention == "float8":
             shown += " with `WAN_ATTENTION=cudnn`"
         lines.append(

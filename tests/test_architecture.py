@@ -217,7 +217,7 @@ def test_no_module_needs_itself_to_be_imported() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-# --- what an import costs ------------------------------------------------------------------------
+# --- cost of imports -----------------------------------------------------------------------------
 
 
 def run(program: str) -> str:

@@ -96,6 +96,17 @@ def test_a_part_of_a_gpus_figures_is_measured_at_a_tiny_size(part: str) -> None:
     assert rows and failed == (needs_gpu if not torch.cuda.is_available() else set())
 
 
+def test_a_case_that_a_part_does_not_have_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Part ceilings has no case producs"):
+        list(gpu.part("ceilings", "tiny", ("producs",)))
+
+
+def test_a_step_at_480p_is_measured_beside_one_at_720p() -> None:
+    rows = list(gpu.part("whole", "tiny", ("eager", "eager, 480p")))
+    assert [row["case"] for row in rows] == ["eager", "eager, 480p"]
+    assert all(row["seconds"] > 0 for row in rows)
+
+
 def test_streamed_blocks_are_measured_beside_resident_ones() -> None:
     rows = list(gpu.part("offload", "tiny", ("resident", "streamed")))
     assert [row["case"] for row in rows] == ["resident", "streamed"]

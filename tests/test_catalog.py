@@ -206,7 +206,7 @@ def test_loras_are_different_files(spec: ModelSpec) -> None:
     assert len({(lora.path, lora.sha256) for lora in spec.loras}) == len(spec.loras)
 
 
-# --- somebody's own checkpoint -------------------------------------------------------------------
+# --- custom checkpoints --------------------------------------------------------------------------
 
 OWN = ("name", "title", "repo", "revision", "licence", "loras")
 

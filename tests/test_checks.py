@@ -116,7 +116,7 @@ def test_a_card_must_hold_the_model(
     assert check.ok == ok and "wan2.2-ti2v-5b needs 18 GB" in check.found
 
 
-# --- what the Runpod loop asks --------------------------------------------------------------------
+# --- checks of the Runpod loop --------------------------------------------------------------------
 
 
 def bare(make_settings: MakeSettings, tmp_path: Path, **overrides: Any) -> Settings:

@@ -115,13 +115,13 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
         (
             "picture",
             {"references": (IMAGE,)},
-            'field "references" cannot be used: no model here is for reference-to-video, only for '
-            f"image-to-video ({PICTURE.name})",
+            'field "references" cannot be used: no model is configured for reference-to-video, '
+            f"only for image-to-video ({PICTURE.name})",
         ),
         (
             "references",
             PLAIN,
-            'field "image" cannot be used: no model here is for image-to-video, only for '
+            'field "image" cannot be used: no model is configured for image-to-video, only for '
             "reference-to-video (references)",
         ),
         (
@@ -137,7 +137,7 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
         (
             "speech",
             PLAIN,
-            'field "image" cannot be used: no model here is for image-to-video, only for '
+            'field "image" cannot be used: no model is configured for image-to-video, only for '
             "speech-to-video (speech)",
         ),
     ],
@@ -159,7 +159,7 @@ def test_what_is_not_done_is_told_and_warned_of_where_it_was_asked_for() -> None
     assert (
         silent.undone
         == silent.warnings
-        == ("No model here makes sound: the clip has a silent track",)
+        == ("No sound model is configured, so the clip has a silent track",)
     )
     assert chosen("picture speech", **SPOKEN).undone == ()
 
@@ -170,14 +170,14 @@ SEVERAL = {**PLAIN, "shot_type": "multi", "expand_prompt": True}
 @pytest.mark.parametrize(
     ("here", "fields", "name", "reason"),
     [
-        ("picture references", SEVERAL, "references", "the picture is their reference"),
-        ("picture references", {**SEVERAL, **SPOKEN}, "references", "the picture is their"),
+        ("picture references", SEVERAL, "references", "the image is their reference"),
+        ("picture references", {**SEVERAL, **SPOKEN}, "references", "the image is their"),
         ("speech references", {**SEVERAL, **SPOKEN}, "speech", "picture and sound together"),
         ("sounding references", {**SEVERAL, **LOUD}, "sounding", "picture and sound together"),
-        ("sounding references", {**SEVERAL, **SILENT}, "references", "the picture is their"),
-        ("picture slower", SEVERAL, PICTURE.name, "slower makes 8 frames a second, and wan"),
+        ("sounding references", {**SEVERAL, **SILENT}, "references", "the image is their"),
+        ("picture slower", SEVERAL, PICTURE.name, "slower makes 8 fps, and wan"),
         ("ends references", {**SEVERAL, "last_image": IMAGE}, "ends", 'field "last_image" cannot'),
-        ("ends references", SEVERAL, "references", "the picture is their reference"),
+        ("ends references", SEVERAL, "references", "the image is their reference"),
     ],
 )
 def test_the_model_of_later_shots_and_why(

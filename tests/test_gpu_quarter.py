@@ -65,6 +65,12 @@ def test_the_steps_are_in_the_order_of_their_worth_and_fit() -> None:
     assert all(step.part in gpu_quarter.gpu.PARTS and step.least < step.limit for step in steps)
 
 
+def test_every_case_of_a_step_is_one_of_its_part() -> None:
+    for step in Plan().steps:
+        if step.cases:
+            assert set(step.cases) <= gpu_quarter.gpu.cases_of(step.part, "tiny"), step.name
+
+
 def test_what_is_packed_is_in_the_lock() -> None:
     assert set(gpu_quarter.PACKAGES) <= gpu_quarter._locked().keys()
 

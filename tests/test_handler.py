@@ -107,7 +107,7 @@ def test_an_input_that_is_no_object_is_refused(engine: Engine, payload: object) 
     [
         ({"s3Config": "x"}, 'field "s3Config" must be an object'),
         ({"s3Config": {"accessId": "a"}}, 'field "s3Config.endpointUrl" is required'),
-        ({"s3config": {}}, 'field "s3Config" must be spelled so'),
+        ({"s3config": {}}, 'field "s3Config" must be spelled like this'),
         (
             {
                 "s3Config": {

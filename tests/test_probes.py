@@ -99,7 +99,7 @@ def colours(path: Path) -> list[str]:
     return [("red", "lime", "blue")[int(colour.argmax())] for colour in seen]
 
 
-# --- in a process of their own -------------------------------------------------------------------
+# --- as installed packages -----------------------------------------------------------------------
 
 
 def test_three_references_and_no_picture_make_a_clip_in_their_order(
@@ -301,7 +301,7 @@ def test_a_model_that_promises_sound_and_gives_none_fails_the_job(
     add = Soundtrack.add
     monkeypatch.setattr(Soundtrack, "add", lambda made, _sound, one: add(made, None, one))
     request = VideoRequest(prompt="x", image=data_uri(data / "rocket_640x360.jpg"))
-    with pytest.raises(EncodeFailed, match="gave no sound"):
+    with pytest.raises(EncodeFailed, match="returned no sound"):
         engine.generate(request)
 
 
@@ -337,7 +337,7 @@ def test_rows_of_a_package_that_cannot_be_read_name_it(
             catalog.known_models()
 
 
-# --- through the doors ---------------------------------------------------------------------------
+# --- through the command line and the worker -----------------------------------------------------
 
 
 def test_the_command_line_takes_references(
@@ -351,7 +351,7 @@ def test_the_command_line_takes_references(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "probe-collage"
     assert len(clip_frames(tmp_path / "clip.mp4", 8, 8)) == 80
-    assert "(reference-to-video: it has references)" in done.stderr
+    assert "(reference-to-video: the request has references)" in done.stderr
 
 
 def test_the_worker_tells_the_task_by_the_fields_of_its_input(
@@ -380,7 +380,8 @@ def test_the_worker_tells_the_task_by_the_fields_of_its_input(
         )
         assert ["red", "lime", "blue"] in [colours(clip) for clip in worker.clips()]
         assert (
-            "model probe-collage (reference-to-video: it has references)" in worker.log.read_text()
+            "model probe-collage (reference-to-video: the request has references)"
+            in worker.log.read_text()
         )
 
 

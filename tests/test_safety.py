@@ -584,7 +584,7 @@ def test_the_time_of_the_check_is_its_own_stage(safety: Safety) -> None:
     assert control.stage_seconds["decode"] > 0.04
 
 
-# --- what is there, and what is not --------------------------------------------------------------
+# --- missing classifiers -------------------------------------------------------------------------
 
 
 def test_auto_uses_what_is_there_and_names_what_is_not(
@@ -735,7 +735,7 @@ def test_a_template_that_does_not_show_the_prompt_once_is_refused(
         safety.load()
 
 
-# --- a job ---------------------------------------------------------------------------------------
+# --- whole jobs ----------------------------------------------------------------------------------
 
 
 class Painted(Double):

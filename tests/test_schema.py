@@ -90,7 +90,7 @@ def refusal(payload: object) -> str:
     return str(caught.value)
 
 
-# --- the page ------------------------------------------------------------------------------------
+# --- documented fields ---------------------------------------------------------------------------
 
 
 def test_a_minimal_request_gets_the_defaults_of_the_page() -> None:
@@ -190,7 +190,7 @@ def test_the_constructor_refuses_the_same_values() -> None:
         VideoRequest(**MINIMAL, duration=7)
 
 
-# --- what is refused, and in which words ---------------------------------------------------------
+# --- error messages ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("field", "value", "sentence"), MISFITS)
@@ -309,7 +309,7 @@ def test_long_values_are_cut_where_they_are_shown() -> None:
     assert sentence == f'field "size" must be {SIZES}, got string "{"x" * 60}..."'
 
 
-# --- what is taken -------------------------------------------------------------------------------
+# --- accepted values -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", list(WRONG_TYPE)[2:])
@@ -429,7 +429,7 @@ def test_the_name_of_an_unknown_field_stays_in_its_line_of_the_log(
     assert [message for message in caplog.messages if not message.isprintable()] == []
 
 
-# --- anything at all -----------------------------------------------------------------------------
+# --- arbitrary input -----------------------------------------------------------------------------
 
 SENTENCE = re.compile(
     r'field "\w+" is required'
@@ -539,7 +539,7 @@ def test_an_integer_means_the_same_however_it_is_written(number: int) -> None:
     assert quoted == plain or (isinstance(quoted, str) and isinstance(plain, str))
 
 
-# --- what comes out, and what travels ------------------------------------------------------------
+# --- results, and copies for other processes -----------------------------------------------------
 
 
 def test_the_output_has_the_documented_keys() -> None:
@@ -591,7 +591,7 @@ def test_the_segments_of_a_plan_are_those_of_its_shots_in_order() -> None:
     assert plan.segments == (first, second, third)
 
 
-# --- without a picture ---------------------------------------------------------------------------
+# --- text-to-video and reference-to-video --------------------------------------------------------
 
 TEXT = {"prompt": "x", "references": []}
 

@@ -36,7 +36,7 @@ def refusal() -> str:
     return str(caught.value)
 
 
-# --- what there is -------------------------------------------------------------------------------
+# --- fields --------------------------------------------------------------------------------------
 
 
 def test_every_setting_is_described() -> None:
@@ -96,7 +96,7 @@ def test_a_default_can_be_written_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.load() == Settings()
 
 
-# --- what is read --------------------------------------------------------------------------------
+# --- values of variables -------------------------------------------------------------------------
 
 
 def test_nothing_has_to_be_set() -> None:
@@ -176,7 +176,7 @@ def test_three_variables_make_a_bucket(
     assert Settings.load().has_bucket == (missing is None)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
 
 
-# --- what is kept to itself ----------------------------------------------------------------------
+# --- secrets -------------------------------------------------------------------------------------
 
 
 SECRETS = {

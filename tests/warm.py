@@ -225,7 +225,7 @@ class Warm:
             return subprocess.CompletedProcess(list(program), code, out.read(), err.read())
 
 
-# --- in the process with the libraries ------------------------------------------------------------
+# --- in the warm process --------------------------------------------------------------------------
 
 
 def _import_libraries(kind: str) -> None:

@@ -35,7 +35,7 @@ Configured = dict[Task, tuple[Located, str]]
 @dataclass(frozen=True)
 class Check:
     """One line of `doctor`. `found` says what is here, or what to do if `level` is "fail". At
-    "warn", jobs run, but not as promised."""
+    "warn", jobs run, but with limits."""
 
     what: str
     level: Level
@@ -82,7 +82,7 @@ def machine_checks(
         yield _checked("pool", partial(_pool, found or {}, gpu, settings))
     yield _checked("fps", lambda: _fps(settings))
     yield _checked(
-        "upscale", lambda: "larger pictures by {} ({})".format(*weights.choose_upscaling(settings))
+        "upscale", lambda: "upscaling by {} ({})".format(*weights.choose_upscaling(settings))
     )
     yield _checked("prompts", lambda: _prompts(settings, "cuda" if gpu else "cpu"))
     if stores:
@@ -114,7 +114,7 @@ def start_checks(settings: Settings, startup: Startup, *, worker: bool = False) 
         return [Check("start", "fail", str(error))]
     stages = startup.stage_seconds.items()
     lines = [Check(f"start: {stage}", "ok", f"{took:.2f} s") for stage, took in stages]
-    return [*lines, Check("start", "ok", f"{startup.seconds:.2f} s in all")]
+    return [*lines, Check("start", "ok", f"{startup.seconds:.2f} s in total")]
 
 
 def _checked(what: str, look: Callable[[], str]) -> Check:
@@ -135,13 +135,13 @@ def _found(what: str, find: Callable[[], T], tell: Callable[[T], str]) -> tuple[
     return found, Check(what, "warn" if isinstance(line, Warned) else "ok", str(line))
 
 
-# --- the lines, in their order --------------------------------------------------------------------
+# --- the checks, in order -------------------------------------------------------------------------
 
 
 def _variables() -> str:
     unknown = unknown_variables()
     if not unknown:
-        return "every WAN_ and BUCKET_ variable that is set is known"
+        return "all WAN_ and BUCKET_ variables are known"
     said = [
         f"{name} is not known" + (f", did you mean {nearest}?" if nearest else "")
         for name, nearest in unknown.items()
@@ -151,7 +151,7 @@ def _variables() -> str:
 
 def _gpu(gpu: recipes.Gpu | None, worker: bool) -> str:
     if gpu is None:
-        return Warned("none: a worker on the CPU alone") if worker else "none: CPU only"
+        return Warned("none: this worker runs on the CPU") if worker else "none: CPU only"
     return f"{gpu.name}, {gpu.total_gb:.0f} GB"
 
 
@@ -164,13 +164,15 @@ def _folders(settings: Settings) -> str:
     if not models.exists() and models != Settings.model_fields["models_dir"].default:
         said.append(f"WAN_MODELS_DIR names {models}, which does not exist")
     if (no := _unwritable(cache)) is not None:
-        said.append(f"WAN_CACHE_DIR: {no}: what is kept there is made anew by each process")
+        said.append(f"WAN_CACHE_DIR: {no}: each process creates its contents again")
     compiled = settings.compile_cache_dir
     if compiled is not None and (no := _unwritable(compiled.expanduser())) is not None:
-        said.append(f"WAN_COMPILE_CACHE_DIR: {no}: each start compiles anew")
+        said.append(f"WAN_COMPILE_CACHE_DIR: {no}: each start compiles again")
     if said:
         return Warned("; ".join(said))
-    return f"models in {models if models.is_dir() else 'no folder'}, the cache is {cache}"
+    return (
+        f"{f'models in {models}' if models.is_dir() else 'no folder of models'}, cache in {cache}"
+    )
 
 
 def _unwritable(folder: Path) -> str | None:
@@ -227,7 +229,7 @@ def _overrides(spec: ModelSpec, settings: Settings) -> str:
 
 def _memory(spec: ModelSpec, gpu: recipes.Gpu | None) -> str:
     if gpu is None:
-        return "of the host: no GPU is used"
+        return "host memory, because there is no GPU"
     if not recipes.fits(spec, gpu):
         raise ConfigurationError(
             f"{gpu.name} has {gpu.total_gb:.0f} GB (sm{gpu.capability[0]}{gpu.capability[1]}); "
@@ -252,7 +254,7 @@ def _recipe(spec: ModelSpec, gpu: recipes.Gpu | None, settings: Settings) -> str
 
 def _fps(settings: Settings) -> str:
     how, why = retime.choose(settings)
-    line = f"frames between by {how} ({why})"
+    line = f"interpolation by {how} ({why})"
     fallen_back = how == "blend" and settings.interpolation == "auto" and settings.fps != "native"
     return Warned(f"{line}: moving edges are double") if fallen_back else line
 
@@ -267,7 +269,7 @@ def _prompts(settings: Settings, device: str) -> str:
 def _storage(settings: Settings, worker: bool) -> str:
     line = open_storage(settings, lasting=worker).check()
     if worker and not uses_bucket(settings):
-        return Warned(f"{line}, which are lost with this worker unless that folder outlives it")
+        return Warned(f"{line}, which are lost with this worker, unless the folder is on a volume")
     return line
 
 

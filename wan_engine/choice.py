@@ -24,14 +24,14 @@ _FIELDS: Mapping[Input, str] = {
     "references": "references",
     "driving_sound": "audio",
 }
-_SILENT = "No model here makes sound: the clip has a silent track"
-_LIPS = "The sound is added to the clip: {} does not move lips by it"
+_SILENT = "No sound model is configured, so the clip has a silent track"
+_LIPS = "The audio is added to the clip, but {} does not move lips to it"
 
 _SOUND_REASONS: Mapping[Track, str] = {
-    "given": "the request brings it",
-    "made": "the request brings none, and a model that makes sound is here",
-    "silent": "the request brings none, and no model here makes sound",
-    "none": "it is turned off",
+    "given": "the request has audio",
+    "made": "the request has no audio, and a sound model is configured",
+    "silent": "the request has no audio, and no sound model is configured",
+    "none": "generate_audio is off",
 }
 
 
@@ -126,15 +126,16 @@ def served(models: Models) -> dict[Task, str]:
 def _tasks(order: Order) -> Iterator[tuple[Task, str]]:
     """The tasks that can serve an order, the best first, each with its reason."""
     if order.references is not None:
-        yield "reference-to-video", "it has references" if order.references else "it has no picture"
+        given = "the request has references" if order.references else "the request has no image"
+        yield "reference-to-video", given
         return
     if order.audio is not None:
-        yield "speech-to-video", "its sound moves the lips"
+        yield "speech-to-video", "the request has audio, and lips move to it"
     if order.audio is None and order.sound:
-        yield "image-to-video-with-sound", "it asks for sound with the picture"
-    begins = "it begins with a picture" if order.first_clip is None else "it continues a clip"
-    yield "image-to-video", begins
-    yield "image-to-video-with-sound", "it begins with a picture, and no other model is here"
+        yield "image-to-video-with-sound", "the request asks for sound"
+    given = "the request has an image" if order.first_clip is None else "the request has a clip"
+    yield "image-to-video", given
+    yield "image-to-video-with-sound", "the request has an image, and there is no other model"
 
 
 def _lacking(order: Order, spec: ModelSpec) -> str | None:
@@ -155,16 +156,16 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
 
 def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later | None:
     """Choose the model of the later shots of a clip that begins with a picture. A model for
-    references shows its subject anew. A crop of the picture would show it in the same pose
-    again."""
+    references can show the subject in another pose. A crop of the picture shows the same
+    pose again."""
     reference = models.get("reference-to-video")
     several = order.shot_type == "multi" and order.expand_prompt
     if reference is None or order.image is None or not several:
         return None
     why = _no_reference(order, order.image, spec, track, reference)
     if why is not None:
-        return Later(None, f"they begin with crops of the picture: {why}")
-    return Later(reference, "the picture is their reference")
+        return Later(None, f"each starts from a crop of the image, because {why}")
+    return Later(reference, "the image is their reference")
 
 
 def _no_reference(
@@ -174,10 +175,7 @@ def _no_reference(
     if (track == "made" and spec.gives_sound) or "driving_sound" in spec.takes:
         return f"{spec.name} makes picture and sound together"
     if reference.fps != spec.fps:
-        return (
-            f"{reference.name} makes {reference.fps} frames a second, "
-            f"and {spec.name} makes {spec.fps}"
-        )
+        return f"{reference.name} makes {reference.fps} fps, and {spec.name} makes {spec.fps}"
     return _lacking(replace(order, image=None, references=(image,)), reference)
 
 
@@ -201,4 +199,6 @@ def _lips(track: Track, spec: ModelSpec) -> Iterator[str]:
 def _not_configured(order: Order, models: Models) -> str:
     field = "references" if order.references is not None else "image"
     here = ", ".join(f"{task} ({spec.name})" for task, spec in models.items())
-    return f'field "{field}" cannot be used: no model here is for {order.task}, only for {here}'
+    return (
+        f'field "{field}" cannot be used: no model is configured for {order.task}, only for {here}'
+    )

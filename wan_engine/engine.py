@@ -96,7 +96,7 @@ class Engine:
         """The recipe of the main model now."""
         return self.pool.main.recipe
 
-    # --- the start -------------------------------------------------------------------------------
+    # --- start -----------------------------------------------------------------------------------
 
     def load(self) -> Family:
         """Load the weights of as many models as fit, and of the safety classifiers, once. Returns
@@ -134,7 +134,7 @@ class Engine:
         self.pool.warm_up(self.limits, startup)
         startup.done("warm-up")
 
-    # --- the line --------------------------------------------------------------------------------
+    # --- jobs ------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -309,7 +309,7 @@ class Engine:
             stage_seconds=dict(control.stage_seconds),
         )
 
-    # --- descriptions for the stages -------------------------------------------------------------
+    # --- helpers ---------------------------------------------------------------------------------
 
     def _counted(self, control: Control) -> AbstractContextManager[None]:
         """Refuse a job that has crashed workers before."""

@@ -98,7 +98,7 @@ class DeadlineExceeded(EngineError):
     code = "deadline_exceeded"
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The job ran longer than the {seconds:g} seconds that it may take")
+        super().__init__(f"The job exceeded its time limit of {seconds:g} seconds")
 
 
 class TimeLimitTooShort(EngineError):
@@ -122,7 +122,7 @@ class NotFinite(EngineError):
     code = "not_finite"
 
     def __init__(self, where: str) -> None:
-        super().__init__("The model gave numbers that are not finite: no clip was made")
+        super().__init__("The model returned numbers that are not finite, so no clip was made")
         self.where = where
 
 
@@ -159,7 +159,7 @@ class JobRefused(EngineError):
     code = "job_refused"
 
     def __init__(self, starts: int) -> None:
-        super().__init__(f"The job ended its worker {starts} times and is not tried again")
+        super().__init__(f"The job crashed its worker {starts} times and is not tried again")
 
 
 class ConfigurationError(EngineError):

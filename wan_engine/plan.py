@@ -277,7 +277,7 @@ def _around(value: float, multiple: int) -> set[int]:
     return {max(1, math.floor(steps)) * multiple, max(1, math.ceil(steps)) * multiple}
 
 
-# --- a plan for scripts to read ------------------------------------------------------------------
+# --- JSON ----------------------------------------------------------------------------------------
 
 
 def described(
@@ -296,7 +296,7 @@ def described(
     `seconds` is the expected render time on this machine, or None if it is unknown; `price` is the
     `cost` of the result in USD.
     """
-    shots, start = [], 0
+    shots, start = [], plan.given_frames
     for shot in plan.shots:
         shots.append(_shot(shot, start / plan.fps, plan.fps, names[shot.task]))
         start += shot.frames
@@ -307,6 +307,7 @@ def described(
         "size": [plan.width, plan.height],
         "rendered": [plan.render_width, plan.render_height],
         "seconds": plan.frames / plan.fps,
+        **({"given_seconds": plan.given_frames / plan.fps} if plan.given_frames else {}),
         "frames": plan.frames,
         "fps": plan.fps,
         "source_frames": plan.source_frames,

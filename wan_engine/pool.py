@@ -148,7 +148,7 @@ class Pool:
     def _load(self, model: Model, control: Control | None) -> None:
         self._make_room(model)
         if model.family is not None:
-            log.info("model %s comes back from host memory", model.spec.name)
+            log.info("model %s is moved back from host memory", model.spec.name)
             model.family.move(model.recipe.device)
             model.away = False
             return
@@ -170,7 +170,10 @@ class Pool:
         ran: recipes.Recipe = getattr(model.family, "recipe", model.recipe)
         able = replace(model.recipe, float8=ran.float8, attention=ran.attention)
         if able != model.recipe:
-            model.recipe, model.recipe_reason = able, "a test of 8 bits failed on this device"
+            model.recipe, model.recipe_reason = (
+                able,
+                "the accuracy test of 8 bits failed on this device",
+            )
 
     def import_libraries(self) -> None:
         """Import the libraries that `load` needs, which takes seconds."""
@@ -199,7 +202,7 @@ class Pool:
     def _warm_up(self, model: Model, size: tuple[int, int]) -> None:
         self.load(model).warm_up(*size)
 
-    # --- what is put away ------------------------------------------------------------------------
+    # --- unloading -------------------------------------------------------------------------------
 
     def _fits(self, model: Model) -> bool:
         """Whether the model and those on the device now can make clips next to each other."""
@@ -225,17 +228,17 @@ class Pool:
     def _put_away(self, model: Model, why: str) -> None:
         assert model.family is not None
         if recipes.can_wait_in_host_memory(model.spec, model.recipe):
-            log.info("model %s is put into host memory: %s", model.spec.name, why)
+            log.info("model %s is moved to host memory: %s", model.spec.name, why)
             model.family.move("cpu")
             model.away = True
         else:
             log.info(
-                "model %s is dropped, and read again for the next job: %s", model.spec.name, why
+                "model %s is unloaded, and loaded again for its next job: %s", model.spec.name, why
             )
             model.family = None
         memory.free_accelerator()
 
-    # --- work on the device ----------------------------------------------------------------------
+    # --- runs on the device ----------------------------------------------------------------------
 
     @contextmanager
     def device(self, control: Control) -> Iterator[None]:

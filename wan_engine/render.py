@@ -103,7 +103,7 @@ def render(
     if options.track == "made" and options.made_here:
         sound = made.write(folder / "made.wav")
         if sound is None:  # the row promises sound, so silence would hide an error
-            raise EncodeFailed("The model gave no sound")
+            raise EncodeFailed("The model returned no sound")
         video = add_sound(video, levelled(sound, control), plan, control)
     return video
 

@@ -69,8 +69,8 @@ def open_safety(settings: Settings, *, required: bool, device: str = "cpu") -> S
             missing[kind] = str(error)
     if missing and mode == "required":
         raise ConfigurationError(
-            f"The safety checker is required. {' '.join(missing.values())} WAN_SAFETY=auto runs "
-            "without what is missing, and says so in each result."
+            f"The safety checker is required. {' '.join(missing.values())} With "
+            "WAN_SAFETY=auto, jobs run without the missing checks, and each result says so."
         )
     return Safety(found, missing, device)
 
@@ -349,8 +349,8 @@ class PromptGuard:
         before, mark, after = text.partition(_MARK)
         if not mark or _MARK in after:
             raise ConfigurationError(
-                f"{name} has no chat template that shows a prompt once: it is no guard of the "
-                "Qwen3Guard-Gen kind. Set WAN_SAFETY_PROMPT_MODEL to one."
+                f"{name} has no chat template that shows a prompt once, so it is not a "
+                "Qwen3Guard-Gen model. Set WAN_SAFETY_PROMPT_MODEL to one."
             )
         lead = before[len(before.rstrip()) :]
         trail = after[: len(after) - len(after.lstrip())]

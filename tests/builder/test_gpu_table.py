@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from builder.gpu_table import CARDS, HOST, MEASURED, MODEL, Card, seconds, table
+from builder.gpu_table import CARDS, HOST, MEASURED, MEASURED_ON, MODEL, Card, seconds, table
 from wan_engine.catalog import CATALOG
 from wan_engine.runtime.recipes import fits
 
+ROOT = Path(__file__).parents[2]
 ESTIMATED = pytest.mark.parametrize("card", CARDS[1:], ids=lambda card: card.gpu.name)
 
 
@@ -19,9 +21,19 @@ def test_one_row_is_measured_and_is_the_sum_of_its_stages() -> None:
     assert (
         len(marked) == 1
         and "| H200 |" in marked[0]
-        and "| 65.2, measured with `WAN_ATTENTION=cudnn` | 55 |" in marked[0]
+        and "| 65.2, measured on 2026-11-26 with `WAN_ATTENTION=cudnn` | 55 |" in marked[0]
     )
     assert table().count(", estimated") == len(CARDS) - 1
+
+
+def test_the_measured_seconds_are_those_of_the_results() -> None:
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8")
+    [section] = [part for part in results.split("\n## ") if "one H200" in part.splitlines()[0]]
+    assert f"{MEASURED_ON}, one NVIDIA H200" in section
+    stages = " | ".join(f"{took:g}" for took in MEASURED.values())
+    assert f"30 fps | {sum(MEASURED.values()):.1f} | {stages} |" in section
+    page = (ROOT / "docs" / "cards.md").read_text("utf-8")
+    assert f"on {MEASURED_ON}, with torch 2.11.0+cu130" in " ".join(page.split())
 
 
 @ESTIMATED

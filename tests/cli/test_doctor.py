@@ -49,7 +49,7 @@ def test_doctor_says_where_the_seconds_of_a_start_go(wan: Wan) -> None:
     stages = ["imports", "checks", "choice", "libraries", "safety", "model", "writer", "warm-up"]
     assert [what for what in found if what.startswith("start: ")] == [f"start: {s}" for s in stages]
     each = [float(found[f"start: {stage}"].removesuffix(" s")) for stage in stages]
-    in_all = float(found["start"].removesuffix(" s in all"))
+    in_all = float(found["start"].removesuffix(" s in total"))
     assert sum(each) == pytest.approx(in_all, abs=0.05) and min(each[0], each[5]) > 0
 
 

@@ -140,7 +140,7 @@ def test_the_summary_of_a_job_has_its_stages_and_peak_memory_and_no_prompt(
     line = next(line for line in caplog.messages if line.startswith("job job-7: 1280"))
     pattern = (
         r"job job-7: 1280\*720 5s 1280x720 seed 3 model wan-tiny "
-        r"\(image-to-video: it begins with a picture\), attention native, 20 frames at 4 fps, "
+        r"\(image-to-video: the request has an image\), attention native, 20 frames at 4 fps, "
         r"57x32 enlarged by lanczos, \d+ bytes; "
         r"prepare .*s denoise .*s decode .*s encode .*s publish .*s; peak memory host \d+ MB"
     )

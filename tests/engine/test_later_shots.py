@@ -224,7 +224,7 @@ def test_a_plan_says_which_model_makes_which_shot_and_why(
     assert [shot["crop"] for shot in found["shots"]] == [[0, 0, 1, 1]] * 2
     assert found["later_shots"] == {
         "model": "wan-tiny-vace",
-        "reason": "the picture is their reference",
+        "reason": "the image is their reference",
     }
     assert found["steps"] == 2 + 2
     alone = Engine(make_settings(**SMALLEST)).dry_run(order)

@@ -72,7 +72,10 @@ def test_a_sound_makes_the_picture_speak_and_is_the_clips_own(
     request = request_for(audio=data_uri(spoken))
     planned = tiny.dry_run(request)
     assert (planned["model"], planned["task"], planned["undone"]) == (NAME, "speech-to-video", [])
-    assert (planned["reason"], planned["sound"]) == ("its sound moves the lips", "given")
+    assert (planned["reason"], planned["sound"]) == (
+        "the request has audio, and lips move to it",
+        "given",
+    )
     result = tiny.generate(request)
     assert result.model == NAME and result.plan is not None
     assert result.plan.frames == result.plan.source_frames == 20
@@ -121,7 +124,7 @@ def test_a_job_can_be_cancelled_in_every_stage(
     assert list(tiny.settings.scratch_dir.iterdir()) == []
 
 
-# --- what is heard where -------------------------------------------------------------------------
+# --- sound of each shot --------------------------------------------------------------------------
 
 
 def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: RequestFor) -> None:
@@ -182,7 +185,7 @@ def correlation(one: Samples, other: Samples) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-# --- picture beside sound ------------------------------------------------------------------------
+# --- picture and sound together ------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_models_asked_in_turns_give_the_frames_that_each_gives_alone(
         for task in (SECOND, FIRST, FIRST, SECOND):
             assert frames(narrow, orders[task]) == alone[task]
             assert on_device(narrow) == {task}
-    dropped = [line for line in caplog.messages if "is dropped, and read again" in line]
+    dropped = [line for line in caplog.messages if "is unloaded, and loaded again" in line]
     assert [line.split()[1] for line in dropped] == ["wan-tiny", "wan-tiny-ti2v", "wan-tiny"]
     assert "wan-tiny-ti2v needs the room" in dropped[0]
 
@@ -165,7 +165,7 @@ def test_a_family_that_was_moved_gives_the_same_latents(
     assert np.array_equal(*before)
 
 
-# --- by arithmetic -------------------------------------------------------------------------------
+# --- memory limits -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_limit_is_the_cards_or_a_lower_setting(
     assert recipes.pool_gb(card, make_settings(pool_gb=set_gb)) == limit_gb
 
 
-# --- what is configured --------------------------------------------------------------------------
+# --- configuration -------------------------------------------------------------------------------
 
 
 def test_the_model_of_another_task_is_named_in_its_own_setting(
@@ -214,9 +214,9 @@ def test_the_model_of_another_task_is_named_in_its_own_setting(
         ConfigurationError, match=r"a model for image-to-video. Name it in WAN_MODEL"
     ):
         two(reference_model="wan-tiny")
-    with pytest.raises(ConfigurationError, match="nothing could be made"):
+    with pytest.raises(ConfigurationError, match="no other task has a model that makes frames"):
         Engine(make_settings(model="none"))
-    with pytest.raises(ModelMissing, match=r"^WAN_SPEECH_MODEL=nobody is no catalogue name"):
+    with pytest.raises(ModelMissing, match=r"^WAN_SPEECH_MODEL=nobody is not a catalogue name"):
         Engine(make_settings(speech_model="nobody"))
 
 
@@ -225,7 +225,7 @@ def test_a_task_without_a_model_is_refused_before_anything_is_fetched(
 ) -> None:
     engine = Engine(make_settings(**SMALLEST))
     with pytest.raises(
-        NotServed, match=r'^field "references" cannot be used: no model here is for '
+        NotServed, match=r'^field "references" cannot be used: no model is configured for '
     ):
         engine.generate(Order("x", references=("http://192.0.2.1/a.png",)))
     assert engine.pool.main.family is None

@@ -112,7 +112,9 @@ def test_a_sound_that_is_given_is_muxed_as_loud_as_it_is_and_lips_are_warned_of(
     # As loud as it was: the meter's gate leaves out the silence behind it.
     assert loudness(path) == pytest.approx(loudness(data / "chime_4s.mp3"), abs=0.5)
     assert len(samples(path)) / 48_000 == pytest.approx(5, abs=0.03)
-    assert "The sound is added to the clip: wan-tiny does not move lips by it" in result.warnings
+    assert (
+        "The audio is added to the clip, but wan-tiny does not move lips to it" in result.warnings
+    )
 
 
 def test_the_plan_says_which_model_makes_the_sound_and_why(

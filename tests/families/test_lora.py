@@ -151,7 +151,7 @@ def test_a_layer_between_the_two_is_a_convolution_of_its_own(plain: Any, tmp_pat
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-# --- what the other implementations make of their own files --------------------------------------
+# --- comparison with other implementations -------------------------------------------------------
 
 TARGETS = ["to_q", "ffn.net.0.proj", "condition_embedder.time_proj"]
 ADAPTERS = {

@@ -242,7 +242,7 @@ def test_a_file_that_is_no_lora_is_told_apart(plain: Any, tmp_path: Path, kind: 
     )
 
 
-# --- nothing is partial in silence ---------------------------------------------------------------
+# --- every key is used or named ------------------------------------------------------------------
 
 
 def keys_of_all_kinds() -> Iterator[tuple[str, torch.Tensor]]:

@@ -100,7 +100,7 @@ def encoded(family: Any, pixels: torch.Tensor) -> torch.Tensor:
     return (latents - mean) / std
 
 
-# --- what the transformer is given ---------------------------------------------------------------
+# --- inputs of the transformer -------------------------------------------------------------------
 
 
 def test_a_clip_begins_with_the_picture_and_is_guided_away_from_silence(

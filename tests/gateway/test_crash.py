@@ -144,7 +144,7 @@ def test_a_job_that_kills_its_engine_fails_with_a_reason_and_the_others_go_on(
         _until(lambda: process.ask("GET", STATUS + good)["status"] == "COMPLETED")
         told = process.ask("GET", STATUS + bad)
         assert told["status"] == "FAILED"
-        assert told["error"] == "The job ended its worker 2 times and is not tried again"
+        assert told["error"] == "The job crashed its worker 2 times and is not tried again"
 
 
 def test_a_gateway_that_is_killed_is_not_the_jobs_fault(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_another_workers_output_is_made_ours_or_refused(
         pair.way.inner = httpx.MockTransport(answer)
         body = await pair.post("/runsync", wish(duration=10, seed=5))
         if url is None:
-            assert body["error"] == "The endpoint gave no video"
+            assert body["error"] == "The endpoint returned no video"
         else:
             assert body["output"] == {"video_url": url, "result": url, "cost": 1.0, "seed": 5}
 

@@ -287,7 +287,7 @@ def test_two_jobs_overlap_where_that_is_asked_for(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
-# --- what hangs ----------------------------------------------------------------------------------
+# --- hangs ---------------------------------------------------------------------------------------
 
 HANG_SECONDS = 3.0  # more than a busy machine keeps a process waiting
 

@@ -40,13 +40,18 @@ def test_dashscope_s_python_client(listen: Listen, tmp_path: Path) -> None:
     assert found["created"] == {"status_code": 200, "status": "PENDING"}
     assert found["waited"]["task_status"] == found["fetched"]["task_status"] == "SUCCEEDED"
     assert found["cancelled"] == {"status_code": 400, "code": "UnsupportedOperation"}
-    assert (found["listed"]["total"], len(found["listed"]["data"])) == (2, 1)
+    assert (found["listed"]["total"], len(found["listed"]["data"])) == (3, 1)
     assert found["references"]["usage"]["size"] == "1280*720"
     assert (found["text"]["usage"]["size"], found["text"]["usage"]["duration"]) == ("1080*1920", 15)
     assert (found["wrong"]["status_code"], found["wrong"]["code"]) == (400, "InvalidParameter")
     assert found["failed"]["code"] == "InvalidURL"
     frames = request_of(here, "'Go'")
     assert frames["image"] == frames["last_image"] and frames["seconds"] == 7
+    assert found["goes_on"]["status"] == "SUCCEEDED"
+    assert found["goes_on"]["usage"]["duration"] == 12
+    goes_on = request_of(here, "On it goes")
+    assert goes_on["first_clip"] == "https://example.com/clip.mp4" and "image" not in goes_on
+    assert goes_on["last_image"] == frames["last_image"]
     assert request_of(here, "A fox")["aspect_ratio"] == "9:16"
 
 

@@ -135,7 +135,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-# --- what is decoded -----------------------------------------------------------------------------
+# --- decoding ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_header_that_does_not_know_the_length(tmp_path: Path, claimed: int) ->
     assert open_audio(data, tmp_path, LIMITS, Control()).seconds == 1
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["ogg", "flac", "aac", "m4a", "aiff", "au", "caf", "mp2", "mka"])
@@ -469,7 +469,7 @@ def test_any_bytes_behind_a_header_give_a_sound_or_a_refusal(
     sound_or_refusal(header + body * 20, tmp_path)
 
 
-# --- nothing else is opened ----------------------------------------------------------------------
+# --- access to other files -----------------------------------------------------------------------
 
 
 class Canary:
@@ -574,7 +574,7 @@ def test_the_address_of_a_cover_is_not_visited(
     assert not canary.touched
 
 
-# --- stopping ------------------------------------------------------------------------------------
+# --- cancellation --------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def warm() -> None:
     assert not fetching.is_public_address("127.0.0.1")
 
 
-# --- what arrives ----------------------------------------------------------------------------
+# --- downloads -------------------------------------------------------------------------------
 
 
 def test_body_and_request(server: Server) -> None:
@@ -249,7 +249,7 @@ def test_chunked_and_gzip(server: Server) -> None:
     assert fetch(f"{server.url}/close") == body
 
 
-# --- what the server does wrong --------------------------------------------------------------
+# --- faults of the server --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_negative_chunk_size_does_not_fill_the_memory(server: Server) -> None:
         assert peak() < 8 * MIB
 
 
-# --- time ------------------------------------------------------------------------------------
+# --- time limits -----------------------------------------------------------------------------
 
 
 def drip(server: Server, head: bytes, piece: bytes) -> Route:
@@ -841,7 +841,7 @@ def test_garbage_data_uris_are_only_invalid(garbage: str) -> None:
         assert fetch("data:" + garbage)
 
 
-# --- what is left behind ---------------------------------------------------------------------
+# --- clean-up --------------------------------------------------------------------------------
 
 
 def test_no_descriptor_is_leaked(server: Server, names: Names) -> None:

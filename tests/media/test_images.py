@@ -699,7 +699,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
     assert refusal(data)
 
 
-# --- fit -----------------------------------------------------------------------------------------
+# --- fit to a size -------------------------------------------------------------------------------
 
 
 def disc(width: int, height: int, radius: int) -> Image.Image:

@@ -151,7 +151,7 @@ def test_what_only_progressive_pictures_say_counts_in_those_alone(numbers: bytes
     assert np.array_equal(opened(odd), opened(data))
 
 
-# --- damage within -------------------------------------------------------------------------------
+# --- damage inside the file ----------------------------------------------------------------------
 
 PAGE = b"<html><head><title>503 Service Unavailable</title></head>" * 2000
 DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {

@@ -114,7 +114,7 @@ def apart(one: Image.Image, other: Image.Image) -> float:
     return float(np.abs(np.asarray(one, float) - np.asarray(other.resize(one.size), float)).mean())
 
 
-# --- what is taken -------------------------------------------------------------------------------
+# --- accepted files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
@@ -206,7 +206,7 @@ def test_plain_video_keeps_its_levels(tmp_path: Path) -> None:
     assert np.abs(shown[0] - 60).max() <= 3 and np.abs(shown[1] - 200).max() <= 3
 
 
-# --- which frames --------------------------------------------------------------------------------
+# --- choice of frames ----------------------------------------------------------------------------
 
 
 def test_the_sharp_frames_of_a_scene_are_better(data: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_frames_of_one_colour_are_none() -> None:
     assert best([], 4) == []
 
 
-# --- what is heard -------------------------------------------------------------------------------
+# --- sound ---------------------------------------------------------------------------------------
 
 
 def with_sound(video: Make, name: str, heard: str, seconds: float) -> bytes:
@@ -301,7 +301,7 @@ def test_a_sound_without_a_voice_is_none(video: Make, tmp_path: Path, heard: str
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 NEITHER = "the file is not a JPEG, PNG, BMP or WEBP image, or an MP4 or MOV video"
 DAMAGED = "the video is damaged, or cannot be decoded"
@@ -455,7 +455,7 @@ def test_a_header_of_many_boxes_ends(tmp_path: Path) -> None:
     assert refusal(b"\0\0\0\x08ftyp" + empty, tmp_path) == NO_VIDEO
 
 
-# --- nothing else is opened ----------------------------------------------------------------------
+# --- access to other files -----------------------------------------------------------------------
 
 
 def pointing_to(data: bytes, target: Path) -> bytes:
@@ -494,7 +494,7 @@ def test_a_track_in_another_file_is_neither_taken_nor_opened(video: Make, tmp_pa
         assert was_opened()  # so the file is live
 
 
-# --- when this machine is to blame, and when it must stop ----------------------------------------
+# --- faults of this machine, and cancellation ----------------------------------------------------
 
 
 def test_an_ffmpeg_that_decodes_nothing_is_not_the_callers_fault(

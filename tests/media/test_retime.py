@@ -223,7 +223,7 @@ def test_nothing_is_made_from_two_shots(method: Method) -> None:
         assert np.abs(shown[start:end] - colour).max() <= 2
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
@@ -233,7 +233,7 @@ def test_frames_that_are_not_as_many_as_planned_fail(
 ) -> None:
     with pytest.raises(EncodeFailed):
         run(plan(1), [grey(index) for index in range(count)], method)
-    assert "the model gave" in caplog.text
+    assert "the model returned" in caplog.text
 
 
 def ffmpeg_children() -> int:
@@ -302,7 +302,7 @@ def test_a_filter_that_does_nothing_any_more_is_given_up(
     assert "did nothing for 0.5 seconds" in caplog.text and ffmpeg_children() == 0
 
 
-# --- which one -----------------------------------------------------------------------------------
+# --- choice of the method ------------------------------------------------------------------------
 
 
 def test_without_weights_edges_are_moved_and_not_doubled() -> None:

@@ -154,7 +154,7 @@ def test_only_a_larger_clip_needs_a_network() -> None:
     assert not upscale.is_larger(plan(1, target=(32, 24)))
 
 
-# --- which one -----------------------------------------------------------------------------------
+# --- choice of the method ------------------------------------------------------------------------
 
 
 @pytest.fixture

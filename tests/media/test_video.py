@@ -356,7 +356,7 @@ def test_titles_of_the_sound_do_not_reach_the_clip(tmp_path: Path) -> None:
     assert b"somebody's title" not in path.read_bytes()
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def failure(
@@ -490,7 +490,7 @@ def test_a_folder_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "No such file or directory" in caplog.text
 
 
-# --- stopping ------------------------------------------------------------------------------------
+# --- cancellation --------------------------------------------------------------------------------
 
 
 def stopped(folder: Path, frames: Iterator[Frames], control: Control) -> EngineError:

@@ -50,7 +50,7 @@ def test_the_weights_are_those_that_are_published(data: Path) -> None:
     assert round(sum(one.numel() for one in made.parameters()) / 1e9, 4) == 16.2958
 
 
-# --- equal to the authors' numbers ---------------------------------------------------------------
+# --- comparison with the authors' numbers --------------------------------------------------------
 
 
 def boxes() -> list[Grid]:
@@ -117,7 +117,7 @@ def test_it_computes_what_the_authors_code_does(network: Any, name: str) -> None
         assert difference(EQUAL[name](network), name) < MOST
 
 
-# --- by hand -------------------------------------------------------------------------------------
+# --- comparison with plain arithmetic ------------------------------------------------------------
 
 
 def test_what_was_before_is_told_by_its_time_and_spread_over_the_picture() -> None:

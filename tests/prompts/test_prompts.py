@@ -337,7 +337,7 @@ def test_the_template_has_a_shot_for_every_five_seconds_or_so() -> None:
     assert lengths == {5: [3, 2], 10: [4, 3, 3], 15: [5, 5, 5]}
 
 
-# --- the caller's words are data -----------------------------------------------------------------
+# --- quoting the caller's text -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -670,7 +670,7 @@ def test_a_base_url_is_completed(url: str, path: str) -> None:
     assert ServerWriter(url, "m")._path == path
 
 
-# --- the choice ----------------------------------------------------------------------------------
+# --- choice of the writer ------------------------------------------------------------------------
 
 
 def test_without_anything_the_template_is_chosen(make_settings: MakeSettings) -> None:
@@ -730,7 +730,7 @@ def test_the_text_is_in_a_log_of_its_own(
     assert prompts.text_log.name == "wan_engine.prompts.text"
 
 
-# --- the model itself ----------------------------------------------------------------------------
+# --- local model ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -868,6 +868,6 @@ def test_a_checkpoint_of_another_kind_does_not_fail_the_job(
     folder = toy.build("tiny-prompt-writer", tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"not weights")
     expander = Expander("transformers", "", local_writer(folder), 30)
-    assert "the prompt writer broke" in fallen_back(expand(expander, picture))
+    assert "the prompt writer failed" in fallen_back(expand(expander, picture))
     with pytest.raises(ConfigurationError, match="could not be loaded"):
         expander.load()

@@ -45,10 +45,10 @@ def test_what_only_looks_like_a_name_stays(text: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "references", "said"),
     [
-        ("character3 waves", (URL, URL), "names character3, and there are 2 references"),
-        ("@Video0 waves", (URL,), "names @Video0, and there is 1 reference"),
-        ("@Image1 waves", (), "names @Image1, and there are 0 references"),
-        ("character9999 waves", (URL,), "names character9999, and there is 1 reference"),
+        ("character3 waves", (URL, URL), "names character3, but there are 2 references"),
+        ("@Video0 waves", (URL,), "names @Video0, but there is 1 reference"),
+        ("@Image1 waves", (), "names @Image1, but there are 0 references"),
+        ("character9999 waves", (URL,), "names character9999, but there is 1 reference"),
     ],
 )
 def test_a_name_that_no_reference_has_is_an_error(

@@ -61,7 +61,7 @@ def test_a_network_with_one_bad_number_fails_the_job_and_the_log_says_where(
     request = VideoRequest(prompt="lift-off", image=data_uri(data / "rocket_640x360.jpg"), seed=3)
     with caplog.at_level(logging.ERROR), pytest.raises(NotFinite, match="not finite"):
         engine.generate(request, Control("job"))
-    assert f"{said} gave numbers that are not finite" in caplog.text
+    assert f"{said} returned numbers that are not finite" in caplog.text
     assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("*.json"))
     assert not list((tmp_path / "scratch").iterdir())
 

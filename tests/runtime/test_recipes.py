@@ -60,7 +60,7 @@ def chosen(spec: ModelSpec, gpu: Gpu | None, host: Host = LARGE, **settings: Any
     return choose(spec, gpu, Settings(**settings), host)[0]
 
 
-# --- the memory sum ------------------------------------------------------------------------------
+# --- memory --------------------------------------------------------------------------------------
 
 
 @every_row
@@ -159,7 +159,7 @@ def test_torch_is_told_of_memory_before_it_is_imported(monkeypatch: pytest.Monke
     assert recipes.detect("auto") is None and told
 
 
-# --- the choice ----------------------------------------------------------------------------------
+# --- choice of the recipe ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_host_has_memory() -> None:
     assert 0.5 < detect_host().memory_gb < 10_000
 
 
-# --- leaner --------------------------------------------------------------------------------------
+# --- leaner recipes ------------------------------------------------------------------------------
 
 
 def test_each_recipe_has_a_leaner_one_until_there_is_none() -> None:
@@ -405,7 +405,7 @@ def test_what_would_fit_a_small_card_is_named() -> None:
     assert smaller(spec, card).endswith(f"a WAN_RENDER_AREA below {spec.max_area} needs less")
 
 
-# --- small models beside it ----------------------------------------------------------------------
+# --- small models --------------------------------------------------------------------------------
 
 
 @every_card

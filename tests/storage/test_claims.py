@@ -168,7 +168,7 @@ def test_claims_go_with_the_clips(s3: Any, bucket_settings: dict[str, Any]) -> N
     assert item["Key"] == "wan clips/v1/jobs/job.claim" and item["Size"] < 1024
 
 
-# --- what comes of it ----------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 class Renders:

@@ -75,7 +75,7 @@ def failure(url: str) -> str:
     return str(caught.value)
 
 
-# --- what it is for -------------------------------------------------------------------------------
+# --- clips in the job's bucket --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [3000, 17 * MIB], ids=["whole", "in parts"])
@@ -121,7 +121,7 @@ def test_a_job_that_brings_none_has_the_operators(value: object) -> None:
         assert storage is None
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,10 @@ def test_a_job_that_brings_none_has_the_operators(value: object) -> None:
             {"endpointUrl": "https://s3api-eu-ro-1.runpod.io"},
             'field "s3Config.endpointUrl" must be a store that serves signed links',
         ),
-        ({"region": "eu-west-1"}, 'field "s3Config" may have accessId, accessSecret, bucketName'),
+        (
+            {"region": "eu-west-1"},
+            'field "s3Config" may contain accessId, accessSecret, bucketName',
+        ),
     ],
 )
 def test_a_wrong_shape_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
@@ -162,9 +165,9 @@ def test_what_is_no_object_is_a_sentence(value: object) -> None:
 
 @pytest.mark.parametrize("name", ["s3_config", "S3Config", "s3config", "s3-config"])
 def test_another_spelling_is_not_ignored(name: str) -> None:
-    with pytest.raises(InvalidRequest, match='field "s3Config" must be spelled so'):
+    with pytest.raises(InvalidRequest, match='field "s3Config" must be spelled like this'):
         unknown_fields({"id": "j", "input": {}, name: {}})
-    with pytest.raises(InvalidRequest, match='field "s3Config" must be beside "input", not in it'):
+    with pytest.raises(InvalidRequest, match='field "s3Config" must be next to "input", not in it'):
         unknown_fields({"id": "j", "input": {name: {}}})
 
 
@@ -175,7 +178,7 @@ def test_other_names_are_told_to_the_log() -> None:
     assert given_bucket(envelope["s3Config"]) is None
 
 
-# --- asked before the render ----------------------------------------------------------------------
+# --- check before the render ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "POST"])
@@ -197,7 +200,7 @@ def test_a_bucket_whose_links_are_dead_is_refused(proxy: FaultProxy, own: str, s
         return "X-Amz-Signature" in request.target
 
     proxy.inject(Fault("answer", times=100, when=is_link, status=403, code="AccessDenied"))
-    assert "signed links do not give what was stored" in refusal(config(proxy.url))
+    assert "signed links do not return the stored object" in refusal(config(proxy.url))
 
 
 def test_a_bucket_that_is_absent_is_refused(endpoint: str) -> None:
@@ -213,7 +216,7 @@ def test_a_bucket_that_is_away_may_be_back_later(proxy: FaultProxy, own: str) ->
     )
 
 
-# --- a stranger's address -------------------------------------------------------------------------
+# --- untrusted addresses --------------------------------------------------------------------------
 
 
 def test_a_private_address_is_not_called() -> None:

@@ -261,7 +261,7 @@ def test_an_answer_without_its_tag_is_a_failure_in_the_end(
     assert proxy.injected["half-answer"] == 5
 
 
-# --- time -----------------------------------------------------------------------------------------
+# --- time limits ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

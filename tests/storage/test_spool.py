@@ -96,7 +96,7 @@ def aged(folder: Path, job: str, age: timedelta) -> None:
         os.utime(moved, (time.time() - age.total_seconds(),) * 2)
 
 
-# --- keeping --------------------------------------------------------------------------------------
+# --- storing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def _spooling(folder: Path, clip: Path, first: str = "") -> subprocess.Popen[byt
     return subprocess.Popen([sys.executable, "-c", code, folder, clip, str(64 * MIB)])
 
 
-# --- flushing -------------------------------------------------------------------------------------
+# --- uploading ------------------------------------------------------------------------------------
 
 
 def test_the_next_start_uploads_what_is_kept_and_logs_its_url(
@@ -466,7 +466,7 @@ def test_a_flush_without_a_folder_raises_nothing(tmp_path: Path, folder_is: str)
     assert storage.finished("job-1", Control()) is None
 
 
-# --- a job that is delivered again ----------------------------------------------------------------
+# --- repeated jobs --------------------------------------------------------------------------------
 
 
 def test_a_kept_job_is_stored_when_it_comes_again(
@@ -580,7 +580,7 @@ def test_a_job_that_ends_while_its_kept_clip_is_uploaded_leaves_it_kept(
     assert len(files(folder)) == 2
 
 
-# --- what else may lie in the folder --------------------------------------------------------------
+# --- other files in the folder --------------------------------------------------------------------
 
 
 DAMAGED = [

@@ -37,7 +37,7 @@ def test_a_job_that_killed_two_workers_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(JobRefused) as caught:
             starts.begin("job-1")
-        assert str(caught.value) == "The job ended its worker 2 times and is not tried again"
+        assert str(caught.value) == "The job crashed its worker 2 times and is not tried again"
         assert caught.value.code == "job_refused"
     starts.begin("job-2")
     assert killed(tmp_path) == 1, "refused in another process too"

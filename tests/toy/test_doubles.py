@@ -29,6 +29,6 @@ def test_each_double_has_its_own_name_and_can_be_made() -> None:
 def test_a_double_is_found_by_its_name(make_settings: Callable[..., Settings]) -> None:
     located = weights.resolve("wan-tiny-ti2v", make_settings())
     assert located.spec == toy.MODELS["wan-tiny-ti2v"]
-    with pytest.raises(ModelMissing, match="no catalogue name") as refused:
+    with pytest.raises(ModelMissing, match="not a catalogue name") as refused:
         weights.resolve("wan-tiny-t2v", make_settings())
     assert "wan-tiny," not in str(refused.value) and "wan-tiny-ti2v" not in str(refused.value)

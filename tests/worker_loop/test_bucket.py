@@ -183,7 +183,7 @@ def test_a_job_that_kills_its_worker_is_refused_the_third_time(
     with ControlPlane() as plane, started(plane, folder / "killed", **settings):
         plane.submit("poison", good)
         plane.submit("other", good)
-        sentence = "The job ended its worker 2 times and is not tried again"
+        sentence = "The job crashed its worker 2 times and is not tried again"
         assert plane.result("poison") == {"error": sentence}
         assert "output" in plane.result("other")
 

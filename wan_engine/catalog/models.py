@@ -396,7 +396,7 @@ _ROWS = (
     replace(
         _I2V_A14B,
         name="wan-tiny",
-        title="a toy of two tiny experts, trained on drawings: tries the path on any CPU",
+        title="a toy with two tiny experts, trained on drawings, that runs on any CPU",
         max_area=256 * 144,
         steps=4,
         flow_shift_480p=None,
@@ -406,8 +406,8 @@ _ROWS = (
         repo=None,
         revision=None,
         built=True,
-        caveat="a toy trained on drawings, for trying the path, not for use: the clip is soft, and "
-        "nothing in it moves but the camera",
+        caveat="a toy trained on drawings, for tests only: the clip is soft, and only the camera "
+        "moves",
         download_gb=0.0,
         networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
     ),

@@ -33,13 +33,13 @@ def doctor(
         bool | None,
         typer.Option(
             "--worker/--no-worker",
-            help="Check what the Runpod loop checks. Default if RUNPOD_WEBHOOK_GET_JOB is set.",
+            help="Run the checks of a Runpod worker. Default if RUNPOD_WEBHOOK_GET_JOB is set.",
         ),
     ] = None,
 ) -> None:
-    """Show what is here, what was chosen for this machine and why, and what is missing.
+    """Show what this machine has, what the engine chose for it and why, and what is missing.
 
-    `warn`: jobs run, but not as promised. `FAIL`: jobs do not run; the exit code is 1.
+    `warn`: jobs run, but with limits. `FAIL`: jobs do not run; the exit code is 1.
     """
     worker = in_runpod_loop() if worker is None else worker
     with failing_clearly():
@@ -53,7 +53,7 @@ def doctor(
     if as_json:
         print(json.dumps([{**asdict(check), "ok": check.ok} for check in checks], indent=2))
     else:
-        asked = "as a worker of Runpod's" if worker else "on this machine"
+        asked = "for a Runpod worker" if worker else "on this machine"
         table = Table("", Column("what", no_wrap=True), f"found {asked}", show_edge=False)
         for check in checks:
             table.add_row(_LEVELS[check.level], check.what, Text(check.found))

@@ -33,7 +33,7 @@ def download(
     """Download a model at its pinned revision into the Hugging Face cache (HF_HOME).
 
     Prints size, licence and free disk space first. Run it again to continue after an interruption.
-    HF_TOKEN is your key of the Hub, HF_ENDPOINT a mirror.
+    HF_TOKEN is your Hub token, HF_ENDPOINT a mirror.
     """
     tell = partial(err.print, markup=False, highlight=False, soft_wrap=True)
     row = model.partition("@")[0]

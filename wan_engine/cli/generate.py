@@ -43,7 +43,7 @@ def generate(
     jobs: Annotated[
         str,
         typer.Option(
-            help="File (`-`: stdin) with one request per line, as JSON. The model is loaded once."
+            help="File with one request as JSON per line (`-`: stdin). The model is loaded once."
         ),
     ] = "",
 ) -> None:

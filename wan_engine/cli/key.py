@@ -12,15 +12,15 @@ EXAMPLE = "alice --weight 2 --max 50"
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Who gets the key.")],
+    name: Annotated[str, typer.Argument(help="Name of the caller.")],
     weight: Annotated[
         float | None, typer.Option(help="Turns of this key for each turn of another key.")
     ] = None,
     most: Annotated[
-        int | None, typer.Option("--max", help="Most jobs of this key that may wait at a time.")
+        int | None, typer.Option("--max", help="Largest number of waiting jobs of this key.")
     ] = None,
 ) -> None:
-    """Make an API key for the gateway. It is shown once; only its hash is kept."""
+    """Make an API key for the gateway. It is shown once; the gateway stores only its hash."""
     from wan_engine.gateway import keys
 
     with failing_clearly():

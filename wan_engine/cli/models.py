@@ -59,7 +59,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 def _used(settings: Settings, gpu: recipes.Gpu | None) -> set[str]:
-    """The rows that the settings mean here; none where they name what is not here."""
+    """The rows that the settings select. Empty if a setting names a missing model."""
     try:
         found = weights.configured(settings, lambda spec: recipes.fits(spec, gpu), fallback=True)
     except ConfigurationError:

@@ -32,7 +32,7 @@ class RequestOptions:
     keep_first_clip: Annotated[
         bool | None,
         typer.Option(
-            help="Begin the clip with --first-clip, or give the new part alone.",
+            help="Start the result with --first-clip, or return only the new part.",
             show_default=False,
         ),
     ] = None
@@ -44,7 +44,7 @@ class RequestOptions:
         ),
     ] = field(default_factory=list)
     audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = ""
-    size: Annotated[str, typer.Option(help="`1280*720` or `1920*1080`; `720p`, `1080p`.")] = (
+    size: Annotated[str, typer.Option(help="`1280*720` (`720p`) or `1920*1080` (`1080p`).")] = (
         "1280*720"
     )
     duration: Annotated[str, typer.Option(help="2 to 15 seconds.")] = "5"
@@ -54,8 +54,7 @@ class RequestOptions:
     generate_audio: Annotated[
         bool | None,
         typer.Option(
-            help="Ask for sound where --audio gives none, or for no track; "
-            "WAN_GENERATE_AUDIO unless given.",
+            help="Make a sound track if there is no --audio, or none. Default: WAN_GENERATE_AUDIO.",
             show_default=False,
         ),
     ] = None

@@ -14,7 +14,7 @@ EXAMPLE = "> input.schema.json"
 
 def schema(
     references: Annotated[
-        bool, typer.Option("--references", help="Of reference-to-video, not of image-to-video.")
+        bool, typer.Option("--references", help="Print that of reference-to-video.")
     ] = False,
 ) -> None:
     """Print the JSON schema of a request's `input`."""

@@ -1,17 +1,17 @@
 """Computes self-attention in 8 bits with cuDNN (package nvidia-cudnn-frontend), which takes about a
 third off the longest part of a step.
 
-The kernel takes query and key as float8_e4m3fn with one scale each. What leaves their products as
-they are, and makes the numbers even before they are rounded:
+The kernel takes query and key as float8_e4m3fn with one scale each. Three steps balance the numbers
+before they are rounded, and do not change the result of exact attention:
 
-* the key without its mean over the tokens, which softmax does not see;
-* each channel of the key as large as that of the query, by a factor on one and its inverse on the
-  other (as SmoothQuant, arXiv 2211.10438, has it for a matrix);
-* both turned by a Hadamard matrix, which spreads a channel that outweighs the others over all of
-  them (as QuaRot, arXiv 2404.00456, has it).
+* subtract the mean of the key over the tokens, which softmax ignores;
+* scale each channel of the query, and the same channel of the key by the inverse, so that both have
+  the same size (SmoothQuant, arXiv 2211.10438, does this for a matrix);
+* rotate both by a Hadamard matrix, which spreads a large channel over all channels (QuaRot, arXiv
+  2404.00456).
 
-The value has a scale a channel, which the output is multiplied by. The first two blocks and the
-last two stay exact: their errors go through all others, or straight into the picture.
+The value has one scale per channel, which multiplies the output. The first two blocks and the last
+two stay exact, because their errors pass through all other blocks, or directly into the picture.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _MOST_ERROR = 0.1  # of the norm; rounding to 3 bits gives 0.06 with moderate lo
 _MOST_ERROR_SHARP = 0.15  # for tokens that attend to a few others only
 _PROBABILITY_SCALE = 256.0  # probabilities of 0..1 as float8
 _SMALLEST = 1e-12
-_GRAPHS_KEPT = 8  # plans of cuDNN, one per size of the latest renders
+GRAPHS_KEPT = 8
+"""Number of plans of cuDNN that are kept, one per size of the latest renders."""
 EXACT_BLOCKS = 2
 """Number of exact blocks at each end."""
 
@@ -61,7 +62,7 @@ class Float8AttnProcessor:
 
 
 def use_in(block: Any) -> None:
-    """For self-attention of a block, diffusers' or one of `wan_engine.networks`."""
+    """Use it for the self-attention of a block, of diffusers or of `wan_engine.networks`."""
     if hasattr(block, "self_attn"):
         block.self_attn.processor = attention
     else:
@@ -69,7 +70,7 @@ def use_in(block: Any) -> None:
 
 
 def _rotated(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of pairs (0, 1), (2, 3), ... as diffusers' Wan processor has it."""
+    """Rotary embedding of pairs (0, 1), (2, 3), ... as in diffusers' Wan processor."""
     first, second = states.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = cosines[..., 0::2], sines[..., 1::2]
     pairs = (first * cosine - second * sine, first * sine + second * cosine)
@@ -224,7 +225,7 @@ class _Graph:
         self._graph.execute(pack, self._workspace, handle=self._handle)
 
 
-@lru_cache(maxsize=_GRAPHS_KEPT)
+@lru_cache(maxsize=GRAPHS_KEPT)
 def _graph(shape: tuple[int, ...], device: torch.device) -> _Graph:
     return _Graph(shape, device)
 
@@ -245,7 +246,9 @@ def check(heads: int, width: int, device: torch.device) -> Mapping[str, float]:
             raise Unsupported(f"{type(error).__name__}: {error}"[:300]) from error
         most = _MOST_ERROR_SHARP if kind == "sharp" else _MOST_ERROR
         if not errors[kind] <= most:  # also false for NaN
-            raise Unsupported(f"{kind}: off by {errors[kind]:.3f} of the norm, {most} is allowed")
+            raise Unsupported(
+                f"{kind}: the error is {errors[kind]:.3f} of the norm, {most} is allowed"
+            )
     return errors
 
 

@@ -93,9 +93,9 @@ def refuse_others(spec: ModelSpec, segment: SegmentInput) -> None:
     get."""
     given = {_NAMES[type(one)] for one in segment.conditions if type(one) in _NAMES}
     for name in given - set(spec.takes):
-        raise NotServed(f"The model {spec.name} takes {spec.taken}, and was given {name}")
+        raise NotServed(f"The model {spec.name} accepts {spec.taken}, but got {name}")
     for name in set(spec.needs) - given:
-        raise NotServed(f"The model {spec.name} needs {name}, and was given none")
+        raise NotServed(f"The model {spec.name} needs {name}, but got none")
 
 
 def stream_decode(

@@ -40,7 +40,7 @@ def check(device: torch.device) -> float:
     off = [(found - expected).norm(dim=axis) / expected.norm(dim=axis) for axis in (0, 1)]
     worst = float(torch.cat(off).max())
     if not worst <= _MOST_ERROR:  # also false for NaN
-        raise Unsupported(f"its error is {worst:.3f} of the norm, {_MOST_ERROR} is allowed")
+        raise Unsupported(f"the error is {worst:.3f} of the norm, {_MOST_ERROR} is allowed")
     return worst
 
 

@@ -1,9 +1,8 @@
-"""Loads a pipeline network by network: read one, fuse its LoRA files, convert it, place it, and go
-on to the next. An expert goes block by block.
+"""Loads a pipeline network by network: read one, fuse its LoRA files, convert it, place it, and
+continue with the next. An expert is loaded block by block.
 
-So host memory holds what the recipe keeps there, and beside it a few blocks, or at first the text
-encoder. Small parts (tokenizer, scheduler) and their rules are diffusers' own: it is given the
-networks.
+So host memory contains what the recipe keeps there, and a few blocks, or at first the text encoder.
+diffusers gets the loaded networks, and loads the small parts (tokenizer, scheduler) itself.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from wan_engine.weights.lora_keys import shown
 log = logging.getLogger(__name__)
 
 BlockRead = Callable[[str, Any], None]
-"""Called with the name of a block and the block, once all of it is read."""
+"""Called with the name of a block and the block, when it is completely read."""
 
 _LIBRARIES = ("diffusers", "transformers")
 _WIDE = ("vae", "audio_encoder", "audio_vae", "vocoder")
-"""In float32: what they make stays in the picture, or is heard in all of it."""
+"""In float32, because their errors stay in the clip."""
 _TOLD_EVERY_BYTES = 64 * 1024 * 1024
 
 
@@ -53,11 +52,11 @@ def load_pipeline(
     on_bytes: OnBytes = lambda _done, _all: None,
     pipeline_class: Any = ContinuingPipeline,
 ) -> Any:
-    """The pipeline in `folder` (diffusers layout), of `pipeline_class`, as `recipe` has it, which
-    is able (`able`).
+    """Load the pipeline in `folder` (diffusers layout) as a `pipeline_class`, placed by `recipe`,
+    which `able` has checked.
 
-    LoRA files are looked at first: what is wrong with one is told before minutes of loading.
-    Raises what `load_networks` raises.
+    LoRA files are checked first, so that a wrong one fails before minutes of loading. Raises what
+    `load_networks` raises.
     """
 
     def assembled(networks: Mapping[str, Any]) -> Any:
@@ -77,12 +76,12 @@ def load_networks(
     plans: Sequence[Plan] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
 ) -> Any:
-    """The pipeline that `assembled` makes of the networks that `model_index.json` names, or
-    `pipeline_class` itself, each of them converted and placed as `recipe` has it.
+    """Load the networks that `pipeline_class` or `model_index.json` names, convert and place each
+    by `recipe`, and return the pipeline that `assembled` makes of them.
 
-    What encodes pictures and sound is float32, for that stays in the clip for good. `on_bytes` is
-    called before each network, within the large ones, and at the end; what it raises ends the load
-    and nothing is left of it. Raises `ConfigurationError` for files that do not fit.
+    Encoders of pictures and sound are in float32, because their errors stay in the clip. `on_bytes`
+    is called before each network, within large ones, and at the end; an error that it raises stops
+    the load and frees its memory. Raises `ConfigurationError` for files that do not fit.
     """
     classes = _networks(folder, pipeline_class)
     parts = [_Part(name, folder / name, network) for name, network in classes.items()]
@@ -134,14 +133,14 @@ def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _
 
 
 class _Progress:
-    """Tells of bytes, not too often."""
+    """Reports loaded bytes, but not too often."""
 
     def __init__(self, in_all: int, on_bytes: OnBytes) -> None:
         self._in_all, self._on_bytes = in_all, on_bytes
         self._loaded = self._told = 0
 
     def add(self, count: int) -> None:
-        """So many bytes more are loaded."""
+        """Add `count` loaded bytes."""
         self._loaded += count
         if self._loaded - self._told >= _TOLD_EVERY_BYTES:
             self.tell()
@@ -152,7 +151,7 @@ class _Progress:
 
 
 class _Part:
-    """The folder of one network, of which the headers are read at once."""
+    """The folder of one network. The constructor reads the headers of its files."""
 
     def __init__(self, name: str, folder: Path, kind: Any) -> None:
         self.name = name
@@ -169,9 +168,9 @@ class _Part:
     def read(
         self, dtype: torch.dtype, progress: _Progress, block_read: BlockRead, *, keep_float8: bool
     ) -> Any:
-        """The network in host memory, but for its blocks: `block_read` may put them elsewhere.
-        `keep_float8`: matrices that are stored in float8 with a scale a row stay so, else they are
-        of `dtype` too. Raises `ConfigurationError` for weights that do not fit."""
+        """Read the network into host memory. `block_read` may move its blocks elsewhere. With
+        `keep_float8`, matrices that are stored in float8 with one scale per row stay in float8;
+        otherwise they become `dtype`. Raises `ConfigurationError` for weights that do not fit."""
         if not issubclass(self._kind, ModelMixin):
             return self._of_transformers(dtype, progress)
         return self._of_diffusers(dtype, progress, block_read, keep_float8=keep_float8)
@@ -209,7 +208,7 @@ class _Part:
         return network.eval()
 
     def _of_transformers(self, dtype: torch.dtype, progress: _Progress) -> Any:
-        # It is given the tensors, as it ties some and renames others between its versions.
+        # transformers gets the tensors, because it ties some and renames others.
         return self._kind.from_pretrained(
             None,
             config=self._kind.config_class.from_pretrained(self._folder, local_files_only=True),
@@ -226,7 +225,7 @@ class _Part:
                 progress.add(self._entries[name].size_bytes)
 
     def _require_fitting(self, wanted: Mapping[str, torch.Tensor]) -> None:
-        """Before minutes of reading. What has no use is left out."""
+        """Check names and shapes before minutes of reading. Unused weights are dropped."""
         shapes = {name: entry.shape for name, entry in self._entries.items()}
         wrong = [name for name, one in wanted.items() if shapes.get(name) != one.shape]
         if wrong:
@@ -245,8 +244,8 @@ class _Part:
 
 
 def _block_of(name: str) -> str:
-    """`blocks.3` of `blocks.3.attn1.to_q.weight`, and `vace_blocks.3` likewise; nothing for what is
-    beside the blocks."""
+    """`blocks.3` of `blocks.3.attn1.to_q.weight`, likewise `vace_blocks.3`; empty for a weight
+    outside the blocks."""
     found = re.match(r"(?:vace_)?blocks\.\d+(?=\.)", name)
     return found[0] if found else ""
 
@@ -254,12 +253,12 @@ def _block_of(name: str) -> str:
 def _floats(
     dtype_of: Callable[[str], torch.dtype],
 ) -> Callable[[str, torch.dtype], torch.dtype]:
-    """Whole numbers stay what they are."""
+    """`dtype_of` for floating-point tensors. Integers keep their dtype."""
     return lambda name, dtype: dtype_of(name) if dtype.is_floating_point else dtype
 
 
 def _networks(folder: Path, pipeline_class: Any) -> Mapping[str, Any]:
-    """The classes of the pipeline's networks by name: its own, else those of the folder's index."""
+    """The classes of the pipeline's networks by name: its own, otherwise those of the index."""
     own: Mapping[str, Any] | None = getattr(pipeline_class, "network_classes", None)
     if own is not None:
         return own
@@ -269,7 +268,7 @@ def _networks(folder: Path, pipeline_class: Any) -> Mapping[str, Any]:
 
 
 def _network_class(entry: Any) -> Any:
-    """The class that an entry of the pipeline's index names; None where that is no network."""
+    """The class that an entry of the index names. None if it is not a network."""
     if not isinstance(entry, list) or entry[0] not in _LIBRARIES:
         return None
     kind = getattr(importlib.import_module(entry[0]), entry[1], None)

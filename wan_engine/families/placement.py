@@ -42,7 +42,7 @@ def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
     if recipe.float8:
         try:
             error = float8.check(device)
-            log.info("float8 matrices are off by at most %.3f of a row's norm", error)
+            log.info("float8 matrices have an error of at most %.3f of a row's norm", error)
         except float8.Unsupported as why:
             log.warning("float8 matrices are not used, blocks are %s: %s", recipe.dtype, why)
             recipe = replace(recipe, float8=False)
@@ -50,7 +50,7 @@ def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
         try:
             errors = attention8.check(*_heads(expert), device)
             told = ", ".join(f"{kind} {error:.3f}" for kind, error in errors.items())
-            log.info("attention in 8 bits is off by these shares of the norm: %s", told)
+            log.info("attention in 8 bits has these errors, as shares of the norm: %s", told)
         except float8.Unsupported as why:
             log.warning("attention in 8 bits is not used: %s", why)
             recipe = replace(recipe, attention=EXACT_BESIDE_8_BITS)
@@ -95,7 +95,7 @@ def settle_block(block: Any, recipe: Recipe) -> None:
     elif resident:
         block.to(device)
     if recipe.offload == "stream" and device.type == "cuda":
-        pin(block)  # diffusers would hold all blocks twice before it drops one
+        pin(block)  # diffusers would copy all blocks before it frees one
 
 
 def settle(name: str, network: Any, recipe: Recipe) -> None:
@@ -207,7 +207,7 @@ def _place(name: str, network: Any, recipe: Recipe) -> None:
 
 def pin(network: Any) -> None:
     """Pin the host memory of a network, so that copies to the device run at the speed of the bus.
-    It pins one tensor at a time, so that nothing is held twice."""
+    It pins one tensor at a time, so that memory holds only one of them twice."""
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.pin_memory()
 

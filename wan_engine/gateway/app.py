@@ -1,23 +1,23 @@
 """Builds the gateway, and opens its parts in the order in which a job passes through them.
 
 POST /v2/wan-2-6-i2v/run
-  http/connection.py      bounds the bytes and seconds of whatever a caller sends
-  http/guard.py           whose key it is, how often it calls, how large the body is
-  doors/runpod/door.py    `run` reads the body, and hands a `NewJob` in
-  jobs/service.py         `Jobs.submit` checks the request and finds a place in the queue
-  jobs/requests.py        `Requests.add` keeps its pictures, within the key's quota
-  jobs/store.py           `Store.add` stores job and request: from here on it will be finished
-  jobs/fair_queue.py      it waits for its turn
-  jobs/dispatch.py        `Dispatcher._run` claims it and hands it to the backend as `Work`
-  backends/local.py       `LocalBackend.run` sends it to `engine_process.py`, which renders it;
-  backends/endpoint.py    or `EndpointBackend.run` sends it to Runpod, and follows it there
-  jobs/service.py         `Jobs.complete` or `Jobs.fail` stores its end, and wakes who waits
+  http/connection.py      limits the bytes and seconds of a request
+  http/guard.py           checks the key, its rate and the size of the body
+  doors/runpod/door.py    `run` reads the body and submits a `NewJob`
+  jobs/service.py         `Jobs.submit` checks the request and reserves a place in the queue
+  jobs/requests.py        `Requests.add` stores its media, within the quota of the key
+  jobs/store.py           `Store.add` stores job and request; from now on, the job will end
+  jobs/fair_queue.py      the job waits for its turn
+  jobs/dispatch.py        `Dispatcher._run` claims it and passes it to the backend as `Work`
+  backends/local.py       `LocalBackend.run` sends it to `engine_process.py`, which renders it,
+  backends/endpoint.py    or `EndpointBackend.run` sends it to Runpod and polls it
+  jobs/service.py         `Jobs.complete` or `Jobs.fail` stores the result and wakes waiting callers
 GET /v2/wan-2-6-i2v/status/ID
-  doors/runpod/door.py    `status` finds it and says how far it is
+  doors/runpod/door.py    `status` finds the job and returns its state
   links.py                `Links.output` is its result, with a URL for this caller
-and by the clock
-  jobs/webhooks.py        tells the caller's webhook
-  jobs/sweep.py           ends what is late, forgets what is old
+in the background
+  jobs/webhooks.py        sends results to webhooks
+  jobs/sweep.py           ends late jobs, deletes old ones
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Gateway:
         try:
             await self.store.ping()
         except Refusal:
-            reasons.append("the database is away")
+            reasons.append("the database cannot be reached")
         return [reason for reason in reasons if reason]
 
 

@@ -17,7 +17,7 @@ NOBODY = "local"
 """The owner of all jobs if there are no keys."""
 
 NO_KEY = "no token provided"
-"""What a call without a key is told, in the words of Runpod's API."""
+"""The answer to a call without a key, as in Runpod's API."""
 
 _BURST_SECONDS = 10
 

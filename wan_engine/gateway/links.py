@@ -61,20 +61,20 @@ class Links:
         return {**(job.result or {}), "video_url": url, "result": url}
 
     def path(self, job: Job) -> Path | None:
-        """The file of a completed job's clip; None where it is in a bucket."""
+        """The file of a completed job's clip. None if it is in a bucket."""
         assert job.result is not None
         return self._path(str(job.result["video_url"]))
 
     async def read(self, job: Job) -> bytes:
-        """The bytes of the mp4. Raises `Refusal` "gone", and "unavailable" where its store does not
-        give them."""
+        """The bytes of the mp4. Raises `Refusal` "gone", and "unavailable" if its store does not
+        return them."""
         assert job.result is not None
         stored = str(job.result["video_url"])
         if (path := self._path(stored)) is not None:
             try:
                 return await asyncio.to_thread(path.read_bytes)
             except FileNotFoundError:
-                raise Refusal("gone", "The clip is no longer kept") from None
+                raise Refusal("gone", "The clip is no longer stored") from None
         # The operator's store may be in a private network.
         limits = FetchLimits(_CLIP_MAX_BYTES, _CLIP_SECONDS, allow_private=True)
         try:
@@ -96,7 +96,7 @@ class Links:
             raise Refusal("gone", "The link has expired")
         path = self._folder / name
         if path.parent != self._folder or not path.is_file():
-            raise Refusal("not_found", "The clip is no longer kept")
+            raise Refusal("not_found", "The clip is no longer stored")
         headers = {"Cache-Control": f"private, max-age={left}", "X-Content-Type-Options": "nosniff"}
         return FileResponse(
             path,

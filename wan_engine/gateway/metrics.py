@@ -17,10 +17,10 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._queue = Gauge("wan_queue_length", "Jobs that wait", registry=registry)
         self._ready = Gauge("wan_backend_ready", "1 while jobs can be rendered", registry=registry)
-        self._running = Gauge("wan_jobs_running", "Jobs at work", registry=registry)
+        self._running = Gauge("wan_jobs_running", "Running jobs", registry=registry)
         self._accepted = Counter("wan_jobs_accepted", "Jobs stored", ["door"], registry=registry)
         self._ended = Counter(
-            "wan_jobs_ended", "Jobs by how they ended", ["door", "state"], registry=registry
+            "wan_jobs_ended", "Ended jobs by final state", ["door", "state"], registry=registry
         )
         self._failures = Counter(
             "wan_failures", "Failed jobs by class", ["door", "code"], registry=registry
@@ -36,7 +36,7 @@ class Metrics:
             "wan_engine_starts", "Starts of the engine's process", registry=registry
         )
         self._webhooks = Counter(
-            "wan_webhooks", "Webhooks by what came of them", ["outcome"], registry=registry
+            "wan_webhooks", "Webhooks by outcome", ["outcome"], registry=registry
         )
         self._answers = Histogram(
             "wan_answer_seconds",

@@ -68,7 +68,7 @@ class Readiness:
             log.exception("not ready: %s", look.lacking)
         look.failing = failing  # only now, because a check may take a minute
         if before and not failing:
-            log.info("ready again, no longer: %s", look.lacking)
+            log.info("ready again, after: %s", look.lacking)
 
     def _scratch(self) -> object:
         return scratch.check(self._settings)

@@ -32,7 +32,7 @@ def serve(
     """Until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     if not settings.api_keys:
         _check_keyless(settings, host)
-        log.warning("no WAN_API_KEYS: only programs of this machine are answered")
+        log.warning("WAN_API_KEYS is not set: the gateway answers only programs on this machine")
     try:
         asyncio.run(_serve(settings, host, port, open_backend))
     except asyncio.CancelledError:
@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
 
 
 def _check_keyless(settings: Settings, host: str) -> None:
-    """Raises `ConfigurationError` where others than this machine could call."""
+    """Raise `ConfigurationError` if other machines could call."""
     make = "make a key with `python -m wan_engine key NAME`, and set WAN_API_KEYS"
     if not is_loopback(host):
         raise ConfigurationError(
@@ -121,6 +121,6 @@ def _check_keyless(settings: Settings, host: str) -> None:
     ):
         if not local:
             raise ConfigurationError(
-                f"{variable} is set, and without keys whoever comes through a proxy would be "
+                f"{variable} is set, and without keys all callers of the proxy would be "
                 f"answered: {make}"
             )

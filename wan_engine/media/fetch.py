@@ -303,7 +303,7 @@ def _download(url: str, limits: FetchLimits, control: Control) -> bytes:
             try:
                 return _follow(url, limits, line)
             except _Broken as broken:
-                log.info("asked again: %s", broken)
+                log.info("retrying: %s", broken)
             line.wait(wait_seconds * random.uniform(0.5, 1))
         return _follow(url, limits, line)
 

@@ -39,14 +39,14 @@ def of_shot(source: Iterator[Frame], shot: Shot) -> Iterator[Frame]:
         count += 1
         yield frame
     if count < shot.source_frames:
-        log.error("the model gave %d frames, the shot has %d", count, shot.source_frames)
+        log.error("the model returned %d frames, the shot has %d", count, shot.source_frames)
         raise EncodeFailed(_SENTENCE)
 
 
 def ended(source: Iterator[Frame], plan: Plan) -> None:
     """Raise `EncodeFailed` if there are more frames than the plan has."""
     if next(source, None) is not None:
-        log.error("the model gave more than the %d frames of the plan", plan.source_frames)
+        log.error("the model returned more than the %d frames of the plan", plan.source_frames)
         raise EncodeFailed(_SENTENCE)
 
 

@@ -128,6 +128,7 @@ class UntrustedVideo:
         path = self._folder / f"{self._name}.{name}.wav"
         arguments = (
             *("-map", "0:a:0", "-t", f"{seconds:g}", "-map_metadata", "-1"),
+            *("-af", "aresample=async=1:first_pts=0"),  # it may begin after the picture
             *("-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav"),
         )
         try:

@@ -71,7 +71,7 @@ def encode(
                 except BrokenPipeError:
                     break  # ffmpeg closed its input; its status or the count says why
         if count != plan.made_frames:
-            log.error("the model gave %d frames, the plan has %d", count, plan.made_frames)
+            log.error("the model returned %d frames, the plan has %d", count, plan.made_frames)
             raise EncodeFailed(_SENTENCE)
     except ffmpeg.Failed as error:
         log.error("ffmpeg failed after %d frames: %s", count, error)

@@ -129,8 +129,8 @@ class Expander:
         except (Cancelled, DeadlineExceeded, WriterFailed):
             raise
         except Exception as error:
-            log.warning("the prompt writer broke", exc_info=True)
-            raise WriterFailed("the prompt writer broke") from error
+            log.warning("the prompt writer failed", exc_info=True)
+            raise WriterFailed("the prompt writer failed") from error
 
 
 def open_expander(

@@ -31,7 +31,7 @@ def check_subjects(order: Order) -> None:
     for found in _NAME.finditer(order.prompt):
         if not 1 <= int(found[1]) <= count:
             there = "is 1 reference" if count == 1 else f"are {count} references"
-            raise InvalidRequest(f'field "prompt" names {found[0]}, and there {there}')
+            raise InvalidRequest(f'field "prompt" names {found[0]}, but there {there}')
 
 
 def with_words(script: Script, order: Order) -> Script:

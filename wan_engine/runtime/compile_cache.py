@@ -2,7 +2,7 @@
 of an endpoint share it.
 
 A file is for one version of torch, Triton and diffusers, one kind of GPU, one model and one recipe;
-what is in it is trusted like the weights beside it.
+its content is trusted like the weights next to it.
 """
 
 from __future__ import annotations

@@ -15,15 +15,15 @@ _QUOTAS = (
 
 
 def count() -> int:
-    """The number of cores, at least 1. A quota of 2.5 cores counts as two: a third thread would
-    be held up half of the time. Rented machines show all cores of the host and grant a share of
-    them."""
+    """The number of cores, at least 1. A quota of 2.5 cores counts as two, because a third thread
+    would wait half of the time. Containers on rented machines see all cores of the host, but may
+    use only some."""
     counts = [os.cpu_count() or 1]
     with suppress(AttributeError):  # not Linux
         counts.append(len(os.sched_getaffinity(0)))
     for paths in _QUOTAS:
         with suppress(OSError, ValueError, ZeroDivisionError):
-            # `max` or -1 where there is no limit
+            # `max` or -1 means no limit
             quota, period = (int(word) for path in paths for word in path.read_text().split())
             if quota > 0:
                 counts.append(quota // period)

@@ -27,7 +27,7 @@ def require_finite(values: torch.Tensor | Iterable[float], where: str) -> None:
 
 def not_finite(where: str) -> NotFinite:
     """Log `where` and return the error to raise."""
-    log.error("%s gave numbers that are not finite", where)
+    log.error("%s returned numbers that are not finite", where)
     return NotFinite(where)
 
 

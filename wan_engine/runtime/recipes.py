@@ -130,7 +130,7 @@ class Recipe:
         return ", ".join(parts)
 
 
-# --- what is here --------------------------------------------------------------------------------
+# --- hardware ------------------------------------------------------------------------------------
 
 
 def detect(device: str) -> Gpu | None:
@@ -164,7 +164,7 @@ def detect_host(settings: Settings | None = None) -> Host:
     return Host(memory.host_bytes() / 1e9, compiler.problem("cuda") if wanted else None)
 
 
-# --- what it is used for -------------------------------------------------------------------------
+# --- choice of the recipe ------------------------------------------------------------------------
 
 
 def choose(
@@ -266,8 +266,7 @@ def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bo
         return False
     if settings.compile == "auto":
         return not spec.built and offload == "none"
-    # Where the offload is open, it may move what cannot be compiled then; where it is set, that is
-    # for the recipe to refuse.
+    # With offload `auto`, only `none` compiles. A set offload that cannot compile is an error.
     return settings.compile != "off" and (settings.offload != "auto" or offload == "none")
 
 

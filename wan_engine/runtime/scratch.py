@@ -118,8 +118,8 @@ def check(settings: Settings) -> str:
     line = f"{parent}, {free_gb:.0f} GB free"
     if unlocked:
         return Warned(
-            f"{line}; its file system has no locks: what a killed worker leaves there is removed "
-            "after a day only. A WAN_SCRATCH_DIR on a disk of this machine is better"
+            f"{line}; its file system has no locks, so leftovers of a killed worker stay for a "
+            "day. Set WAN_SCRATCH_DIR to a disk of this machine"
         )
     return line
 

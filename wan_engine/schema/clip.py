@@ -215,7 +215,7 @@ class Carry:
     decoder: list[Any] = field(default_factory=list)
 
 
-# --- what a model is given, and what it gives ----------------------------------------------------
+# --- inputs and outputs of a model ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class Waveform:
     rate_hz: int
 
 
-# --- what comes out ------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

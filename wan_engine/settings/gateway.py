@@ -59,7 +59,7 @@ class GatewaySettings(BaseModel):
     database_url: SecretStr | None = Field(
         default=None,
         description="Database of the gateway's jobs: `sqlite:///path` or "
-        "`postgresql://user:password@host/name`. Not set, the file `gateway.db` in "
+        "`postgresql://user:password@host/name`. If not set, the file `gateway.db` in "
         "WAN_OUTPUT_DIR",
     )
     queue_max: int = Field(
@@ -121,7 +121,7 @@ class GatewaySettings(BaseModel):
     public_url: BaseUrl | None = Field(
         default=None,
         description="URL at which callers reach the gateway, such as "
-        "`https://video.example.com`. Links in answers begin with it. Not set, they begin "
+        "`https://video.example.com`. Links in answers begin with it. If not set, they begin "
         "with the URL that the request was sent to",
     )
     trusted_proxies: Networks = Field(

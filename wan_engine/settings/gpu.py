@@ -15,7 +15,7 @@ class GpuSettings(BaseModel):
         default="auto",
         description="Precision of the experts' weight matrices. `auto` takes float8 with one "
         "scale per row if the GPU computes in float8 (sm89 or newer) and float8 is faster or "
-        "the model fits only so; otherwise `bfloat16`",
+        "the model does not fit otherwise; if not, `bfloat16`",
     )
     offload: Literal["auto", "none", "model", "stream", "layer"] = Field(
         default="auto",
@@ -40,7 +40,7 @@ class GpuSettings(BaseModel):
     )
     compile_cache_dir: Path | None = Field(
         default=None,
-        description="Folder that keeps compiled code for later starts. Not set, it is "
+        description="Folder that keeps compiled code for later starts. If not set, it is "
         "`compiled` next to WAN_MODELS_DIR if that folder exists, otherwise in WAN_CACHE_DIR",
     )
     step_cache: float | None = Field(

@@ -12,7 +12,7 @@ class JobSettings(BaseModel):
     """The limits of a job, and how a worker reports on it."""
 
     scratch_dir: Path | None = Field(
-        default=None, description="Folder for temporary files of jobs. Not set, the system's own"
+        default=None, description="Folder for temporary files of jobs. If not set, the system's own"
     )
     scratch_min_gb: float = Field(
         default=2.0,
@@ -22,8 +22,8 @@ class JobSettings(BaseModel):
     job_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="Time limit of a job, in seconds. Not set, ten times what the last clip "
-        "like it took, and at least 6 times WAN_HANG_SECONDS",
+        description="Time limit of a job, in seconds. If not set, ten times what the last "
+        "similar clip took, and at least 6 times WAN_HANG_SECONDS",
     )
     hang_seconds: float = Field(
         default=300,

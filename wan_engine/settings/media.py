@@ -24,7 +24,7 @@ class ShapeSettings(BaseModel):
         default=None,
         ge=1024,
         le=1920 * 1088,
-        description="Largest area to render, in pixels. Not set, the model's own. A smaller "
+        description="Largest area to render, in pixels. If not set, the model's own. A smaller "
         "area is faster and needs less memory; the clip is then scaled up to its size",
     )
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(

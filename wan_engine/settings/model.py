@@ -23,7 +23,7 @@ class ModelSettings(BaseModel):
 
     model: str = Field(
         default="auto",
-        description="The model of image-to-video: a name of the catalogue or a Hub id in "
+        description="The model of image-to-video: a catalogue name or a Hub id in "
         "diffusers layout (both may have `@revision`), a folder, `auto` or `none`. `auto` "
         "takes the best model whose files are present and that fits this GPU",
     )
@@ -47,8 +47,8 @@ class ModelSettings(BaseModel):
     pool_gb: float | None = Field(
         default=None,
         gt=0,
-        description="GB that all loaded models may use together. Not set, it is what the device "
-        "has. The least recently used model is unloaded first",
+        description="GB that all loaded models may use together. If not set, all memory of the "
+        "device. The least recently used model is unloaded first",
     )
     models_dir: Path = Field(
         default=Path("/runpod-volume/models"),
@@ -81,7 +81,7 @@ class ModelSettings(BaseModel):
         default=None,
         ge=1,
         le=200,
-        description="Number of denoising steps. Not set, the model's own",
+        description="Number of denoising steps. If not set, the model's own",
     )
     guidance_scale: float | None = Field(
         default=None,
@@ -100,5 +100,5 @@ class ModelSettings(BaseModel):
         default=None,
         gt=0,
         le=50,
-        description="Shift of the noise schedule. Not set, the model's own",
+        description="Shift of the noise schedule. If not set, the model's own",
     )

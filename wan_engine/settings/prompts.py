@@ -41,7 +41,7 @@ class SafetySettings(BaseModel):
         default=None,
         description="`auto`: use the safety classifiers that are present; the result has a "
         "warning if one is missing. `required`: do not start if one is missing. `off`: no "
-        "checks. Not set, it is `required` on Runpod and `auto` everywhere else",
+        "checks. If not set, `required` on Runpod and `auto` elsewhere",
     )
     safety_prompt_model: str = Field(
         default="qwen3guard-gen-0.6b",
@@ -56,5 +56,5 @@ class SafetySettings(BaseModel):
     safety_image_labels: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         default={},
         description="Labels of the image classifier that count as unsafe, each with its lowest "
-        'probability, as JSON: `{"nsfw": 0.6}`. Not set, those of the catalogue',
+        'probability, as JSON: `{"nsfw": 0.6}`. If not set, those of the catalogue',
     )

@@ -66,7 +66,7 @@ def _open_store(settings: Settings, lasting: bool) -> Store:
     missing = [env_name(key) for key in BUCKET_KEYS if not getattr(settings, key)]
     if settings.storage == "auto" and lasting:
         raise ConfigurationError(
-            "No bucket is set, and a serverless worker's own disk is lost with it. Set "
+            "No bucket is set, and the disk of a serverless worker is lost with it. Set "
             f"{', '.join(missing)}, or WAN_STORAGE=local to keep clips here."
         )
     if settings.storage == "auto" and given:

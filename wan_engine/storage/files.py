@@ -86,14 +86,14 @@ def require_writable(folder: Path, room_bytes: int = 0) -> None:
         with whole_file(path) as file:
             file.write(written)
         if path.read_bytes() != written:
-            raise OSError(errno.EIO, "what is written is not what is read")
+            raise OSError(errno.EIO, "the file does not contain what was written")
     finally:
         path.unlink(missing_ok=True)
     if shutil.disk_usage(folder).free < room_bytes:
         raise OSError(errno.ENOSPC, f"less than {room_bytes / 2**20:.0f} MB are free")
 
 
-# --- files that another worker may remove at any moment -------------------------------------------
+# --- files that other workers may remove ----------------------------------------------------------
 
 
 def entries(folder: Path) -> list[Path]:

@@ -47,11 +47,11 @@ def unknown_fields(envelope: Mapping[str, Any]) -> list[str]:
     """
     inner = envelope.get("input")
     if isinstance(inner, dict) and any(_means_bucket(name) for name in inner):
-        raise InvalidRequest(f'field "{FIELD}" must be beside "input", not in it')
+        raise InvalidRequest(f'field "{FIELD}" must be next to "input", not in it')
     names = [str(name) for name in envelope if name not in _KNOWN]
     for name in names:
         if _means_bucket(name):
-            raise InvalidRequest(f'field "{FIELD}" must be spelled so, got {name[:40]!r}')
+            raise InvalidRequest(f'field "{FIELD}" must be spelled like this, got {name[:40]!r}')
     return [re.sub(r"\W", "?", name)[:40] for name in names[:20]]
 
 
@@ -74,7 +74,7 @@ def given_bucket(value: object) -> dict[str, str] | None:
     for name, found in given.items():
         if name not in _FIELDS:
             known = ", ".join(sorted(_FIELDS))
-            raise InvalidRequest(f'field "{FIELD}" may have {known}, got {str(name)[:40]!r}')
+            raise InvalidRequest(f'field "{FIELD}" may contain {known}, got {str(name)[:40]!r}')
         if not isinstance(found, str) or len(found) > _LONGEST or not _WORD.fullmatch(found):
             raise InvalidRequest(
                 f'field "{FIELD}.{name}" must be a string of printable ASCII without blanks'
@@ -162,7 +162,7 @@ def _require_usable(storage: S3Storage, control: Control) -> None:
         raise StorageFailed(f"{FIELD}: {sentence}") from error
     except Unusable as error:
         raise InvalidRequest(
-            f'field "{FIELD}": the bucket\'s signed links do not give what was stored'
+            f'field "{FIELD}": the bucket\'s signed links do not return the stored object'
         ) from error
 
 

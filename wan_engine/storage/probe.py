@@ -106,7 +106,7 @@ class Probe:
             self._warn("may not read: a job that is sent again is rendered again", error)
             return
         if found != self._body:
-            raise Unusable("it gives back other bytes than were written")
+            raise Unusable("it returns other bytes than were written")
 
     def _own_copy(self) -> bytes:
         with boto_errors(), closing(self._client.get_object(**self._at)["Body"]) as body:

@@ -267,7 +267,7 @@ class S3Storage:
             with boto_errors():
                 self._client.delete_object(**self._at(key))
         except BucketFailed as error:
-            log.warning("a clip that nobody wants may be left at %s: %s", key, error.advice)
+            log.warning("an unwanted clip may be left at %s: %s", key, error.advice)
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket.name, "Key": key}

@@ -143,7 +143,7 @@ class SpooledStorage:
             if not kept.path.exists():  # another worker has just delivered it
                 return True
             log.error(
-                "the clip of job %s and younger ones stay in %s until the store takes them; fix "
+                "the clip of job %s and later ones stay in %s until the store accepts them; fix "
                 "the store's error above, the next start tries again: %s",
                 kept.clip.job,
                 self._folder,

@@ -1,6 +1,6 @@
 """Lists the test doubles. Settings may name them, and no list of models shows them.
 
-They check nothing and render noise, so users should not choose them.
+They render noise, and their classifiers make no clip safe. Do not use them for real jobs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from wan_engine.catalog import CATALOG, ClassifierSpec, ModelSpec, Networks, Wri
 _TI2V = replace(
     CATALOG["wan2.2-ti2v-5b"],
     name="wan-tiny-ti2v",
-    title="a tiny random model of the TI2V kind: its picture is texture",
+    title="a tiny TI2V model with random weights, for tests; clips show texture",
     max_area=256 * 160,
     steps=6,
     repo=None,
@@ -27,7 +27,7 @@ _TI2V = replace(
 _VACE = replace(
     CATALOG["wan2.2-vace-fun-a14b"],
     name="wan-tiny-vace",
-    title="a tiny random model of the VACE kind: its picture is texture",
+    title="a tiny VACE model with random weights, for tests; clips show texture",
     max_area=256 * 160,
     steps=6,
     repo=None,
@@ -41,7 +41,7 @@ _VACE = replace(
 _SOUND = replace(
     CATALOG["kandinsky-6-lite-sound"],
     name="wan-tiny-sound",
-    title="a tiny random model of the Kandinsky 6 kind: its sound is noise",
+    title="a tiny Kandinsky 6 model with random weights, for tests; its sound is noise",
     max_area=96 * 64,
     steps=4,
     repo=None,
@@ -56,7 +56,7 @@ _SOUND = replace(
 _S2V = replace(
     CATALOG["wan2.2-s2v-14b"],
     name="wan-tiny-s2v",
-    title="a tiny random model of the S2V kind: its picture is texture",
+    title="a tiny S2V model with random weights, for tests; clips show texture",
     max_area=256 * 160,
     steps=4,
     repo=None,
@@ -72,13 +72,13 @@ MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE, _S2V,
 CLASSIFIERS: Mapping[str, ClassifierSpec] = {
     "tiny-prompt-guard": ClassifierSpec(
         name="tiny-prompt-guard",
-        title="knows three words, for tests: protects nobody",
+        title="a test double that flags three words; it does not make a clip safe",
         kind="prompt",
         built=True,
     ),
     "tiny-image-classifier": ClassifierSpec(
         name="tiny-image-classifier",
-        title="flags magenta, for tests: protects nobody",
+        title="a test double that flags magenta; it does not make a clip safe",
         kind="image",
         flagged={"nsfw": 0.6},
         built=True,
@@ -88,7 +88,7 @@ CLASSIFIERS: Mapping[str, ClassifierSpec] = {
 WRITERS: Mapping[str, WriterSpec] = {
     "tiny-prompt-writer": WriterSpec(
         name="tiny-prompt-writer",
-        title="a tiny random Qwen3-VL: the whole path on any CPU, its answers are nonsense",
+        title="a tiny Qwen3-VL model with random weights, for tests; its answers make no sense",
         built=True,
         resident_gb=0.1,
     ),

@@ -252,7 +252,7 @@ def _describe(folder: Path, made: Manifest) -> None:
         try:
             replace(made, files=manifest.list_files(folder)).write(folder)
         except OSError as error:  # only `--verify` needs it
-            log.warning("no manifest is kept in %s: %s", folder, error)
+            log.warning("the manifest cannot be written to %s: %s", folder, error)
 
 
 def _gb(size: float) -> str:

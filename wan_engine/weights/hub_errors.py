@@ -49,7 +49,7 @@ def _refusal(repo: str, error: Exception) -> str | None:
         errors.RepositoryNotFoundError: f"The Hub has no repository {repo}, or it is private. "
         "Check the name, or set HF_TOKEN.",
         errors.RevisionNotFoundError: f"{repo} does not have this revision, or no longer: it takes "
-        "a branch, a tag or a whole commit. Else name a folder with its files.",
+        "a branch, a tag or a whole commit. Otherwise name a folder with its files.",
         errors.RemoteEntryNotFoundError: f"{repo} no longer has that file. Name a folder with its "
         "files instead.",
     }
@@ -80,5 +80,5 @@ def _breakdown(repo: str, error: Exception) -> str:
         return f"{repo} was not fetched: its folder cannot be written. Set HF_HOME to one that can."
     return (
         f"{repo} was not fetched: the connection to the Hub failed. Check the network, the proxy "
-        "and HF_ENDPOINT, and try again; whole files are kept."
+        "and HF_ENDPOINT, and try again; complete files are kept."
     )

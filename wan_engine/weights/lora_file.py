@@ -23,8 +23,11 @@ Shape = tuple[int, ...]
 _BEGINNINGS = (
     (b"<", "it is a web page, as a link that needs a login gives one"),
     (b"version https://git-lfs", "it is a pointer of git-lfs, and not the file itself"),
-    (b"PK", "it is a pickle of torch; safetensors alone are read, for a pickle can run code"),
-    (b"\x80", "it is a pickle; safetensors alone are read, for a pickle can run code"),
+    (
+        b"PK",
+        "it is a pickle of torch; only safetensors files are loaded, because a pickle can run code",
+    ),
+    (b"\x80", "it is a pickle; only safetensors files are loaded, because a pickle can run code"),
     (b"GGUF", "it is a GGUF file"),
     (b"{", "it is JSON, as a server's error is"),
 )

@@ -250,7 +250,7 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-# --- whether a change fits its layer -------------------------------------------------------------
+# --- shape checks --------------------------------------------------------------------------------
 
 
 def _fault(change: Change, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:

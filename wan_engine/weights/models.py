@@ -72,9 +72,9 @@ def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Locat
         folder, shown = found or folder, name
     if not folder.is_dir():
         raise ModelMissing(
-            f"{variable}={name} is no catalogue name ({', '.join(known_models())}), no folder, "
-            f"and no Hub id whose files are here. `python -m wan_engine download {name}` "
-            "fetches a Hub id."
+            f"{variable}={name} is not a catalogue name ({', '.join(known_models())}), not a "
+            "folder, and not a Hub id with files on this machine. "
+            f"`python -m wan_engine download {name}` fetches a Hub id."
         )
     _require_complete(name, folder)
     if prepared := _prepared_as(folder):
@@ -100,8 +100,8 @@ def configured(
     found = {task: one for task, one in chosen.items() if one is not None}
     if not found.keys() - {"sound-for-video"}:
         raise ConfigurationError(
-            "WAN_MODEL is `none`, and no other task has a model that makes frames: nothing could "
-            "be made. Set it to `auto`, or to a name that `python -m wan_engine models` lists."
+            "WAN_MODEL is `none`, and no other task has a model that makes frames. Set it "
+            "to `auto`, or to a name that `python -m wan_engine models` lists."
         )
     return found
 

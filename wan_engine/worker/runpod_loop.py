@@ -102,7 +102,7 @@ def _keep_results() -> None:
     rp_http.FibonacciRetry = lambda **_: FibonacciRetry(**options)
 
 
-# --- the API away --------------------------------------------------------------------------------
+# --- outages of the job API ----------------------------------------------------------------------
 
 
 class Outage:

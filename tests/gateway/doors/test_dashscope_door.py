@@ -179,7 +179,7 @@ def test_the_tasks_are_listed_a_page_at_a_time(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what the engine is told ---------------------------------------------------------------------
+# --- requests to the engine ----------------------------------------------------------------------
 
 
 def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
@@ -285,12 +285,12 @@ def test_a_watermark_is_taken_and_told_not_to_be_there(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             done = await ended(served, sample(parameters={"watermark": True}))
-            assert done["output"]["warnings"] == ["No watermark is drawn here"]
+            assert done["output"]["warnings"] == ["watermark is ignored: this server draws none"]
 
     asyncio.run(line())
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 SIZES = (
     "1280*720, 720*1280, 960*960, 1088*832, 832*1088, 1920*1080, 1080*1920, 1440*1440, "

@@ -193,7 +193,7 @@ def test_a_deleted_video_is_gone_with_its_file(serve: Serve, tmp_path: Path) -> 
                 await served.http.get(f"{one}/content"),
                 await served.http.delete(one),
             ):
-                assert_failure(answer, 404, "There is no video of yours with this id")
+                assert_failure(answer, 404, "You have no video with this id")
             assert await served.jobs.request(video["id"]) == {}
             running = (await served.http.post(PATH, json={"prompt": "hang"})).json()["id"]
             await eventually(lambda: running in served.backend.requests)
@@ -259,7 +259,7 @@ def test_another_key_s_videos_are_not_there(serve: Serve) -> None:
             one = f"{PATH}/{video['id']}"
             for method, where in (("GET", one), ("GET", f"{one}/content"), ("DELETE", one)):
                 answer = await served.http.request(method, where, headers=bob)
-                assert_failure(answer, 404, "There is no video of yours with this id")
+                assert_failure(answer, 404, "You have no video with this id")
             assert (await served.http.get(PATH, headers=bob)).json()["data"] == []
             after = {"after": video["id"]}
             assert (await served.http.get(PATH, params=after, headers=bob)).status_code == 404
@@ -287,7 +287,7 @@ def test_a_failed_video_says_why(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what the engine is told ---------------------------------------------------------------------
+# --- requests to the engine ----------------------------------------------------------------------
 
 
 def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
@@ -400,7 +400,7 @@ def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve)
     asyncio.run(line())
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_without_a_model_for_text_a_picture_is_needed(serve: Serve) -> None:
         async with serve() as served:
             served.backend.models = {"image-to-video": "wan-tiny"}
             answer = await served.http.post(PATH, json={"prompt": "A fox"})
-            sentence = "No model for reference-to-video is served here"
+            sentence = "No model is configured for reference-to-video"
             assert_failure(answer, 400, sentence, "model")
             body = {"prompt": "A fox", "input_reference": "https://a.io/a.png"}
             assert (await served.http.post(PATH, json=body)).status_code == 200
@@ -507,7 +507,7 @@ def test_without_a_model_for_text_a_picture_is_needed(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what a form may take ------------------------------------------------------------------------
+# --- limits of a form ----------------------------------------------------------------------------
 
 
 def test_a_form_has_the_limits_of_any_body(serve: Serve, tmp_path: Path) -> None:

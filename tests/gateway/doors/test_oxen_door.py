@@ -62,7 +62,7 @@ def assert_message(answer: Response, status: int, message: str) -> None:
     assert (answer.status_code, answer.json()) == (status, {"error": {"message": message}})
 
 
-# --- while the caller waits ----------------------------------------------------------------------
+# --- synchronous requests ------------------------------------------------------------------------
 
 
 def test_a_video_comes_as_a_link(serve: Serve) -> None:
@@ -619,7 +619,7 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- a caller that goes away ---------------------------------------------------------------------
+# --- disconnects ---------------------------------------------------------------------------------
 
 
 def test_a_caller_that_goes_away_ends_the_work(

@@ -45,7 +45,7 @@ async def status_of(served: Served, job_id: str, *states: str) -> dict[str, Any]
     raise AssertionError(body)
 
 
-# --- a job's life --------------------------------------------------------------------------------
+# --- life cycle of a job -------------------------------------------------------------------------
 
 
 def test_run_answers_at_once_and_status_tells_the_rest(serve: Serve) -> None:
@@ -209,7 +209,7 @@ def test_a_body_that_is_no_request_is_refused_in_one_sentence(
     asyncio.run(line())
 
 
-# --- what can be done with a job -----------------------------------------------------------------
+# --- operations on a job -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"not json"])
@@ -353,7 +353,7 @@ def test_health_counts_jobs_and_workers(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what is not there ---------------------------------------------------------------------------
+# --- unknown endpoints and jobs ------------------------------------------------------------------
 
 
 def test_an_unknown_endpoint_or_job_is_404_in_json(serve: Serve) -> None:
@@ -439,7 +439,7 @@ def test_a_full_queue_is_429_with_when_to_come_again(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- what this gateway does not do is not done in silence ----------------------------------------
+# --- unsupported features ------------------------------------------------------------------------
 
 
 S3_CONFIG = {
@@ -457,8 +457,8 @@ S3_CONFIG = {
         ({"s3Config": S3_CONFIG}, 'field "s3Config" is not supported here'),
         ({"s3Config": "x"}, 'field "s3Config" must be an object'),
         ({"s3Config": {**S3_CONFIG, "accessId": 5}}, 'field "s3Config.accessId" must be a string'),
-        ({"s3_config": S3_CONFIG}, 'field "s3Config" must be spelled so'),
-        ({"input": wish(s3Config=S3_CONFIG)}, 'field "s3Config" must be beside "input"'),
+        ({"s3_config": S3_CONFIG}, 'field "s3Config" must be spelled like this'),
+        ({"input": wish(s3Config=S3_CONFIG)}, 'field "s3Config" must be next to "input"'),
         ({"webhookV2": "https://example.com/hook"}, 'field "webhookV2" is not supported: use'),
     ],
 )

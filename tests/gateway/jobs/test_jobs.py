@@ -378,7 +378,7 @@ def test_a_subscriber_that_does_not_read_is_cut_off(serve: Serve) -> None:
     asyncio.run(line())
 
 
-# --- another life --------------------------------------------------------------------------------
+# --- restarts ------------------------------------------------------------------------------------
 
 
 def test_jobs_of_a_gateway_that_ended_go_on_in_the_next(serve: Serve) -> None:
@@ -405,7 +405,7 @@ def test_a_job_that_ends_its_workers_is_not_run_for_ever(serve: Serve) -> None:
         async with serve(job_starts=2) as served:
             job = await ended(served, await submitted(served, "lose:"))
             assert (job.state, job.error_code) == ("failed", "job_refused")
-            assert job.error == "The job ended its worker 2 times and is not tried again"
+            assert job.error == "The job crashed its worker 2 times and is not tried again"
             assert (await ended(served, await submitted(served))).state == "completed"
 
     asyncio.run(line())

@@ -48,7 +48,7 @@ async def kept(served: Served, job: Job) -> bool:
     return await served.jobs.whole_request(job.id) is not None
 
 
-# --- a request apart -----------------------------------------------------------------------------
+# --- parts of a request --------------------------------------------------------------------------
 
 LONG = "data:audio/wav;base64," + "B" * 9000
 
@@ -106,7 +106,7 @@ def test_what_is_nested_deeper_than_anybody_means_is_refused(serve: Serve) -> No
     asyncio.run(line())
 
 
-# --- once, outside the row -----------------------------------------------------------------------
+# --- storage of media ----------------------------------------------------------------------------
 
 
 def test_failed_jobs_with_one_picture_keep_it_once_and_not_in_the_database(
@@ -153,7 +153,7 @@ def test_a_picture_goes_with_the_last_job_that_needs_it(serve: Serve, tmp_path: 
     asyncio.run(line())
 
 
-# --- within bounds -------------------------------------------------------------------------------
+# --- quotas --------------------------------------------------------------------------------------
 
 
 def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
@@ -171,7 +171,7 @@ def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
             assert [await kept(served, job) for job in jobs] == [False, True, True, True]
             assert await kept(served, waiting) and await kept(served, others)
             assert sum(path.stat().st_size for path in media(tmp_path)) == 5 * MB // 2
-            with pytest.raises(Refusal, match="not kept any longer") as raised:
+            with pytest.raises(Refusal, match="no longer stored") as raised:
                 await served.jobs.retry(jobs[0])
             assert raised.value.code == "conflict"
             shown = await served.jobs.request(jobs[0].id)  # for what its webhook is told
@@ -274,7 +274,7 @@ def test_a_failed_jobs_picture_goes_after_some_time(serve: Serve, tmp_path: Path
     asyncio.run(line())
 
 
-# --- whatever dies -------------------------------------------------------------------------------
+# --- crashes -------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_told_and_nothing_half_is_left(
@@ -391,7 +391,7 @@ def test_a_job_whose_picture_is_damaged_fails(serve: Serve, tmp_path: Path, how:
                 path.write_text(picture("a")[:-1] if how == "cut" else picture("b"))
             served.backend.release()
             job = await ended(served, job)
-            assert (job.state, job.error) == ("failed", "The job's request is not kept any longer")
+            assert (job.state, job.error) == ("failed", "The job's request is no longer stored")
             job = await ended(served, await submitted(served, request=wish(image=picture("a"))))
             assert job.state == "completed"  # it was stored anew
 

@@ -50,7 +50,7 @@ def content(data_uri: str) -> bytes:
     return base64.b64decode(data_uri.partition(";base64,")[2])
 
 
-# --- what is sent --------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------
 
 
 def test_all_options_are_sent_as_they_are_chosen(listen: Listen, open_page: Open) -> None:
@@ -371,7 +371,7 @@ def test_a_data_uri_in_the_url_field_is_a_file(listen: Listen, open_page: Open) 
     expect(page.locator("#image-error")).to_have_text("It must start with http:// or https://")
 
 
-# --- its end -------------------------------------------------------------------------------------
+# --- progress and errors -------------------------------------------------------------------------
 
 
 def test_a_failing_job_s_sentence_is_shown_as_text(listen: Listen, open_page: Open) -> None:

@@ -123,8 +123,8 @@ class EndpointBackend:
     def _without_claims(self) -> None:
         if self._claims:
             log.warning(
-                "the endpoint's worker refuses the field %s and gets it no more, so that a job may "
-                "be rendered twice whose answer is lost; set WAN_RUNPOD_CLAIMS to 0",
+                "the endpoint's worker refuses the field %s, so it is no longer sent. If an "
+                "answer is lost, its job may be rendered twice. Set WAN_RUNPOD_CLAIMS to 0",
                 claims.FIELD,
             )
         self._claims = False
@@ -150,7 +150,7 @@ class EndpointBackend:
                     continue
                 if away.status in _REFUSALS:
                     raise WorkFailed("invalid_request", str(away)) from away
-                log.warning("the endpoint does not take job %s: %s", work.job_id, away)
+                log.warning("the endpoint did not accept job %s: %s", work.job_id, away)
                 self._why = f"the endpoint does not take jobs: {away}"
                 await waits.next(remote.stopped)
             else:
@@ -168,9 +168,9 @@ class EndpointBackend:
                 told = await self._ask("GET", f"/status/{remote.id}")
             except _Away as away:
                 if away.status == 404:
-                    log.error("the endpoint does not know job %s any longer", work.job_id)
+                    log.error("the endpoint no longer knows job %s", work.job_id)
                     raise await _lost(work) from away
-                log.warning("no news of job %s: %s", work.job_id, away)
+                log.warning("the state of job %s is unknown: %s", work.job_id, away)
                 await waits.next()
                 continue
             status, output = told.get("status"), told.get("output")
@@ -235,7 +235,7 @@ class EndpointBackend:
             url = output.get("video_url") or output.get("result")
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
             log.error("the endpoint's output has no URL of a video")
-            raise WorkFailed("internal_error", "The endpoint gave no video")
+            raise WorkFailed("internal_error", "The endpoint returned no video")
         assert isinstance(output, dict)
         asked = parse_request(request).order()
         price = float(cost(asked.size, asked.duration, self._settings.prices, asked.task))
@@ -305,7 +305,7 @@ def _failure(told: Mapping[str, Any]) -> WorkFailed:
     exception."""
     said = told.get("error")
     if told.get("status") == "TIMED_OUT":
-        return WorkFailed(DeadlineExceeded.code, "The job ran longer than it may take")
+        return WorkFailed(DeadlineExceeded.code, "The job exceeded its time limit")
     if not isinstance(said, str) or not said or said.startswith("{") or "Traceback" in said:
         log.error("the endpoint's worker failed: %.2000s", said)
         return WorkFailed("internal_error", "The endpoint's worker failed")

@@ -98,7 +98,7 @@ class LocalBackend:
             if not done:
                 log.error("job %s did not end in time: its engine is killed", work.job_id)
                 self._kill()
-                raise WorkFailed("deadline_exceeded", "The job ran longer than it may take")
+                raise WorkFailed("deadline_exceeded", "The job exceeded its time limit")
             return ended.result()
         except asyncio.CancelledError:
             if not work.leaving():  # else its process ends anyway
@@ -147,7 +147,7 @@ class LocalBackend:
             try:
                 await self._one_life()
             except (OSError, ValueError, KeyError, TypeError):
-                log.exception("the engine cannot be started, or is not understood")
+                log.exception("the engine cannot be started, or its messages cannot be read")
             self._failed_starts += 1
 
     async def _one_life(self) -> None:
@@ -173,7 +173,7 @@ class LocalBackend:
             await _end(process)
             self._process = None
             if self._works:
-                log.error("the engine ended (%s) with a job in it", process.returncode)
+                log.error("the engine ended (%s) while it had a job", process.returncode)
             blamed = self._at_work if self._blamed is None else self._blamed
             for job_id, (_, ended) in self._works.items():
                 if not ended.done():

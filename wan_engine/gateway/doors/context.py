@@ -56,7 +56,7 @@ class Context:
             if closed or await request.is_disconnected():
                 job = await jobs.cancel(job)
             if closed and not job.final:
-                raise Refusal("unavailable", "The server is about to end, please ask again")
+                raise Refusal("unavailable", "The server is stopping, please try again")
         return job
 
     def price(self, size: str, seconds: int, task: Task = "image-to-video") -> Decimal:

@@ -100,9 +100,9 @@ class Body:
             async with asyncio.timeout_at(deadline.at):
                 message = await self._receive()
         except TimeoutError:
-            raise Refusal("timeout", "The body of the request came too slowly") from None
+            raise Refusal("timeout", "The body of the request arrived too slowly") from None
         if message["type"] == "http.disconnect":  # an incomplete body is not a request
-            raise Refusal("invalid_request", "The body has no end")
+            raise Refusal("invalid_request", "The body is incomplete")
         self._whole = not message.get("more_body", False)
         return bytes(message.get("body", b""))
 

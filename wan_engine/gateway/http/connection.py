@@ -109,7 +109,7 @@ class _Connection(HttpToolsProtocol):
         """Log nothing per request. The parser treats the rest as another protocol."""
         self.cycle.keep_alive = False
 
-    # --- what the parser finds -------------------------------------------------------------------
+    # --- callbacks of the parser -----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -265,7 +265,7 @@ class _Connection(HttpToolsProtocol):
         self.cycle.message_event.set()
         return bool(self.pipeline) or self._stage == "head" or self.cycle.response_started
 
-    # --- the one timer ---------------------------------------------------------------------------
+    # --- timer -----------------------------------------------------------------------------------
 
     def _start_timer(self, seconds: float, then: Callable[[], Any]) -> None:
         self._stop_timer()

@@ -1,5 +1,5 @@
-"""Counts the jobs of each door, owner and model by state, so that no request waits for the database
-to count."""
+"""Counts the jobs of each door, owner and model by state, so that no request waits for a count in
+the database."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Counts:
         self._retries: Counter[_Group] = Counter()
 
     def stored(self, group: _Group, state: State, count: int, retries: int) -> None:
-        """The counts of the database for a door, an owner and a model, in this order."""
+        """Add the database's count of a group: door, owner, model."""
         self._states[group][state] += count
         self._retries[group] += retries
 
     def come(self, job: Job) -> None:
-        """Add a job in its present state."""
+        """Count a job in its present state."""
         self.stored(_group(job), job.state, 1, job.retries)
 
     def gone(self, job: Job) -> None:
-        """Take a job out of its present state."""
+        """Stop counting a job in its present state."""
         self.stored(_group(job), job.state, -1, -job.retries)
 
     def of(
         self, door: str | None, owner: str | None, model: str | None
     ) -> tuple[dict[str, int], int]:
-        """Jobs by state, and how often one was retried."""
+        """The number of jobs by state, and the number of retries. None matches everything."""
         found: Counter[str] = Counter()
         retries = 0
         for group in self._of(door, owner, model):
@@ -41,7 +41,7 @@ class Counts:
         return {state: count for state, count in found.items() if count}, retries
 
     def unfruitful(self) -> Counter[str]:
-        """How many jobs of each owner have ended without a clip."""
+        """The number of jobs of each owner that ended without a clip."""
         found: Counter[str] = Counter()
         for (_, owner, _), states in self._states.items():
             found[owner] += sum(states[state] for state in FINAL if state != "completed")

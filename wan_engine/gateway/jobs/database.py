@@ -1,8 +1,8 @@
-"""Defines the tables, and opens the database: migrated, and used by one gateway at a time.
+"""Defines the tables, and opens and migrates the database for one gateway at a time.
 
-By default it is a SQLite file (WAL, synced at each commit, so an accepted job is stored); with a
-URL, it is Postgres. The holder of the lock owns all jobs, so it can queue again the running jobs of
-a dead owner.
+Without WAN_DATABASE_URL it is a SQLite file (WAL, synced at each commit, so that an accepted job
+survives a crash). The gateway that has the lock owns all jobs, so it may queue the running jobs of
+a dead gateway again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wan_engine.settings import Settings
 log = logging.getLogger(__name__)
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_LOCK_SECONDS = 20.0  # a gateway that is being replaced ends within this time, or not at all
+_LOCK_SECONDS = 20.0  # a gateway that is being replaced stops within this time
 _POLL_SECONDS = 0.2
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -70,7 +70,7 @@ jobs = sa.Table(
     sa.Index("jobs_by_owner", "door", "owner", "created_ms"),
     sa.Index("jobs_by_state", "state", "finished_ms"),
 )
-"""One row a job, small; the columns are the fields of `Job`."""
+"""One small row per job. The columns are the fields of `Job`."""
 
 requests = sa.Table(
     "requests",
@@ -149,7 +149,7 @@ class Database:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """Open and migrate the database for this gateway alone. Raises `ConfigurationError`."""
+    """Open and migrate the database, and lock it for this gateway. Raises `ConfigurationError`."""
     async with AsyncExitStack() as stack:
         url = _url(settings)
         if url.get_backend_name() == "sqlite":
@@ -207,7 +207,7 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 
 @asynccontextmanager
 async def _file_lock(path: Path) -> AsyncIterator[None]:
-    """Lock a file. The system releases the lock when the process ends, in any way."""
+    """Lock a file. The system releases the lock when the process ends, even by a crash."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # It contains prompts and the secret of the links, so only its owner may read it.

@@ -1,5 +1,5 @@
-"""Takes jobs from the queue to the backend and back. Each job runs until it has ended, even if a
-worker or the gateway dies.
+"""Runs queued jobs on the backend, and stores their results. Each job runs until it has ended, even
+if a worker or the gateway dies.
 
 `_dispatch` takes the next job. `_run` claims it, lets the backend do its `Work`, and stores the
 result.
@@ -52,19 +52,18 @@ class Dispatcher:
         self._loop.add_done_callback(_complain)
 
     def halt(self) -> None:
-        """Stop all work at once and start nothing, because another gateway may have the jobs."""
+        """Stop all work at once and start nothing, because another gateway may own the jobs."""
         self._ours.clear()
         self._backend.abandon()
         for run in self._runs:
             run.cancel()
 
     def go_on(self) -> None:
-        """Start again: the jobs are ours."""
+        """Start again, because this gateway owns the jobs."""
         self._ours.set()
 
     async def close(self, seconds: float) -> None:
-        """Take no more jobs. Running jobs have `seconds` to end, the rest goes back into the
-        queue."""
+        """Stop taking jobs. Running jobs have `seconds` to end, then they go back to the queue."""
         self._closing = True
         if self._loop is not None:
             self._loop.cancel()
@@ -82,7 +81,7 @@ class Dispatcher:
             await self._slots.acquire()
             await self._handed_over.room()
             job = await self._jobs.take()
-            if job.remote_id is None:  # else it was handed over before
+            if job.remote_id is None:  # otherwise the backend has it already
                 self._handed_over.handed(job.id)
             run = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._runs.add(run)
@@ -108,15 +107,17 @@ class Dispatcher:
             await _stored(self._jobs.fail, claimed, failure.code, failure.sentence)
         except WorkerLost as lost:
             workers_lost = claimed.workers_lost + lost.blamed
-            log.warning("job %s lost its worker, which it ended %d times", claimed.id, workers_lost)
+            log.warning(
+                "job %s lost its worker; it has crashed %d workers", claimed.id, workers_lost
+            )
             if workers_lost >= self._settings.job_starts:
                 refused = JobRefused(workers_lost)
                 await _stored(self._jobs.fail, claimed, refused.code, str(refused))
             else:
                 await _stored(self._jobs.give_back, claimed.id, count=lost.blamed)
         except asyncio.CancelledError:
-            # `Jobs` has stored that the job was cancelled or expired; or this gateway ends, or has
-            # lost the jobs, perhaps for a moment.
+            # The job was cancelled or has expired, which `Jobs` has stored. Or this gateway is
+            # stopping, or has lost the ownership of its jobs.
             if not self._ours.is_set():
                 await _stored(self._jobs.give_back, claimed.id, count=False)
             elif self._closing:
@@ -143,7 +144,7 @@ class Dispatcher:
         async def request() -> Mapping[str, Any]:
             found = await _stored(self._jobs.whole_request, job.id)
             if found is None:
-                raise WorkFailed(EngineError.code, "The job's request is not kept any longer")
+                raise WorkFailed(EngineError.code, "The job's request is no longer stored")
             if job.retries:
                 await _check(found)
             return found
@@ -181,8 +182,8 @@ def _complain(loop: asyncio.Task[None]) -> None:
 
 
 async def _stored(change: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
-    """The result of `change`, once the database takes it, so that a result is not lost while the
-    database is away."""
+    """The result of `change`. Repeats it while the database is unavailable, so that no result is
+    lost."""
     while True:
         try:
             return await change(*arguments, **options)

@@ -1,5 +1,5 @@
-"""Tells others about changes of jobs: those that wait for an end, and the subscribers of an
-owner."""
+"""Announces changes of jobs: to callers that wait for the end of a job, and to subscribers of an
+owner's jobs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Iterable
 
 from wan_engine.gateway.job import Job
 
-_SUBSCRIBER_EVENTS = 1000  # a subscriber that is further behind than this is cut off
-_SUBSCRIBERS_OF_OWNER = 100  # each holds a connection for as long as its reader likes
+_SUBSCRIBER_EVENTS = 1000  # a subscriber that is further behind is disconnected
+_SUBSCRIBERS_OF_OWNER = 100  # each may keep its connection open for any time
 
 
 class Events:
@@ -27,7 +27,7 @@ class Events:
                 _put(events, job)
 
     def close(self) -> None:
-        """Nobody waits any longer."""
+        """Release all callers and subscribers."""
         self.closed = True
         for waiters in self._waiters.values():
             _release(waiters)
@@ -35,7 +35,7 @@ class Events:
             _put(events, None)
 
     async def ended(self, job_id: str, seconds: float) -> None:
-        """Wait until the job has ended, `seconds` are over, or the gateway ends."""
+        """Wait until the job has ended, `seconds` have passed, or the gateway stops."""
         if self.closed or seconds <= 0:
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -50,13 +50,13 @@ class Events:
                 self._waiters.pop(job_id, None)
 
     def crowded(self, owner: str) -> bool:
-        """Whether no more subscribers of this owner are taken."""
+        """Whether this owner has the largest allowed number of subscribers."""
         others = sum(one == owner for one in self._subscribers.values())
         return others >= _SUBSCRIBERS_OF_OWNER
 
     async def of(self, owner: str, before: Iterable[Job]) -> AsyncGenerator[Job]:
-        """`before`, then this owner's jobs at each change, until the gateway ends or the reader is
-        too far behind."""
+        """Yield `before`, then each job of this owner when it changes. Ends when the gateway stops
+        or the reader is too far behind."""
         events: asyncio.Queue[Job | None] = asyncio.Queue(_SUBSCRIBER_EVENTS)
         for job in before:
             _put(events, job)

@@ -1,10 +1,10 @@
-"""Decides which job is next: one line of jobs per key, the keys in turn, and places in the queue
-for each.
+"""Decides which job is next: each key has its own line of jobs, keys take turns, and each has
+places in the queue.
 
-A key's turn comes after all others have had as many as their weights say (stride scheduling:
-Waldspurger and Weihl, 1995), so a key with one job waits for one job of each other key and not for
-a hundred of one. Half of the places are kept for the keys, by weight; the other half, and the
-places of a key that is alone, are for whoever comes first. Nothing depends on how many jobs wait.
+Keys take turns in proportion to their weights (stride scheduling: Waldspurger and Weihl, 1995). So
+a key with one job waits for one job of each other key, not for a hundred jobs of one key. Half of
+the places are reserved for the keys, by weight. The other half, and all places if there is only one
+key, are free for all. No operation takes longer when more jobs wait.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Full = Literal["queue", "share"]
 
 
 class FairQueue:
-    """The ids of waiting jobs, at most `places` of them, not counting jobs that come back. `shares`
-    are those of all keys; other owners have no reserved places."""
+    """The ids of waiting jobs, at most `places` of them, not counting jobs that were put back.
+    `shares` are those of all keys; other owners have no reserved places."""
 
     def __init__(self, places: int, shares: Mapping[str, Share]) -> None:
         self._shares = dict(shares)
@@ -56,12 +56,12 @@ class FairQueue:
         self._added(job_id, owner)
         if owner not in self._lines:
             self._lines[owner] = OrderedDict()
-            # An absent owner saves no turns.
+            # An owner without waiting jobs saves no turns.
             self._wait_for(owner, max(self._now, self._next.get(owner, 0.0)))
         self._lines[owner][job_id] = None
 
     def put_back(self, job_id: str, owner: str) -> None:
-        """Put a job before all others: it has had its turn, and its worker is gone."""
+        """Put a job before all others, because it has had its turn and lost its worker."""
         self._added(job_id, owner)
         self._returned[job_id] = None
 

@@ -1,10 +1,10 @@
 """Counts the jobs that a backend has accepted but not started.
 
-The queue of a backend is first come, first served, so a job in it has left the fair order of keys.
-So the backend gets only as many jobs as it starts soon, and the rest waits here. Runpod adds a
-worker when requests wait for four seconds, or exceed four per worker (docs.runpod.io,
-serverless/endpoints, endpoint settings: queue delay and request count), so it must see more than
-three for each running one.
+The queue of a backend serves jobs in the order of their arrival, not in the fair order of keys. So
+the backend gets only as many jobs as it will start soon, and the others wait in the gateway. Runpod
+adds a worker when requests wait for four seconds, or exceed four per worker (docs.runpod.io,
+serverless/endpoints, endpoint settings: queue delay and request count), so its queue must
+contain more than three for each running one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ARRIVE_SECONDS = 60.0  # a job that has not arrived by then is no longer counte
 
 
 class HandedOver:
-    """The jobs that a backend has accepted and not started: at most four, and three for each
+    """The jobs that a backend has accepted but not started: at most four, plus three for each
     running one."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class HandedOver:
         self._room.set()
 
     async def room(self) -> None:
-        """Wait until one more job may be handed over."""
+        """Wait until the backend may get one more job."""
         await self._room.wait()
 
     def handed(self, job_id: str) -> None:

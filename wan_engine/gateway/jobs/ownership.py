@@ -1,7 +1,7 @@
 """Makes sure that one gateway at a time owns the jobs of a database, by a lock and an epoch.
 
-The lock of a SQLite file belongs to the process, and is free once the process has ended. The lock
-of Postgres belongs to a connection, which may break while its gateway continues. So each new owner
+The lock of a SQLite file belongs to the process, and is released when the process ends. The lock of
+Postgres belongs to a connection, which may break while its gateway continues. So each new owner
 increments an epoch, and every change of a job checks in its own transaction that the epoch is still
 the owner's. A gateway that has lost the lock can change nothing.
 
@@ -33,7 +33,7 @@ _TAKEOVER_SECONDS = 7.0  # more than a lease, and the time that its work takes t
 _EPOCH, _RELEASED = "epoch", "released epoch"
 _AWAY_SECONDS = 5
 
-_LOST = "another gateway has taken this database"
+_LOST = "another gateway has taken over this database"
 _UNSURE = "the lock of the database is lost"
 
 
@@ -57,7 +57,7 @@ class Ownership:
 
     @property
     def lost(self) -> bool:
-        """Whether another gateway has the jobs, for good."""
+        """Whether another gateway owns the jobs now."""
         return self.why_not == _LOST
 
     async def fence(self, connection: AsyncConnection) -> None:
@@ -116,7 +116,7 @@ class Ownership:
                 await connection.close()
 
     async def _begin(self) -> bool:
-        """Count the epoch up. Returns whether the owner before may still be at work."""
+        """Increment the epoch. Returns whether the previous owner may still be working."""
         async with self._engine.begin() as connection:
             before = await _number(connection, _EPOCH)
             released = await _number(connection, _RELEASED)
@@ -167,7 +167,7 @@ class Ownership:
     def _lose(self, why: str) -> None:
         if self.why_not in (why, _LOST):
             return
-        log.critical("%s: all work of this gateway ends", why)
+        log.critical("%s: this gateway stops all work", why)
         self.why_not = why
         self.on_loss(why)
 

@@ -223,7 +223,7 @@ class Jobs:
             return replace(job, workers_lost=0, retries=job.retries + 1)
 
         if job.state in RETRYABLE and not await self._requests.is_whole(job.id):
-            raise Refusal("conflict", "The job's request is not kept any longer: send it again")
+            raise Refusal("conflict", "The job's request is no longer stored: send it again")
         with self._room(job.owner, 1):
             moved = await self._move(job.id, RETRYABLE, again)
             if moved is None:

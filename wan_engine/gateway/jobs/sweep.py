@@ -68,14 +68,14 @@ def _days_ago(days: float) -> int:
 
 
 async def forget(jobs: Jobs, store: Store, links: Links, before_ms: int) -> int:
-    """Remove jobs that ended before `before_ms`, and their clips on this machine. Returns how
-    many."""
+    """Delete jobs that ended before `before_ms`, and their clips on this machine. Returns their
+    number."""
     count = 0
     while old := await store.ended_before(before_ms, _BATCH):
         await _remove(old, jobs, links)
         count += len(old)
     if count:
-        log.info("forgot %d jobs that ended long ago", count)
+        log.info("deleted %d old jobs", count)
     return count
 
 

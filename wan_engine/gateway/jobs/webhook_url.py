@@ -26,7 +26,7 @@ async def checked_webhook(value: object, *, allow_private: bool) -> str | None:
     if host is None:
         raise _refused()
     if not allow_private and not await asyncio.to_thread(_may_be_public, host):
-        raise Refusal("invalid_request", 'field "webhook" must be a URL of the open internet')
+        raise Refusal("invalid_request", 'field "webhook" must be a URL with a public address')
     return value
 
 

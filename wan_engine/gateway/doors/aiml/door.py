@@ -85,7 +85,7 @@ class _Routes:
             raise Refusal("invalid_request", message)
         job = await self._context.jobs.find(NAME, request.state.owner, generation_id)
         if job is None:
-            raise Refusal("not_found", "No generation of yours has this generation_id")
+            raise Refusal("not_found", "You have no generation with this generation_id")
         done = job.state == "completed"
         url = self._context.links.url(job, LINK_SECONDS) if done else None
         return JSONResponse(wire.generation(job, url))

@@ -71,7 +71,11 @@ _PARAMETERS = {
             "description": "False: no sound, not even that of `audio_url`.",
         },
         "seed": {**_INTEGER, "minimum": 0, "maximum": 2147483647},
-        "watermark": {"type": "boolean", "default": False, "description": "None is drawn here."},
+        "watermark": {
+            "type": "boolean",
+            "default": False,
+            "description": "Ignored: this server draws none.",
+        },
     },
 }
 _BODY = {

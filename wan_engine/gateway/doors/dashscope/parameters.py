@@ -200,7 +200,7 @@ def _fields(
         fields["enable_prompt_expansion"] = True  # the page does not require it
     warnings = list(media.warnings)
     if _flag(parameters, "watermark"):
-        warnings.append("No watermark is drawn here")
+        warnings.append("watermark is ignored: this server draws none")
     return fields, warnings
 
 

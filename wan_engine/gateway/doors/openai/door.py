@@ -119,7 +119,7 @@ class _Routes:
             raise Refusal("conflict", f"{sentence}: see GET {PATH}/{video_id}")
         path = self._context.links.path(job)
         if path is not None and not path.is_file():
-            raise Refusal("gone", "The clip is no longer kept")
+            raise Refusal("gone", "The clip is no longer stored")
         if variant != "video":
             still = await self._still(job, path, variant, request)
             return Response(still, media_type=_STILL_TYPES[variant])
@@ -127,7 +127,7 @@ class _Routes:
             return RedirectResponse(self._context.links.url(job), 302)
         return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4")
 
-    # --- what the routes share -------------------------------------------------------------------
+    # --- shared by the routes --------------------------------------------------------------------
 
     async def _submit(self, request: Request) -> Job:
         """Queue the video of a request. Raises `ParameterError`."""
@@ -149,7 +149,7 @@ class _Routes:
     async def _found(self, request: Request, video_id: str) -> Job:
         job = await self._context.jobs.find(NAME, request.state.owner, video_id)
         if job is None:
-            raise Refusal("not_found", "There is no video of yours with this id")
+            raise Refusal("not_found", "You have no video with this id")
         return job
 
     async def _newest(self, owner: str, after: str | None, most: int) -> list[Job]:

@@ -172,9 +172,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: _refused("The body is too large", "..."),
     **_FAILURES,
 }
-_NOT_FOUND = _refused(
-    "The caller has no video with this id", "There is no video of yours with this id"
-)
+_NOT_FOUND = _refused("The caller has no video with this id", "You have no video with this id")
 
 CREATE: dict[str, Any] = {
     "operation_id": "openai_create",
@@ -269,7 +267,7 @@ CONTENT: dict[str, Any] = {
         400: _refused("The variant is unknown", "..."),
         404: _NOT_FOUND,
         409: _refused("The video failed or is not ready", "The video is not ready yet: ..."),
-        410: _refused("The clip is no longer kept", "..."),
+        410: _refused("The clip is no longer stored", "..."),
         **_FAILURES,
     },
 }

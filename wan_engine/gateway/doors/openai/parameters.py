@@ -146,7 +146,7 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
     except InvalidRequest as error:
         raise _named(str(error)) from None
     if not serves(order.task):
-        raise ParameterError("model", f"No model for {order.task} is served here")
+        raise ParameterError("model", f"No model is configured for {order.task}")
     unused = [name for name in _UNUSED if given.get(name) not in (None, False, "false")]
     payload = {
         "model": _model(given.get("model"), kind),

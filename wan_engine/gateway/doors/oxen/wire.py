@@ -155,7 +155,7 @@ def event(job: Job, url: str | None) -> bytes | None:
     return f"event: {EVENT}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
 
 
-# --- errors: two formats -------------------------------------------------------------------------
+# --- errors, in two formats ----------------------------------------------------------------------
 
 
 def message(sentence: str) -> dict[str, Any]:

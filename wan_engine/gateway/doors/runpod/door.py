@@ -200,7 +200,7 @@ class _Routes:
     def webhook_body(self, job: Job, request: dict[str, Any]) -> dict[str, Any]:
         return _sorted({**self._body(job), "input": request, "webhook": job.webhook})
 
-    # --- what the routes share -------------------------------------------------------------------
+    # --- shared by the routes --------------------------------------------------------------------
 
     def _check(self, endpoint: str) -> None:
         known = endpoint in self._context.settings.endpoints
@@ -278,7 +278,8 @@ def _input(endpoint: str, given: dict[str, Any]) -> dict[str, Any]:
     references = [] if endpoint == TEXT else given.get("references")
     if references:
         return given
-    rest = {key: value for key, value in given.items() if key not in ("image", "last_image")}
+    pictures = ("image", "last_image", "first_clip")
+    rest = {key: value for key, value in given.items() if key not in pictures}
     return {**rest, "references": references}
 
 
