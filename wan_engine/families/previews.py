@@ -61,8 +61,9 @@ def estimate(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
     """The clean latents that the scheduler expects after its last step, which has left `latents`.
     Noise is gone from them long before it is from `latents`."""
     if (velocity := getattr(scheduler, "velocity", None)) is not None:
-        return latents - scheduler.sigmas[scheduler.step_index] * velocity
-    clean: torch.Tensor = scheduler.model_outputs[-1]  # UniPC keeps its estimates
+        clean: torch.Tensor = latents - scheduler.sigmas[scheduler.step_index] * velocity
+    else:
+        clean = scheduler.model_outputs[-1]  # UniPC keeps its estimates
     return clean
 
 
@@ -83,7 +84,7 @@ def _shrunk(pixels: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """The mean colours [n, h, w, 3] of what each latent covers of `pixels` [1, 3, 4n - 3, H, W]."""
     later = pixels[0, :, 1:].unflatten(1, (-1, _STRIDE)).mean(2)
     means = torch.cat([pixels[0, :, :1], later], dim=1).transpose(0, 1)
-    return torch.nn.functional.adaptive_avg_pool2d(means, size).permute(0, 2, 3, 1)
+    return torch.nn.functional.adaptive_avg_pool2d(means, (size[0], size[1])).permute(0, 2, 3, 1)
 
 
 def _moving_picture(side: int) -> Frames:
