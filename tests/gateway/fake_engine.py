@@ -37,7 +37,7 @@ class FakeEngine:
         self._storage = LocalStorage(settings.output_dir)
         self._log = settings.output_dir / "renders.log"
         self._slow = settings.model == "slow"
-        rows = {"image-to-video": SimpleNamespace(name="fake")}
+        rows = {"image-to-video": SimpleNamespace(name="fake", takes=("first_picture",))}
         self.pool = SimpleNamespace(rows=rows)
 
     def start(self, startup: Startup) -> None:

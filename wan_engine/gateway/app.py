@@ -134,6 +134,7 @@ async def open_gateway(
             links,
             waiting_for=lambda: ownership.why_not or backend.waiting_for(),
             models=lambda: backend.models,
+            takes=lambda: backend.takes,
         )
         doors = [door(context) for door in DOORS]
 

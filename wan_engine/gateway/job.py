@@ -122,8 +122,15 @@ class Job:
 
 def kind_of(order: Order) -> str:
     """What decides how long an order takes on the same machine."""
-    shots = "several shots" if order.shot_type == "multi" and order.expand_prompt else "one shot"
-    return f"{order.task}, {order.size}, {order.duration} s, {shots}"
+    several = order.shot_type == "multi" and order.expand_prompt
+    parts = (
+        order.task,
+        order.size,
+        f"{order.duration} s",
+        "several shots" if several else "one shot",
+        "a sound" if order.audio is not None else "no sound",
+    )
+    return ", ".join(parts)
 
 
 def queued_again(job: Job) -> Job:

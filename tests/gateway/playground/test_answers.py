@@ -51,7 +51,7 @@ def test_a_waiting_job_has_its_place_and_its_seconds(serve: Serve) -> None:
         await eventually(lambda: served.backend.rendered)
         await eventually(lambda: served.jobs.run_times.known())
         (kind,) = served.jobs.run_times.known()
-        assert kind == "image-to-video, 1280*720, 5 s, one shot"
+        assert kind == "image-to-video, 1280*720, 5 s, one shot, no sound"
         served.jobs.run_times.learn(kind, {"denoise": 10.0, "queue": 99.0}, 200)
         assert (await shown(served, first))["status"] == "COMPLETED"
         served.backend.hold()

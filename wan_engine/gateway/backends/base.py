@@ -6,12 +6,12 @@ backends are `LocalBackend` (`local.py`) and `EndpointBackend` (`endpoint.py`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wan_engine.control import Preview, Progress
-from wan_engine.schema import Task
+from wan_engine.schema import Input, Task
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Backend(Protocol):
     outlives: bool
     models: Mapping[Task, str] | None
     """The names of its models by task, once they are known."""
+    takes: Mapping[Task, Collection[Input]] | None
+    """The inputs of these models besides the prompt, once they are known."""
 
     async def start(self) -> None:
         """Start, without waiting until it is ready."""

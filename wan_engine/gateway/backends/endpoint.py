@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from wan_engine.errors import CODES, ConfigurationError, DeadlineExceeded, code_
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
-from wan_engine.schema import Task, parse_request
+from wan_engine.schema import Input, Task, parse_request
 from wan_engine.schema.pricing import cost
 from wan_engine.settings import Settings
 from wan_engine.storage import claims
@@ -71,6 +71,7 @@ class EndpointBackend:
         self.slots = _SLOTS
         self.outlives = True
         self.models: Mapping[Task, str] | None = None  # the API does not tell them
+        self.takes: Mapping[Task, Collection[Input]] | None = None
         self._settings = settings
         self._claims = settings.runpod_claims
         self._poll_seconds = poll_seconds

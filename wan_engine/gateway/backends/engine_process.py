@@ -231,7 +231,8 @@ def _started(
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
-    tell({"told": "ready", "models": served(engine.pool.rows)})
+    takes = {task: list(row.takes) for task, row in engine.pool.rows.items()}
+    tell({"told": "ready", "models": served(engine.pool.rows), "takes": takes})
     return engine
 
 

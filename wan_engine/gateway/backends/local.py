@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from wan_engine.control import Preview, Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.runtime.watchdog import LOAD_TIMES
-from wan_engine.schema import Task
+from wan_engine.schema import Input, Task
 from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage
 
@@ -50,6 +50,7 @@ class LocalBackend:
     ) -> None:
         self.outlives = False
         self.models: Mapping[Task, str] | None = None
+        self.takes: Mapping[Task, Collection[Input]] | None = None
         self.slots = 2 if settings.prefetch else 1
         self._settings = settings
         self._metrics = metrics
@@ -211,7 +212,7 @@ class LocalBackend:
             if what == "ready":
                 self._failed_starts = -1
                 self._ready.set()
-                self.models = told["models"]
+                self.models, self.takes = told["models"], told["takes"]
                 log.info("the engine is ready: %s", ", ".join(told["models"].values()))
             elif what == "unusable":
                 self._unusable(told["error"])

@@ -170,8 +170,13 @@ class Jobs:
     def before(self, job: Job) -> int | None:
         """The number of jobs, of all owners, that are to begin before this one. None if it does not
         wait."""
+        if job.state != "queued":
+            return None
         before = self._queue.before(job.id, _COUNTED_BEFORE)
-        return None if before is None else len(before)
+        if before is None:
+            return 0  # it was taken, and its backend has not begun
+        taken = len(self._live) - len(self._queue) - len(self._at_work)
+        return len(before) + max(0, taken)
 
     def seconds_left(self, job: Job) -> float | None:
         """Expected seconds to the end of a job that waits or runs. None where nothing is known to

@@ -32,9 +32,9 @@ from wan_engine.schema import Size, Task
 from wan_engine.schema.pricing import price_a_second
 
 PREFIX = "/playground/api"
+_SIZES: tuple[str, ...] = get_args(Size)
 _STILL_WIDTH = 480
 _STILLS_AT_ONCE = 1
-_STILL_KEPT = "private, max-age=604800, immutable"
 
 Side = Annotated[int, Query(ge=1, le=100_000)]
 
@@ -63,11 +63,11 @@ class _Routes:
         """Return the models with the inputs that they take, the prices if the operator has set any,
         and the seconds that the last job of each kind took."""
         prices = self._context.settings.prices
-        rows = self._rows()
+        rows, takes = self._rows(), self._context.takes()
         return JSONResponse(
             {
                 "models": dict(self._context.models() or {}),
-                "takes": {task: list(row.takes) for task, row in rows.items()},
+                "takes": {task: list(inputs) for task, inputs in (takes or {}).items()},
                 "makes_sound": any(row.gives_sound for row in rows.values()),
                 "prices": {
                     task: {size: float(price_a_second(size, prices, task)) for size in _SIZES}
@@ -104,7 +104,7 @@ class _Routes:
             if await request.is_disconnected():
                 raise Refusal("timeout", "Nobody waits for the picture any longer")
             picture = await self._still(job)
-        return Response(picture, media_type="image/webp", headers={"Cache-Control": _STILL_KEPT})
+        return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
 
     # --- what the routes share -------------------------------------------------------------------
 
@@ -142,6 +142,8 @@ class _Routes:
             body["output"] = self._context.links.output(job)
         if not job.final:
             body |= {"before": jobs.before(job), "seconds_left": jobs.seconds_left(job)}
+        if job.state == "queued":
+            body["waiting_for"] = self._context.waiting_for()
         if (progress := job.progress) is not None:
             steps = {"step": progress.step, "steps": progress.steps}
             body["progress"] = {"stage": progress.stage, **steps}
@@ -154,9 +156,6 @@ class _Routes:
         with tempfile.NamedTemporaryFile(dir=self._context.settings.scratch_dir) as file:
             await asyncio.to_thread(Path(file.name).write_bytes, await links.read(job))
             return await _still(Path(file.name))
-
-
-_SIZES: tuple[str, ...] = get_args(Size)
 
 
 async def _still(path: Path) -> bytes:
