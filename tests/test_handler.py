@@ -303,7 +303,8 @@ def test_previews_are_posted_with_the_progress_where_the_setting_says_so(
 
     monkeypatch.setattr(rp_http, "send_result", post)
     settings = engine.settings.model_copy(update={"previews": previews})
-    asyncio.run(Handler(engine, settings, report=True)({"id": "job", "input": good}))
+    job = {"id": f"previews-{previews}", "input": good}  # a known id would not be rendered again
+    asyncio.run(Handler(engine, settings, report=True)(job))
     shown = [output for output in posts if "preview" in output]
     assert bool(shown) == (previews == "on")
     for output in shown:

@@ -44,7 +44,7 @@ class Colours:
         latents = encode_then_grey(vae, pixels, len(frames)).float()
         mean, std = latent_moments(vae, latents)
         seen = _with_one((latents - mean) / std).flatten(0, 2).double()
-        shown = _shrunk(pixels.float(), latents.shape[3:]).flatten(0, 2).double()
+        shown = _shrunk(pixels.float(), tuple(latents.shape[3:])).flatten(0, 2).double()
         ridge = _RIDGE * len(seen) * torch.eye(seen.shape[1]).to(seen)
         return cls(torch.linalg.solve(seen.T @ seen + ridge, seen.T @ shown).float())
 
@@ -80,11 +80,12 @@ def _with_one(latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([channels_last, torch.ones_like(channels_last[..., :1])], dim=-1)
 
 
-def _shrunk(pixels: torch.Tensor, size: torch.Size) -> torch.Tensor:
+def _shrunk(pixels: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """The mean colours [n, h, w, 3] of what each latent covers of `pixels` [1, 3, 4n - 3, H, W]."""
     later = pixels[0, :, 1:].unflatten(1, (-1, _STRIDE)).mean(2)
     means = torch.cat([pixels[0, :, :1], later], dim=1).transpose(0, 1)
-    return torch.nn.functional.adaptive_avg_pool2d(means, (size[0], size[1])).permute(0, 2, 3, 1)
+    height, width = size
+    return torch.nn.functional.adaptive_avg_pool2d(means, (height, width)).permute(0, 2, 3, 1)
 
 
 def _moving_picture(side: int) -> Frames:
