@@ -124,14 +124,14 @@ def test_the_first_model_is_let_go_of_before_the_second_is_read_where_one_has_ro
     narrow.load()
     first = weakref.ref(narrow.pool.main.family)
     gone: list[bool] = []
-    load = narrow.pool._load
+    load = narrow.pool._bring
 
-    def watched(model: Any, control: Control | None) -> None:
+    def watched(model: Any, on_bytes: Any) -> None:
         narrow.pool._make_room(model)
         gone.append(first() is None)
-        load(model, control)
+        load(model, on_bytes)
 
-    monkeypatch.setattr(narrow.pool, "_load", watched)
+    monkeypatch.setattr(narrow.pool, "_bring", watched)
     assert frames(narrow, order) == wanted
     assert gone == [True] and on_device(narrow) == {LATER}
     assert frames(narrow, order) == wanted  # back to the first one, and on
@@ -201,15 +201,15 @@ def test_a_model_of_the_later_shots_that_never_fits_is_named_and_the_first_stays
 ) -> None:
     engine = two(room_for=1)
     cards(engine, lambda _recipe: False)
-    load = engine.pool._load
+    load = engine.pool._bring
 
-    def full(model: Any, control: Control | None) -> None:
+    def full(model: Any, on_bytes: Any) -> None:
         if model is engine.pool.models[LATER]:
             engine.pool._make_room(model)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        load(model, control)
+        load(model, on_bytes)
 
-    monkeypatch.setattr(engine.pool, "_load", full)
+    monkeypatch.setattr(engine.pool, "_bring", full)
     with pytest.raises(OutOfMemory, match="too little GPU memory for wan-tiny-vace"):
         engine.generate(order)
     assert engine.pool.models[FIRST].recipe == Recipe("cuda", "bfloat16")

@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
-from wan_engine.control import Control
+from wan_engine.control import Control, Preview
 from wan_engine.errors import Cancelled, ConfigurationError, ContentPolicy
 from wan_engine.gateway.backends import engine_process
 from wan_engine.runtime import faults, watchdog
@@ -69,6 +69,8 @@ class FakeEngine:
             control = Control(job_id=control.job_id)
         for step in range(STEPS):
             control.progress("denoise", step, STEPS)
+            if control.wants_preview:
+                control.preview(Preview("data:image/webp;base64,AAAA", step))
             time.sleep(float(number or 0) / STEPS)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a") as log:

@@ -15,9 +15,7 @@ from wan_engine.catalog.classifiers import (
     ClassifierKind,
     ClassifierSpec,
 )
-from wan_engine.catalog.models import (
-    CATALOG,
-    FALLBACK,
+from wan_engine.catalog.model_spec import (
     Continuation,
     Expert,
     HubLora,
@@ -25,9 +23,8 @@ from wan_engine.catalog.models import (
     Networks,
     Part,
     Sampler,
-    infer,
-    known_models,
 )
+from wan_engine.catalog.models import CATALOG, FALLBACK, infer, known_models
 from wan_engine.catalog.writers import WRITERS, WriterSpec
 
 __all__ = [

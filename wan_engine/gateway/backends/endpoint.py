@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
 import httpx
 
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.errors import CODES, ConfigurationError, DeadlineExceeded, code_of
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
@@ -38,6 +39,7 @@ _HEALTH_SECONDS = 30.0
 _CANCEL_TRIES = 4
 _LONGEST_SENTENCE = 500
 _REFUSALS = (400, 413, 422)
+_PREVIEW = re.compile(r"data:image/(?:webp|jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 _TIMED_OUT = "executionTimeout exceeded"  # Runpod's own text, with the status FAILED
 
 
@@ -186,6 +188,7 @@ class EndpointBackend:
                 raise await _ended(work, remote, told)
             if (progress := _progress(output)) is not None:
                 work.progress(progress)
+                _pass_preview(work, output, progress)
             await waits.next()
 
     async def _cancel(self, remote_id: str) -> None:
@@ -325,3 +328,11 @@ def _progress(output: object) -> Progress | None:
     with suppress(KeyError, TypeError, ValueError):
         return Progress(str(output["stage"]), int(output["step"]), int(output["steps"]))
     return None
+
+
+def _pass_preview(work: Work, output: Any, progress: Progress) -> None:
+    """Pass on what a worker with WAN_PREVIEWS=on adds to its progress."""
+    uri, step = output.get("preview"), output.get("preview_step", progress.step)
+    known = isinstance(uri, str) and type(step) is int and _PREVIEW.fullmatch(uri)
+    if known and work.wants_preview():
+        work.preview(Preview(uri, step))

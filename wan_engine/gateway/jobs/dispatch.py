@@ -159,6 +159,8 @@ class Dispatcher:
             remote_id=job.remote_id,
             begin=begin,
             progress=partial(self._jobs.progress, job.id),
+            preview=partial(self._jobs.put_preview, job.id),
+            wants_preview=partial(self._jobs.wants_preview, job.id),
             remote=remote,
             leaving=lambda: self._closing or not self._ours.is_set(),
         )

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.gateway.job import (
     RETRYABLE,
     Job,
@@ -29,6 +29,7 @@ from wan_engine.gateway.job import (
 from wan_engine.gateway.jobs.counts import Counts
 from wan_engine.gateway.jobs.events import Events
 from wan_engine.gateway.jobs.fair_queue import FairQueue, Full
+from wan_engine.gateway.jobs.previews import Previews
 from wan_engine.gateway.jobs.request_parts import split
 from wan_engine.gateway.jobs.requests import Requests
 from wan_engine.gateway.jobs.run_times import RunTimes
@@ -81,6 +82,7 @@ class Jobs:
         self._stops: dict[str, Callable[[], object]] = {}
         self._run_seconds = _FIRST_RUN_SECONDS
         self.run_times = RunTimes()
+        self._previews = Previews()
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
@@ -200,6 +202,11 @@ class Jobs:
         seconds = (now_ms() - (job.started_ms or now_ms())) / 1000
         return self.run_times.left(job.kind, job.progress, seconds)
 
+    def preview(self, job: Job, known: int) -> Preview | None:
+        """Return the newest preview of a running job, unless its step is `known`. Previews are made
+        for some seconds after each call."""
+        return None if job.id not in self._live else self._previews.look(job.id, known)
+
     async def cancel(self, job: Job) -> Job:
         """Cancel the job. Returns the job, unchanged if it had already ended."""
         return await self._end(job, "cancelled")
@@ -296,6 +303,13 @@ class Jobs:
     def progress(self, job_id: str, progress: Progress) -> None:
         if (job := self._live.get(job_id)) is not None and job.state == "running":
             self._live[job_id] = replace(job, progress=progress)
+
+    def wants_preview(self, job_id: str) -> bool:
+        return self._previews.wanted(job_id)
+
+    def put_preview(self, job_id: str, preview: Preview) -> None:
+        if (job := self._live.get(job_id)) is not None and job.state == "running":
+            self._previews.put(job_id, preview)
 
     async def complete(
         self, job: Job, result: Mapping[str, Any], stage_seconds: Mapping[str, float]
@@ -422,6 +436,8 @@ class Jobs:
         self._queued.set()
 
     def _changed(self, job: Job, *, told: bool = True) -> None:
+        if job.state != "running":
+            self._previews.forget(job.id)
         if job.final:
             self._live.pop(job.id, None)
             self._queue.drop(job.id)

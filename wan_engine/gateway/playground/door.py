@@ -85,9 +85,13 @@ class _Routes:
         frame = self._context.settings.frame
         return JSONResponse({size: sizes_of(width, height, size, row, frame) for size in _SIZES})
 
-    async def job(self, job_id: str, request: Request) -> JSONResponse:
-        """Return a job with its times, its place in the queue, and the seconds it still needs."""
-        return JSONResponse(self._body(await self._found(job_id, request)))
+    async def job(self, job_id: str, request: Request, preview: int | None = None) -> JSONResponse:
+        """Return a job with its times, its place in the queue, and the seconds it still needs.
+        Whoever gives the step of the last `preview` (-1: none yet) gets newer ones too."""
+        job = await self._found(job_id, request)
+        newer = None if preview is None else self._context.jobs.preview(job, preview)
+        shown = {"preview": newer.uri, "preview_step": newer.step} if newer else {}
+        return JSONResponse({**self._body(job), **shown})
 
     async def still(self, job_id: str, request: Request) -> Response:
         """Return the first frame of a clip, small."""
