@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from tests.gateway.conftest import Listening, wish
+from tests.media.test_stills import small_clip
 
 _EXAMPLES = 20
 SYNTHESIS = "services/aigc/video-generation/video-synthesis"
@@ -196,6 +197,7 @@ def test_what_must_be_given_is_described_as_such(openapi: dict[str, Any]) -> Non
 def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path, phases: str) -> None:
     """schemathesis, with requests that the document allows and with such as it does not: random
     ones, and those at the edges of every field, which take half a minute."""
+    here.backend.clip = small_clip(tmp_path / "small.mp4").read_bytes()  # it has pictures
     runpod = f"{here.url}/v2/wan-2-6-i2v"
     job_id = httpx.post(f"{runpod}/run", json={"input": wish()}).json()["id"]
     ox = {"model": "wan-v2-6-image-to-video", "prompt": "x", "input_image": "https://example.com"}
