@@ -40,6 +40,7 @@ from wan_engine import (
     Settings,
     checks,
 )
+from wan_engine.control import Preview
 from wan_engine.media.fetch import is_public_address
 from wan_engine.runtime import logs
 from wan_engine.runtime.faults import Device
@@ -105,10 +106,15 @@ class Handler:
         def on_progress(progress: Progress) -> None:
             loop.call_soon_threadsafe(latest.put, progress)
 
+        def on_preview(preview: Preview) -> None:
+            loop.call_soon_threadsafe(latest.show, preview)
+
+        shown = self._report and self._settings.previews == "on"
         control = Control(
             job_id,
             deadline_seconds=_time_limit(job, self._settings),
             on_progress=on_progress if self._report else _StageLog(job_id),
+            on_preview=on_preview if shown else None,
             hang_seconds=self._settings.hang_seconds,
         )
         work = asyncio.ensure_future(self._outcome(job, control))
@@ -235,7 +241,13 @@ class Handler:
 
         async with AsyncClientSession() as session:
             while (progress := await latest.get()) is not None:
-                output = {"stage": progress.stage, "step": progress.step, "steps": progress.steps}
+                output: dict[str, Any] = {
+                    "stage": progress.stage,
+                    "step": progress.step,
+                    "steps": progress.steps,
+                }
+                if (preview := latest.preview) is not None:
+                    output |= {"preview": preview.uri, "preview_step": preview.step}
                 await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
                 await latest.pause(self._settings.progress_seconds)
 
@@ -270,12 +282,19 @@ class _Latest:
 
     def __init__(self) -> None:
         self._value: Progress | None = None
+        self.preview: Preview | None = None
         self._filled = asyncio.Event()
         self._closed = asyncio.Event()
 
     def put(self, progress: Progress) -> None:
         self._value = progress
         self._filled.set()
+
+    def show(self, preview: Preview) -> None:
+        """Add the preview to this progress and all later ones: a caller may look at any of them."""
+        self.preview = preview
+        if self._value is not None:
+            self._filled.set()
 
     def close(self) -> None:
         self._closed.set()

@@ -290,6 +290,28 @@ def test_progress_is_posted_in_order_and_never_after_the_result(
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("previews", ["on", "auto"])
+def test_previews_are_posted_with_the_progress_where_the_setting_says_so(
+    engine: Engine, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch, previews: str
+) -> None:
+    from runpod.serverless.modules import rp_http
+
+    posts: list[dict[str, Any]] = []
+
+    async def post(_session: object, body: dict[str, Any], _job: object) -> None:
+        posts.append(body["output"])
+
+    monkeypatch.setattr(rp_http, "send_result", post)
+    settings = engine.settings.model_copy(update={"previews": previews})
+    job = {"id": f"previews-{previews}", "input": good}  # a known id would not be rendered again
+    asyncio.run(Handler(engine, settings, report=True)(job))
+    shown = [output for output in posts if "preview" in output]
+    assert bool(shown) == (previews == "on")
+    for output in shown:
+        assert output["preview"].startswith("data:image/webp;base64,")
+        assert 1 <= output["preview_step"] <= 4
+
+
 def sdk_run(
     tmp_path: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:

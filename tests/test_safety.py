@@ -497,6 +497,13 @@ def test_no_frames_of_a_reference_are_none_to_flag(safety: Safety) -> None:
     safety.check_frames(np.zeros((0, 1, 1, 3), np.uint8), Control())
 
 
+def test_one_flagged_picture_of_a_preview_is_enough(safety: Safety) -> None:
+    fine, bad = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), MAGENTA)
+    assert safety.passes([fine, fine], Control())
+    assert not safety.passes([fine, bad, fine], Control())
+    assert Safety({}, {}, "cpu").passes([bad], Control())
+
+
 def test_chunks_come_through_untouched(safety: Safety) -> None:
     chunks = [np.random.default_rng(1).integers(0, 99, (4, 24, 32, 3), np.uint8) for _ in range(9)]
     copies = [chunk.copy() for chunk in chunks]

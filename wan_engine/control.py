@@ -3,6 +3,8 @@ the engine takes it, and it knows nothing of the work."""
 
 from __future__ import annotations
 
+import base64
+import math
 import threading
 import time
 import uuid
@@ -26,6 +28,19 @@ class Progress:
     steps: int
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A small picture of the clip after `step` of all its steps, as a data URI."""
+
+    uri: str
+    step: int
+
+    @property
+    def content(self) -> bytes:
+        """The file that the URI contains."""
+        return base64.b64decode(self.uri.partition(",")[2])
+
+
 class Watch:
     """The state of one `Control.watch`. `expired` is set once its time limit has passed."""
 
@@ -44,6 +59,9 @@ class Control:
     how long a step of the model may, if that is longer. `sign_at` is the time of the last progress
     by `time.monotonic()`: every call of `progress`, `enter` and `checkpoint`. `has_device`: the job
     is using the model's device.
+
+    `on_preview` is called on the working thread too. Previews are made until the time
+    `preview_until` by `time.monotonic()`, and none is computed after it or without `on_preview`.
     """
 
     def __init__(
@@ -52,6 +70,7 @@ class Control:
         *,
         deadline_seconds: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        on_preview: Callable[[Preview], None] | None = None,
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self.job_id = job_id or uuid.uuid4().hex
@@ -59,7 +78,8 @@ class Control:
         self.has_device = False
         self.stage_seconds: dict[str, float] = {}
         self._cancel = threading.Event()
-        self._on_progress = on_progress
+        self._on_progress, self._on_preview = on_progress, on_preview
+        self.preview_until = math.inf
         self._limit_seconds = deadline_seconds
         self._limit_is_given = deadline_seconds is not None
         self._limit_from = self._stage_started = self.sign_at = time.monotonic()
@@ -112,6 +132,16 @@ class Control:
         if self._on_progress is not None:
             self._on_progress(Progress(stage, step, steps))
         self.checkpoint()
+
+    @property
+    def wants_preview(self) -> bool:
+        """Whether somebody looks at previews now."""
+        return self._on_preview is not None and time.monotonic() < self.preview_until
+
+    def preview(self, preview: Preview) -> None:
+        """Pass on a preview."""
+        if self._on_preview is not None:
+            self._on_preview(preview)
 
     def enter(self, stage: str | None) -> None:
         """Enter a stage. The time since the last call counts for the previous stage."""

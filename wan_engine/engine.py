@@ -21,6 +21,7 @@ from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed, InvalidRequest, NotFinite, OutOfMemory
 from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
+from wan_engine.media.previews import Previews
 from wan_engine.media.soundtrack import after
 from wan_engine.media.video import EncodeOptions, Sound, add_sound
 from wan_engine.plan import PlanLimits, described, make_plan
@@ -238,15 +239,16 @@ class Engine:
         models = {task: self.pool.models[task] for task in plan.tasks}
         first = models[choice.spec.task]
         loras = {task: self._loras(order, task) for task in models}
+        passes = partial(self.safety.passes, control=control)
+        comment = self._comment(plan, order)
         options = RenderOptions(
             negative_prompt=partial(negative_prompt, order.negative_prompt, settings=self.settings),
             track=choice.track,
             made_here=choice.sound_spec is None,
             watch=self.safety.watch if order.check_content else None,
             postprocess=self.postprocess,
-            encoding=EncodeOptions(
-                self.settings.crf, self.settings.preset, self._comment(plan, order)
-            ),
+            encoding=EncodeOptions(self.settings.crf, self.settings.preset, comment),
+            previews=Previews(control, passes if order.check_content else None),
         )
         control.enter("queue")
 

@@ -30,6 +30,7 @@ from wan_engine.media.images import fit
 from wan_engine.media.joins import Joined
 from wan_engine.media.loudness import levelled
 from wan_engine.media.postprocess import Postprocess
+from wan_engine.media.previews import Previews
 from wan_engine.media.soundtrack import Soundtrack
 from wan_engine.media.video import EncodeOptions, Sound, add_sound, encode
 from wan_engine.schema import (
@@ -68,7 +69,7 @@ Negative = Callable[[ModelSpec], str]
 @dataclass(frozen=True)
 class RenderOptions:
     """How a clip is made, besides its plan. `watch` checks its frames, or is None. `made_here`: the
-    sound is made together with the frames."""
+    sound is made together with the frames. `previews` get a look at it meanwhile."""
 
     negative_prompt: Negative
     track: Track
@@ -76,6 +77,7 @@ class RenderOptions:
     watch: Watch | None
     postprocess: Postprocess
     encoding: EncodeOptions
+    previews: Previews | None = None
 
 
 def render(
@@ -83,7 +85,9 @@ def render(
 ) -> EncodedVideo:
     """Render the clip of `plan` into the job's `folder`. Raises the errors of all stages."""
     made = Soundtrack(plan.source_fps)
-    frames = model_frames(load, plan, media, options.negative_prompt, control, folder, made)
+    frames = model_frames(
+        load, plan, media, options.negative_prompt, control, folder, made, options.previews
+    )
     if options.watch is not None:
         frames = options.watch(frames, plan.source_fps, control)
     stream, shown = options.postprocess.apply(frames, plan, control)
@@ -112,10 +116,11 @@ def model_frames(
     control: Control,
     folder: Path | None = None,
     made: Soundtrack | None = None,
+    previews: Previews | None = None,
 ) -> Generator[Frames, None, None]:
     """Yield the frames of the whole clip from the models, uint8 [n, height, width, 3]. At most one
     chunk is in memory. Their sound goes into `made`."""
-    shots = _Shots(plan, media, negative_prompt, control, folder, made)
+    shots = _Shots(plan, media, negative_prompt, control, folder, made, previews)
     for shot in plan.shots:
         yield from shots.frames(load(shot.task), shot)
     control.progress("encode", 0, 1)
@@ -132,8 +137,9 @@ class _Shots:
         control: Control,
         folder: Path | None,
         made: Soundtrack | None,
+        previews: Previews | None,
     ) -> None:
-        self._plan, self._control = plan, control
+        self._plan, self._control, self._previews = plan, control, previews
         self._negative_prompt, self._folder, self._made = negative_prompt, folder, made
         self._given = _Conditions(plan, media)
         self._done_steps = 0
@@ -174,6 +180,10 @@ class _Shots:
         def on_step(count: int) -> None:
             self._control.progress("denoise", self._done_steps + count, self._plan.steps)
 
+        def on_preview(count: int, make: Callable[[], Frames | None]) -> None:
+            if self._previews is not None:
+                self._previews.show(self._done_steps + count, make)
+
         on_step(0)
         spec, plan = family.spec, self._plan
         asked = SegmentInput(
@@ -183,6 +193,7 @@ class _Shots:
             *(plan.render_width, plan.render_height, segment.frames, segment.seed),
             continued=continued,
             folder=self._folder,
+            on_preview=on_preview,
         )
         clip = family.render(asked, on_step)
         self._done_steps += shot.steps

@@ -13,7 +13,7 @@ import html
 import logging
 import threading
 import unicodedata
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +152,12 @@ class Safety:
                 del chunk  # drop it, so that it is not held while the next one is decoded
         if hits and hits == checked:
             raise ContentPolicy("video")
+
+    def passes(self, pictures: Iterable[Image.Image], control: Control) -> bool:
+        """Whether none of the pictures is flagged. One hit is enough: nothing is lost with them."""
+        if "image" not in self._found:
+            return True
+        return not any(self._look(one, control).flagged for one in pictures)
 
     def warnings(self) -> list[str]:
         """The warnings about missing checks, for a result."""

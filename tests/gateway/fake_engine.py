@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
-from wan_engine.control import Control
+from wan_engine.control import Control, Preview
 from wan_engine.errors import Cancelled, ConfigurationError, ContentPolicy
 from wan_engine.gateway.backends import engine_process
 from wan_engine.runtime import faults, watchdog
@@ -37,7 +37,7 @@ class FakeEngine:
         self._storage = LocalStorage(settings.output_dir)
         self._log = settings.output_dir / "renders.log"
         self._slow = settings.model == "slow"
-        rows = {"image-to-video": SimpleNamespace(name="fake")}
+        rows = {"image-to-video": SimpleNamespace(name="fake", takes=("first_picture",))}
         self.pool = SimpleNamespace(rows=rows)
 
     def start(self, startup: Startup) -> None:
@@ -69,6 +69,8 @@ class FakeEngine:
             control = Control(job_id=control.job_id)
         for step in range(STEPS):
             control.progress("denoise", step, STEPS)
+            if control.wants_preview:
+                control.preview(Preview("data:image/webp;base64,AAAA", step))
             time.sleep(float(number or 0) / STEPS)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a") as log:

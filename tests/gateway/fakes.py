@@ -4,13 +4,14 @@ the gateway alone; it writes a small real file, so that links lead somewhere."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from uuid import uuid4
 
+from wan_engine.catalog import known_models
 from wan_engine.control import Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
-from wan_engine.schema import Task
+from wan_engine.schema import Input, Task
 
 CLIP = bytes(range(256)) * 40
 
@@ -40,6 +41,12 @@ class InstantBackend:
 
     def release(self) -> None:
         self._go.set()
+
+    @property
+    def takes(self) -> Mapping[Task, Collection[Input]] | None:
+        known = known_models()
+        named = self.models or {}
+        return {task: known[name].takes for task, name in named.items() if name in known}
 
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

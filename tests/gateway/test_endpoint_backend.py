@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from tests.gateway.conftest import Served, eventually, wish
 from tests.gateway.fakes import InstantBackend
+from wan_engine.control import Progress
 from wan_engine.errors import (
     ConfigurationError,
     ContentPolicy,
@@ -21,7 +23,7 @@ from wan_engine.errors import (
     TimeLimitTooShort,
 )
 from wan_engine.gateway.app import create_app, open_gateway
-from wan_engine.gateway.backends import open_backend
+from wan_engine.gateway.backends import endpoint, open_backend
 from wan_engine.gateway.backends.endpoint import EndpointBackend
 from wan_engine.gateway.backends.local import LocalBackend
 from wan_engine.gateway.keys import digest
@@ -146,6 +148,29 @@ def test_waiting_and_running_are_told_apart_and_progress_comes_through(tmp_path:
             await pair.until(job_id, "COMPLETED")
 
     paired(tmp_path, test)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize(
+    ("added", "passed"),
+    [
+        ({"preview": "data:image/webp;base64,AAAA", "preview_step": 2}, 2),
+        ({"preview": "data:image/jpeg;base64,AA=="}, 3),
+        ({"preview": "data:text/html;base64,AAAA"}, None),
+        ({"preview": 'data:image/webp;base64,A" onerror="x'}, None),
+        ({"preview": "https://elsewhere/a.webp"}, None),
+        ({"preview": ["data:image/webp;base64,AAAA"]}, None),
+        ({"preview": "data:image/webp;base64,AAAA", "preview_step": "2"}, None),
+        ({}, None),
+    ],
+)
+def test_a_workers_preview_is_passed_on_to_who_looks(
+    added: dict[str, Any], passed: int | None, looks: bool
+) -> None:
+    told: list[Any] = []
+    work: Any = SimpleNamespace(preview=told.append, wants_preview=lambda: looks)
+    endpoint._pass_preview(work, added, Progress("denoise", 3, 4))
+    assert [preview.step for preview in told] == ([passed] if passed and looks else [])
 
 
 @pytest.mark.parametrize(

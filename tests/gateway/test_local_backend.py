@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import PICTURE, eventually
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.gateway.backends import local
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.backends.local import LocalBackend
@@ -30,6 +30,8 @@ class Asked:
 
     backend: LocalBackend
     progress: list[Progress] = field(default_factory=list)
+    previews: list[Preview] = field(default_factory=list)
+    looks: bool = False
     begun_count: int = 0
     begins: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -58,6 +60,8 @@ class Asked:
                 begin=begin,
                 progress=self.progress.append,
                 remote=remote,
+                preview=self.previews.append,
+                wants_preview=lambda: self.looks,
             )
         )
 
@@ -99,6 +103,21 @@ def test_a_clip_is_rendered_with_progress(tmp_path: Path) -> None:
             steps = [told.step for told in asked.progress]
             assert len(steps) >= 3 and steps == sorted(steps)
             assert asked.backend.waiting_for() is None
+
+    asyncio.run(line())
+
+
+@pytest.mark.parametrize("previews", ["auto", "off"])
+def test_previews_are_made_once_somebody_looks(tmp_path: Path, previews: str) -> None:
+    async def line() -> None:
+        async with opened(tmp_path, previews=previews) as asked:
+            await asked.run("sleep 1")
+            assert asked.previews == []
+            asked.looks = True
+            await asked.run("sleep 5", "job-2")
+            assert bool(asked.previews) == (previews == "auto")
+            steps = [preview.step for preview in asked.previews]
+            assert steps == sorted(steps) and 0 not in steps  # ordered after the first
 
     asyncio.run(line())
 

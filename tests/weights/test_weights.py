@@ -146,7 +146,7 @@ def test_a_file_that_was_cut_off_is_named(
 def test_a_name_that_means_nothing_says_what_there_is(
     make_settings: MakeSettings, hub: Path
 ) -> None:
-    with pytest.raises(ModelMissing, match=r"wan2\.2-ti2v-5b.*no folder"):
+    with pytest.raises(ModelMissing, match=r"wan2\.2-ti2v-5b.*not a folder"):
         weights.resolve("wan9", make_settings())
 
 

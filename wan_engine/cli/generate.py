@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -16,7 +17,7 @@ from wan_engine.checks import require
 from wan_engine.cli.local_requests import LocalRequest, read_jobs
 from wan_engine.cli.options import RequestOptions, with_request_options
 from wan_engine.cli.terminal import err, failing_clearly, load_settings, out, progress_bar
-from wan_engine.control import Control
+from wan_engine.control import Control, Preview
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError, InvalidRequest
 from wan_engine.media.sheet import choose_frames, write_sheet
@@ -35,6 +36,10 @@ def generate(
     sheet: Annotated[
         str, typer.Option(help="Path of a contact sheet with times and cuts, as PNG.")
     ] = "",
+    preview: Annotated[
+        str,
+        typer.Option(help="Path of a small moving picture of the unfinished clip, as WEBP."),
+    ] = "",
     jobs: Annotated[
         str,
         typer.Option(
@@ -43,7 +48,7 @@ def generate(
     ] = "",
 ) -> None:
     """Render one clip, or many with --jobs. Each result is one line of JSON."""
-    one = LocalRequest({**options.payload(), "out": out_file, "sheet": sheet})
+    one = LocalRequest({**options.payload(), "out": out_file, "sheet": sheet, "preview": preview})
     asked = _read_jobs(jobs) if jobs else [one]
     with failing_clearly():
         settings = load_settings(options.model)
@@ -90,7 +95,12 @@ def _render(engine: Engine, asked: LocalRequest) -> bool:
         request = asked.request(engine.settings)
         with progress_bar() as on_progress, asked.naming_files():
             seconds = engine.settings.job_seconds
-            control = Control(deadline_seconds=seconds, on_progress=on_progress)
+            preview = asked.target("preview")
+            control = Control(
+                deadline_seconds=seconds,
+                on_progress=on_progress,
+                on_preview=partial(_replace, preview) if preview else None,
+            )
             result = _generate_to(engine, request, control, target)
     except (EngineError, PathRefused) as error:
         _tell_error(str(error))
@@ -100,6 +110,13 @@ def _render(engine: Engine, asked: LocalRequest) -> bool:
         output["expanded_prompt"] = result.expanded_prompt
     print(json.dumps(output), flush=True)
     return sheet is None or _draw_sheet(result, sheet)
+
+
+def _replace(target: Path, preview: Preview) -> None:
+    """Write the preview, so that a viewer never sees half of one."""
+    beside = target.with_name(f".{target.name}.part")
+    beside.write_bytes(preview.content)
+    beside.replace(target)
 
 
 def _tell_error(sentence: str) -> None:

@@ -19,7 +19,7 @@ from wan_engine.schema import Request, parse_request
 from wan_engine.settings import Settings
 from wan_engine.storage import uses_bucket
 
-_OURS = ("out", "sheet")
+_OURS = ("out", "sheet", "preview")
 _ADDRESSES = ("http:", "https:", "data:")
 _SIZES = ("720p", "1080p")
 _MEDIA = ("image", "last_image", "first_clip", "audio")
@@ -27,8 +27,8 @@ _MEDIA = ("image", "last_image", "first_clip", "audio")
 
 @dataclass(frozen=True)
 class LocalRequest:
-    """A request with two fields of the command line: `out`, the file for its clip, and `sheet`.
-    `wrong` says why a line is no request, `place` is that line."""
+    """A request with fields of the command line: `out`, the file for its clip, `sheet` and
+    `preview`. `wrong` says why a line is no request, `place` is that line."""
 
     payload: Mapping[str, Any]
     place: str = ""
@@ -39,8 +39,11 @@ class LocalRequest:
         try:
             self.request(settings)
             out, sheet = self.target("out"), self.target("sheet")
+            preview = self.target("preview")
         except InvalidRequest as error:
             return str(error)
+        if preview is not None and preview in (out, sheet):
+            return f"--preview: {paths.shown(preview)} is where something else goes"
         if sheet is not None and sheet == out:
             return f"--sheet: {paths.shown(sheet)} is where the clip goes"
         if sheet is not None and out is None and uses_bucket(settings):
@@ -84,8 +87,8 @@ class LocalRequest:
             raise InvalidRequest(f"{error.field}: {name}: {error.why}") from error
 
     def target(self, field: str) -> Path | None:
-        """The file that `out` or `sheet` names. Raises `InvalidRequest` unless it can be written
-        now."""
+        """The file that one of our own fields names. Raises `InvalidRequest` unless it can be
+        written now."""
         value = self.payload.get(field)
         if not value:
             return None

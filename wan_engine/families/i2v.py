@@ -25,13 +25,14 @@ from PIL import Image
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import CompileFailed, OutOfMemory
-from wan_engine.families import OnBytes
+from wan_engine.families import OnBytes, previews
 from wan_engine.families.base import refuse_others, stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.loading import load_pipeline
 from wan_engine.families.lora_swap import LoraSwap
 from wan_engine.families.placement import able, attention_of, run_eagerly
 from wan_engine.families.prompt_embeddings import PromptEncoder
+from wan_engine.media.previews import MOST_FRAMES
 from wan_engine.runtime.compiler import failed_in_compiled_code, reason
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
@@ -71,6 +72,12 @@ class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
         assert num_inference_steps is not None
         sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
         super().set_timesteps(sigmas=sigmas, device=device)
+        self.velocity: torch.Tensor | None = None
+
+    def step(self, model_output: torch.Tensor, *given: Any, **options: Any) -> Any:
+        """The stock step. It keeps the model's output for `previews.estimate`."""
+        self.velocity = model_output
+        return super().step(model_output, *given, **options)
 
 
 def make_scheduler(spec: ModelSpec, area: int | None = None) -> SchedulerMixin:
@@ -123,6 +130,7 @@ class ImageToVideo:
         self._decoder = pipeline.vae
         if recipe.decode_dtype != "float32" and not self._offloaded:
             self._decoder = _decoder_only(pipeline.vae, getattr(torch, recipe.decode_dtype))
+        self._colours: previews.Colours | None = None
 
     @classmethod
     def load(
@@ -177,8 +185,10 @@ class ImageToVideo:
                 tensors["latents"], f"step {done} of {spec.steps} by {self._expert_at(time)}"
             )
             on_step(done)
+            self._offer_preview(segment, done, tensors["latents"])
             return tensors
 
+        self._offer_preview(segment, done)
         # A step of a large model takes long, and so do the encoders before it.
         parts = [getattr(self.pipeline, name, None) for name in _PARTS]
         hooks = [
@@ -222,6 +232,28 @@ class ImageToVideo:
         if self._latents_handed_on:
             segment.carry.latents = latents[:, :, -self._latents_handed_on :].clone()
         return latents
+
+    def _offer_preview(
+        self, segment: SegmentInput, done: int, latents: torch.Tensor | None = None
+    ) -> None:
+        """Offer a preview of `latents` after a step, or before the first one what it needs."""
+        if segment.on_preview is None:
+            return
+        # Between the steps, an encoder that is offloaded would take the place of an expert.
+        if self._colours is None and (latents is None or not self._offloaded):
+            segment.on_preview(done, self._learn_colours)
+        if latents is not None and (colours := self._colours) is not None:
+            segment.on_preview(done, lambda: colours.of(self._shown(latents, segment)))
+
+    def _learn_colours(self) -> None:
+        self._colours = previews.Colours.learnt(self.pipeline.vae)
+        self.pipeline.maybe_free_model_hooks()
+
+    def _shown(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:
+        """The few latents that a preview shows, without those that are known before."""
+        clean = previews.estimate(self.pipeline.scheduler, latents)
+        new = self._of_the_clip(clean, segment)[:, :, max(1, self._latents_handed_on) :]
+        return previews.evenly(new if new.shape[2] else clean, MOST_FRAMES)
 
     @property
     def attention(self) -> str:

@@ -58,6 +58,7 @@ from wan_engine.gateway.keys import Keys, RateLimit, shares
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.openapi import DescribedApp
+from wan_engine.gateway.playground import door as playground
 from wan_engine.gateway.playground import page
 from wan_engine.gateway.readiness import Readiness
 from wan_engine.gateway.refusals import Refusal
@@ -133,6 +134,7 @@ async def open_gateway(
             links,
             waiting_for=lambda: ownership.why_not or backend.waiting_for(),
             models=lambda: backend.models,
+            takes=lambda: backend.takes,
         )
         doors = [door(context) for door in DOORS]
 
@@ -169,7 +171,8 @@ async def open_gateway(
 def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP side of an open gateway. FastAPI's own pages are off, because they load scripts of
     others."""
-    settings, doors = gateway.context.settings, gateway.doors
+    settings = gateway.context.settings
+    doors = [*gateway.doors, playground.door(gateway.context)]
     app = DescribedApp(
         [door.router for door in doors],
         title="wan_engine gateway",

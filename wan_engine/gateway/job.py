@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from wan_engine.control import Progress
 from wan_engine.errors import InvalidRequest
-from wan_engine.schema import Task, parse_request
+from wan_engine.schema import Order, Task, parse_request
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 FINAL: tuple[State, ...] = ("completed", "failed", "cancelled", "expired")
@@ -62,8 +62,9 @@ class Job:
     It does not contain the request, which may be megabytes: use `Jobs.request(id)`. `result` is
     `VideoResult.output()`; its URLs may be `file:` URLs, so give callers `Links.url(job)`. `error`
     is the sentence for the caller, `error_code` a code of `wan_engine.errors`. `task` is the task
-    of its request. `progress` is set while the job runs, and not stored. `workers_lost` counts the
-    workers that ended while the job had their device.
+    of its request. `progress` is set while the job runs, and not stored. `kind` has in words what
+    decides how long it takes, and is not stored either. `workers_lost` counts the workers that
+    ended while the job had their device.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Job:
     remote_id: str | None = None
     worker: str | None = None
     progress: Progress | None = None
+    kind: str | None = field(default=None, compare=False)
 
     @property
     def final(self) -> bool:
@@ -116,6 +118,19 @@ class Job:
         if self.started_ms is None or self.finished_ms is None:
             return None
         return max(0, self.finished_ms - self.started_ms)
+
+
+def kind_of(order: Order) -> str:
+    """What decides how long an order takes on the same machine."""
+    several = order.shot_type == "multi" and order.expand_prompt
+    parts = (
+        order.task,
+        order.size,
+        f"{order.duration} s",
+        "several shots" if several else "one shot",
+        "a sound" if order.audio is not None else "no sound",
+    )
+    return ", ".join(parts)
 
 
 def queued_again(job: Job) -> Job:
@@ -156,7 +171,8 @@ def accepted(new: NewJob) -> Job:
     try:
         if new.refused is not None:
             raise InvalidRequest(new.refused)
-        job = replace(job, task=parse_request(new.request).order().task)
+        order = parse_request(new.request).order()
+        job = replace(job, task=order.task, kind=kind_of(order))
     except InvalidRequest as error:
         job = replace(job, state="failed", started_ms=now, finished_ms=now)
         return replace(job, error=str(error), error_code=error.code)

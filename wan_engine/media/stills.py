@@ -18,9 +18,11 @@ _SECONDS = 60.0
 _QUALITY = 85
 
 
-def thumbnail(clip: Path) -> bytes:
-    """Return the first frame as WEBP. Raises `EncodeFailed` if the clip cannot be read."""
-    return _still(clip, "null", "WEBP")
+def thumbnail(clip: Path, width_max: int | None = None) -> bytes:
+    """Return the first frame as WEBP, at most `width_max` pixels wide. Raises `EncodeFailed` if the
+    clip cannot be read."""
+    smaller = f"scale='min({width_max},iw)':-2" if width_max else "null"
+    return _still(clip, smaller, "WEBP")
 
 
 def spritesheet(clip: Path, seconds: float) -> bytes:

@@ -3,7 +3,7 @@ results."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import accumulate
@@ -253,6 +253,10 @@ class DrivingSound:
 Condition = FirstPicture | LastPicture | References | DrivingSound | Carry
 """One input of a segment besides the prompt."""
 
+OnPreview = Callable[[int, Callable[[], Frames | None]], None]
+"""Gets the number of finished steps of a segment, and a function that makes small frames of it. The
+function is called only if somebody looks, and may fail."""
+
 C = TypeVar("C", FirstPicture, LastPicture, References, DrivingSound, Carry)
 
 
@@ -262,7 +266,7 @@ class SegmentInput:
     that all segments of a shot share.
 
     `continued`: another segment continues from the last frames of this one. `folder` is the job's
-    folder, for the sound that a model makes.
+    folder, for the sound that a model makes. `on_preview` may be told how to make a preview.
     """
 
     prompt: str
@@ -274,6 +278,7 @@ class SegmentInput:
     seed: int
     continued: bool = False
     folder: Path | None = None
+    on_preview: OnPreview | None = None
 
     def find(self, kind: type[C]) -> C | None:
         """The condition of this class, or None. There is at most one."""

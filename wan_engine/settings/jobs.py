@@ -45,6 +45,13 @@ class JobSettings(BaseModel):
         ge=0,
         description="Shortest time between two progress updates to Runpod, in seconds",
     )
+    previews: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Small moving pictures of the unfinished clip. `auto`: only while somebody "
+        "looks, on the page of a gateway that renders on this machine. `on`: a Runpod worker adds "
+        "them to its progress too, about 15 kB each, for its callers and the page of a gateway. "
+        "`off`: none",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO",
         description="Lowest level of messages in the log: `DEBUG`, `INFO`, `WARNING` or `ERROR`",

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.system
 Listen = Callable[..., Listening]
 KEY, ENTRY = new_entry("ann")
 APIS = ("Runpod", "AI/ML API", "Oxen")
+ALL_APIS = (*APIS, "DashScope", "OpenAI")
 PROGRAMS = {
     "curl": (["bash", "-eu"], ".sh"),
     "Python": ([sys.executable], ".py"),
@@ -50,6 +51,13 @@ def printed_url(text: str) -> str:
     return url
 
 
+def clip_of(api: str, printed: str, folder: Path) -> bytes:
+    """OpenAI's API has no link, so its code stores the clip."""
+    if api == "OpenAI":
+        return (folder / "clip.mp4").read_bytes()
+    return httpx.get(printed_url(printed)).content
+
+
 def the_request(here: Listening) -> dict[str, Any]:
     (request,) = here.backend.requests.values()
     assert isinstance(request, dict)
@@ -57,7 +65,7 @@ def the_request(here: Listening) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("language", PROGRAMS)
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", ALL_APIS)
 def test_with_a_url_and_every_option_it_runs(
     listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
 ) -> None:
@@ -74,8 +82,9 @@ def test_with_a_url_and_every_option_it_runs(
     page.get_by_label("Expand the prompt").check()
     command, suffix = PROGRAMS[language]
     printed = run(command, code(page, api, language), tmp_path, suffix)
-    assert httpx.get(printed_url(printed)).content == CLIP
+    assert clip_of(api, printed, tmp_path) == CLIP
     request = the_request(here)
+    request |= {"duration": int(request.pop("seconds", request.get("duration")))}
     assert request.pop("first_frame", True) is True
     assert request.pop("generate_audio", True) is True
     assert request == {
@@ -119,8 +128,14 @@ def test_with_files_it_runs_beside_them(
     assert request["shot_type"] == "single" and request["enable_prompt_expansion"] is False
 
 
-@pytest.mark.parametrize("language", ["Python", "JavaScript"])
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("api", "language"),
+    [
+        *((api, language) for api in APIS for language in ("Python", "JavaScript")),
+        ("DashScope", "Python"),
+        ("OpenAI", "JavaScript"),
+    ],
+)
 def test_a_failure_is_printed_and_ends_it(
     listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
 ) -> None:
@@ -131,7 +146,59 @@ def test_a_failure_is_printed_and_ends_it(
     text = code(page, api, language)
     assert "The GPU is full" in run(command, text, tmp_path, suffix, fails=True)
     denied = run(command, text.replace(KEY, "wrong"), tmp_path, suffix, fails=True)
-    assert re.search("valid API key|authenticated|not valid", denied)
+    assert re.search("valid API key|authenticated|not valid|[Ii]ncorrect|[Ii]nvalid API", denied)
+
+
+@pytest.mark.parametrize("api", ALL_APIS)
+def test_a_last_picture_is_in_the_code(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    here.backend.models = {"image-to-video": "wan2.2-i2v-a14b"}
+    page = open_page(here.url, allowed=("Failed to load resource",))
+    field = page.get_by_role("textbox", name="API key")
+    field.fill(KEY)
+    field.press("Enter")
+    page.get_by_label("URL of the picture", exact=True).fill(f"{here.url}/first.jpg")
+    page.get_by_label("URL of the last picture").fill(f"{here.url}/last.jpg")
+    fill(page, picture=None)
+    text = code(page, api, "curl")
+    printed = run(["bash", "-eu"], text, tmp_path, ".sh")
+    assert clip_of(api, printed, tmp_path) == CLIP
+    request = the_request(here)
+    assert request["image"] == f"{here.url}/first.jpg"
+    assert request["last_image"] == f"{here.url}/last.jpg"
+
+
+@pytest.mark.parametrize("api", ["DashScope", "OpenAI"])
+@pytest.mark.parametrize("begin", ["Clip", "References"])
+def test_a_clip_and_references_are_in_the_code(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str, begin: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    models = {"image-to-video": "wan2.2-i2v-a14b", "reference-to-video": "wan-tiny-vace"}
+    here.backend.models = models  # type: ignore[assignment]
+    page = open_page(here.url, allowed=("Failed to load resource",))
+    field = page.get_by_role("textbox", name="API key")
+    field.fill(KEY)
+    field.press("Enter")
+    page.get_by_label(begin, exact=True).check()
+    url = f"{here.url}/none.mp4"
+    if begin == "Clip":
+        page.get_by_label("URL of the clip to continue").fill(url)
+    else:
+        page.get_by_label("URL of a reference").fill(url)
+        page.get_by_role("button", name="Add the reference").click()
+        pick(page, "Shape", "3:4")
+    fill(page, picture=None)
+    printed = run([sys.executable], code(page, api, "Python"), tmp_path, ".py")
+    assert clip_of(api, printed, tmp_path) == CLIP
+    request = the_request(here)
+    if begin == "Clip":
+        assert request["first_clip"] == url and "image" not in request
+    else:
+        assert list(request["references"]) == [url]
+        assert (request["aspect_ratio"], request["size"]) == ("3:4", "1280*720")
 
 
 def test_it_is_copied(listen: Listen, open_page: Open) -> None:
@@ -146,9 +213,9 @@ def test_it_is_copied(listen: Listen, open_page: Open) -> None:
 
 
 def test_it_names_the_host_that_the_page_was_reached_by(listen: Listen, open_page: Open) -> None:
-    port = listen().url.rpartition(":")[2]
+    port = listen(api_keys=ENTRY).url.rpartition(":")[2]
     page = open_page(f"http://localhost:{port}/")
-    for api in APIS:
+    for api in ALL_APIS:
         for language in PROGRAMS:
             hosts = set(re.findall(r"https?://[\w.:]+", code(page, api, language)))
             assert hosts == {f"http://localhost:{port}", "https://example.com"}

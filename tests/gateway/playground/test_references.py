@@ -49,7 +49,7 @@ def test_references_are_offered_where_a_model_takes_them(listen: Listen, open_pa
     here = listen()
     here.backend.models = {"image-to-video": "wan-tiny"}
     page = open_page(here.url)
-    expect(page.locator("#begin")).to_be_hidden()
+    expect(page.locator("#begin-references")).to_be_hidden()
     expect(page.locator("#image")).to_be_visible()
     here.backend.models = BOTH
     page = open_page(here.url)
@@ -92,11 +92,10 @@ def test_files_and_urls_are_sent_in_the_order_of_their_names(
         "enable_prompt_expansion": False,
         "enable_safety_checker": True,
     }
-    page.get_by_label("A first picture").check()
+    page.get_by_label("Picture", exact=True).check()
     page.get_by_role("button", name="Use again").click()
-    expect(page.locator("#references-list li")).to_have_text([f"character1 {url}Remove"])
-    expect(page.locator("#references-error")).to_have_text(
-        "Choose anna.mp4 again: files are not kept."
+    expect(page.locator("#references-list li")).to_have_text(
+        ["character1 anna.mp4, 2 KBRemove", f"character2 {url}Remove"]
     )
     expect(page.get_by_label("9:16")).to_be_checked()
 

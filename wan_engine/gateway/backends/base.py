@@ -6,12 +6,12 @@ backends are `LocalBackend` (`local.py`) and `EndpointBackend` (`endpoint.py`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from wan_engine.control import Progress
-from wan_engine.schema import Task
+from wan_engine.control import Preview, Progress
+from wan_engine.schema import Input, Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Work:
 
     `remote_id` is the id that an earlier start passed to `remote`. Await `begin` when the work
     really begins, with the worker's name if it has one; call `progress` at any time. If the run is
-    cancelled, `leaving` says whether the gateway is ending and the job will run again.
+    cancelled, `leaving` says whether the gateway is ending and the job will run again. Call
+    `preview` only while `wants_preview` says that somebody looks.
     """
 
     job_id: str
@@ -36,6 +37,8 @@ class Work:
     progress: Callable[[Progress], None]
     remote: Callable[[str | None], Awaitable[None]]
     leaving: Callable[[], bool] = lambda: False
+    preview: Callable[[Preview], None] = lambda _preview: None
+    wants_preview: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Backend(Protocol):
     outlives: bool
     models: Mapping[Task, str] | None
     """The names of its models by task, once they are known."""
+    takes: Mapping[Task, Collection[Input]] | None
+    """The inputs of these models besides the prompt, once they are known."""
 
     async def start(self) -> None:
         """Start, without waiting until it is ready."""

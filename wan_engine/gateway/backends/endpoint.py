@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
 import httpx
 
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.errors import CODES, ConfigurationError, DeadlineExceeded, code_of
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
-from wan_engine.schema import Task, parse_request
+from wan_engine.schema import Input, Task, parse_request
 from wan_engine.schema.pricing import cost
 from wan_engine.settings import Settings
 from wan_engine.storage import claims
@@ -38,6 +39,7 @@ _HEALTH_SECONDS = 30.0
 _CANCEL_TRIES = 4
 _LONGEST_SENTENCE = 500
 _REFUSALS = (400, 413, 422)
+_PREVIEW = re.compile(r"data:image/(?:webp|jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 _TIMED_OUT = "executionTimeout exceeded"  # Runpod's own text, with the status FAILED
 
 
@@ -69,6 +71,7 @@ class EndpointBackend:
         self.slots = _SLOTS
         self.outlives = True
         self.models: Mapping[Task, str] | None = None  # the API does not tell them
+        self.takes: Mapping[Task, Collection[Input]] | None = None
         self._settings = settings
         self._claims = settings.runpod_claims
         self._poll_seconds = poll_seconds
@@ -185,6 +188,7 @@ class EndpointBackend:
                 raise await _ended(work, remote, told)
             if (progress := _progress(output)) is not None:
                 work.progress(progress)
+                _pass_preview(work, output, progress)
             await waits.next()
 
     async def _cancel(self, remote_id: str) -> None:
@@ -324,3 +328,11 @@ def _progress(output: object) -> Progress | None:
     with suppress(KeyError, TypeError, ValueError):
         return Progress(str(output["stage"]), int(output["step"]), int(output["steps"]))
     return None
+
+
+def _pass_preview(work: Work, output: Any, progress: Progress) -> None:
+    """Pass on what a worker with WAN_PREVIEWS=on adds to its progress."""
+    uri, step = output.get("preview"), output.get("preview_step", progress.step)
+    known = isinstance(uri, str) and type(step) is int and _PREVIEW.fullmatch(uri)
+    if known and work.wants_preview():
+        work.preview(Preview(uri, step))

@@ -1,10 +1,10 @@
 """Runs the engine in the child process of the gateway (`python -m
 wan_engine.gateway.backends.engine_process`).
 
-It reads lines: first the settings, then orders (`run`, `cancel`). It answers `ready`, `progress`,
-`done`, `failed`, and `unusable` with what the operator has to change. `alive` comes every few
-seconds during any work. `ending` comes before a process with a broken device ends, and `hangs`
-before one whose job or start makes no progress.
+It reads lines: first the settings, then orders (`run`, `cancel`, `watch`). It answers `ready`,
+`progress`, `preview`, `done`, `failed`, and `unusable` with what the operator has to change.
+`alive` comes every few seconds during any work. `ending` comes before a process with a broken
+device ends, and `hangs` before one whose job or start makes no progress.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from wan_engine import checks
 from wan_engine.choice import served
-from wan_engine.control import Control, Progress
+from wan_engine.control import Control, Preview, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
 from wan_engine.runtime import logs
@@ -39,6 +39,7 @@ _PROGRESS_SECONDS = 0.2
 _ALIVE_SECONDS = 5.0
 _LEAVE_SECONDS = 60.0  # for clips that are being stored when the device breaks
 _POLL_SECONDS = 0.1
+_WATCH_SECONDS = 10.0  # after an order to `watch`, previews are made for so long
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -55,21 +56,28 @@ class EngineProcess:
         self._ending = False
 
     def obey(self, order: Mapping[str, Any]) -> None:
-        if order["do"] == "cancel":
+        if order["do"] != "run":
             if (control := self._controls.get(order["id"])) is not None:
-                control.cancel()
+                _change(control, order["do"])
             return
         if self._ending:
             return  # the gateway starts it again once this process has ended
+        off = self._settings.previews == "off"
         control = Control(
             order["id"],
             deadline_seconds=order["seconds"],
             on_progress=_Throttled(order["id"], self._tell),
+            on_preview=None if off else partial(self._tell_preview, order["id"]),
             hang_seconds=self._settings.hang_seconds,
         )
+        control.preview_until = 0.0  # nobody looks yet
         self._controls[order["id"]] = control
         work = (order["request"], control)
         threading.Thread(target=self._run, args=work, name="job", daemon=True).start()
+
+    def _tell_preview(self, job_id: str, preview: Preview) -> None:
+        told = {"uri": preview.uri, "step": preview.step}
+        self._tell({"told": "preview", "id": job_id, **told})
 
     def _run(self, request: object, control: Control) -> None:
         told: dict[str, Any] = {"id": control.job_id}
@@ -113,6 +121,13 @@ class EngineProcess:
                     control.cancel()
             time.sleep(_POLL_SECONDS)
         os._exit(BROKEN_EXIT)
+
+
+def _change(control: Control, what: str) -> None:
+    if what == "watch":
+        control.preview_until = time.monotonic() + _WATCH_SECONDS
+    elif what == "cancel":
+        control.cancel()
 
 
 class _Throttled:
@@ -216,7 +231,8 @@ def _started(
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
-    tell({"told": "ready", "models": served(engine.pool.rows)})
+    takes = {task: list(row.takes) for task, row in engine.pool.rows.items()}
+    tell({"told": "ready", "models": served(engine.pool.rows), "takes": takes})
     return engine
 
 

@@ -14,15 +14,15 @@ import logging
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.runtime.watchdog import LOAD_TIMES
-from wan_engine.schema import Task
+from wan_engine.schema import Input, Task
 from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage
 
@@ -36,6 +36,7 @@ _EXIT_SECONDS = 10.0
 _SILENT_SECONDS = 60.0  # longest silence; a start may be busy for as long as a load may take
 _UNSURE_SECONDS = 15.0  # after this silence, it gets no job
 _LOOK_SECONDS = 0.5
+_WATCHED_SECONDS = 3.0  # between orders for previews, which hold for longer
 
 
 class LocalBackend:
@@ -49,6 +50,7 @@ class LocalBackend:
     ) -> None:
         self.outlives = False
         self.models: Mapping[Task, str] | None = None
+        self.takes: Mapping[Task, Collection[Input]] | None = None
         self.slots = 2 if settings.prefetch else 1
         self._settings = settings
         self._metrics = metrics
@@ -63,6 +65,7 @@ class LocalBackend:
         self._silent_seconds = 0.0
         self._at_work: str | None = None  # the job that has the device, as last reported
         self._blamed: str | None = None  # the job that the process named as its reason to end
+        self._watched: dict[str, float] = {}  # when previews of a job were ordered
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep(), name="engine")
@@ -104,6 +107,7 @@ class LocalBackend:
             raise
         finally:
             del self._works[work.job_id]
+            self._watched.pop(work.job_id, None)
             if ended.done() and not ended.cancelled():
                 ended.exception()  # retrieve the exception, or asyncio complains
 
@@ -202,12 +206,13 @@ class LocalBackend:
             told = json.loads(line)
             what = told["told"]
             self._silent_seconds = 0.0
+            await self._order_previews()
             if what == "alive":
                 continue
             if what == "ready":
                 self._failed_starts = -1
                 self._ready.set()
-                self.models = told["models"]
+                self.models, self.takes = told["models"], told["takes"]
                 log.info("the engine is ready: %s", ", ".join(told["models"].values()))
             elif what == "unusable":
                 self._unusable(told["error"])
@@ -215,6 +220,16 @@ class LocalBackend:
                 self._will_end(told)
             else:
                 self._hear(what, told)
+
+    async def _order_previews(self) -> None:
+        """Order previews of the jobs that somebody looks at, again and again."""
+        now = time.monotonic()
+        for job_id, (work, _) in list(self._works.items()):
+            due = now >= self._watched.get(job_id, 0.0) + _WATCHED_SECONDS
+            if due and work.wants_preview():
+                self._watched[job_id] = now
+                with suppress(WorkerLost):
+                    await self._send({"do": "watch", "id": job_id})
 
     def _will_end(self, told: Mapping[str, Any]) -> None:
         """Send it nothing more. Jobs that only waited in it are not to blame."""
@@ -235,6 +250,9 @@ class LocalBackend:
     def _hear(self, what: str, told: Mapping[str, Any]) -> None:
         work, ended = self._works.get(told["id"], (None, None))
         if work is None or ended is None or ended.done():
+            return
+        if what == "preview":
+            work.preview(Preview(told["uri"], told["step"]))
             return
         if what != "progress" or told["stage"] in _OFF_DEVICE:
             self._at_work = None if self._at_work == work.job_id else self._at_work

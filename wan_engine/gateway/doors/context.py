@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,7 +14,7 @@ from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.links import Links
 from wan_engine.gateway.refusals import Refusal
-from wan_engine.schema import Task
+from wan_engine.schema import Input, Task
 from wan_engine.schema.pricing import cost
 from wan_engine.settings import Settings
 
@@ -37,6 +37,8 @@ class Context:
     """The reason why rendering cannot begin yet, for the operator. None if it can begin."""
     models: Callable[[], Mapping[Task, str] | None] = lambda: None
     """The names of the models by task, if they are known."""
+    takes: Callable[[], Mapping[Task, Collection[Input]] | None] = lambda: None
+    """The inputs of these models besides the prompt, if they are known."""
 
     async def submit(self, request: Request, *new: NewJob) -> tuple[Job, ...]:
         """Call `jobs.submit`. Once the jobs are stored, the request no longer counts as in

@@ -130,7 +130,7 @@ class Dispatcher:
             await _stored(self._jobs.fail, claimed, EngineError.code, sentence)
         else:
             self._metrics.stages(done.stage_seconds)
-            await _stored(self._jobs.complete, claimed, done.output)
+            await _stored(self._jobs.complete, claimed, done.output, done.stage_seconds)
 
     async def _work(self, job: Job) -> Done:
         async def begin(worker: str | None) -> None:
@@ -159,6 +159,8 @@ class Dispatcher:
             remote_id=job.remote_id,
             begin=begin,
             progress=partial(self._jobs.progress, job.id),
+            preview=partial(self._jobs.put_preview, job.id),
+            wants_preview=partial(self._jobs.wants_preview, job.id),
             remote=remote,
             leaving=lambda: self._closing or not self._ours.is_set(),
         )

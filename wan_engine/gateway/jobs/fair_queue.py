@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from wan_engine.gateway.keys import Share
@@ -85,6 +85,33 @@ class FairQueue:
         else:
             self._leave(owner)
         return job_id
+
+    def before(self, job_id: str, most: int) -> list[str] | None:
+        """The jobs that would be taken before this one if none came, next first, `most` of them at
+        most. None if it does not wait."""
+        if job_id not in self._owners:
+            return None
+        found: list[str] = []
+        for one in self._order():
+            if one == job_id or len(found) == most:
+                break
+            found.append(one)
+        return found
+
+    def _order(self) -> Iterator[str]:
+        """All jobs in the order in which `take` would give them."""
+        yield from self._returned
+        turns = list(self._valid.values())
+        heapq.heapify(turns)
+        lines = {owner: iter(line) for owner, line in self._lines.items()}
+        while turns:
+            turn, count, owner = heapq.heappop(turns)
+            if (job_id := next(lines[owner], None)) is None:
+                continue
+            yield job_id
+            later = turn + 1 / self._shares.get(owner, _NO_SHARE).weight
+            # Whoever comes again waits behind those that were there.
+            heapq.heappush(turns, (later, count + len(self._owners) + 1, owner))
 
     def drop(self, job_id: str) -> None:
         """Remove a job, if it is waiting."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.gateway.job import (
     RETRYABLE,
     Job,
@@ -29,8 +29,10 @@ from wan_engine.gateway.job import (
 from wan_engine.gateway.jobs.counts import Counts
 from wan_engine.gateway.jobs.events import Events
 from wan_engine.gateway.jobs.fair_queue import FairQueue, Full
+from wan_engine.gateway.jobs.previews import Previews
 from wan_engine.gateway.jobs.request_parts import split
 from wan_engine.gateway.jobs.requests import Requests
+from wan_engine.gateway.jobs.run_times import RunTimes
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.refusals import Refusal
@@ -49,6 +51,7 @@ _LIST_LIMIT = 1000
 _PAGE = 50
 _LONGEST_RETRY_AFTER_SECONDS = 600
 _FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
+_COUNTED_BEFORE = 1000  # jobs before a waiting one, whose place is told
 _FULL: dict[Full, str] = {
     "queue": "The queue is full",
     "share": "This key has its limit of waiting jobs",
@@ -78,6 +81,8 @@ class Jobs:
         self._at_work: dict[str, str | None] = {}  # the workers of running jobs
         self._stops: dict[str, Callable[[], object]] = {}
         self._run_seconds = _FIRST_RUN_SECONDS
+        self.run_times = RunTimes()
+        self._previews = Previews()
         metrics.queue_length(lambda: len(self._queue))
 
     async def start(self) -> None:
@@ -161,6 +166,46 @@ class Jobs:
     def workers(self) -> int:
         """The number of running jobs, for all doors and owners."""
         return len(set(self._at_work.values()))
+
+    def before(self, job: Job) -> int | None:
+        """The number of jobs, of all owners, that are to begin before this one. None if it does not
+        wait."""
+        if job.state != "queued":
+            return None
+        before = self._queue.before(job.id, _COUNTED_BEFORE)
+        if before is None:
+            return 0  # it was taken, and its backend has not begun
+        taken = len(self._live) - len(self._queue) - len(self._at_work)
+        return len(before) + max(0, taken)
+
+    def seconds_left(self, job: Job) -> float | None:
+        """Expected seconds to the end of a job that waits or runs. None where nothing is known to
+        tell it from."""
+        its_own = self._own_left(job)
+        if its_own is None:
+            return None
+        running = [self._live[job_id] for job_id in self._at_work if job_id != job.id]
+        if job.state == "running":
+            first = [one for one in running if (one.started_ms or 0) < (job.started_ms or 0)]
+        else:
+            before = self._queue.before(job.id, _COUNTED_BEFORE) or ()
+            first = [*running, *(self._live[job_id] for job_id in before)]
+        others = sum(self._own_left(one) or 0.0 for one in first)
+        workers = max(1, self.workers())
+        if job.state == "running" and workers > 1:
+            return its_own  # it has a machine for itself
+        return others / workers + its_own
+
+    def _own_left(self, job: Job) -> float | None:
+        if job.state != "running":
+            return self.run_times.whole(job.kind)
+        seconds = (now_ms() - (job.started_ms or now_ms())) / 1000
+        return self.run_times.left(job.kind, job.progress, seconds)
+
+    def preview(self, job: Job, known: int) -> Preview | None:
+        """Return the newest preview of a running job, unless its step is `known`. Previews are made
+        for some seconds after each call."""
+        return None if job.id not in self._live else self._previews.look(job.id, known)
 
     async def cancel(self, job: Job) -> Job:
         """Cancel the job. Returns the job, unchanged if it had already ended."""
@@ -259,8 +304,20 @@ class Jobs:
         if (job := self._live.get(job_id)) is not None and job.state == "running":
             self._live[job_id] = replace(job, progress=progress)
 
-    async def complete(self, job: Job, result: Mapping[str, Any]) -> Job:
-        return await self._end(job, "completed", result=dict(result))
+    def wants_preview(self, job_id: str) -> bool:
+        return self._previews.wanted(job_id)
+
+    def put_preview(self, job_id: str, preview: Preview) -> None:
+        if (job := self._live.get(job_id)) is not None and job.state == "running":
+            self._previews.put(job_id, preview)
+
+    async def complete(
+        self, job: Job, result: Mapping[str, Any], stage_seconds: Mapping[str, float]
+    ) -> Job:
+        ended = await self._end(job, "completed", result=dict(result))
+        if ended.state == "completed" and (took := ended.execution_ms) is not None:
+            self.run_times.learn(job.kind, stage_seconds, took / 1000)
+        return ended
 
     async def fail(self, job: Job, code: str, error: str) -> Job:
         return await self._end(job, "failed", error=error, error_code=code)
@@ -379,6 +436,8 @@ class Jobs:
         self._queued.set()
 
     def _changed(self, job: Job, *, told: bool = True) -> None:
+        if job.state != "running":
+            self._previews.forget(job.id)
         if job.final:
             self._live.pop(job.id, None)
             self._queue.drop(job.id)

@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from wan_engine.gateway.doors.runpod.door import RUN_MAX_BYTES
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.plan import NAMED_SIZES
 from wan_engine.schema import (
     NEGATIVE_PROMPT_MAX_CHARACTERS,
     PROMPT_MAX_CHARACTERS,
@@ -37,6 +38,7 @@ _TYPES: Mapping[str, str] = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
 }
 
 # Clips and pictures may lie in any bucket; whatever runs, and whatever it talks to, is ours.
@@ -114,6 +116,10 @@ def limits(settings: Settings) -> dict[str, Any]:
         "negativePromptMaxCharacters": NEGATIVE_PROMPT_MAX_CHARACTERS,
         "referencesMax": REFERENCES_MAX,
         "seedMax": SEED_MAX,
+        "namedSizes": {
+            size: {f"{wide}:{high}": pixels for (wide, high), pixels in shapes.items()}
+            for size, shapes in NAMED_SIZES.items()
+        },
     }
 
 

@@ -42,7 +42,7 @@ _EXECUTION_TIMEOUT_MS = (5_000, 604_800_000)
 _TTL_MS = (10_000, 604_800_000)
 _STREAMED = 10_000  # the number of jobs with streamed output that the door remembers
 
-_STATUS: Mapping[State, str] = {
+STATUS: Mapping[State, str] = {
     "queued": "IN_QUEUE",
     "running": "IN_PROGRESS",
     "completed": "COMPLETED",
@@ -147,7 +147,7 @@ class _Routes:
             parts = [{"output": self._context.links.output(job)}]
         while len(self._streamed) > _STREAMED:
             self._streamed.popitem(last=False)
-        return JSONResponse({"status": _STATUS[job.state], "stream": parts})
+        return JSONResponse({"status": STATUS[job.state], "stream": parts})
 
     async def cancel(self, endpoint: Endpoint, job_id: str, request: Request) -> JSONResponse:
         """Cancel a job that is queued or running. A job that has ended is unchanged."""
@@ -293,7 +293,7 @@ def _sorted(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _id_and_status(job: Job) -> dict[str, Any]:
-    return {"id": job.id, "status": _STATUS[job.state]}
+    return {"id": job.id, "status": STATUS[job.state]}
 
 
 def _wait_seconds(wait: str | None) -> float:

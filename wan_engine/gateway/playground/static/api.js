@@ -1,7 +1,10 @@
-// What the page asks of the gateway: Runpod's API for the videos, Oxen's for the prices, and
-// whether it is ready. Nothing that another client could not ask.
+// What the page asks of the gateway: Runpod's API to order and to cancel, as anybody does, and routes
+// of the page's own for what no such API tells: place in the queue, real size, first frame.
 
 const KEY = "wan-playground-key";
+const OWN = "playground/api";
+const SILENT_MS = 15000; // a server that has not answered by then is away
+const STILL_MS = 120000; // pictures of clips are made one at a time
 
 /** An answer of 400 or more, with the API's own sentence. Status 0: no answer at all. */
 export class Refused extends Error {
@@ -12,15 +15,26 @@ export class Refused extends Error {
   }
 }
 
-export class Gateway {
+/** Tells "away" when there is no answer. */
+export class Gateway extends EventTarget {
+  #asksForKey;
+
   /** `base` is where the page is, with a slash at its end. */
-  constructor(base, endpoint) {
+  constructor(base, { endpoint, asksForKey }) {
+    super();
     this.base = base;
     this.endpoint = endpoint;
+    this.#asksForKey = asksForKey;
   }
 
+  /** None where the server asks for none. */
   get key() {
-    return sessionStorage.getItem(KEY) ?? "";
+    return this.#asksForKey ? sessionStorage.getItem(KEY) ?? "" : "";
+  }
+
+  /** Whether there is a key where one is asked for. */
+  get isOpen() {
+    return !this.#asksForKey || this.key !== "";
   }
 
   set key(key) {
@@ -28,11 +42,14 @@ export class Gateway {
     else sessionStorage.removeItem(KEY);
   }
 
-  /** USD a second by size. Refused with 401 where a key is asked for. */
-  async prices() {
-    const { data } = await this.#ask("GET", "api/ai/models");
-    const { pricing } = data[0]; // all of them cost the same here
-    return { "1280*720": pricing.cost_per_second, "1920*1080": pricing.cost_per_second_high_res };
+  /** What the models take, the prices, and what jobs took. Refused with 401 where a key is asked for. */
+  server() {
+    return this.#ask("GET", `${OWN}/server`);
+  }
+
+  /** The sizes of a clip of a picture of so many pixels, by the contract's sizes. */
+  sizes(width, height, task) {
+    return this.#ask("GET", `${OWN}/sizes?width=${width}&height=${height}&task=${task}`);
   }
 
   /** What rendering waits for, empty when it can begin, and the models by what they do. */
@@ -46,9 +63,19 @@ export class Gateway {
     return (await this.#ask("POST", `v2/${this.endpoint}/run`, { input })).id;
   }
 
-  /** A job as Runpod's `status` has it. */
-  async status(endpoint, id) {
-    return this.#ask("GET", `v2/${endpoint}/status/${encodeURIComponent(id)}`);
+  /**
+   * A job of this key, whichever browser has sent it. With `preview`, the step of the preview that is
+   * there (-1: none), the server makes previews and tells those that are newer.
+   */
+  job(id, preview = null) {
+    const wanted = preview === null ? "" : `?preview=${preview}`;
+    return this.#ask("GET", `${OWN}/jobs/${encodeURIComponent(id)}${wanted}`);
+  }
+
+  /** The first frame of a clip, as a blob; null where there is none. */
+  async still(id) {
+    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, STILL_MS);
+    return answer.ok ? answer.blob() : null;
   }
 
   async cancel(endpoint, id) {
@@ -68,7 +95,7 @@ export class Gateway {
     throw new Refused(answer.status, sentenceOf(told, answer), Number.isNaN(wait) ? null : wait);
   }
 
-  async #fetch(method, path, body) {
+  async #fetch(method, path, body, silentMs = SILENT_MS) {
     const headers = new Headers();
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
     if (body !== undefined) headers.set("Content-Type", "application/json");
@@ -78,8 +105,10 @@ export class Gateway {
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
         cache: "no-store",
+        signal: method === "GET" ? AbortSignal.timeout(silentMs) : undefined,
       });
     } catch {
+      this.dispatchEvent(new Event("away"));
       throw new Refused(0, "The server does not answer");
     }
   }

@@ -32,11 +32,20 @@ export function announce(sentence) {
   if (live.textContent !== sentence) live.textContent = sentence;
 }
 
-export const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
+export const megabytes = (bytes) =>
+  bytes < 1e5 ? `${Math.max(1, Math.round(bytes / 1024))} KB` : `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
 
 export const dollars = (amount) => `$${amount.toFixed(2)}`;
 
 export const sizeName = (size) => `${Math.min(...size.split("*"))}p`;
+
+/** Seconds in words that promise no more than is known. */
+export function roughly(seconds) {
+  if (seconds < 10) return "under 10 s";
+  if (seconds < 90) return `about ${Math.round(seconds / 10) * 10} s`;
+  if (seconds < 5400) return `about ${Math.round(seconds / 60)} min`;
+  return `about ${(seconds / 3600).toFixed(1)} h`;
+}
 
 export function clock(milliseconds) {
   const seconds = Math.max(0, Math.round(milliseconds / 1000));

@@ -1,33 +1,46 @@
 // The form: what is wanted, what is wrong with it, and what it costs.
 
-import { byId, choose, chosen, dollars, fault, megabytes, sizeName } from "./dom.js";
-import { Unusable, dataUri, filesMaxBytes, readPicture } from "./media.js";
+import { byId, choose, chosen, dollars, fault, roughly, sizeName } from "./dom.js";
+import { Part } from "./part.js";
 import { Picker, receive } from "./picker.js";
+import { readers, requestInput } from "./request.js";
 import { References } from "./references.js";
-import { readSound } from "./sound.js";
+import { Sizes } from "./sizes.js";
+import { Beginning } from "./takes.js";
 
-const LEAST_PICTURE_BYTES = 256 * 1024; // what a sound leaves to the picture at least
+/** The pickers by their field of a request. */
+const FIELDS = { image: "image", last: "last_image", clip: "first_clip", audio: "audio", references: "references" };
 
+/** Tells "change" when anything of it is another, and "media" when a file or an address is. */
 export class Form extends EventTarget {
   #limits;
+  #sizes;
+  #part;
   #prices = null;
+  #seconds = {};
 
-  constructor(limits) {
+  constructor(limits, gateway) {
     super();
     this.#limits = limits;
-    const room = filesMaxBytes(limits.requestMaxBytes);
-    this.image = new Picker("image", {
-      read: (file) => readPicture(file, this.#pictureMaxBytes(), limits),
-      describe: describePicture,
-    });
-    this.audio = new Picker("audio", {
-      read: (file) => readSound(file, room - LEAST_PICTURE_BYTES, limits),
-      describe: describeSound,
-    });
+    const { read, describe } = readers(limits, (name) => this.#taken(name));
+    for (const name of ["image", "last", "clip", "audio"]) {
+      this[name] = new Picker(name, { read: read[name], describe: describe[name] });
+    }
     this.references = new References(limits);
-    receive(this.image, this.audio, this.references);
+    this.pickers = { image: this.image, last: this.last, clip: this.clip, audio: this.audio, references: this.references };
+    this.beginning = new Beginning(this.pickers);
+    this.#sizes = new Sizes(limits, gateway, this);
+    this.#part = new Part(this.audio, limits);
+    receive(this.pickers, () => this.pickers[{ picture: "image", clip: "clip", references: "references" }[this.beginning.now]]);
     byId("seed").max = limits.seedMax;
-    for (const picker of [this.image, this.audio, this.references]) picker.addEventListener("change", () => this.#changed());
+    for (const picker of Object.values(this.pickers)) {
+      picker.addEventListener("change", () => {
+        this.#changed();
+        this.dispatchEvent(new Event("media"));
+      });
+      picker.addEventListener("seen", () => this.#sizes.draw());
+    }
+    this.#sizes.addEventListener("change", () => this.#cost());
     byId("form").addEventListener("input", (event) => {
       if (event.target.id === "prompt" || event.target.id === "seed") this.#clear(event.target);
       if (event.target.name === "begin") this.begin(chosen("begin"));
@@ -36,27 +49,16 @@ export class Form extends EventTarget {
     this.#changed();
   }
 
-  /** Lets the user choose between the tasks that have a model: `models` are their names by task. */
-  offer(models) {
-    const references = "reference-to-video" in models;
-    const picture = "image-to-video" in models || !references;
-    byId("begin").hidden = !(references && picture);
-    if (this.references.shown ? !references : !picture) this.begin(picture ? "picture" : "references");
-  }
-
-  /** With a picture, or of references. */
-  begin(what) {
-    choose("begin", what);
-    const references = what === "references";
-    byId("references").hidden = byId("shape").hidden = !references;
-    byId("image").hidden = byId("size-note").hidden = references;
+  /** Lets the user choose between what the models take. */
+  offer(models, takes) {
+    this.beginning.offer(models, takes);
     this.#changed();
   }
 
-  #pictureMaxBytes() {
-    const sound = this.audio.value?.blob?.size ?? 0;
-    const room = filesMaxBytes(this.#limits.requestMaxBytes) - sound;
-    return Math.min(room, this.#limits.imageMaxBytes);
+  /** With a "picture", a "clip" or "references". */
+  begin(what) {
+    this.beginning.choose(what);
+    this.#changed();
   }
 
   /** All options, in the contract's names and order, without the media. */
@@ -65,7 +67,8 @@ export class Form extends EventTarget {
       prompt: byId("prompt").value,
       negative_prompt: byId("negative-prompt").value,
       size: chosen("size"),
-      ...(this.references.shown ? { aspect_ratio: chosen("aspect_ratio") } : {}),
+      ...(this.beginning.now === "references" ? { aspect_ratio: chosen("aspect_ratio") } : {}),
+      ...(this.beginning.now === "clip" ? { keep_first_clip: byId("keep-clip").checked } : {}),
       duration: Number(chosen("duration")),
       shot_type: chosen("shot_type"),
       seed: byId("seed").value.trim() === "" ? -1 : Number(byId("seed").value),
@@ -78,22 +81,48 @@ export class Form extends EventTarget {
   /** Options as an earlier request had them. */
   set options(wanted) {
     byId("prompt").value = wanted.prompt;
-    byId("negative-prompt").value = wanted.negative_prompt;
-    for (const name of ["size", "duration", "shot_type"]) choose(name, wanted[name]);
+    byId("negative-prompt").value = wanted.negative_prompt ?? "";
+    for (const name of ["size", "duration", "shot_type"]) choose(name, wanted[name] ?? chosen(name));
     choose("aspect_ratio", wanted.aspect_ratio ?? "16:9");
-    byId("seed").value = wanted.seed;
-    byId("expansion").checked = wanted.enable_prompt_expansion;
-    byId("safety").checked = wanted.enable_safety_checker;
+    byId("keep-clip").checked = wanted.keep_first_clip !== false;
+    byId("seed").value = wanted.seed ?? -1;
+    byId("expansion").checked = wanted.enable_prompt_expansion ?? false;
+    byId("safety").checked = wanted.enable_safety_checker ?? true;
     byId("generate-audio").checked = wanted.generate_audio !== false;
     this.#clear(byId("prompt"));
     this.#clear(byId("seed"));
     this.#changed();
   }
 
-  /** USD a second by size; null while they are not known, for which `why` is the reason. */
-  setPrices(prices, why = "") {
+  /** The media that would be sent, by their field. */
+  get media() {
+    const found = {};
+    for (const [name, picker] of Object.entries(this.pickers)) {
+      if (picker.shown && (picker.value || picker.values)) found[FIELDS[name]] = picker.values ?? picker.value;
+    }
+    return found;
+  }
+
+  /** The whole form as it was: what is not in `media` is not chosen. */
+  restore({ begin, options, media }) {
+    this.options = options;
+    this.begin(begin);
+    for (const [name, picker] of Object.entries(this.pickers)) picker.restore(media[FIELDS[name]] ?? null);
+  }
+
+  /** Says what an earlier request had and this browser has no longer, below its picker. */
+  missing(names) {
+    for (const [name, picker] of Object.entries(this.pickers)) {
+      const gone = names[FIELDS[name]];
+      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: this browser does not have it any longer`);
+    }
+  }
+
+  /** What the server tells of prices and times; `why` where it tells nothing. */
+  tell({ prices = null, seconds = {} }, why = "") {
     this.#prices = prices;
-    this.#price(why);
+    this.#seconds = seconds;
+    this.#cost(why);
   }
 
   /** Whether it can be sent; else it says what is wrong and goes there. */
@@ -101,13 +130,12 @@ export class Form extends EventTarget {
     const { prompt, seed } = this.options;
     const { seedMax } = this.#limits;
     const wrong = [];
-    const { shown } = this.references;
-    if (!shown && !this.image.value) {
-      this.image.fail("A picture is needed: choose a file or give a URL");
+    const needed = { picture: [this.image, "A picture is needed: choose a file or give a URL"], clip: [this.clip, "A clip is needed: choose a file or give a URL"] };
+    const [picker, sentence] = needed[this.beginning.now] ?? [];
+    if (picker && !picker.value) picker.fail(sentence);
+    for (const [name, one] of Object.entries(this.pickers)) {
+      if (one.shown && byId(`${name}-error`).textContent) wrong.push(one.field);
     }
-    const first = shown ? this.references : this.image;
-    if (byId(shown ? "references-error" : "image-error").textContent) wrong.push(first.field);
-    if (byId("audio-error").textContent) wrong.push(this.audio.field);
     if (!prompt.trim()) {
       fault(byId("prompt"), byId("prompt-error"), "A prompt is needed");
       wrong.push(byId("prompt"));
@@ -121,25 +149,20 @@ export class Form extends EventTarget {
   }
 
   /** The contract's `input`, with files as data URIs. */
-  async input() {
-    const { prompt, negative_prompt, ...others } = this.options;
-    const input = { prompt };
-    if (this.references.shown) {
-      const sources = this.references.values.map((one) => one.url ?? dataUri(one));
-      input.references = await Promise.all(sources);
-    } else input.image = await this.#imageSource();
-    if (this.audio.value) input.audio = this.audio.value.url ?? (await dataUri(this.audio.value));
-    if (negative_prompt.trim()) input.negative_prompt = negative_prompt;
-    return { ...input, ...others };
+  input() {
+    return requestInput(this.options, this.media, this.#limits);
   }
 
-  async #imageSource() {
-    const picture = this.image.value;
-    if (picture.url) return picture.url;
-    const room = this.#pictureMaxBytes();
-    if (picture.blob.size <= room) return dataUri(picture);
-    // The sound came after it, and has taken its room.
-    return dataUri(await readPicture(picture.file, room, this.#limits));
+  /** Width and height of the clip in pixels; null while they are not known. */
+  get pixels() {
+    return this.#sizes.of(chosen("size"));
+  }
+
+  /** The bytes that all media but that of `name` take of a request. */
+  #taken(name) {
+    const others = Object.entries(this.pickers).filter(([other, picker]) => other !== name && picker.shown);
+    const values = others.flatMap(([, picker]) => picker.values ?? [picker.value]);
+    return values.reduce((sum, value) => sum + (value?.blob?.size ?? 0), 0);
   }
 
   // --- what is said of it ----------------------------------------------------------------------
@@ -153,7 +176,12 @@ export class Form extends EventTarget {
     this.#count("negative-prompt", this.#limits.negativePromptMaxCharacters);
     const idle = chosen("shot_type") === "multi" && !byId("expansion").checked;
     byId("shots-note").textContent = idle ? "Several shots are only made with prompt expansion." : "";
-    this.#price();
+    // The example is for an empty form: nothing of anybody's is lost by it.
+    const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
+    byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
+    this.#part.draw();
+    this.#sizes.draw();
+    this.#cost();
     this.dispatchEvent(new Event("change"));
   }
 
@@ -166,25 +194,19 @@ export class Form extends EventTarget {
     count.classList.toggle("over", over > 0);
   }
 
-  #price(why = "") {
-    const { size, duration } = this.options;
-    const known = this.#prices?.[size];
-    byId("price").textContent = known === undefined ? "–" : dollars(known * duration);
-    const what = `${duration} s at ${sizeName(size)}`;
-    byId("price-note").textContent = why || (known === undefined ? what : `${what}, ${dollars(known)} a second`);
+  /** The price where the operator has set one, else what is made and how long it takes. */
+  #cost(why = "") {
+    const { size, duration, shot_type, enable_prompt_expansion } = this.options;
+    const task = this.beginning.now === "references" ? "reference-to-video" : "image-to-video";
+    const price = this.#prices?.[task]?.[size];
+    const several = shot_type === "multi" && enable_prompt_expansion;
+    // The same words as the gateway's `kind_of`.
+    const kind = [task, size, `${duration} s`, several ? "several shots" : "one shot", this.audio.value ? "a sound" : "no sound"];
+    const seconds = this.#seconds[kind.join(", ")];
+    const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];
+    if (price !== undefined) notes.push(`${dollars(price)} a second`);
+    if (seconds !== undefined) notes.push(`made in ${roughly(seconds)}`);
+    byId("price").textContent = price === undefined ? "" : dollars(price * duration);
+    byId("price-note").textContent = why || notes.join(", ");
   }
 }
-
-function describePicture({ file, blob, changed, width, height, from }) {
-  const before = `${file.name || "picture"}, ${from.width} × ${from.height}, ${megabytes(file.size)}`;
-  return changed ? `${before}; sent as a JPEG of ${width} × ${height}, ${megabytes(blob.size)}` : before;
-}
-
-function describeSound({ file, blob, changed, seconds, from }) {
-  const before = `${file.name || "sound"}, ${(from ?? seconds).toFixed(1)} s, ${megabytes(file.size)}`;
-  if (!changed) return before;
-  const part = seconds < from ? `its first ${seconds.toFixed(0)} s are sent` : "sent";
-  return `${before}; ${part} as a WAV file, ${megabytes(blob.size)}`;
-}
-
-export { Unusable };

@@ -1,4 +1,4 @@
-// The list of what this browser has generated.
+// The gallery of what this browser has generated.
 
 import { byId, dollars, element, sizeName } from "./dom.js";
 import { isFinal } from "./jobs.js";
@@ -13,42 +13,47 @@ const STATES = {
   GONE: "no longer kept",
 };
 
-/** `show(id)` and `use(entry)` are what the buttons of an entry do. */
+/** `show(id)`, `use(entry)` and `compare(id)` are what the buttons of an entry do. */
 export class History {
   #jobs;
-  #show;
-  #use;
+  #stills;
+  #acts;
   #drawn = "";
+  #priced = false;
 
-  constructor(jobs, { show, use }) {
+  constructor(jobs, stills, acts) {
     this.#jobs = jobs;
-    this.#show = show;
-    this.#use = use;
+    this.#stills = stills;
+    this.#acts = acts;
     byId("clear").addEventListener("click", () => {
       for (const entry of this.#jobs.entries) if (isFinal(entry)) this.#jobs.remove(entry.id);
       byId("history-title").scrollIntoView({ block: "nearest" });
     });
   }
 
-  draw(current) {
+  set priced(priced) {
+    this.#priced = priced;
+  }
+
+  draw(current, compared = []) {
     const entries = this.#jobs.entries;
-    const drawn = JSON.stringify([current, entries]);
+    const drawn = JSON.stringify([current, compared, this.#priced, entries]);
     if (drawn === this.#drawn) return; // a poll must not take the focus off a button
     this.#drawn = drawn;
     const focused = focusedButton();
     byId("history-empty").hidden = entries.length > 0;
     byId("clear").hidden = !entries.some(isFinal);
-    byId("history").replaceChildren(...entries.map((entry) => this.#item(entry, entry.id === current)));
+    byId("history").replaceChildren(...entries.map((entry) => this.#item(entry, current, compared)));
     if (focused) refocus(focused);
   }
 
-  #item(entry, current) {
+  #item(entry, current, compared) {
     const { options } = entry;
-    const facts = [when(entry.at), `${options.duration} s`, sizeName(options.size)];
-    if (entry.state === "COMPLETED") facts.push(dollars(entry.cost), `seed ${entry.seed}`);
+    const facts = [when(entry.at), `${options.duration} s`, entry.pixels?.join(" × ") ?? sizeName(options.size)];
+    if (entry.state === "COMPLETED") facts.push(...(this.#priced ? [dollars(entry.cost)] : []), `seed ${entry.seed}`);
     const text = element(
       "div",
-      { className: "grow" },
+      { className: "history-text" },
       element("p", { className: "history-prompt", textContent: options.prompt }),
       element("p", { className: "note" }, badge(entry), ` ${facts.join(" · ")}`),
     );
@@ -56,13 +61,32 @@ export class History {
     const actions = element(
       "div",
       { className: "history-actions" },
-      button("Show", entry, () => this.#show(entry.id)),
-      button("Use again", entry, () => this.#use(entry)),
+      button("Show", entry, () => this.#acts.show(entry.id)),
+      button("Use again", entry, () => this.#acts.use(entry)),
+      ...(entry.state === "COMPLETED" ? [this.#compareButton(entry, compared)] : []),
       button(isFinal(entry) ? "Remove" : "Cancel", entry, () => this.#end(entry)),
     );
-    const item = element("li", {}, thumb(entry), text, actions);
-    if (current) item.setAttribute("aria-current", "true");
+    const item = element("li", {}, this.#picture(entry), text, actions);
+    if (entry.id === current) item.setAttribute("aria-current", "true");
     return item;
+  }
+
+  #compareButton(entry, compared) {
+    const made = button("Compare", entry, () => this.#acts.compare(entry.id));
+    made.ariaPressed = String(compared.includes(entry.id));
+    return made;
+  }
+
+  /** The first frame of the clip, and the chosen picture until it is there. */
+  #picture(entry) {
+    const holder = element("div", { className: "still" });
+    holder.append(thumb(entry));
+    if (entry.state === "COMPLETED") {
+      this.#stills.of(entry.id).then((url) => {
+        if (url) holder.replaceChildren(element("img", { src: url, alt: "", className: "thumb clip" }));
+      });
+    }
+    return holder;
   }
 
   #end(entry) {
@@ -82,10 +106,12 @@ function button(text, entry, act) {
 const badge = ({ state }) =>
   element("span", { className: `state ${state.toLowerCase()}`, textContent: STATES[state] ?? state });
 
-function thumb({ picture, references }) {
-  picture ??= references?.find((one) => one.thumb);
-  if (picture?.thumb) return element("img", { src: picture.thumb, alt: "", width: 64, height: 64, className: "thumb" });
-  return element("span", { className: "thumb", ariaHidden: "true", textContent: references?.length === 0 ? "Text" : "URL" });
+function thumb({ media, picture, references }) {
+  const pictures = [media?.image, picture, ...(media?.references ?? references ?? []), media?.last_image];
+  const found = pictures.find((one) => one?.thumb);
+  if (found) return element("img", { src: found.thumb, alt: "", className: "thumb" });
+  const text = media?.first_clip ? "Clip" : pictures.some(Boolean) ? "URL" : "Text";
+  return element("span", { className: "thumb", ariaHidden: "true", textContent: text });
 }
 
 const when = (milliseconds) =>

@@ -51,12 +51,18 @@ class Store {
   }
 }
 
-/** Tells "change" with the job's id, and "key" when the gateway refuses the key. */
+/**
+ * Tells "change" with the job's id, "ended" when a job has, "removed", and "key" when the gateway
+ * refuses the key.
+ */
 export class Jobs extends EventTarget {
   #gateway;
   #store = new Store();
   #live = new Map();
+  #visited = new Map(); // jobs that another browser has sent
   #following = new Set();
+  /** The id of the job that is looked at, for which previews are made. */
+  watched = null;
 
   constructor(gateway) {
     super();
@@ -71,10 +77,23 @@ export class Jobs extends EventTarget {
   }
 
   entry(id) {
-    return this.entries.find((entry) => entry.id === id);
+    return this.entries.find((entry) => entry.id === id) ?? this.#visited.get(id);
   }
 
-  /** What is known of a job in this tab only: progress, the link, whether the server is away. */
+  /** Whether it was sent by another browser. */
+  isVisited(id) {
+    return this.#visited.has(id) && !this.entries.some((entry) => entry.id === id);
+  }
+
+  /** Shows a job that is not in the history, by its id alone. */
+  visit(id) {
+    if (!this.entry(id) || (this.isVisited(id) && this.entry(id).state === "GONE")) {
+      this.#visited.set(id, { id, at: Date.now(), state: "IN_QUEUE", options: null });
+    }
+    if (!isFinal(this.entry(id))) this.follow(id);
+  }
+
+  /** What is known of a job in this tab only: progress, times, the link, whether the server is away. */
   live(id) {
     return this.#live.get(id) ?? {};
   }
@@ -84,6 +103,7 @@ export class Jobs extends EventTarget {
     const { endpoint } = this.#gateway;
     const id = await this.#gateway.run(input);
     this.#store.put({ id, endpoint, at: Date.now(), state: "IN_QUEUE", ...about });
+    this.#visited.delete(id);
     this.#tell(id);
     this.follow(id);
     return id;
@@ -96,8 +116,8 @@ export class Jobs extends EventTarget {
 
   async cancel(id) {
     const entry = this.entry(id);
-    const { status } = await this.#gateway.cancel(entry.endpoint, id);
-    this.#note(id, { status });
+    await this.#gateway.cancel(entry.endpoint ?? this.#gateway.endpoint, id);
+    await this.#ask(id);
   }
 
   /** Asks once, for a job that has ended: its link is not kept here. */
@@ -110,10 +130,19 @@ export class Jobs extends EventTarget {
     }
   }
 
+  /** Notes the width and height in pixels that a clip turned out to have. */
+  measured(id, pixels) {
+    if (`${this.entry(id)?.pixels}` === `${pixels}`) return;
+    this.#update(id, { pixels });
+    this.#tell(id);
+  }
+
   remove(id) {
     this.#store.remove(id);
     this.#live.delete(id);
+    this.#visited.delete(id);
     this.#tell(id);
+    this.dispatchEvent(new Event("removed"));
   }
 
   async follow(id) {
@@ -139,32 +168,35 @@ export class Jobs extends EventTarget {
   }
 
   async #ask(id) {
-    const entry = this.entry(id);
-    if (entry) this.#note(id, await this.#gateway.status(entry.endpoint, id));
+    if (!this.entry(id)) return;
+    const looks = id === this.watched && !document.hidden && !isFinal(this.entry(id));
+    this.#note(id, await this.#gateway.job(id, looks ? this.live(id).preview_step ?? -1 : null));
   }
 
   #note(id, told) {
-    const { status, output } = told;
-    const changes = { state: status };
-    const live = { ...this.live(id), away: "" };
+    const { status, output, error, endpoint, created, finished, started } = told;
+    const changes = { state: status, endpoint, at: created };
+    const wasFinal = isFinal(this.entry(id) ?? {});
+    const { url, preview, preview_step } = this.live(id);
+    const before = status === "IN_PROGRESS" ? { preview, preview_step } : {};
+    const live = { ...before, ...told, url, ahead: Date.now() - told.now, away: "" };
     if (status === "COMPLETED") {
       Object.assign(changes, { cost: output.cost, seed: output.seed, warnings: output.warnings ?? [] });
-      changes.milliseconds = told.executionTime;
+      changes.milliseconds = finished - started;
       live.url = output.video_url;
-    } else if (status === "IN_PROGRESS") {
-      live.progress = output;
-      live.since ??= Date.now();
-    } else if (status === "IN_QUEUE") {
-      // Its engine may have died: it begins again.
-      delete live.progress;
-      delete live.since;
-    } else if (told.error) changes.error = told.error;
+    } else if (isFinal({ state: status }) && error) changes.error = error;
     this.#live.set(id, live);
-    const before = this.entry(id);
-    if (before && Object.keys(changes).some((key) => before[key] !== changes[key])) {
-      this.#store.update(id, changes);
-    }
+    this.#update(id, changes);
     this.#tell(id);
+    if (started && finished && !wasFinal) this.dispatchEvent(new Event("ended"));
+  }
+
+  #update(id, changes) {
+    const before = this.entry(id);
+    const news = Object.keys(changes).filter((key) => JSON.stringify(before?.[key]) !== JSON.stringify(changes[key]));
+    if (!before || news.length === 0) return;
+    if (this.isVisited(id)) this.#visited.set(id, { ...before, ...changes });
+    else this.#store.update(id, changes);
   }
 
   /** Whether it makes sense to ask again. */
@@ -174,7 +206,7 @@ export class Jobs extends EventTarget {
       return false;
     }
     if (error.status === 404) {
-      this.#store.update(id, { state: "GONE" });
+      this.#update(id, { state: "GONE" });
       this.#tell(id);
       return false;
     }

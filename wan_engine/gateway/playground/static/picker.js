@@ -1,10 +1,11 @@
-// A picture or a sound, chosen by file, drop, paste or URL. What is wrong with it is said below it.
+// A picture, a sound or a clip, chosen by file, drop, paste or URL. What is wrong with it is said below it.
 
 import { byId, fault } from "./dom.js";
 import { Unusable } from "./media.js";
 
 /**
- * `value` is null, `{url}`, or what `read` made of a file. Tells "change" when it is another.
+ * `value` is null, `{url}`, or what `read` made of a file. Tells "change" when it is another, and
+ * "seen" when the preview knows its size.
  */
 export class Picker extends EventTarget {
   #root;
@@ -41,6 +42,9 @@ export class Picker extends EventTarget {
       this.clear();
       this.#file.focus();
     });
+    for (const event of ["load", "loadedmetadata"]) {
+      this.#preview.addEventListener(event, () => this.dispatchEvent(new Event("seen")));
+    }
     this.#preview.addEventListener("error", () => {
       if (this.value?.url) this.#show("", "No preview here; the server fetches it by itself.");
     });
@@ -50,26 +54,57 @@ export class Picker extends EventTarget {
     return this.#root;
   }
 
+  get shown() {
+    return !this.#root.hidden;
+  }
+
+  set shown(shown) {
+    this.#root.hidden = !shown;
+  }
+
+  /** Width and height in pixels of what is sent; null while they are not known. */
+  get pixels() {
+    if (this.value?.width) return [this.value.width, this.value.height];
+    const { naturalWidth, naturalHeight, videoWidth, videoHeight } = this.#preview;
+    const [width, height] = [naturalWidth ?? videoWidth, naturalHeight ?? videoHeight];
+    return this.value && width ? [width, height] : null;
+  }
+
   /** Where a screen reader and a keyboard go when something is wrong here. */
   get field() {
     return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
   }
 
-  async useFile(file) {
+  /** `options` go to `read`. */
+  async useFile(file, options) {
     const turn = ++this.#turn;
     this.#fail("");
     this.#note.textContent = "Reading …";
     try {
-      const value = await this.read(file);
+      const value = await this.read(file, options);
       if (turn !== this.#turn) return;
-      this.#url.value = "";
-      this.#set(value, URL.createObjectURL(value.file), this.describe(value));
+      this.#use(value);
     } catch (error) {
       if (turn !== this.#turn) return;
       this.#set(null, "", "");
       if (!(error instanceof Unusable)) throw error;
       this.#fail(error.message);
     }
+  }
+
+  /** A value of earlier, as it was. */
+  restore(value) {
+    this.#turn++;
+    this.#fail("");
+    this.#file.value = ""; // or the same file, chosen once more, would be no change
+    if (value?.url) this.useUrl(value.url);
+    else if (value) this.#use(value);
+    else this.clear();
+  }
+
+  #use(value) {
+    this.#url.value = "";
+    this.#set(value, URL.createObjectURL(value.heard ?? value.file), this.describe(value));
   }
 
   /** A web address, or a data URI, which is a file. */
@@ -109,9 +144,10 @@ export class Picker extends EventTarget {
     this.#set(null, "", "");
   }
 
-  /** Says that it is needed, or otherwise wrong. */
+  /** Says that it is needed, or otherwise wrong, until another is chosen or none is wanted. */
   fail(sentence) {
     this.#fail(sentence);
+    this.#remove.hidden = false;
   }
 
   #fail(sentence, field = this.#file) {
@@ -138,11 +174,16 @@ export class Picker extends EventTarget {
   }
 }
 
-/** Files and addresses that are dropped anywhere, and pictures that are pasted, find their picker. */
-export function receive(image, audio, references) {
+/**
+ * Files and addresses that are dropped anywhere, and files that are pasted, find their picker:
+ * the one below them, else what `first()` says, or the sound's for a sound.
+ */
+export function receive(pickers, first) {
+  const { audio } = pickers;
   const target = (event, file) => {
-    if (event.target.closest?.("#audio") || file?.type.startsWith("audio/")) return audio;
-    return references.shown ? references : image;
+    const below = event.target.closest?.(".picker")?.id;
+    if (below in pickers) return pickers[below];
+    return file?.type.startsWith("audio/") ? audio : first();
   };
   const mark = (event, on) => event.target.closest?.(".picker")?.classList.toggle("over", on);
   addEventListener("dragover", (event) => {
@@ -159,9 +200,10 @@ export function receive(image, audio, references) {
     else if (url) target(event).useUrl(url);
   });
   addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find((one) => /^(image|audio)\//.test(one.type));
+    const file = [...event.clipboardData.files].find((one) => /^(image|audio|video)\//.test(one.type));
     if (!file) return;
     event.preventDefault();
-    target(event, file).useFile(file);
+    const own = file.type.startsWith("audio/") ? audio : first();
+    own.useFile(file);
   });
 }

@@ -30,6 +30,19 @@ export class References extends EventTarget {
     return !byId("references").hidden;
   }
 
+  set shown(shown) {
+    byId("references").hidden = !shown;
+  }
+
+  restore(values) {
+    this.#set(values ?? []);
+  }
+
+  /** Says that something is wrong. */
+  fail(sentence) {
+    this.#fail(sentence, this.#file);
+  }
+
   get field() {
     return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
   }

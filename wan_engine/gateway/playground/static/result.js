@@ -1,6 +1,6 @@
 // The card of one job: how far it is, then the video, or the sentence of its failure.
 
-import { announce, byId, clock, dollars, element, sizeName } from "./dom.js";
+import { announce, byId, clock, dollars, element, roughly, sizeName } from "./dom.js";
 import { isFinal } from "./jobs.js";
 import { Bar, STAGES, titleOf } from "./progress.js";
 
@@ -9,6 +9,7 @@ const TITLE = document.title;
 
 export class Result {
   #jobs;
+  #priced = false;
   #id = null;
   #bar = new Bar();
   #source = "";
@@ -18,6 +19,7 @@ export class Result {
     this.#jobs = jobs;
     byId("stages").append(...STAGES.map(({ title }) => element("li", { textContent: title })));
     byId("video").addEventListener("error", () => this.#lost());
+    byId("video").addEventListener("loadedmetadata", () => this.#measured());
     setInterval(() => this.#elapsed(), 500);
   }
 
@@ -25,8 +27,15 @@ export class Result {
     return this.#id;
   }
 
+  /** Whether the operator has set prices, so that costs are told. */
+  set priced(priced) {
+    this.#priced = priced;
+    if (this.#source) this.#drawFacts();
+  }
+
   show(id) {
     this.#asked = false;
+    this.#jobs.watched = id;
     if (id !== this.#id) {
       this.#id = id;
       this.#bar = new Bar();
@@ -40,7 +49,9 @@ export class Result {
     const entry = this.#jobs.entry(this.#id);
     const live = this.#jobs.live(this.#id);
     document.title = TITLE;
-    byId("shown").textContent = entry ? `“${short(entry.options.prompt)}”` : "";
+    byId("shown").textContent = entry?.options ? `“${short(entry.options.prompt)}”` : "";
+    byId("shared-note").hidden = !entry || entry.state === "GONE" || !this.#jobs.isVisited(this.#id);
+    byId("again").hidden = !entry?.options;
     if (!entry) this.#part("idle");
     else if (!isFinal(entry)) this.#drawRunning(live);
     else if (entry.state === "COMPLETED") this.#drawDone(entry, live);
@@ -52,30 +63,44 @@ export class Result {
     if (shown !== "done") byId("video").pause();
   }
 
-  #drawRunning({ progress, away }) {
+  #drawRunning({ status, progress, preview, preview_step, away }) {
     this.#part("running");
     const bar = byId("bar");
-    const title = progress ? titleOf(progress.stage) : "In the queue";
+    const begun = status === "IN_PROGRESS" ? "Beginning" : "In the queue";
+    const title = progress ? titleOf(progress.stage) : begun;
     const steps = progress?.steps > 1 ? `, ${progress.step} of ${progress.steps}` : "";
     byId("stage").textContent = title + steps;
     byId("away").textContent = away ?? "";
     if (progress) {
       bar.value = this.#bar.at(progress);
       document.title = `${Math.round(bar.value * 100)} % · ${TITLE}`;
-    } else bar.removeAttribute("value");
+    } else {
+      // Its engine may have died: it begins again.
+      this.#bar = new Bar();
+      bar.removeAttribute("value");
+    }
     const index = STAGES.findIndex(({ name }) => name === progress?.stage);
     [...byId("stages").children].forEach((item, place) => {
       item.className = place < index ? "past" : place === index ? "now" : "";
     });
+    const picture = byId("live-preview");
+    picture.hidden = !isPreview(preview);
+    if (!picture.hidden && picture.src !== preview) {
+      picture.src = preview;
+      picture.alt = `Preview of step ${preview_step} of ${progress?.steps ?? "–"}`;
+    }
     announce(title);
     this.#elapsed();
   }
 
+  /** By the server's clock, so that every tab tells the same. */
   #elapsed() {
     const entry = this.#jobs.entry(this.#id);
     if (!entry || isFinal(entry)) return;
-    const { since } = this.#jobs.live(this.#id);
-    byId("elapsed").textContent = clock(Date.now() - (since ?? entry.at));
+    const { started, queued, ahead, now, seconds_left: left, ...live } = this.#jobs.live(this.#id);
+    const here = Date.now() - (ahead ?? 0);
+    byId("elapsed").textContent = clock(here - (started ?? queued ?? entry.at));
+    byId("wait").textContent = waiting(live, left == null ? null : left - (here - now) / 1000);
   }
 
   #drawDone(entry, { url, away }) {
@@ -90,23 +115,34 @@ export class Result {
     byId("video").src = url;
     byId("download").href = url;
     byId("warnings").replaceChildren(...(entry.warnings ?? []).map((text) => element("li", { textContent: text })));
-    byId("facts").replaceChildren(...facts(entry));
+    this.#drawFacts();
     announce("The video is finished");
   }
 
   /** The link is not kept, and asked for once each time that the job is shown. */
   #askForLink(entry, away) {
-    byId("facts").replaceChildren(...facts(entry));
+    this.#drawFacts();
     byId("warnings").replaceChildren(...(away ? [element("li", { textContent: away })] : []));
     if (this.#asked) return;
     this.#asked = true;
     this.#jobs.refresh(entry.id);
   }
 
+  #measured() {
+    const { videoWidth, videoHeight } = byId("video");
+    if (this.#source && videoWidth) this.#jobs.measured(this.#id, [videoWidth, videoHeight]);
+    this.#drawFacts();
+  }
+
+  #drawFacts() {
+    const entry = this.#jobs.entry(this.#id);
+    if (entry?.state === "COMPLETED") byId("facts").replaceChildren(...facts(entry, byId("video"), this.#priced));
+  }
+
   #drawFailed(entry) {
     const [title, sentence] = WORDS[entry.state] ?? WORDS.FAILED;
     byId("failed-title").textContent = title;
-    byId("failure").textContent = entry.error ?? sentence;
+    byId("failure").textContent = entry.state === "GONE" ? sentence : entry.error ?? sentence;
     this.#part("failed");
   }
 
@@ -122,16 +158,27 @@ const WORDS = {
   FAILED: ["It did not work", "The server gave no reason."],
   CANCELLED: ["Cancelled", "Nothing was charged."],
   TIMED_OUT: ["Too late", "It was not begun in time."],
-  GONE: ["No longer there", "The server does not keep this job any more."],
+  GONE: ["Not found", "The server does not keep this job any more, or it is not of this key."],
 };
 
-function facts({ options, seed, cost, milliseconds }) {
+const isPreview = (preview) => typeof preview === "string" && /^data:image\/(jpeg|webp|png);base64,/.test(preview);
+
+/** Its place and how long it still takes. Nothing where neither is known. */
+function waiting({ before, waiting_for: reason }, seconds) {
+  const place = { 0: "Next in the queue", 1: "1 job is before it" }[before] ?? (before > 1 ? `${before} jobs are before it` : "");
+  const soon = before == null ? "nearly done" : "";
+  const rest = seconds === null ? "" : seconds > 3 ? `${roughly(seconds)} left` : soon;
+  return [place, reason, rest].filter(Boolean).join(", ");
+}
+
+function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
+  const length = options?.duration ?? (Number.isFinite(duration) ? duration.toFixed(1) : "–");
   const rows = [
-    ["Size", sizeName(options.size)],
-    ["Length", `${options.duration} s`],
+    ["Size", (videoWidth ? [videoWidth, videoHeight] : pixels)?.join(" × ") ?? (options ? sizeName(options.size) : "–")],
+    ["Length", `${length} s`],
     ["Seed", String(seed)],
-    ["Cost", dollars(cost)],
   ];
+  if (priced) rows.push(["Cost", dollars(cost)]);
   if (milliseconds !== undefined) rows.push(["Made in", clock(milliseconds)]);
   return rows.map(([name, value]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value })),

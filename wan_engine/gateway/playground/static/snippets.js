@@ -3,97 +3,33 @@
 //
 // Each API has defaults of its own, so every option is said; files are read by the code itself.
 
+import { BODIES, LocalFile, source } from "./bodies.js";
+
 const KEY = "YOUR_API_KEY";
 const PLACEHOLDER = "https://example.com/picture.jpg";
 const FIRST_PROMPT = "A person walking through a sunny park, leaves gently swaying";
 
-/** A file in a request: the code reads it. */
-class LocalFile {
-  constructor({ file, type }) {
-    this.name = file.name;
-    this.type = type;
-  }
-}
-
 /**
- * @param api "runpod", "aiml" or "oxen"
+ * @param api "runpod", "aiml", "oxen", "dashscope" or "openai"
  * @param language "curl", "python" or "javascript"
- * @param wish `{base, endpoint, options, image, audio}`: the options by the contract's names, the
- *   media as their pickers have them, `references` in place of `image` where the clip is made of
- *   them; `base` without a slash at its end
+ * @param wish `{base, endpoint, keyed, options, media, shape}`: the options by the contract's names, the
+ *   media by theirs as their pickers have them; `base` without a slash at its end; `keyed` where
+ *   the server asks for a key; `shape` the width and height of a clip without a picture
  */
 export function snippet(api, language, wish) {
+  const { image, last_image, first_clip, references, audio } = wish.media;
   const body = BODIES[api]({
     ...wish.options,
+    shape: wish.shape,
     prompt: wish.options.prompt.trim() ? wish.options.prompt : FIRST_PROMPT,
-    image: wish.references ? undefined : source(wish.image) ?? PLACEHOLDER,
-    references: wish.references?.map(source),
-    audio: source(wish.audio),
+    image: references || first_clip ? undefined : source(image) ?? PLACEHOLDER,
+    last_image: source(last_image),
+    first_clip: source(first_clip),
+    references: references?.map(source),
+    audio: source(audio),
   });
   return WRITERS[language][api](wish, body).trimStart();
 }
-
-const source = (media) => media?.url ?? (media?.file ? new LocalFile(media) : undefined);
-
-// --- the requests --------------------------------------------------------------------------------
-
-const BODIES = {
-  runpod: (wish) => ({
-    input: given({
-      prompt: wish.prompt,
-      image: wish.image,
-      references: wish.references,
-      audio: wish.audio,
-      negative_prompt: text(wish.negative_prompt),
-      size: wish.size,
-      aspect_ratio: wish.aspect_ratio,
-      duration: wish.duration,
-      shot_type: wish.shot_type,
-      seed: wish.seed,
-      enable_prompt_expansion: wish.enable_prompt_expansion,
-      enable_safety_checker: wish.enable_safety_checker,
-      generate_audio: wish.generate_audio,
-    }),
-  }),
-  aiml: (wish) =>
-    given({
-      model: wish.references ? "alibaba/wan-2-6-r2v" : "alibaba/wan-2-6-i2v",
-      prompt: wish.prompt,
-      image_url: wish.image,
-      video_urls: wish.references,
-      audio_url: wish.references ? undefined : wish.audio,
-      resolution: resolution(wish),
-      aspect_ratio: wish.aspect_ratio,
-      duration: wish.duration,
-      negative_prompt: text(wish.negative_prompt),
-      shot_type: wish.shot_type,
-      seed: fixed(wish.seed),
-      enhance_prompt: wish.enable_prompt_expansion,
-      generate_audio: wish.generate_audio,
-    }),
-  oxen: (wish) =>
-    given({
-      model: wish.references ? "wan-v2-6-reference-to-video" : "wan-v2-6-image-to-video",
-      prompt: wish.prompt,
-      input_image: wish.image,
-      input_videos: wish.references,
-      duration: wish.duration,
-      audio_url: wish.references ? undefined : wish.audio,
-      resolution: resolution(wish),
-      aspect_ratio: wish.aspect_ratio,
-      negative_prompt: text(wish.negative_prompt),
-      seed: fixed(wish.seed),
-      multi_shots: wish.shot_type === "multi",
-      enable_prompt_expansion: wish.enable_prompt_expansion,
-      enable_safety_checker: wish.enable_safety_checker,
-      generate_audio: wish.generate_audio,
-    }),
-};
-
-const given = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
-const text = (value) => (value.trim() ? value : undefined);
-const fixed = (seed) => (seed >= 0 ? seed : undefined);
-const resolution = ({ size }) => (size === "1920*1080" ? "1080p" : "720p");
 
 // --- a value in each language --------------------------------------------------------------------
 
@@ -103,7 +39,7 @@ function written(value, indent, { leaf, name, step, trailing }) {
   const inner = indent + step;
   const list = Array.isArray(value);
   const [open, close] = list ? "[]" : "{}";
-  if (list && !value.length) return "[]";
+  if (!Object.keys(value).length) return open + close;
   const rows = Object.entries(value).map(
     ([key, one]) => `${inner}${list ? "" : `${name(key)}: `}${written(one, inner, { leaf, name, step, trailing })}`,
   );
@@ -146,32 +82,57 @@ const hasFile = (value) =>
 
 // --- curl ----------------------------------------------------------------------------------------
 
-const curl = (url, body, more = "") => `curl -sS ${inShell(url)} \\
-  -H 'Authorization: Bearer ${KEY}' \\
+const bearer = (keyed) => (keyed ? `\n  -H 'Authorization: Bearer ${KEY}' \\` : "");
+
+const ASYNC = "X-DashScope-Async";
+
+const curl = (url, keyed, body, more = "") => `curl -sS ${inShell(url)} \\${bearer(keyed)}
   -H 'Content-Type: application/json' \\
   ${more}--data-binary @- ${hereDocument(body)}
 `;
 
 const SHELL = {
-  runpod: ({ base, endpoint }, body) =>
+  runpod: ({ base, endpoint, keyed }, body) =>
     `# Waits up to 300 s; a longer job is then asked for at
 # ${base}/v2/${endpoint}/status/ID
-${curl(`${base}/v2/${endpoint}/runsync`, body)}`,
-  aiml: ({ base }, body) => `${curl(`${base}/v2/video/generations`, body, "-o answer.json ")}
+${curl(`${base}/v2/${endpoint}/runsync`, keyed, body)}`,
+  aiml: ({ base, keyed }, body) => `${curl(`${base}/v2/video/generations`, keyed, body, "-o answer.json ")}
 while jq -e '.status == "queued" or .status == "generating"' answer.json > /dev/null; do
   sleep 2
-  curl -sS "${base}/v2/video/generations?generation_id=$(jq -r .id answer.json)" \\
-    -H 'Authorization: Bearer ${KEY}' -o answer.json
+  curl -sS "${base}/v2/video/generations?generation_id=$(jq -r .id answer.json)" \\${bearer(keyed)}
+    -o answer.json
 done
 jq . answer.json
 `,
-  oxen: ({ base }, body) => `# Answers when the video is finished
-${curl(`${base}/api/ai/videos/generate`, body)}`,
+  oxen: ({ base, keyed }, body) => `# Answers when the video is finished
+${curl(`${base}/api/ai/videos/generate`, keyed, body)}`,
+  dashscope: ({ base, keyed }, body) => `${curl(synthesis(base), keyed, body, `-H '${ASYNC}: enable' -o answer.json `)}
+task=$(jq -er .output.task_id answer.json) || { cat answer.json; exit 1; }
+while jq -e '.output.task_status == "PENDING" or .output.task_status == "RUNNING"' answer.json > /dev/null; do
+  sleep 2
+  curl -sS "${base}/api/v1/tasks/$task" \\${bearer(keyed)}
+    -o answer.json
+done
+jq . answer.json
+`,
+  openai: ({ base, keyed }, body) => `${curl(`${base}/v1/videos`, keyed, body, "-o answer.json ")}
+video=$(jq -er .id answer.json) || { cat answer.json; exit 1; }
+while jq -e '.status == "queued" or .status == "in_progress"' answer.json > /dev/null; do
+  sleep 2
+  curl -sS "${base}/v1/videos/$video" \\${bearer(keyed)}
+    -o answer.json
+done
+jq . answer.json
+curl -sS --fail "${base}/v1/videos/$video/content" \\${bearer(keyed)}
+  -o clip.mp4
+`,
 };
+
+const synthesis = (base) => `${base}/api/v1/services/aigc/video-generation/video-synthesis`;
 
 // --- Python --------------------------------------------------------------------------------------
 
-function python(body, lines) {
+function python(keyed, body, lines, headers = {}) {
   const files = hasFile(body);
   const reader = `
 
@@ -183,7 +144,7 @@ def data_uri(path, kind):
 
 import requests
 
-HEADERS = {"Authorization": "Bearer ${KEY}"}
+HEADERS = ${inPython({ ...(keyed ? { Authorization: `Bearer ${KEY}` } : {}), ...headers })}
 
 
 def ask(method, url, **options):
@@ -198,8 +159,9 @@ ${lines}`;
 }
 
 const PYTHON = {
-  runpod: ({ base, endpoint }, body) =>
+  runpod: ({ base, endpoint, keyed }, body) =>
     python(
+      keyed,
       body,
       `url = ${JSON.stringify(`${base}/v2/${endpoint}`)}
 job = ask("POST", f"{url}/run", json=request)
@@ -211,8 +173,9 @@ if job["status"] != "COMPLETED":
 print(job["output"]["video_url"])
 `,
     ),
-  aiml: ({ base }, body) =>
+  aiml: ({ base, keyed }, body) =>
     python(
+      keyed,
       body,
       `url = ${JSON.stringify(`${base}/v2/video/generations`)}
 video = ask("POST", url, json=request)
@@ -224,8 +187,9 @@ if video["status"] != "completed":
 print(video["video"]["url"])
 `,
     ),
-  oxen: ({ base }, body) =>
+  oxen: ({ base, keyed }, body) =>
     python(
+      keyed,
       body,
       `url = ${JSON.stringify(`${base}/api/ai/queue`)}
 video = ask("POST", url, json=request)["generations"][0]
@@ -237,20 +201,53 @@ if video["status"] != "succeeded":
 print(video["result_url"])
 `,
     ),
+  dashscope: ({ base, keyed }, body) =>
+    python(
+      keyed,
+      body,
+      `task = ask("POST", ${JSON.stringify(synthesis(base))}, json=request)["output"]
+while task["task_status"] in ("PENDING", "RUNNING"):
+    time.sleep(2)
+    task = ask("GET", f"${base}/api/v1/tasks/{task['task_id']}")["output"]
+if task["task_status"] != "SUCCEEDED":
+    raise SystemExit(task.get("message", task["task_status"]))
+print(task["video_url"])
+`,
+      { [ASYNC]: "enable" },
+    ),
+  openai: ({ base, keyed }, body) =>
+    python(
+      keyed,
+      body,
+      `url = ${JSON.stringify(`${base}/v1/videos`)}
+video = ask("POST", url, json=request)
+while video["status"] in ("queued", "in_progress"):
+    time.sleep(2)
+    video = ask("GET", f"{url}/{video['id']}")
+if video["status"] != "completed":
+    raise SystemExit(video["error"]["message"])
+clip = requests.get(f"{url}/{video['id']}/content", headers=HEADERS, timeout=60)
+clip.raise_for_status()
+with open("clip.mp4", "wb") as file:
+    file.write(clip.content)
+print("clip.mp4")
+`,
+    ),
 };
 
 // --- JavaScript ----------------------------------------------------------------------------------
 
-function javaScript(body, lines) {
+function javaScript(keyed, body, lines, { headers = {}, writes = false } = {}) {
   const files = hasFile(body);
   const reader = `
 async function dataUri(path, kind) {
   return \`data:\${kind};base64,\${await readFile(path, "base64")}\`;
 }
 `;
-  return `${files ? 'import { readFile } from "node:fs/promises";\n\n' : ""}const headers = {
-  Authorization: "Bearer ${KEY}",
-  "Content-Type": "application/json",
+  const used = [files && "readFile", writes && "writeFile"].filter(Boolean).join(", ");
+  const more = Object.entries(headers).map(([name, value]) => `\n  "${name}": "${value}",`);
+  return `${used ? `import { ${used} } from "node:fs/promises";\n\n` : ""}const headers = {${keyed ? `\n  Authorization: "Bearer ${KEY}",` : ""}
+  "Content-Type": "application/json",${more.join("")}
 };
 
 async function ask(url, options = {}) {
@@ -268,8 +265,9 @@ ${lines}`;
 const post = '{ method: "POST", body: JSON.stringify(request) }';
 
 const JAVASCRIPT = {
-  runpod: ({ base, endpoint }, body) =>
+  runpod: ({ base, endpoint, keyed }, body) =>
     javaScript(
+      keyed,
       body,
       `const url = ${JSON.stringify(`${base}/v2/${endpoint}`)};
 let job = await ask(\`\${url}/run\`, ${post});
@@ -281,8 +279,9 @@ if (job.status !== "COMPLETED") throw new Error(job.error ?? job.status);
 console.log(job.output.video_url);
 `,
     ),
-  aiml: ({ base }, body) =>
+  aiml: ({ base, keyed }, body) =>
     javaScript(
+      keyed,
       body,
       `const url = ${JSON.stringify(`${base}/v2/video/generations`)};
 let video = await ask(url, ${post});
@@ -294,8 +293,9 @@ if (video.status !== "completed") throw new Error(video.error.message);
 console.log(video.video.url);
 `,
     ),
-  oxen: ({ base }, body) =>
+  oxen: ({ base, keyed }, body) =>
     javaScript(
+      keyed,
       body,
       `const url = ${JSON.stringify(`${base}/api/ai/queue`)};
 let [video] = (await ask(url, ${post})).generations;
@@ -306,6 +306,38 @@ while (["queued", "processing"].includes(video.status)) {
 if (video.status !== "succeeded") throw new Error(video.error_message ?? video.status);
 console.log(video.result_url);
 `,
+    ),
+  dashscope: ({ base, keyed }, body) =>
+    javaScript(
+      keyed,
+      body,
+      `let task = (await ask(${JSON.stringify(synthesis(base))}, ${post})).output;
+while (["PENDING", "RUNNING"].includes(task.task_status)) {
+  await pause();
+  task = (await ask(\`${base}/api/v1/tasks/\${task.task_id}\`)).output;
+}
+if (task.task_status !== "SUCCEEDED") throw new Error(task.message ?? task.task_status);
+console.log(task.video_url);
+`,
+      { headers: { [ASYNC]: "enable" } },
+    ),
+  openai: ({ base, keyed }, body) =>
+    javaScript(
+      keyed,
+      body,
+      `const url = ${JSON.stringify(`${base}/v1/videos`)};
+let video = await ask(url, ${post});
+while (["queued", "in_progress"].includes(video.status)) {
+  await pause();
+  video = await ask(\`\${url}/\${video.id}\`);
+}
+if (video.status !== "completed") throw new Error(video.error.message);
+const clip = await fetch(\`\${url}/\${video.id}/content\`, { headers });
+if (!clip.ok) throw new Error(await clip.text());
+await writeFile("clip.mp4", Buffer.from(await clip.arrayBuffer()));
+console.log("clip.mp4");
+`,
+      { writes: true },
     ),
 };
 

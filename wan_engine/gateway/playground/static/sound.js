@@ -1,5 +1,5 @@
-// Sounds from this computer: sent as they are where the contract takes them, else their beginning as
-// a WAV file.
+// Sounds from this computer: sent as they are where the contract takes them, else a part of them as a
+// WAV file.
 
 import { Unusable } from "./media.js";
 
@@ -16,22 +16,27 @@ const QUALITIES = [
 ];
 const MOST_BYTES = 128 * 2 ** 20; // what is decoded takes ten times as much
 const MOST_SECONDS = 600;
+const STEP_SECONDS = 0.1; // of the sliders
 
 /**
  * A sound of at most `maxBytes` that the engine takes, with its length in seconds: the file as it is
- * where that holds, else what the longest clip can hold of it, as a WAV file.
+ * where that holds, else `part` of it, `{start, seconds}`, as a WAV file; without one, what the
+ * longest clip can hold of its beginning. `heard` is what a player plays: what is sent.
  */
-export async function readSound(file, maxBytes, limits) {
+export async function readSound(file, maxBytes, limits, part = null) {
   const type = await kindOf(file);
   const most = Math.min(maxBytes, limits.audioMaxBytes);
   const whole = type === null ? null : await secondsOf(file);
-  if (whole !== null && whole <= limits.audioMaxSeconds && file.size <= most) {
+  const asItIs = !part || (whole !== null && part.start === 0 && part.seconds >= whole - STEP_SECONDS);
+  if (asItIs && whole !== null && whole <= limits.audioMaxSeconds && file.size <= most) {
     return { blob: file, type, file, seconds: whole, changed: false };
   }
   const { buffer, from } = await decode(file, whole);
-  const seconds = Math.min(buffer.duration, limits.audioMaxSeconds, Math.max(...limits.durations));
-  const blob = await wavOf(buffer, seconds, most);
-  return { blob, type: WAV, file, seconds, changed: true, from };
+  const start = part?.start ?? 0;
+  const longest = part?.seconds ?? Math.max(...limits.durations);
+  const seconds = Math.min(buffer.duration - start, limits.audioMaxSeconds, longest);
+  const blob = await wavOf(buffer, start, seconds, most);
+  return { blob, type: WAV, file, heard: blob, seconds, start, changed: true, from };
 }
 
 /** The type by content, where it is one that the engine takes and this browser reads. */
@@ -77,7 +82,7 @@ async function asPlain(file) {
   return bytes.buffer;
 }
 
-async function wavOf(buffer, seconds, maxBytes) {
+async function wavOf(buffer, start, seconds, maxBytes) {
   const bytesOf = ({ rate, channels }) => HEADER_BYTES + Math.floor(seconds * rate) * channels * SAMPLE_BYTES;
   const quality = QUALITIES.find((one) => one.channels <= buffer.numberOfChannels && bytesOf(one) <= maxBytes);
   if (!quality) throw new Unusable("This sound cannot be made small enough to be sent: use an MP3, or give its URL");
@@ -85,7 +90,7 @@ async function wavOf(buffer, seconds, maxBytes) {
   const context = new OfflineAudioContext(quality.channels, frames, quality.rate);
   const source = new AudioBufferSourceNode(context, { buffer });
   source.connect(context.destination);
-  source.start();
+  source.start(0, start);
   return encode(await context.startRendering());
 }
 

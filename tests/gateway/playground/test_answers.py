@@ -1,0 +1,186 @@
+"""What the page asks beside the public APIs, as HTTP sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.gateway.conftest import Serve, Served, eventually, wish
+from wan_engine.catalog import known_models
+from wan_engine.control import Progress
+from wan_engine.gateway.jobs.fair_queue import FairQueue
+from wan_engine.gateway.jobs.run_times import RunTimes
+from wan_engine.gateway.keys import Share, new_entry
+from wan_engine.gateway.playground.sizes import sizes_of
+from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.schema import Media, Order, Script, ScriptShot
+
+RUN = "/v2/wan-2-6-i2v/run"
+API = "/playground/api"
+
+
+def told(serve: Serve, line: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
+    async def whole() -> None:
+        async with serve(**settings) as served:
+            await line(served)
+
+    asyncio.run(whole())
+
+
+async def sent(served: Served, prompt: str = "Leaves sway", key: str = "", **fields: Any) -> str:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    body = {"input": wish(prompt=prompt, **fields)}
+    answer = await served.http.post(RUN, json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+async def shown(served: Served, job_id: str, key: str = "") -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answer = await served.http.get(f"{API}/jobs/{job_id}", headers=headers)
+    return {**answer.json(), "code": answer.status_code}
+
+
+def test_a_waiting_job_has_its_place_and_its_seconds(serve: Serve) -> None:
+    async def line(served: Served) -> None:
+        first = await sent(served)
+        await eventually(lambda: served.backend.rendered)
+        await eventually(lambda: served.jobs.run_times.known())
+        (kind,) = served.jobs.run_times.known()
+        assert kind == "image-to-video, 1280*720, 5 s, one shot, no sound"
+        served.jobs.run_times.learn(kind, {"denoise": 10.0, "queue": 99.0}, 200)
+        assert (await shown(served, first))["status"] == "COMPLETED"
+        served.backend.hold()
+        ids = [await sent(served) for _ in range(3)]
+        await eventually(lambda: served.backend.requests.get(ids[0]))
+        running, second, third = [await shown(served, job_id) for job_id in ids]
+        assert running["status"] == "IN_PROGRESS" and running["before"] is None
+        assert running["progress"] == {"stage": "denoise", "step": 1, "steps": 4}
+        assert running["seconds_left"] == pytest.approx(7.5)
+        assert running["now"] >= running["started"] >= running["created"]
+        assert (second["before"], third["before"]) == (0, 1)
+        assert second["seconds_left"] == pytest.approx(17.5)
+        assert third["seconds_left"] == pytest.approx(27.5)
+        served.backend.release()
+
+    told(serve, line)
+
+
+def test_nothing_is_expected_before_a_first_job_has_ended(serve: Serve) -> None:
+    async def line(served: Served) -> None:
+        served.backend.hold()
+        job_id = await sent(served)
+        await eventually(lambda: served.backend.requests)
+        assert (await shown(served, job_id))["seconds_left"] is None
+        served.backend.release()
+
+    told(serve, line)
+
+
+def test_no_key_sees_the_job_of_another(serve: Serve) -> None:
+    ann, ann_entry = new_entry("ann")
+    bob, bob_entry = new_entry("bob")
+
+    async def line(served: Served) -> None:
+        job_id = await sent(served, key=ann)
+        await eventually(lambda: served.backend.rendered)
+        assert (await shown(served, job_id, ann))["code"] == 200
+        for path in (f"{API}/jobs/{job_id}", f"{API}/jobs/{job_id}/still"):
+            other = await served.http.get(path, headers={"Authorization": f"Bearer {bob}"})
+            assert other.status_code == 404
+            assert other.json() == {"error": "There is no job of yours with this id"}
+            assert (await served.http.get(path)).status_code == 401
+        for path in ("server", "sizes?width=640&height=360&task=image-to-video"):
+            assert (await served.http.get(f"{API}/{path}")).status_code == 401
+
+    told(serve, line, api_keys=f"{ann_entry},{bob_entry}")
+
+
+def test_the_server_tells_what_its_models_take_and_prices_that_were_set(serve: Serve) -> None:
+    async def line(served: Served) -> None:
+        served.backend.models = {
+            "image-to-video": "wan-tiny",
+            "reference-to-video": "a checkpoint of mine",
+        }
+        body = (await served.http.get(f"{API}/server")).json()
+        assert body["takes"] == {"image-to-video": list(known_models()["wan-tiny"].takes)}
+        assert body["models"] == served.backend.models
+        assert body["prices"]["image-to-video"] == {"1280*720": 0.02, "1920*1080": 0.15}
+
+    told(serve, line, prices={"1280*720": "0.02"})
+
+
+def test_without_a_price_of_the_operator_s_none_is_told(serve: Serve) -> None:
+    async def line(served: Served) -> None:
+        assert (await served.http.get(f"{API}/server")).json()["prices"] is None
+
+    told(serve, line)
+
+
+@pytest.mark.parametrize("model", ["wan-tiny", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"])
+@pytest.mark.parametrize("picture", [(640, 360), (1000, 1000), (333, 999), (3000, 1000)])
+def test_the_size_that_is_told_is_that_of_the_plan(model: str, picture: tuple[int, int]) -> None:
+    row = known_models()[model]
+    for size in ("1280*720", "1920*1080"):
+        order = Order(prompt="a", image="a", size=size, duration=5, seed=1)  # type: ignore[arg-type]
+        script = Script((ScriptShot("a", 5),))
+        media = Media(image=Image.new("RGB", picture))
+        plan = make_plan(order, script, media, row, PlanLimits())
+        found = sizes_of(*picture, size, row, "image")
+        assert (found["width"], found["height"]) == (plan.width, plan.height)
+        assert found["rendered"] == [plan.render_width, plan.render_height]
+        wide, high = found["shown"]
+        # What is shown has the clip's shape, and touches two sides of the render at least.
+        shape = wide * picture[0] / (high * picture[1])
+        assert shape == pytest.approx(plan.width / plan.height, rel=0.03)
+        assert 0.8 < min(wide, high) <= max(wide, high) <= 1
+
+
+def test_sizes_that_cannot_be_are_refused(serve: Serve) -> None:
+    async def line(served: Served) -> None:
+        for query in ("width=0&height=5&task=image-to-video", "width=5&height=5&task=other", ""):
+            assert (await served.http.get(f"{API}/sizes?{query}")).status_code == 400
+
+    told(serve, line)
+
+
+def test_the_order_that_is_told_is_the_order_in_which_jobs_are_taken() -> None:
+    queue = FairQueue(100, {"ann": Share(weight=2), "bob": Share(), "eve": Share()})
+    for number in range(5):
+        for owner in ("ann", "bob", "eve"):
+            queue.put(f"{owner}{number}", owner)
+    for _ in range(4):
+        queue.take()
+    queue.put_back("lost", "bob")
+    ids = ["lost", *(f"{owner}{n}" for owner in ("ann", "bob", "eve") for n in range(5))]
+    expected = {job_id: queue.before(job_id, 100) for job_id in ids}
+    assert queue.before("ann4", 2) == (expected["ann4"] or [])[:2]
+    taken: list[str] = []
+    while len(queue):
+        job_id = queue.take()
+        assert expected[job_id] == taken
+        taken.append(job_id)
+    assert queue.before("ann0", 100) is None
+
+
+def test_what_is_left_shrinks_with_each_stage() -> None:
+    times = RunTimes()
+    assert times.whole("a") is None and times.left("a", None, 3) is None
+    times.learn("a", {"prepare": 1, "denoise": 10, "decode": 4, "encode": 1, "load": 60}, 80)
+    assert times.whole("a") == 16 and times.whole("unheard of") == 16
+    seen = [
+        times.left("a", progress, 5)
+        for progress in (
+            Progress("queue", 0, 1),
+            Progress("denoise", 0, 4),
+            Progress("denoise", 2, 4),
+            Progress("decode", 2, 4),
+            Progress("encode", 0, 1),
+        )
+    ]
+    assert seen == [15, 15, 10, 8, 1]
+    assert times.left("a", Progress("unheard of", 0, 1), 20) == 0

@@ -1,0 +1,123 @@
+"""The form shows what the server's models take: a last picture, a clip to continue, sound."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+from playwright.sync_api import expect
+
+from tests.gateway.conftest import Listening
+from tests.gateway.playground.conftest import DATA, NO_CLIP, PHOTO, Open, fill, finished, generate
+
+pytestmark = pytest.mark.system
+
+Listen = Callable[..., Listening]
+LAST = DATA / "astronaut_360x480.png"
+TAKES_ALL: Any = {"image-to-video": "wan2.2-i2v-a14b"}
+TAKES_A_CLIP: Any = {"image-to-video": "wan2.2-ti2v-5b"}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`short.mp4` of 1 s and `right.mp4` of 3 s, 320 x 240."""
+    folder = tmp_path_factory.mktemp("films")
+    for name, seconds in (("short", 1), ("right", 3)):
+        source = f"testsrc=duration={seconds}:size=320x240:rate=12"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source]
+        path = folder / f"{name}.mp4"
+        subprocess.run([*command, "-pix_fmt", "yuv420p", str(path)], check=True, timeout=60)
+    return folder
+
+
+def content(data_uri: str) -> bytes:
+    return base64.b64decode(data_uri.partition(";base64,")[2])
+
+
+def only_request(here: Listening) -> dict[str, Any]:
+    (request,) = here.backend.requests.values()
+    assert isinstance(request, dict)
+    return request
+
+
+def test_a_last_picture_is_offered_where_a_model_takes_one_and_sent(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.models = TAKES_A_CLIP
+    page = open_page(here.url, allowed=NO_CLIP)
+    expect(page.locator("#begin-clip")).to_be_visible()
+    expect(page.locator("#last")).to_be_hidden()
+    here.backend.models = TAKES_ALL
+    expect(page.locator("#last")).to_be_visible()  # seen with the next look at the server
+    fill(page)
+    page.locator("#last-file").set_input_files(LAST)
+    expect(page.locator("#last-note")).to_contain_text("astronaut_360x480.png, 360 × 480")
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert content(request["image"]) == PHOTO.read_bytes()
+    assert content(request["last_image"]) == LAST.read_bytes()
+    page.get_by_role("button", name="Remove the last picture").click()
+    page.get_by_role("button", name="Use again").click()
+    expect(page.locator("#last-note")).to_contain_text("astronaut_360x480.png")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_clip_is_continued(listen: Listen, open_page: Open, films: Path, kept: bool) -> None:
+    here = listen()
+    here.backend.models = TAKES_A_CLIP
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, "It goes on")
+    page.get_by_label("Clip", exact=True).check()
+    generate(page)
+    expect(page.locator("#clip-error")).to_contain_text("A clip is needed")
+    page.locator("#clip-file").set_input_files(films / "short.mp4")
+    expect(page.locator("#clip-error")).to_have_text("This clip has 1.0 s; it may have 2 to 10 s")
+    page.locator("#clip-file").set_input_files(films / "right.mp4")
+    expect(page.locator("#clip-note")).to_contain_text("right.mp4, 3.0 s")
+    expect(page.locator("#size-note")).to_contain_text("The video has 1108 × 832 pixels.")
+    page.get_by_label("Begin with this clip").set_checked(kept)
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert content(request["first_clip"]) == (films / "right.mp4").read_bytes()
+    assert request["keep_first_clip"] is kept and "image" not in request
+
+
+def test_no_clip_is_offered_where_no_model_is_known_to_take_one(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.models = {"image-to-video": "a checkpoint of mine"}
+    page = open_page(here.url)
+    page.wait_for_timeout(300)
+    for hidden in ("#begin", "#last", "#clip", "#references"):
+        expect(page.locator(hidden)).to_be_hidden()
+    expect(page.locator("#image")).to_be_visible()
+
+
+def test_it_is_said_where_lips_move_by_the_sound(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.models = {"speech-to-video": "wan2.2-s2v-14b"}
+    page = open_page(here.url)
+    expect(page.locator("#audio-why")).to_have_text("not needed; the lips move by it")
+
+
+def test_references_may_end_on_a_picture_too(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    page = open_page(here.url, allowed=NO_CLIP)
+    expect(page.locator("#last")).to_be_visible()
+    page.locator("#last-file").set_input_files(LAST)
+    expect(page.locator("#last-note")).to_contain_text("astronaut_360x480.png")
+    page.get_by_label("Prompt", exact=True).fill("a street in the rain")
+    generate(page)
+    finished(page)
+    request = only_request(here)
+    assert request["references"] == [] and content(request["last_image"]) == LAST.read_bytes()

@@ -1,0 +1,165 @@
+"""Answers what the page asks beside the public APIs: what the server makes and for what price, how
+a picture is cut, and how a job stands in the queue.
+
+Clips are ordered and cancelled by Runpod's API like anybody's, so these routes show the jobs of
+that door. The guard checks the key before, and no key sees another key's jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+from weakref import WeakValueDictionary
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from wan_engine.catalog import ModelSpec, known_models
+from wan_engine.catalog.with_settings import with_overrides
+from wan_engine.errors import EngineError
+from wan_engine.gateway.door import Door
+from wan_engine.gateway.doors.context import Context
+from wan_engine.gateway.doors.runpod.door import NAME as RUNPOD
+from wan_engine.gateway.doors.runpod.door import STATUS
+from wan_engine.gateway.job import Job, now_ms
+from wan_engine.gateway.playground.sizes import sizes_of
+from wan_engine.gateway.refusals import Refusal
+from wan_engine.media import stills
+from wan_engine.schema import Size, Task
+from wan_engine.schema.pricing import price_a_second
+
+PREFIX = "/playground/api"
+_SIZES: tuple[str, ...] = get_args(Size)
+_STILL_WIDTH = 480
+_STILLS_AT_ONCE = 1
+
+Side = Annotated[int, Query(ge=1, le=100_000)]
+
+
+def door(context: Context) -> Door:
+    return Door(
+        name="playground",
+        prefixes=(PREFIX,),
+        router=_Routes(context).router,
+        refuse=lambda refusal, _path: JSONResponse({"error": refusal.message}, refusal.status),
+    )
+
+
+class _Routes:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._stills = asyncio.Semaphore(_STILLS_AT_ONCE)
+        self._still_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.router = router = APIRouter(prefix=PREFIX, include_in_schema=False)
+        router.get("/server")(self.server)
+        router.get("/sizes")(self.sizes)
+        router.get("/jobs/{job_id}")(self.job)
+        router.get("/jobs/{job_id}/still")(self.still)
+
+    async def server(self) -> JSONResponse:
+        """Return the models with the inputs that they take, the prices if the operator has set any,
+        and the seconds that the last job of each kind took."""
+        prices = self._context.settings.prices
+        rows, takes = self._rows(), self._context.takes()
+        return JSONResponse(
+            {
+                "models": dict(self._context.models() or {}),
+                "takes": {task: list(inputs) for task, inputs in (takes or {}).items()},
+                "makes_sound": any(row.gives_sound for row in rows.values()),
+                "prices": {
+                    task: {size: float(price_a_second(size, prices, task)) for size in _SIZES}
+                    for task in get_args(Task)
+                }
+                if prices
+                else None,
+                "seconds": self._context.jobs.run_times.known(),
+            }
+        )
+
+    async def sizes(self, width: Side, height: Side, task: Task) -> JSONResponse:
+        """Return the size of the clip of a picture, and the part of the picture that it shows."""
+        row = self._rows().get(task)
+        frame = self._context.settings.frame
+        return JSONResponse({size: sizes_of(width, height, size, row, frame) for size in _SIZES})
+
+    async def job(self, job_id: str, request: Request, preview: int | None = None) -> JSONResponse:
+        """Return a job with its times, its place in the queue, and the seconds it still needs.
+        Whoever gives the step of the last `preview` (-1: none yet) gets newer ones too."""
+        job = await self._found(job_id, request)
+        newer = None if preview is None else self._context.jobs.preview(job, preview)
+        shown = {"preview": newer.uri, "preview_step": newer.step} if newer else {}
+        return JSONResponse({**self._body(job), **shown})
+
+    async def still(self, job_id: str, request: Request) -> Response:
+        """Return the first frame of a clip, small."""
+        job = await self._found(job_id, request)
+        if job.state != "completed":
+            raise Refusal("not_found", "There is no clip yet")
+        # One at a time, as pictures leave the machine free for clips; those of one key wait for
+        # each other first, so that other keys need not wait for all of them.
+        async with self._still_of.setdefault(job.owner, asyncio.Lock()), self._stills:
+            if await request.is_disconnected():
+                raise Refusal("timeout", "Nobody waits for the picture any longer")
+            picture = await self._still(job)
+        return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
+
+    # --- what the routes share -------------------------------------------------------------------
+
+    async def _found(self, job_id: str, request: Request) -> Job:
+        job = await self._context.jobs.find(RUNPOD, request.state.owner, job_id)
+        if job is None:
+            raise Refusal("not_found", "There is no job of yours with this id")
+        return job
+
+    def _rows(self) -> Mapping[Task, ModelSpec]:
+        """The rows of the models that are served and in the catalogue, as the engine uses them."""
+        known = known_models()
+        served = self._context.models() or {}
+        return {
+            task: with_overrides(known[name], self._context.settings)
+            for task, name in served.items()
+            if name in known
+        }
+
+    def _body(self, job: Job) -> dict[str, Any]:
+        jobs = self._context.jobs
+        body: dict[str, Any] = {
+            "id": job.id,
+            "endpoint": job.model,
+            "status": STATUS[job.state],
+            "task": job.task,
+            "now": now_ms(),
+            "created": job.created_ms,
+            "queued": job.queued_ms,
+            "started": job.started_ms,
+            "finished": job.finished_ms,
+            "error": job.error,
+        }
+        if job.state == "completed":
+            body["output"] = self._context.links.output(job)
+        if not job.final:
+            body |= {"before": jobs.before(job), "seconds_left": jobs.seconds_left(job)}
+        if job.state == "queued":
+            body["waiting_for"] = self._context.waiting_for()
+        if (progress := job.progress) is not None:
+            steps = {"step": progress.step, "steps": progress.steps}
+            body["progress"] = {"stage": progress.stage, **steps}
+        return body
+
+    async def _still(self, job: Job) -> bytes:
+        links = self._context.links
+        if (path := links.path(job)) is not None:
+            return await _still(path)
+        with tempfile.NamedTemporaryFile(dir=self._context.settings.scratch_dir) as file:
+            await asyncio.to_thread(Path(file.name).write_bytes, await links.read(job))
+            return await _still(Path(file.name))
+
+
+async def _still(path: Path) -> bytes:
+    try:
+        return await asyncio.to_thread(stills.thumbnail, path, _STILL_WIDTH)
+    except EngineError as error:
+        raise Refusal("not_found", str(error)) from error

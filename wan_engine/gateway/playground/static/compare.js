@@ -1,0 +1,82 @@
+// Two clips side by side, played together.
+
+import { byId, element } from "./dom.js";
+
+/** Tells "change" when other clips are compared. */
+export class Comparison extends EventTarget {
+  #jobs;
+  #ids = [];
+
+  constructor(jobs) {
+    super();
+    this.#jobs = jobs;
+    byId("compare-end").addEventListener("click", () => this.#set([]));
+    byId("compare-play").addEventListener("click", () => this.#play());
+  }
+
+  get ids() {
+    return this.#ids;
+  }
+
+  /** Takes a clip in, or out again; of three, the first goes. */
+  toggle(id) {
+    this.#set(this.#ids.includes(id) ? this.#ids.filter((one) => one !== id) : [...this.#ids, id].slice(-2));
+  }
+
+  /** Takes out what is no longer in the history. */
+  check() {
+    const there = this.#ids.filter((id) => this.#jobs.entry(id)?.state === "COMPLETED");
+    if (there.length < this.#ids.length) this.#set(there);
+  }
+
+  async #set(ids) {
+    this.#ids = ids;
+    this.dispatchEvent(new Event("change"));
+    byId("compare").hidden = ids.length < 2;
+    if (ids.length < 2) {
+      byId("compared").replaceChildren();
+      return;
+    }
+    await Promise.all(ids.map((id) => this.#jobs.live(id).url ?? this.#jobs.refresh(id)));
+    if (this.#ids !== ids) return;
+    byId("compared").replaceChildren(...ids.map((id) => this.#clip(id)));
+    this.#label();
+    byId("compare").scrollIntoView({ block: "nearest" });
+  }
+
+  #clip(id) {
+    const { options, seed } = this.#jobs.entry(id);
+    const video = element("video", { controls: true, playsInline: true, loop: true, preload: "metadata" });
+    video.src = this.#jobs.live(id).url ?? "";
+    video.ariaLabel = options.prompt;
+    for (const event of ["play", "pause"]) video.addEventListener(event, () => this.#label());
+    const told = `${options.prompt} · seed ${seed}`;
+    return element("figure", {}, video, element("figcaption", { className: "note", textContent: told }));
+  }
+
+  get #videos() {
+    return [...byId("compared").querySelectorAll("video")];
+  }
+
+  get #playing() {
+    return this.#videos.some((video) => !video.paused);
+  }
+
+  #label() {
+    byId("compare-play").textContent = this.#playing ? "Pause both" : "Play both";
+  }
+
+  /** From the beginning, at the same moment; only one of them is heard. */
+  #play() {
+    const videos = this.#videos;
+    if (this.#playing) {
+      for (const video of videos) video.pause();
+      return;
+    }
+    videos.forEach((video, place) => {
+      video.currentTime = 0;
+      video.muted = place > 0;
+    });
+    for (const video of videos) video.play().catch(() => {});
+  }
+}

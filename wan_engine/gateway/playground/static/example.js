@@ -1,0 +1,11 @@
+// The example to start from: a picture of this page, and what happens in it.
+
+import { byId } from "./dom.js";
+
+/** Puts it into the form, in place of what is there. */
+export async function fillExample(form, assets) {
+  const answer = await fetch(`${assets}/example.jpg`);
+  const file = new File([await answer.blob()], "example.jpg", { type: "image/jpeg" });
+  form.restore({ begin: "picture", options: { prompt: byId("example-prompt").textContent }, media: {} });
+  await form.image.useFile(file);
+}

@@ -1,0 +1,61 @@
+// The part of a sound that is sent: where it begins, and how long it is.
+
+import { byId } from "./dom.js";
+
+const LEAST_SECONDS = 0.5;
+const STILL_MS = 300; // a slider that is not moved for so long is let go
+
+export class Part {
+  #audio;
+  #most;
+  #start = byId("part-start");
+  #seconds = byId("part-seconds");
+  #moved = false;
+  #timer = 0;
+
+  constructor(audio, limits) {
+    this.#audio = audio;
+    this.#most = limits.audioMaxSeconds;
+    for (const field of [this.#start, this.#seconds]) {
+      field.addEventListener("input", (event) => {
+        event.stopPropagation(); // nothing of the form is another until the slider is let go
+        this.#moved = true;
+        this.#tell();
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => this.#cut(), STILL_MS);
+      });
+    }
+  }
+
+  /** Shows the part that is chosen now. */
+  draw() {
+    const { value } = this.#audio;
+    const whole = value?.file ? value.from ?? value.seconds : 0;
+    byId("part").hidden = whole < 2 * LEAST_SECONDS;
+    if (byId("part").hidden || this.#moved) return;
+    this.#range(whole, value.start ?? 0, value.seconds);
+  }
+
+  #range(whole, start, seconds) {
+    this.#start.max = Math.max(0, whole - LEAST_SECONDS).toFixed(1);
+    this.#seconds.max = Math.min(this.#most, whole - start).toFixed(1);
+    this.#start.value = start;
+    this.#seconds.value = seconds;
+    this.#tell();
+  }
+
+  #tell() {
+    byId("part-start-told").textContent = `${Number(this.#start.value).toFixed(1)} s`;
+    byId("part-seconds-told").textContent = `${Number(this.#seconds.value).toFixed(1)} s`;
+  }
+
+  #cut() {
+    this.#moved = false;
+    const { value } = this.#audio;
+    if (!value?.file) return;
+    const whole = value.from ?? value.seconds;
+    const start = Math.min(Number(this.#start.value), whole - LEAST_SECONDS);
+    const seconds = Math.min(Number(this.#seconds.value), this.#most, whole - start);
+    this.#audio.useFile(value.file, { start, seconds });
+  }
+}

@@ -1,0 +1,92 @@
+// The size of the clip in pixels, and the part of the picture that it shows, before it is sent. The
+// gateway works them out as it plans clips; nothing of that is repeated here.
+
+import { byId, chosen } from "./dom.js";
+
+const SEEN_CUT = 0.995; // what is cut off less than this is not seen
+
+/** Tells "change" when the gateway has answered. */
+export class Sizes extends EventTarget {
+  #limits;
+  #gateway;
+  #form;
+  #known = new Map();
+
+  constructor(limits, gateway, form) {
+    super();
+    this.#limits = limits;
+    this.#gateway = gateway;
+    this.#form = form;
+  }
+
+  /** Forgets what was told, as another server or model may answer. */
+  forget() {
+    this.#known.clear();
+  }
+
+  /** Width and height of a clip of `size`; null while they are not known. */
+  of(size) {
+    const { beginning } = this.#form;
+    if (beginning.now === "references") return this.#limits.namedSizes[size][chosen("aspect_ratio")];
+    const told = this.#told?.[size];
+    return told ? [told.width, told.height] : null;
+  }
+
+  draw() {
+    const { beginning } = this.#form;
+    this.#ask();
+    for (const input of document.querySelectorAll('input[name="size"]')) {
+      input.nextElementSibling.dataset.pixels = this.of(input.value)?.join("×") ?? "";
+    }
+    const told = beginning.now === "references" ? null : this.#told?.[chosen("size")];
+    byId("size-note").textContent = this.#note(told);
+    this.#frame(beginning.now === "picture" ? told : null);
+  }
+
+  get #source() {
+    const { beginning, image, clip } = this.#form;
+    return { picture: image, clip }[beginning.now]?.pixels ?? null;
+  }
+
+  get #key() {
+    return JSON.stringify([this.#source, this.#form.beginning.task]);
+  }
+
+  get #told() {
+    return this.#source && this.#known.get(this.#key);
+  }
+
+  async #ask() {
+    const source = this.#source;
+    const key = this.#key;
+    if (!source || !this.#gateway.isOpen || this.#known.has(key)) return;
+    this.#known.set(key, null);
+    try {
+      this.#known.set(key, await this.#gateway.sizes(...source, this.#form.beginning.task));
+    } catch {
+      this.#known.delete(key); // nobody there, or the key is not valid: asked again with the next change
+      return;
+    }
+    this.draw();
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #note(told) {
+    const { now } = this.#form.beginning;
+    if (now === "references") return "";
+    if (!told) return `The ${now} keeps its shape: the size is how many pixels there are.`;
+    const cut = told.shown.map((share) => Math.round((1 - share) * 100));
+    const parts = [cut[0] && `${cut[0]} % of its width`, cut[1] && `${cut[1]} % of its height`].filter(Boolean);
+    const sentence = `The video has ${told.width} × ${told.height} pixels.`;
+    return parts.length ? `${sentence} ${parts.join(" and ")} is cut off.` : `${sentence} The whole ${now} is seen.`;
+  }
+
+  /** Draws the part that is kept over the preview, where anything is cut. */
+  #frame(told) {
+    const mark = byId("kept-part");
+    mark.hidden = !told || Math.min(...told.shown) > SEEN_CUT;
+    if (mark.hidden) return;
+    const [across, down] = told.shown.map((share) => `${(50 * (1 - share)).toFixed(2)}%`);
+    mark.style.inset = `${down} ${across}`;
+  }
+}

@@ -1,0 +1,36 @@
+// The first frames of clips, asked for one at a time and kept, as making one is work for the server.
+
+export class Stills {
+  #gateway;
+  #kept;
+  #urls = new Map();
+  #turn = Promise.resolve();
+
+  constructor(gateway, kept) {
+    this.#gateway = gateway;
+    this.#kept = kept;
+  }
+
+  /** Its address in this page; null where there is none. */
+  of(id) {
+    if (!this.#urls.has(id)) {
+      this.#turn = this.#turn.then(() => this.#find(id));
+      this.#urls.set(id, this.#turn);
+    }
+    return this.#urls.get(id);
+  }
+
+  async #find(id) {
+    const known = await this.#kept.still(id);
+    if (known) return URL.createObjectURL(known);
+    try {
+      const made = await this.#gateway.still(id);
+      if (!made) return null;
+      this.#kept.keepStill(id, made);
+      return URL.createObjectURL(made);
+    } catch {
+      this.#urls.delete(id); // nobody there: asked again when the list is drawn again
+      return null;
+    }
+  }
+}

@@ -1,0 +1,67 @@
+// What the server's models take, and so which parts of the form are there.
+
+import { byId, choose, chosen } from "./dom.js";
+
+const PICTURE_TASKS = ["image-to-video", "image-to-video-with-sound", "speech-to-video"];
+
+/** What the clip is made of: "picture", "clip" or "references". */
+export class Beginning {
+  #pickers;
+  #takes = {};
+  #tasks = null; // not known yet
+  takesPicture = true;
+
+  constructor(pickers) {
+    this.#pickers = pickers;
+  }
+
+  get now() {
+    return chosen("begin");
+  }
+
+  /** The task whose model begins the clip. */
+  get task() {
+    if (this.now === "references") return "reference-to-video";
+    return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
+  }
+
+  /** `models` are names by task, `takes` the inputs by task, of the models that are known. */
+  offer(models, takes) {
+    this.#tasks = Object.keys(models);
+    this.#takes = takes;
+    const offered = this.#offered;
+    byId("begin").hidden = offered.length < 2;
+    byId("begin-clip").hidden = !offered.includes("clip");
+    byId("begin-references").hidden = !offered.includes("references");
+    this.takesPicture = offered.includes("picture");
+    this.choose(offered.includes(this.now) ? this.now : offered[0]);
+    byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
+  }
+
+  /** Shows what belongs to a beginning, and hides the rest. */
+  choose(what) {
+    choose("begin", what);
+    const { image, last, clip, references } = this.#pickers;
+    image.shown = what === "picture";
+    clip.shown = what === "clip";
+    references.shown = what === "references";
+    byId("shape").hidden = what !== "references";
+    last.shown = this.#takesLast(what);
+  }
+
+  #takesLast(what) {
+    if (what === "references") return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
+    const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
+    return PICTURE_TASKS.some((task) => wanted.every((input) => this.#takes[task]?.includes(input)));
+  }
+
+  get #offered() {
+    const references = this.#tasks.includes("reference-to-video");
+    const picture = PICTURE_TASKS.some((task) => this.#tasks.includes(task)) || !references;
+    return [picture && "picture", this.#some("first_clip") && "clip", references && "references"].filter(Boolean);
+  }
+
+  #some(input) {
+    return Object.values(this.#takes).some((inputs) => inputs.includes(input));
+  }
+}
