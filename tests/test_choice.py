@@ -125,6 +125,12 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
             "reference-to-video (references)",
         ),
         (
+            "references",
+            CLIP,
+            'field "first_clip" cannot be used: no model is configured for image-to-video, only '
+            "for reference-to-video (references)",
+        ),
+        (
             "picture",
             {**PLAIN, "last_image": IMAGE},
             f'field "last_image" cannot be used: the model {PICTURE.name} takes a first picture',

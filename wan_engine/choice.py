@@ -206,7 +206,8 @@ def _lips(track: Track, spec: ModelSpec) -> Iterator[str]:
 
 
 def _not_configured(order: Order, models: Models) -> str:
-    field = "references" if order.references is not None else "image"
+    field = "image" if order.first_clip is None else "first_clip"
+    field = field if order.references is None else "references"
     here = ", ".join(f"{task} ({spec.name})" for task, spec in models.items())
     return (
         f'field "{field}" cannot be used: no model is configured for {order.task}, only for {here}'

@@ -36,6 +36,8 @@ _LEAST_NEW_SECONDS = 1
 _SAME_SHAPE = 0.02
 _CUT_OFF = "The last picture has another shape than the clip: its edges are cut off"
 
+_SOUND_LOST = "The sound of first_clip cannot be decoded: it is left out"
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -152,7 +154,9 @@ class Preparation:
         if order.check_content:
             self.safety.check_image(clip.tail[-1], control)
             self.safety.check_frames(opened.samples, control)
-        return replace(media, image=clip.tail[-1], first_clip=clip)
+        lost = (_SOUND_LOST,) if opened.sound_lost and order.keep_first_clip else ()
+        warnings = (*media.warnings, *lost)
+        return replace(media, image=clip.tail[-1], first_clip=clip, warnings=warnings)
 
     def _audio(self, source: str, folder: Path, control: Control) -> AudioTrack:
         limits = self._fetch_limits(self.settings.audio_max_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -398,3 +399,22 @@ def test_names_are_looked_up_and_never_become_a_path(
             engine.choose(request_for(loras=[name]).order())
     with pytest.raises(InvalidRequest, match="must be another file"):
         engine.choose(request_for(loras=["anna", "inside"]).order())
+
+
+def test_a_name_that_no_request_can_have_is_in_no_sentence(
+    engine: Engine, folder: Path, request_for: RequestFor
+) -> None:
+    for name in (b"\xff", b"a\nb", b" anna"):
+        (folder / os.fsdecode(name + b".safetensors")).write_bytes(b"x")
+    with pytest.raises(InvalidRequest) as caught:
+        engine.choose(request_for(loras=["nobody"]).order())
+    sentence = str(caught.value)
+    assert sentence.encode("utf-8").isascii() and "\n" not in sentence and '" anna"' not in sentence
+
+
+def test_a_damaged_file_that_claims_a_huge_header_is_refused_without_reading_it(
+    engine: Engine, folder: Path, request_for: RequestFor
+) -> None:
+    (folder / "huge.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(InvalidRequest, match="not a LoRA file: it is damaged"):
+        engine.choose(request_for(loras=["huge"]).order())

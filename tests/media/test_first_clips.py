@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.media.test_reference_videos import Make, of_frames, video
+from tests.media.test_reference_videos import Make, ffmpeg, of_frames, video
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
 from wan_engine.media.first_clips import (
@@ -18,7 +18,10 @@ from wan_engine.media.first_clips import (
     open_first_clip,
     tail_indices,
 )
+from wan_engine.media.soundtrack import read
 from wan_engine.media.untrusted_videos import VideoLimits
+from wan_engine.media.video import EncodeOptions, encode
+from wan_engine.schema import Plan, Segment, Shot
 
 __all__ = ["video"]
 
@@ -76,6 +79,49 @@ def test_hdr_is_refused_since_the_new_part_is_not(video: Make, tmp_path: Path) -
         opened(data, tmp_path)
     assert caught.value.why == "the video must have standard dynamic range, got HDR"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_begins_late_takes_the_sound_with_it(video: Make, tmp_path: Path) -> None:
+    picture, late = tmp_path / "picture.mp4", tmp_path / "late.mp4"
+    picture.write_bytes(video("picture.mp4", seconds=2.0))
+    tone = ("-f", "lavfi", "-i", "aevalsrc='if(lt(t,1),0,sin(2000*PI*t))/2':s=48000:d=3")
+    both = ("-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", "pcm_s16le")
+    ffmpeg("-itsoffset", "1", "-i", str(picture), *tone, *both, "-f", "mov", str(late))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    sound = opened(late.read_bytes(), folder).clip.sound
+    assert sound is not None and sound.seconds == pytest.approx(2.0, abs=0.05)
+    assert np.abs(read(sound)[:4800]).mean() > 1000  # it is heard from the first frame on
+
+
+def test_a_sound_that_cannot_be_decoded_is_told(video: Make, tmp_path: Path) -> None:
+    sine = ("-f", "lavfi", "-i", "sine=1000:d=2")
+    picture, both = tmp_path / "picture.mp4", tmp_path / "both.mp4"
+    picture.write_bytes(video("picture.mp4", seconds=2.0))
+    ffmpeg("-i", str(picture), *sine, "-c:v", "copy", "-c:a", "flac", "-strict", "-2", str(both))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    found = opened(both.read_bytes(), folder)
+    assert found.sound_lost and found.clip.sound is None
+    assert not opened(picture.read_bytes(), folder).sound_lost
+
+
+def test_pixels_a_thousand_times_as_wide_as_high_fill_no_memory(
+    video: Make, tmp_path: Path
+) -> None:
+    wide = video("wide.mp4", "-vf", "setsar=1000/1", seconds=2.0, size="2048x1152", fps=16)
+    clip = opened(wide, tmp_path).clip
+    assert clip.tail[-1].size == (4096, 1152)
+    plan = Plan(
+        **{"width": 256, "height": 72, "render_width": 256, "render_height": 80},
+        **{"crop_width": 256, "crop_height": 72, "fps": 16, "frames": 33, "seed": 1},
+        shots=(Shot("x", (Segment(1, 1, 0, 1),), 1),),
+        source_fps=16,
+        given_frames=32,
+    )
+    frames = iter([np.zeros((1, 80, 256, 3), np.uint8)])
+    options, path = EncodeOptions(preset="ultrafast"), tmp_path / "out.mp4"
+    assert encode(frames, plan, None, path, options, Control(), after=clip).frames == 33
 
 
 def test_damage_at_the_end_is_found_before_the_render(video: Make, tmp_path: Path) -> None:

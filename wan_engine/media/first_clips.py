@@ -26,10 +26,12 @@ LEAST_SECONDS, MOST_SECONDS = 2.0, 10.0
 
 @dataclass(frozen=True)
 class Opened:
-    """A first clip, and small frames of it, one per second, uint8 [n, h, w, 3]."""
+    """A first clip, and small frames of it, one per second, uint8 [n, h, w, 3]. `sound_lost`: it
+    has a sound that cannot be decoded."""
 
     clip: FirstClip
     samples: Frames
+    sound_lost: bool = False
 
 
 def open_first_clip(
@@ -49,12 +51,15 @@ def open_first_clip(
         tail = _pictures(video, tail_indices(times, frames, fps))
         if video.hdr:  # the new part is not
             raise refused("the video must have standard dynamic range, got HDR")
-        sound = video.sound(limits.max_seconds, "sound") if stream.heard else None
+        begin = max(0.0, times[0])  # the output begins with the first frame
+        heard = stream.heard
+        sound = video.sound(limits.max_seconds, "sound", start=begin) if heard else None
     except InvalidMedia as error:
         video.source.unlink(missing_ok=True)
         raise InvalidMedia("first_clip", error.why) from error
     seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # the last one lasts too
-    return Opened(FirstClip(video.source, seconds, tail, sound), np.stack(samples))
+    lost = stream.heard and sound is None
+    return Opened(FirstClip(video.source, seconds, tail, sound), np.stack(samples), lost)
 
 
 def tail_indices(times: list[float], count: int, fps: int) -> list[int]:

@@ -45,6 +45,9 @@ _DECODERS = (
 )
 _MAX_SIDE = 4096
 _MAX_PIXELS = 4096 * 2304
+SQUARE_WIDTH = f"'clip(round(iw*sar),1,{_MAX_SIDE})'"
+"""The width of a frame with square pixels. A file can claim that its pixels are a thousand times as
+wide as high."""
 _MAX_BLOCK_BYTES = 256 * 2**20  # of one allocation of ffmpeg: a file can claim huge tables
 _THREADS = 4  # each thread holds frames
 _MAX_FPS = 240  # slow motion of phones
@@ -103,7 +106,7 @@ class UntrustedVideo:
     def pictures(self, shown: str, count: int) -> list[Image.Image]:
         """The `count` frames that the filter `shown` passes, with square pixels, as players show
         them."""
-        square = f"scale='clip(round(iw*sar),1,{_MAX_SIDE})':ih:flags=lanczos,setsar=1"
+        square = f"scale={SQUARE_WIDTH}:ih:flags=lanczos,setsar=1"
         with self.decoded("chosen", f"{shown},{square}", count, "png") as path:
             files = path.read_bytes().split(png.SIGNATURE)[1:]
         if len(files) != count:
@@ -122,13 +125,14 @@ class UntrustedVideo:
                 self._control.checkpoint()
                 yield frame
 
-    def sound(self, seconds: float, name: str) -> AudioTrack | None:
-        """The first `seconds` of the sound, in a file of ours. If it cannot be decoded, the video
-        counts as silent."""
+    def sound(self, seconds: float, name: str, *, start: float = 0.0) -> AudioTrack | None:
+        """So many `seconds` of the sound from `start` on, in a file of ours. If it cannot be
+        decoded, the video counts as silent."""
         path = self._folder / f"{self._name}.{name}.wav"
         arguments = (
             *("-map", "0:a:0", "-t", f"{seconds:g}", "-map_metadata", "-1"),
-            *("-af", "aresample=async=1:first_pts=0"),  # it may begin after the picture
+            # It may begin after the picture, or before it.
+            *("-af", f"aresample=async=1:first_pts=0,atrim={start:.6f},asetpts=PTS-STARTPTS"),
             *("-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav"),
         )
         try:

@@ -15,7 +15,7 @@ from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed
 from wan_engine.media import ffmpeg
 from wan_engine.media.audio import SAMPLE_RATE_HZ
-from wan_engine.media.untrusted_videos import input_arguments
+from wan_engine.media.untrusted_videos import SQUARE_WIDTH, input_arguments
 from wan_engine.schema import AudioTrack, EncodedVideo, FirstClip, Frames, Plan
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _given(plan: Plan) -> str:
     return (
         f"setpts=PTS-STARTPTS,fps={plan.fps}:start_time=0,"
         f"tpad=stop_mode=clone:stop={plan.fps},trim=end_frame={plan.given_frames},"
-        f"scale=trunc(iw*sar/2+0.5)*2:ih,setsar=1,{fills},crop={plan.width}:{plan.height},{_BT709}"
+        f"scale={SQUARE_WIDTH}:ih,setsar=1,{fills},crop={plan.width}:{plan.height},{_BT709}"
     )
 
 

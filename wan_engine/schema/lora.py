@@ -87,15 +87,20 @@ def _one(field: str, value: object) -> Lora:
 
 def _name(field: str, value: object) -> str:
     name = value.strip().removesuffix(_ENDING) if isinstance(value, str) else ""
-    parts = name.split("/")
-    if (
-        not 0 < len(name) <= LORA_NAME_MAX_CHARACTERS
-        or not name.isprintable()
-        or "\\" in name
-        or any(part in ("", ".", "..") for part in parts)
-    ):
+    if not is_lora_name(name):
         raise refusal(f'field "{field}" must be {_NAME}, got {described(value)}')
     return name
+
+
+def is_lora_name(name: str) -> bool:
+    """Whether a request can name a LoRA so."""
+    return (
+        0 < len(name) <= LORA_NAME_MAX_CHARACTERS
+        and name == name.strip()
+        and name.isprintable()
+        and "\\" not in name
+        and not any(part in ("", ".", "..") for part in name.split("/"))
+    )
 
 
 def _scale(field: str, value: object) -> float:

@@ -133,6 +133,8 @@ def _where_cut(file: Any, size: int) -> str | None:
     header_bytes = int.from_bytes(file.read(8), "little")
     if size < 8 or size < 8 + header_bytes < size + 100_000_000:  # the format's longest header
         return f"it is cut off in its header, after {size} bytes. Fetch it again"
+    if 8 + header_bytes > size:  # no length at all: it must not be read, even to be refused
+        return None
     try:
         header = json.loads(file.read(header_bytes))
         entries = [entry for name, entry in header.items() if name != "__metadata__"]

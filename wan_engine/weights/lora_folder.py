@@ -16,6 +16,7 @@ from wan_engine.catalog import Expert
 from wan_engine.errors import ConfigurationError, InvalidRequest, LoraRefused, NotServed
 from wan_engine.schema import Lora
 from wan_engine.schema.fields import described
+from wan_engine.schema.lora import is_lora_name
 from wan_engine.settings import Settings
 from wan_engine.weights.lora_plan import Parameters, Plan, parameters_in, plan
 from wan_engine.weights.models import Located, LocatedLora
@@ -139,7 +140,8 @@ class LoraFolder:
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """The files in and below `root` by name, without hidden ones and links that lead out."""
+    """The files in and below `root` by name, without hidden ones, links that lead out, and names
+    that no request can have, such as those that are not UTF-8."""
     inside = root.resolve()
     for folder, below, names in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
@@ -149,7 +151,9 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
             if name.startswith(".") or path.suffix != _ENDING:
                 continue
             if path.is_file() and path.resolve().is_relative_to(inside):
-                yield path.relative_to(root).as_posix().removesuffix(_ENDING), path
+                found = path.relative_to(root).as_posix().removesuffix(_ENDING)
+                if is_lora_name(found):
+                    yield found, path
 
 
 def _pairs(files: Mapping[str, Path]) -> dict[str, dict[Expert, Path]]:
