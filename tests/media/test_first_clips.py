@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,3 +134,14 @@ def test_damage_at_the_end_is_found_before_the_render(video: Make, tmp_path: Pat
         opened(bytes(data), tmp_path)
     assert caught.value.field == "first_clip"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_frame_that_is_shown_for_long_counts_as_long(video: Make, tmp_path: Path) -> None:
+    held = "setpts='if(lt(N,49),N/25/TB,2.6/TB)'"  # 49 frames, then one at 2.6 s
+    source = tmp_path / "held.mp4"
+    source.write_bytes(video("plain.mp4", seconds=2.0))
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-vf", held]
+    command += ["-fps_mode", "passthrough", "-c:v", "libx264", str(tmp_path / "made.mp4")]
+    subprocess.run(command, check=True)
+    clip = opened((tmp_path / "made.mp4").read_bytes(), tmp_path).clip
+    assert clip.seconds == pytest.approx(2.64, abs=0.05)

@@ -44,7 +44,7 @@ def open_first_clip(
     video = UntrustedVideo(data, folder, limits, control, "first_clip")
     try:
         stream = video.open()
-        times = _times(video)
+        times, end = _times(video)
         samples = [np.asarray(frame) for frame in video.small(1.0, round(limits.max_seconds) + 1)]
         if len(times) < 2 or not samples:
             raise refused(UNDECODABLE)
@@ -57,9 +57,9 @@ def open_first_clip(
     except InvalidMedia as error:
         video.source.unlink(missing_ok=True)
         raise InvalidMedia("first_clip", error.why) from error
-    seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # the last one lasts too
     lost = stream.heard and sound is None
-    return Opened(FirstClip(video.source, seconds, tail, sound), np.stack(samples), lost)
+    clip = FirstClip(video.source, end - times[0], tail, sound)
+    return Opened(clip, np.stack(samples), lost)
 
 
 def tail_indices(times: list[float], count: int, fps: int) -> list[int]:
@@ -70,17 +70,20 @@ def tail_indices(times: list[float], count: int, fps: int) -> list[int]:
     return [int(index) for index in nearest]
 
 
-def _times(video: UntrustedVideo) -> list[float]:
-    """When each frame is shown, in seconds, as far as all of them can be decoded."""
+def _times(video: UntrustedVideo) -> tuple[list[float], float]:
+    """When each frame is shown, and when the last one ends, in seconds. All of them can be
+    decoded."""
     tiny = ("-xerror", "-map", "0:V:0", "-vf", "scale=16:16:flags=fast_bilinear")
     arguments = (*tiny, "-fps_mode", "passthrough", "-pix_fmt", "gray", "-c:v", "rawvideo")
     with video.made("times", *arguments, "-f", "framecrc") as path:
         text = path.read_text("ascii", "replace")
     base = re.search(r"^#tb 0: (\d+)/(\d+)", text, re.MULTILINE)
-    begins = re.findall(r"^0, +-?\d+, +(-?\d+),", text, re.MULTILINE)
-    if base is None:
+    rows = re.findall(r"^0, +-?\d+, +(-?\d+), +(\d+),", text, re.MULTILINE)
+    if base is None or not rows:
         raise refused(UNDECODABLE)
-    return [int(begin) * int(base[1]) / int(base[2]) for begin in begins]
+    tick = int(base[1]) / int(base[2])
+    begin, lasts = rows[-1]
+    return [int(begin) * tick for begin, _ in rows], (int(begin) + int(lasts)) * tick
 
 
 def _pictures(video: UntrustedVideo, indices: list[int]) -> tuple[Image.Image, ...]:

@@ -169,7 +169,7 @@ def _given(plan: Plan) -> str:
     fills = f"{_scaled(plan)}:force_original_aspect_ratio=increase"
     return (
         f"setpts=PTS-STARTPTS,fps={plan.fps}:start_time=0,"
-        f"tpad=stop_mode=clone:stop={plan.fps},trim=end_frame={plan.given_frames},"
+        f"tpad=stop_mode=clone:stop={plan.given_frames},trim=end_frame={plan.given_frames},"
         f"scale={SQUARE_WIDTH}:ih,setsar=1,{fills},crop={plan.width}:{plan.height},{_BT709}"
     )
 

@@ -312,7 +312,7 @@ def parse_request(payload: object) -> Request:
     `first_clip` it continues a clip. Raises `InvalidRequest`."""
     if isinstance(payload, Mapping) and payload.get("first_clip") not in (None, ""):
         for other in ("image", "references"):
-            if payload.get(other) is not None:
+            if payload.get(other) not in (None, ""):
                 raise InvalidRequest(f'field "first_clip" cannot be given with field "{other}"')
         return ContinuationRequest.parse(payload)
     if not isinstance(payload, Mapping) or "references" not in payload:
