@@ -31,7 +31,7 @@ _SELDOM = (
     *("audio_max_bytes", "fetch_seconds", "scratch_min_gb", "progress_seconds"),
     *("reference_max_bytes", "reference_max_seconds", "reference_min_fps"),
     *("lora_unused", "reference_model", "speech_model", "video_sound_model", "pool_gb"),
-    *("sound_model", "generate_audio", "lora_dir"),
+    *("sound_model", "generate_audio", "lora_dir", "previews"),
 )
 """Left out, because Runpod's templates hold 50 variables. Their defaults are those of the hosted
 API, and you can add them to an endpoint by hand."""

@@ -164,7 +164,7 @@ def test_what_the_row_does_not_take_is_refused_before_a_step(load: Load) -> None
     def never(_step: int) -> None:
         raise AssertionError("it has begun")
 
-    with pytest.raises(NotServed, match="takes references"):
+    with pytest.raises(NotServed, match="accepts references"):
         family.render(segment, never)
 
 

@@ -117,7 +117,7 @@ def test_previews_are_made_once_somebody_looks(tmp_path: Path, previews: str) ->
             await asked.run("sleep 5", "job-2")
             assert bool(asked.previews) == (previews == "auto")
             steps = [preview.step for preview in asked.previews]
-            assert steps == sorted(steps) and 0 not in steps  # ordered after the first
+            assert steps == sorted(set(steps))
 
     asyncio.run(line())
 

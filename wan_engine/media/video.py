@@ -123,7 +123,11 @@ def _seconds(plan: Plan) -> str:
 
 
 def _arguments(
-    plan: Plan, audio: Sound, path: Path, options: EncodeOptions, after: FirstClip | None
+    plan: Plan,
+    audio: Sound,
+    path: Path,
+    options: EncodeOptions,
+    after: FirstClip | None = None,
 ) -> list[str]:
     arguments = [
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{plan.render_width}x{plan.render_height}"),
