@@ -111,6 +111,26 @@ def attention(scale: Scale) -> Iterator[Case]:
 
         yield attempt({"case": name}, work)
     yield from _float8_attention(scale, operations)
+    yield _flash_4(scale, operations)
+
+
+def _flash_4(scale: Scale, operations: int) -> Case:
+    """FlashAttention 4, if `pip install "flash-attn-4[cu13]"` was possible. Its libraries take
+    92 MB, which is too much to be packed by gpu_quarter.py."""
+
+    def work() -> Case:
+        from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found]
+
+        shape = (1, scale.tokens, scale.heads, scale.head_width)
+        given = [torch.randn(shape, device=device(), dtype=torch.bfloat16) for _ in range(3)]
+        took = seconds_of(lambda: flash_attn_func(*given))
+        return {
+            "ms": took * 1e3,
+            "tflops": operations / took / 1e12,
+            "kernel": kernel_of(lambda: flash_attn_func(*given)),
+        }
+
+    return attempt({"case": "flash 4"}, work)
 
 
 def _float8_attention(scale: Scale, operations: int) -> Iterator[Case]:
