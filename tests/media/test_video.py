@@ -12,6 +12,7 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from tests.warm import children
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, DeadlineExceeded, EncodeFailed, EngineError
 from wan_engine.media.audio import SAMPLE_RATE_HZ
-from wan_engine.media.video import EncodeOptions, encode
-from wan_engine.schema import AudioTrack, EncodedVideo, Frames, Plan
+from wan_engine.media.video import EncodeOptions, add_sound, encode
+from wan_engine.schema import AudioTrack, EncodedVideo, FirstClip, Frames, Plan
 from wan_engine.settings import Settings
 
 FAST = EncodeOptions(preset="superfast")
@@ -590,7 +591,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from wan_engine.control import Control
-from wan_engine.media.video import EncodeOptions, encode
+from wan_engine.media.video import EncodeOptions, add_sound, encode
 from wan_engine.schema import Plan
 
 def kib(name):
@@ -614,3 +615,25 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, check=True, timeout=120)
     all_frames_kib = 2000 * 180 * 320 * 3 // 1024
     assert int(done.stdout) < 16 * 1024 < all_frames_kib // 10
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_picture_is_the_first_stream_beside_any_sound(
+    tmp_path: Path, after: bool, late: bool
+) -> None:
+    """Also behind a clip that is continued, and where the sound comes later."""
+    first = None
+    if after:
+        given = encode(chunks(square, 20), plan(20), None, tmp_path / "given.mp4", FAST, Control())
+        first = FirstClip(given.path, 20 / 16, ())
+    shape = replace(plan(40), given_frames=20 if after else 0)
+    sound, path = None if late else "silence", tmp_path / "clip.mp4"
+    made = chunks(square, shape.made_frames)
+    video = encode(made, shape, sound, path, FAST, Control(), after=first)  # type: ignore[arg-type]
+    if late:
+        video = add_sound(video, "silence", shape, Control())
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(video.path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    kinds = re.findall(r"Stream #0:\d.*?: (Video|Audio): ", told)
+    assert kinds == ["Video", "Audio"]

@@ -91,7 +91,8 @@ def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -
     control.enter("encode")
     path = video.path.with_name(f"{video.path.stem}.sound.mp4")
     arguments = ["-protocol_whitelist", "file", "-f", "mov", "-i", str(video.path)]
-    arguments += [*_sound(audio, plan), "-map", "0:v:0", "-c:v", "copy", "-map_metadata", "0"]
+    arguments += [*_sound(audio), "-map", "0:v:0", "-c:v", "copy", *_heard(plan)]
+    arguments += ["-map_metadata", "0"]
     arguments += ["-movflags", "+faststart", "-f", "mp4", "-y", str(path)]
     try:
         with ffmpeg.running(arguments, control):
@@ -105,15 +106,17 @@ def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -
     return EncodedVideo(video.path, video.frames, bytes=video.path.stat().st_size)
 
 
-def _sound(audio: AudioTrack | Literal["silence"], plan: Plan, index: int = 1) -> list[str]:
-    """The input `index`, and what becomes of it: as long as the picture."""
+def _sound(audio: AudioTrack | Literal["silence"]) -> list[str]:
+    """The input that is heard."""
     if isinstance(audio, AudioTrack):
-        source = ["-protocol_whitelist", "file", "-f", "wav", "-i", str(audio.path)]
-    else:
-        source = ["-f", "lavfi", "-i", f"anullsrc=r={SAMPLE_RATE_HZ}:cl=stereo"]
-    ends = f"apad,atrim=end={_seconds(plan)}"
+        return ["-protocol_whitelist", "file", "-f", "wav", "-i", str(audio.path)]
+    return ["-f", "lavfi", "-i", f"anullsrc=r={SAMPLE_RATE_HZ}:cl=stereo"]
+
+
+def _heard(plan: Plan, index: int = 1) -> list[str]:
+    """The track of the input `index`, as long as the picture."""
     return [
-        *(*source, "-map", f"{index}:a:0", "-af", ends),
+        *("-map", f"{index}:a:0", "-af", f"apad,atrim=end={_seconds(plan)}"),
         *("-c:a", "aac", "-b:a", "192k", "-ar", str(SAMPLE_RATE_HZ), "-ac", "2"),
     ]
 
@@ -136,9 +139,12 @@ def _arguments(
     if after is not None:
         arguments += input_arguments(after.path)
     if audio is not None:
-        arguments += _sound(audio, plan, index=1 if after is None else 2)
+        arguments += _sound(audio)
+    # The picture is the first stream, as players and scripts expect it.
+    arguments += _picture(plan) if after is None else _picture_after_clip(plan)
+    if audio is not None:
+        arguments += _heard(plan, index=1 if after is None else 2)
     arguments += [
-        *(_picture(plan) if after is None else _picture_after_clip(plan)),
         *("-c:v", "libx264", "-profile:v", "high", "-pix_fmt", "yuv420p"),
         *("-preset", options.preset, "-crf", str(options.crf)),
         *("-g", str(plan.fps), "-x264-params", "open-gop=0"),  # a player seeks from key frames
