@@ -1,30 +1,32 @@
 """Measures the engine against plain diffusers, from a request to its mp4: wall time and host
 memory.
 
-Both sides begin with a prompt, a decoded photo and loaded weights of `wan-tiny`, and end with a
-finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain is
-what a user of diffusers writes: the stock `WanImageToVideoPipeline` with the same weights, called
-once with `output_type="np"`, then the loop of `export_to_video` (as in media_path.py). The same on
-both sides: photo, prompt, seed, scheduler, steps, guidance, rendered size, frames a second, output
-size, ffmpeg binary, filters and x264 options. Nothing is made between frames, no sound is added.
+Both sides begin with a prompt, a decoded photo and the loaded weights of `wan-tiny`, and end with
+a finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain
+is what a user of diffusers writes: the stock `WanImageToVideoPipeline` with the same weights,
+called once with `output_type="np"`, then the loop of `export_to_video` (as in media_path.py). Both
+sides have the same photo, prompt, seed, scheduler, steps, guidance, rendered size, frame rate,
+output size, ffmpeg binary, filters and x264 options. Neither interpolates frames or adds sound.
 
-What differs, in what is delivered and in how it is made:
+The sides differ in this:
 
-- The trained length is 81 frames. Of 5 s both sample that. A longer clip is several segments here,
-  each going on from the last 5 frames of the one before, whose colours it takes and into which it
-  is faded: 3 of 57 frames for 10 s, 4 of 65 for 15 s, 171 and 260 frames sampled for 160 and 240
-  shown. Plain samples 161 and 241 in one run, at two and three times the trained length.
-- One run of 241 frames has three times the tokens of one of 81, and attention grows with their
-  square: plain's time grows faster than the clip. This is how it is, and no fault of diffusers.
-- Ours computes the VAE's convolutions by oneDNN whatever their size (families/convolution.py) and
-  what its encoder makes of grey once (families/first_frames.py): the same frames but for rounding.
-- Ours rounds to the nearest of 255 levels, the loop of `export_to_video` rounds down.
-- Ours can be cancelled and reports progress: a callback a step and a watching thread.
+- The model was trained on 81 frames. For 5 s, both sides sample 81. Ours makes a longer clip from
+  segments. Each continues from the last 5 frames of the previous one, takes their colours and is
+  cross-faded with them: 3 segments of 57 frames for 10 s, 4 of 65 for 15 s. So it samples 171 and
+  260 frames to show 160 and 240. Plain samples 161 and 241 in one run, two and three times the
+  trained length.
+- A run of 241 frames has three times the tokens of a run of 81, and attention grows with their
+  square. So the time of plain grows faster than the clip. This is no fault of diffusers.
+- Ours runs the VAE's convolutions through oneDNN at every size (families/convolution.py), and
+  encodes the grey frames only until they repeat (families/first_frames.py). The frames are equal
+  except for rounding.
+- Ours rounds to the nearest of 255 levels; the loop of `export_to_video` rounds down.
+- Ours can be cancelled and reports progress: one callback per step, and a watching thread.
 
-Left out on both sides: safety checker, fetching, storing, metadata. Each measurement is a process
-of its own, the two sides take turns, and memory is measured apart from time, as in media_path.py.
-Before the clock starts, a clip of 5 frames at 32x32 goes through the pipeline: what libraries do
-once is not measured.
+Neither side runs the safety checker, fetches, stores or writes metadata. Each measurement runs in
+a process of its own, and the two sides take turns. Memory is measured apart from time, as in
+media_path.py. Before the clock starts, each process renders 5 frames at 32x32, so that the first
+use of a library is not measured.
 """
 
 from __future__ import annotations
@@ -211,12 +213,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     durations = get_args(Duration)
     parser.add_argument(
-        "--durations", type=int, nargs="+", choices=durations, default=list(durations)
+        "--durations",
+        type=int,
+        nargs="+",
+        choices=durations,
+        default=list(durations),
+        help="seconds of the clips; default all three",
     )
     parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
-    parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
-    parser.add_argument("--preset", default="medium", help="of x264, on both sides")
-    parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
+    parser.add_argument("--render-area", type=int, help="pixels to render; default the model's own")
+    parser.add_argument(
+        "--preset", default="medium", help="x264 preset of both sides; default medium"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line per case, no table"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -1,19 +1,19 @@
-"""Measures the engine's way from latents to mp4 against plain diffusers: wall time and host memory.
+"""Measures the engine from latents to mp4 against plain diffusers: wall time and host memory.
 
-Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg, the
-convolutions by oneDNN whatever their size (families/convolution.py).
-Plain is what `WanImageToVideoPipeline` and `export_to_video` do (diffusers 0.42.1): `vae.decode` of
-all latents, `postprocess_video(output_type="np")`, a list of uint8 frames, each written to ffmpeg.
+Ours is `Engine.render` with finished latents: it streams the decode into one ffmpeg process, and
+runs the VAE's convolutions through oneDNN at every size (families/convolution.py). Plain is what
+`WanImageToVideoPipeline` and `export_to_video` of diffusers 0.42.1 do: `vae.decode` of all latents,
+`postprocess_video(output_type="np")`, and a list of uint8 frames, each written to ffmpeg.
 
-The same on both sides: latents, the VAE of wan-tiny, ffmpeg binary, filters and x264 options. For
-that `export_to_video` itself cannot be called: it takes neither filters nor crf and preset, and it
-needs imageio, which the worker does not have. Its loop is written out on
-`imageio_ffmpeg.write_frames`, which is what imageio's plugin calls.
+Both sides have the same latents, VAE (of wan-tiny), ffmpeg binary, filters and x264 options.
+`export_to_video` itself accepts neither filters nor crf and preset, and needs imageio, which the
+worker does not have. So its loop is copied here on `imageio_ffmpeg.write_frames`, which imageio's
+plugin calls.
 
-Each measurement is a process of its own; the two sides take turns. Memory is what the process
-needs beyond what it held before (VmHWM - VmRSS), without ffmpeg's own, which is the same. It is
-measured apart from time, with a malloc that gives every large block back: glibc keeps blocks below
-32 MB, which at this size is a third more or less from run to run, and at 720p nothing.
+Each measurement runs in a process of its own, and the two sides take turns. Memory is the peak of
+the process above its memory at the start (VmHWM - VmRSS), without that of ffmpeg, which is equal.
+It is measured apart from time, with a malloc that returns every large block. glibc keeps blocks
+below 32 MB: at this size that changes the memory by a third from run to run, at 720p not at all.
 """
 
 from __future__ import annotations
@@ -283,12 +283,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/media_path.py --frames 81 241 --repeats 5",
     )
-    parser.add_argument("--frames", type=int, nargs="+", default=[81, 241], help="4n + 1 each")
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[81, 241], help="frames of the clips, 4n + 1 each"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
-    parser.add_argument("--render", type=_size, default=(256, 144), help="multiples of 8")
-    parser.add_argument("--output", type=_size, default=(512, 288), help="size of the mp4")
-    parser.add_argument("--preset", default="medium", help="of x264, on both sides")
-    parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
+    parser.add_argument(
+        "--render", type=_size, default=(256, 144), help="WIDTHxHEIGHT to decode, multiples of 8"
+    )
+    parser.add_argument("--output", type=_size, default=(512, 288), help="WIDTHxHEIGHT of the mp4")
+    parser.add_argument(
+        "--preset", default="medium", help="x264 preset of both sides; default medium"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line per case, no table"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

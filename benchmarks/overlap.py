@@ -1,10 +1,10 @@
 """Measures the jobs per minute of one worker behind a slow network: one job at a time, and with
 WAN_PREFETCH=1.
 
-The real worker loop on `wan-tiny`, against a control plane on loopback, an image server that waits
-before it answers, and a bucket that waits before it takes a clip. `device_idle_share` is the part
-of the time from the first job taken to the last result in which no job had the device: stages are
-added up from the log, where they are rounded to a tenth of a second.
+It runs the real worker loop on `wan-tiny` against a control plane on loopback. The image server
+waits before it answers, and the bucket waits before it accepts a clip. `device_idle_share` is the
+share of the time, from the first job taken to the last result, in which no job has the device. The
+stages are summed up from the log, which rounds them to a tenth of a second.
 """
 
 from __future__ import annotations
@@ -144,10 +144,14 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/overlap.py --jobs 8 --delay 2",
     )
-    parser.add_argument("--jobs", type=int, default=8, help="of each mode")
-    parser.add_argument("--delay", type=float, default=2, help="seconds of each fetch and upload")
-    parser.add_argument("--duration", type=int, default=5, choices=(5, 10, 15), help="of a clip")
-    parser.add_argument("--repeats", type=int, default=1, help="turns of both modes")
+    parser.add_argument("--jobs", type=int, default=8, help="jobs of each mode; default 8")
+    parser.add_argument(
+        "--delay", type=float, default=2, help="seconds of each fetch and upload; default 2"
+    )
+    parser.add_argument(
+        "--duration", type=int, default=5, choices=(5, 10, 15), help="seconds of a clip"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="turns of both modes; default 1")
     given = parser.parse_args(arguments)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request to the bucket
     print(json.dumps({"python": platform.python_version(), "machine": platform.machine()}))

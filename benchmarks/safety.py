@@ -2,10 +2,10 @@
 15 frames.
 
 The classifiers have the full-size architectures of the defaults (Qwen3 0.6B, ViT-B/16 at 224 px)
-with random weights: right for time, and for nothing else. The prompt goes through
-`Safety.check_prompt` and frames of 1280x720 through `Safety.watch`, as in a job. Random weights are
-in doubt about every prompt, so the categories are always asked for, which a prompt that is clearly
-safe does not need.
+with random weights, which is valid for time only. The prompt goes through `Safety.check_prompt` and
+frames of 1280x720 through `Safety.watch`, as in a job. Random weights are
+unsure about every prompt, so the categories are always computed, which a clearly safe prompt does
+not need.
 """
 
 from __future__ import annotations
@@ -147,9 +147,16 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/safety.py --threads 1 --repeats 3",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    parser.add_argument("--repeats", type=int, default=3, help="of each; the median is told")
-    parser.add_argument("--small", action="store_true", help="tiny classifiers: a test of this")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="runs of each check, whose median is printed; default 3",
+    )
+    parser.add_argument("--small", action="store_true", help="tiny classifiers, to test the script")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     quiet_libraries(bars=False)

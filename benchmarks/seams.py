@@ -1,15 +1,15 @@
 """Measures how visible the joins of a long clip are: the jump at each join against the jumps
 between neighbours.
 
-A jump is the mean absolute difference of two neighbouring frames, in levels of 255. Joins are
-compared with the pairs inside segments: `ratio` is the join's jump over their median, `rank` the
-share of them that are smaller. A join that cannot be told from the rest has a ratio near 1 and a
-rank that is not near 1. `colour_shift` is how the mean of each channel changes at the join, and
-`colour_ratio` the largest of the three against the median of the same inside segments.
+A jump is the mean absolute difference of two neighbouring frames, in levels of 255. Each join is
+compared with the pairs of frames inside segments. `ratio` is the jump of the join divided by their
+median. `rank` is the share of them with a smaller jump. An invisible join has a ratio near 1 and a
+rank that is not near 1. `colour_shift` is the change of each channel's mean at the join.
+`colour_ratio` is the largest of the three, divided by the median inside segments.
 
-With cross-fade the change is spread over the overlap: the largest of its k pairs counts, whose rank
-is k / (k + 1) by chance alone. Clips of the toys (wan-tiny, wan-tiny-ti2v) show that this runs and
-say nothing about how a real model joins.
+A cross-fade spreads the change over the k pairs of the overlap. The largest of them counts, and its
+rank is k / (k + 1) by chance alone. Clips of the toys (wan-tiny, wan-tiny-ti2v) show that the
+script runs. They say nothing about the joins of a real model.
 """
 
 from __future__ import annotations
@@ -176,13 +176,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         '--prompt "She turns and smiles" --duration 15',
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--video", type=Path, help="a clip that is there already; needs --joins")
-    source.add_argument("--image", type=Path, help="render a clip from it; joins are the plan's")
-    parser.add_argument("--joins", type=int, nargs="+", help="first new frame of each segment")
-    parser.add_argument("--overlap", type=int, default=1, help="frames faded before; default 1")
-    parser.add_argument("--prompt", default="slow motion of the scene", help="with --image")
-    parser.add_argument("--duration", type=int, choices=(10, 15), default=10, help="with --image")
-    parser.add_argument("--seed", type=int, default=7, help="with --image")
+    source.add_argument("--video", type=Path, help="measure this clip; needs --joins")
+    source.add_argument("--image", type=Path, help="render a clip from this picture")
+    parser.add_argument(
+        "--joins", type=int, nargs="+", help="number of the first new frame of each segment"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=1,
+        help="frames that are cross-faded before a join; default 1",
+    )
+    parser.add_argument("--prompt", default="slow motion of the scene", help="prompt for --image")
+    parser.add_argument(
+        "--duration", type=int, choices=(10, 15), default=10, help="seconds, for --image"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="seed for --image; default 7")
     given = parser.parse_args(arguments)
     if given.video and not given.joins:
         parser.error("--video needs --joins")

@@ -1,14 +1,14 @@
 """Measures a whole job for each size and duration: seconds per stage, and peak memory above the
 loaded model.
 
-Every case is a process of its own, a job through `Engine.generate` after a first one of 5 s that is
-not measured (what libraries do once). Memory is of this process and the ffmpeg processes it starts,
-sampled every 50 ms, over what was held before the job; on a GPU also torch's peak over the model.
-The last line tells how both grow from the shortest to the longest duration.
+Each case is a job through `Engine.generate` in a process of its own, after a first job of 5 s that
+is not measured. Memory is that of the process and of its ffmpeg processes above their memory before
+the job, sampled every 50 ms; on a GPU also torch's peak above the model. The last line shows how
+both grow from the shortest to the longest duration.
 
-`--costs` measures the ways to make frames between and larger pictures apart from a model: ms for a
-frame of the clip, at 720p and 1080p. Those that need weights take part where WAN_RIFE_WEIGHTS and
-WAN_UPSCALE_WEIGHTS name them. Other settings are read from the environment as in a job.
+`--costs` measures interpolation and upscaling without a model, in ms per frame of the clip, at 720p
+and 1080p. Networks take part if WAN_RIFE_WEIGHTS and WAN_UPSCALE_WEIGHTS name their weights. All
+other settings are read from the environment, as in a job.
 """
 
 from __future__ import annotations
@@ -285,12 +285,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/stages.py --render-area 12288 --preset veryfast",
     )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--durations", nargs="+", type=int, choices=DURATIONS, default=DURATIONS)
-    parser.add_argument("--model", default="wan-tiny")
-    parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
-    parser.add_argument("--preset", default="medium", help="of x264")
-    parser.add_argument("--costs", action="store_true", help="of each way, without a model")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES, help="default both")
+    parser.add_argument(
+        "--durations",
+        nargs="+",
+        type=int,
+        choices=DURATIONS,
+        default=DURATIONS,
+        help="seconds of the clips; default all three",
+    )
+    parser.add_argument("--model", default="wan-tiny", help="default wan-tiny")
+    parser.add_argument("--render-area", type=int, help="pixels to render; default the model's own")
+    parser.add_argument("--preset", default="medium", help="x264 preset; default medium")
+    parser.add_argument(
+        "--costs", action="store_true", help="interpolation and upscaling alone, without a model"
+    )
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # what a child runs
     return parser.parse_args(arguments)
 
