@@ -82,7 +82,7 @@ def test_forced_blending_is_a_warning_and_chosen_blending_is_not(
     small = {**SMALLEST, "fps": 30}
     asked: Any = Engine(make_settings(interpolation="blend", **small))
     forced: Any = Engine(make_settings(**small))
-    forced.postprocess.interpolation = "blend"  # an ffmpeg without the motion compensation filter
+    forced.postprocess.interpolation = "blend"  # as if ffmpeg lacked the other filter
     told = []
     for engine in (asked, forced):
         engine.pool.main.family = SlidingPicture()

@@ -187,7 +187,7 @@ def test_a_model_may_wait_in_host_memory_only_where_there_is_room(
     assert recipes.can_wait_in_host_memory(CATALOG["wan2.2-i2v-a14b"], recipe) == waits
 
 
-def test_the_cached_models_leave_room_for_a_clip() -> None:
+def test_a_model_keeps_less_memory_than_a_clip_needs() -> None:
     from wan_engine.catalog import CATALOG
 
     for spec in CATALOG.values():
