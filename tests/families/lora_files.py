@@ -67,7 +67,7 @@ def lora_file(path: Path, network: Any, seed: int, *, size: float = 0.3) -> Path
 
 
 def parameters_of(network: Any) -> lora_plan.Parameters:
-    """Names and shapes of the network, in the form of a safetensors header."""
+    """The network's parameters, as the header of a safetensors file describes them."""
     return {
         name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in network.named_parameters()
     }

@@ -60,7 +60,7 @@ def test_only_the_matrices_of_blocks_become_float8(load: Callable[..., Any]) -> 
     kinds = {module for module in expert.blocks.modules() if isinstance(module, Float8Linear)}
     assert len(kinds) == 10 * len(expert.blocks)  # q, k, v and out twice, and two of the FFN
     assert sum(parameter.nbytes for parameter in expert.blocks.parameters()) < 0.7 * before
-    assert expert.dtype == torch.bfloat16  # the pipeline casts its inputs to this dtype
+    assert expert.dtype == torch.bfloat16  # the pipeline casts inputs to this dtype
 
 
 def test_a_model_in_float8_makes_nearly_the_same_clip(load: Callable[..., Any]) -> None:

@@ -52,7 +52,7 @@ def asked(**changes: Any) -> SegmentInput:
     return SegmentInput("Leaves", "", conditions, 64, 48, 13, 1, **changes)
 
 
-def test_a_preview_changes_nothing_and_without_one_nothing_is_computed(
+def test_a_preview_changes_nothing_and_if_nobody_looks_nothing_is_computed(
     family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: dict[int, Frames] = {}

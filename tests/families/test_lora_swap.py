@@ -36,7 +36,7 @@ OFFLOADS = ("none", "stream", "model", "layer")
 
 
 def said(_done: int, _total: int) -> None:
-    """Records the bytes that a change reports."""
+    """A progress callback that ignores the bytes."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def folder(load: Load, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def choose(folder: Path, tiny_cache: Path) -> Callable[..., tuple[ChosenLora, ...]]:
-    """`choose(Lora or name, ...)` returns the files of a request for these."""
+    """`choose(Lora or name, ...)` returns the LoRA files of a request that names these."""
     located = Located(ROWS[NAME], toy.build(NAME, tiny_cache / NAME))
     shelf = LoraFolder(Settings(lora_dir=folder))
 
@@ -87,7 +87,8 @@ def changed(one: State, other: State) -> int:
 
 @pytest.fixture(params=["kept in host memory", "read again"])
 def aside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The folder of the original numbers, while others are in the model."""
+    """Where the original numbers are while others are in the model: in host memory, or in their
+    file."""
     room = 10**12 if request.param == "kept in host memory" else 0
     monkeypatch.setattr(memory, "available_bytes", lambda: room)
     return str(request.param)
@@ -264,7 +265,7 @@ def test_a_model_that_cannot_be_restored_says_so(
     assert family.loras is None
 
 
-def test_embeddings_of_frames_follow_the_weights(load: Load, choose: Any, loaded: Any) -> None:
+def test_frames_follow_the_weights(load: Load, choose: Any, loaded: Any) -> None:
     picture = FirstPicture(Image.linear_gradient("L").convert("RGB").resize((64, 64)))
     asked = SegmentInput("x", "", (picture,), 64, 64, 5, seed=1)
 

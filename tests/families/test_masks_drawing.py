@@ -20,7 +20,7 @@ SIZE, FRAMES = 64, 17  # five latents
 
 
 def start_of(segment: Segment, clean: torch.Tensor) -> Start | None:
-    """The arguments of the family's pipeline, for the continuation that is drawn."""
+    """The start of the segment, for the continuation that is drawn."""
     if segment.way == "last_frames":
         frames = np.random.default_rng(3).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
         return Start(frames=frames)

@@ -140,7 +140,7 @@ def test_attention_in_8_bits_passes_its_test_where_the_kernel_is_right(
 
 
 @pytest.mark.usefixtures("emulated")
-def test_numbers_are_centred_before_they_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_are_balanced_before_they_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     given = attention8.samples(2, 128, torch.device("cpu"), 512)
     ours = {kind: attention8.error_of(*one) for kind, one in given.items()}
     for query, key, _ in given.values():
@@ -157,7 +157,7 @@ def test_numbers_are_centred_before_they_are_rounded(monkeypatch: pytest.MonkeyP
     assert all(ours[kind] < 1.1 * plain[kind] for kind in given)
 
 
-def test_centring_works_in_one_graph_for_all_sizes() -> None:
+def test_channels_are_balanced_in_one_graph_for_all_sizes() -> None:
     made = torch.compile(attention8.even, backend="eager", fullgraph=True, dynamic=True)
     for tokens in (48, 64):
         query, key, _ = attention8.samples(2, 128, torch.device("cpu"), tokens)["uneven heads"]
@@ -213,7 +213,7 @@ def network_of(blocks: int) -> Any:
     )
 
 
-def test_inputs_of_the_kernel_have_the_layout_of_its_plan() -> None:
+def test_inputs_with_another_layout_than_the_kernels_plan_are_refused() -> None:
     states = torch.zeros(1, 4, 2, 16, dtype=torch.float8_e4m3fn)
     turned = states.transpose(1, 2).contiguous().transpose(1, 2)
     scale = torch.ones(1, 1, 1, 1)

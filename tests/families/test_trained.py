@@ -113,7 +113,7 @@ def test_the_last_frame_of_a_still_clip_is_still_the_photo(
     [
         (ASTRONAUT, "pan right", FRAMES),
         pytest.param(ASTRONAUT, "tilt down", 41, marks=pytest.mark.system),
-        # Later it is visible: after 49 frames the frames are still recognised as no move.
+        # A zoom shows late: after 49 frames the search still finds no move.
         pytest.param(ROCKET, "zoom in", 81, marks=pytest.mark.system),
         pytest.param(ROCKET, "zoom out", 81, marks=pytest.mark.system),
         pytest.param(ROCKET, "pan left", 41, marks=pytest.mark.system),
