@@ -40,12 +40,12 @@ class LocatedWriter:
 
 
 def wanted_writer(name: str) -> Wanted[WriterSpec] | None:
-    """What `name` means that is no folder."""
+    """The meaning of a `name` that is not a folder."""
     return Wanted.read(name, {**WRITERS, **toy.WRITERS})
 
 
 def wanted_classifier(name: str) -> Wanted[ClassifierSpec] | None:
-    """What `name` means that is no folder."""
+    """The meaning of a `name` that is not a folder."""
     return Wanted.read(name, {**CLASSIFIERS, **toy.CLASSIFIERS})
 
 
