@@ -218,9 +218,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
     parser.add_argument("--preset", default="medium", help="of x264, on both sides")
     parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
-    parser.add_argument(
-        "--side", choices=SIDES, help=argparse.SUPPRESS
-    )  # in a child process
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -180,9 +180,7 @@ def measure(side: str, case: Case, cache: Path) -> Measured:
         width, height = (pixels // _STRIDE for pixels in case.render)
         noise = torch.Generator().manual_seed(_SEED)
         latents = torch.randn(1, channels, steps, height, width, generator=noise)
-        _decode_all(
-            pipeline, latents[:, :, :1]
-        )  # one-time work of libraries
+        _decode_all(pipeline, latents[:, :, :1])  # one-time work of libraries
         make = {"ours": ours, "plain": plain}[side]
         made = partial(make, engine, pipeline, latents, case, Path(scratch))
         return measured(made, case.frames)
@@ -292,9 +290,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=_size, default=(512, 288), help="size of the mp4")
     parser.add_argument("--preset", default="medium", help="of x264, on both sides")
     parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
-    parser.add_argument(
-        "--side", choices=SIDES, help=argparse.SUPPRESS
-    )  # in a child process
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -109,9 +109,7 @@ def measure(
         image_server(photo, delay_seconds) as url,
         ControlPlane() as plane,
     ):
-        names = [
-            f"{uuid4().hex}-{number}" for number in range(jobs)
-        ]  # no known id
+        names = [f"{uuid4().hex}-{number}" for number in range(jobs)]  # no known id
         for name in names:
             request = {"prompt": "lift-off", "image": url, "duration": duration, "seed": 1}
             plane.submit(name, request)

@@ -107,9 +107,7 @@ def peak_memory() -> Iterator[dict[str, float]]:
     children alone."""
     peak, done = {"all": 0.0, "children": 0.0}, threading.Event()
     gc.collect()
-    with suppress(
-        OSError, AttributeError
-    ):  # without memory that the last job freed
+    with suppress(OSError, AttributeError):  # without memory that the last job freed
         ctypes.CDLL(None).malloc_trim(0)
     before = _resident_mib(os.getpid())
 

@@ -156,7 +156,7 @@ def test_every_network_has_a_size_and_its_work_takes_memory(spec: ModelSpec) -> 
 @each(REAL)
 def test_a_real_model_has_a_repository_at_a_pinned_revision(spec: ModelSpec) -> None:
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.repo or "")
-    if spec.family in ("vace", "s2v", "kandinsky"):  # no commit of these is public
+    if spec.family in ("vace", "s2v", "kandinsky"):  # no public commit of these is known
         assert spec.revision is None
     else:
         assert re.fullmatch(r"[0-9a-f]{40}", spec.revision or "")

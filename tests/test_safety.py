@@ -472,12 +472,7 @@ def test_two_frames_that_agree_flag_the_clip(
 
 @pytest.mark.parametrize(
     "magenta",
-    [
-        set(),
-        {0},
-        {48},
-        set(range(1, 16)) | set(range(17, 32)),
-    ],  # the last one: between seconds
+    [set(), {0}, {48}, set(range(1, 16)) | set(range(17, 32))],  # the last: between seconds
 )
 @pytest.mark.parametrize("size", [1, 4, 40])
 def test_one_flagged_frame_alone_does_not_flag_the_clip(
