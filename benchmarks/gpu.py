@@ -151,7 +151,7 @@ def run_part(
         try:
             for row in filter(None, map(_parsed, process.stdout or ())):
                 seen(row)
-        except BaseException:  # it has its own session, and would go on
+        except BaseException:  # it has its own session, and would continue
             end()
             raise
         finally:

@@ -565,7 +565,7 @@ def test_the_output_has_warnings_if_there_are_any() -> None:
     assert output["warnings"] == ["texture", "short"]
 
 
-def test_the_cost_of_an_output_is_a_number_without_an_error_of_its_own() -> None:
+def test_the_cost_of_an_output_is_a_number_without_a_rounding_error() -> None:
     assert repr(VideoResult("u", Decimal("0.15") * 15, 0).output()["cost"]) == "2.25"
 
 

@@ -263,7 +263,7 @@ class Engine:
             set_limits(control, plan, self.settings, slowest.spec, slowest.recipe, how)
             control.enter("load")
             self._begin()
-            load(choice.spec.task)  # before the sound waits for the frames
+            load(choice.spec.task)  # before later stages wait for frames
             return render(load, plan, media, options, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()

@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, tiny_cache
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"{target} was not")
 
 
-def test_without_locks_each_process_fills_a_folder_of_its_own(
+def test_without_locks_each_process_fills_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(_file: object, _how: int) -> None:

@@ -140,12 +140,12 @@ def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: Re
     assert {one.clip_seconds for one in found} == {15.0}
 
 
-def test_what_reaches_each_latent_frame_follows_loudness(
+def test_the_sound_of_each_latent_frame_follows_loudness(
     tiny: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a network with random weights: how far what a latent frame hears is from silence follows
-    the loudness of its own four frames and of the four before, which it hears too, and not of
-    those a second later."""
+    """With random weights, the distance of a latent frame's sound features from those of silence
+    follows the loudness of its own four video frames and the four before, which it hears as well,
+    and not of frames one second later."""
     import torch
 
     from wan_engine.families.sound_features import heard, loudness
@@ -168,7 +168,7 @@ def test_what_reaches_each_latent_frame_follows_loudness(
 
 
 def stereo(path: Path, samples: Samples) -> AudioTrack:
-    """A track as `open_audio` leaves it."""
+    """A track in the format of `open_audio`."""
     with wave.open(str(path), "wb") as file:
         file.setparams((2, 2, RATE, 0, "NONE", ""))
         file.writeframes((np.stack([samples] * 2, axis=1) * 32767).astype("<i2").tobytes())
@@ -184,7 +184,7 @@ def correlation(one: Samples, other: Samples) -> float:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The probe whose brightness is its loudness, as a package of this process."""
+    """The probe that is as bright as its sound is loud, as an installed package of this process."""
     folder = tmp_path / "models" / "probe-lips"
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "Probe"}))
@@ -196,7 +196,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
 
 
 def light_and_loudness(path: Path, fps: int) -> tuple[Samples, Samples]:
-    """Of each frame of a clip, and of the sound under it."""
+    """The brightness of each frame of a clip, and the loudness of the sound during it."""
     read = [ffmpeg.executable(), "-v", "error", "-i", str(path)]
     gray = [*read, "-vf", "scale=1:1:flags=area", "-f", "rawvideo", "-pix_fmt", "gray", "-"]
     mono = [*read, "-map", "0:a", "-ac", "1", "-f", "s16le", "-"]
@@ -217,7 +217,7 @@ def light_and_loudness(path: Path, fps: int) -> tuple[Samples, Samples]:
         (30, {"duration": 15, "shot_type": "multi", "enable_prompt_expansion": True}),
     ],
 )
-def test_picture_and_sound_are_together_through_joins_shots_and_the_clips_own_rate(
+def test_picture_and_sound_stay_in_time_through_joins_shots_and_the_clips_own_rate(
     make_settings: MakeSettings,
     request_for: RequestFor,
     spoken: Path,

@@ -392,7 +392,7 @@ def test_other_formats_are_refused(sound: Callable[..., bytes], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["ogg", "flac", "aac", "m4a", "mka"])
-def test_other_formats_behind_our_headers_are_refused(
+def test_other_formats_after_our_headers_are_refused(
     sound: Callable[..., bytes], tmp_path: Path, kind: str
 ) -> None:
     data = sound(f"a.{kind}")
@@ -466,7 +466,7 @@ def test_flipped_bits_give_a_sound_or_a_refusal(
     st.sampled_from([one_second()[:12], one_second()[:40], id3(b""), b"\xff\xfb\x90\0"]),
     st.binary(),
 )
-def test_any_bytes_behind_a_header_give_a_sound_or_a_refusal(
+def test_any_bytes_after_a_header_give_a_sound_or_a_refusal(
     tmp_path: Path, header: bytes, body: bytes
 ) -> None:
     sound_or_refusal(header + body * 20, tmp_path)

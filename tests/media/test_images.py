@@ -340,7 +340,7 @@ def with_xmp(
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_in_xmp_comes_out_upright(kind: str, orientation: int) -> None:
-    """Browsers ignore it, but whoever wrote it meant it."""
+    """Browsers ignore it, but the program that wrote it meant it."""
     method = _UNDO[orientation]
     stored = corners() if method is None else corners().transpose(method)
     image = opened(with_xmp(kind, xmp(f'tiff:Orientation="{orientation}"/>'), stored))
@@ -690,7 +690,7 @@ def test_flipped_bits_give_a_picture_or_a_refusal(
 
 @fuzz
 @given(st.sampled_from(FORMATS), st.binary(max_size=2000))
-def test_any_bytes_behind_a_header_give_a_picture_or_a_refusal(kind: str, body: bytes) -> None:
+def test_any_bytes_after_a_header_give_a_picture_or_a_refusal(kind: str, body: bytes) -> None:
     image_or_refusal(encoded(plain(), kind)[:40] + body)
 
 

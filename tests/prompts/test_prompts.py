@@ -716,7 +716,7 @@ def test_the_catalogue_pins_what_it_downloads() -> None:
 # --- the log -------------------------------------------------------------------------------------
 
 
-def test_the_text_is_in_a_log_of_its_own(
+def test_the_text_is_in_a_separate_log(
     server: Server, picture: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""Encodes the first frames of a clip, the grey frames behind them and the last frame, without
+"""Encodes the first frames of a clip, the grey frames after them and the last frame, without
 computing the same frames twice.
 
 It knows the encoder of the Wan VAE (diffusers 0.42.1), not pipelines.

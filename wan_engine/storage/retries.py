@@ -163,7 +163,7 @@ def beside(
     seconds: float,
     undo: Callable[[], object] | None = None,
 ) -> Answer:
-    """Run `call` on a thread of its own, so that a job can end while its store is silent.
+    """Run `call` in a separate thread, so that a job can end while its store is silent.
 
     `call` gets a function to call regularly, which raises once nobody waits any more. If the job
     ends first, or `seconds` pass, `undo` runs as soon as `call` has returned, which is awaited for

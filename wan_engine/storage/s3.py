@@ -225,7 +225,7 @@ class S3Storage:
             raise
 
     def _first(self, job_id: str, holder: str, ask: Ask) -> str | None:
-        """`holder` once it has the claim, or whoever was faster.
+        """`holder` once it has the claim, or the one that was faster.
 
         docs.aws.amazon.com, S3, "Conditional writes": 412 if the object exists. A store that does
         not support this (501) gets a plain write, which two jobs may do at the same moment.

@@ -422,7 +422,7 @@ def test_every_route_needs_a_key(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_without_a_model_for_references_there_is_none(serve: Serve) -> None:
+def test_without_a_reference_model_references_are_refused(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.models = {"image-to-video": "wan-tiny"}

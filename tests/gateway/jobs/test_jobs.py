@@ -225,7 +225,7 @@ def test_an_ended_job_never_changes(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_failed_job_can_be_retried_and_starts_anew(serve: Serve) -> None:
+def test_a_failed_job_can_be_retried_and_starts_again(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             failed = await ended(served, await submitted(served, "fail:encode_failed:no"))

@@ -127,7 +127,7 @@ def test_a_paused_gateway_finds_its_jobs_taken_and_changes_none(
     assert first.wait(90) == 1
 
 
-def test_a_gateway_that_cannot_confirm_its_lock_stops_and_goes_on_when_it_can(
+def test_a_gateway_that_cannot_confirm_its_lock_stops_and_continues_when_it_can(
     serve: Serve, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ownership, "_CONFIRM_SECONDS", 0.05)

@@ -164,7 +164,7 @@ def test_a_video_can_be_made_with_the_keyboard_alone(listen: Listen, open_page: 
     page.keyboard.press("Enter")
     expect(page.locator("#result")).to_be_focused()
     finished(page)
-    page.wait_for_load_state("networkidle")  # the card is drawn anew once its size is known
+    page.wait_for_load_state("networkidle")  # the card is drawn again once its size is known
     tab_to("download")
     tab_to("again")
     page.keyboard.press("Enter")

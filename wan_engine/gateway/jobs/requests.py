@@ -187,7 +187,7 @@ class Requests:
             if data is None:
                 return None
             if (text := await asyncio.to_thread(verified_text, name, data)) is None:
-                async with self._lock(name):  # the next request with it stores it anew
+                async with self._lock(name):  # the next request with it stores it again
                     await self._long_texts.remove(name)
             return text
 
