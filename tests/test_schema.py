@@ -524,7 +524,7 @@ def _nested(depth: int) -> list[Any]:
         pytest.param("\0" * 2**20, id="a megabyte of NUL"),
         pytest.param("😀" * 100, id="emoji"),
         pytest.param("\ud800" * 100, id="halves of surrogate pairs"),
-        pytest.param("\x1c5", id="a space that int does not take"),
+        pytest.param("\x1c5", id="a space that int does not accept"),
         pytest.param(10**4000, id="a huge integer"),
         pytest.param(-(10**4000), id="a huge negative integer"),
         pytest.param(1e308, id="a huge float"),

@@ -205,7 +205,7 @@ KINDS: dict[str, Kind] = {
         },
         {".weight": 2 * UP.double() @ DOWN.double(), ".bias": 2 * BIAS},
     ),
-    "a rank that is told": Kind(
+    "a given rank": Kind(
         Q, {**PAIR, ".rank": torch.tensor(RANK)}, {".weight": UP.double() @ DOWN.double()}
     ),
     "a difference": Kind(Q, {".diff": DIFFERENCE}, {".weight": DIFFERENCE}),

@@ -126,7 +126,7 @@ def test_names_match_the_converter_of_diffusers(plain: Any) -> None:
 
 
 MIXED = {
-    "musubi with dots behind the block": "lora_unet_blocks_0.self_attn.q.lora_down.weight",
+    "musubi with dots after the block": "lora_unet_blocks_0.self_attn.q.lora_down.weight",
     "old attention processors": "transformer.blocks.0.attn1.processor.to_q_lora.down.weight",
 }
 

@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {f"{K}.lora_down.weight": DOWN, f"{K}.lora_up.weight": UP, f"{K}.alpha": noise(4)},
         "its alpha is not one number",
     ),
-    "a bias of a layer without": (
+    "a bias for a layer without one": (
         {"diffusion_model.blocks.0.self_attn.norm_k.diff_b": BIAS},
         "blocks.0.attn1.norm_k has no bias",
     ),
@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {f"{Q[1]}{end}": tensor for end, tensor in PAIR.items()} | {f"{K}.diff": DIFFERENCE},
         "it is there twice",
     ),
-    "a block that is not there": (
+    "a block that does not exist": (
         {"diffusion_model.blocks.9.self_attn.k.diff": DIFFERENCE},
         "no such layer",
     ),
@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {"lora_te_text_model_encoder_layers_0_fc1.lora_down.weight": DOWN},
         "text encoder",
     ),
-    "a tensor of no kind": ({f"{K}.frobnicated": DOWN}, "it is of no known kind"),
+    "a tensor of unknown kind": ({f"{K}.frobnicated": DOWN}, "it is of no known kind"),
 }
 
 
@@ -302,7 +302,7 @@ def test_a_pattern_of_peft_is_a_regular_expression() -> None:
         '{"r": 1, "lora_alpha": 1, "alpha_pattern": {"(": 2}}',
         '{"r": 1, "lora_alpha": ' + "[" * 100_000 + "]" * 100_000 + "}",
     ],
-    ids=["infinite", "no expression", "deep"],
+    ids=["infinite", "not an expression", "deep"],
 )
 def test_the_settings_of_an_adapter_are_read_or_refused_in_words(
     tmp_path: Path, config: str

@@ -556,7 +556,7 @@ def test_the_attack_scripts_work_without_our_guards(
         lambda script: one_second() + script,
         lambda script: b"\xff\xfb\x90\0" + script,
     ],
-    ids=["bare", "behind ID3", "behind RIFF", "behind a WAV", "behind an MP3 frame"],
+    ids=["bare", "after ID3", "after RIFF", "after a WAV", "after an MP3 frame"],
 )
 def test_the_attack_scripts_open_nothing(
     canary: Canary, tmp_path: Path, name: str, place: str, dress: Callable[[bytes], bytes]

@@ -50,9 +50,9 @@ BESIDE = {
         PLAIN, (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(50 * 2**20)))
     ),
     "a profile of 50 MB": with_chunks(PLAIN, embedded(bytes(50 * 2**20))),
-    "a profile that is no zlib": with_chunks(PLAIN, (b"iCCP", b"x\0\0nothing")),
-    "a profile of no name": with_chunks(PLAIN, (b"iCCP", b"")),
-    "a text that is cut": with_chunks(PLAIN, (b"iTXt", b"x")),
+    "a profile that is not zlib": with_chunks(PLAIN, (b"iCCP", b"x\0\0nothing")),
+    "a profile without a name": with_chunks(PLAIN, (b"iCCP", b"")),
+    "a truncated text": with_chunks(PLAIN, (b"iTXt", b"x")),
     "a broken profile": behind_header(broken(embedded(display_p3()))),
     "a broken gamma": behind_header(broken(gamma(100_000))),
     "a broken transparency": behind_header(broken((b"tRNS", bytes(6)))),
@@ -64,10 +64,10 @@ BESIDE = {
     "no end": PLAIN[:-12],
     "a cut end": PLAIN[:-5],
     "a broken end": PLAIN[:-1] + b"x",
-    "junk in the place of the end": PLAIN[:-12] + b"junk" * 10,
-    "zeros in the place of the end": PLAIN[:-12] + bytes(4000),
-    "junk behind the end": PLAIN + b"junk" * 10,
-    "no checksum of the data": PLAIN[:-16],
+    "junk instead of the end": PLAIN[:-12] + b"junk" * 10,
+    "zeros instead of the end": PLAIN[:-12] + bytes(4000),
+    "junk after the end": PLAIN + b"junk" * 10,
+    "data without a checksum": PLAIN[:-16],
 }
 
 

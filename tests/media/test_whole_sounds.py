@@ -46,19 +46,19 @@ def large(claimed: int, start: bytes = b"RF64") -> bytes:
 
 WHOLE_WAVS = {
     "plain": wav(SECOND),
-    "a chunk behind": wav(SECOND) + chunk(b"LIST", b"INFOISFT\6\0\0\0Lavf58"),
-    "a large chunk behind": wav(SECOND) + chunk(b"id3 ", bytes(300_000)),
-    "an odd chunk behind that is not padded": wav(SECOND) + chunk(b"LIST", b"INFO\0")[:-1],
-    "a chunk behind that is cut": wav(SECOND) + chunk(b"LIST", bytes(300_000))[:1000],
+    "a chunk after it": wav(SECOND) + chunk(b"LIST", b"INFOISFT\6\0\0\0Lavf58"),
+    "a large chunk after it": wav(SECOND) + chunk(b"id3 ", bytes(300_000)),
+    "an odd chunk after it without padding": wav(SECOND) + chunk(b"LIST", b"INFO\0")[:-1],
+    "a truncated chunk after it": wav(SECOND) + chunk(b"LIST", bytes(300_000))[:1000],
     "the header is counted": wav(SECOND, claimed_bytes=len(SECOND) + 44),
     "the last block is cut": wav(SECOND[:-1024], claimed_bytes=len(SECOND)),
     "odd, and not padded": wav(SECOND[:48_001], channels=1, bits=8, rate=48_001),
     "mono, 8 bits, short": wav(bytes([128]) * 2000, channels=1, bits=8, rate=8000),
-    "zeros behind": wav(SECOND) + bytes(30_000),
-    "another file behind": wav(SECOND) * 2,
+    "zeros after it": wav(SECOND) + bytes(30_000),
+    "another file after it": wav(SECOND) * 2,
     "large": large(len(SECOND)),
     "large, sizes not known": large(0),
-    "large, sizes said to be endless": large(2**64 - 1),
+    "large, sizes at their maximum": large(2**64 - 1),
     "larger still": large(len(SECOND), b"BW64"),
 }
 
@@ -73,7 +73,7 @@ CUT_WAVS = {
     "half": wav(SECOND)[: len(SECOND) // 2],
     "all but a fiftieth": wav(SECOND)[: -len(SECOND) // 50],
     "one sample": wav(SECOND)[:48],
-    "nothing behind the header": wav(SECOND)[:44],
+    "nothing after the header": wav(SECOND)[:44],
     "without its middle": wav(SECOND)[:60_000] + wav(SECOND)[80_000:],
     "three hours": wav(SECOND, claimed_bytes=3 * 3600 * SAMPLE_RATE_HZ * 4),
     "large": large(len(SECOND))[:100_000],
@@ -221,11 +221,11 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "noise in the middle": partial(replaced, COVER),
     "pages in the middle": partial(replaced, PAGE),
     "syncs in the middle": partial(replaced, b"\xff\xfb"),
-    "a short page behind": lambda data: cut(data) + PAGE,
-    "a page behind": lambda data: cut(data) + PAGE + b"<p>Please try again</p>" * 400,
-    "an answer in XML behind": lambda data: cut(data) + b'<?xml version="1.0"?><Error/>',
-    "zeros behind": lambda data: cut(data) + bytes(len(data) * 4 // 10),
-    "noise behind": lambda data: cut(data) + COVER[: len(data) * 4 // 10],
+    "a short page after it": lambda data: cut(data) + PAGE,
+    "a page after it": lambda data: cut(data) + PAGE + b"<p>Please try again</p>" * 400,
+    "an answer in XML after it": lambda data: cut(data) + b'<?xml version="1.0"?><Error/>',
+    "zeros after it": lambda data: cut(data) + bytes(len(data) * 4 // 10),
+    "noise after it": lambda data: cut(data) + COVER[: len(data) * 4 // 10],
 }
 
 
