@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_SMALLEST_KERNEL = 27  # weights; up to 3 x 3 x 3 both implementations are equally fast
+_SMALLEST_KERNEL = 27  # weights; for kernels below 3 x 3 x 3, both are equally fast
 
 
 def use_onednn(vae: Any) -> None:

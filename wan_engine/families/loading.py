@@ -92,7 +92,7 @@ def load_networks(
         return _load(recipe, parts, assembled, plans, on_bytes)
     except BaseException as error:
         for one in chain(error):
-            traceback.clear_frames(one.__traceback__)  # folders with networks
+            traceback.clear_frames(one.__traceback__)  # the frames hold networks
         memory.free_accelerator()
         raise
 

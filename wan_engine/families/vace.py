@@ -81,7 +81,7 @@ class ReferencePipeline(WanVACEPipeline):
         """Normalised latents [1, 32, references + t, h, w], as in the stock pipeline."""
         count = 0 if self.kept is None else len(self.kept)
         frames = video.shape[2]
-        kept = video[:, :, : max(1, count)]  # the first part is empty if no frame is kept
+        kept = video[:, :, : max(1, count)]  # without kept frames, one frame of grey
         grey = torch.zeros_like(video[:, :, :1])
         last = None if self.last is None else video[:, :, -1:]
         first = self._encoded(kept, frames, last)

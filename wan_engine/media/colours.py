@@ -44,7 +44,7 @@ _NEARLY_SRGB = (0.4318, 0.4773)  # a gamma of about 1/2.2 alone means sRGB
 # BT.709 and similar curves as displays show them (ITU-R BT.1886), not as cameras write them.
 _GAMMAS = {1: 2.4, 4: 2.2, 5: 2.8, 6: 2.4, 8: 1.0, 11: 2.4, 14: 2.4, 15: 2.4}
 _PQ, _HLG = 16, 18
-_WHITE_NITS = 203.0  # nits, peak of a film with highlights (ITU-R BT.2408)
+_WHITE_NITS = 203.0  # white of a film with highlights (ITU-R BT.2408)
 _PEAK_NITS = 1000.0
 _HLG_SYSTEM_GAMMA = 1.2  # at that peak (ITU-R BT.2100, table 5)
 _LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)

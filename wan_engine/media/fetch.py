@@ -329,7 +329,7 @@ def _ask(url: str, limits: FetchLimits, line: _Line, body: bytes | None = None) 
         # No session, so nothing from the environment (proxies, .netrc) and no cookies.
         method, headers = ("GET", _HEADERS) if body is None else ("POST", _JSON_HEADERS)
         request = requests.Request(method, url, headers=headers, data=body).prepare()
-        parts = urlsplit(str(request.url))  # parsers differ on raw texts
+        parts = urlsplit(str(request.url))  # only this text counts: parsers differ on raw ones
         host = parts.hostname
     if parts.scheme not in ("http", "https"):
         raise _Refused("only http, https and data URIs are allowed")

@@ -15,7 +15,7 @@ _PRIOR_DEPTH = {
     "portrait": 0.36,
 }  # faces are above the middle, most in portraits
 _COLOUR_WEIGHT, _EDGE_WEIGHT = 1.0, 0.5
-_STRANGE = 0.15  # times 1.7; a different colour, not noise or a shade
+_STRANGE = 0.15  # of at most 1.7: a different colour, not noise or a shade
 
 
 def subject(image: Image.Image) -> tuple[float, float]:

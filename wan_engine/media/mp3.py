@@ -25,7 +25,7 @@ _MONO = 3
 # Fraunhofer's fixed place.
 _XING_AT = {(True, False): 36, (True, True): 21, (False, False): 21, (False, True): 13}
 _VBRI_AT = 36
-_MOST_FRAMES = 2**31  # more missing or foreign bytes than this are an error
+_MOST_FRAMES = 2**31  # a larger number is not a count
 _LEAST_LOST_BYTES = 2048  # one or two frames
 _PADDING_BYTES = (4096, 32 * 1024)  # clusters of memory cards, and at most a quarter
 _PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)

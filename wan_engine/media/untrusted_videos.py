@@ -46,8 +46,8 @@ _DECODERS = (
 _MAX_SIDE = 4096
 _MAX_PIXELS = 4096 * 2304
 SQUARE_WIDTH = f"'clip(round(iw*sar),1,{_MAX_SIDE})'"
-"""The largest width of a frame with square pixels. A file can claim that its pixels are a thousand
-times as wide as high."""
+"""The width of a frame with square pixels, limited because a file can claim that its pixels are a
+thousand times as wide as high."""
 _MAX_BLOCK_BYTES = 256 * 2**20  # per allocation of ffmpeg, because a file can claim huge tables
 _THREADS = 4  # each thread holds frames
 _MAX_FPS = 240  # slow motion of phones

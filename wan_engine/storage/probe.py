@@ -71,7 +71,7 @@ class Probe:
         self._backoff_seconds = patience.backoff_seconds
         call = partial(self._look, get)
         # In the end, any object that may have been written is removed.
-        with boto_errors():  # a deadline that is over
+        with boto_errors():  # translates the timeout, too
             beside(call, control, patience.find_seconds, self._delete)
 
     def _look(self, get: Get, ask: Ask) -> None:

@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 Ask = Callable[[], None]
 
 _POLL_SECONDS = 0.05
-_UNDO_SECONDS = 0.5  # a store that does not answer ends no later
+_UNDO_SECONDS = 0.5  # the longest wait for an undo
 _LONGEST_BACKOFF_SECONDS = 8.0
 
 

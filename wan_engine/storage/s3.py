@@ -325,7 +325,7 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"The bucket's settings are wrong: {error}") from None
     client.meta.events.register_first("needs-retry.s3", Retries(patience))
-    # The callback must run, and raise, on the uploading thread, which `Retries` checks.
+    # With these options, the callback runs and raises on the uploading thread, as `Retries` needs.
     transfer = TransferConfig(
         multipart_threshold=_PART_BYTES,
         multipart_chunksize=_PART_BYTES,
