@@ -140,7 +140,9 @@ def test_a_folder_that_cannot_be_written_fails_no_job(
     assert estimates.expected_seconds(settings, plan_of(80), "tiny") is None
 
 
-def test_a_full_disk_keeps_no_partial_file(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_replaced_leaves_no_partial_file(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
     folder = tmp_path / "cache"
     (folder / "timings.json").mkdir(parents=True)
     estimates.remember(make_settings(cache_dir=folder), plan_of(80), "tiny", STAGES)
