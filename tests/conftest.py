@@ -1,4 +1,5 @@
-"""What every test gets: an environment without anybody's settings, and small folders to work in."""
+"""Fixtures of all tests: an environment without anybody's settings, and small folders to work
+in."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from wan_engine import toy
 from wan_engine.settings import Settings
 from wan_engine.toy.checkpoints import place_in_cache
 
-# Tensors this small gain nothing from a second thread, and lose a lot on a machine that is busy.
+# Tensors this small gain nothing from a second thread, and are much slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The Hub's client reads this when it is first imported, which may be while tests are collected.
+# The Hub's client reads this variable on import, which may happen while tests are collected.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 _OURS = ("WAN_", "BUCKET_", "RUNPOD_", "HF_")
-for _name in list(os.environ):  # for what is made once for several tests
+for _name in list(os.environ):  # for files that several tests share
     if _name.upper().startswith(_OURS) and _name != "HF_HUB_OFFLINE":
         del os.environ[_name]
 
@@ -30,14 +31,15 @@ _LONG = ("tests/worker_loop", "tests/cli", "tests/engine", "tests/test_", "tests
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The workers of pytest-xdist share the processes that have the large libraries."""
+    """Let the workers of pytest-xdist share the processes that have imported the large
+    libraries."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         warm.lend()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests of seconds come first: two workers that are given whole files, in this order
-    with `--no-loadscope-reorder`, then end together."""
+    """Run slow files first. Two workers that get whole files in this order
+    (`--no-loadscope-reorder`) then end at about the same time."""
 
     def place(item: pytest.Item) -> int:
         name = item.nodeid
@@ -48,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test, and nothing asks the Hub."""
+    """No setting of the machine reaches a test, and nothing calls the Hub."""
     for name in list(os.environ):
         if name.upper().startswith(_OURS):
             monkeypatch.delenv(name)
@@ -57,10 +59,10 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoints are built, once a run.
+    """The folder in which tiny checkpoints are built, once per run.
 
-    `wan-tiny` is there already, with random weights: a twentieth of the trained one's size, for all
-    that does not look at the picture. What does takes `trained`.
+    `wan-tiny` is already in it, with random weights: a twentieth of the size of the trained one.
+    Tests that look at the picture use `trained`.
     """
     folder = tmp_path_factory.mktemp("tiny")
     random = toy.build("wan-tiny-random", folder / "wan-tiny")
@@ -72,7 +74,7 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint `wan-tiny` as users get it: it shows the picture."""
+    """The trained `wan-tiny` that users get. Its clips show the user's picture."""
     return toy.build("wan-tiny", tmp_path_factory.mktemp("trained") / "wan-tiny")
 
 
@@ -83,8 +85,8 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
-    """Settings for the tiny model and classifiers with all folders in the first argument; the
-    others replace any of them."""
+    """Settings for the tiny model and classifiers, with all folders below the first argument. The
+    other arguments replace any setting."""
 
     def make(folder: Path, **overrides: Any) -> Settings:
         scratch = folder / "scratch"
@@ -96,7 +98,7 @@ def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
             "cache_dir": tiny_cache,
             "output_dir": folder / "outputs",
             "scratch_dir": scratch,
-            "fps": "native",  # what the model makes is what most tests look at
+            "fps": "native",  # most tests look at what the model renders
         }
         return Settings(**{**values, **overrides})
 
@@ -105,5 +107,5 @@ def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def make_settings(settings_in: Callable[..., Settings], tmp_path: Path) -> Callable[..., Settings]:
-    """`settings_in` the folder of the test."""
+    """`settings_in` with the test's folder."""
     return partial(settings_in, tmp_path)

@@ -1,7 +1,7 @@
-"""`small.py PROGRAM ...`: one of our programs, its `wan-tiny` with few frames.
+"""`small.py PROGRAM ...` runs one of our programs with few frames of `wan-tiny`.
 
-Their encode takes most of the time of a job as small as those of tests. PROGRAM is a file or `-m`
-and a module, as `python` has it.
+Encoding takes most of the time of jobs as small as those of tests. PROGRAM is a file, or `-m` and a
+module, as for `python`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FEWEST: dict[str, Any] = {"fps": 4, "max_frames": 21}
-"""5 seconds are one segment, 10 are three, 15 are four, as at 16 frames a second and 81."""
+"""5 seconds are one segment, 10 are three, 15 are four, as with 81 frames at 16 fps."""
 
 
 if __name__ == "__main__":

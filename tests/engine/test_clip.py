@@ -1,4 +1,5 @@
-"""What a job gives: the clip, its output, its progress and its log, the same for the same seed."""
+"""The result of a job: its clip, output, progress and log, and the same frames for the same
+seed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from wan_engine.errors import (
 )
 
 
-def test_a_job_gives_the_documented_output(engine: Engine, request_for: RequestFor) -> None:
+def test_a_job_returns_the_documented_output(engine: Engine, request_for: RequestFor) -> None:
     output = engine.generate(request_for()).output()
     assert output.pop("warnings")
     url = output["video_url"]
@@ -32,7 +33,7 @@ def test_a_job_gives_the_documented_output(engine: Engine, request_for: RequestF
     assert url.startswith("file:///")
 
 
-def test_the_clip_is_what_was_asked_for(whole: Engine, request_for: RequestFor, data: Path) -> None:
+def test_the_clip_is_what_was_requested(whole: Engine, request_for: RequestFor, data: Path) -> None:
     request = request_for(audio=data_uri(data / "chime_4s.mp3"))
     path = local(whole.generate(request).video_url)
     facts = probe(path)
@@ -63,7 +64,7 @@ def test_the_same_seed_gives_the_same_frames(engine: Engine, shortest: OrderFor)
     assert first == again != other
 
 
-def test_a_random_seed_is_told(engine: Engine, request_for: RequestFor) -> None:
+def test_a_random_seed_is_in_the_output(engine: Engine, request_for: RequestFor) -> None:
     with pytest.raises(Cancelled):
         engine.generate(request_for(seed=-1), cancelled_control())
     plan_seeds = {engine.generate(request_for(seed=-1)).seed for _ in range(2)}
@@ -97,7 +98,7 @@ def test_nothing_is_left_in_scratch(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_an_animation_is_animated_from_its_first_frame_where_that_is_asked(
+def test_an_animated_image_starts_the_clip_with_its_first_frame_where_the_request_says_so(
     engine: Engine, request_for: RequestFor, tmp_path: Path
 ) -> None:
     frames = [Image.new("RGB", (320, 240), colour) for colour in ("red", "blue")]
