@@ -22,6 +22,7 @@ def run(out: Path, *steps: Step, seconds: float = BUSY) -> list[dict[str, Any]]:
     return rows_of(out)
 
 
+@pytest.mark.system  # for its three starts of torch
 def test_each_figure_is_kept_as_it_comes_and_not_measured_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

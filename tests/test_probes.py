@@ -81,6 +81,9 @@ def three(data: Path, tmp_path: Path) -> list[str]:
     return [data_uri(path) for path in paths]
 
 
+pytestmark = pytest.mark.usefixtures("small_clips")
+
+
 def levels(path: Path) -> tuple[np.ndarray, list[float]]:
     """The sound of a clip as numbers between -1 and 1, and how loud each tenth of a second is."""
     wav = path.with_suffix(".wav")

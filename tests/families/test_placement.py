@@ -66,6 +66,7 @@ def test_a_step_cache_forgets_one_job_before_the_next(load: Callable[..., Any]) 
     assert torch.equal(family.denoise(segment(), ignore), first)
 
 
+@pytest.mark.system
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor's own
 def test_compiled_blocks_give_the_same_clip(load: Callable[..., Any]) -> None:
     plain, compiled = load("wan-tiny"), load("wan-tiny", (), replace(CPU, compiled=True))

@@ -191,9 +191,8 @@ def test_what_must_be_given_is_described_as_such(openapi: dict[str, Any]) -> Non
     assert generation_id["schema"]["type"] == "string"
 
 
-@pytest.mark.parametrize(
-    "phases", ["examples,fuzzing", pytest.param("coverage", marks=pytest.mark.system)]
-)
+@pytest.mark.system
+@pytest.mark.parametrize("phases", ["examples,fuzzing", "coverage"])
 def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path, phases: str) -> None:
     """schemathesis, with requests that the document allows and with such as it does not: random
     ones, and those at the edges of every field, which take half a minute."""
