@@ -72,7 +72,7 @@ def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:
         "for name in sys.argv[2:]: toy.build(name, Path(sys.argv[1]) / name)"
     )
     command = [str(script), str(tmp_path / "other"), *checkpoints.NAMES]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = warm.shared().run(command, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in checkpoints.NAMES:
