@@ -3,7 +3,9 @@ in."""
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests import warm
+from tests import small, warm
 from wan_engine import toy
 from wan_engine.settings import Settings
 from wan_engine.toy.checkpoints import place_in_cache
 
 # Tensors this small gain nothing from a second thread, and are much slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests start a few hundred processes of this project, so their modules are compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # The Hub's client reads this variable on import, which may happen while tests are collected.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -27,7 +32,14 @@ for _name in list(os.environ):  # for files that several tests share
         del os.environ[_name]
 
 
-_LONG = ("tests/worker_loop", "tests/cli", "tests/engine", "tests/test_", "tests/families")
+_WAITING = (
+    "tests/worker_loop",
+    "tests/cli",
+    "tests/test_handler",
+    "tests/test_compose",
+    "tests/gateway/test_",
+)
+_COMPUTING = ("tests/engine", "tests/families", "tests/test_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,14 +50,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow files first. Two workers that get whole files in this order
-    (`--no-loadscope-reorder`) then end at about the same time."""
+    """Run slow files first: after every two files that compute, one that mostly waits for processes
+    and clocks. Three workers that get whole files in this order (`--no-loadscope-reorder`) then
+    keep two cores busy and end at about the same time."""
+    files = list(dict.fromkeys(item.nodeid.split("::")[0] for item in items))
+    waiting = [file for start in _WAITING for file in files if file.startswith(start)]
+    computing = [f for f in files if f.startswith(_COMPUTING) and f not in waiting]
+    places = {file: (3.0 * at + 2.5) for at, file in enumerate(waiting)}
+    places |= {file: 1.5 * at for at, file in enumerate(computing)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], float("inf")))
 
-    def place(item: pytest.Item) -> int:
-        name = item.nodeid
-        return next((at for at, start in enumerate(_LONG) if name.startswith(start)), len(_LONG))
 
-    items.sort(key=place)
+def pytest_collection_finish() -> None:
+    """Exempt the libraries and thousands of tests from every later garbage collection, which the
+    engine asks for whenever it frees a device."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +75,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().startswith(_OURS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def small_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips have a sixteenth of the area that was asked for: their encode takes most of the time
+    of a job on tiny weights."""
+    small.shrink_clips(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -88,10 +88,13 @@ def test_the_table_of_whole_clips_has_both_ratios() -> None:
     assert row == "| 15 s | 4 x 65 | 241 | 2.00 | 4.00 | 0.50 | 10 | 40 | 0.26 |"
 
 
-SLOWEST = pytest.param("checks", marks=pytest.mark.system)
+SLOW = [
+    pytest.param(part, marks=pytest.mark.system)
+    for part in ("attention", "checks", "errors", "encode", "decode")
+]
 
 
-@pytest.mark.parametrize("part", ["ceilings", "attention", SLOWEST, "errors", "encode", "decode"])
+@pytest.mark.parametrize("part", ["ceilings", *SLOW])
 def test_a_part_of_the_gpu_figures_is_measured_at_a_tiny_size(part: str) -> None:
     rows = list(gpu.part(part, "tiny", ()))
     failed = {row["case"] for row in rows if "error" in row}

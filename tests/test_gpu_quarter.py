@@ -22,6 +22,7 @@ def run(out: Path, *steps: Step, seconds: float = BUSY) -> list[dict[str, Any]]:
     return rows_of(out)
 
 
+@pytest.mark.system  # it starts torch three times
 def test_each_figure_is_stored_at_once_and_not_measured_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

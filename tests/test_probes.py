@@ -81,6 +81,9 @@ def three(data: Path, tmp_path: Path) -> list[str]:
     return [data_uri(path) for path in paths]
 
 
+pytestmark = pytest.mark.usefixtures("small_clips")
+
+
 def levels(path: Path) -> tuple[np.ndarray, list[float]]:
     """The samples of a clip's sound in -1..1, and the loudness of each tenth of a second."""
     wav = path.with_suffix(".wav")

@@ -70,7 +70,7 @@ def test_a_plan_is_shown_without_rendering(wan: Wan, data: Path, tmp_path: Path)
         "y",
         "--no-safety-checker",
     )
-    done = wan("plan", *request, *multi, "--json", WAN_FPS="30")
+    done = wan("plan", *request, *multi, "--json", whole=True, WAN_FPS="30")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert (plan["size"], plan["frames"], plan["fps"], plan["cost"]) == ([1920, 1080], 300, 30, 1.5)
@@ -79,7 +79,7 @@ def test_a_plan_is_shown_without_rendering(wan: Wan, data: Path, tmp_path: Path)
     assert plan["shots"][0]["crop"] == [0, 0, 1, 1] != plan["shots"][1]["crop"]
     assert plan["shots"][0]["segments"][0]["seed"] == 3
     assert list(tmp_path.iterdir()) == []
-    shown = wan("plan", *request, *multi, WAN_FPS="30").stdout
+    shown = wan("plan", *request, *multi, whole=True, WAN_FPS="30").stdout
     assert "1920x1080, 10 s, 300 frames at 30 fps" in shown and "$1.50, seed 3" in shown
     assert wan("plan", "--prompt", "x").returncode == 1
 

@@ -13,6 +13,13 @@ from tests.engine.clips import SMALLEST, MakeSettings, OrderFor, RequestFor, few
 from wan_engine import Engine, Settings, VideoRequest, data_uri
 
 
+@pytest.fixture(autouse=True)
+def _small_clips(request: pytest.FixtureRequest) -> None:
+    """`small_clips` for every test that is not marked `full_size`."""
+    if "full_size" not in request.keywords:
+        request.getfixturevalue("small_clips")
+
+
 @pytest.fixture
 def unloaded(make_settings: MakeSettings) -> Engine:
     """`wan-tiny` with few frames, because encoding takes most of the time of such a small job."""

@@ -72,6 +72,7 @@ def test_a_serverless_worker_needs_a_bucket(make_settings: MakeSettings) -> None
     Engine(make_settings(storage="local"), serverless=True)
 
 
+@pytest.mark.full_size
 def test_native_renders_the_full_size(
     make_settings: MakeSettings, request_for: RequestFor, data: Path
 ) -> None:

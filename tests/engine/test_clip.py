@@ -33,6 +33,7 @@ def test_a_job_returns_the_documented_output(engine: Engine, request_for: Reques
     assert url.startswith("file:///")
 
 
+@pytest.mark.full_size
 def test_the_clip_is_what_was_requested(whole: Engine, request_for: RequestFor, data: Path) -> None:
     request = request_for(audio=data_uri(data / "chime_4s.mp3"))
     path = local(whole.generate(request).video_url)
@@ -44,11 +45,13 @@ def test_the_clip_is_what_was_requested(whole: Engine, request_for: RequestFor, 
     assert len(frame_hashes(path)) == 80
 
 
+@pytest.mark.full_size
 def test_a_portrait_keeps_its_shape(engine: Engine, shortest: OrderFor, data: Path) -> None:
     request = shortest(image=data_uri(data / "astronaut_360x480.png"))
     assert "832x1108" in probe(local(engine.generate(request).video_url))
 
 
+@pytest.mark.full_size
 def test_exact_frames_have_the_named_size(
     make_settings: MakeSettings, shortest: OrderFor, data: Path
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_finished_job_is_not_rendered_again(engine: Engine, shortest: OrderFor
     assert other.video_url != first.video_url
 
 
+@pytest.mark.full_size
 def test_the_summary_of_a_job_has_its_stages_and_peak_memory_and_no_prompt(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:

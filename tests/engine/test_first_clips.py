@@ -53,6 +53,7 @@ def thirty_fps(make_settings: MakeSettings, loaded: Engine) -> Engine:
     return engine
 
 
+@pytest.mark.full_size
 def test_a_clip_is_continued_twice_without_a_repeated_frame(
     thirty_fps: Engine, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_clip_is_continued_twice_without_a_repeated_frame(
     assert (steps > 0.02).all()
 
 
+@pytest.mark.full_size
 def test_the_output_has_the_size_and_the_shape_of_the_first_clip(
     thirty_fps: Engine, tmp_path: Path
 ) -> None:

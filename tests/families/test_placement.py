@@ -66,6 +66,7 @@ def test_a_step_cache_is_reset_between_jobs(load: Callable[..., Any]) -> None:
     assert torch.equal(family.denoise(segment(), ignore), first)
 
 
+@pytest.mark.system
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor uses it
 def test_compiled_blocks_give_the_same_clip(load: Callable[..., Any]) -> None:
     plain, compiled = load("wan-tiny"), load("wan-tiny", (), replace(CPU, compiled=True))

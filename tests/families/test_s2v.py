@@ -29,7 +29,7 @@ from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import AudioTrack, Carry, DrivingSound, FirstPicture, SegmentInput
 
 NAME = "wan-tiny-s2v"
-WIDTH, HEIGHT = 128, 64
+WIDTH, HEIGHT = 64, 64
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((WIDTH, HEIGHT))
 Load = Callable[..., Any]
 

@@ -108,15 +108,16 @@ def test_the_last_frame_of_a_still_clip_is_still_the_photo(
     assert motion(name, frames[-1]).names() == "still"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("name", "move", "count"),
     [
         (ASTRONAUT, "pan right", FRAMES),
-        pytest.param(ASTRONAUT, "tilt down", 41, marks=pytest.mark.system),
+        (ASTRONAUT, "tilt down", 41),
         # A zoom shows late: after 49 frames the search still finds no move.
-        pytest.param(ROCKET, "zoom in", 81, marks=pytest.mark.system),
-        pytest.param(ROCKET, "zoom out", 81, marks=pytest.mark.system),
-        pytest.param(ROCKET, "pan left", 41, marks=pytest.mark.system),
+        (ROCKET, "zoom in", 81),
+        (ROCKET, "zoom out", 81),
+        (ROCKET, "pan left", 41),
         (ROCKET, "tilt up", FRAMES),
     ],
 )
@@ -159,6 +160,7 @@ def test_a_segment_continues_from_the_last_frames_of_the_one_before(
     assert join < 4  # of 255 levels; 2.3 measured
 
 
+@pytest.mark.system
 def test_a_clip_ends_nearer_to_its_last_picture_though_it_was_not_trained_for_that(
     family: Any,
 ) -> None:

@@ -192,9 +192,8 @@ def test_required_fields_are_described_as_required(openapi: dict[str, Any]) -> N
     assert generation_id["schema"]["type"] == "string"
 
 
-@pytest.mark.parametrize(
-    "phases", ["examples,fuzzing", pytest.param("coverage", marks=pytest.mark.system)]
-)
+@pytest.mark.system
+@pytest.mark.parametrize("phases", ["examples,fuzzing", "coverage"])
 def test_no_request_makes_a_server_error(here: Listening, tmp_path: Path, phases: str) -> None:
     """Runs schemathesis, with requests that the document allows and requests that it does not:
     random ones, and ones at the limits of every field. The latter take half a minute."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import os
 import threading
 from pathlib import Path
 
@@ -13,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from wan_engine import toy
 from wan_engine.catalog import GUARD_CATEGORIES, GUARD_VERDICTS, ClassifierKind
 from wan_engine.toy import checkpoints, classifiers, networks
 from wan_engine.weights import missing_classifier_files, missing_files
 
+ROOT = Path(__file__).parents[2]
 MODELS = {"wan-tiny": 30_000_000, "wan-tiny-random": 4_000_000, "wan-tiny-ti2v": 4_000_000}
 """The largest size in bytes of each checkpoint."""
 
@@ -65,12 +66,15 @@ def test_the_guard_knows_the_labels_that_are_read() -> None:
 
 
 def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:
-    script = (
+    script = tmp_path / "build.py"
+    script.write_text(
         "import sys; from pathlib import Path; from wan_engine import toy\n"
         "for name in sys.argv[2:]: toy.build(name, Path(sys.argv[1]) / name)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "other"), *checkpoints.NAMES]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    command = [str(script), str(tmp_path / "other"), *checkpoints.NAMES]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = warm.shared().run(command, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     for name in checkpoints.NAMES:
         here = toy.build(name, tmp_path / "here" / name)
         assert digest(here) == digest(tmp_path / "other" / name)
