@@ -166,16 +166,17 @@ class Warm:
 
     def _connected(self) -> socket.socket:
         """Start it, and wait until its libraries are imported."""
-        connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + _LONGEST_START_SECONDS
-        while True:
+        while time.monotonic() < deadline:
+            connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(self.path)
             except (FileNotFoundError, ConnectionRefusedError):
-                assert time.monotonic() < deadline, "the libraries were not imported"
+                connection.close()
                 time.sleep(0.05)
             else:
                 return connection
+        raise TimeoutError(f"the libraries were not imported in {_LONGEST_START_SECONDS} s")
 
     def start(
         self,
