@@ -39,6 +39,7 @@ _TYPES: Mapping[str, str] = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
     ".jpg": "image/jpeg",
+    ".mp4": "video/mp4",
 }
 
 # Clips and pictures may lie in any bucket; whatever runs, and whatever it talks to, is ours.

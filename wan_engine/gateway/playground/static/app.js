@@ -4,7 +4,7 @@ import { Gateway, Refused } from "./api.js";
 import { Code, copyInto } from "./code.js";
 import { Comparison } from "./compare.js";
 import { byId } from "./dom.js";
-import { fillExample } from "./example.js";
+import { fillExample, showExample } from "./example.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
 import { Jobs } from "./jobs.js";
@@ -230,6 +230,7 @@ function forget() {
 // --- the start -----------------------------------------------------------------------------------
 
 new Code(form, limits, base);
+showExample(meta("assets"));
 ready.look();
 await new Keeper(form, kept).start();
 document.body.dataset.restored = "true";
