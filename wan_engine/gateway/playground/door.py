@@ -60,14 +60,17 @@ class _Routes:
         router.get("/jobs/{job_id}/still")(self.still)
 
     async def server(self) -> JSONResponse:
-        """Return the models with the inputs that they take, the prices if the operator has set any,
-        and the seconds that the last job of each kind took."""
+        """Return the models with the inputs and LoRA files that they take, the prices if the
+        operator has set any, and the seconds that the last job of each kind took."""
         prices = self._context.settings.prices
-        rows, takes = self._rows(), self._context.takes()
+        rows, takes, loras = self._rows(), self._context.takes(), self._context.loras()
         return JSONResponse(
             {
                 "models": dict(self._context.models() or {}),
                 "takes": {task: list(inputs) for task, inputs in (takes or {}).items()},
+                "loras": None
+                if loras is None
+                else {task: list(names) for task, names in loras.items()},
                 "makes_sound": any(row.gives_sound for row in rows.values()),
                 "prices": {
                     task: {size: float(price_a_second(size, prices, task)) for size in _SIZES}
