@@ -31,6 +31,7 @@ const ready = new Ready(gateway);
 
 let models = {};
 let takes = {};
+let loras = {};
 let unreached = false;
 
 function askForKey(sentence) {
@@ -72,9 +73,9 @@ async function connect() {
 /** What the server makes, and for what price. */
 async function learn() {
   const server = await gateway.server();
-  takes = server.takes;
+  ({ takes, loras } = server);
   if (Object.keys(server.models).length) models = server.models;
-  form.offer(models, takes);
+  form.offer(models, takes, loras);
   form.tell(server);
   result.priced = gallery.priced = Boolean(server.prices);
   draw();
@@ -104,7 +105,7 @@ byId("key-forget").addEventListener("click", () => {
 jobs.addEventListener("key", connect);
 ready.addEventListener("models", ({ detail }) => {
   models = detail;
-  form.offer(models, takes);
+  form.offer(models, takes, loras);
   if (gateway.isOpen) learn().catch(() => {}); // the badge says who is away
 });
 ready.addEventListener("back", () => unreached && connect());

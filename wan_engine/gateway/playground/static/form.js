@@ -1,6 +1,7 @@
 // The form: what is wanted, what is wrong with it, and what it costs.
 
 import { byId, choose, chosen, dollars, fault, roughly, sizeName } from "./dom.js";
+import { Loras } from "./loras.js";
 import { Part } from "./part.js";
 import { Picker, receive } from "./picker.js";
 import { readers, requestInput } from "./request.js";
@@ -29,6 +30,7 @@ export class Form extends EventTarget {
     this.references = new References(limits);
     this.pickers = { image: this.image, last: this.last, clip: this.clip, audio: this.audio, references: this.references };
     this.beginning = new Beginning(this.pickers);
+    this.loras = new Loras(limits);
     this.#sizes = new Sizes(limits, gateway, this);
     this.#part = new Part(this.audio, limits);
     receive(this.pickers, () => this.pickers[{ picture: "image", clip: "clip", references: "references" }[this.beginning.now]]);
@@ -50,8 +52,8 @@ export class Form extends EventTarget {
   }
 
   /** Lets the user choose between what the models take. */
-  offer(models, takes) {
-    this.beginning.offer(models, takes);
+  offer(models, takes, loras) {
+    this.beginning.offer(models, takes, loras);
     this.#changed();
   }
 
@@ -75,6 +77,7 @@ export class Form extends EventTarget {
       enable_prompt_expansion: byId("expansion").checked,
       enable_safety_checker: byId("safety").checked,
       generate_audio: byId("generate-audio").checked ? undefined : false,
+      loras: this.loras.values,
     };
   }
 
@@ -89,6 +92,7 @@ export class Form extends EventTarget {
     byId("expansion").checked = wanted.enable_prompt_expansion ?? false;
     byId("safety").checked = wanted.enable_safety_checker ?? true;
     byId("generate-audio").checked = wanted.generate_audio !== false;
+    this.loras.restore(wanted.loras);
     this.#clear(byId("prompt"));
     this.#clear(byId("seed"));
     this.#changed();
@@ -144,6 +148,7 @@ export class Form extends EventTarget {
       fault(byId("seed"), byId("seed-error"), `An integer from -1 to ${seedMax}`);
       wrong.push(byId("seed"));
     }
+    wrong.push(...[this.loras.check()].filter(Boolean));
     wrong[0]?.focus();
     return wrong.length === 0;
   }
@@ -179,6 +184,7 @@ export class Form extends EventTarget {
     // The example is for an empty form: nothing of anybody's is lost by it.
     const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
     byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
+    this.loras.offer(this.beginning.loras);
     this.#part.draw();
     this.#sizes.draw();
     this.#cost();

@@ -178,6 +178,7 @@ function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, vide
     ["Length", `${length} s`],
     ["Seed", String(seed)],
   ];
+  if (options?.loras) rows.push(["LoRA", options.loras.map(({ name, scale }) => `${name} at ${scale}`).join(", ")]);
   if (priced) rows.push(["Cost", dollars(cost)]);
   if (milliseconds !== undefined) rows.push(["Made in", clock(milliseconds)]);
   return rows.map(([name, value]) =>
