@@ -13,6 +13,7 @@ import { Unusable } from "./media.js";
 import { Ready } from "./ready.js";
 import { Keeper, about, bringBack, packedAll } from "./restore.js";
 import { Result } from "./result.js";
+import { SentFiles, Shared } from "./shared.js";
 import { Stills } from "./stills.js";
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`).content;
@@ -23,6 +24,8 @@ const kept = new Kept();
 const form = new Form(limits, gateway);
 const jobs = new Jobs(gateway);
 const result = new Result(jobs);
+const sent = new SentFiles(gateway);
+const shared = new Shared(jobs, sent, use);
 const comparison = new Comparison(jobs);
 const gallery = new History(jobs, new Stills(gateway, kept), { show, use, compare: (id) => comparison.toggle(id) });
 const ready = new Ready(gateway);
@@ -171,6 +174,7 @@ function addressOf(id) {
 
 function draw() {
   result.draw();
+  shared.draw(result.id);
   gallery.draw(result.id, comparison.ids);
 }
 
@@ -193,7 +197,7 @@ function showAgain() {
 }
 
 async function use(entry) {
-  await bringBack(entry, form, kept);
+  await bringBack(entry, form, kept, sent);
   byId("form-error").textContent = "";
   byId("prompt").focus();
 }
@@ -209,14 +213,17 @@ byId("cancel").addEventListener("click", async () => {
 });
 byId("again").addEventListener("click", async () => {
   const entry = jobs.entry(result.id);
-  await bringBack(entry, form, kept, { seed: entry.seed });
+  await bringBack(entry, form, kept, sent, { seed: entry.seed });
   byId("form-error").textContent = "";
   byId("seed").focus();
 });
 byId("share").addEventListener("click", () => copyInto(byId("share"), addressOf(result.id)));
 comparison.addEventListener("change", draw);
 jobs.addEventListener("change", ({ detail }) => {
-  if (detail === null || detail === result.id) result.draw();
+  if (detail === null || detail === result.id) {
+    result.draw();
+    shared.draw(result.id);
+  }
   comparison.check();
   gallery.draw(result.id, comparison.ids);
 });

@@ -114,11 +114,11 @@ export class Form extends EventTarget {
     for (const [name, picker] of Object.entries(this.pickers)) picker.restore(media[FIELDS[name]] ?? null);
   }
 
-  /** Says what an earlier request had and this browser has no longer, below its picker. */
-  missing(names) {
+  /** Says what an earlier request had and `who` has no longer, below its picker. */
+  missing(names, who) {
     for (const [name, picker] of Object.entries(this.pickers)) {
       const gone = names[FIELDS[name]];
-      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: this browser does not have it any longer`);
+      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: ${who} does not have it any longer`);
     }
   }
 

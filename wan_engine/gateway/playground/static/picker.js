@@ -92,14 +92,16 @@ export class Picker extends EventTarget {
     }
   }
 
-  /** A value of earlier, as it was. */
+  /** A value of earlier, as it was, or a file. */
   restore(value) {
     this.#turn++;
     this.#fail("");
     this.#file.value = ""; // or the same file, chosen once more, would be no change
+    if (value instanceof File) return this.useFile(value);
     if (value?.url) this.useUrl(value.url);
     else if (value) this.#use(value);
     else this.clear();
+    return undefined;
   }
 
   #use(value) {

@@ -50,7 +50,6 @@ export class Result {
     const live = this.#jobs.live(this.#id);
     document.title = TITLE;
     byId("shown").textContent = entry?.options ? `“${short(entry.options.prompt)}”` : "";
-    byId("shared-note").hidden = !entry || entry.state === "GONE" || !this.#jobs.isVisited(this.#id);
     byId("again").hidden = !entry?.options;
     if (!entry) this.#part("idle");
     else if (!isFinal(entry)) this.#drawRunning(live);
