@@ -1,9 +1,9 @@
 """Keeps the whole requests of jobs for as long as they may be needed, within the quota of each key.
 
-A request without its long texts, mostly media, is kept as long as its job. The long texts go when
-the job is completed or cancelled. Those that a waiting or running job needs are never removed. When
-a key has no room, those of its failed jobs go first, then those of its oldest ended jobs. After
-some time, those of all ended jobs go.
+A request without its long texts, mostly media, is kept as long as its job. The long texts are
+removed when the job is completed or cancelled. Those that a waiting or running job needs are never
+removed. If a key has no room, those of its failed jobs are removed first, then those of its oldest
+ended jobs. After some time, those of all ended jobs are removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _CUT_AT_ONCE = 20
 _UNUSED_AT_ONCE = 1000
-_AT_ONCE = 4  # written or read: each has its bytes in memory, and one of eight Postgres connections
+_AT_ONCE = 4  # each needs memory, and one of eight Postgres connections
 _AGAIN_SECONDS = 60
 
 
@@ -194,7 +194,7 @@ class Requests:
             if data is None:
                 return None
             if (text := await asyncio.to_thread(verified_text, name, data)) is None:
-                async with self._lock(name):  # the next request with it stores it anew
+                async with self._lock(name):  # the next request with it stores it again
                     await self._long_texts.remove(name)
             return text
 

@@ -1,4 +1,4 @@
-// Keeps the form as it is, and brings forms and requests of earlier back.
+// Saves the form, and restores earlier forms and requests.
 
 import { packed, unpacked } from "./kept.js";
 import { nameOf } from "./shared.js";
@@ -7,7 +7,7 @@ const OPTIONS = "wan-playground-form";
 const LATER_MS = 300;
 const OVER = ["COMPLETED", "CANCELLED", "GONE"]; // the server keeps no file of these
 
-/** Keeps the form over a reload, and for the next tab. Begins once `restored`. */
+/** Saves the form for a reload and for the next tab. Starts after `restored`. */
 export class Keeper {
   #form;
   #kept;
@@ -18,7 +18,7 @@ export class Keeper {
     this.#kept = kept;
   }
 
-  /** The form of before, and from now on every change of it. */
+  /** Restores the saved form, and saves every change from now on. */
   async start() {
     const before = await this.#kept.form();
     const written = JSON.parse(sessionStorage.getItem(OPTIONS) ?? "null");
@@ -39,14 +39,14 @@ export class Keeper {
   }
 }
 
-/** What the history keeps of the form's request: no file, and no key. */
+/** The part of the form's request for the history, without files and key. */
 export function about({ beginning, options, media, pixels }) {
   return { begin: beginning.now, options, media: each(media, described), pixels };
 }
 
 /**
- * Puts a job's request into the form: all of it, and nothing else. Files that this browser has not,
- * the server may still keep (`sent`). Says what is missing.
+ * Puts a job's whole request into the form, and nothing else. Files that this browser no longer has
+ * are fetched from the server (`sent`), if it still has them. Shows what is missing.
  */
 export async function bringBack(entry, form, kept, sent, options = {}) {
   const told = toldOf(entry);
@@ -80,7 +80,7 @@ const each = (media, act) =>
 
 const described = ({ url, file, thumb }) => (url ? { url } : { name: file.name, thumb });
 
-/** An entry of an earlier release has its media under other names. */
+/** Entries of earlier releases have other names for media. */
 function toldOf({ begin, media, picture, references, sound }) {
   if (media) return { begin, media };
   const found = { image: picture, references, audio: sound };

@@ -1,10 +1,10 @@
-// What the server's models take, and so which parts of the form are there.
+// The inputs of the server's models, which decide the parts of the form.
 
 import { byId, choose, chosen } from "./dom.js";
 
 const PICTURE_TASKS = ["image-to-video", "image-to-video-with-sound", "speech-to-video"];
 
-/** What the clip is made of: "picture", "clip" or "references". */
+/** The beginning of the clip: "picture", "clip" or "references". */
 export class Beginning {
   #pickers;
   #takes = {};
@@ -20,13 +20,13 @@ export class Beginning {
     return chosen("begin");
   }
 
-  /** The task whose model begins the clip. */
+  /** The task of the model that begins the clip. */
   get task() {
     if (this.now === "references") return "reference-to-video";
     return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
   }
 
-  /** `models` are names by task, `takes` the inputs by task, of the models that are known; `loras` the LoRA files by task. */
+  /** `models` are names by task, `takes` the inputs and `loras` the LoRA files by task. */
   offer(models, takes, loras) {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
@@ -49,7 +49,7 @@ export class Beginning {
     return this.#loras[tasks.find((task) => task in this.#loras)] ?? [];
   }
 
-  /** Shows what belongs to a beginning, and hides the rest. */
+  /** Shows the fields of one beginning, and hides the others. */
   choose(what) {
     choose("begin", what);
     const { image, last, clip, references } = this.#pickers;
