@@ -66,7 +66,18 @@ def _arguments(made: Path, small: Path) -> tuple[str, ...]:
     smaller = f"fps={_FPS},scale={_WIDTH}:-2"
     video = ("-c:v", "libx264", "-preset", "veryslow", "-crf", str(_CRF), "-pix_fmt", "yuv420p")
     told = ("-metadata", f"title={prompt()}", "-metadata", f"description={picture_hash()}")
-    return ("-i", str(made), "-an", "-vf", smaller, *video, *told, "-movflags", "+faststart", str(small))
+    return (
+        "-i",
+        str(made),
+        "-an",
+        "-vf",
+        smaller,
+        *video,
+        *told,
+        "-movflags",
+        "+faststart",
+        str(small),
+    )
 
 
 if __name__ == "__main__":

@@ -146,9 +146,9 @@ def test_a_job_tells_what_it_was_made_from_and_its_file_until_it_has_a_clip(serv
     ],
 )
 def test_what_is_wrong_in_a_request_is_not_told(request_: dict[str, Any]) -> None:
-    told = made_from(request_, whole=True)
-    assert told["options"] == {"prompt": ""}
-    assert set(told["media"]) <= {"references"} and told["media"].get("references", []) == []
+    found = made_from(request_, whole=True)
+    assert found["options"] == {"prompt": ""}
+    assert set(found["media"]) <= {"references"} and found["media"].get("references", []) == []
 
 
 def test_references_are_told_in_their_order() -> None:

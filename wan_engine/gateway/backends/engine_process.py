@@ -2,9 +2,9 @@
 wan_engine.gateway.backends.engine_process`).
 
 It reads lines: first the settings, then orders (`run`, `cancel`, `watch`). It answers `ready`,
-`loras`, `progress`, `preview`, `done`, `failed`, and `unusable` with what the operator has to change.
-`alive` comes every few seconds during any work. `ending` comes before a process with a broken
-device ends, and `hangs` before one whose job or start makes no progress.
+`loras`, `progress`, `preview`, `done`, `failed`, and `unusable` with what the operator has to
+change. `alive` comes every few seconds during any work. `ending` comes before a process with a
+broken device ends, and `hangs` before one whose job or start makes no progress.
 """
 
 from __future__ import annotations
