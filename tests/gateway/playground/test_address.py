@@ -47,7 +47,8 @@ def test_a_job_s_address_survives_a_reload_and_is_shown_in_another_browser(
     link = elsewhere.get_by_role("link", name="Download").get_attribute("href")
     assert link == page.get_by_role("link", name="Download").get_attribute("href")
     expect(elsewhere.locator("#shared-note")).to_be_visible()
-    expect(elsewhere.get_by_role("button", name="Same seed again")).to_be_hidden()
+    expect(elsewhere.locator("#shared-prompt")).to_have_text("Shared")
+    expect(page.locator("#shared")).to_be_hidden()
     expect(elsewhere.locator("#history li")).to_have_count(0)
 
 

@@ -9,6 +9,7 @@ export class Beginning {
   #pickers;
   #takes = {};
   #tasks = null; // not known yet
+  #loras = {};
   takesPicture = true;
 
   constructor(pickers) {
@@ -25,10 +26,11 @@ export class Beginning {
     return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
   }
 
-  /** `models` are names by task, `takes` the inputs by task. */
-  offer(models, takes) {
+  /** `models` are names by task, `takes` the inputs and `loras` the LoRA files by task. */
+  offer(models, takes, loras) {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
+    this.#loras = loras;
     const offered = this.#offered;
     byId("begin").hidden = offered.length < 2;
     byId("begin-clip").hidden = !offered.includes("clip");
@@ -36,6 +38,15 @@ export class Beginning {
     this.takesPicture = offered.includes("picture");
     this.choose(offered.includes(this.now) ? this.now : offered[0]);
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
+  }
+
+  /** The LoRA files of the model that would make the clip; null where the server cannot tell. */
+  get loras() {
+    if (this.#loras === null) return null;
+    const sound = byId("generate-audio").checked ? ["image-to-video-with-sound"] : [];
+    const picture = this.#pickers.audio.value ? ["speech-to-video"] : sound;
+    const tasks = this.now === "references" ? ["reference-to-video"] : [...picture, ...PICTURE_TASKS.slice(0, 2)];
+    return this.#loras[tasks.find((task) => task in this.#loras)] ?? [];
   }
 
   /** Shows the fields of one beginning, and hides the others. */
