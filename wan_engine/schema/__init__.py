@@ -56,6 +56,7 @@ from wan_engine.schema.order import (
     Order,
     Task,
 )
+from wan_engine.schema.other_names import is_nothing, not_read
 from wan_engine.schema.requests import (
     ContinuationRequest,
     ReferenceRequest,
@@ -113,5 +114,7 @@ __all__ = [
     "VideoResult",
     "Waveform",
     "cut_sentence",
+    "is_nothing",
+    "not_read",
     "parse_request",
 ]

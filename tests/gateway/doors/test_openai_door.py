@@ -422,6 +422,8 @@ def test_lora_is_vllm_omnis_object_or_list_by_name(serve: Serve) -> None:
 
 # --- errors --------------------------------------------------------------------------------------
 
+KEPT = 'field "keep_first_clip" needs field "first_clip"'
+
 
 @pytest.mark.parametrize(
     ("body", "param", "message"),
@@ -434,6 +436,12 @@ def test_lora_is_vllm_omnis_object_or_list_by_name(serve: Serve) -> None:
             'field "seconds" must be an integer from 2 to 15, got string "16"',
         ),
         ({"size": "640x480"}, "size", f'field "size" must be one of {", ".join(SIZES)}'),
+        (
+            {"loras": ["anna"]},
+            "loras",
+            'field "loras" is not supported here: use "lora"',
+        ),
+        ({"keep_first_clip": True}, "keep_first_clip", KEPT),
         ({"model": "x" * 65}, "model", 'field "model" must be a string of up to 64 characters'),
         (
             {"lora": {"name": "x", "local_path": "/loras/x", "scale": 1.0}},
