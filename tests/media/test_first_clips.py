@@ -144,6 +144,19 @@ def test_a_picture_that_begins_late_takes_the_sound_with_it(video: Make, tmp_pat
     assert np.abs(read(sound)[:4800]).mean() > 1000  # it is heard from the first frame on
 
 
+def test_a_sound_that_begins_days_later_is_none_and_costs_nothing(
+    video: Make, tmp_path: Path
+) -> None:
+    picture, late = tmp_path / "picture.mp4", tmp_path / "late.mp4"
+    picture.write_bytes(video("picture.mp4", seconds=2.0))
+    sine = ("-itsoffset", "720000", "-f", "lavfi", "-i", "sine=1000:d=1")
+    ffmpeg("-i", str(picture), *sine, "-c:v", "copy", "-c:a", "aac", str(late))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    found = opened(late.read_bytes(), folder)
+    assert found.clip.sound is None and not found.sound_lost
+
+
 def test_a_sound_that_cannot_be_decoded_is_told(video: Make, tmp_path: Path) -> None:
     sine = ("-f", "lavfi", "-i", "sine=1000:d=2")
     picture, both = tmp_path / "picture.mp4", tmp_path / "both.mp4"

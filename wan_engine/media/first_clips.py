@@ -59,6 +59,8 @@ def open_first_clip(
         video.source.unlink(missing_ok=True)
         raise InvalidMedia("first_clip", error.why) from error
     lost = stream.heard and sound is None
+    if sound is not None and not sound.seconds:  # it begins after the picture's end
+        sound = None
     clip = FirstClip(video.source, end - times[0], tail, sound, video.colours)
     return Opened(clip, np.stack(samples), lost)
 

@@ -127,10 +127,11 @@ class UntrustedVideo:
         """So many `seconds` of the sound from `start` on, in a file of ours. If it cannot be
         decoded, the video counts as silent."""
         path = self._folder / f"{self._name}.{name}.wav"
+        filled = f"aresample=async=1:first_pts=0,atrim={start:.6f},asetpts=PTS-STARTPTS"
         arguments = (
             *("-map", "0:a:0", "-t", f"{seconds:g}", "-map_metadata", "-1"),
-            # It may begin after the picture, or before it.
-            *("-af", f"aresample=async=1:first_pts=0,atrim={start:.6f},asetpts=PTS-STARTPTS"),
+            # It may begin before the picture, or after it: hours later, too. Those are not filled.
+            *("-af", f"atrim=end={start + seconds:.6f},{filled}"),
             *("-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav"),
         )
         try:
