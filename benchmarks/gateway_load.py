@@ -1,7 +1,7 @@
 """Measures one gateway under many clients: how long `status` takes compared with a bare route, and
 whether a job is lost.
 
-The gateway is a process of its own whose engine renders nothing. Each client submits its jobs one
+The gateway is a separate process whose engine renders nothing. Each client submits its jobs one
 after the other and polls the status once a second until it is final. With each poll it also calls
 `/healthz`, which reads nothing, so that both are measured on the same machine at the same time.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from tests.gateway.conftest import free_port, gateway_process, wish  # noqa: E402
@@ -97,9 +97,13 @@ def percentile(values: list[float], percent: int) -> float:
 def main(arguments: list[str] | None = None) -> None:
     example = "example: python benchmarks/gateway_load.py --clients 50 --jobs 2000"
     parser = argparse.ArgumentParser(description=__doc__, epilog=example)
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--poll-seconds", type=float, default=1.0)
+    parser.add_argument("--clients", type=int, default=50, help="default 50")
+    parser.add_argument(
+        "--jobs", type=int, default=2000, help="of all clients together; default 2000"
+    )
+    parser.add_argument(
+        "--poll-seconds", type=float, default=1.0, help="between two polls of a client; default 1"
+    )
     asked = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -19,8 +19,8 @@ COMMANDS = (
     *("generate", "plan", "doctor", "models", "loras", "download", "schema", "settings", "serve"),
     "key",
 )
-"""As `--help` lists them. Each is the function of this name in the file of this name, with an
-`EXAMPLE` beside it."""
+"""In the order of `--help`. Each is the function of this name in the file of this name, next to its
+`EXAMPLE`."""
 
 PROGRAM = "wan-engine" if Path(sys.argv[0]).stem == "wan-engine" else "python -m wan_engine"
 """The command that the user typed."""
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Turn a photo and a prompt into an mp4, on this machine.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `COMMAND --help` has an "
+    "example of each command.",
 )
 
 

@@ -1,10 +1,10 @@
-// What the server's models take, and so which parts of the form are there.
+// The inputs of the server's models, which decide the parts of the form.
 
 import { byId, choose, chosen } from "./dom.js";
 
 const PICTURE_TASKS = ["image-to-video", "image-to-video-with-sound", "speech-to-video"];
 
-/** What the clip is made of: "picture", "clip" or "references". */
+/** The beginning of the clip: "picture", "clip" or "references". */
 export class Beginning {
   #pickers;
   #takes = {};
@@ -19,13 +19,13 @@ export class Beginning {
     return chosen("begin");
   }
 
-  /** The task whose model begins the clip. */
+  /** The task of the model that begins the clip. */
   get task() {
     if (this.now === "references") return "reference-to-video";
     return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
   }
 
-  /** `models` are names by task, `takes` the inputs by task, of the models that are known. */
+  /** `models` are names by task, `takes` the inputs by task. */
   offer(models, takes) {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
@@ -38,7 +38,7 @@ export class Beginning {
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
   }
 
-  /** Shows what belongs to a beginning, and hides the rest. */
+  /** Shows the fields of one beginning, and hides the others. */
   choose(what) {
     choose("begin", what);
     const { image, last, clip, references } = this.#pickers;
