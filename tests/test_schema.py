@@ -670,6 +670,38 @@ def test_an_error_of_a_first_clip_is_one_sentence(fields: dict[str, Any], said: 
     assert str(caught.value).startswith(said)
 
 
+@pytest.mark.parametrize("nothing", ["", [], None])
+def test_nothing_beside_a_medium_is_not_given(nothing: object) -> None:
+    names = ["references", "image", "first_clip", "loras"]
+    names += [] if nothing == [] else ["last_image", "audio"]
+    for name, value in (("first_clip", CLIP), ("references", [CLIP]), ("image", CLIP)):
+        given = {"prompt": "On", name: value}
+        others = {other: nothing for other in names if other != name}
+        assert parse_request({**given, **others}).order() == parse_request(given).order()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"keep_first_clip": False}, 'field "keep_first_clip" needs field "first_clip"'),
+        (
+            {"last_image_url": CLIP},
+            'field "last_image_url" is not supported here: use "last_image"',
+        ),
+        (
+            {"first_clip_url": CLIP},
+            'field "first_clip_url" is not supported here: use "first_clip"',
+        ),
+        ({"lora": "anna"}, 'field "lora" is not supported here: use "loras"'),
+    ],
+)
+def test_what_changes_a_clip_elsewhere_is_not_ignored(fields: dict[str, Any], said: str) -> None:
+    for medium in ({"image": CLIP}, {"references": [CLIP]}):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_request({"prompt": "On", **medium, **fields})
+        assert str(caught.value) == said
+
+
 def test_a_continued_clip_has_one_shot() -> None:
     request = parse_request({"prompt": "On", "first_clip": CLIP, "shot_type": "multi"})
     assert request.order().shot_type == "single"

@@ -18,7 +18,13 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.choice import Choice, choose, without_later_model
 from wan_engine.control import Control
-from wan_engine.errors import EncodeFailed, InvalidRequest, NotFinite, OutOfMemory
+from wan_engine.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+)
 from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.previews import Previews
@@ -31,6 +37,7 @@ from wan_engine.prompts import Expansion, open_expander
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.render import RenderOptions, render
 from wan_engine.runtime import estimates, memory
+from wan_engine.runtime.faults import device_answers, is_device_fault
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
 from wan_engine.runtime.startup import Startup
@@ -275,8 +282,8 @@ class Engine:
         self, choice: Choice, plan: Plan, media: Media, video: EncodedVideo, control: Control
     ) -> EncodedVideo:
         """Return the clip with the sound that a model makes for its frames, after the sound of the
-        clip that it continues. If that fails, the clip gets a silent track and a warning, because
-        the frames are already rendered."""
+        clip that it continues. If that fails, whatever the reason, the clip gets a silent track and
+        a warning, because the frames are already rendered."""
         if choice.sound_spec is None:
             return video
         first = media.first_clip.sound if media.first_clip and plan.given_frames else None
@@ -294,8 +301,15 @@ class Engine:
 
         try:
             made: Sound = self.pool.run(model, once)
-        except (OutOfMemory, NotFinite, EncodeFailed) as error:
-            log.error("the sound of job %s could not be made: %s", control.job_id, error)
+        except (Cancelled, DeadlineExceeded, ConfigurationError):
+            raise
+        except Exception as error:
+            if is_device_fault(error) and not device_answers(self.settings.device):
+                raise  # no later job can work in this process
+            bug = not isinstance(error, EngineError)
+            log.error(
+                "the sound of job %s could not be made: %r", control.job_id, error, exc_info=bug
+            )
             made = first or "silence"
             video = replace(video, warnings=(*video.warnings, _NO_SOUND))
         with_sound = add_sound(video, made, plan, control)

@@ -7,6 +7,7 @@ import wave
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ from tests.engine.clips import (
     probe,
 )
 from wan_engine import Control, Engine, data_uri
-from wan_engine.errors import Cancelled, NotFinite, OutOfMemory
+from wan_engine.errors import Cancelled, DeadlineExceeded, ModelMissing, NotFinite, OutOfMemory
 from wan_engine.media import ffmpeg
 from wan_engine.plan import sound_windows
+from wan_engine.schema import EncodedVideo, Media
 
 SOUND = {"sound_model": "wan-tiny-sound", "safety": "off"}
 
@@ -124,7 +126,10 @@ def test_the_plan_says_which_model_makes_the_sound_and_why(
     assert plan["sound_reason"] and plan["undone"] == []
 
 
-@pytest.mark.parametrize("error", [OutOfMemory("too little"), NotFinite("the vocoder")])
+@pytest.mark.parametrize(
+    "error",
+    [OutOfMemory("too little"), NotFinite("the vocoder"), ValueError("a shape"), KeyError("bug")],
+)
 def test_if_no_sound_can_be_made_the_picture_is_kept(
     sounding: Engine, request_for: RequestFor, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -138,6 +143,31 @@ def test_if_no_sound_can_be_made_the_picture_is_kept(
     assert not samples(local(result.video_url)).any()
     assert "The sound could not be made: the clip has a silent track" in result.warnings
     assert len(frame_hashes(local(result.video_url))) == 5 * sounding.spec.fps
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Cancelled(),
+        DeadlineExceeded(5),
+        ModelMissing("download it"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_what_is_not_the_sounds_own_fault_ends_the_job(
+    heard: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def broken(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("wan_engine.engine.make_sound", broken)
+    monkeypatch.setattr("wan_engine.engine.device_answers", lambda _device: False)
+    plan = SimpleNamespace(given_frames=0, fps=16)
+    choice = SimpleNamespace(sound_spec=heard.pool.models["sound-for-video"].spec)
+    video = EncodedVideo(tmp_path / "clip.mp4", frames=80, bytes=1)
+    with pytest.raises(type(error)) as caught:
+        heard._with_sound(choice, plan, Media(), video, Control())  # type: ignore[arg-type]
+    assert caught.value is error
 
 
 def test_a_job_can_be_cancelled_while_its_sound_is_made(

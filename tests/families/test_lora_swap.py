@@ -18,8 +18,9 @@ from tests.families.lora_files import lora_file, noise
 from tests.rows import ROWS
 from wan_engine import toy
 from wan_engine.errors import Cancelled, LoraRefused
-from wan_engine.families import load_family
+from wan_engine.families import load_family, lora_swap
 from wan_engine.families.float8 import Float8Linear, convert_blocks
+from wan_engine.families.lora import Fusing
 from wan_engine.families.lora_swap import LoraSwap
 from wan_engine.families.placement import experts
 from wan_engine.runtime import memory
@@ -234,6 +235,55 @@ def test_a_job_cancelled_meanwhile_leaves_the_plain_model(
             loaded.set_loras(choose("a"), cancelled)
         assert loaded.loras == () and same(state(loaded), plain)
     assert aside
+
+
+class Stumble(Exception):
+    pass
+
+
+class Stumbling:
+    """A function that fails once, when it is called for the `fails_at`th time."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self._real, self.taken, self.fails_at = real, 0, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.taken += 1
+        if self.taken == self.fails_at:
+            raise Stumble
+        return self._real(*given)
+
+
+STEPS = {
+    "reading the LoRA file": (Fusing, "changed"),
+    "looking a weight up": (lora_swap._Weights, "_held"),
+    "writing a weight": (lora_swap._Weights, "_write"),
+    "converting a weight": (lora_swap._Weights, "_converted"),
+}
+
+
+def test_an_error_at_any_step_leaves_the_plain_model(
+    load: Load, choose: Any, aside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of plain weights and of those in 8 bits, while `b` goes out and while `a` goes in."""
+    family = load(NAME, recipe=Recipe("cpu", "bfloat16"))
+    for expert in experts(family.pipeline):
+        convert_blocks(expert, torch.device("cpu"))
+    plain, a, b = state(family), choose("a"), choose("b")
+    for step, (kind, name) in STEPS.items():
+        real = Stumbling(getattr(kind, name))
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, lambda *given, real=real: real(*given))
+            family.set_loras(b, said)
+            real.taken = 0
+            family.set_loras(a, said)
+            family.set_loras(b, said)
+            # Early, while `b` goes out, or at the last moment.
+            real.fails_at = real.taken // 3 if aside == "read again" else real.taken
+            real.taken = 0
+            with pytest.raises(Stumble):
+                family.set_loras(a, said)
+        assert family.loras == () and same(state(family), plain), (aside, step)
 
 
 def test_a_file_with_numbers_that_are_not_finite_leaves_the_plain_model(

@@ -15,7 +15,7 @@ from tests.gateway.fakes import CLIP
 from tests.gateway.jobs.test_jobs import ended, new, submitted
 from wan_engine.control import Control
 from wan_engine.gateway.job import Job
-from wan_engine.gateway.links import WEEK_SECONDS, Links
+from wan_engine.gateway.links import WEEK_SECONDS, ClipResponse, Links
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.storage import LocalStorage
 
@@ -201,3 +201,23 @@ def test_a_file_url_never_leads_out_of_the_folder_of_clips(serve: Serve, tmp_pat
             assert secret.exists()
 
     asyncio.run(line())
+
+
+def test_a_clip_that_is_removed_while_it_is_sent_is_sent_whole(tmp_path: Path) -> None:
+    path, sent = tmp_path / "a.mp4", list[dict[str, Any]]()
+    scope: dict[str, Any] = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    path.write_bytes(CLIP)
+
+    async def send(message: Any) -> None:
+        path.unlink(missing_ok=True)
+        sent.append(message)
+
+    async def send_it() -> None:
+        response = ClipResponse(path, media_type="video/mp4")
+        await response({**scope, "method": "GET", "headers": []}, None, send)  # type: ignore[arg-type]
+
+    asyncio.run(send_it())
+    assert b"".join(message.get("body", b"") for message in sent) == CLIP
+    with pytest.raises(Refusal) as caught:
+        asyncio.run(send_it())
+    assert (caught.value.code, len(sent)) == ("gone", 2)

@@ -83,6 +83,54 @@ def test_hdr_is_refused_because_the_new_part_is_not_hdr(video: Make, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+SAME = ((200, 150, 120), (0, 191, 0))
+
+
+@pytest.mark.parametrize(
+    ("lines", "matrix", "tags", "wanted"),
+    [
+        pytest.param(720, "bt709", ("unknown",) * 3, SAME, id="untagged HD"),
+        pytest.param(240, "bt601", ("smpte170m",) * 3, SAME, id="SD", marks=pytest.mark.system),
+        pytest.param(
+            *(240, "bt709", ("bt709", "smpte432", "bt709"), ((208, 149, 117), (0, 195, 0))),
+            id="Display P3",
+            marks=pytest.mark.system,
+        ),
+    ],
+)
+def test_the_new_part_has_the_colours_that_players_show_of_the_clip(
+    tmp_path: Path,
+    lines: int,
+    matrix: str,
+    tags: tuple[str, str, str],
+    wanted: tuple[tuple[int, int, int], ...],
+) -> None:
+    """Skin and green, as Chromium shows them. Of this green, a wrong matrix makes (14, 222, 4)."""
+    frame = Image.new("RGB", (320, lines), SAME[1])
+    frame.paste(SAME[0], (0, 0, 160, lines))
+    tagged = "setparams=colorspace={}:color_primaries={}:color_trc={}".format(*tags)
+    encoded = ("-vf", f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv420p,{tagged}")
+    clip = opened(of_frames(tmp_path, [frame] * 40, *encoded), tmp_path).clip
+    tail = np.asarray(clip.tail[-1])
+    assert np.abs(tail[lines // 2, 80:241:160].astype(int) - wanted).max() <= 2
+
+    sides = {"width": 320, "height": lines, "render_width": 320, "render_height": lines}
+    plan = Plan(
+        **sides,
+        **{"crop_width": 320, "crop_height": lines, "fps": 16, "frames": 33, "seed": 1},
+        shots=(Shot("x", (Segment(1, 1, 0, 1),), 1),),
+        source_fps=16,
+        given_frames=32,
+    )
+    path = tmp_path / "out.mp4"
+    encode(iter([tail[None]]), plan, None, path, EncodeOptions(crf=8), Control(), after=clip)
+    exact = "scale=in_color_matrix=bt709:in_range=tv:flags=accurate_rnd+full_chroma_int"
+    raw = tmp_path / "out.rgb"
+    ffmpeg("-i", str(path), "-vf", exact, "-pix_fmt", "rgb24", "-f", "rawvideo", str(raw))
+    given, made = np.fromfile(raw, np.uint8).reshape(33, lines, 320, 3)[-2:].astype(int)
+    assert np.abs(given - made)[:, 80:241:160].max() <= 3
+
+
 def test_sound_before_a_late_first_frame_is_cut(video: Make, tmp_path: Path) -> None:
     picture, late = tmp_path / "picture.mp4", tmp_path / "late.mp4"
     picture.write_bytes(video("picture.mp4", seconds=2.0))
@@ -94,6 +142,19 @@ def test_sound_before_a_late_first_frame_is_cut(video: Make, tmp_path: Path) -> 
     sound = opened(late.read_bytes(), folder).clip.sound
     assert sound is not None and sound.seconds == pytest.approx(2.0, abs=0.05)
     assert np.abs(read(sound)[:4800]).mean() > 1000  # it is heard from the first frame on
+
+
+def test_a_sound_that_begins_days_later_is_none_and_costs_nothing(
+    video: Make, tmp_path: Path
+) -> None:
+    picture, late = tmp_path / "picture.mp4", tmp_path / "late.mp4"
+    picture.write_bytes(video("picture.mp4", seconds=2.0))
+    sine = ("-itsoffset", "720000", "-f", "lavfi", "-i", "sine=1000:d=1")
+    ffmpeg("-i", str(picture), *sine, "-c:v", "copy", "-c:a", "aac", str(late))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    found = opened(late.read_bytes(), folder)
+    assert found.clip.sound is None and not found.sound_lost
 
 
 def test_a_sound_that_cannot_be_decoded_is_reported(video: Make, tmp_path: Path) -> None:

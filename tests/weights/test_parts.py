@@ -124,6 +124,7 @@ def test_a_download_gets_both_repositories_and_states_size_and_licence(
     located = weights.download(ROW.name, make_settings(), told.append)
     assert weights.missing_files(located.folder) == []
     assert ROW.title in told[0] and "licence: Apache-2.0" in told[0] and "GB to fetch" in told[0]
+    assert told[1].startswith(f"{ROW.repo} is not pinned: no commit of it is known here")
     assert [line for line in told[1:] if line.startswith("fetching")] == [
         f"fetching {ROW.repo} at its newest revision",
         f"fetching {OTHER} at {ROW.parts[-1].revision}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
@@ -32,6 +33,20 @@ _CLIP_SECONDS = 120.0
 _STORE_AGAIN_SECONDS = 60
 
 log = logging.getLogger(__name__)
+
+
+class ClipResponse(FileResponse):
+    """Sends a clip, in ranges if asked. A clip that is removed meanwhile is sent to its end; one
+    that is no longer there is the `Refusal` "gone"."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            file = await asyncio.to_thread(open, self.path, "rb")
+        except FileNotFoundError:
+            raise Refusal("gone", "The clip is no longer stored") from None
+        with file:
+            self.path = f"/dev/fd/{file.fileno()}"  # starlette opens it by name, after the headers
+            await super().__call__(scope, receive, send)
 
 
 class Links:
@@ -98,7 +113,7 @@ class Links:
         if path.parent != self._folder or not path.is_file():
             raise Refusal("not_found", "The clip is no longer stored")
         headers = {"Cache-Control": f"private, max-age={left}", "X-Content-Type-Options": "nosniff"}
-        return FileResponse(
+        return ClipResponse(
             path,
             media_type="video/mp4",
             headers=headers,

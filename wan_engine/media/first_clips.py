@@ -18,6 +18,7 @@ from wan_engine.media.untrusted_videos import (
     VideoLimits,
     refused,
 )
+from wan_engine.media.video_colours import is_hdr
 from wan_engine.schema import FirstClip, Frames
 
 LEAST_SECONDS, MOST_SECONDS = 2.0, 10.0
@@ -49,7 +50,7 @@ def open_first_clip(
         if len(times) < 2 or not samples:
             raise refused(UNDECODABLE)
         tail = _pictures(video, tail_indices(times, frames, fps))
-        if video.hdr:  # the new part is not
+        if is_hdr(video.colours):  # the new part is not
             raise refused("the video must have standard dynamic range, got HDR")
         begin = max(0.0, times[0])  # the output begins with the first frame
         heard = stream.heard
@@ -58,7 +59,9 @@ def open_first_clip(
         video.source.unlink(missing_ok=True)
         raise InvalidMedia("first_clip", error.why) from error
     lost = stream.heard and sound is None
-    clip = FirstClip(video.source, end - times[0], tail, sound)
+    if sound is not None and not sound.seconds:  # it begins after the picture's end
+        sound = None
+    clip = FirstClip(video.source, end - times[0], tail, sound, video.colours)
     return Opened(clip, np.stack(samples), lost)
 
 

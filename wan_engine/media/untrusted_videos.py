@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 import wave
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,10 +19,10 @@ from PIL import Image
 
 from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed, InvalidMedia
-from wan_engine.media import ffmpeg, mp4, png
+from wan_engine.media import ffmpeg, mp4, png, video_colours
 from wan_engine.media.audio import SAMPLE_RATE_HZ, decodes_silence
 from wan_engine.media.images import ImageLimits, open_image
-from wan_engine.schema import AudioTrack
+from wan_engine.schema import AudioTrack, Colours
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +54,6 @@ _PADDING_SECONDS = 0.2
 _DECODE_SECONDS = 120.0
 _LOOK_PIXELS = 384  # the longest side of a small frame
 UNDECODABLE = "the video is damaged, or cannot be decoded"
-# ITU-T H.273: transfer functions that cameras write for sRGB-like video. Frames are decoded as
-# players show them.
-_PLAIN_TRANSFERS, _SRGB, _HDR_TRANSFERS = (1, 6, 14, 15), 13, (16, 18)
 
 
 @dataclass(frozen=True)
@@ -95,26 +90,28 @@ class UntrustedVideo:
         self._data, self._folder, self._limits, self._control = data, folder, limits, control
         self._name = re.sub(r"\W+", "-", field).strip("-")
         self.source = folder / f"{self._name}.mp4"
-        self.hdr = False
-        """Whether the frames of `pictures` have more than standard dynamic range."""
+        self.colours = Colours()
+        """As players take them. `open` finds out."""
 
     def open(self) -> Stream:
         """Check the header, write `source` and read its packets."""
         tracks = self._checked_tracks()
         self.source.write_bytes(self._data)
-        return replace(self._probed(), heard=any(track.kind == b"soun" for track in tracks))
+        stream = self._probed()
+        with self.made("colours", "-map", "0:V:0", *video_colours.READ) as path:
+            self.colours = video_colours.of(path.read_bytes(), stream.height)
+        return replace(stream, heard=any(track.kind == b"soun" for track in tracks))
 
     def pictures(self, shown: str, count: int) -> list[Image.Image]:
         """The `count` frames that the filter `shown` passes, with square pixels, as players show
         them."""
-        square = f"scale={SQUARE_WIDTH}:ih:flags=lanczos,setsar=1"
+        square = f"scale={SQUARE_WIDTH}:ih:flags=lanczos+accurate_rnd+full_chroma_int,setsar=1"
         with self.decoded("chosen", f"{shown},{square}", count, "png") as path:
             files = path.read_bytes().split(png.SIGNATURE)[1:]
         if len(files) != count:
             raise refused(UNDECODABLE)
-        self.hdr = any(_transfer(file) in _HDR_TRANSFERS for file in files)
         sides = ImageLimits(self._limits.min_side, _MAX_SIDE)
-        return [open_image(_as_players_show(png.SIGNATURE + file), sides) for file in files]
+        return [open_image(png.SIGNATURE + file, sides) for file in files]
 
     def small(self, spacing: float, most: int) -> Iterator[Image.Image]:
         """Small frames, one every `spacing` seconds, for checks and statistics."""
@@ -130,10 +127,11 @@ class UntrustedVideo:
         """The sound from `start` on, for `seconds`, in a file of ours. If it cannot be decoded, the
         video counts as silent."""
         path = self._folder / f"{self._name}.{name}.wav"
+        filled = f"aresample=async=1:first_pts=0,atrim={start:.6f},asetpts=PTS-STARTPTS"
         arguments = (
             *("-map", "0:a:0", "-t", f"{seconds:g}", "-map_metadata", "-1"),
-            # The sound may begin after the picture, or before it.
-            *("-af", f"aresample=async=1:first_pts=0,atrim={start:.6f},asetpts=PTS-STARTPTS"),
+            # It may begin before the picture, or after it: hours later, too. Those are not filled.
+            *("-af", f"atrim=end={start + seconds:.6f},{filled}"),
             *("-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav"),
         )
         try:
@@ -203,6 +201,7 @@ class UntrustedVideo:
     @contextmanager
     def decoded(self, what: str, shown: str, most: int, codec: str) -> Iterator[Path]:
         """At most `most` frames that the filter `shown` passes, in one file."""
+        shown = f"{video_colours.tagged(self.colours)},{shown}"
         # It ends at the first frame with errors, because ffmpeg would repair the others from
         # earlier ones.
         arguments = [
@@ -289,19 +288,3 @@ def _portable_pixmaps(path: Path) -> Iterator[Image.Image]:
             if len(pixels) < width * height * 3:
                 return
             yield Image.frombytes("RGB", (width, height), pixels)
-
-
-def _transfer(picture: bytes) -> int | None:
-    """The transfer function in a PNG of ours, by its number in H.273."""
-    at = picture.find(b"cICP")
-    return None if at < 0 else picture[at + 5]
-
-
-def _as_players_show(picture: bytes) -> bytes:
-    """A PNG of ours in which the transfer of standard video is named sRGB, because players treat it
-    so. HDR and wide colours keep theirs."""
-    at = picture.find(b"cICP")
-    if _transfer(picture) not in _PLAIN_TRANSFERS:
-        return picture
-    chunk = picture[at : at + 5] + bytes([_SRGB]) + picture[at + 6 : at + 8]
-    return picture[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + picture[at + 12 :]

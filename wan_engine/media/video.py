@@ -13,10 +13,10 @@ import numpy as np
 
 from wan_engine.control import Control
 from wan_engine.errors import EncodeFailed
-from wan_engine.media import ffmpeg
+from wan_engine.media import ffmpeg, video_colours
 from wan_engine.media.audio import SAMPLE_RATE_HZ
 from wan_engine.media.untrusted_videos import SQUARE_WIDTH, input_arguments
-from wan_engine.schema import AudioTrack, EncodedVideo, FirstClip, Frames, Plan
+from wan_engine.schema import AudioTrack, Colours, EncodedVideo, FirstClip, Frames, Plan
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _arguments(
     if audio is not None:
         arguments += _sound(audio)
     # The picture is the first stream, as players and scripts expect it.
-    arguments += _picture(plan) if after is None else _picture_after_clip(plan)
+    arguments += _picture(plan) if after is None else _picture_after_clip(plan, after)
     if audio is not None:
         arguments += _heard(plan, index=1 if after is None else 2)
     arguments += [
@@ -159,9 +159,10 @@ def _picture(plan: Plan) -> list[str]:
     return ["-map", "0:v:0", "-vf", _made(plan)]
 
 
-def _picture_after_clip(plan: Plan) -> list[str]:
+def _picture_after_clip(plan: Plan, after: FirstClip) -> list[str]:
     """The frames of the first clip, input 1, followed by those of the model."""
-    graph = f"[0:v]{_made(plan)}[made];[1:v]{_given(plan)}[given];[given][made]concat[picture]"
+    given = _given(plan, after.colours)
+    graph = f"[0:v]{_made(plan)}[made];[1:v]{given}[given];[given][made]concat[picture]"
     return ["-filter_complex", graph, "-map", "[picture]"]
 
 
@@ -173,14 +174,15 @@ def _made(plan: Plan) -> str:
     return f"{crop},{_scaled(plan)},{_BT709}"
 
 
-def _given(plan: Plan) -> str:
-    """Convert a clip to the fps, length and size of the plan. The sides are cropped if needed, and
-    the last frame repeats if one is missing at the end."""
+def _given(plan: Plan, colours: Colours) -> str:
+    """Convert a clip to the fps, length, size and colours of the plan. The sides are cropped if
+    needed, and the last frame repeats if one is missing at the end."""
     fills = f"{_scaled(plan)}:force_original_aspect_ratio=increase"
     return (
-        f"setpts=PTS-STARTPTS,fps={plan.fps}:start_time=0,"
+        f"{video_colours.tagged(colours)},setpts=PTS-STARTPTS,fps={plan.fps}:start_time=0,"
         f"tpad=stop_mode=clone:stop={plan.given_frames},trim=end_frame={plan.given_frames},"
-        f"scale={SQUARE_WIDTH}:ih,setsar=1,{fills},crop={plan.width}:{plan.height},{_BT709}"
+        f"scale={SQUARE_WIDTH}:ih,setsar=1,{fills},crop={plan.width}:{plan.height},"
+        f"{video_colours.to_srgb(colours)},{_BT709}"
     )
 
 

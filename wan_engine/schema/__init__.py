@@ -9,6 +9,7 @@ from wan_engine.schema.clip import (
     AudioTrack,
     Carry,
     Clip,
+    Colours,
     Condition,
     Crop,
     DrivingSound,
@@ -55,6 +56,7 @@ from wan_engine.schema.order import (
     Order,
     Task,
 )
+from wan_engine.schema.other_names import is_nothing, not_read
 from wan_engine.schema.requests import (
     ContinuationRequest,
     ReferenceRequest,
@@ -77,6 +79,7 @@ __all__ = [
     "AudioTrack",
     "Carry",
     "Clip",
+    "Colours",
     "Condition",
     "ContinuationRequest",
     "Crop",
@@ -111,5 +114,7 @@ __all__ = [
     "VideoResult",
     "Waveform",
     "cut_sentence",
+    "is_nothing",
+    "not_read",
     "parse_request",
 ]

@@ -35,6 +35,15 @@ class AudioTrack:
 
 
 @dataclass(frozen=True)
+class Colours:
+    """How a player takes the colours of a video, in the numbers of ITU-T H.273."""
+
+    matrix: int = 1
+    primaries: int = 1
+    transfer: int = 13
+
+
+@dataclass(frozen=True)
 class FirstClip:
     """A clip of the caller that the new one continues.
 
@@ -46,6 +55,7 @@ class FirstClip:
     seconds: float
     tail: tuple[Image.Image, ...]
     sound: AudioTrack | None = None
+    colours: Colours = Colours()
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,13 @@ from wan_engine.schema import fields
 from wan_engine.schema.fields import AspectRatio, Duration, ShotType, Size, TextSize
 from wan_engine.schema.lora import Lora, loras
 from wan_engine.schema.order import Order
+from wan_engine.schema.other_names import is_nothing, not_read
 
 log = logging.getLogger(__name__)
 
 # Forms send empty values.
 _EMPTY_IS_ABSENT = ("audio", "negative_prompt", "last_image", "first_clip", "loras")
+_READ = ("first_clip", "keep_first_clip", "last_image", "loras", "references")
 
 Prompt = Annotated[str, BeforeValidator(fields.prompt)]
 NegativePrompt = Annotated[str | None, BeforeValidator(fields.negative_prompt)]
@@ -103,8 +105,8 @@ class ClipRequest(BaseModel):
         """Parse the request in `payload`, a JSON object. Raises `InvalidRequest` with one sentence
         about the first wrong field.
 
-        `null` means absent, and so do an empty `audio` and `negative_prompt`, because forms send
-        them. Unknown keys are ignored.
+        `null` means absent, and so does an empty text in a field that is not required, because
+        forms send them. Unknown keys are ignored.
         """
         if payload is None:
             raise InvalidRequest('field "input" is required')
@@ -311,15 +313,20 @@ def parse_request(payload: object) -> Request:
     """Parse the request in `payload` as the page whose fields it has. With `references` it is
     reference-to-video. A null `references` without an `image` is an error of that page. With
     `first_clip` it continues a clip. Raises `InvalidRequest`."""
-    if isinstance(payload, Mapping) and payload.get("first_clip") not in (None, ""):
+    if not isinstance(payload, Mapping):
+        return VideoRequest.parse(payload)
+    if (found := not_read(payload, _READ)) is not None:
+        raise InvalidRequest(found[1])
+    if not is_nothing(payload.get("first_clip")):
         for other in ("image", "references"):
-            if payload.get(other) not in (None, ""):
+            if not is_nothing(payload.get(other)):
                 raise InvalidRequest(f'field "first_clip" cannot be given with field "{other}"')
         return ContinuationRequest.parse(payload)
-    if not isinstance(payload, Mapping) or "references" not in payload:
-        return VideoRequest.parse(payload)
-    if payload.get("image") is None:
-        return ReferenceRequest.parse(payload)
-    if payload["references"] is not None:
+    if payload.get("keep_first_clip") is not None:
+        raise InvalidRequest('field "keep_first_clip" needs field "first_clip"')
+    given = not is_nothing(payload.get("references"))
+    if given and not is_nothing(payload.get("image")):
         raise InvalidRequest('field "references" cannot be given with field "image"')
+    if given or ("references" in payload and payload.get("image") is None):
+        return ReferenceRequest.parse(payload)
     return VideoRequest.parse(payload)

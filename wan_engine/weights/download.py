@@ -77,6 +77,11 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
     _announce(spec.title if spec else name, spec.licence if spec else "", sources, tell)
     if spec and spec.opt_in:
         tell(f"`auto` never takes it: {spec.opt_in}. Read its page before you use it")
+    if spec and source.revision is None:
+        tell(
+            f"{source.repo} is not pinned: no commit of it is known here, so this is the newest, "
+            f"which nobody may have tried. {name}@COMMIT fetches the one that you name"
+        )
     folder = _fetch(source, tell)
     for other in others:
         _fetch(other, tell)

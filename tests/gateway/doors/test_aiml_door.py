@@ -117,7 +117,7 @@ def test_reference_videos_cost_and_arrive_as_the_page_says(serve: Serve) -> None
             assert (await ended(served, created["id"]))["status"] == "completed"
             request: Any = served.backend.requests[created["id"]]
             assert request["references"] == REFERENCES["video_urls"]
-            assert "image" not in request and "audio" not in request
+            assert "image" not in request and request["audio"] is None
 
     asyncio.run(line())
 

@@ -128,7 +128,9 @@ def test_every_option_of_references_arrives() -> None:
         shot_type="multi",
         seed=42,
         enhance_prompt=False,
-        audio_url="https://example.com/ignored.mp3",
+        audio_url="https://example.com/a.mp3",
+        last_image_url="https://example.com/last.png",
+        generate_audio=False,
     )
     assert found == ReferenceRequest(
         prompt=REFERENCES["prompt"],
@@ -139,7 +141,9 @@ def test_every_option_of_references_arrives() -> None:
         negative_prompt="blur",
         shot_type="multi",
         seed=42,
-        generate_audio=True,
+        audio="https://example.com/a.mp3",
+        last_image="https://example.com/last.png",
+        generate_audio=False,
     )
 
 
@@ -206,6 +210,35 @@ def test_the_audio_switch_does_not_mute_a_given_sound() -> None:
 
 def test_unknown_keys_are_ignored() -> None:
     assert request(tail_image_url="https://example.com/t.png", size="640*480") == request()
+
+
+@pytest.mark.parametrize("model", [SAMPLE, REFERENCES], ids=["picture", "references"])
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("last_image", "https://example.com/a.png", 'use "last_image_url"'),
+        ("first_clip", "https://example.com/a.mp4", "leave it out"),
+        ("first_clip_url", "https://example.com/a.mp4", "leave it out"),
+        ("keep_first_clip", False, "leave it out"),
+        ("loras", ["anna"], "leave it out"),
+        ("references", ["https://example.com/a.png"], "leave it out"),
+    ],
+)
+def test_what_changes_the_clip_elsewhere_is_not_ignored(
+    model: dict[str, Any], name: str, value: object, instead: str
+) -> None:
+    with pytest.raises(wire.BodyError) as refused:
+        wire.parse({**model, name: value})
+    sentence = f'field "{name}" is not supported here: {instead}'
+    assert str(refused.value) == f"Body validation error\n{sentence}"
+    for nothing in (None, "", []):
+        assert wire.parse({**model, name: nothing}) == wire.parse(model)
+
+
+@pytest.mark.parametrize("model", [SAMPLE, REFERENCES], ids=["picture", "references"])
+def test_an_empty_link_is_absent(model: dict[str, Any]) -> None:
+    given = {"audio_url": "", "last_image_url": ""}
+    assert wire.parse({**model, **given}) == wire.parse(model)
 
 
 def test_null_means_absent() -> None:

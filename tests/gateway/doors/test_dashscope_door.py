@@ -384,6 +384,16 @@ SIZES = (
             'field "parameters.seed" must be an integer from 0 to 2147483647',
         ),
         (
+            sample(given={"last_image": PICTURE}),
+            "InvalidParameter",
+            'field "last_image" is not supported here: use "last_frame_url"',
+        ),
+        (
+            sample(parameters={"loras": ["anna"]}),
+            "InvalidParameter",
+            'field "loras" is not supported here: leave it out',
+        ),
+        (
             sample(given={"template": "flying"}),
             "InvalidParameter",
             'field "input.template" is not supported here',

@@ -178,6 +178,28 @@ def test_sync_answers_with_the_bytes(serve: Serve) -> None:
     asyncio.run(line())
 
 
+@pytest.mark.parametrize("query", ["", "?variant=thumbnail"])
+def test_a_clip_that_goes_between_the_look_and_the_open_is_gone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    async def line() -> None:
+        async with serve() as served:
+            video = await made(served, json={"prompt": "A fox"})
+            job = await served.jobs.find("openai", "local", video["id"])
+            assert job is not None
+            path = served.gateway.context.links.path(job)
+            assert path is not None
+            path.unlink()
+            answers = iter([True])  # as if it were there for the first look
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "is_file", lambda _path, **_: next(answers, False))
+                answer = await served.http.get(f"{PATH}/{video['id']}/content{query}")
+            assert answer.status_code == 410
+            assert answer.json()["error"]["message"] == "The clip is no longer stored"
+
+    asyncio.run(line())
+
+
 def test_a_deleted_video_is_gone_with_its_file(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve() as served:
@@ -244,6 +266,8 @@ def test_videos_are_listed_a_page_at_a_time(serve: Serve) -> None:
             assert await page(order="asc", limit=2) == (ids[:2], True)
             assert await page(order="asc", limit=3, after=ids[1]) == (ids[2:], False)
             assert (await served.http.get(PATH, params={"after": "video_0"})).status_code == 404
+            for way in ("asc", "desc"):
+                assert await page(order=way, limit=3, after="") == await page(order=way, limit=3)
             for query in ({"limit": 0}, {"limit": 1000}, {"order": "up"}):
                 assert (await served.http.get(PATH, params=query)).status_code == 400
 
@@ -424,6 +448,8 @@ def test_loras_have_the_form_of_vllm_omni_or_are_a_list_of_names(serve: Serve) -
 
 # --- errors --------------------------------------------------------------------------------------
 
+KEPT = 'field "keep_first_clip" needs field "first_clip"'
+
 
 @pytest.mark.parametrize(
     ("body", "param", "message"),
@@ -436,6 +462,12 @@ def test_loras_have_the_form_of_vllm_omni_or_are_a_list_of_names(serve: Serve) -
             'field "seconds" must be an integer from 2 to 15, got string "16"',
         ),
         ({"size": "640x480"}, "size", f'field "size" must be one of {", ".join(SIZES)}'),
+        (
+            {"loras": ["anna"]},
+            "loras",
+            'field "loras" is not supported here: use "lora"',
+        ),
+        ({"keep_first_clip": True}, "keep_first_clip", KEPT),
         ({"model": "x" * 65}, "model", 'field "model" must be a string of up to 64 characters'),
         (
             {"lora": {"name": "x", "local_path": "/loras/x", "scale": 1.0}},

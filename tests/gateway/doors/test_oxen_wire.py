@@ -80,7 +80,9 @@ def test_fields_passed_on_with_references_are_honoured() -> None:
         enable_prompt_expansion=False,
         enable_safety_checker=False,
         seed=42,
-        audio_url="https://example.com/ignored.mp3",
+        audio_url="https://example.com/a.mp3",
+        last_image="https://example.com/last.png",
+        generate_audio=False,
     )
     assert found == ReferenceRequest(
         prompt=found.prompt,
@@ -91,8 +93,32 @@ def test_fields_passed_on_with_references_are_honoured() -> None:
         negative_prompt="blur",
         enable_safety_checker=False,
         seed=42,
-        generate_audio=True,
+        audio="https://example.com/a.mp3",
+        last_image="https://example.com/last.png",
+        generate_audio=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("last_image_url", "https://example.com/a.png", 'use "last_image"'),
+        ("first_clip", "https://example.com/a.mp4", "leave it out"),
+        ("keep_first_clip", True, "leave it out"),
+        ("loras", ["anna"], "leave it out"),
+        ("references", ["https://example.com/a.png"], "leave it out"),
+    ],
+)
+def test_what_changes_the_clip_elsewhere_is_not_ignored(
+    name: str, value: object, instead: str
+) -> None:
+    with pytest.raises(parameters.ProviderError) as refused:
+        reference_request(**{name: value})
+    sentence = f'{name}: field "{name}" is not supported here: {instead}'
+    assert str(refused.value) == f"Getting model response error: 422 - {sentence}"
+    for nothing in (None, "", []):
+        assert reference_request(**{name: nothing}) == reference_request()
+    assert reference_request(audio_url="", last_image="") == reference_request()
 
 
 @pytest.mark.parametrize(

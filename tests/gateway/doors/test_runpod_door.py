@@ -577,6 +577,13 @@ def test_the_endpoint_for_text_needs_only_a_prompt(serve: Serve) -> None:
             assert served.backend.requests == {body["id"]: {"prompt": "Rain", "references": []}}
             status, body = await runsync(served, "wan-2-6-t2v", size="720p")
             assert (status, body["error"]) == (400, 'field "prompt" is required')
+            for name in ("image", "last_image", "first_clip", "references"):
+                for nothing in ("", [], None):
+                    fields = {"prompt": "Rain", name: nothing}
+                    assert (await runsync(served, "wan-2-6-t2v", **fields))[0] == 200
+                status, body = await runsync(served, "wan-2-6-t2v", prompt="Rain", **{name: "x"})
+                error = f'field "{name}" is not supported by wan-2-6-t2v'
+                assert (status, body["error"]) == (400, error)
 
     asyncio.run(line())
 

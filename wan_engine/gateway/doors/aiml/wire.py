@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from wan_engine.gateway.doors.pictures import as_url
 from wan_engine.gateway.job import Job, State
-from wan_engine.schema import SEED_MAX, AspectRatio, Task
+from wan_engine.schema import SEED_MAX, AspectRatio, Task, not_read
 
 CREDITS_PER_USD = 2_100_000
 """A clip of five seconds at 1080p costs 1,575,000 credits, and 0.75 USD in the price table."""
@@ -259,8 +259,7 @@ class GenerationRequest(BaseModel):
 
 
 class ReferenceGenerationRequest(BaseModel):
-    """The body of the same route for the model that takes reference videos. It has no field for the
-    caller's own sound."""
+    """The body of the same route for the model that takes reference videos."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -297,6 +296,10 @@ class ReferenceGenerationRequest(BaseModel):
     enhance_prompt: Annotated[bool, BeforeValidator(_boolean)] = Field(
         default=True, description="Whether to expand the prompt."
     )
+    # The other page of this API has these two. `last_image_url` is on neither.
+    audio_url: SkipJsonSchema[Annotated[str | None, BeforeValidator(_url)]] = None
+    generate_audio: SkipJsonSchema[Annotated[bool, BeforeValidator(_boolean)]] = True
+    last_image_url: SkipJsonSchema[Annotated[str | None, BeforeValidator(_image)]] = None
 
     @property
     def size(self) -> str:
@@ -308,6 +311,8 @@ class ReferenceGenerationRequest(BaseModel):
         return {
             "prompt": self.prompt,
             "references": list(self.video_urls),
+            "last_image": self.last_image_url,
+            "audio": self.audio_url,
             "negative_prompt": self.negative_prompt,
             "size": self.size,
             "aspect_ratio": self.aspect_ratio,
@@ -316,10 +321,11 @@ class ReferenceGenerationRequest(BaseModel):
             "seed": -1 if self.seed is None else self.seed,
             "enable_prompt_expansion": self.enhance_prompt,
             "enable_safety_checker": True,
-            "generate_audio": True,  # the page has no field to turn sound off
+            "generate_audio": self.generate_audio,
         }
 
 
+_LINKS = ("audio_url", "last_image_url")
 AnyRequest = GenerationRequest | ReferenceGenerationRequest
 
 MODELS: Mapping[str, Task] = {
@@ -331,13 +337,16 @@ MODELS: Mapping[str, Task] = {
 
 def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> AnyRequest:
     """Parse a decoded body. Raises `BodyError` with every wrong field. A model whose task nothing
-    `serves` is a wrong field too."""
+    `serves` is a wrong field too. An empty link counts as absent."""
     if not isinstance(body, Mapping):
         raise BodyError(f"Body validation error\nExpected object, received {_kind(body)}")
     known = {key: value for key, value in body.items() if value is not None}
+    known = {key: value for key, value in known.items() if key not in _LINKS or value != ""}
     models = tuple(name for name, task in MODELS.items() if serves(task)) or ("",)
     references = known.get("model") in get_args(ReferenceModel)
     kind = ReferenceGenerationRequest if references else GenerationRequest
+    if (found := not_read(known, kind.model_fields)) is not None:
+        raise BodyError(f"Body validation error\n{found[1]}")
     try:
         return kind.model_validate(known, context=models)
     except ValidationError as error:

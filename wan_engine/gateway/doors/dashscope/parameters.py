@@ -20,6 +20,7 @@ from wan_engine.schema import (
     SEED_MAX,
     AspectRatio,
     Task,
+    not_read,
     parse_request,
 )
 
@@ -123,6 +124,9 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
     if model is None or not serves(model.task):
         raise ParameterError("InvalidParameter", "Model not exist.")
     parameters = _object(body, "parameters")
+    for said in (body, given, parameters):
+        if (found := not_read(said, ("last_frame_url",))) is not None:
+            raise ParameterError("InvalidParameter", found[1])
     fields, warnings = _fields(model, given, parameters)
     try:
         order = parse_request(fields).order()

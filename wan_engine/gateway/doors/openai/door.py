@@ -11,7 +11,7 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from wan_engine.errors import EngineError
 from wan_engine.gateway.door import Door
@@ -20,6 +20,7 @@ from wan_engine.gateway.doors.openai import pages, parameters, wire
 from wan_engine.gateway.http.body import Body
 from wan_engine.gateway.job import Job, NewJob
 from wan_engine.gateway.keys import NO_KEY
+from wan_engine.gateway.links import ClipResponse
 from wan_engine.gateway.refusals import Refusal, RefusalCode
 from wan_engine.media import stills
 
@@ -77,7 +78,7 @@ class _Routes:
             return JSONResponse(wire.failed(job), 400 if job.callers_fault else 500)
         headers = {"X-Request-Id": job.id}
         if (path := self._context.links.path(job)) is not None:
-            return FileResponse(path, media_type="video/mp4", headers=headers)
+            return ClipResponse(path, media_type="video/mp4", headers=headers)
         clip = await self._context.links.read(job)
         return Response(clip, media_type="video/mp4", headers=headers)
 
@@ -89,6 +90,7 @@ class _Routes:
         order: OrderOfTime = "desc",
     ) -> JSONResponse:
         """Lists the caller's newest thousand videos, one page at a time."""
+        after = after or None
         if after is not None:
             await self._found(request, after)
         take = self._newest if order == "desc" else self._oldest
@@ -125,7 +127,7 @@ class _Routes:
             return Response(still, media_type=_STILL_TYPES[variant])
         if path is None:
             return RedirectResponse(self._context.links.url(job), 302)
-        return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4")
+        return ClipResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4")
 
     # --- shared by the routes --------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ async def _still(path: Path, variant: str, job: Job) -> bytes:
             return await asyncio.to_thread(stills.thumbnail, path)
         return await asyncio.to_thread(stills.spritesheet, path, job.payload["seconds"])
     except EngineError as error:
+        if not path.is_file():
+            raise Refusal("gone", "The clip is no longer stored") from None
         raise Refusal("internal_error", str(error)) from error
 
 

@@ -17,7 +17,7 @@ from wan_engine.errors import InvalidRequest
 from wan_engine.gateway.http.body import parse_json
 from wan_engine.gateway.http.form import Form, Upload
 from wan_engine.plan import NAMED_SIZES
-from wan_engine.schema import PROMPT_MAX_CHARACTERS, AspectRatio, Task, parse_request
+from wan_engine.schema import PROMPT_MAX_CHARACTERS, AspectRatio, Task, not_read, parse_request
 
 MODELS: Mapping[str, str] = {
     "i2v": "wan-2-6-i2v",
@@ -135,6 +135,8 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
     for name in _REFUSED:
         if name in given:
             raise ParameterError(name, f'field "{name}" is not supported here')
+    if (found := not_read(given, (*SWITCHES, *_MEDIA, "lora"))) is not None:
+        raise ParameterError(*found)
     size, budget, ratio = _size(given)
     media, kind = _media(given)
     fields = {

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from wan_engine.schema import SEED_MAX, AspectRatio
+from wan_engine.schema import SEED_MAX, AspectRatio, is_nothing, not_read
 
 MAX_GENERATIONS = 12
 """From Oxen's OpenAPI of July 2026. An older page says 4."""
@@ -113,16 +113,25 @@ def _one_of(allowed: tuple[Any, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+_LINKS = ("audio_url", "last_image")
+
+
 class Parameters(BaseModel, ABC):
     """The parameters of a model: those of its page, then those that Oxen passes on. Other keys are
-    ignored, and `null` means absent."""
+    ignored. `null` means absent, and so does an empty link."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
     def parse(cls, body: Mapping[str, Any]) -> Self:
         """Parse a decoded body. Raises `ProviderError` with the first wrong field."""
-        known = {key: value for key, value in body.items() if value is not None}
+        known = {
+            key: value
+            for key, value in body.items()
+            if value is not None and not (key in _LINKS and is_nothing(value))
+        }
+        if (found := not_read(known, cls.model_fields)) is not None:
+            raise ProviderError(provider_error(f"{found[0]}: {found[1]}"))
         if known.keys().isdisjoint(("prompt", "multi_prompt")):
             sentence = "Value error, Either 'prompt' or 'multi_prompt' must be provided."
             raise ProviderError(provider_error(sentence))
@@ -238,11 +247,17 @@ class ReferenceParameters(Parameters):
     )
     enable_prompt_expansion: Annotated[bool, BeforeValidator(_boolean)] = True
     enable_safety_checker: Annotated[bool, BeforeValidator(_boolean)] = True
+    # The other model of this API has these. `last_image` is on neither page.
+    audio_url: SkipJsonSchema[Annotated[str | None, BeforeValidator(_url)]] = None
+    generate_audio: SkipJsonSchema[Annotated[bool, BeforeValidator(_boolean)]] = True
+    last_image: SkipJsonSchema[Annotated[str | None, BeforeValidator(_image)]] = None
 
     def fields(self, number: int = 0) -> dict[str, Any]:
         return {
             "prompt": self.prompt,
             "references": list(self.input_videos),
+            "last_image": self.last_image,
+            "audio": self.audio_url,
             "negative_prompt": self.negative_prompt,
             "size": _SIZES[self.resolution],
             "aspect_ratio": self.aspect_ratio,
@@ -251,7 +266,7 @@ class ReferenceParameters(Parameters):
             "seed": _seed_of(self.seed, number),
             "enable_prompt_expansion": self.enable_prompt_expansion,
             "enable_safety_checker": self.enable_safety_checker,
-            "generate_audio": True,  # the page has no field to turn sound off
+            "generate_audio": self.generate_audio,
         }
 
 

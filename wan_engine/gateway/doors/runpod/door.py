@@ -23,6 +23,7 @@ from wan_engine.gateway.doors.runpod import pages as schema
 from wan_engine.gateway.job import DAY_SECONDS, Job, NewJob, State
 from wan_engine.gateway.jobs.webhook_url import checked_webhook
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.schema import is_nothing
 from wan_engine.storage import given_bucket, unknown_fields
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ NAME = "runpod"
 
 REFERENCES = "wan-2-6-r2v"
 TEXT = "wan-2-6-t2v"
+_MEDIA = ("image", "last_image", "first_clip", "references")
 """Endpoints that take the input of the hosted API. Any other endpoint takes the input of the
 worker."""
 
@@ -270,17 +272,16 @@ class _Routes:
 
 
 def _input(endpoint: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a `Request` from the input of an endpoint. The text endpoint ignores
-    pictures and references, as it ignores every unknown field. The reference endpoint requires
-    references."""
-    if endpoint not in (REFERENCES, TEXT):
+    """Return the fields of a `Request` from the input of an endpoint. The text endpoint takes no
+    media but sound. The reference endpoint requires references."""
+    if endpoint == TEXT:
+        for name in _MEDIA:
+            if not is_nothing(given.get(name)):
+                raise Refusal("invalid_request", f'field "{name}" is not supported by {TEXT}')
+    elif endpoint != REFERENCES or not is_nothing(given.get("references")):
         return given
-    references = [] if endpoint == TEXT else given.get("references")
-    if references:
-        return given
-    pictures = ("image", "last_image", "first_clip")
-    rest = {key: value for key, value in given.items() if key not in pictures}
-    return {**rest, "references": references}
+    rest = {key: value for key, value in given.items() if key not in _MEDIA}
+    return {**rest, "references": [] if endpoint == TEXT else None}
 
 
 def _new_id(operation: str) -> str:
