@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ Open = Callable[..., Page]
 def browser() -> Iterator[Browser]:
     """For one file of tests: while it is open, this thread has a running loop, and other tests want
     one of their own."""
+    expect.set_options(timeout=20_000)  # on two busy cores five seconds are not much
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
     found = [path for name in PROGRAMS if (path := shutil.which(name))]
     assert found, "apt-get install chromium"
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    expect.set_options(timeout=20_000)  # on two busy cores five seconds are not much
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
         yield browser
