@@ -49,6 +49,9 @@ def test_a_job_s_address_survives_a_reload_and_is_shown_in_another_browser(
     expect(elsewhere.locator("#shared-note")).to_be_visible()
     expect(elsewhere.get_by_role("button", name="Same seed again")).to_be_hidden()
     expect(elsewhere.locator("#history li")).to_have_count(0)
+    phone = open_page(address, allowed=NO_CLIP, viewport={"width": 360, "height": 740})
+    finished(phone)
+    expect(phone.locator("#result-title")).to_be_in_viewport()
 
 
 def test_a_job_that_runs_is_followed_by_its_address(listen: Listen, open_page: Open) -> None:

@@ -155,3 +155,16 @@ def test_the_badge_is_at_once_away_when_anything_is_not_answered(
     generate(page)
     expect(page.locator("#form-error")).to_have_text("The server does not answer")
     expect(page.locator("#ready")).to_have_text("The server does not answer")
+
+
+def test_that_nobody_answered_is_no_longer_told_once_somebody_does(
+    listen: Listen, open_page: Open
+) -> None:
+    page = open_page(listen().url, allowed=("ERR_FAILED",))
+    fill(page)
+    page.route("**/*", lambda route: route.abort())
+    generate(page)
+    expect(page.locator("#form-error")).to_have_text("The server does not answer")
+    page.unroute("**/*")
+    expect(page.locator("#ready")).to_have_text("Ready")
+    expect(page.locator("#form-error")).to_be_empty()

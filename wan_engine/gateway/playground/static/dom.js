@@ -19,17 +19,29 @@ export function choose(name, value) {
   }
 }
 
+/** Text of an element that screen readers announce: the same once more is not said twice. */
+export function say(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+/** Does `act`, which may hide what has the focus: then `fallback` has it. */
+export function keepingFocus(act, fallback) {
+  const held = document.activeElement;
+  const was = held !== null && held !== document.body;
+  act();
+  if (was && !held.checkVisibility()) fallback.focus({ preventScroll: true });
+}
+
 /** Shows `sentence` below a field and marks the field as wrong; an empty one clears it. */
 export function fault(field, place, sentence) {
-  place.textContent = sentence;
+  say(place, sentence);
   if (sentence) field.setAttribute("aria-invalid", "true");
   else field.removeAttribute("aria-invalid");
 }
 
 /** Said by screen readers once they have time. */
 export function announce(sentence) {
-  const live = byId("live");
-  if (live.textContent !== sentence) live.textContent = sentence;
+  say(byId("live"), sentence);
 }
 
 export const megabytes = (bytes) =>

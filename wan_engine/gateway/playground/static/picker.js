@@ -144,7 +144,12 @@ export class Picker extends EventTarget {
     this.#set(null, "", "");
   }
 
-  /** Says that it is needed, or otherwise wrong, until another is chosen or none is wanted. */
+  /** Says that it is needed, until one is chosen. */
+  need(sentence) {
+    this.#fail(sentence);
+  }
+
+  /** Says that it is wrong, until another is chosen or none is wanted. */
   fail(sentence) {
     this.#fail(sentence);
     this.#remove.hidden = false;

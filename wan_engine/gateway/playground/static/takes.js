@@ -38,18 +38,25 @@ export class Beginning {
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
   }
 
-  /** Shows what belongs to a beginning, and hides the rest. */
-  choose(what) {
+  /** Whether a clip can be made of this here. */
+  offers(what) {
+    return this.#tasks === null || this.#offered.includes(what);
+  }
+
+  /** Shows what belongs to a beginning that is offered, and hides the rest. */
+  choose(wanted) {
+    const what = this.offers(wanted) ? wanted : this.#offered[0];
     choose("begin", what);
     const { image, last, clip, references } = this.#pickers;
     image.shown = what === "picture";
     clip.shown = what === "clip";
     references.shown = what === "references";
     byId("shape").hidden = what !== "references";
-    last.shown = this.#takesLast(what);
+    last.shown = this.takesLast(what);
   }
 
-  #takesLast(what) {
+  /** Whether what begins so may end on a picture. */
+  takesLast(what) {
     if (what === "references") return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
     const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
     return PICTURE_TASKS.some((task) => wanted.every((input) => this.#takes[task]?.includes(input)));
