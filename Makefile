@@ -1,12 +1,12 @@
-# run    one clip from test_input.json, from nothing but Python 3.11 or newer
-# test   the tests that need only the Python index; test-system those that need system packages
-# soak   200 jobs with faults on one worker, a quarter of an hour; prints its figures
-# docs   writes every generated file: tables and drawings in README.md and docs/, .runpod/hub.json and tests.json
-# site   builds the pages of docs/ as a website into build/site
-# check  linters, formatter, types; also of the Dockerfile, compose file and workflows; generated files; pages
+# run    renders test_input.json; needs only Python 3.11 or newer
+# test   runs the tests that need only Python packages; test-system those that need system packages
+# soak   runs 200 jobs with faults on one worker (15 minutes) and prints the figures
+# docs   writes the generated files: tables and drawings in README.md and docs/, .runpod/hub.json and tests.json
+# site   builds docs/ as a website in build/site
+# check  runs linters, formatter and types, and checks Dockerfile, compose file, workflows, generated files and pages
 
 PYTHON ?= python3
-WORKERS ?= 3# of two cores: a third of the time is waiting for processes and clocks
+WORKERS ?= 3# on two cores, because a third of the time is spent waiting
 BIN := .venv/bin
 
 .PHONY: run test test-system soak docs site check format clean help

@@ -2,29 +2,30 @@
 memory.
 
 Both sides begin with a prompt, a decoded photo and loaded weights of `wan-tiny`, and end with a
-finished mp4. Ours is `Engine.render` with the plan that the engine makes for the duration. Plain is
-what a user of diffusers writes: the stock `WanImageToVideoPipeline` with the same weights, called
-once with `output_type="np"`, then the loop of `export_to_video` (as in media_path.py). The same on
-both sides: photo, prompt, seed, scheduler, steps, guidance, rendered size, frames a second, output
-size, ffmpeg binary, filters and x264 options. Nothing is made between frames, no sound is added.
+finished mp4. Ours is `Engine.render` with the engine's plan for the duration. Plain is the code
+that a user of diffusers would write: the stock `WanImageToVideoPipeline` with the same weights,
+called once with `output_type="np"`, then the loop of `export_to_video` (as in media_path.py). Both
+sides have the same photo, prompt, seed, scheduler, steps, guidance, rendered size, fps, output
+size, ffmpeg binary, filters and x264 options. No frames are interpolated, and no sound is added.
 
-What differs, in what is delivered and in how it is made:
+The sides differ in their output and in how they make it:
 
-- The trained length is 81 frames. Of 5 s both sample that. A longer clip is several segments here,
-  each going on from the last 5 frames of the one before, whose colours it takes and into which it
-  is faded: 3 of 57 frames for 10 s, 4 of 65 for 15 s, 171 and 260 frames sampled for 160 and 240
-  shown. Plain samples 161 and 241 in one run, at two and three times the trained length.
+- The trained length is 81 frames, and both sides sample it for 5 s. For a longer clip, ours makes
+  several segments. Each continues from the last 5 frames of the one before, takes its colours and
+  is cross-faded with it: 3 segments of 57 frames for 10 s, 4 of 65 for 15 s. That is 171 and 260
+  sampled frames for 160 and 240 shown. Plain samples 161 and 241 frames in one run, at two and
+  three times the trained length.
 - One run of 241 frames has three times the tokens of one of 81, and attention grows with their
-  square: plain's time grows faster than the clip. This is how it is, and no fault of diffusers.
-- Ours computes the VAE's convolutions by oneDNN whatever their size (families/convolution.py) and
-  what its encoder makes of grey once (families/first_frames.py): the same frames but for rounding.
-- Ours rounds to the nearest of 255 levels, the loop of `export_to_video` rounds down.
-- Ours can be cancelled and reports progress: a callback a step and a watching thread.
+  square, so plain's time grows faster than the clip. This is no fault of diffusers.
+- Ours computes the VAE's convolutions by oneDNN whatever their size (families/convolution.py), and
+  encodes grey once (families/first_frames.py). The frames are equal up to rounding.
+- Ours rounds to the nearest of 255 levels. The loop of `export_to_video` rounds down.
+- Ours can be cancelled and reports progress, with one callback per step and a watching thread.
 
-Left out on both sides: safety checker, fetching, storing, metadata. Each measurement is a process
-of its own, the two sides take turns, and memory is measured apart from time, as in media_path.py.
-Before the clock starts, a clip of 5 frames at 32x32 goes through the pipeline: what libraries do
-once is not measured.
+Neither side includes the safety checker, downloads, storage or metadata. Each measurement runs in a
+new process, the two sides take turns, and memory is measured separately from time, as in
+media_path.py. A clip of 5 frames at 32x32 runs before the clock starts, so that one-time work of
+libraries is not measured.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from typing import Any, get_args
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.media_path import (  # noqa: E402
@@ -67,13 +68,13 @@ _MODEL = "wan-tiny"
 _PHOTO = ROOT / "tests" / "data" / "astronaut_360x480.png"
 _PROMPT = "The camera pans left, slowly"
 _SEED = 7
-_STRIDE = 4  # frames a latent, in all Wan VAEs
+_STRIDE = 4  # frames per latent, in all Wan VAEs
 _WARM = {"width": 32, "height": 32, "num_frames": 5}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A clip of `duration` seconds. `render_area` is in pixels; None is the model's."""
+    """A clip of `duration` seconds. `render_area` is in pixels; None means the model's."""
 
     duration: int
     preset: str
@@ -139,12 +140,12 @@ def plain(job: Job, pipeline: Any, folder: Path) -> Path:
 
 
 def frames_of_one_run(plan: Plan) -> int:
-    """The least 4n + 1 that cover the clip."""
+    """The smallest 4n + 1 that covers the clip."""
     return -(-(plan.frames - 1) // _STRIDE) * _STRIDE + 1
 
 
 def measure(side: str, case: Case, cache: Path) -> Measured:
-    """Run one side in this process, which should be a fresh one."""
+    """Run one side in this process, which should be a new one."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         job = Job.of(case, cache_dir=cache, output_dir=folder)
@@ -217,7 +218,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
     parser.add_argument("--preset", default="medium", help="of x264, on both sides")
     parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

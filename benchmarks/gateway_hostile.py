@@ -1,8 +1,8 @@
-"""Measures the gateway under hostile callers: its peak memory, and how long `/healthz` takes for
-another address meanwhile.
+"""Measures the gateway under hostile callers: its peak memory, and the time of `/healthz` for
+another address during the attack.
 
-The gateway is a process on loopback whose engine renders nothing. The number and time of the
-attacks are limited. It prints one line of JSON per case.
+The gateway is a local process whose engine renders nothing. The number and time of the attacks are
+limited. It prints one line of JSON per case.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from tests.gateway.conftest import free_port, gateway_process  # noqa: E402

@@ -1,7 +1,7 @@
 """Measures one gateway under many clients: how long `status` takes compared with a bare route, and
 whether a job is lost.
 
-The gateway is a process of its own whose engine renders nothing. Each client submits its jobs one
+The gateway is a separate process whose engine renders nothing. Each client submits its jobs one
 after the other and polls the status once a second until it is final. With each poll it also calls
 `/healthz`, which reads nothing, so that both are measured on the same machine at the same time.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from tests.gateway.conftest import free_port, gateway_process, wish  # noqa: E402

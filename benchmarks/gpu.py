@@ -2,8 +2,8 @@
 
 The weights are random and of the real sizes, which is valid for time and memory, not for quality.
 It needs torch, transformers and diffusers, and the worker's packages for `decode`, `job` and
-`cards`. Each part runs in a process of its own with a time limit, so a part that fails costs only
-itself.
+`cards`. Each part runs in its own process with a time limit, so that a failed part does not stop
+the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 for folder in (str(ROOT), str(HERE)):
-    if folder not in sys.path:  # where this file is run as a script
+    if folder not in sys.path:  # when this file runs as a script
         sys.path.insert(0, folder)
 
 PARTS = {
@@ -131,8 +131,8 @@ def run_part(
     seen: Callable[[dict[str, Any]], None],
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run one part in a process of its own, and kill it with its children after `limit` seconds.
-    `seen` gets each row as it comes, and one for the end. Returns the exit status."""
+    """Run one part in its own process, and kill it with its children after `limit` seconds. `seen`
+    gets each row when it is printed, and one for the end. Returns the exit status."""
     command = [sys.executable, __file__, "--inside", name, "--scale", scale]
     if cases:
         command += ["--cases", *cases]
@@ -151,7 +151,7 @@ def run_part(
         try:
             for row in filter(None, map(_parsed, process.stdout or ())):
                 seen(row)
-        except BaseException:  # it has a session of its own, and would go on
+        except BaseException:  # it has its own session, and would continue
             end()
             raise
         finally:
@@ -169,7 +169,7 @@ def _environment() -> dict[str, str]:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """A case; what is printed beside them goes on to stderr."""
+    """Print a case to the real stdout. Other output goes to stderr."""
     try:
         row = json.loads(line)
     except ValueError:

@@ -68,8 +68,8 @@ def emulate(
     query_scale: torch.Tensor,
     key_scale: torch.Tensor,
 ) -> torch.Tensor:
-    """What the kernel computes from float8 [1, n, heads, d]: probabilities, of which the largest of
-    a row is 1, times 256 in float8; the output in float8."""
+    """The kernel's computation from float8 [1, n, heads, d]. Probabilities, of which the largest of
+    a row is 1, are multiplied by 256 and rounded to float8. The output is in float8."""
     scores = torch.einsum("bqhd,bkhd->bhqk", query.float() * query_scale, key.float() * key_scale)
     scores /= math.sqrt(query.shape[-1])
     weights = (scores - scores.amax(-1, keepdim=True)).exp_()
@@ -80,7 +80,7 @@ def emulate(
 
 @contextmanager
 def kernel() -> Iterator[None]:
-    """The kernel of this machine, or its emulation where there is none."""
+    """This machine's kernel, or its emulation if there is none."""
     if torch.cuda.is_available():
         yield
         return

@@ -1,19 +1,19 @@
 """Measures the engine's way from latents to mp4 against plain diffusers: wall time and host memory.
 
-Ours is `Engine.render` with latents that are there already: streamed decode into one ffmpeg, the
-convolutions by oneDNN whatever their size (families/convolution.py).
-Plain is what `WanImageToVideoPipeline` and `export_to_video` do (diffusers 0.42.1): `vae.decode` of
-all latents, `postprocess_video(output_type="np")`, a list of uint8 frames, each written to ffmpeg.
+Ours is `Engine.render` with existing latents: a streamed decode into one ffmpeg, with the
+convolutions by oneDNN whatever their size (families/convolution.py). Plain is the code of
+`WanImageToVideoPipeline` and `export_to_video` (diffusers 0.42.1): `vae.decode` of all latents,
+`postprocess_video(output_type="np")`, and a list of uint8 frames, each written to ffmpeg.
 
-The same on both sides: latents, the VAE of wan-tiny, ffmpeg binary, filters and x264 options. For
-that `export_to_video` itself cannot be called: it takes neither filters nor crf and preset, and it
-needs imageio, which the worker does not have. Its loop is written out on
-`imageio_ffmpeg.write_frames`, which is what imageio's plugin calls.
+Both sides have the same latents, VAE (wan-tiny's), ffmpeg binary, filters and x264 options. This is
+why plain does not call `export_to_video`: it accepts neither filters nor crf and preset, and it
+needs imageio, which the worker does not have. Its loop is repeated here on
+`imageio_ffmpeg.write_frames`, which imageio's plugin also calls.
 
-Each measurement is a process of its own; the two sides take turns. Memory is what the process
-needs beyond what it held before (VmHWM - VmRSS), without ffmpeg's own, which is the same. It is
-measured apart from time, with a malloc that gives every large block back: glibc keeps blocks below
-32 MB, which at this size is a third more or less from run to run, and at 720p nothing.
+Each measurement runs in a new process, and the two sides take turns. Memory is the growth of the
+process over its start (VmHWM - VmRSS), without ffmpeg's, which is the same on both sides. It is
+measured separately from time, with a malloc that returns every large block: glibc keeps blocks
+below 32 MB, which changes the result by a third between runs at this size, and not at all at 720p.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import imageio_ffmpeg
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from wan_engine.control import Control  # noqa: E402
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
     import torch
 
 SIDES = ("ours", "plain")
-_STRIDE = 8  # pixels a latent, in wan-tiny's VAE
+_STRIDE = 8  # pixels per latent, in wan-tiny's VAE
 _FPS = 16
 _SEED = 7
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is decoded and encoded. `render` and `output` are width and height in pixels."""
+    """The clip to decode and encode. `render` and `output` are width and height in pixels."""
 
     frames: int
     render: tuple[int, int]
@@ -73,7 +73,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: seconds from latents to a finished mp4, MiB of host memory for it."""
+    """The result of one process: seconds from latents to a finished mp4, and MiB of host memory."""
 
     seconds: float
     peak_mib: float
@@ -84,7 +84,7 @@ class Measured:
 
 
 class GivenLatents:
-    """A family whose denoising is done."""
+    """A family that returns given latents."""
 
     def __init__(self, family: Any, latents: torch.Tensor) -> None:
         self.spec, self.decode, self._latents = family.spec, family.decode, latents
@@ -96,8 +96,8 @@ class GivenLatents:
 
 
 def pipeline_of(side: str, engine: Engine) -> Any:
-    """What computes on one side: the engine's own, or stock with weights read once more, for the
-    engine changes how those that it holds are computed."""
+    """The model of one side: the engine's, or stock with weights loaded separately, because the
+    engine changes how its own networks compute."""
     if side == "ours":
         return engine.load().pipeline  # type: ignore[attr-defined]
     from diffusers import WanImageToVideoPipeline
@@ -130,7 +130,7 @@ def plain(engine: Engine, pipeline: Any, latents: torch.Tensor, case: Case, fold
 
 
 def _decode_all(pipe: Any, latents: torch.Tensor) -> Any:
-    """The end of `WanImageToVideoPipeline.__call__`; what it holds is free when it returns."""
+    """The end of `WanImageToVideoPipeline.__call__`. Its memory is free when it returns."""
     import torch
 
     with torch.no_grad():
@@ -168,7 +168,7 @@ def export_to_video(frames: Any, path: Path, plan: Plan, settings: Settings) -> 
 
 
 def measure(side: str, case: Case, cache: Path) -> Measured:
-    """Run one side in this process, which should be a fresh one."""
+    """Run one side in this process, which should be a new one."""
     import torch
 
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
@@ -180,16 +180,16 @@ def measure(side: str, case: Case, cache: Path) -> Measured:
         width, height = (pixels // _STRIDE for pixels in case.render)
         noise = torch.Generator().manual_seed(_SEED)
         latents = torch.randn(1, channels, steps, height, width, generator=noise)
-        _decode_all(pipeline, latents[:, :, :1])  # what libraries do once is not measured
+        _decode_all(pipeline, latents[:, :, :1])  # one-time work of libraries
         make = {"ours": ours, "plain": plain}[side]
         made = partial(make, engine, pipeline, latents, case, Path(scratch))
         return measured(made, case.frames)
 
 
 def measured(make: Callable[[], Path], frames: int) -> Measured:
-    """What it takes to `make` an mp4, which must have as many `frames`."""
+    """Measure `make`, which writes an mp4 that must have `frames` frames."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from the present size
     before, began = _status_mib("VmRSS"), time.perf_counter()
     path = make()
     seconds = time.perf_counter() - began
@@ -210,7 +210,7 @@ def _status_mib(name: str) -> float:
 def measure_apart(
     script: Path, arguments: Sequence[str], cache: Path, side: str, **environment: str
 ) -> Measured:
-    """One side in a fresh process: `script` with `arguments` prints what it measured."""
+    """Run one side in a new process: `script` with `arguments` prints its figures."""
     command = [sys.executable, str(script.resolve()), *arguments]
     command += ["--side", side, "--cache", str(cache)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
@@ -228,7 +228,7 @@ def _sizes(case: Case) -> list[tuple[str, tuple[int, int]]]:
 
 
 def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
-    """Both sides of one case, as `in_turns` measures them."""
+    """Measure both sides of one case with `in_turns`."""
     result: dict[str, Any] = {"frames": case.frames, "preset": case.preset}
     result |= {name: f"{width}x{height}" for name, (width, height) in _sizes(case)}
     apart = partial(measure_apart, Path(__file__), _options(case), cache)
@@ -236,9 +236,10 @@ def compare(case: Case, repeats: int, cache: Path) -> dict[str, Any]:
 
 
 def in_turns(apart: Callable[..., Measured], repeats: int) -> dict[str, Any]:
-    """Both sides in turn, `repeats` times. `ratio` is the median of each turn's ours / plain.
+    """Measure both sides in turn, `repeats` times. `ratio` is the median of each turn's ours /
+    plain.
 
-    `apart(side, **environment)` measures one in a process of its own.
+    `apart(side, **environment)` measures one side in a new process.
     """
     result: dict[str, Any] = {}
     for side in SIDES:
@@ -254,7 +255,7 @@ def in_turns(apart: Callable[..., Measured], repeats: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> Iterator[str]:
-    """The cases as a Markdown table, and below it how memory grows with the length."""
+    """The cases as a Markdown table, followed by the growth of memory with the length."""
     yield "| frames | ours, s | plain, s | ratio | ours, MiB | plain, MiB |"
     yield "|---|---|---|---|---|---|"
     for row in results:
@@ -289,7 +290,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=_size, default=(512, 288), help="size of the mp4")
     parser.add_argument("--preset", default="medium", help="of x264, on both sides")
     parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -300,7 +301,7 @@ def report(
     compare: Callable[[Any, int, Path], dict[str, Any]],
     table: Callable[[list[dict[str, Any]]], Iterator[str]],
 ) -> None:
-    """Compare the sides in all cases, and print a JSON line of each and their table."""
+    """Compare the sides in all cases. Prints a JSON line for each, and a table."""
     results = []
     with tempfile.TemporaryDirectory(prefix="bench-") as cache:
         for case in cases:

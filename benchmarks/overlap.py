@@ -1,10 +1,10 @@
 """Measures the jobs per minute of one worker behind a slow network: one job at a time, and with
 WAN_PREFETCH=1.
 
-The real worker loop on `wan-tiny`, against a control plane on loopback, an image server that waits
-before it answers, and a bucket that waits before it takes a clip. `device_idle_share` is the part
-of the time from the first job taken to the last result in which no job had the device: stages are
-added up from the log, where they are rounded to a tenth of a second.
+It runs the real worker loop on `wan-tiny`, with a local control plane, an image server that waits
+before it answers, and a bucket that waits before it accepts a clip. `device_idle_share` is the
+share of the time, from the first job taken to the last result, in which no job had the device. It
+adds up the stages in the log, which are rounded to a tenth of a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from uuid import uuid4
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from tests.storage.faults import Fault, Request  # noqa: E402
@@ -43,7 +43,7 @@ _BESIDE = ("prepare", "expand", "queue", "publish")
 
 @contextmanager
 def image_server(photo: Path, seconds: float) -> Iterator[str]:
-    """The address of a picture that comes after `seconds`."""
+    """The URL of a picture that arrives after `seconds`."""
     data = photo.read_bytes()
 
     class Slow(BaseHTTPRequestHandler):
@@ -70,7 +70,7 @@ def image_server(photo: Path, seconds: float) -> Iterator[str]:
 
 
 def slow_uploads(bucket: Bucket, seconds: float) -> None:
-    """Let the bucket wait before it takes a clip; all of its answer is handed on."""
+    """Make the bucket wait before it accepts a clip. Its answers are passed on whole."""
 
     def takes_a_clip(request: Request) -> bool:
         return request.method == "PUT" and ".mp4" in request.target
@@ -86,7 +86,7 @@ def slow_uploads(bucket: Bucket, seconds: float) -> None:
 
 
 def device_seconds(log: str) -> float:
-    """Seconds in which jobs had the device, from the summary line of each in a worker's log."""
+    """Seconds in which jobs had the device, from each job's summary line in a worker's log."""
     lines = re.findall(r"; ((?:\w+ [\d.]+s ?)+); peak memory", log)
     stages = [stage.split() for line in lines for stage in re.findall(r"\w+ [\d.]+", line)]
     return sum(float(took) for name, took in stages if name not in _BESIDE)
@@ -101,15 +101,15 @@ def measure(
     *,
     whole: bool = True,
 ) -> dict[str, Any]:
-    """`jobs` clips of `duration` seconds, all of which wait when the worker starts; of few frames
-    unless `whole`, for a look at whether this runs."""
+    """Run `jobs` clips of `duration` seconds, which all wait when the worker starts. They have few
+    frames unless `whole` is set, for a test of this script."""
     photo = ROOT / "tests" / "data" / "rocket_640x360.jpg"
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         image_server(photo, delay_seconds) as url,
         ControlPlane() as plane,
     ):
-        names = [f"{uuid4().hex}-{number}" for number in range(jobs)]  # an old id is not rendered
+        names = [f"{uuid4().hex}-{number}" for number in range(jobs)]  # no known id
         for name in names:
             request = {"prompt": "lift-off", "image": url, "duration": duration, "seed": 1}
             plane.submit(name, request)
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--duration", type=int, default=5, choices=(5, 10, 15), help="of a clip")
     parser.add_argument("--repeats", type=int, default=1, help="turns of both modes")
     given = parser.parse_args(arguments)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request to the bucket
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line per request to the bucket
     print(json.dumps({"python": platform.python_version(), "machine": platform.machine()}))
     with opened_bucket() as bucket:
         slow_uploads(bucket, given.delay)

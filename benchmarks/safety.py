@@ -2,10 +2,10 @@
 15 frames.
 
 The classifiers have the full-size architectures of the defaults (Qwen3 0.6B, ViT-B/16 at 224 px)
-with random weights: right for time, and for nothing else. The prompt goes through
-`Safety.check_prompt` and frames of 1280x720 through `Safety.watch`, as in a job. Random weights are
-in doubt about every prompt, so the categories are always asked for, which a prompt that is clearly
-safe does not need.
+with random weights, which are valid for time and nothing else. The prompt goes through
+`Safety.check_prompt`, and frames of 1280x720 through `Safety.watch`, as in a job. Random weights
+are unsure about every prompt, so the categories are always computed; a clearly safe prompt does not
+need them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from wan_engine import toy  # noqa: E402
@@ -36,14 +36,14 @@ from wan_engine.safety import Safety, open_safety  # noqa: E402
 from wan_engine.settings import Settings  # noqa: E402
 
 _TOKENS = 480
-"""After the part of the template that is computed once: 1500 English characters and the end of the
-template of Qwen3Guard-Gen, 1930 characters together, at four a token. Estimated: its tokenizer is
-not here, and that of `tiny-prompt-guard` makes a token of each letter."""
+"""Tokens after the part of the template that is computed once: 1500 English characters and the end
+of the template of Qwen3Guard-Gen, together 1930 characters, at four per token. This is an estimate,
+because its tokenizer is not here, and that of `tiny-prompt-guard` has one token per letter."""
 _FPS = 16
 
 
 def prepare(folder: Path, *, small: bool) -> Settings:
-    """Write both classifiers to `folder`; `small` is for a test of this script."""
+    """Write both classifiers to `folder`. `small` is for a test of this script."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, ViTConfig, ViTForImageClassification
 
@@ -52,7 +52,7 @@ def prepare(folder: Path, *, small: bool) -> Settings:
     image = toy.build("tiny-image-classifier", folder / "image")
     if small:
         return _settings(guard, image)
-    # config.json of Qwen/Qwen3-0.6B, of which Qwen3Guard-Gen-0.6B is a fine-tune
+    # config.json of Qwen/Qwen3-0.6B, the base of Qwen3Guard-Gen-0.6B
     config = Qwen3Config(
         vocab_size=151936,
         hidden_size=1024,
@@ -78,7 +78,7 @@ def _settings(guard: Path, image: Path) -> Settings:
         safety="required",
         safety_prompt_model=str(guard),
         safety_image_model=str(image),
-        safety_image_labels={"nsfw": 1.0},  # random weights never reach it, so that all is timed
+        safety_image_labels={"nsfw": 1.0},  # random weights never reach it, so all passes are timed
     )
 
 
@@ -90,9 +90,9 @@ def clip(seconds: int) -> Generator[np.ndarray, None, None]:
 
 
 def measure(settings: Settings, device: str, repeats: int) -> dict[str, Any]:
-    """Wall and CPU seconds by what is checked, medians of `repeats` after one for warming up.
+    """Wall and CPU seconds of each check, medians of `repeats` runs after one for warm-up.
 
-    CPU seconds are of all threads together and hardly change when the machine has other work.
+    CPU seconds are the sum over all threads, and hardly depend on other work of the machine.
     """
     safety = open_safety(settings, required=True, device=device)
     wall, cpu = _timed(safety.load)
@@ -123,7 +123,7 @@ def _prompt(safety: Safety, text: str) -> None:
     try:
         safety.check_prompt(text, Control())
     except ContentPolicy:
-        return  # random weights: the longer way, with categories, when it happens
+        return  # random weights take the longer way, with categories
 
 
 def _watch(safety: Safety, seconds: int) -> None:

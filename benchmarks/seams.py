@@ -2,14 +2,14 @@
 between neighbours.
 
 A jump is the mean absolute difference of two neighbouring frames, in levels of 255. Joins are
-compared with the pairs inside segments: `ratio` is the join's jump over their median, `rank` the
-share of them that are smaller. A join that cannot be told from the rest has a ratio near 1 and a
-rank that is not near 1. `colour_shift` is how the mean of each channel changes at the join, and
-`colour_ratio` the largest of the three against the median of the same inside segments.
+compared with the pairs inside segments: `ratio` is the join's jump divided by their median, and
+`rank` is the share of them that is smaller. An invisible join has a ratio near 1, and a rank that
+is not near 1. `colour_shift` is the change of each channel's mean at the join, and `colour_ratio`
+is the largest of the three divided by the median inside segments.
 
-With cross-fade the change is spread over the overlap: the largest of its k pairs counts, whose rank
-is k / (k + 1) by chance alone. Clips of the toys (wan-tiny, wan-tiny-ti2v) show that this runs and
-say nothing about how a real model joins.
+A cross-fade spreads the change over the overlap. The largest of its k pairs counts, and its rank is
+k / (k + 1) by chance alone. Clips of the toys (wan-tiny, wan-tiny-ti2v) test this script, and say
+nothing about the joins of a real model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from wan_engine.control import Control  # noqa: E402
@@ -42,12 +42,12 @@ from wan_engine.schema import (  # noqa: E402
 )
 from wan_engine.settings import Settings  # noqa: E402
 
-_LEAST = 1e-6  # levels; what a ratio is taken against where nothing moves at all
+_LEAST = 1e-6  # levels; divides a ratio if nothing moves
 
 
 @dataclass(frozen=True)
 class Seam:
-    """One join. `frame` is the first frame that is new after it, counted from 0; jumps in levels of
+    """One join. `frame` is the first new frame after it, counted from 0. Jumps are in levels of
     255."""
 
     frame: int
@@ -64,10 +64,10 @@ def measure(frames: Iterable[Frames], joins: Sequence[int], overlap: int = 1) ->
     """The seams of a clip.
 
     `frames` are chunks of uint8 [n, height, width, 3], `joins` the first new frame of each later
-    segment, `overlap` how many frames before it are cross-faded.
+    segment, and `overlap` the number of cross-faded frames before it.
 
-    Holds two frames. Raises `ValueError` for a join that is not in the clip, or a clip whose pairs
-    are all at joins.
+    Keeps two frames in memory. Raises `ValueError` for a join that is not in the clip, or a clip
+    whose pairs are all at joins.
     """
     jumps, colours = _differences(frames)
     near = {join: range(max(1, join - overlap + 1), join + 1) for join in joins}
@@ -100,7 +100,8 @@ def measure(frames: Iterable[Frames], joins: Sequence[int], overlap: int = 1) ->
 
 
 def _differences(frames: Iterable[Frames]) -> tuple[list[float], list[np.ndarray]]:
-    """Of each pair of neighbours: mean absolute difference, change of each channel's mean."""
+    """The mean absolute difference and the change of each channel's mean, for each pair of
+    neighbours."""
     jumps: list[float] = []
     colours: list[np.ndarray] = []
     last: np.ndarray | None = None
@@ -119,8 +120,8 @@ def _rounded(value: float) -> float:
 
 
 def joins_of(plan: Plan) -> tuple[list[int], int]:
-    """The first new frame of each later segment of a plan (cuts between shots are no joins), and
-    the overlap in frames."""
+    """The first new frame of each later segment of a plan, and the overlap in frames. Cuts between
+    shots are no joins."""
     joins, before = [], 0
     for shot in plan.shots:
         ends = list(accumulate(segment.shown for segment in shot.segments))
@@ -130,9 +131,10 @@ def joins_of(plan: Plan) -> tuple[list[int], int]:
 
 
 def read_frames(path: Path) -> Iterator[Frames]:
-    """The frames of a video file, one a chunk. Raises `ValueError` for a file that is none."""
+    """The frames of a video file, one per chunk. Raises `ValueError` for a file that is not a
+    video."""
     command = [ffmpeg.executable(), "-v", "error", "-i", str(path), "-map", "0:v:0"]
-    # PPM says its size, so that nothing has to be asked before.
+    # PPM contains its size, so the size need not be known before.
     command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
@@ -146,7 +148,7 @@ def read_frames(path: Path) -> Iterator[Frames]:
 
 
 def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam]:
-    """Render a clip with the settings of this environment and measure it before it is encoded."""
+    """Render a clip with the settings of this environment, and measure it before it is encoded."""
     from wan_engine import data_uri
 
     engine, control = Engine(Settings.load()), Control()
@@ -162,7 +164,7 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
         lambda _task: family, plan, media, lambda spec: spec.negative_prompt, control
     )
     joins, overlap = joins_of(plan)
-    faded = engine.spec.continuation == "last_frames"  # else the newer frames are left out
+    faded = engine.spec.continuation == "last_frames"  # otherwise the newer frames are left out
     return measure(frames, joins, overlap if faded else 1)
 
 

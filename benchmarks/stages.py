@@ -1,14 +1,14 @@
 """Measures a whole job for each size and duration: seconds per stage, and peak memory above the
 loaded model.
 
-Every case is a process of its own, a job through `Engine.generate` after a first one of 5 s that is
-not measured (what libraries do once). Memory is of this process and the ffmpeg processes it starts,
-sampled every 50 ms, over what was held before the job; on a GPU also torch's peak over the model.
-The last line tells how both grow from the shortest to the longest duration.
+Every case runs in a new process: a job through `Engine.generate`, after an unmeasured one of 5 s
+that does the one-time work of libraries. Memory is that of this process and its ffmpeg processes,
+sampled every 50 ms, above the value before the job. On a GPU, it is also torch's peak above the
+model. The last line shows how both grow from the shortest to the longest duration.
 
-`--costs` measures the ways to make frames between and larger pictures apart from a model: ms for a
-frame of the clip, at 720p and 1080p. Those that need weights take part where WAN_RIFE_WEIGHTS and
-WAN_UPSCALE_WEIGHTS name them. Other settings are read from the environment as in a job.
+`--costs` measures frame interpolation and upscaling without a model: ms per frame of the clip, at
+720p and 1080p. Methods that need weights take part if WAN_RIFE_WEIGHTS and WAN_UPSCALE_WEIGHTS name
+them. Other settings are read from the environment as in a job.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # where this file is run as a script
+if str(ROOT) not in sys.path:  # when this file runs as a script
     sys.path.insert(0, str(ROOT))
 
 from wan_engine.control import Control  # noqa: E402
@@ -63,7 +63,7 @@ _MIB = 2**20
 
 
 def measure(size: str, seconds: int, values: dict[str, Any]) -> dict[str, Any]:
-    """One job in this process, which should be a fresh one."""
+    """Run one job in this process, which should be a new one."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         engine = Engine(Settings(output_dir=folder, scratch_dir=folder, storage="local", **values))
         engine.generate(_request(size, 5))
@@ -103,10 +103,11 @@ def _request(size: str, seconds: int) -> VideoRequest:
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Most MiB over what is held now, of this process with its children and of those alone."""
+    """The peak in MiB above the present value, of this process with its children, and of the
+    children alone."""
     peak, done = {"all": 0.0, "children": 0.0}, threading.Event()
     gc.collect()
-    with suppress(OSError, AttributeError):  # what the last job freed is not held by the model
+    with suppress(OSError, AttributeError):  # without memory that the last job freed
         ctypes.CDLL(None).malloc_trim(0)
     before = _resident_mib(os.getpid())
 
@@ -134,14 +135,15 @@ def _resident_mib(process: int) -> float:
 
 
 def _cpu_seconds() -> float:
-    """Of all cores, and of the processes that have ended; not of other work on the machine."""
+    """CPU seconds of this process and its ended children, over all cores, without other work of the
+    machine."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def _children() -> list[int]:
-    """The ffmpeg processes of this one. A child that has not become ffmpeg yet shows the memory of
-    its parent, which it shares."""
+    """The ffmpeg processes of this one. A child that has not become ffmpeg yet shows the memory
+    that it shares with its parent."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError):
@@ -167,7 +169,7 @@ def _gpu_peak_mib() -> int | None:
 
 
 def measure_apart(size: str, seconds: int, arguments: list[str]) -> dict[str, Any]:
-    """`measure` in a fresh process."""
+    """`measure` in a new process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--case", size, str(seconds)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -178,7 +180,8 @@ def measure_apart(size: str, seconds: int, arguments: list[str]) -> dict[str, An
 
 
 def growth(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """From the shortest to the longest job of each size: how many times the seconds, the memory."""
+    """The factors by which seconds and memory grow from the shortest to the longest job of each
+    size."""
     grown = {}
     for size in dict.fromkeys(row["size"] for row in results):
         rows = sorted((row for row in results if row["size"] == size), key=lambda r: r["duration"])
@@ -196,7 +199,7 @@ def growth(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def costs(settings: Settings) -> Iterator[dict[str, Any]]:
-    """A line for each way at each size, ms a frame of the clip."""
+    """One line per method and size, in ms per frame of the clip."""
     device = "cuda" if detect(settings.device) else "cpu"
     for width, height in ((1280, 720), (1920, 1080)):
         for name, method in _interpolations(settings, device):
@@ -247,7 +250,7 @@ def _enlarged(network: upscale.Upscaler) -> Callable[[tuple[int, int]], int]:
 
 
 def _scaled(size: tuple[int, int]) -> int:
-    """The encoder's own scaling, and no encoding."""
+    """The encoder's own scaling, without encoding."""
     filters = video._filters(_plan((1280, 720), size, 1))
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "1280x720", "-i", "pipe:0"]
     frames = 32
@@ -269,7 +272,7 @@ def _plan(
 
 
 def _moving(size: tuple[int, int], count: int) -> Iterator[Frames]:
-    """A texture that moves eight pixels a frame."""
+    """A texture that moves by eight pixels per frame."""
     noise = np.random.default_rng(0).integers(0, 255, (size[1] // 8, size[0] // 8, 3), np.uint8)
     picture = np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC))
     for index in range(count):
@@ -291,7 +294,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
     parser.add_argument("--preset", default="medium", help="of x264")
     parser.add_argument("--costs", action="store_true", help="of each way, without a model")
-    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # what a child runs
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # what a child process runs
     return parser.parse_args(arguments)
 
 

@@ -171,5 +171,5 @@ def _picture() -> str:
 
 
 def text(content: dict[str, Any]) -> str:
-    """The JSON as text, as it is in the file."""
+    """The JSON text of the file."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

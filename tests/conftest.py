@@ -1,8 +1,11 @@
-"""What every test gets: an environment without anybody's settings, and small folders to work in."""
+"""Fixtures of all tests: an environment without anybody's settings, and small folders to work
+in."""
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,57 +13,83 @@ from typing import Any
 
 import pytest
 
-from tests import warm
+from tests import small, warm
 from wan_engine import toy
 from wan_engine.settings import Settings
 from wan_engine.toy.checkpoints import place_in_cache
 
-# Tensors this small gain nothing from a second thread, and lose a lot on a machine that is busy.
+# Tensors this small gain nothing from a second thread, and are much slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The Hub's client reads this when it is first imported, which may be while tests are collected.
+# Tests start a few hundred processes of this project, so their modules are compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# The Hub's client reads this variable on import, which may happen while tests are collected.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 _OURS = ("WAN_", "BUCKET_", "RUNPOD_", "HF_")
-for _name in list(os.environ):  # for what is made once for several tests
+for _name in list(os.environ):  # for files that several tests share
     if _name.upper().startswith(_OURS) and _name != "HF_HUB_OFFLINE":
         del os.environ[_name]
 
 
-_LONG = ("tests/worker_loop", "tests/cli", "tests/engine", "tests/test_", "tests/families")
+_WAITING = (
+    "tests/worker_loop",
+    "tests/cli",
+    "tests/test_handler",
+    "tests/test_compose",
+    "tests/gateway/test_",
+)
+_COMPUTING = ("tests/engine", "tests/families", "tests/test_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The workers of pytest-xdist share the processes that have the large libraries."""
+    """Let the workers of pytest-xdist share the processes that have imported the large
+    libraries."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         warm.lend()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests of seconds come first: two workers that are given whole files, in this order
-    with `--no-loadscope-reorder`, then end together."""
+    """Run slow files first: after every two files that compute, one that mostly waits for processes
+    and clocks. Three workers that get whole files in this order (`--no-loadscope-reorder`) then
+    keep two cores busy and end at about the same time."""
+    files = list(dict.fromkeys(item.nodeid.split("::")[0] for item in items))
+    waiting = [file for start in _WAITING for file in files if file.startswith(start)]
+    computing = [f for f in files if f.startswith(_COMPUTING) and f not in waiting]
+    places = {file: (3.0 * at + 2.5) for at, file in enumerate(waiting)}
+    places |= {file: 1.5 * at for at, file in enumerate(computing)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], float("inf")))
 
-    def place(item: pytest.Item) -> int:
-        name = item.nodeid
-        return next((at for at, start in enumerate(_LONG) if name.startswith(start)), len(_LONG))
 
-    items.sort(key=place)
+def pytest_collection_finish() -> None:
+    """Exempt the libraries and thousands of tests from every later garbage collection, which the
+    engine asks for whenever it frees a device."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test, and nothing asks the Hub."""
+    """No setting of the machine reaches a test, and nothing calls the Hub."""
     for name in list(os.environ):
         if name.upper().startswith(_OURS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture
+def small_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips have a sixteenth of the area that was asked for: their encode takes most of the time
+    of a job on tiny weights."""
+    small.shrink_clips(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoints are built, once a run.
+    """The folder in which tiny checkpoints are built, once per run.
 
-    `wan-tiny` is there already, with random weights: a twentieth of the trained one's size, for all
-    that does not look at the picture. What does takes `trained`.
+    `wan-tiny` is already in it, with random weights: a twentieth of the size of the trained one.
+    Tests that look at the picture use `trained`.
     """
     folder = tmp_path_factory.mktemp("tiny")
     random = toy.build("wan-tiny-random", folder / "wan-tiny")
@@ -72,7 +101,7 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint `wan-tiny` as users get it: it shows the picture."""
+    """The trained `wan-tiny` that users get. Its clips show the user's picture."""
     return toy.build("wan-tiny", tmp_path_factory.mktemp("trained") / "wan-tiny")
 
 
@@ -83,8 +112,8 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
-    """Settings for the tiny model and classifiers with all folders in the first argument; the
-    others replace any of them."""
+    """Settings for the tiny model and classifiers, with all folders below the first argument. The
+    other arguments replace any setting."""
 
     def make(folder: Path, **overrides: Any) -> Settings:
         scratch = folder / "scratch"
@@ -96,7 +125,7 @@ def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
             "cache_dir": tiny_cache,
             "output_dir": folder / "outputs",
             "scratch_dir": scratch,
-            "fps": "native",  # what the model makes is what most tests look at
+            "fps": "native",  # most tests look at what the model renders
         }
         return Settings(**{**values, **overrides})
 
@@ -105,5 +134,5 @@ def settings_in(tiny_cache: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def make_settings(settings_in: Callable[..., Settings], tmp_path: Path) -> Callable[..., Settings]:
-    """`settings_in` the folder of the test."""
+    """`settings_in` with the test's folder."""
     return partial(settings_in, tmp_path)

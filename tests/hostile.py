@@ -1,4 +1,4 @@
-"""Requests that strangers send: each must end in one sentence, and none may reach a private
+"""Requests that strangers send: each must end with one sentence, and none may reach a private
 address."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIELDS = (
 
 
 class Listener:
-    """A server on loopback that nobody may reach. `visits` counts who did."""
+    """A local server that no request may reach. `visits` counts the requests that did."""
 
     def __init__(self) -> None:
         self.visits = 0
@@ -58,7 +58,8 @@ def listening() -> Iterator[Listener]:
 
 
 def hostile_inputs(good: dict[str, Any], port: int) -> Iterator[tuple[str, Any]]:
-    """Name and `input` of each. `good` is a request that works, `port` a private server's."""
+    """Name and `input` of each request. `good` is a valid request, `port` is that of a private
+    server."""
     for whole in (None, 0, "x", [], [good], {}):
         yield f"input {type(whole).__name__}", whole
     for field in FIELDS:
@@ -75,7 +76,7 @@ def hostile_inputs(good: dict[str, Any], port: int) -> Iterator[tuple[str, Any]]
 
 
 def _is_harmless(field: str, value: Any) -> bool:
-    """Null means absent where a field is optional, and any text is a prompt."""
+    """Allows what is valid: null means absent in an optional field, and any text is a prompt."""
     if value is None:
         return field not in ("prompt", "image")
     if field == "prompt":

@@ -1,4 +1,4 @@
-"""Every row that a setting may name: the catalogue's and the test doubles'."""
+"""Every row that a setting may name: those of the catalogue and the test doubles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the house: layers of all top folders, light imports, public names."""
+"""The structure of the code: layers of all top folders, light imports, public names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wan_engine"
 
 MOST_UNITS = 26
-"""More rooms than this, and nobody finds his way."""
+"""With more units than this, the package is hard to find your way in."""
 
 LAYERS = {
     "errors": 0,
@@ -54,12 +54,12 @@ LAYERS = {
     "benchmarks": 15,
     "tests": 16,
 }
-"""A unit, which is a module or a folder of the package or a top file or folder, may import from
-lower layers only. So neither the package nor the handler has anything of the builder, which the
-image of a worker could be without, and only tests import tests."""
+"""A unit may import from lower layers only. A unit is a module or folder of the package, or a top
+file or folder. So neither the package nor the handler imports the builder, which the image of a
+worker does not need, and only tests import tests."""
 
 KNOWN = {
-    # They measure what the tests' harness starts.
+    # They measure processes that helpers of the tests start.
     ("benchmarks.gateway_hostile", "tests.gateway.conftest"),
     ("benchmarks.gateway_load", "tests.gateway.conftest"),
     ("benchmarks.overlap", "tests.storage.faults"),
@@ -67,7 +67,7 @@ KNOWN = {
     ("benchmarks.overlap", "tests.worker_loop.control_plane"),
     ("benchmarks.overlap", "tests.worker_loop.worker"),
 }
-"""Imports that point up. Each has to be there: who mends one takes it from here."""
+"""Imports that point up. Each entry must exist: remove it when you fix the import."""
 
 HEAVIES = ("wan_engine.families.", "wan_engine.networks.")
 HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
@@ -77,7 +77,8 @@ HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
 
 
 def module_name(path: Path) -> str:
-    """`media/fetch.py` is `wan_engine.media.fetch`, `media/__init__.py` is `wan_engine.media`."""
+    """The module of a file: `media/fetch.py` is `wan_engine.media.fetch`, `media/__init__.py` is
+    `wan_engine.media`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -101,7 +102,7 @@ def unit(module: str) -> str:
 
 
 def nodes(tree: ast.AST, *, at_import: bool) -> Iterator[ast.AST]:
-    """All of `tree`, or what runs when the module is imported: no functions, no TYPE_CHECKING."""
+    """All nodes of `tree`, or those that run on import: no functions and no TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -125,7 +126,7 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 @cache
 def edges(*, at_import: bool) -> frozenset[tuple[str, str]]:
-    """Which module imports which, in all of its code or at import time only."""
+    """The imports of each module, in all of its code or at import time only."""
     return frozenset(
         (module, target)
         for module, path in ALL.items()
@@ -145,7 +146,7 @@ def test_every_unit_has_a_layer_and_every_layer_its_unit() -> None:
 
 
 def tops() -> list[Path]:
-    """The Python files at the top, and in the folders there."""
+    """The top Python files, and the top folders with Python files."""
     return [*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")]
 
 
@@ -162,7 +163,7 @@ def test_imports_point_down() -> None:
     assert upwards == KNOWN
 
 
-def test_neither_the_package_nor_the_handler_has_anything_of_the_builder_or_of_benchmarks() -> None:
+def test_neither_the_package_nor_the_handler_imports_the_builder_or_benchmarks() -> None:
     others = {
         (source, target)
         for source, target in edges(at_import=False) - KNOWN
@@ -172,8 +173,9 @@ def test_neither_the_package_nor_the_handler_has_anything_of_the_builder_or_of_b
     assert others == set()
 
 
-def test_no_room_of_the_gateway_needs_one_that_needs_it() -> None:
-    """Its folders and the files beside them: `jobs` stands on `job`, and `app` on all of them."""
+def test_no_folder_of_the_gateway_imports_one_that_imports_it() -> None:
+    """Its folders and the files beside them: `jobs` imports `job`, and `app` imports all of
+    them."""
     rooms: dict[str, set[str]] = {}
     for module, target in edges(at_import=False):
         if unit(module) == unit(target) == "gateway":
@@ -198,7 +200,7 @@ def test_the_search_for_imports_finds_them() -> None:
     assert ("wan_engine.pool", "wan_engine.families.base") not in edges(at_import=True)
 
 
-def test_imports_name_the_whole_path_and_what_they_take() -> None:
+def test_imports_use_the_whole_path() -> None:
     others = [
         f"{module} line {node.lineno}"
         for module, path in ALL.items()
@@ -208,7 +210,7 @@ def test_imports_name_the_whole_path_and_what_they_take() -> None:
     assert others == []
 
 
-def test_no_module_needs_itself_to_be_imported() -> None:
+def test_modules_do_not_import_each_other_in_circles() -> None:
     graph: dict[str, set[str]] = {module: set() for module in ALL}
     for module, target in edges(at_import=True):
         graph[module].add(target)
@@ -222,7 +224,7 @@ def test_no_module_needs_itself_to_be_imported() -> None:
 
 
 def run(program: str) -> str:
-    """What a fresh interpreter prints, which keeps what it compiles."""
+    """The output of a new interpreter, which keeps its compiled files."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -254,10 +256,10 @@ def test_importing_the_package_loads_none_of_the_heavy_libraries() -> None:
     assert run(f"import sys, wan_engine; {loaded}") == ""
 
 
-def test_importing_the_package_takes_less_than_a_second_of_the_cpu() -> None:
+def test_importing_the_package_takes_less_than_a_second_of_cpu_time() -> None:
     program = "import time; begun = time.process_time(); import wan_engine; "
     program += "print(time.process_time() - begun)"
-    # The first turn may compile. Half a second on a machine that is busy; torch alone takes three.
+    # The first import may compile. Half a second on a busy machine; torch alone takes three.
     assert any(float(run(program)) < 1 for _ in range(8))
 
 
@@ -273,7 +275,7 @@ def test_public_names_are_sorted_and_unique() -> None:
     assert list(wan_engine.__all__) == sorted(set(wan_engine.__all__))
 
 
-def test_every_module_says_what_it_owns() -> None:
+def test_every_module_has_a_docstring() -> None:
     written = {name: path.read_text("utf-8") for name, path in ALL.items()}
     silent = [name for name, text in written.items() if text and not docstring(text)]
     assert silent == []

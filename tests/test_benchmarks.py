@@ -1,4 +1,4 @@
-"""The benchmarks still run: both sides at the smallest size. No test looks at the clock."""
+"""The benchmarks run: both sides at the smallest size. No test checks times."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_media_path_is_measured_on_both_sides(tiny_cache: Path) -> None:
     ours, plain = (media_path.measure(side, case, tiny_cache) for side in media_path.SIDES)
     assert ours.clip_bytes == pytest.approx(plain.clip_bytes, rel=0.05)  # the same picture
     assert min(ours.seconds, plain.seconds) > 0
-    assert min(ours.peak_mib, plain.peak_mib) > -1  # a clip this small needs next to nothing
+    assert min(ours.peak_mib, plain.peak_mib) > -1  # a clip this small needs almost no memory
 
 
 @pytest.mark.usefixtures("few_frames")
@@ -57,7 +57,7 @@ def test_a_whole_clip_is_the_same_on_both_sides(tiny_cache: Path, tmp_path: Path
         frames = seams.read_frames(side(job, pipeline, folder))
         clips.append(np.concatenate([frame[:, ::8, ::8] for frame in frames]))
     assert len(clips[0]) == len(clips[1]) == 20
-    difference = clips[0].astype(int) - clips[1]  # one side rounds, the other cuts off
+    difference = clips[0].astype(int) - clips[1]  # one side rounds, the other truncates
     assert 0 < difference.mean() < 1 and abs(difference).mean() < 1.5
 
 
@@ -76,7 +76,7 @@ def test_longer_clips_are_segments_here_and_one_run_there(tiny_cache: Path, tmp_
         assert (plan.frames, plan.fps) == (16 * seconds, plan.source_fps)
         segments = [segment.frames for segment in plan.segments]
         sampled.append((segments, end_to_end.frames_of_one_run(plan)))
-    # As the script's own words have it.
+    # as the script formats them
     assert sampled == [([81], 81), ([57] * 3, 161), ([65] * 4, 241)]
 
 
@@ -88,18 +88,21 @@ def test_the_table_of_whole_clips_has_both_ratios() -> None:
     assert row == "| 15 s | 4 x 65 | 241 | 2.00 | 4.00 | 0.50 | 10 | 40 | 0.26 |"
 
 
-SLOWEST = pytest.param("checks", marks=pytest.mark.system)
+SLOW = [
+    pytest.param(part, marks=pytest.mark.system)
+    for part in ("attention", "checks", "errors", "encode", "decode")
+]
 
 
-@pytest.mark.parametrize("part", ["ceilings", "attention", SLOWEST, "errors", "encode", "decode"])
-def test_a_part_of_a_gpus_figures_is_measured_at_a_tiny_size(part: str) -> None:
+@pytest.mark.parametrize("part", ["ceilings", *SLOW])
+def test_a_part_of_the_gpu_figures_is_measured_at_a_tiny_size(part: str) -> None:
     rows = list(gpu.part(part, "tiny", ()))
     failed = {row["case"] for row in rows if "error" in row}
     needs_gpu = {"cudnn", "float8", "flash 4"} if part == "attention" else set()
     assert rows and failed == (needs_gpu if not torch.cuda.is_available() else set())
 
 
-def test_a_case_that_a_part_does_not_have_is_an_error() -> None:
+def test_an_unknown_case_of_a_part_is_an_error() -> None:
     with pytest.raises(ValueError, match="Part ceilings has no case producs"):
         list(gpu.part("ceilings", "tiny", ("producs",)))
 
@@ -116,8 +119,8 @@ def test_streamed_blocks_are_measured_beside_resident_ones() -> None:
     assert not any("error" in row for row in rows)
 
 
-@pytest.mark.system  # for its quarter of a minute
-def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
+@pytest.mark.system  # it takes 15 s
+def test_each_part_of_the_gpu_figures_has_its_process_and_its_rows(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "gpu.jsonl"
@@ -130,7 +133,7 @@ def test_each_part_of_a_gpus_figures_has_its_process_and_its_rows(
     assert "| loading | save |" in capfd.readouterr().out
 
 
-@pytest.mark.system  # for its minute
+@pytest.mark.system  # it takes a minute
 def test_both_starts_of_a_worker_and_8_bits_are_measured_at_a_tiny_size() -> None:
     rows = list(gpu.part("start", "tiny", ()))
     assert [row["case"] for row in rows] == ["written", "first start", "second start"]
@@ -139,7 +142,7 @@ def test_both_starts_of_a_worker_and_8_bits_are_measured_at_a_tiny_size() -> Non
     assert not [row for row in rows if "error" in row]
 
 
-@pytest.mark.system  # for its half a minute
+@pytest.mark.system  # it takes half a minute
 def test_a_whole_clip_of_the_engine_is_measured_at_a_tiny_size(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     cases = ["--cases", "ours, set up", "ours, native fps"]
@@ -149,7 +152,7 @@ def test_a_whole_clip_of_the_engine_is_measured_at_a_tiny_size(tmp_path: Path) -
     assert {"denoise", "decode", "encode"} <= set(rows["ours, native fps"]["stages"])
 
 
-def test_the_table_tells_how_memory_grows() -> None:
+def test_the_table_shows_how_memory_grows() -> None:
     seconds = {"ours_seconds": [2.0, 1.0, 3.0], "plain_seconds": [4.0]}
     rows = [
         {"frames": frames, **seconds, "ratio": 0.5, "ours_peak_mib": 10, "plain_peak_mib": peak}
@@ -171,7 +174,7 @@ def test_the_help_has_an_example(script: Any, capsys: pytest.CaptureFixture[str]
     assert f"example: python benchmarks/{name}.py" in capsys.readouterr().out
 
 
-def test_the_safety_checker_is_measured_in_all_of_its_parts(tmp_path: Path) -> None:
+def test_all_parts_of_the_safety_checker_are_measured(tmp_path: Path) -> None:
     result = safety.measure(safety.prepare(tmp_path, small=True), "cpu", repeats=1)
     parts = ["load", "prompt", "image", "5_frames", "10_frames", "15_frames"]
     assert list(result["seconds"]) == list(result["cpu_seconds"]) == parts
@@ -208,12 +211,13 @@ def test_growth_is_from_the_shortest_to_the_longest() -> None:
 
 
 def moving(count: int) -> np.ndarray:
-    """Frames that grow brighter by two levels each: neighbours are two levels apart everywhere."""
+    """Frames that grow brighter by two levels each, so neighbours are two levels apart
+    everywhere."""
     levels = 2 * np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     return np.broadcast_to(levels, (count, 16, 16, 3)).copy()
 
 
-def test_a_join_that_is_none_cannot_be_told_from_the_rest() -> None:
+def test_a_join_without_a_jump_cannot_be_told_from_the_rest() -> None:
     (seam,) = seams.measure([moving(20)], [10])
     assert (seam.frame, seam.jump, seam.inside_median, seam.ratio) == (10, 2, 2, 1)
     assert seam.rank == 0 and seam.colour_ratio == 1
@@ -221,21 +225,21 @@ def test_a_join_that_is_none_cannot_be_told_from_the_rest() -> None:
 
 def test_a_known_jump_is_measured_at_its_join_and_nowhere_else() -> None:
     frames = moving(30)
-    frames[10:] += np.array([6, 3, 0], np.uint8)  # a cast from frame 10 on
+    frames[10:] += np.array([6, 3, 0], np.uint8)  # a colour cast from frame 10 on
     first, second = seams.measure([frames[:4], frames[4:17], frames[17:]], [10, 20])
     assert (first.jump, first.ratio, first.rank) == (5, 2.5, 1)
     assert first.colour_shift == (8, 5, 2) and first.colour_ratio == 4
     assert (second.jump, second.ratio, second.colour_shift) == (2, 1, (2, 2, 2))
 
 
-def test_a_jump_that_is_faded_over_the_overlap_is_found_in_it() -> None:
+def test_a_jump_that_is_faded_over_the_overlap_is_found_there() -> None:
     frames = moving(20)
     frames[7:] += np.uint8(9)
     assert seams.measure([frames], [10], overlap=5)[0].jump == 11
     assert seams.measure([frames], [10], overlap=1)[0].jump == 2
 
 
-def test_a_clip_that_stands_still_has_finite_figures() -> None:
+def test_a_still_clip_has_finite_figures() -> None:
     frames = np.zeros((9, 8, 8, 3), np.uint8)
     (seam,) = seams.measure([frames], [4])
     assert (seam.jump, seam.ratio, seam.colour_ratio) == (0, 0, 0)
@@ -256,7 +260,7 @@ def test_the_joins_of_a_plan_are_inside_its_shots() -> None:
     assert seams.joins_of(plan) == ([57, 109, 188], 5)
 
 
-def test_seams_of_a_file_are_a_line_of_json_each(
+def test_seams_of_a_file_are_one_line_of_json_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames, path = moving(40), tmp_path / "clip.mp4"
@@ -283,7 +287,7 @@ def test_seams_are_measured_from_the_engine_too(
     assert all(seam.inside_median > 0 for seam in found)
 
 
-def test_a_file_that_is_no_video_has_no_seams(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_has_no_seams(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_text("not a video")
     with pytest.raises(ValueError, match="is no video"):

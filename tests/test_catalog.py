@@ -1,4 +1,5 @@
-"""The catalogue's rows are sound, and somebody's own checkpoint gets the row of its kind."""
+"""The rows of the catalogue are consistent, and a user's own checkpoint gets the row of its
+kind."""
 
 from __future__ import annotations
 
@@ -48,12 +49,12 @@ def test_the_best_models_of_a_task_come_first(task: str) -> None:
     assert sizes == sorted(sizes)[::-1]
 
 
-def test_of_two_models_of_a_size_the_faster_comes_first() -> None:
+def test_of_two_models_of_equal_size_the_faster_comes_first() -> None:
     pairs = [(one, other) for one, other in pairwise(REAL) if one.networks == other.networks]
     assert [one.name for one, other in pairs if one.steps > other.steps] == []
 
 
-def test_models_that_are_built_come_after_all_real_ones() -> None:
+def test_built_models_come_after_all_real_ones() -> None:
     assert [*REAL, CATALOG[FALLBACK]] == LISTED
 
 
@@ -93,10 +94,10 @@ def test_the_trained_length_is_a_whole_number_of_latent_frames(spec: ModelSpec) 
 @each(ROWS)
 def test_the_trained_length_is_five_seconds(spec: ModelSpec) -> None:
     first = 5 * spec.fps + 1
-    if spec.gives_sound:  # windows of a sound overlap, so they are a little longer
+    if spec.gives_sound:  # windows of sound overlap, so they are a little longer
         assert spec.max_frames == first + 4
         return
-    # Without an overlap a segment is whole latent frames, as few as hold five seconds.
+    # Without an overlap, segments have the fewest whole latent frames that hold five seconds.
     assert spec.max_frames == (first if spec.overlap_frames else -(-first // 4) * 4)
 
 
@@ -155,21 +156,21 @@ def test_every_network_has_a_size_and_its_work_takes_memory(spec: ModelSpec) -> 
 @each(REAL)
 def test_a_real_model_has_a_repository_at_a_pinned_revision(spec: ModelSpec) -> None:
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.repo or "")
-    if spec.family in ("vace", "s2v", "kandinsky"):  # no commit of these could be found in public
+    if spec.family in ("vace", "s2v", "kandinsky"):  # no public commit of these is known
         assert spec.revision is None
     else:
         assert re.fullmatch(r"[0-9a-f]{40}", spec.revision or "")
 
 
 @each(REAL)
-def test_the_size_of_a_download_is_told(spec: ModelSpec) -> None:
+def test_the_size_of_a_download_is_stated(spec: ModelSpec) -> None:
     assert spec.download_gb > 0
 
 
 @each(ROWS)
-def test_a_row_goes_on_in_a_way_that_its_condition_can_hold(spec: ModelSpec) -> None:
+def test_a_row_continues_in_a_way_that_its_condition_can_hold(spec: ModelSpec) -> None:
     assert spec.continuation in spec.continuations
-    # Whole latent frames, but for a model that is given what was before beside its own.
+    # Whole latent frames, unless the model gets the earlier frames in addition to its own.
     assert spec.overlap_frames % 4 == (0 if spec.continuation == "motion_frames" else 1)
     assert spec.overlap_frames < spec.max_frames
 
@@ -180,12 +181,12 @@ def test_a_single_expert_has_no_svi_pair() -> None:
 
 
 @each(BUILT)
-def test_a_model_that_is_built_is_not_fetched(spec: ModelSpec) -> None:
+def test_a_built_model_is_not_downloaded(spec: ModelSpec) -> None:
     assert (spec.repo, spec.revision, spec.loras, spec.download_gb) == (None, None, (), 0)
 
 
 @each(ROWS)
-def test_every_lora_but_the_svi_pair_is_pinned_by_its_content(spec: ModelSpec) -> None:
+def test_every_lora_except_the_svi_pair_is_pinned_by_its_content(spec: ModelSpec) -> None:
     for lora in spec.loras:
         if lora.sha256 is None:
             assert "/SVI_v2_PRO_" in lora.path and spec.continuation == "svi"
@@ -196,13 +197,13 @@ def test_every_lora_but_the_svi_pair_is_pinned_by_its_content(spec: ModelSpec) -
 
 
 @each(ROWS)
-def test_loras_come_once_for_each_expert(spec: ModelSpec) -> None:
+def test_there_is_one_lora_for_each_expert(spec: ModelSpec) -> None:
     experts = [lora.expert for lora in spec.loras]
     assert experts == ["high", "low"] * (len(experts) // 2)
 
 
 @each(ROWS)
-def test_loras_are_different_files(spec: ModelSpec) -> None:
+def test_the_two_loras_are_different_files(spec: ModelSpec) -> None:
     assert len({(lora.path, lora.sha256) for lora in spec.loras}) == len(spec.loras)
 
 
@@ -212,7 +213,7 @@ OWN = ("name", "title", "repo", "revision", "licence", "loras")
 
 
 def settings_of(spec: ModelSpec) -> dict[str, Any]:
-    """What a row says about running, without what it says about itself."""
+    """The part of a row about running, without the part that describes the model."""
     return {key: value for key, value in vars(spec).items() if key not in OWN}
 
 
@@ -254,13 +255,13 @@ def test_a_folder_of_another_task_runs_like_its_row(index: dict[str, Any], row: 
     assert [getattr(spec, name) for name in told] == [getattr(wanted, name) for name in told]
 
 
-def test_a_model_of_sound_that_is_not_distilled_has_more_steps_and_cfg() -> None:
+def test_a_sound_model_that_is_not_distilled_has_more_steps_and_cfg() -> None:
     scheduler = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     spec = infer("me/mine", {"_class_name": "Kandinsky6TI2VAPipeline", "scheduler": scheduler})
     assert (spec.steps, spec.guidance_scale) == (50, 5.0)
 
 
-def test_an_own_checkpoint_claims_nothing_of_the_row_it_runs_like() -> None:
+def test_an_own_checkpoint_claims_nothing_that_only_its_row_can_claim() -> None:
     index = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
     spec = infer("/models/mine", index)
     assert (spec.name, spec.repo, spec.revision) == ("/models/mine", None, None)

@@ -1,4 +1,4 @@
-"""What `doctor` and a worker's start look at: each fault says what is wrong and what to do."""
+"""The checks of `doctor` and of a worker's start: each fault says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def found(settings: Settings) -> dict[str, Check]:
     return {check.what: check for check in machine_checks(settings)}
 
 
-def test_a_machine_with_all_it_needs_passes(make_settings: MakeSettings) -> None:
+def test_a_complete_machine_passes(make_settings: MakeSettings) -> None:
     checks = found(make_settings())
     assert [check for check in checks.values() if not check.ok] == []
     assert set(checks) >= {"gpu", "ffmpeg", "scratch", "model", "memory", "recipe", "storage"}
     require(make_settings())
 
 
-def test_a_start_that_fails_is_one_line_that_says_why(make_settings: MakeSettings) -> None:
+def test_a_failed_start_is_one_line_that_says_why(make_settings: MakeSettings) -> None:
     (check,) = start_checks(make_settings(interpolation="rife"), Startup())
     assert (check.what, check.level) == ("start", "fail") and "WAN_RIFE_WEIGHTS" in check.found
 
@@ -120,12 +120,12 @@ def test_a_card_must_hold_the_model(
 
 
 def bare(make_settings: MakeSettings, tmp_path: Path, **overrides: Any) -> Settings:
-    """A machine with neither model nor classifiers nor bucket."""
+    """A machine with neither model, classifiers nor bucket."""
     absent = {"safety_prompt_model": str(tmp_path / "no"), "safety_image_model": "no/model"}
     return make_settings(**{"model": "auto", **absent, **overrides})
 
 
-def test_a_worker_is_told_at_once_all_that_is_missing(
+def test_a_worker_reports_everything_that_is_missing_at_once(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = bare(make_settings, tmp_path, scratch_dir=tmp_path / "absent")
@@ -144,7 +144,7 @@ def test_a_worker_is_told_at_once_all_that_is_missing(
         assert word in told
 
 
-def test_a_worker_that_has_a_part_of_the_bucket_is_told_the_rest(
+def test_a_worker_with_part_of_the_bucket_settings_reports_the_rest(
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings(bucket_endpoint_url="https://s3.example.com/clips")
@@ -156,7 +156,7 @@ def test_a_worker_that_has_a_part_of_the_bucket_is_told_the_rest(
 def test_the_list_fails_where_the_engine_of_a_worker_would(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    """Whatever the constructor refuses, the list has refused before."""
+    """The list refuses everything that the constructor refuses."""
     cases: list[dict[str, Any]] = [
         {},
         {"storage": "local"},
@@ -181,7 +181,7 @@ def refuses(work: Callable[[], object]) -> bool:
     return False
 
 
-def test_what_works_but_not_as_promised_is_a_warning(
+def test_a_working_setting_that_breaks_a_promise_is_a_warning(
     make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = bare(make_settings, tmp_path, models_dir=tmp_path / "absent")
@@ -204,7 +204,7 @@ def test_what_works_but_not_as_promised_is_a_warning(
         ("compile_cache_dir", "warn", "WAN_COMPILE_CACHE_DIR"),
     ],
 )
-def test_a_file_in_place_of_a_folder_is_told(
+def test_a_file_in_place_of_a_folder_is_reported(
     make_settings: MakeSettings, tmp_path: Path, setting: str, level: str, variable: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -226,12 +226,12 @@ def test_a_file_in_place_of_a_folder_is_told(
     ],
 )
 @pytest.mark.parametrize("path", ["/proc/x", "a" * 300, "nul\0", "~nobody-of-that-name/x"])
-def test_no_path_of_a_setting_is_more_than_a_row(
+def test_no_path_of_a_setting_fails_more_than_its_row(
     make_settings: MakeSettings, setting: str, path: str
 ) -> None:
     settings = make_settings(**{setting: Path(path)})
     rows = {row.what: row for row in machine_checks(settings)}
-    assert set(rows) >= {"model", "storage", "safety"}  # the list goes on
+    assert set(rows) >= {"model", "storage", "safety"}  # the other rows are still checked
     if setting != "models_dir":
         assert any(row.level != "ok" and row.what in ROWS[setting] for row in rows.values())
 
@@ -247,12 +247,12 @@ ROWS = {
 }
 
 
-def test_a_variable_that_nothing_reads_is_told_with_the_nearest_name(
+def test_an_unread_variable_is_reported_with_the_nearest_name(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(make_settings())["variables"].level == "ok"
     monkeypatch.setenv("WAN_MODLE", "wan-tiny")
-    monkeypatch.setenv("wan_steps", "4")  # taken in any case
+    monkeypatch.setenv("wan_steps", "4")  # read in any case
     monkeypatch.setenv("BUCKET_ENDPOINT", "x")
     monkeypatch.setenv("WAN_XYZZY", "x")
     row = found(make_settings())["variables"]

@@ -1,4 +1,4 @@
-"""Which model serves which order, as a table."""
+"""The model that serves each request, as a table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def chosen(here: str, *, generate_audio: bool = True, **fields: Any) -> Choice:
         ("ends speech", {**SPOKEN, "last_image": IMAGE}, "ends", "given"),
     ],
 )
-def test_the_model_and_the_sound_of_an_order(
+def test_the_model_and_the_sound_of_a_request(
     here: str, fields: dict[str, Any], name: str, track: str
 ) -> None:
     found = chosen(here, **fields)
@@ -103,7 +103,7 @@ def test_the_model_and_the_sound_of_an_order(
         ("picture sounding", PLAIN, "none"),
     ],
 )
-def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
+def test_an_operator_can_turn_off_the_track_unless_the_request_wants_one(
     here: str, fields: dict[str, Any], track: str
 ) -> None:
     assert chosen(here, generate_audio=False, **fields).track == track
@@ -148,7 +148,7 @@ def test_an_operator_can_want_no_track_where_the_order_does_not_ask_for_one(
         ),
     ],
 )
-def test_what_no_model_takes_is_refused_by_its_field(
+def test_a_request_that_no_model_accepts_is_refused_by_its_field(
     here: str, fields: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(NotServed) as caught:
@@ -156,10 +156,10 @@ def test_what_no_model_takes_is_refused_by_its_field(
     assert str(caught.value) == said and isinstance(caught.value, InvalidRequest)
 
 
-def test_what_is_not_done_is_told_and_warned_of_where_it_was_asked_for() -> None:
+def test_what_cannot_be_done_is_reported_and_a_warning_if_it_was_requested() -> None:
     muxed = chosen("picture", **SPOKEN)
     assert "does not move lips" in muxed.undone[0] and muxed.warnings == muxed.undone
-    unasked = chosen("picture", **PLAIN)  # the page of the endpoint promises no made sound
+    unasked = chosen("picture", **PLAIN)  # the endpoint's page does not promise generated sound
     assert "silent track" in unasked.undone[0] and unasked.warnings == ()
     silent = chosen("picture", **LOUD)
     assert (
@@ -205,7 +205,7 @@ def test_the_model_of_later_shots_and_why(
         ),
     ],
 )
-def test_without_a_choice_nothing_is_said_of_later_shots(here: str, fields: dict[str, Any]) -> None:
+def test_without_a_choice_later_shots_are_not_mentioned(here: str, fields: dict[str, Any]) -> None:
     found = chosen(here, **fields)
     assert found.later is None and "later_shots" not in found.described()
 

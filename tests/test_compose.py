@@ -1,5 +1,5 @@
-"""The compose file's services, each run as it is written there but as a plain process: its command,
-its environment, its health check. moto stands for MinIO."""
+"""The services of the compose file, each run as a plain process: its command, environment and
+health check. moto replaces MinIO."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALLEST = {
 
 
 def substituted(text: str, variables: Mapping[str, str]) -> str:
-    """`${NAME:-default}` and `${NAME:?why}` as compose replaces them."""
+    """Replaces `${NAME:-default}` and `${NAME:?why}` as compose does."""
 
     def value(found: re.Match[str]) -> str:
         name, how, rest = found.groups()
@@ -65,7 +65,7 @@ def bucket() -> Iterator[int]:
 
 
 class Here:
-    """The file with ports, folders and variables of this test in it."""
+    """The file with the ports, folders and variables of this test."""
 
     def __init__(self, folder: Path, bucket_port: int) -> None:
         self.folder = folder
@@ -124,7 +124,7 @@ def wait_until(true: Any, process: warm.Process, here: Here, name: str) -> None:
 
 
 def answer_of(url: str) -> int:
-    """The status; 0 while nobody listens."""
+    """The HTTP status, or 0 while nothing listens."""
     try:
         return httpx.get(url).status_code
     except httpx.TransportError:
@@ -141,7 +141,7 @@ def job(data: Path) -> dict[str, Any]:
     return {"input": {"prompt": "lift-off", "image": image, "seed": 1}}
 
 
-def test_the_gateway_renders_for_who_has_a_key_and_ends_when_it_is_told(
+def test_the_gateway_renders_for_callers_with_a_key_and_ends_when_told_to(
     tmp_path: Path, bucket: int, data: Path
 ) -> None:
     here = Here(tmp_path, bucket)
@@ -164,7 +164,7 @@ def test_the_gateway_renders_for_who_has_a_key_and_ends_when_it_is_told(
     assert (tmp_path / "outputs" / "gateway.db").is_file()
 
 
-def test_the_worker_answers_as_the_development_api_does(
+def test_the_worker_answers_like_the_development_api(
     tmp_path: Path, bucket: int, data: Path
 ) -> None:
     here = Here(tmp_path, bucket)

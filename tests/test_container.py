@@ -1,4 +1,4 @@
-"""The image as it is described: what it copies is there, what it installs is pinned, no secret."""
+"""The Dockerfile: copied files exist, packages are pinned, and there is no secret."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|_KEY", re.IGNORECASE)
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Of the Dockerfile: (instruction, rest of it), comments and continuations resolved."""
+    """The instructions of the Dockerfile as (name, arguments), without comments and continuation
+    lines."""
     lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
     joined = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", " ")
     found = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
@@ -36,7 +37,7 @@ def locked() -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==(\S+)(?: ; .*)? \\$", text, re.MULTILINE))
 
 
-def test_an_init_is_the_first_process_and_nobody_is_root() -> None:
+def test_an_init_is_the_first_process_and_no_process_is_root() -> None:
     assert [json.loads(rest) for rest in rest_of("ENTRYPOINT")] == [["tini", "--"]]
     assert [json.loads(rest) for rest in rest_of("CMD")] == [["python", "handler.py"]]
     assert rest_of("USER") == ["${RUN_AS}"] and "RUN_AS=wan" in rest_of("ARG")
@@ -47,7 +48,7 @@ def test_the_image_has_what_torch_compiles_with() -> None:
     [installed] = [rest for rest in rest_of("RUN") if "apt-get install" in rest]
     assert {"gcc", "g++", "libc6-dev", "tini"} <= set(installed.split())
     last = (ROOT / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
-    assert installed.split()[-1] in last  # in the stage that runs
+    assert installed.split()[-1] in last  # in the final stage
     assert last.index("USER ") < last.index("wan_engine.runtime.compiler import problem")
 
 
@@ -58,7 +59,7 @@ def test_no_secret_is_an_argument_or_a_variable_of_the_image() -> None:
     assert all(rest.startswith("--mount=type=secret,") for rest in with_secret) and with_secret
 
 
-def test_what_is_copied_exists_and_is_sent_to_the_builder() -> None:
+def test_copied_files_exist_and_are_in_the_build_context() -> None:
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     allowed = [line[1:] for line in ignored if line.startswith("!")]
     assert ignored[0] == "*"
@@ -80,7 +81,7 @@ def test_the_trainer_of_the_toy_is_not_in_the_image() -> None:
     assert ignored.index("builder/train_toy") > ignored.index("!builder")
 
 
-def test_the_classifiers_are_fetched_to_where_they_are_looked_for() -> None:
+def test_the_classifiers_are_downloaded_to_where_the_engine_looks() -> None:
     [command] = [rest for rest in rest_of("RUN") if "download safety" in rest]
     home = re.search(r"HF_HOME=(\S+)", command)
     assert home and Path(home[1]) / "hub" == files.BAKED_HUB_CACHE
@@ -105,7 +106,7 @@ def test_every_package_of_the_lock_has_a_hash_and_no_address() -> None:
     assert "://" not in text and "--index-url" not in text
 
 
-def test_the_hub_allows_the_cuda_that_the_lock_installs() -> None:
+def test_the_hub_form_allows_the_cuda_version_of_the_lock() -> None:
     major_minor = ".".join(locked()["cuda-toolkit"].split(".")[:2])
     assert runpod_hub.hub()["config"]["allowedCudaVersions"][0] == major_minor
 

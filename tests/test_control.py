@@ -1,4 +1,4 @@
-"""Stopping and counting: whether a job stops when it must, and only then."""
+"""Control of a job: it stops when it must, and only then, and it counts correctly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from wan_engine.control import Control, Progress, Watch
 from wan_engine.errors import Cancelled, DeadlineExceeded
 
-PROMPT_SECONDS = 0.3  # what a caller may wait for a stop
-EARLY_SECONDS = 0.05  # a timer starts before the work that it stops, and so ends before it too
+PROMPT_SECONDS = 0.3  # the longest time that a stop may take
+EARLY_SECONDS = 0.05  # a timer starts before the work that it stops, and so also ends earlier
 
 
 class Blocked:
-    """Work that cannot look by itself: it waits until somebody stops it."""
+    """Work that cannot check the control: it waits until something stops it."""
 
     def __init__(self) -> None:
         self.stops: list[str] = []
@@ -51,19 +51,19 @@ def watching_threads() -> list[threading.Thread]:
 # --- job id --------------------------------------------------------------------------------------
 
 
-def test_a_job_keeps_its_name() -> None:
+def test_a_job_keeps_its_id() -> None:
     assert Control("job-1").job_id == "job-1"
 
 
 @pytest.mark.parametrize("nameless", [None, ""])
-def test_a_nameless_job_gets_a_new_name(nameless: str | None) -> None:
+def test_a_job_without_an_id_gets_a_new_one(nameless: str | None) -> None:
     assert len({Control(nameless).job_id for _ in range(100)} - {""}) == 100
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
-def test_a_job_goes_on_where_nothing_stops_it() -> None:
+def test_a_job_continues_if_nothing_stops_it() -> None:
     control = Control(deadline_seconds=60)
     control.checkpoint()
     assert not control.cancelled
@@ -77,7 +77,7 @@ def test_a_cancelled_job_stops_at_the_next_checkpoint() -> None:
         control.checkpoint()
 
 
-def test_cancelling_twice_is_cancelling_once() -> None:
+def test_cancelling_twice_is_the_same_as_once() -> None:
     control = Control()
     control.cancel()
     control.cancel()
@@ -93,7 +93,7 @@ def test_a_job_stays_cancelled() -> None:
             control.checkpoint()
 
 
-def test_cancelling_comes_from_another_thread() -> None:
+def test_a_job_can_be_cancelled_from_another_thread() -> None:
     control = Control()
     thread = threading.Thread(target=control.cancel)
     thread.start()
@@ -102,7 +102,7 @@ def test_cancelling_comes_from_another_thread() -> None:
         control.checkpoint()
 
 
-def test_a_checkpoint_stops_the_thread_that_asks() -> None:
+def test_a_checkpoint_stops_the_thread_that_calls_it() -> None:
     control, raised = Control(), []
 
     def work() -> None:
@@ -135,7 +135,7 @@ def test_a_cancelled_job_that_is_also_late_counts_as_cancelled() -> None:
         control.checkpoint()
 
 
-def test_there_is_no_time_left_to_tell_without_a_deadline() -> None:
+def test_without_a_deadline_there_is_no_time_left_to_tell() -> None:
     assert Control().seconds_left is None
 
 
@@ -160,7 +160,7 @@ def test_progress_arrives_in_order_and_unchanged() -> None:
     assert seen == [Progress(*step) for step in steps]
 
 
-def test_progress_is_told_on_the_thread_that_works() -> None:
+def test_progress_is_reported_on_the_thread_that_works() -> None:
     seen: list[str] = []
     control = Control(on_progress=lambda _: seen.append(threading.current_thread().name))
     thread = threading.Thread(target=control.progress, args=("denoise", 1, 4), name="gpu")
@@ -169,7 +169,7 @@ def test_progress_is_told_on_the_thread_that_works() -> None:
     assert seen == ["gpu"]
 
 
-def test_progress_of_a_cancelled_job_is_told_before_it_stops() -> None:
+def test_progress_of_a_cancelled_job_is_reported_before_it_stops() -> None:
     seen: list[Progress] = []
     control = Control(on_progress=seen.append)
     control.cancel()
@@ -192,7 +192,7 @@ def test_a_listener_that_cancels_stops_the_job_at_once() -> None:
 # --- seconds per stage ---------------------------------------------------------------------------
 
 
-def test_time_goes_to_the_stage_that_was_entered_before() -> None:
+def test_time_counts_for_the_stage_that_was_entered_last() -> None:
     control = Control()
     control.enter("load")
     time.sleep(0.05)
@@ -202,7 +202,7 @@ def test_time_goes_to_the_stage_that_was_entered_before() -> None:
     assert control.stage_seconds["denoise"] < 0.05
 
 
-def test_a_stage_that_comes_again_is_added_up() -> None:
+def test_a_repeated_stage_is_added_up() -> None:
     control = Control()
     for _ in range(2):
         control.enter("denoise")
@@ -212,7 +212,7 @@ def test_a_stage_that_comes_again_is_added_up() -> None:
     assert 0.04 <= control.stage_seconds["denoise"] < 0.04 + PROMPT_SECONDS
 
 
-def test_time_outside_of_all_stages_belongs_to_none() -> None:
+def test_time_outside_all_stages_counts_for_none() -> None:
     control = Control()
     time.sleep(0.05)
     control.enter("load")
@@ -224,7 +224,7 @@ def test_time_outside_of_all_stages_belongs_to_none() -> None:
     assert sum(control.stage_seconds.values()) < 0.05
 
 
-def test_progress_accounts_for_its_stage() -> None:
+def test_progress_counts_for_its_stage() -> None:
     control = Control()
     control.progress("prepare", 0, 1)
     control.progress("denoise", 0, 1)
@@ -242,7 +242,7 @@ def test_the_stages_add_up_to_the_whole_job() -> None:
     assert sum(control.stage_seconds.values()) == pytest.approx(whole, abs=0.01)
 
 
-def test_a_stage_inside_another_gives_back_to_it() -> None:
+def test_after_an_inner_stage_time_counts_for_the_outer_one() -> None:
     control = Control()
     control.enter("decode")
     with pytest.raises(OSError, match="broken"), control.within("safety"):
@@ -258,14 +258,14 @@ def test_a_stage_inside_another_gives_back_to_it() -> None:
 
 
 def stopped_after(control: Control, seconds: float | None) -> tuple[float, Watch, Blocked]:
-    """How long blocked work waited for its watch."""
+    """How long blocked work waited for the watch to stop it."""
     work = Blocked()
     with control.watch(work.stop, seconds) as watch:
         waited = work.wait()
     return waited, watch, work
 
 
-def test_a_cancel_stops_work_that_cannot_look() -> None:
+def test_a_cancel_stops_blocked_work() -> None:
     control = Control()
     with after(0.1, control.cancel):
         waited, watch, work = stopped_after(control, 60)
@@ -273,7 +273,7 @@ def test_a_cancel_stops_work_that_cannot_look() -> None:
     assert (work.stops, watch.expired) == (["watch"], False)
 
 
-def test_its_own_limit_stops_the_work() -> None:
+def test_its_own_limit_stops_blocked_work() -> None:
     control = Control(deadline_seconds=60)
     waited, watch, work = stopped_after(control, 0.1)
     assert 0.1 - EARLY_SECONDS <= waited < 0.1 + PROMPT_SECONDS
@@ -281,7 +281,7 @@ def test_its_own_limit_stops_the_work() -> None:
     control.checkpoint()
 
 
-def test_the_deadline_of_the_job_stops_the_work() -> None:
+def test_the_deadline_of_the_job_stops_blocked_work() -> None:
     control = Control(deadline_seconds=0.1)
     waited, watch, work = stopped_after(control, None)
     assert waited < 0.1 + PROMPT_SECONDS
@@ -306,7 +306,7 @@ def test_work_is_stopped_once_for_all_reasons_together() -> None:
     assert len(work.stops) == 1
 
 
-def test_work_that_nothing_ends_is_left_alone() -> None:
+def test_work_without_a_reason_to_stop_is_left_alone() -> None:
     control, work = Control(deadline_seconds=60), Blocked()
     with control.watch(work.stop, 60) as watch:
         assert work.wait(0.25) >= 0.25
@@ -336,7 +336,7 @@ def test_a_watch_ends_with_work_that_fails() -> None:
     assert watching_threads() == []
 
 
-def test_a_watch_ends_after_it_has_stopped_the_work() -> None:
+def test_a_watch_ends_after_it_stopped_the_work() -> None:
     stopped_after(Control(), 0)
     assert watching_threads() == []
 
@@ -357,7 +357,7 @@ def test_watches_stop_the_work_of_all_threads_of_a_job() -> None:
     assert [len(work.stops) for work in works] == [1, 1, 1, 1]
 
 
-def test_watches_of_one_job_can_lie_inside_each_other() -> None:
+def test_watches_of_one_job_can_be_nested() -> None:
     control, outer, inner = Control(), Blocked(), Blocked()
     with control.watch(outer.stop) as outer_watch, control.watch(inner.stop, 0.05) as inner_watch:
         inner.wait()

@@ -1,4 +1,4 @@
-"""The run of a quarter of an hour, dry: tiny networks on a CPU. No test looks at the clock."""
+"""The run of a quarter of an hour, with tiny networks on a CPU. No test checks times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from benchmarks import gpu_quarter
 from benchmarks.gpu_quarter import Plan, Step, rows_of
 
-BUSY = 3600.0  # seconds: what a busy machine takes is no matter
+BUSY = 3600.0  # seconds: long enough for any busy machine
 
 
 def run(out: Path, *steps: Step, seconds: float = BUSY) -> list[dict[str, Any]]:
@@ -22,7 +22,8 @@ def run(out: Path, *steps: Step, seconds: float = BUSY) -> list[dict[str, Any]]:
     return rows_of(out)
 
 
-def test_each_figure_is_kept_as_it_comes_and_not_measured_twice(
+@pytest.mark.system  # it starts torch three times
+def test_each_figure_is_stored_at_once_and_not_measured_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.jsonl"
@@ -33,7 +34,7 @@ def test_each_figure_is_kept_as_it_comes_and_not_measured_twice(
     assert {row["step"] for row in first} == {"errors"}
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == first
     with out.open("a") as file:
-        file.write('{"step": "encode", "part": "enc')  # as a run that was cut off leaves it
+        file.write('{"step": "encode", "part": "enc')  # like a run that was interrupted
         file.write("\n")
     both = run(out, errors, encode)
     assert both[: len(first)] == first
@@ -43,7 +44,7 @@ def test_each_figure_is_kept_as_it_comes_and_not_measured_twice(
     assert "| end |" not in table
 
 
-def test_a_part_that_fails_is_measured_again(tmp_path: Path) -> None:
+def test_a_failed_part_is_measured_again(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     late = Step("ceilings", "ceilings", limit=0.01)
     [ended] = run(out, late)
@@ -52,13 +53,13 @@ def test_a_part_that_fails_is_measured_again(tmp_path: Path) -> None:
     assert rows[-1]["exit"] == 0 and len(rows) > 3
 
 
-def test_a_step_that_has_too_little_time_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_step_with_too_little_time_is_left_out_and_reported(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     [row] = run(out, Step("start", "start", least=120), seconds=60)
     assert row["case"] == "left out" and row["left_s"] <= 60
 
 
-def test_the_steps_are_in_the_order_of_their_worth_and_fit() -> None:
+def test_steps_are_ordered_by_their_value_and_fit() -> None:
     steps = Plan().steps
     assert [step.name for step in steps][:3] == ["checks", "job", "block"]
     assert len({step.name for step in steps}) == len(steps)
@@ -71,11 +72,11 @@ def test_every_case_of_a_step_is_one_of_its_part() -> None:
             assert set(step.cases) <= gpu_quarter.gpu.cases_of(step.part, "tiny"), step.name
 
 
-def test_what_is_packed_is_in_the_lock() -> None:
+def test_packed_packages_are_in_the_lock() -> None:
     assert set(gpu_quarter.PACKAGES) <= gpu_quarter._locked().keys()
 
 
-def test_what_is_packed_has_to_fit_beside_the_repository() -> None:
+def test_packed_packages_must_fit_beside_the_repository() -> None:
     here = gpu_quarter.repository_bytes()
     assert here > (gpu_quarter.ROOT / "wan_engine" / "toy" / "wan-tiny.safetensors").stat().st_size
     gpu_quarter.refuse_if_too_large(gpu_quarter.MOST_BYTES - here, here)
@@ -92,7 +93,7 @@ def wheel(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def test_what_is_packed_can_be_imported_and_its_program_runs(tmp_path: Path) -> None:
+def test_packed_packages_can_be_imported_and_their_program_runs(tmp_path: Path) -> None:
     pack, site = tmp_path / "pack", tmp_path / "site"
     pack.mkdir()
     program = Path("/bin/true").read_bytes()
@@ -114,7 +115,7 @@ def test_what_is_packed_can_be_imported_and_its_program_runs(tmp_path: Path) -> 
     assert gpu_quarter.unpack(tmp_path / "absent", site) == {}
 
 
-def test_a_package_that_is_here_is_not_put_before_itself(tmp_path: Path) -> None:
+def test_an_installed_package_is_not_replaced_by_a_packed_copy_of_itself(tmp_path: Path) -> None:
     here = gpu_quarter.version("numpy")
     wheel(tmp_path / f"numpy-{here}-py3-none-any.whl", {"numpy/__init__.py": b""})
     (tmp_path / "ffmpeg.xz").write_bytes(gpu_quarter.lzma.compress(b"a program"))

@@ -58,7 +58,7 @@ def run(engine: Engine, payload: object) -> dict[str, Any]:
     return asyncio.run(handler({"id": "job", "input": payload}))
 
 
-def test_a_job_gives_the_output_object(engine: Engine, good: dict[str, Any]) -> None:
+def test_a_job_returns_the_output_object(engine: Engine, good: dict[str, Any]) -> None:
     output = run(engine, good)
     assert output["video_url"] == output["result"] and output["cost"] == 0.5
 
@@ -97,7 +97,7 @@ def test_a_bad_value_is_one_clear_sentence(
 
 
 @pytest.mark.parametrize("payload", [[], "text", 5])
-def test_an_input_that_is_no_object_is_refused(engine: Engine, payload: object) -> None:
+def test_an_input_that_is_not_an_object_is_refused(engine: Engine, payload: object) -> None:
     assert run(engine, payload)["error"].startswith('field "input" must be an object, got ')
 
 
@@ -120,7 +120,7 @@ def test_an_input_that_is_no_object_is_refused(engine: Engine, payload: object) 
         ),
     ],
 )
-def test_a_jobs_own_bucket_is_looked_at_before_it_is_rendered(
+def test_a_jobs_own_bucket_is_checked_before_the_render(
     engine: Engine, good: dict[str, Any], beside: dict[str, Any], sentence: str
 ) -> None:
     before = set(engine.settings.output_dir.glob("*.mp4"))
@@ -130,7 +130,7 @@ def test_a_jobs_own_bucket_is_looked_at_before_it_is_rendered(
     assert set(engine.settings.output_dir.glob("*.mp4")) == before
 
 
-def test_a_bug_is_a_reference_and_its_traceback_is_in_the_log(
+def test_a_bug_gives_a_reference_and_its_traceback_is_in_the_log(
     engine: Engine, good: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
@@ -158,7 +158,7 @@ def test_a_bug_is_a_reference_and_its_traceback_is_in_the_log(
         (60.0, [], 60),
     ],
 )
-def test_the_shorter_time_limit_holds(
+def test_the_shorter_time_limit_applies(
     make_settings: Callable[..., Settings],
     good: dict[str, Any],
     configured: float | None,
@@ -178,7 +178,7 @@ def test_the_shorter_time_limit_holds(
 
 
 class Waiting:
-    """An engine that works until it is told to stop, and then takes a moment to end."""
+    """An engine that works until told to stop, and takes a moment to end."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
@@ -194,7 +194,9 @@ class Waiting:
             self.ended.set()
 
 
-def test_a_cancel_ends_the_thread_before_the_handler(engine: Engine, good: dict[str, Any]) -> None:
+def test_after_a_cancel_the_thread_ends_before_the_handler(
+    engine: Engine, good: dict[str, Any]
+) -> None:
     waiting: Any = Waiting()
     handler = Handler(waiting, engine.settings, report=False)
 
@@ -226,7 +228,7 @@ def test_a_job_that_was_handed_over_twice_is_rendered_once(
     named = {**good, FIELD: "job/0.0"}
 
     async def both() -> list[dict[str, Any]]:
-        with engine.pool.device(Control()):  # for which the first one waits meanwhile
+        with engine.pool.device(Control()):  # the first one waits for it meanwhile
             first = asyncio.create_task(handler({"id": "first", "input": named}))
             folder = engine.settings.output_dir / ".jobs"
             while not (folder.is_dir() and any(folder.glob("*.claim"))):
@@ -243,10 +245,11 @@ def test_a_job_that_was_handed_over_twice_is_rendered_once(
 
 
 @pytest.mark.parametrize("report", [True, False])
-def test_only_who_names_its_renders_is_told_a_failures_code(
+def test_only_callers_that_name_their_renders_get_the_error_code(
     engine: Engine, good: dict[str, Any], report: bool
 ) -> None:
-    """Runpod's clients give a failed job's output, which this becomes, where they gave None."""
+    """The code becomes the output of the failed job, which Runpod's clients return instead of
+    None."""
     handler = Handler(engine, engine.settings, report=report)
     wrong = {**good, "seed": "x"}
 
@@ -257,7 +260,9 @@ def test_only_who_names_its_renders_is_told_a_failures_code(
     assert told({**wrong, FIELD: "job/0.0"}) == ["error", *(["error_code"] if report else [])]
 
 
-def test_a_local_run_has_no_other_to_be_told_of(engine: Engine, good: dict[str, Any]) -> None:
+def test_a_local_run_renders_again_under_the_same_name(
+    engine: Engine, good: dict[str, Any]
+) -> None:
     urls = {run(engine, {**good, FIELD: "job/0.0"})["video_url"] for _ in range(2)}
     assert len(urls) == 2
 
@@ -291,7 +296,7 @@ def test_progress_is_posted_in_order_and_never_after_the_result(
 
 
 @pytest.mark.parametrize("previews", ["on", "auto"])
-def test_previews_are_posted_with_the_progress_where_the_setting_says_so(
+def test_previews_are_posted_with_the_progress_if_the_setting_says_so(
     engine: Engine, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch, previews: str
 ) -> None:
     from runpod.serverless.modules import rp_http
@@ -365,7 +370,7 @@ def test_a_wrong_setting_refuses_to_start(
     assert sentence in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_worker_that_cannot_start_says_all_that_is_missing_and_tells_runpod(
+def test_a_worker_that_cannot_start_names_everything_that_is_missing_and_tells_runpod(
     tmp_path: Path,
 ) -> None:
     told: list[str] = []
@@ -377,7 +382,7 @@ def test_a_worker_that_cannot_start_says_all_that_is_missing_and_tells_runpod(
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Quiet."""
+            """Do not log requests."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ping) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

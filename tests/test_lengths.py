@@ -1,4 +1,4 @@
-"""A clip of any whole second from 2 to 15 has exactly its frames, of any model."""
+"""Clips of every whole second from 2 to 15 have exactly their frames, with every model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROWS = [*CATALOG.values(), *toy.MODELS.values()]
 
 @dataclass(frozen=True)
 class Picture:
-    """All of an image that a plan looks at."""
+    """The attributes of an image that a plan reads."""
 
     size: tuple[int, int] = (1280, 720)
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
 @pytest.mark.parametrize("spec", ROWS, ids=lambda spec: spec.name)
-def test_any_whole_second_is_exact(spec: ModelSpec, seconds: int) -> None:
+def test_every_whole_second_is_exact(spec: ModelSpec, seconds: int) -> None:
     order = Order("Leaves sway", image="https://example.com/a.jpg", duration=seconds, seed=42)
     media = Media(cast(Any, Picture()))
     for multi in (False, True):

@@ -1,4 +1,4 @@
-"""The field `loras`: what a request may say, and the sentence about what it may not."""
+"""The field `loras`: valid values, and the sentence for each invalid one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PAGES: list[dict[str, Any]] = [
         ("", ()),  # as forms send it
     ],
 )
-def test_each_page_takes_names_and_objects(
+def test_names_and_objects_of_each_page_are_accepted(
     page: dict[str, Any], said: Any, loras: tuple[Lora, ...]
 ) -> None:
     assert parse_request({**page, "loras": said}).order().loras == loras
@@ -86,7 +86,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("said", "sentence"), WRONG)
-def test_what_is_wrong_is_one_sentence_with_field_and_value(said: Any, sentence: str) -> None:
+def test_an_error_is_one_sentence_with_field_and_value(said: Any, sentence: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request({**PICTURE, "loras": said})
     assert str(caught.value).startswith(f"field {sentence}")
@@ -104,7 +104,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_any_value_is_taken_or_refused_in_a_sentence(said: Any) -> None:
+def test_any_value_is_accepted_or_refused_in_a_sentence(said: Any) -> None:
     try:
         for one in parse_request({**PICTURE, "loras": said}).order().loras:
             assert -4 <= one.scale <= 4 and one.expert in (None, "both", "high", "low")
@@ -113,7 +113,7 @@ def test_any_value_is_taken_or_refused_in_a_sentence(said: Any) -> None:
         assert str(error).startswith('field "loras')
 
 
-def test_a_lora_is_told_in_words() -> None:
+def test_a_lora_is_described_in_words() -> None:
     assert [str(one) for one in (Lora("a"), Lora("a", 0.25, "low"), Lora("a", -1, "both"))] == [
         "a at 1",
         "a at 0.25 (low)",

@@ -1,4 +1,4 @@
-"""The wheel: all of the engine and nothing else, and it runs far from the repository."""
+"""The wheel: all of the engine and nothing else, and it works outside the repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INFO = f"wan_engine-{VERSION}.dist-info"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, without what an earlier build has left."""
+    """Built from a copy, without files of an earlier build."""
     source = tmp_path_factory.mktemp("source")
     for path in ("pyproject.toml", "README.md", "LICENSE", *map(str, ROOT.glob("requirements*"))):
         shutil.copy(ROOT / path, source)
@@ -59,7 +59,7 @@ def test_the_wheel_has_every_file_of_the_engine_and_nothing_else(wheel: Path) ->
     assert "wan_engine/py.typed" in names and "wan_engine/toy/wan-tiny.safetensors" in names
 
 
-def test_the_wheel_says_version_licence_and_what_it_needs(installed: Path) -> None:
+def test_the_wheel_states_version_licence_and_requirements(installed: Path) -> None:
     said = HeaderParser().parsestr((installed / INFO / "METADATA").read_text("utf-8"))
     assert (said["Name"], said["Version"]) == ("wan-engine", VERSION)
     assert said["License-Expression"] == "Apache-2.0" and said["Requires-Python"] == ">=3.11"
@@ -76,7 +76,7 @@ def pins(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def test_the_command_is_there(installed: Path) -> None:
+def test_the_command_is_installed(installed: Path) -> None:
     assert "[console_scripts]" in (installed / INFO / "entry_points.txt").read_text("utf-8")
     for name, value in PROJECT["project"]["scripts"].items():
         assert callable(EntryPoint(name, value, "console_scripts").load())
@@ -86,7 +86,7 @@ def test_the_version_is_written_in_one_place() -> None:
     assert "version" not in PROJECT["project"] and "version" in PROJECT["project"]["dynamic"]
 
 
-def test_the_tests_build_with_what_an_installation_builds_with() -> None:
+def test_the_tests_use_the_build_tools_of_an_installation() -> None:
     [backend] = PROJECT["build-system"]["requires"]
     assert backend in (ROOT / "tests" / "requirements.txt").read_text("utf-8").splitlines()
 

@@ -1,4 +1,4 @@
-"""Arithmetic of a clip: sizes, frames and segments, over all shapes, models and lengths."""
+"""The arithmetic of a clip: sizes, frames and segments, over all shapes, models and lengths."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ fuzz = settings(max_examples=200, deadline=None, database=None)
 
 @dataclass(frozen=True)
 class Picture:
-    """All of an image that a plan looks at; a real one of this size would fill the memory."""
+    """The attributes of an image that a plan reads. A real image of this size would fill the
+    memory."""
 
     size: tuple[int, int]
 
@@ -76,7 +77,7 @@ def plan_of(
 
 @st.composite
 def pictures(draw: st.DrawFn, most: int = 3) -> tuple[int, int]:
-    """Sizes of images that are taken, at most `most` times as long as wide."""
+    """Sizes of accepted images, at most `most` times as long as wide."""
     width = draw(st.integers(SHORTEST_SIDE, LONGEST_SIDE))
     shortest = max(SHORTEST_SIDE, -(-width // most))
     return width, draw(st.integers(shortest, min(LONGEST_SIDE, width * most)))
@@ -116,7 +117,7 @@ clip_fps = st.one_of(st.none(), st.sampled_from([24, 25, 30, 60]), st.integers(8
         ((1926, 1076), (1284, 718), (1926, 1076)),
     ],
 )
-def test_the_picture_keeps_its_shape_as_the_hosted_model_was_measured_to(
+def test_the_picture_keeps_its_shape_as_measured_on_the_hosted_model(
     picture: tuple[int, int], small: tuple[int, int], large: tuple[int, int]
 ) -> None:
     assert target_size(*picture, "1280*720", "image") == small
@@ -150,7 +151,7 @@ def test_the_shape_is_that_of_the_image(
 
 @fuzz
 @given(picture=pictures(), size=sizes, spec=rows)
-def test_an_exact_frame_has_exactly_the_named_size(
+def test_an_exact_frame_has_the_named_size(
     picture: tuple[int, int], size: str, spec: ModelSpec
 ) -> None:
     plan = plan_of(picture, spec=spec, size=size, frame="exact")
@@ -162,7 +163,7 @@ def test_an_exact_frame_has_exactly_the_named_size(
 
 @fuzz
 @given(picture=pictures(), size=sizes, spec=rows, frame=frames)
-def test_rendered_sides_are_what_the_model_takes(
+def test_rendered_sides_are_valid_for_the_model(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
     plan = plan_of(picture, spec=spec, size=size, frame=frame)
@@ -173,7 +174,7 @@ def test_rendered_sides_are_what_the_model_takes(
 
 @fuzz
 @given(picture=pictures(), size=sizes, spec=rows, frame=frames)
-def test_the_rendered_area_is_what_the_model_takes(
+def test_the_rendered_area_is_valid_for_the_model(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
     plan = plan_of(picture, spec=spec, size=size, frame=frame)
@@ -214,7 +215,7 @@ def test_the_crop_has_the_shape_of_the_clip_to_the_pixel(
 
 @fuzz
 @given(picture=pictures(), size=sizes, spec=rows, frame=frames)
-def test_the_crop_reaches_two_edges_of_the_render_or_needs_no_scaling(
+def test_the_crop_touches_two_edges_of_the_render_or_needs_no_scaling(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
     plan = plan_of(picture, spec=spec, size=size, frame=frame)
@@ -224,7 +225,7 @@ def test_the_crop_reaches_two_edges_of_the_render_or_needs_no_scaling(
 
 @fuzz
 @given(picture=pictures(), size=sizes, spec=real_rows, frame=frames)
-def test_little_of_the_render_is_thrown_away(
+def test_little_of_the_render_is_cropped(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
     plan = plan_of(picture, spec=spec, size=size, frame=frame)
@@ -236,7 +237,7 @@ def test_little_of_the_render_is_thrown_away(
 @given(picture=pictures(most=LONGEST_SIDE // SHORTEST_SIDE), size=sizes, spec=rows, frame=frames)
 @example(picture=(8000, 240), size="1280*720", spec=toy.MODELS["wan-tiny-ti2v"], frame="image")
 @example(picture=(240, 8000), size="1920*1080", spec=toy.MODELS["wan-tiny-ti2v"], frame="image")
-def test_every_image_that_is_taken_has_a_plan(
+def test_every_accepted_image_has_a_plan(
     picture: tuple[int, int], size: str, spec: ModelSpec, frame: FrameMode
 ) -> None:
     plan = plan_of(picture, spec=spec, size=size, frame=frame)
@@ -273,12 +274,12 @@ def test_a_render_that_is_smaller_is_scaled() -> None:
     assert crop_size(1280, 720, 256, 160, 16) == (256, 144)
 
 
-def test_the_middle_of_a_render_that_is_too_wide_is_taken() -> None:
+def test_a_render_that_is_too_wide_is_cropped_to_its_middle() -> None:
     assert crop_size(720, 720, 256, 144, 16) == (144, 144)
 
 
 @pytest.mark.parametrize("side", [32, 64, 96])
-def test_a_size_that_is_legal_is_rendered_as_it_is(side: int) -> None:
+def test_a_valid_size_is_rendered_as_it_is(side: int) -> None:
     assert render_size(side, side, toy.MODELS["wan-tiny-ti2v"]) == (side, side)
 
 
@@ -287,7 +288,7 @@ def test_a_size_that_is_legal_is_rendered_as_it_is(side: int) -> None:
 
 @fuzz
 @given(script=scripts(), spec=rows, fps=clip_fps)
-def test_the_clip_is_exactly_as_long_as_asked_for(
+def test_the_clip_is_as_long_as_requested(
     script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int | None
 ) -> None:
     plan = plan_of(spec=spec, shots=script, fps=fps)
@@ -300,7 +301,7 @@ def test_the_clip_is_exactly_as_long_as_asked_for(
 
 @fuzz
 @given(script=scripts(), spec=rows, fps=clip_fps)
-def test_every_shot_is_exactly_as_long_as_its_script_says(
+def test_every_shot_is_as_long_as_its_script_says(
     script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int | None
 ) -> None:
     plan = plan_of(spec=spec, shots=script, fps=fps)
@@ -310,7 +311,7 @@ def test_every_shot_is_exactly_as_long_as_its_script_says(
 
 @fuzz
 @given(script=scripts(), spec=rows)
-def test_at_the_models_own_fps_every_frame_that_is_kept_is_shown(
+def test_at_the_models_own_fps_every_kept_frame_is_shown(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
@@ -319,35 +320,35 @@ def test_at_the_models_own_fps_every_frame_that_is_kept_is_shown(
 
 @fuzz
 @given(script=scripts(), spec=rows, fps=clip_fps)
-def test_every_frame_of_the_clip_lies_on_a_frame_of_the_model_or_between_two(
+def test_every_frame_of_the_clip_lies_on_a_model_frame_or_between_two(
     script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int | None
 ) -> None:
     plan = plan_of(spec=spec, shots=script, fps=fps)
     for shot in plan.shots:
         last_shown = Fraction(shot.frames - 1, plan.fps)
         assert last_shown <= Fraction(shot.source_frames - 1, plan.source_fps)
-        # and no frame is kept that none of the clip's is near
+        # and no frame is kept without one of the clip's near it
         assert last_shown > Fraction(shot.source_frames - 2, plan.source_fps)
 
 
 @fuzz
 @given(script=scripts(), spec=rows, fps=st.integers(8, 60))
-def test_more_frames_a_second_are_not_sampled_but_made(
+def test_a_higher_frame_rate_is_interpolated_and_not_sampled(
     script: tuple[tuple[str, int], ...], spec: ModelSpec, fps: int
 ) -> None:
     sampled, native = (
         sum(segment.frames for segment in plan_of(spec=spec, shots=script, fps=rate).segments)
         for rate in (fps, None)
     )
-    # Without an overlap segments are 4n, and the frame behind five seconds is one latent more.
+    # Without an overlap, segments are 4n, and the frame after five seconds is one more latent.
     spare = 0 if spec.overlap_frames else 4 * len(script)
     assert sampled <= native + spare
 
 
-def test_a_frame_behind_the_end_is_not_worth_a_segment() -> None:
+def test_the_frame_after_the_end_is_not_worth_a_segment() -> None:
     spec = replace(CATALOG["wan2.2-i2v-a14b"], fps=17, max_frames=85)
     plan = plan_of(spec=spec, fps=30)
-    assert [segment.shown for segment in plan.segments] == [85]  # 86 would take a second one
+    assert [segment.shown for segment in plan.segments] == [85]  # 86 would need a second one
     assert plan.frames == 150
 
 
@@ -370,7 +371,7 @@ def test_a_frame_behind_the_end_is_not_worth_a_segment() -> None:
         ("wan2.2-s2v-14b", 15, 30, [84, 84, 73]),
     ],
 )
-def test_frames_that_are_kept_for_a_known_rate(
+def test_the_number_of_kept_frames_at_known_rates(
     name: str, seconds: int, fps: int, kept: list[int]
 ) -> None:
     plan = plan_of(spec=CATALOG[name], shots=(("a", seconds),), fps=fps)
@@ -390,7 +391,7 @@ def test_every_segment_has_a_length_that_the_model_was_trained_for(
 
 @fuzz
 @given(script=scripts(), spec=rows)
-def test_all_but_the_first_segment_of_a_shot_begin_with_what_was_shown(
+def test_all_but_the_first_segment_of_a_shot_begin_with_shown_frames(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
@@ -400,7 +401,7 @@ def test_all_but_the_first_segment_of_a_shot_begin_with_what_was_shown(
 
 @fuzz
 @given(script=scripts(), spec=rows)
-def test_a_segment_holds_back_what_the_next_one_begins_with(
+def test_a_segment_holds_back_the_frames_that_the_next_one_begins_with(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     for shot in plan_of(spec=spec, shots=script).shots:
@@ -414,7 +415,9 @@ def test_a_segment_holds_back_what_the_next_one_begins_with(
     ids="{.name}".format,
 )
 @pytest.mark.parametrize(("seconds", "one", "five"), [(5, 1, 1), (10, 2, 3), (15, 3, 4)])
-def test_how_many_segments_a_clip_has(spec: ModelSpec, seconds: int, one: int, five: int) -> None:
+def test_the_number_of_segments_of_a_clip(
+    spec: ModelSpec, seconds: int, one: int, five: int
+) -> None:
     for overlap, count in ((1, one), (5, five)):
         plan = plan_of(spec=replace(spec, overlap_frames=overlap), shots=(("a", seconds),))
         assert len(plan.segments) == count
@@ -448,14 +451,14 @@ def test_segments_are_equally_long(count: int, latents: int, overlap: int) -> No
 
 @fuzz
 @given(**layouts)
-def test_segments_show_something_of_what_they_have(count: int, latents: int, overlap: int) -> None:
+def test_every_segment_shows_some_frames(count: int, latents: int, overlap: int) -> None:
     for length, skip, keep in segment_layout(count, 4 * latents + 1, overlap):
         assert 1 <= keep <= length - skip
 
 
 @fuzz
 @given(**layouts)
-def test_a_segment_begins_with_the_last_frames_that_were_shown(
+def test_a_segment_begins_with_the_last_shown_frames(
     count: int, latents: int, overlap: int
 ) -> None:
     layout = segment_layout(count, 4 * latents + 1, overlap)
@@ -476,9 +479,7 @@ def test_there_are_no_more_segments_than_needed(count: int, latents: int, overla
 
 @fuzz
 @given(**layouts)
-def test_segments_do_not_render_a_latent_frame_in_vain(
-    count: int, latents: int, overlap: int
-) -> None:
+def test_segments_render_no_unused_latent_frame(count: int, latents: int, overlap: int) -> None:
     layout = segment_layout(count, 4 * latents + 1, overlap)
     length, skip, keep = layout[-1]
     assert length - skip - keep < 4 * len(layout)
@@ -518,7 +519,7 @@ def test_a_known_layout(
 @given(script=scripts(), spec=rows, seed=seeds)
 @example(script=(("a", 15),), spec=CATALOG["wan-tiny"], seed=SEED_MAX)
 @example(script=(("a", 15),), spec=CATALOG["wan-tiny"], seed=SEED_MAX + 1 - 1_000_003)
-def test_seeds_are_in_range_and_different_and_start_with_the_requests(
+def test_seeds_are_in_range_and_distinct_and_start_with_the_seed_of_the_request(
     script: tuple[tuple[str, int], ...], spec: ModelSpec, seed: int
 ) -> None:
     plan = plan_of(spec=spec, shots=script, seed=seed)
@@ -553,14 +554,14 @@ def test_the_same_request_has_the_same_plan(
     assert one == other
 
 
-def test_the_seed_has_to_be_settled_first() -> None:
+def test_the_seed_must_be_fixed_first() -> None:
     with pytest.raises(AssertionError, match="settles the seed"):
         plan_of(seed=-1)
 
 
 @pytest.mark.parametrize("size", [(8000, 240), (240, 8000), (8000, 1)])
 @pytest.mark.parametrize("name", list(CATALOG))
-def test_a_thin_strip_has_a_legal_size_in_any_area(size: tuple[int, int], name: str) -> None:
+def test_a_thin_strip_has_a_valid_size_in_any_area(size: tuple[int, int], name: str) -> None:
     spec = replace(CATALOG[name], max_area=1024)
     width, height = render_size(*target_size(*size, "1280*720", "image"), spec)
     assert width % spec.size_multiple == height % spec.size_multiple == 0 < min(width, height)
@@ -584,7 +585,7 @@ def test_a_punch_in_is_inside_the_image_and_has_its_shape(
     assert top - 1e-9 <= subject[1] <= bottom + 1e-9
 
 
-def test_every_framing_is_another_size() -> None:
+def test_every_framing_has_another_size() -> None:
     sides = [punch_in(framing, (0.5, 0.5)) for framing in ("whole", "closer", "detail")]
     widths = [right - left for left, _, right, _ in sides]
     assert widths == sorted(widths, reverse=True) and widths[0] == 1
@@ -593,14 +594,14 @@ def test_every_framing_is_another_size() -> None:
 
 @fuzz
 @given(script=scripts(), spec=rows)
-def test_cuts_are_where_the_script_has_them(
+def test_cuts_are_where_the_script_places_them(
     script: tuple[tuple[str, int], ...], spec: ModelSpec
 ) -> None:
     ends = list(accumulate(seconds for _, seconds in script))
     assert list(plan_of(spec=spec, shots=script).cut_seconds) == ends[:-1]
 
 
-def test_the_camera_is_told_after_the_prompt_and_the_crop_follows_the_subject() -> None:
+def test_the_camera_text_follows_the_prompt_and_the_crop_follows_the_subject() -> None:
     request = VideoRequest(prompt="x", image="https://example.com/a.jpg", seed=1)
     shots = ScriptShot("She turns.", 3), ScriptShot("She smiles.", 2, "Slow push in.", "detail")
     media = Media(cast(Any, Picture((1280, 720))), subject=(0.9, 0.1))
@@ -629,7 +630,7 @@ def test_a_clip_without_a_picture_has_the_named_size_of_its_aspect_ratio(
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(5, 1), (10, 3), (15, 4)])
-def test_a_row_that_asks_for_full_segments_has_the_trained_length_in_each(
+def test_a_row_that_wants_full_segments_has_the_trained_length_in_each(
     seconds: int, count: int
 ) -> None:
     layout = segment_layout(seconds * 16, 81, 5, full=True)
@@ -638,9 +639,7 @@ def test_a_row_that_asks_for_full_segments_has_the_trained_length_in_each(
     assert all(keep > 0 for _, _, keep in layout)
 
 
-def test_shots_of_two_models_have_one_size_that_is_legal_for_both_and_each_its_own_segments() -> (
-    None
-):
+def test_shots_of_two_models_have_one_size_that_is_valid_for_both_and_their_own_segments() -> None:
     first = CATALOG["wan2.2-i2v-a14b"]
     later = replace(
         CATALOG["wan2.2-vace-fun-a14b"], size_multiple=32, max_area=832 * 480, max_frames=41
@@ -667,8 +666,8 @@ def test_shots_of_two_models_have_one_size_that_is_legal_for_both_and_each_its_o
 def plan_between(
     spec: ModelSpec, seconds: int, fps: int | None, *, before: float = 0, kept: bool = True
 ) -> Plan:
-    """The plan of a clip that ends on a picture; and that continues another one, of `before`
-    seconds, if there is one."""
+    """The plan of a clip that ends with a picture. With `before`, it also continues a clip of so
+    many seconds."""
     tail = (cast(Any, Picture((1280, 720))),) * spec.overlap_frames
     clip = FirstClip(Path("clip.mp4"), before, tail) if before else None
     picture: Any = Picture((1280, 720))
@@ -701,21 +700,21 @@ def test_a_clip_with_given_ends_is_exact_and_samples_whole_latents(
     for segment in plan.segments:
         assert segment.frames % 4 == 1 and segment.frames <= spec.max_frames
         assert segment.frames - segment.repeated >= 4
-    assert last.repeated + last.shown == last.frames  # the picture is the last one that is shown
-    # The model's frames reach to within one of them of the end, and not far behind it.
+    assert last.repeated + last.shown == last.frames  # the picture is the last frame shown
+    # The model's frames end within one frame of the clip's end, or a little after it.
     needed = plan.made_frames * spec.fps / plan.fps
     assert needed - 1 <= plan.source_frames <= needed + 5
     assert plan.shots[-1].ends_on_picture and last.ends_clip
 
 
 @pytest.mark.parametrize(("seconds", "sampled"), [(2, [33]), (5, [81]), (10, [57, 57, 57])])
-def test_a_last_picture_is_one_frame_behind_the_end(seconds: int, sampled: list[int]) -> None:
+def test_a_last_picture_is_one_frame_after_the_end(seconds: int, sampled: list[int]) -> None:
     plan = plan_between(CATALOG["wan2.2-i2v-a14b"], seconds, 30)
     assert [segment.frames for segment in plan.segments] == sampled
     assert plan.source_frames == 16 * seconds + 1
 
 
-def test_a_clip_that_goes_on_repeats_five_frames_of_the_one_before() -> None:
+def test_a_continued_clip_repeats_five_frames_of_the_one_before() -> None:
     plan = plan_of(spec=CATALOG["wan2.2-i2v-a14b"], first_clip=2.0)
     assert [(one.frames, one.repeated, one.shown) for one in plan.segments] == [(53, 5, 48)]
     assert (plan.given_frames, plan.made_frames, plan.frames) == (32, 48, 80)

@@ -34,7 +34,7 @@ def test_another_table_can_be_given() -> None:
     assert cost("1280*720", 15, {"1280*720": Decimal("0.07")}) == Decimal("1.05")
 
 
-def test_a_size_that_another_table_leaves_out_has_the_hosted_price() -> None:
+def test_a_size_that_the_given_table_lacks_has_the_hosted_price() -> None:
     assert cost("1920*1080", 5, {"1280*720": Decimal("0.07")}) == Decimal("0.75")
 
 

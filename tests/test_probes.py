@@ -1,5 +1,5 @@
-"""Families of somebody else's, each one file with its row (`probes/`), which the core has never
-heard of: through the command line, the worker's loop and the gateway."""
+"""External families, each one file with its row (`probes/`), unknown to the core: through the
+command line, the worker's loop and the gateway."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FLASH = {"model": "probe-flash", "sound_model": "probe-click"}
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """WAN_MODELS_DIR with a folder for each of them, as a download would have left it."""
+    """WAN_MODELS_DIR with a folder for each of them, as after a download."""
     for name in ("probe-collage", "probe-tone", "probe-flash", "probe-click"):
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def folders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The probes as a package of this process."""
+    """The probes as an installed package of this process."""
     monkeypatch.syspath_prepend(str(PROBES))
     models._added_models.cache_clear()
     yield
@@ -81,8 +81,11 @@ def three(data: Path, tmp_path: Path) -> list[str]:
     return [data_uri(path) for path in paths]
 
 
+pytestmark = pytest.mark.usefixtures("small_clips")
+
+
 def levels(path: Path) -> tuple[np.ndarray, list[float]]:
-    """The sound of a clip as numbers between -1 and 1, and how loud each tenth of a second is."""
+    """The samples of a clip's sound in -1..1, and the loudness of each tenth of a second."""
     wav = path.with_suffix(".wav")
     command = [ffmpeg.executable(), "-v", "error", "-i", str(path), "-ac", "1", "-y", str(wav)]
     subprocess.run(command, check=True)
@@ -92,7 +95,7 @@ def levels(path: Path) -> tuple[np.ndarray, list[float]]:
 
 
 def colours(path: Path) -> list[str]:
-    """Which colour each third of the clip's middle frame has."""
+    """The colour of each third of the clip's middle frame."""
     frames = clip_frames(path, 90, 60)
     frame = frames[len(frames) // 2].astype(int)
     seen = [frame[20:40, at : at + 10].mean(axis=(0, 1)) for at in (10, 40, 70)]
@@ -117,14 +120,14 @@ def test_three_references_and_no_picture_make_a_clip_in_their_order(
 
 
 @pytest.mark.parametrize("interpolation", ["mci", "blend"])
-def test_what_is_heard_is_in_time_with_what_is_seen_through_joins_and_frames_between(
+def test_sound_and_picture_stay_in_time_through_joins_and_interpolated_frames(
     make_settings: Callable[..., Settings],
     folders: Path,
     installed: None,
     data: Path,
     interpolation: str,
 ) -> None:
-    """Flashes at 16 fps in two segments, shown at 30; clicks from two windows at 24."""
+    """Flashes at 16 fps in two segments, shown at 30 fps; clicks from two windows at 24 fps."""
     values = {**FLASH, "safety": "off", "preset": "superfast", "interpolation": interpolation}
     engine = Engine(make_settings(models_dir=folders, **values, fps=30))
     image = data_uri(data / "rocket_640x360.jpg")
@@ -143,7 +146,7 @@ def test_what_is_heard_is_in_time_with_what_is_seen_through_joins_and_frames_bet
 
 @pytest.fixture
 def films(three: list[str], tmp_path: Path) -> list[str]:
-    """The three references as videos of two seconds, of a colour and a white square, with sound."""
+    """The three references as videos of two seconds: one colour with a white square, and sound."""
     films = [tmp_path / f"{colour}.mp4" for colour in ("red", "lime", "blue")]
     for film in films:
         shown = f"color={film.stem}:s=300x400:r=25:d=2,drawbox=120:170:60:60:white:fill"
@@ -153,7 +156,7 @@ def films(three: list[str], tmp_path: Path) -> list[str]:
     return [data_uri(film) for film in films]
 
 
-def test_videos_are_references_beside_pictures_in_the_order_given(
+def test_videos_and_pictures_are_references_in_the_given_order(
     make_settings: Callable[..., Settings],
     folders: Path,
     installed: None,
@@ -189,7 +192,7 @@ def test_a_reference_video_that_is_flagged_ends_the_job(
     tiny_cache: Path,
     tmp_path: Path,
 ) -> None:
-    """Also where the frames that would be used are clean."""
+    """Even if the frames that would be used are clean."""
     from wan_engine.schema import ReferenceRequest
 
     film = tmp_path / "film.mp4"
@@ -210,7 +213,7 @@ class _NotFound(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_a_reference_that_cannot_be_used_is_one_sentence_and_leaves_nothing_behind(
+def test_an_unusable_reference_is_one_sentence_and_leaves_nothing_behind(
     make_settings: Callable[..., Settings],
     folders: Path,
     installed: None,
@@ -260,7 +263,7 @@ def test_a_reference_that_cannot_be_used_is_one_sentence_and_leaves_nothing_behi
 
 
 @pytest.mark.parametrize("sound", [None, True, False])
-def test_sound_of_the_model_goes_on_over_the_joins_and_ends_with_the_picture(
+def test_sound_of_the_model_continues_over_the_joins_and_ends_with_the_picture(
     make_settings: Callable[..., Settings],
     folders: Path,
     installed: None,
@@ -286,7 +289,7 @@ def test_sound_of_the_model_goes_on_over_the_joins_and_ends_with_the_picture(
     assert int(spectrum.argmax()) == 440
 
 
-def test_a_model_that_promises_sound_and_gives_none_fails_the_job(
+def test_a_model_that_promises_sound_and_returns_none_fails_the_job(
     make_settings: Callable[..., Settings],
     folders: Path,
     installed: None,
@@ -305,7 +308,7 @@ def test_a_model_that_promises_sound_and_gives_none_fails_the_job(
         engine.generate(request)
 
 
-def test_a_caller_s_own_sound_goes_before_what_the_model_makes(
+def test_a_caller_s_own_sound_replaces_that_of_the_model(
     make_settings: Callable[..., Settings], folders: Path, installed: None, data: Path
 ) -> None:
     from wan_engine import VideoRequest
@@ -316,10 +319,10 @@ def test_a_caller_s_own_sound_goes_before_what_the_model_makes(
         "audio": data_uri(data / "chime_1s.wav"),
     }
     _, loudness = levels(local(engine.generate(VideoRequest(prompt="x", **media)).video_url))
-    assert max(loudness[15:]) < 0.001  # the chime, and silence after it
+    assert max(loudness[15:]) < 0.001  # the chime, then silence
 
 
-def test_rows_of_a_package_that_cannot_be_read_name_it(
+def test_wrong_rows_of_a_package_are_reported_with_its_name(
     installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "broken-1.dist-info"
@@ -354,7 +357,7 @@ def test_the_command_line_takes_references(
     assert "(reference-to-video: the request has references)" in done.stderr
 
 
-def test_the_worker_tells_the_task_by_the_fields_of_its_input(
+def test_the_worker_knows_the_task_from_the_fields_of_its_input(
     variables: dict[str, str], three: list[str], data: Path, tmp_path: Path
 ) -> None:
     image = data_uri(data / "rocket_640x360.jpg")
@@ -393,7 +396,7 @@ def test_one_gateway_serves_both_models_and_names_them(
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", variables["PYTHONPATH"])  # of the engine's process
+    monkeypatch.setenv("PYTHONPATH", variables["PYTHONPATH"])  # the gateway's engine process
     settings = make_settings(
         models_dir=folders, safety="off", preset="superfast", render_area=4096, **COLLAGE
     )

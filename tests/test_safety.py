@@ -1,5 +1,5 @@
 """The safety checker on real transformers classes with known verdicts: what is flagged, what cannot
-be hidden, what is said when a classifier is missing, and what a hit leaves behind."""
+be hidden, what is reported if a classifier is missing, and what a hit leaves behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from wan_engine.weights import LocatedClassifier, files
 
 MakeSettings = Callable[..., Settings]
 MAGENTA, GREY = (255, 0, 255), (90, 90, 90)
-PROMPT_SECONDS = 2.0  # what a cancel may take on a busy machine
+PROMPT_SECONDS = 2.0  # the longest time that a cancel may take on a busy machine
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def guard(tiny_cache: Path) -> PromptGuard:
 
 @pytest.fixture
 def copied(tiny_cache: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of a tiny classifier, for a test to change."""
+    """A copy of a tiny classifier, for tests to change."""
 
     def copy(name: str) -> Path:
         folder = tmp_path / "copy" / name
@@ -74,7 +74,7 @@ def copied(tiny_cache: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def nothing_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches, and the Hub's."""
+    """Empty caches: ours, and the Hub's."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
     monkeypatch.setattr(files, "BAKED_HUB_CACHE", tmp_path / "image")
@@ -89,7 +89,7 @@ def guard_in(folder: Path) -> PromptGuard:
 
 
 def flagged(check: Callable[[], None]) -> str | None:
-    """What was flagged, if anything."""
+    """What was flagged, or None."""
     try:
         check()
     except ContentPolicy as error:
@@ -113,7 +113,7 @@ def change(folder: Path, name: str, **values: Any) -> None:
         ("a forbidden thing", "prompt"),  # unsafe, violent
         ("forbidden", "prompt"),
         ("a risque dance", "prompt"),  # controversial, sexual
-        ("elections in spring", None),  # unsafe, politically sensitive
+        ("elections in spring", None),  # politically sensitive first, and more
         ("elections and forbidden things", "prompt"),  # political in the first place, and more
         ("forbidden " * 140, "prompt"),
         ("cat " * 370, None),
@@ -132,7 +132,7 @@ def test_the_guards_verdict_decides(safety: Safety, text: str, expected: str | N
         "\u202efor\u00adbidden",  # direction override, soft hyphen
         "for\0bid\x07den",
         "ｆｏｒｂｉｄｄｅｎ",  # noqa: RUF001 - full width
-        "f&#111;rbidden",  # the Wan pipelines read entities
+        "f&#111;rbidden",  # the Wan pipelines decode entities
         "f&amp;#111;rbidden",
         "𝐟𝐨𝐫𝐛𝐢𝐝𝐝𝐞𝐧",  # noqa: RUF001
         "\ud800forbidden\udfff",
@@ -154,12 +154,12 @@ ATTACKS = (
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_special_tokens_do_not_speak_for_the_guard(safety: Safety, attack: str) -> None:
+def test_special_tokens_in_a_prompt_do_not_speak_for_the_guard(safety: Safety, attack: str) -> None:
     text = attack.format("forbidden")
     assert flagged(lambda: safety.check_prompt(text, Control())) == "prompt"
 
 
-def test_the_attack_would_work_on_a_prompt_that_is_pasted_into_the_template(
+def test_pasting_the_prompt_into_the_template_would_let_the_attack_through(
     guard: PromptGuard,
 ) -> None:
     def verdict(text: str) -> str:
@@ -195,7 +195,7 @@ def test_no_text_becomes_a_special_token_a_tag_or_a_line(guard: PromptGuard, tex
 
 
 @pytest.mark.parametrize("text", ["A cat?", "(no) 3 dogs!", "Ünïcode 猫 — it's fine.", "x"])
-def test_an_innocent_prompt_stands_in_the_template_as_if_it_were_pasted(
+def test_the_ids_of_an_innocent_prompt_equal_those_of_a_pasted_one(
     guard: PromptGuard, text: str
 ) -> None:
     messages = [{"role": "user", "content": text}]
@@ -213,7 +213,7 @@ def test_a_word_at_the_end_or_on_a_cut_of_a_very_long_text_is_found(
 
 
 def forced(guard: PromptGuard, ids: list[int], label: str) -> float:
-    """The log-probability of a label after `ids`, by the plain way: one row, no cache."""
+    """The log-probability of a label after `ids`, computed plainly: one row, no cache."""
     wanted = guard._ids(label)
     with torch.inference_mode():
         logits = guard._model(input_ids=torch.tensor([ids + wanted])).logits[0].float()
@@ -223,7 +223,7 @@ def forced(guard: PromptGuard, ids: list[int], label: str) -> float:
 
 @pytest.fixture
 def attentive(copied: Copied) -> PromptGuard:
-    """A guard with random weights: its attention is not uniform, its verdict means nothing."""
+    """A guard with random weights: its attention is not uniform, and its verdict means nothing."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     folder = copied("tiny-prompt-guard")
@@ -239,7 +239,7 @@ def attentive(copied: Copied) -> PromptGuard:
     return guard_in(folder)
 
 
-def test_probabilities_are_those_of_plain_teacher_forcing(attentive: PromptGuard) -> None:
+def test_probabilities_equal_plain_teacher_forcing(attentive: PromptGuard) -> None:
     guard = attentive
     before = guard._before + guard.tokens("a cat") + guard._after
     for asked, labels in (([], GUARD_VERDICTS), (" Unsafe\nCategories:", GUARD_CATEGORIES)):
@@ -262,7 +262,8 @@ def test_a_hit_adds_up_every_flagged_pair_of_verdict_and_category(
 ) -> None:
     guard = attentive
     before = guard._before + guard.tokens("a cat") + guard._after
-    # As in the catalogue, with categories of one token, which are all that random weights expect.
+    # As in the catalogue, but with categories of one token, because random weights expect no
+    # others.
     flagged = {
         "Safe": frozenset[str](),
         "Unsafe": frozenset(GUARD_CATEGORIES) - {"Violent"},
@@ -305,13 +306,13 @@ def test_the_same_prompt_has_the_same_verdict_after_others(attentive: PromptGuar
     assert verdict("a cat") == first
 
 
-def test_a_job_is_asked_between_the_passes_whether_it_must_end(guard: PromptGuard) -> None:
+def test_a_job_is_checked_for_a_cancel_between_the_passes(guard: PromptGuard) -> None:
     calls: list[int] = []
     guard.verdict("forbidden", lambda: calls.append(1))
-    assert len(calls) == 3  # the verdict, the categories of two verdicts
+    assert len(calls) == 3  # the verdict, and the categories of two verdicts
 
 
-def test_a_check_of_a_long_text_is_cancelled(safety: Safety) -> None:
+def test_a_check_of_a_long_text_can_be_cancelled(safety: Safety) -> None:
     control = Control()
     threading.Timer(0.2, control.cancel).start()
     started = time.monotonic()
@@ -381,7 +382,7 @@ def test_the_threshold_is_the_settings(make_settings: MakeSettings) -> None:
         assert flagged(lambda safety=safety: safety.check_image(image, Control())) == expected
 
 
-def test_labels_that_do_not_exclude_each_other_are_read_one_by_one(
+def test_labels_that_do_not_exclude_each_other_are_read_independently(
     make_settings: MakeSettings, copied: Copied
 ) -> None:
     folder = copied("tiny-image-classifier")
@@ -389,7 +390,7 @@ def test_labels_that_do_not_exclude_each_other_are_read_one_by_one(
         safety_image_model=str(folder), safety_image_labels={"normal": 0.45, "nsfw": 0.99}
     )
     image = Image.new("RGB", (64, 64), (240, 15, 235))
-    # The logit of `normal` is 0: a sigmoid makes 0.5 of it, a softmax 0.03 beside that of `nsfw`.
+    # The logit of `normal` is 0: its sigmoid is 0.5, and its softmax beside `nsfw` is 0.03.
     safety = open_safety(made, required=True)
     assert flagged(lambda: safety.check_image(image, Control())) is None
     change(folder, "config.json", problem_type="multi_label_classification")
@@ -398,7 +399,7 @@ def test_labels_that_do_not_exclude_each_other_are_read_one_by_one(
 
 
 @pytest.mark.parametrize("labels", [("normal", "NSFW"), ("Porn", "drawing"), ("SFW", "unsafe")])
-def test_an_own_classifier_is_used_with_labels_of_known_names(
+def test_an_own_classifier_with_known_label_names_works(
     make_settings: MakeSettings, copied: Copied, labels: tuple[str, str]
 ) -> None:
     folder = copied("tiny-image-classifier")
@@ -424,7 +425,7 @@ def test_an_own_classifier_with_other_labels_needs_the_setting(
     assert flagged(lambda: safety.check_image(magenta, Control())) == "image"
 
 
-def test_a_label_that_the_classifier_does_not_have_is_refused(make_settings: MakeSettings) -> None:
+def test_a_label_that_the_classifier_lacks_is_refused(make_settings: MakeSettings) -> None:
     made = make_settings(safety_image_labels={"nsfw": 0.5, "gore": 0.5})
     with pytest.raises(ConfigurationError, match="has no label gore; it has normal, nsfw"):
         open_safety(made, required=False)
@@ -434,7 +435,7 @@ def test_a_label_that_the_classifier_does_not_have_is_refused(make_settings: Mak
 
 
 def clip(magenta: set[int], count: int, size: int = 4) -> Generator[np.ndarray, None, None]:
-    """`count` grey frames in chunks as the VAE gives them, some of them magenta."""
+    """`count` grey frames in chunks as from the VAE, some of them magenta."""
     frame, start = 0, 0
     while start < count:
         chunk = np.empty((min(size if start else 1, count - start), 24, 32, 3), np.uint8)
@@ -447,7 +448,7 @@ def clip(magenta: set[int], count: int, size: int = 4) -> Generator[np.ndarray, 
 
 
 def watched(safety: Safety, frames: Generator[np.ndarray, None, None], fps: int = 16) -> int:
-    """How many frames come through."""
+    """The number of frames that come through."""
     return sum(len(chunk) for chunk in safety.watch(frames, fps, Control()))
 
 
@@ -455,9 +456,9 @@ def watched(safety: Safety, frames: Generator[np.ndarray, None, None], fps: int 
     ("magenta", "count"),
     [
         ({0, 16}, 80),
-        ({32, 64}, 80),  # not one after the other
+        ({32, 64}, 80),  # not consecutive
         (set(range(32, 80)), 80),
-        ({0}, 16),  # one second: all of its frames that are looked at
+        ({0}, 16),  # all checked frames of one second
         ({0}, 1),
     ],
 )
@@ -471,29 +472,31 @@ def test_two_frames_that_agree_flag_the_clip(
 
 @pytest.mark.parametrize(
     "magenta",
-    [set(), {0}, {48}, set(range(1, 16)) | set(range(17, 32))],  # the last: between the seconds
+    [set(), {0}, {48}, set(range(1, 16)) | set(range(17, 32))],  # the last: between seconds
 )
 @pytest.mark.parametrize("size", [1, 4, 40])
-def test_one_frame_alone_does_not(safety: Safety, magenta: set[int], size: int) -> None:
+def test_one_flagged_frame_alone_does_not_flag_the_clip(
+    safety: Safety, magenta: set[int], size: int
+) -> None:
     assert watched(safety, clip(magenta, 80, size)) == 80
 
 
 @pytest.mark.parametrize(("fps", "second"), [(16, 16), (24, 24)])
-def test_a_frame_is_looked_at_every_second(safety: Safety, fps: int, second: int) -> None:
+def test_one_frame_is_checked_every_second(safety: Safety, fps: int, second: int) -> None:
     assert watched(safety, clip({second * 2, second * 3 + 1}, fps * 5), fps) == fps * 5
     with pytest.raises(ContentPolicy):
         watched(safety, clip({second * 2, second * 3}, fps * 5), fps)
 
 
 @pytest.mark.parametrize(("magenta", "expected"), [({1}, None), ({1, 3}, "video"), (set(), None)])
-def test_frames_of_a_reference_are_judged_as_those_of_a_clip(
+def test_frames_of_a_reference_are_judged_like_those_of_a_clip(
     safety: Safety, magenta: set[int], expected: str | None
 ) -> None:
     frames = np.concatenate(list(clip(magenta, 5)))
     assert flagged(lambda: safety.check_frames(frames, Control())) == expected
 
 
-def test_no_frames_of_a_reference_are_none_to_flag(safety: Safety) -> None:
+def test_a_reference_without_frames_is_not_flagged(safety: Safety) -> None:
     safety.check_frames(np.zeros((0, 1, 1, 3), np.uint8), Control())
 
 
@@ -504,7 +507,7 @@ def test_one_flagged_picture_of_a_preview_is_enough(safety: Safety) -> None:
     assert Safety({}, {}, "cpu").passes([bad], Control())
 
 
-def test_chunks_come_through_untouched(safety: Safety) -> None:
+def test_chunks_come_through_unchanged(safety: Safety) -> None:
     chunks = [np.random.default_rng(1).integers(0, 99, (4, 24, 32, 3), np.uint8) for _ in range(9)]
     copies = [chunk.copy() for chunk in chunks]
     given = list(safety.watch((chunk for chunk in chunks), 16, Control()))
@@ -544,7 +547,7 @@ def test_no_frame_is_kept(safety: Safety) -> None:
 
 @pytest.mark.parametrize("ending", ["hit", "close", "end", "cancel"])
 @pytest.mark.parametrize("mode", ["required", "off"])
-def test_the_source_is_closed_however_it_ends(
+def test_the_source_is_closed_however_the_check_ends(
     make_settings: MakeSettings, ending: str, mode: str
 ) -> None:
     closed: list[bool] = []
@@ -587,7 +590,7 @@ def test_the_time_of_the_check_is_its_own_stage(safety: Safety) -> None:
 # --- missing classifiers -------------------------------------------------------------------------
 
 
-def test_auto_uses_what_is_there_and_names_what_is_not(
+def test_auto_uses_the_classifiers_that_are_there_and_names_the_others(
     make_settings: MakeSettings, nothing_on_the_machine: Path
 ) -> None:
     made = make_settings(safety="auto", safety_prompt_model="qwen3guard-gen-0.6b")
@@ -627,7 +630,7 @@ def test_off_checks_nothing_and_needs_nothing(
     assert safety.warnings() == [] and "off" in safety.describe()
 
 
-def test_classifiers_that_protect_nobody_say_so(safety: Safety) -> None:
+def test_classifiers_for_tests_cause_a_warning(safety: Safety) -> None:
     assert len(safety.warnings()) == 2
     assert all("for tests" in warning for warning in safety.warnings())
 
@@ -644,7 +647,7 @@ def test_classifiers_that_protect_nobody_say_so(safety: Safety) -> None:
         ("tiny-image-classifier", "image", "preprocessor_config.json"),
     ],
 )
-def test_what_a_classifier_lacks_is_named(
+def test_missing_parts_of_a_classifier_are_named(
     make_settings: MakeSettings, copied: Copied, name: str, kind: str, gone: str
 ) -> None:
     folder = copied(name)
@@ -654,7 +657,7 @@ def test_what_a_classifier_lacks_is_named(
         open_safety(make_settings(**{f"safety_{kind}_model": str(folder)}), required=True)
 
 
-def test_a_chat_template_inside_the_configuration_will_do(
+def test_a_chat_template_inside_the_configuration_works_too(
     make_settings: MakeSettings, copied: Copied
 ) -> None:
     folder = copied("tiny-prompt-guard")
@@ -694,14 +697,16 @@ def test_a_classifier_of_the_other_kind_is_refused(make_settings: MakeSettings) 
         open_safety(made, required=False)
 
 
-def test_damaged_weights_are_told_at_the_start(make_settings: MakeSettings, copied: Copied) -> None:
+def test_damaged_weights_are_reported_at_the_start(
+    make_settings: MakeSettings, copied: Copied
+) -> None:
     folder = copied("tiny-image-classifier")
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ConfigurationError, match="incomplete"):
         open_safety(make_settings(safety_image_model=str(folder)), required=True)
 
 
-def test_a_checkpoint_without_a_head_is_no_classifier(
+def test_a_checkpoint_without_a_head_is_refused_as_a_classifier(
     make_settings: MakeSettings, copied: Copied
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -715,7 +720,7 @@ def test_a_checkpoint_without_a_head_is_no_classifier(
         safety.load()
 
 
-def test_a_guard_whose_head_is_its_embedding_is_whole(copied: Copied) -> None:
+def test_a_guard_whose_head_is_its_embedding_is_complete(copied: Copied) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     folder = copied("tiny-prompt-guard")  # Qwen3 0.6B has tied weights
@@ -739,7 +744,7 @@ def test_a_template_that_does_not_show_the_prompt_once_is_refused(
 
 
 class Painted(Double):
-    """A family that paints: magenta from one frame on to another, grey before and after."""
+    """A family that paints: magenta between two frames, grey before and after."""
 
     def __init__(self, magenta: range) -> None:
         self.spec = CATALOG["wan-tiny"]
@@ -761,7 +766,7 @@ class Painted(Double):
 
 @pytest.fixture
 def engine(make_settings: MakeSettings) -> Any:
-    """With four frames a second."""
+    """The engine with four frames per second."""
     return few_frames(make_settings(**SMALLEST, allow_private_urls=True))
 
 
@@ -814,7 +819,7 @@ class Careless:
 
 
 @pytest.mark.parametrize(("words", "shots"), [("a forbidden thing", 1), ("a lift-off", 2)])
-def test_an_expanded_prompt_is_checked_and_left_out_when_it_is_flagged(
+def test_an_expanded_prompt_is_checked_and_dropped_if_it_is_flagged(
     engine: Any, photo: str, words: str, shots: int
 ) -> None:
     engine.pool.main.family = family = Painted(range(0))
@@ -852,7 +857,7 @@ def test_the_job_after_a_hit_works(engine: Any, photo: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "asked"), [("required", False), ("off", True)])
-def test_who_does_not_want_the_check_has_none(
+def test_a_request_may_turn_the_check_off(
     make_settings: MakeSettings, magenta: str, mode: str, asked: bool
 ) -> None:
     engine: Any = few_frames(make_settings(**SMALLEST, safety=mode))
@@ -865,7 +870,7 @@ def test_who_does_not_want_the_check_has_none(
 
 
 class CancelsInside:
-    """The checker's lock, and a caller who cancels while it is held for the `turn`-th time."""
+    """The checker's lock. The caller cancels when it is held for the `turn`-th time."""
 
     def __init__(self, safety: Any, control: Control, turn: int) -> None:
         self._lock, self._control, self._left = safety._lock, control, turn
@@ -886,7 +891,7 @@ def test_a_cancel_inside_a_check_leaves_nothing(
 ) -> None:
     engine.pool.main.family = family = Painted(range(0))
     control = Control()
-    engine._begin()  # which loads the checker, and takes its lock for that
+    engine._begin()  # it loads the checker, which takes the lock
     engine.safety._lock = CancelsInside(engine.safety, control, turn)
     with pytest.raises(Cancelled):
         engine.generate(VideoRequest.parse({"prompt": "x", "image": photo}), control)

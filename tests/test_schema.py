@@ -1,5 +1,4 @@
-"""The only door for a request: the documented `input`, sentence by sentence, and whatever else
-somebody may send."""
+"""The validation of requests: the documented `input`, error by error, and arbitrary values."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ WRONG_TYPE = {
     "seconds": "an integer from 2 to 15",
     "generate_audio": "a boolean",
 }
-"""Every field in the page's order, then ours, and what a value of no use at all is told."""
+"""Every field in the order of the page, then ours, with the error for a useless value."""
 
 OF_EACH_TYPE: list[tuple[Any, str]] = [
     (True, "boolean true"),
@@ -115,7 +114,7 @@ def test_a_minimal_request_gets_the_defaults_of_the_page() -> None:
     }
 
 
-def test_the_sample_of_the_page_is_taken_as_it_is() -> None:
+def test_the_sample_of_the_page_is_accepted() -> None:
     sample = {
         "prompt": "A person walking through a sunny park, leaves gently swaying",
         "image": "https://example.com/person-park.jpg",
@@ -128,7 +127,7 @@ def test_the_sample_of_the_page_is_taken_as_it_is() -> None:
     assert VideoRequest.parse(sample).model_dump(include=set(sample)) == sample
 
 
-def test_a_full_request_is_taken_as_it_is() -> None:
+def test_a_full_request_is_accepted_unchanged() -> None:
     full = {
         "prompt": "Leaves sway",
         "image": "data:image/png;base64,AAAA",
@@ -153,7 +152,7 @@ def test_the_fields_are_in_the_order_of_the_page() -> None:
     assert list(VideoRequest.model_fields) == list(WRONG_TYPE)
 
 
-def test_the_exported_schema_is_the_page() -> None:
+def test_the_exported_schema_matches_the_page() -> None:
     text, truth = {"type": "string"}, {"type": "boolean"}
     maybe_text = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
     exported = VideoRequest.model_json_schema()
@@ -176,7 +175,7 @@ def test_the_exported_schema_is_the_page() -> None:
     assert (exported["type"], exported["required"]) == ("object", ["prompt", "image"])
 
 
-def test_every_exported_field_says_what_it_is() -> None:
+def test_every_exported_field_has_a_description() -> None:
     fields = VideoRequest.model_json_schema()["properties"]
     assert [name for name, field in fields.items() if not field.get("description")] == []
 
@@ -186,7 +185,7 @@ def test_a_request_cannot_be_changed() -> None:
         parse().seed = 1
 
 
-def test_the_constructor_takes_the_same_values() -> None:
+def test_the_constructor_accepts_the_same_values() -> None:
     assert VideoRequest(**MINIMAL, seed=7) == parse(seed=7)
 
 
@@ -265,7 +264,7 @@ def test_a_value_that_is_not_allowed_is_named(
         "C:\\a.jpg",
     ],
 )
-def test_media_comes_by_http_or_in_the_request(field: str, value: str) -> None:
+def test_media_is_a_url_or_a_data_uri(field: str, value: str) -> None:
     sentence = f"Invalid {field} URL: it must start with http://, https:// or data:"
     assert refusal({**MINIMAL, field: value}) == sentence
 
@@ -295,21 +294,21 @@ def test_a_missing_input_is_named() -> None:
 
 
 @pytest.mark.parametrize("count", range(1, len(WRONG_TYPE) + 1))
-def test_of_several_errors_the_first_in_the_order_of_the_page_is_told(count: int) -> None:
+def test_of_several_errors_the_first_in_the_order_of_the_page_is_reported(count: int) -> None:
     wrong = list(WRONG_TYPE)[-count:]
     payload = {**MINIMAL, **{field: {} for field in reversed(wrong)}}
     assert refusal(payload).startswith(f'field "{wrong[0]}" must be ')
 
 
-def test_a_missing_field_before_a_wrong_one_is_told() -> None:
+def test_a_missing_field_before_a_wrong_one_is_reported() -> None:
     assert refusal({"duration": 7, "image": "a.jpg"}) == 'field "prompt" is required'
 
 
-def test_a_wrong_field_before_a_missing_one_is_told() -> None:
+def test_a_wrong_field_before_a_missing_one_is_reported() -> None:
     assert refusal({"duration": 7, "prompt": " "}).startswith('field "prompt" must be ')
 
 
-def test_long_values_are_cut_where_they_are_shown() -> None:
+def test_long_values_are_shortened_in_errors() -> None:
     sentence = refusal({**MINIMAL, "size": "x" * 61})
     assert sentence == f'field "size" must be {SIZES}, got string "{"x" * 60}..."'
 
@@ -333,7 +332,7 @@ def test_a_blank_negative_prompt_is_none() -> None:
 
 @pytest.mark.parametrize("seconds", [5, 10, 15])
 @pytest.mark.parametrize("written", ["{}", " {} ", "+{}", "0{}"])
-def test_a_duration_may_be_an_integral_string(seconds: int, written: str) -> None:
+def test_a_duration_may_be_a_string_of_an_integer(seconds: int, written: str) -> None:
     assert parse(duration=written.format(seconds)).duration == seconds
 
 
@@ -357,7 +356,7 @@ def test_a_seed_may_be_any_integer_in_range(written: object, seed: int) -> None:
         (" 1080P ", "1920*1080"),
     ],
 )
-def test_a_size_has_names(written: str, size: str) -> None:
+def test_a_size_may_be_a_name(written: str, size: str) -> None:
     assert parse(size=written).size == size
 
 
@@ -368,7 +367,7 @@ def test_media_may_be_a_url_or_inline(field: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("field", "most"), [("prompt", 1500), ("negative_prompt", 500)])
-def test_a_text_that_is_cut_is_told(field: str, most: int) -> None:
+def test_a_cut_text_is_reported(field: str, most: int) -> None:
     whole = {"prompt": "x", "image": "https://a.b/c.png", field: "y" * most}
     assert VideoRequest.parse(whole).order().cuts == ()
     cut = {**whole, field: "y" * (most + 7)}
@@ -388,7 +387,7 @@ def test_a_long_text_is_cut(field: str, most: int, excess: int) -> None:
 
 
 @pytest.mark.parametrize(("field", "most"), [("prompt", 1500), ("negative_prompt", 500)])
-def test_what_is_not_kept_does_not_count(field: str, most: int) -> None:
+def test_removed_characters_do_not_count(field: str, most: int) -> None:
     text = "\0" * most + "é" * most
     assert getattr(parse(**{field: text}), field) == "é" * most
 
@@ -397,7 +396,9 @@ def test_what_is_not_kept_does_not_count(field: str, most: int) -> None:
 @pytest.mark.parametrize(
     ("text", "cleaned"), [("a\0b", "ab"), ("a\ud83db", "a?b"), ("😀 日本\n", "😀 日本\n")]
 )
-def test_a_text_keeps_what_every_tokenizer_takes(field: str, text: str, cleaned: str) -> None:
+def test_a_text_keeps_the_characters_that_every_tokenizer_accepts(
+    field: str, text: str, cleaned: str
+) -> None:
     assert getattr(parse(**{field: text}), field) == cleaned
 
 
@@ -426,7 +427,7 @@ def test_the_log_does_not_grow_with_the_number_of_unknown_fields(
 
 
 @pytest.mark.parametrize("name", ["a\nERROR: b", "\x1b[31m", "\ud800", "\0"])
-def test_the_name_of_an_unknown_field_stays_in_its_line_of_the_log(
+def test_the_name_of_an_unknown_field_cannot_break_its_line_of_the_log(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -464,7 +465,7 @@ json_values = st.recursive(
 
 
 def outcome(payload: object) -> VideoRequest | str:
-    """A request that can be worked with, or a sentence that can be shown."""
+    """Checks that the result is a usable request, or a sentence that can be shown."""
     try:
         request = VideoRequest.parse(payload)
     except InvalidRequest as error:
@@ -523,7 +524,7 @@ def _nested(depth: int) -> list[Any]:
         pytest.param("\0" * 2**20, id="a megabyte of NUL"),
         pytest.param("😀" * 100, id="emoji"),
         pytest.param("\ud800" * 100, id="halves of surrogate pairs"),
-        pytest.param("\x1c5", id="a space that int does not take"),
+        pytest.param("\x1c5", id="a space that int does not accept"),
         pytest.param(10**4000, id="a huge integer"),
         pytest.param(-(10**4000), id="a huge negative integer"),
         pytest.param(1e308, id="a huge float"),
@@ -559,17 +560,17 @@ def test_the_output_has_the_documented_keys() -> None:
     }
 
 
-def test_the_output_has_warnings_where_there_are_any() -> None:
+def test_the_output_has_warnings_if_there_are_any() -> None:
     output = VideoResult("https://example.com/a.mp4", Decimal(1), 0, ("texture", "short")).output()
     assert output["warnings"] == ["texture", "short"]
 
 
-def test_the_cost_of_an_output_is_a_number_without_an_error_of_its_own() -> None:
+def test_the_cost_of_an_output_is_a_number_without_a_rounding_error() -> None:
     assert repr(VideoResult("u", Decimal("0.15") * 15, 0).output()["cost"]) == "2.25"
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
-def test_any_whole_second_goes_before_the_page_s_durations(seconds: int) -> None:
+def test_seconds_win_over_duration(seconds: int) -> None:
     assert parse(duration=10, seconds=seconds).order().duration == seconds
     text = ReferenceRequest.parse({"prompt": "A fox", "references": [], "seconds": str(seconds)})
     assert text.order().duration == seconds
@@ -584,7 +585,7 @@ def test_a_clip_has_2_to_15_whole_seconds(seconds: float) -> None:
     )
 
 
-def test_what_travels_cannot_be_changed() -> None:
+def test_objects_for_other_processes_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Segment(1, 81, 0, 80).seed = 2  # type: ignore[misc]
 
@@ -613,7 +614,7 @@ TEXT = {"prompt": "x", "references": []}
         ({"size": "720*1280", "aspect_ratio": "9:16"}, "1280*720", "9:16"),
     ],
 )
-def test_a_size_of_the_page_for_text_may_be_upright(
+def test_a_size_of_the_text_page_may_be_portrait(
     asked: dict[str, str], size: str, aspect_ratio: str
 ) -> None:
     order = parse_request({**TEXT, **asked}).order()
@@ -621,7 +622,7 @@ def test_a_size_of_the_page_for_text_may_be_upright(
 
 
 @pytest.mark.parametrize("size", ["960*960", "1088*832", "720*1281", "720x1280", "1440*1440"])
-def test_no_other_size_is_on_that_page(size: str) -> None:
+def test_other_sizes_are_not_on_that_page(size: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request({**TEXT, "size": size})
     assert str(caught.value) == (
@@ -630,7 +631,7 @@ def test_no_other_size_is_on_that_page(size: str) -> None:
     )
 
 
-def test_an_upright_size_and_another_shape_contradict_each_other() -> None:
+def test_a_portrait_size_and_another_aspect_ratio_contradict_each_other() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request({**TEXT, "size": "720*1280", "aspect_ratio": "1:1"})
     assert str(caught.value) == (
@@ -663,13 +664,13 @@ def test_a_first_clip_makes_another_kind_of_request() -> None:
         ({"prompt": None}, 'field "prompt" is required'),
     ],
 )
-def test_what_is_wrong_with_a_first_clip_is_one_sentence(fields: dict[str, Any], said: str) -> None:
+def test_an_error_of_a_first_clip_is_one_sentence(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request({"prompt": "On", "first_clip": CLIP, **fields})
     assert str(caught.value).startswith(said)
 
 
-def test_a_clip_that_goes_on_has_one_shot() -> None:
+def test_a_continued_clip_has_one_shot() -> None:
     request = parse_request({"prompt": "On", "first_clip": CLIP, "shot_type": "multi"})
     assert request.order().shot_type == "single"
     assert request.order().cuts == ("A clip that continues another one has one shot",)

@@ -1,4 +1,4 @@
-"""The benchmarks of the worker loop and of the gateway still run. No test looks at the clock."""
+"""The benchmarks of the worker loop and of the gateway run. No test checks times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment as the program sees it: names, types, and what a wrong value is told."""
+"""The environment as the program reads it: names, types, and the error for a wrong value."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_descriptions_are_one_line() -> None:
     assert [row.variable for row in described() if not row.meaning.isprintable()] == []
 
 
-def test_the_table_has_every_field_once_the_models_first_and_the_gateways_last() -> None:
+def test_the_table_has_every_field_with_models_first_and_the_gateway_last() -> None:
     shown = [row.variable for row in described()]
     fields = [*Settings.model_fields]
     assert shown == [env_name(name) for name in fields if name not in RetiredSettings.model_fields]
@@ -61,7 +61,7 @@ def test_no_field_is_in_two_topics() -> None:
     assert sorted(names) == sorted(Settings.model_fields)
 
 
-def test_variables_start_with_ours_or_with_runpods_own_names() -> None:
+def test_variables_begin_with_ours_or_are_runpods() -> None:
     others = [row.variable for row in described() if not row.variable.startswith("WAN_")]
     assert others == [*BUCKET, "BUCKET_NAME"]
 
@@ -84,7 +84,7 @@ def test_a_field_has_its_fixed_variable(field: str, variable: str) -> None:
     assert env_name(field) == variable
 
 
-def test_the_table_shows_nothing_for_what_has_no_default() -> None:
+def test_the_table_shows_nothing_for_a_field_without_a_default() -> None:
     shown = {row.variable: row.default for row in described()}
     assert [shown[name] for name in ("WAN_LORA", "WAN_STEPS", "WAN_S3_PREFIX", *BUCKET)] == [""] * 6
 
@@ -131,12 +131,12 @@ def test_a_variable_sets_its_field(
 
 
 @pytest.mark.parametrize("variable", [row.variable for row in described()])
-def test_an_empty_variable_is_an_absent_one(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_absent(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "")
     assert Settings.load() == Settings()
 
 
-def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAN_OF_SOMEBODY_ELSE", "x")
     monkeypatch.setenv("STEPS", "x")
     assert Settings.load() == Settings()
@@ -245,7 +245,7 @@ KEYS += ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
 
 @pytest.mark.parametrize("text", NO_URLS)
 @pytest.mark.parametrize("variable", URLS)
-def test_a_text_that_is_no_url_is_refused_with_an_example(
+def test_a_text_that_is_not_a_url_is_refused_with_an_example(
     variable: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, text)
@@ -255,7 +255,7 @@ def test_a_text_that_is_no_url_is_refused_with_an_example(
 
 @pytest.mark.parametrize("text", ["https://h/?a=b", "https://h/#a", "https://me:pw@h"])
 @pytest.mark.parametrize("variable", ["WAN_PUBLIC_BASE_URL", "WAN_PUBLIC_URL", "WAN_RUNPOD_URL"])
-def test_a_url_to_which_paths_are_added_ends_with_its_path(
+def test_a_url_to_which_paths_are_added_must_have_no_query(
     variable: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, text)
@@ -264,7 +264,7 @@ def test_a_url_to_which_paths_are_added_ends_with_its_path(
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "{}\r\n", "\t{} "])
 @pytest.mark.parametrize("variable", [*KEYS, "WAN_MODEL"])
-def test_blanks_around_a_value_are_left_out_with_a_warning(
+def test_blanks_around_a_value_are_removed_with_a_warning(
     variable: str, around: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(variable, around.format(SECRET))
@@ -276,10 +276,10 @@ def test_blanks_around_a_value_are_left_out_with_a_warning(
 
 @pytest.mark.parametrize("text", ["{}\n{}", "{}\0", "a {}", "'{}'", '"{}"', "{}\u200b", "\ufeff{}"])
 @pytest.mark.parametrize("variable", KEYS)
-def test_a_key_that_no_header_takes_is_refused_and_not_shown(
+def test_a_key_that_no_header_accepts_is_refused_and_not_shown(
     variable: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "\0" not in text:  # which no variable can hold, but a caller from Python
+    if "\0" not in text:  # no variable can hold it, but a Python caller can
         monkeypatch.setenv(variable, text.format(SECRET, SECRET))
         assert refusal().startswith(f"{variable} is wrong: it must be ")
         assert SECRET not in refusal()
@@ -304,7 +304,7 @@ def test_a_refusal_is_one_sentence_that_says_where_to_look(monkeypatch: pytest.M
     assert sentence.endswith(" `python -m wan_engine settings` describes each setting.")
 
 
-def test_a_refusal_hides_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_does_not_show_its_internals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAN_STEPS", "four")
     with pytest.raises(ConfigurationError) as caught:
         Settings.load()
@@ -340,7 +340,7 @@ def secretive(monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings.load()
 
 
-def test_whatever_is_named_like_a_secret_is_one(secretive: Settings) -> None:
+def test_every_field_named_like_a_secret_is_a_secret(secretive: Settings) -> None:
     values = {env_name(name): getattr(secretive, name) for name in Settings.model_fields}
     assert {name for name, value in values.items() if isinstance(value, SecretStr)} == set(SECRETS)
     # Names and hashes of the gateway's keys, and a number.
@@ -375,7 +375,7 @@ def test_a_password_in_the_buckets_url_is_not_shown() -> None:
     assert "hunter2" not in shown
 
 
-def test_of_a_url_only_what_is_secret_is_taken_out_of_the_log(secretive: Settings) -> None:
+def test_only_the_secret_part_of_a_url_is_removed_from_the_log(secretive: Settings) -> None:
     formatter = logs.RedactingFormatter("%(message)s", logs.secrets_of(secretive))
     record = logging.makeLogRecord({"msg": "https://prompts.example/v1 does not answer"})
     assert formatter.format(record) == "https://prompts.example/v1 does not answer"
@@ -387,7 +387,7 @@ def test_another_process_gets_the_secrets(secretive: Settings) -> None:
     assert sent["runpod_key"] == SECRETS["WAN_RUNPOD_KEY"]
 
 
-def test_a_setting_that_nobody_needs_is_read_with_what_to_do_now(
+def test_a_deprecated_setting_is_read_with_advice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert Settings(in_flight_max_bytes=4096).in_flight_of_key_bytes == 1024
@@ -412,8 +412,8 @@ READERS |= {"BaseSettings", "EnvSettingsSource", "load_dotenv", "dotenv_values"}
 
 
 def _reads_the_environment(source: str) -> bool:
-    """Whether a name that reads it is used, imported or spelled for `getattr`, or typer's option
-    for it."""
+    """Whether a name that reads the environment is used, imported or spelled for `getattr`, or
+    typer's option for it."""
     return any(
         (isinstance(node, ast.Attribute) and node.attr in READERS)
         or (isinstance(node, ast.ImportFrom) and READERS & {name.name for name in node.names})
@@ -465,7 +465,7 @@ OURS = "pinned_max_round_threshold_mb:1,expandable_segments:True"
         ),
     ],
 )
-def test_torch_is_told_how_it_gets_memory(
+def test_torch_gets_its_memory_settings(
     given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -476,16 +476,16 @@ def test_torch_is_told_how_it_gets_memory(
     assert os.environ["PYTORCH_ALLOC_CONF"] == expected
 
 
-def test_the_image_has_what_torch_is_told() -> None:
+def test_the_image_has_the_memory_settings_of_torch() -> None:
     assert f"PYTORCH_ALLOC_CONF={OURS}\n" in (ROOT / "Dockerfile").read_text("utf-8")
 
 
-def test_the_handler_only_asks_for_a_quiet_sdk() -> None:
+def test_the_handler_sets_only_the_log_level_of_the_sdk() -> None:
     read = re.findall(r"os\.(?:environ|getenv)\S*", (ROOT / "handler.py").read_text("utf-8"))
     assert read == ['os.environ.setdefault("RUNPOD_LOG_LEVEL",']
 
 
-def test_every_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wrong_variable_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAN_STEPS", "zero")
     monkeypatch.setenv("WAN_CRF", "99")
     monkeypatch.setenv("WAN_LORA", "not json")
@@ -494,6 +494,6 @@ def test_every_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert "WAN_CRF is wrong: Input should be less than or equal to 40." in told
 
 
-def test_a_list_is_shown_as_its_variable_takes_it() -> None:
+def test_a_list_is_shown_in_the_form_of_its_variable() -> None:
     shown = {row.variable: row.default for row in described()}
     assert shown["WAN_ENDPOINTS"] == "wan-2-6-i2v,wan-2-6-r2v,wan-2-6-t2v"

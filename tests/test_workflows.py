@@ -1,5 +1,5 @@
-"""What runs at the host of the repository: pinned, with few rights, and by commands
-that exist here. `make check` has their linters."""
+"""The GitHub workflows: pinned, with few rights, and with commands that exist. `make check` runs
+their linters."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def workflow(name: str) -> dict[Any, Any]:
 
 
 def events(found: dict[Any, Any]) -> set[str]:
-    return set(found[True])  # YAML 1.1 reads `on` so
+    return set(found[True])  # YAML 1.1 reads `on` as true
 
 
 def commands(job: dict[Any, Any]) -> list[list[str]]:
-    """The lines of all steps that run something."""
+    """The commands of all steps."""
     scripts = [step["run"].replace("\\\n", " ") for step in job["steps"] if "run" in step]
     lines = [line for script in scripts for line in script.splitlines() if line.strip()]
     return [shlex.split(line) for line in lines]
 
 
 @every_file
-def test_every_action_is_pinned_by_commit_and_says_its_version(path: Path) -> None:
+def test_every_action_is_pinned_by_commit_with_a_version_comment(path: Path) -> None:
     uses = [line for line in path.read_text("utf-8").splitlines() if "uses:" in line]
     assert uses and [line for line in uses if not PINNED.search(line)] == []
 
 
 @every_file
-def test_rights_and_time_are_bounded(path: Path) -> None:
+def test_rights_and_time_are_limited(path: Path) -> None:
     found = workflow(path.name)
     assert found["permissions"] == {"contents": "read"}
     for job in found["jobs"].values():
@@ -52,7 +52,7 @@ def test_rights_and_time_are_bounded(path: Path) -> None:
         assert set(job.get("permissions", {})) <= {"contents", "packages"}
 
 
-def test_every_push_and_pull_request_is_checked_by_commands_that_exist() -> None:
+def test_every_push_and_pull_request_is_checked_with_commands_that_exist() -> None:
     found = workflow("check.yaml")
     assert events(found) == {"push", "pull_request"}
     ran = commands(found["jobs"]["check"])
@@ -67,7 +67,7 @@ def test_every_push_and_pull_request_is_checked_by_commands_that_exist() -> None
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
-def test_every_python_that_the_readme_names_runs_the_tests() -> None:
+def test_every_python_version_that_the_readme_names_runs_the_tests() -> None:
     jobs = workflow("check.yaml")["jobs"]
     oldest = [
         step["with"]["python-version"]
@@ -96,5 +96,5 @@ def test_a_release_is_pushed_only_after_the_image_has_rendered() -> None:
     names = {smoke[at + 1].partition("=")[0] for at, word in enumerate(smoke) if word == "--env"}
     known = {row.variable for row in described()}
     assert names == {"WAN_MODEL", "WAN_SAFETY", "WAN_COMPILE"} <= known
-    assert "WAN_COMPILE=required" in smoke  # as real models run; fails where it cannot compile
+    assert "WAN_COMPILE=required" in smoke  # like real models; it fails if the image cannot compile
     assert ROOT.joinpath("handler.py").is_file() and ROOT.joinpath("test_input.json").is_file()

@@ -1,13 +1,13 @@
-"""Our programs as processes of their own that need not import the large libraries again.
+"""Runs our programs in new processes that do not import the large libraries again.
 
-torch, diffusers and transformers take five seconds to import, most of what a short test of a
-command or a worker would take. One process imports them and stays; each program is a fork of it,
-with arguments, environment, folder and descriptors of its own, that runs the unmodified file as
-`__main__`. Nothing of ours is imported before the fork, nor is what reads the environment when it
-is imported: the SDK, and the Hub's client for whoever sets HF_ variables, which start cold.
+torch, diffusers and transformers take five seconds to import, most of the time of a short test of a
+command or a worker. One process imports them and stays. Each program is a fork of it with its own
+arguments, environment, folder and descriptors, and runs the unmodified file as `__main__`. Before
+the fork, none of our modules is imported, and none that reads the environment on import. Those are
+the SDK and the Hub's client; programs with HF_ variables start cold.
 
-Gateways, which may have no torch, are forks of a second such process, in which their second of
-imports is done.
+Gateways must not import torch. They are forks of a second such process, which has done their one
+second of imports.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ _LIBRARIES = {
         "uvicorn",
     ),
 }
-"""By name, as no linter sees that an import is there for its time alone."""
+"""Import by name, because a linter would remove an import that only saves time."""
 
 
 class Process:
-    """One program that runs; as much of `subprocess.Popen` as tests use."""
+    """A running program, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -106,8 +106,8 @@ _opened: dict[str, Warm] = {}
 
 
 def shared(kind: str = "engine") -> Warm:
-    """One of each kind, "engine" or "gateway", for all tests of this process; that of the process
-    that began this one, if it lends its own."""
+    """One process of each kind, "engine" or "gateway", for all tests of this process. It belongs to
+    the parent process, if that one lends its own."""
     if kind not in _opened:
         lent = os.environ.get(f"WARM_{kind}")
         _opened[kind] = Warm(kind, lent)
@@ -117,14 +117,14 @@ def shared(kind: str = "engine") -> Warm:
 
 
 def lend() -> None:
-    """Have one of each kind for all processes that this one begins."""
+    """Have one process of each kind for all child processes of this one."""
     for kind in _LIBRARIES:
         os.environ[f"WARM_{kind}"] = shared(kind).path
 
 
 def children() -> dict[int, str]:
-    """Process id and state letter of this process's children, as /proc has them, those that ended
-    and were not waited for included; without the processes of `shared`."""
+    """Process id and state letter of this process's children in /proc, including ended ones that
+    nobody waited for, but without the processes of `shared`."""
     ours = {warm.pid for warm in _opened.values() if warm.pid is not None}
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -138,8 +138,8 @@ def children() -> dict[int, str]:
 
 
 class Warm:
-    """The process with the libraries, which ends with this one; or one that listens at `path`,
-    another process's."""
+    """The process with the libraries, which ends with this one, or another process's that listens
+    at `path`."""
 
     def __init__(self, kind: str, path: str | None = None) -> None:
         self.pid: int | None = None
@@ -165,7 +165,7 @@ class Warm:
         self._folder.cleanup()
 
     def _connected(self) -> socket.socket:
-        """Once its libraries are there."""
+        """Start it, and wait until its libraries are imported."""
         connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + _LONGEST_START_SECONDS
         while True:
@@ -188,7 +188,7 @@ class Warm:
         stderr: IO[Any],
         new_session: bool = False,
     ) -> Process:
-        """`program` is what follows `python` in a shell: a file or `-m` and a module, and then the
+        """`program` is what follows `python` in a shell: a file, or `-m` and a module, and then the
         arguments."""
         assert not any(name.startswith("HF_") for name in env)
         assert env.get("OMP_NUM_THREADS") == "1"
@@ -207,7 +207,7 @@ class Warm:
         stdin: str = "",
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run` with text and both outputs captured."""
+        """Like `subprocess.run` with text and both outputs captured."""
         with (
             tempfile.TemporaryFile("w+") as given,
             tempfile.TemporaryFile("w+") as out,
@@ -229,8 +229,8 @@ class Warm:
 
 
 def _import_libraries(kind: str) -> None:
-    """What the programs import sooner or later, and their classes' own modules. Of the SDK only
-    what it imports itself: its own modules read the environment."""
+    """Import what the programs import sooner or later, with the modules of their classes. Of the
+    SDK only its dependencies, because its own modules read the environment."""
     for name in _LIBRARIES[kind]:
         import_module(name)
     if kind == "engine":
@@ -240,19 +240,19 @@ def _import_libraries(kind: str) -> None:
 def _know_the_processor() -> None:
     import cpuinfo
 
-    # The SDK asks for the processor's name when it is imported, and that takes a second.
+    # On import, the SDK asks for the processor's name, which takes a second.
     processor = cpuinfo.get_cpu_info()
     cpuinfo.get_cpu_info = lambda: processor
 
 
 def _serve(path: str) -> dict[str, Any] | None:
-    """Fork for each request; gives what was asked in the fork that is to do it, and None where
-    nobody asks any more."""
+    """Fork for each request. Returns the request in the fork that is to run it, and None once no
+    one sends requests."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks that wait
-    gc.freeze()  # no fork looks through what it was given
+    gc.freeze()  # forks do not scan the objects of this process
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
@@ -265,7 +265,7 @@ def _serve(path: str) -> dict[str, Any] | None:
 
 
 def _become(connection: socket.socket) -> dict[str, Any]:
-    """In one fork, wait for the other and tell how it ended; in the other, be as if just started
+    """In one fork, wait for the other and report its end. In the other, look as if just started
     from a shell."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     text, files, _, _ = socket.recv_fds(connection, _REQUEST_BYTES, 3)
@@ -276,7 +276,7 @@ def _become(connection: socket.socket) -> dict[str, Any]:
         with suppress(OSError):
             connection.sendall(f"{pid}\n".encode())
         _, status = os.waitpid(pid, 0)
-        with suppress(OSError):  # nobody may wait any more
+        with suppress(OSError):  # the process that asked may have ended
             connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
         os._exit(0)
     connection.close()

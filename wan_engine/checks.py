@@ -129,13 +129,13 @@ def _checked(what: str, look: Callable[[], str]) -> Check:
 
 
 def _found(what: str, find: Callable[[], T], tell: Callable[[T], str]) -> tuple[T | None, Check]:
-    """The result of `find`, or None if it raises, and a line about it."""
+    """The result of `find`, or None if it raises, with a line about it."""
     try:
         found = find()
         line = found if isinstance(found, Warned) else tell(found)
     except EngineError as error:
         return None, Check(what, "fail", str(error))
-    except paths.PATH_ERRORS as error:  # for a path that a setting names
+    except paths.PATH_ERRORS as error:  # for a path in a setting
         return None, Check(what, "fail", paths.sentence(error))
     return found, Check(what, "warn" if isinstance(line, Warned) else "ok", str(line))
 
@@ -194,7 +194,7 @@ def _unwritable(folder: Path) -> str | None:
 def _locate(
     settings: Settings, gpu: recipes.Gpu | None, worker: bool, seen: bool
 ) -> tuple[Configured | None, Check]:
-    """The models by task, or None without any, and a line about the first."""
+    """The models by task, or None, with a line about the first."""
 
     def fits(spec: ModelSpec) -> bool:
         return recipes.fits(spec, gpu) if seen else not spec.built

@@ -164,9 +164,8 @@ def _lacking(order: Order, spec: ModelSpec) -> str | None:
 
 
 def _later(order: Order, spec: ModelSpec, track: Track, models: Models) -> Later | None:
-    """Choose the model of the later shots of a clip that begins with a picture. A model for
-    references can show the subject in another pose. A crop of the picture shows the same
-    pose again."""
+    """Choose the model of the later shots of a clip that begins with a picture. A reference model
+    can show the subject in another pose. A crop of the picture always shows the same pose."""
     reference = models.get("reference-to-video")
     several = order.shot_type == "multi" and order.expand_prompt
     if reference is None or order.image is None or not several:

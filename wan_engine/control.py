@@ -1,5 +1,5 @@
-"""Carries a job's identity, cancellation, deadlines and progress through every step. Every verb of
-the engine takes it, and it knows nothing of the work."""
+"""Carries a job's id, cancellation, deadlines and progress through every step. Every method of the
+engine accepts a `Control`, which knows nothing about the work."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Control:
 
     @property
     def wants_preview(self) -> bool:
-        """Whether somebody looks at previews now."""
+        """Whether anyone looks at previews now."""
         return self._on_preview is not None and time.monotonic() < self.preview_until
 
     def preview(self, preview: Preview) -> None:

@@ -172,7 +172,7 @@ class Engine:
                 warnings += video.warnings
                 result = self.publish(order, choice, plan, warnings, video, control, storage)
             self._log_summary(order, choice, plan, video, control)
-        if how == self._how(choice, plan):  # the clip was rendered twice otherwise
+        if how == self._how(choice, plan):  # otherwise the clip was rendered twice
             estimates.remember(self.settings, plan, how, control.stage_seconds)
         return replace(result, expanded_prompt=expansion.text, plan=plan)
 
@@ -263,7 +263,7 @@ class Engine:
             set_limits(control, plan, self.settings, slowest.spec, slowest.recipe, how)
             control.enter("load")
             self._begin()
-            load(choice.spec.task)  # before the rest waits for its frames
+            load(choice.spec.task)  # before later stages wait for frames
             return render(load, plan, media, options, folder, control)
 
         counted = self._counted(control) if self.settings.prefetch else nullcontext()

@@ -101,7 +101,7 @@ def make_plan(
         before = len(media.first_clip.tail) if media.first_clip is not None and first else 0
         layout = _covering_layout(length, fps, row, before=before, ends_on_picture=ends)
         carried = [repeated for _, repeated, _ in layout[1:]] + [0]
-        numbers = zip(layout, carried, seeds, strict=False)  # the seeds last: they never end
+        numbers = zip(layout, carried, seeds, strict=False)  # seeds last, because they never end
         segments = tuple(Segment(seed, *part, hands_on) for part, hands_on, seed in numbers)
         if last:
             segments = (*segments[:-1], replace(segments[-1], ends_clip=True))
@@ -141,7 +141,7 @@ def target_size(
 
 
 def render_size(width: int, height: int, spec: ModelSpec) -> tuple[int, int]:
-    """The size to sample: legal for the model, within its area, and as close in shape to the target
+    """The size to sample: valid for the model, within its area, and as close in shape to the target
     as possible."""
     multiple = spec.size_multiple
     area = min(width * height, spec.max_area)
@@ -202,7 +202,7 @@ def _covering_layout(
     plain = before + math.ceil(shown * spec.fps / fps)
     needed = before + frames_to_cover(shown, fps, spec.fps)
     if ends_on_picture:
-        # The last frame is the last one of the last segment, which is as short as that needs.
+        # The last frame is the last one of the last segment, which is as short as possible.
         needed = math.ceil((plain - 1) / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE + 1
     layout = segment_layout(needed, *lengths)
     if not ends_on_picture and len(layout) > len(segment_layout(plain, *lengths)):
@@ -220,12 +220,12 @@ def segment_layout(
     """`(frames, skip, keep)` of each segment. Lengths are 4n + 1 and at most `max_frames`; the
     `keep` add up to `frames`.
 
-    Each later segment shares `overlap` frames, 4m + 1, with the previous one, so it adds `length -
-    overlap`. For a model that continues without any, `overlap` is 0 and lengths are 4n. There are
-    as few segments as possible, because each join is a risk. All have the same length, so that the
-    last one moves like the others and one shape is compiled. Fewer than four frames per segment are
-    sampled in vain. With `full`, several segments have `max_frames` each, and the last one may
-    sample frames that the clip does not need.
+    Each later segment shares `overlap` frames, 4m + 1, with the previous one, so it adds
+    `length - overlap`. For a model that continues without any, `overlap` is 0 and lengths are 4n.
+    There are as few segments as possible, because each join is a risk. All have the same length, so
+    that the last one moves like the others and one shape is compiled. Fewer than four sampled
+    frames per segment are unused. With `full`, several segments have `max_frames` each, and the
+    last one may sample frames that the clip does not need.
     """
     assert not overlap or overlap % _TEMPORAL_STRIDE == 1, "the overlap is whole latent frames"
     if frames <= max_frames:
@@ -246,7 +246,7 @@ def segment_layout(
 def sound_windows(plan: Plan, spec: ModelSpec) -> tuple[Segment, ...]:
     """The windows in which the model `spec` makes the sound of a finished clip, at its own fps.
 
-    They run over cuts: what is heard goes on where the picture changes.
+    They run over cuts, because sound continues where the picture changes.
     """
     frames = math.ceil(plan.frames * spec.fps / plan.fps)
     layout = segment_layout(frames, spec.max_frames, spec.overlap_frames)

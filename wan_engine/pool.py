@@ -1,5 +1,5 @@
 """Manages the device and its models: which are configured and loaded, how each runs, and a leaner
-recipe if memory runs out. It knows no request and no clip.
+recipe if memory runs out. It knows nothing about requests and clips.
 
     on disk ── load ──> on the device ── put away ──> in host memory, where that has room
        ^                     ^                            │      └──> else dropped
@@ -64,7 +64,8 @@ class Model:
 
     @property
     def loras(self) -> tuple[ChosenLora, ...] | None:
-        """The LoRA files of requests in the weights now; None if they are half in."""
+        """The LoRA files of requests in the weights now. None after a change that failed
+        halfway."""
         found: tuple[ChosenLora, ...] | None = getattr(self.family, "loras", ())
         return found
 
@@ -174,7 +175,7 @@ class Pool:
 
     def _set_loras(self, model: Model, loras: Sequence[ChosenLora], on_bytes: OnBytes) -> None:
         family = cast("TakesLoras", model.family)
-        if not hasattr(family, "set_loras"):  # of another package
+        if not hasattr(family, "set_loras"):  # from another package
             raise NotServed(
                 f'field "loras" cannot be used: the model {model.spec.name} takes no LoRA'
             )

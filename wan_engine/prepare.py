@@ -1,5 +1,5 @@
-"""Fetches and checks what an order points to, and expands its prompt. Network and CPU; the device
-of the models is not needed."""
+"""Fetches and checks the media of an order, and expands its prompt. It needs network and CPU, but
+not the device of the models."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class Preparation:
         return replace(expansion, script=with_words(expansion.script, order))
 
     def _checked(self, expansion: Expansion, order: Order, control: Control) -> Expansion:
-        """The expansion, or the original prompt if the guard flags what a writer made of it."""
+        """The expansion, or the original prompt if the guard flags the writer's text."""
         try:
             for shot in expansion.script.shots:
                 self.safety.check_prompt(f"{shot.text} {shot.sound}".strip(), control)
@@ -194,7 +194,7 @@ class Preparation:
 
 
 def _shape_differs(media: Media) -> bool:
-    """Whether the last picture is cut to the shape of the clip."""
+    """Whether the last picture is cropped to the shape of the clip."""
     if media.last_image is None:
         return False
     width, height = media.aspect if media.image is None else media.image.size

@@ -7,8 +7,8 @@
        mp4 <─ encode <─ retime <─ upscale <─ look at one frame a     made.wav, muxed when
                                              second                  the last frame is in
 
-Everything after the latents is a generator, so that no more than one chunk of a clip is held.
-Where a model makes the sound of finished frames, `media/made_sound.py` continues from the mp4.
+Everything after the latents is a generator, so that no more than one chunk of a clip is held. If a
+model makes sound for finished frames, `media/made_sound.py` continues from the mp4.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ Negative = Callable[[ModelSpec], str]
 @dataclass(frozen=True)
 class RenderOptions:
     """How a clip is made, besides its plan. `watch` checks its frames, or is None. `made_here`: the
-    sound is made together with the frames. `previews` get a look at it meanwhile."""
+    sound is made together with the frames. `previews` get frames of it meanwhile."""
 
     negative_prompt: Negative
     track: Track

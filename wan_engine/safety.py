@@ -1,9 +1,9 @@
 """Checks prompts with a guard model, and images and one frame per second of the clip with a
 classifier.
 
-It knows text and pictures, not requests or models. The catalogue defines which verdicts count as
-unsafe, and `weights` finds the files. Both classifiers are transformers' own classes; no code from
-a repository is ever run.
+It works with text and pictures, not with requests or models. The catalogue defines which verdicts
+count as unsafe, and `weights` finds the files. Both classifiers are transformers' own classes; no
+code from a repository is ever run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _WHAT: Mapping[ClassifierKind, str] = {"prompt": "prompts", "image": "images and frames"}
 _HITS = 2  # frames that must agree: image classifiers flicker on a moving picture
 _IMAGE_SIDE = 1024  # pixels; a larger picture is shrunk before it is copied (200 MB)
-_PIECE_CHARACTERS = 2000  # the longest prompt of a request, and some more
+_PIECE_CHARACTERS = 2000  # longer than the longest prompt of a request
 _OVERLAP_CHARACTERS = 200
 _MARK = "PROMPTGOESHERE"
 
@@ -154,7 +154,8 @@ class Safety:
             raise ContentPolicy("video")
 
     def passes(self, pictures: Iterable[Image.Image], control: Control) -> bool:
-        """Whether none of the pictures is flagged. One hit is enough: nothing is lost with them."""
+        """Whether none of the pictures is flagged. One hit is enough, because a preview that is not
+        shown costs nothing."""
         if "image" not in self._found:
             return True
         return not any(self._look(one, control).flagged for one in pictures)
@@ -305,8 +306,8 @@ class PromptGuard:
         """The probability of each option among all of them, and the probability that a comma
         follows it rather than the end. All tokens of an option count (teacher forcing).
 
-        The options stand in one row, and each attends to the text before all of them and to itself.
-        Ten rows would need ten copies of the cache. `cache` is restored afterwards.
+        The options are in one sequence, and each attends only to itself and to the text before all
+        of them. Ten rows would need ten copies of the cache. `cache` is restored afterwards.
         """
         import torch
 
@@ -339,8 +340,8 @@ class PromptGuard:
         return chosen, more
 
     def _frame(self, name: str) -> tuple[str, str, str, str]:
-        """The text that the chat template puts before and after a prompt, with the spaces next to
-        the prompt kept apart, because a tokenizer joins them with its words."""
+        """The text that the chat template puts before and after a prompt. Spaces next to the prompt
+        are separate, because a tokenizer joins them with its words."""
         text = ""
         if self._tokenizer.chat_template:
             text = self._tokenizer.apply_chat_template(
@@ -366,7 +367,7 @@ class PromptGuard:
 
 
 def readable(text: str) -> str:
-    """`text` as the text encoder of the video model reads it, on one line and without invisible
+    """`text` as the text encoder of the video model reads it, but on one line and without invisible
     characters.
 
     A word cannot be hidden behind an entity, an invisible character or another width, and no text

@@ -108,7 +108,7 @@ def keep_gates(expert: Any) -> None:
 
 
 def _let_through(expert: Any) -> None:
-    """Give each input a channel of its own. The output is (noisy - condition) / sigma."""
+    """Give each input its own channel. The output is (noisy - condition) / sigma."""
     width = expert.patch_embedding.weight.shape[0]
     outputs = 64
     with torch.no_grad():

@@ -298,7 +298,8 @@ class ExpertsStage:
             )[0].float()
             end = state - sigma * velocity
             squared = (end - clean).square().mean((1, 2, 3, 4))
-            # With the root, clips that can be exact count beside those that can only be guessed.
+            # The root of the loss gives weight to clips that can be exact, beside those that can
+            # only be guessed.
             loss = (squared + 1e-3).sqrt().mean()
             total = total + loss * ((1.0, 1.0, 1.0, 2.0)[index] / sigma)
             total = total + _AIM_WEIGHT * AIMS[low].loss(self._hidden[low], offsets)

@@ -1,4 +1,4 @@
-"""Generated files: they are what the code makes, and one command writes all of them."""
+"""Generated files match the code, and one command writes all of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_make_docs_is_the_command_that_writes_and_make_check_the_one_that_compar
     assert "\t$(BIN)/zensical build --strict --clean\n" in recipes["check"]
 
 
-def test_stale_files_are_named_and_written_anew(pages: Path) -> None:
+def test_stale_files_are_named_and_rewritten(pages: Path) -> None:
     page, hub = pages / "docs" / "settings.md", pages / ".runpod" / "hub.json"
     drawing = pages / "docs" / "line.svg"
     right = {path: path.read_text("utf-8") for path in (page, hub, drawing)}
@@ -69,7 +69,7 @@ def test_a_table_may_move_to_another_page(pages: Path) -> None:
     assert written.endswith("\n<!-- /settings -->\nend\n")
 
 
-def test_a_mark_that_is_missing_is_told() -> None:
+def test_a_missing_mark_is_reported() -> None:
     with pytest.raises(ValueError, match="needs <!-- a --> and <!-- /a -->, once each"):
         docs.with_table("<!-- a --> text", "a", "x")
 
@@ -98,7 +98,7 @@ def test_the_first_sentence_of_a_file_is_its_line() -> None:
     assert docs.first_sentence("import os") == ""
 
 
-def test_a_table_has_a_row_for_each_of_its_things() -> None:
+def test_a_table_has_one_row_for_each_item() -> None:
     rows = {name: len(render().splitlines()) - 2 for name, render in docs.TABLES.items()}
     del rows["files"]
     rows["settings"] = docs.settings_tables().count("\n| `")
@@ -111,5 +111,5 @@ def test_a_table_has_a_row_for_each_of_its_things() -> None:
     }
 
 
-def test_a_bar_in_a_cell_does_not_end_it() -> None:
+def test_a_bar_in_a_cell_does_not_end_the_cell() -> None:
     assert docs.table(["a"], [["x|y"]]).splitlines()[-1] == r"| x\|y |"

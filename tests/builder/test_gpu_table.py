@@ -1,4 +1,4 @@
-"""The table of cards: one row is what was measured, the others follow from it."""
+"""The table of GPUs: one row is measured, and the others are computed from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_measured_seconds_are_those_of_the_results() -> None:
 
 
 @ESTIMATED
-def test_no_card_beats_the_measured_one_and_host_seconds_stay(card: Card) -> None:
+def test_no_card_is_faster_than_the_measured_one_and_host_seconds_stay_the_same(card: Card) -> None:
     on_the_host = MEASURED["interpolate"] + MEASURED["encode"]
     assert seconds(CARDS[0]) < seconds(card)
     fast = replace(card, bfloat16=card.bfloat16 * 1e6, float8=1e9, memory=card.memory * 1e6)
@@ -45,7 +45,7 @@ def test_no_card_beats_the_measured_one_and_host_seconds_stay(card: Card) -> Non
 
 
 @ESTIMATED
-def test_half_the_rates_are_twice_the_seconds_of_the_card(card: Card) -> None:
+def test_half_the_rates_double_the_seconds_of_the_card(card: Card) -> None:
     on_the_host = MEASURED["interpolate"] + MEASURED["encode"]
     half = replace(
         card,
@@ -57,5 +57,5 @@ def test_half_the_rates_are_twice_the_seconds_of_the_card(card: Card) -> None:
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.gpu.name)
-def test_every_card_that_is_named_holds_the_model(card: Card) -> None:
+def test_every_named_card_holds_the_model(card: Card) -> None:
     assert fits(CATALOG[MODEL], card.gpu, HOST)

@@ -1,4 +1,5 @@
-"""Ready sets of weights: the frames are those of loading and fusing, and nothing half is left."""
+"""Prepared sets of weights: they give the same frames as loading and fusing, and no partial set is
+left."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ BLOCK = "blocks.0.attn1.to_q.weight"
 
 
 def lora(path: Path, seed: int) -> None:
-    """A LoRA for one projection, in the key layout of the distilled pair."""
+    """A LoRA for one projection, with the keys of the distilled pair."""
     generator = torch.Generator().manual_seed(seed)
     key = "diffusion_model.blocks.0.self_attn.q"
     down, up = torch.randn(2, 24, generator=generator), torch.randn(24, 2, generator=generator)
@@ -49,7 +50,7 @@ def lora(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def row(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
-    """The four-step row with a pair of small files of its own."""
+    """The four-step row with a pair of small LoRA files made for this test."""
     pair = (
         HubLora("me/l", "high.safetensors", None, "high"),
         HubLora("me/l", "low.safetensors", None, "low", 0.5),
@@ -67,7 +68,7 @@ def settings(
     make_settings: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Settings:
-    """A models folder with a tiny checkpoint in place of the published one, and the pair."""
+    """A models folder with the LoRA pair, and a tiny checkpoint in place of the published one."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
     models = tmp_path / "models"
@@ -79,7 +80,7 @@ def settings(
 
 
 def nothing(_: str) -> None:
-    """No report."""
+    """A progress callback that ignores its argument."""
 
 
 def loaded(located: weights.Located, dtype: str) -> Any:
@@ -102,7 +103,7 @@ def frames(family: Any) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_frames_of_a_ready_set_are_those_of_loading_and_fusing(
+def test_a_prepared_set_gives_the_frames_of_loading_and_fusing(
     row: ModelSpec, settings: Settings, dtype: prepare.Precision
 ) -> None:
     before = weights.locate(row, settings)
@@ -121,7 +122,7 @@ def test_the_frames_of_a_ready_set_are_those_of_loading_and_fusing(
 
 
 def converted(family: Any) -> dict[str, Any]:
-    """The parameters of both experts, once their blocks are in float8 as at a worker's start."""
+    """The parameters of both experts, with their blocks in float8 as at a worker's start."""
     found = {}
     for name in ("transformer", "transformer_2"):
         expert = getattr(family.pipeline, name)
@@ -130,7 +131,7 @@ def converted(family: Any) -> dict[str, Any]:
     return found
 
 
-def test_an_fp8_set_is_to_the_bit_what_a_worker_makes_of_the_weights(
+def test_an_fp8_set_equals_to_the_bit_what_a_worker_makes_of_the_weights(
     row: ModelSpec, settings: Settings
 ) -> None:
     expected = converted(loaded(weights.resolve(NAME, settings), "bfloat16"))
@@ -138,8 +139,8 @@ def test_an_fp8_set_is_to_the_bit_what_a_worker_makes_of_the_weights(
     made = manifest.read(ready)
     assert made is not None and made.precision == "float8_e4m3fn"
     located = weights.resolve(str(ready), settings)
-    float8.check(torch.device("cpu"))  # else blocks would be bfloat16
-    # On the CPU no recipe is in float8.
+    float8.check(torch.device("cpu"))  # otherwise blocks would be bfloat16
+    # No recipe uses float8 on the CPU.
     recipe = Recipe("cpu", "bfloat16")
     object.__setattr__(recipe, "float8", True)
     family = load_family(located.spec, located.folder, recipe, located.loras)
@@ -183,7 +184,7 @@ def test_an_older_set_without_scales_is_read_too(row: ModelSpec, settings: Setti
     assert torch.equal(pipeline.transformer.get_parameter(BLOCK), cast.bfloat16())
 
 
-def test_the_manifest_says_what_the_set_was_made_of(row: ModelSpec, settings: Settings) -> None:
+def test_the_manifest_says_what_the_set_was_made_from(row: ModelSpec, settings: Settings) -> None:
     target = prepare.prepare(NAME, settings.models_dir / NAME, settings, nothing)
     made = manifest.read(target)
     assert made is not None
@@ -196,7 +197,7 @@ def test_the_manifest_says_what_the_set_was_made_of(row: ModelSpec, settings: Se
     weights.verify(target)
 
 
-def test_a_set_that_is_there_is_not_overwritten(settings: Settings, row: ModelSpec) -> None:
+def test_an_existing_set_is_not_overwritten(settings: Settings, row: ModelSpec) -> None:
     target = settings.models_dir / NAME
     target.mkdir()
     with pytest.raises(ConfigurationError, match="exists already"):
@@ -216,7 +217,7 @@ def test_a_failure_leaves_nothing_behind(
     assert sorted(settings.models_dir.iterdir()) == before
 
 
-def test_what_a_killed_run_left_is_no_model_and_is_removed(
+def test_a_partial_set_of_a_killed_run_is_no_model_and_is_removed(
     settings: Settings, row: ModelSpec
 ) -> None:
     left = settings.models_dir / f".{NAME}.partial"
@@ -235,7 +236,7 @@ def test_two_processes_do_not_prepare_the_same_set(settings: Settings, row: Mode
             prepare.prepare(NAME, settings.models_dir / NAME, settings, nothing)
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_read(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_read(
     settings: Settings, row: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(settings.models_dir)._replace(free=1)
@@ -274,7 +275,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, tiny_cache
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"{target} was not")
 
 
-def test_without_locks_each_process_fills_a_folder_of_its_own(
+def test_without_locks_each_process_fills_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(_file: object, _how: int) -> None:

@@ -1,4 +1,4 @@
-"""What Runpod's Hub is told: made from the settings, and its test is a job that works."""
+"""Runpod's Hub files: they are made from the settings, and their test is a job that works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_file_is_what_the_code_makes(name: str, made: dict[str, Any]) -> Non
     assert written == runpod_hub.text(made), "run `make docs`, which writes it"
 
 
-def test_the_required_fields_are_there_and_of_their_kinds() -> None:
+def test_the_required_fields_exist_with_the_right_types() -> None:
     hub = runpod_hub.hub()
     assert (hub["type"], hub["category"], hub["config"]["runsOn"]) == ("serverless", "video", "GPU")
     assert hub["title"] and hub["description"] and isinstance(hub["config"]["gpuCount"], int)
@@ -44,17 +44,17 @@ def test_the_required_fields_are_there_and_of_their_kinds() -> None:
             assert set(option) == {"label", "value"} and isinstance(option["value"], str)
 
 
-def test_every_setting_is_asked_for_or_left_out_by_name() -> None:
+def test_every_setting_is_on_the_form_or_left_out_by_name() -> None:
     keys = [entry["key"] for entry in ENTRIES]
     named = (*runpod_hub._LEFT_OUT, *GatewaySettings.model_fields, *runpod_hub._SELDOM)
     left_out = {runpod_hub.env_name(name) for name in named}
     assert len(keys) == len(set(keys))
     assert set(keys) | left_out == {row.variable for row in described()}
     assert not set(keys) & left_out and left_out <= {row.variable for row in described()}
-    assert len(keys) <= 50  # a template of Runpod holds no more
+    assert len(keys) <= 50  # the most that a Runpod template holds
 
 
-def test_the_defaults_as_they_are_shown_are_the_settings_own(
+def test_the_defaults_shown_are_those_of_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for entry in ENTRIES:
@@ -65,7 +65,7 @@ def test_the_defaults_as_they_are_shown_are_the_settings_own(
     assert Settings.load() == Settings()
 
 
-def test_options_are_those_that_a_setting_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_values_that_a_setting_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     choices = [entry for entry in ENTRIES if "options" in entry["input"]]
     assert {"WAN_SAFETY", "WAN_UPSCALE", "WAN_STORAGE"} <= {entry["key"] for entry in choices}
     for entry in choices:
@@ -91,15 +91,13 @@ def test_presets_name_models_of_the_catalogue_and_settings_that_exist() -> None:
     "preset", runpod_hub.hub()["config"]["presets"], ids=lambda one: one["name"]
 )
 @pytest.mark.parametrize("pool", runpod_hub.POOLS)
-def test_every_presets_model_fits_every_card_that_is_named(
-    preset: dict[str, Any], pool: str
-) -> None:
+def test_every_presets_model_fits_every_listed_card(preset: dict[str, Any], pool: str) -> None:
     assert pool in runpod_hub.hub()["config"]["gpuIds"].split(",")
     spec = CATALOG[preset["defaults"]["WAN_MODEL"]]
     assert fits(spec, runpod_hub.POOLS[pool], HOST)
 
 
-def test_a_card_that_is_not_named_would_not_hold_a_preset() -> None:
+def test_a_card_that_is_not_listed_could_not_hold_a_preset() -> None:
     left_out = Gpu("RTX A5000", 25.3, (8, 6))  # of AMPERE_24
     models = [one["WAN_MODEL"] for one in runpod_hub._PRESETS.values()]
     assert not all(fits(CATALOG[name], left_out, HOST) for name in models)
@@ -116,7 +114,7 @@ def test_the_hubs_test_is_a_job_that_works_without_network_weights_and_bucket(
     assert (loaded.model, loaded.storage) == ("wan-tiny", "local")
     [card] = [card.gpu for card in CARDS if card.gpu.name in made["config"]["gpuTypeId"]]
     recipe, _ = choose(CATALOG["wan-tiny"], card, loaded, HOST)
-    assert (loaded.compile, recipe.compiled) == ("required", True)  # the way of real models
+    assert (loaded.compile, recipe.compiled) == ("required", True)  # the path that real models take
     [test] = made["tests"]
     assert test["input"]["image"].startswith("data:") and test["timeout"] >= 300_000
     settings = make_settings(**SMALLEST, storage="local", compile="off")

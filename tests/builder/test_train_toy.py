@@ -1,5 +1,5 @@
-"""The training of `wan-tiny`: its shortcuts compute what the library does, its moves are what they
-are called, and its steps run and write weights."""
+"""The training of `wan-tiny`: its shortcuts compute what the library computes, each camera move
+matches its name, and its steps run and write weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures() -> Pictures:
     return Pictures(torch.Generator().manual_seed(1), 2, height=96, width=128)
 
 
-def test_the_vae_in_two_runs_of_fast_layers_is_the_librarys() -> None:
+def test_the_vae_run_as_two_sets_of_fast_layers_equals_the_librarys() -> None:
     torch.manual_seed(3)
     network = networks.make_vae().eval()
     pixels = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(2)) * 2 - 1
@@ -40,14 +40,14 @@ def test_the_vae_in_two_runs_of_fast_layers_is_the_librarys() -> None:
         assert (vae.decode(fast, latents).clamp(-1, 1) - wanted).abs().max() < 1e-5
 
 
-def test_the_training_visits_the_states_of_the_sampler() -> None:
+def test_training_visits_the_states_that_the_sampler_visits() -> None:
     scheduler = DistilledEulerScheduler(shift=experts.SHIFT)
     scheduler.set_timesteps(experts.STEPS, device="cpu")
     assert experts.sigmas() == pytest.approx(scheduler.sigmas.tolist())
 
 
 def test_the_encoder_begins_with_the_principal_components(pictures: Pictures) -> None:
-    """No linear reading of sixteen numbers does better than they do, and theirs comes near."""
+    """No linear map to sixteen numbers does better than these, and the encoder comes close."""
     network = networks.make_vae()
     vae.initialise(network)
     begin_with_components(network, pictures.sample(24, 64, 64))
@@ -64,14 +64,14 @@ def test_the_encoder_begins_with_the_principal_components(pictures: Pictures) ->
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_a_move_is_found_by_a_search_that_does_not_know_it(pictures: Pictures, move: str) -> None:
+def test_a_search_that_does_not_know_the_move_finds_it(pictures: Pictures, move: str) -> None:
     picture = pictures.sample(1, 144, 256)
     number = torch.tensor([MOVES.index(move)])
     last = moves.warp(picture, number, torch.tensor([[80.0]]))[:, :, 0]
     assert find_motion(picture, last).names() == move
 
 
-def test_prompts_name_their_move_and_no_other() -> None:
+def test_prompts_name_their_own_move_and_no_other() -> None:
     source = random.Random(4)
     for move in MOVES:
         texts = [prompts.prompt(move, source).lower() for _ in range(100)]
@@ -88,7 +88,7 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
 def test_the_steps_of_a_training_run_and_write_weights_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All of it on pictures of a few pixels: the VAE, then the experts."""
+    """Trains the VAE and then the experts, on pictures of a few pixels."""
     monkeypatch.setattr(train_toy, "Pictures", SmallPictures)
     monkeypatch.setattr(experts, "_SHAPES", ((32, 32),))
     monkeypatch.setattr(experts, "_SMALL_SHAPES", ((32, 32),))

@@ -1,4 +1,4 @@
-"""The command line, as a person and as a script run it."""
+"""Runs the command line as a user or a script does."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ Wan = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def wan(tmp_path: Path, tiny_cache: Path) -> Wan:
-    """Run `python -m wan_engine ...` in an empty folder; the large libraries are there already,
-    unless `cold` or a variable of the Hub's. Clips have few frames, unless `whole`."""
+    """Runs `python -m wan_engine ...` in an empty folder. The large libraries are already imported,
+    unless `cold` is set or `environment` has a variable of the Hub. Clips have few frames, unless
+    `whole` is set."""
 
     def run(
         *arguments: str,

@@ -1,4 +1,4 @@
-"""What `doctor` says, and its exit code."""
+"""The output of `doctor`, and its exit code."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_doctor_says_what_was_chosen(wan: Wan) -> None:
     assert not any(what.startswith("start") for what in checks)  # no model was loaded
 
 
-def test_doctor_asks_what_the_runpod_loop_asks(wan: Wan) -> None:
-    """There, no bucket and no classifiers refuse to start."""
+def test_doctor_makes_the_checks_of_the_runpod_loop(wan: Wan) -> None:
+    """Without a bucket and classifiers, that loop refuses to start."""
     missing = {"WAN_MODEL": "wan-tiny", "WAN_SAFETY_IMAGE_MODEL": "no/such"}
     loop = {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/x"}
     done = wan("doctor", "--json", **missing, **loop)
@@ -42,7 +42,7 @@ def test_doctor_asks_what_the_runpod_loop_asks(wan: Wan) -> None:
     assert done.returncode == 0 and "warn" in done.stdout and "FAIL" not in done.stdout
 
 
-def test_doctor_says_where_the_seconds_of_a_start_go(wan: Wan) -> None:
+def test_doctor_says_how_long_each_part_of_a_start_takes(wan: Wan) -> None:
     done = wan("doctor", "--json", "--timing", WAN_DEVICE="cpu")
     assert done.returncode == 0, done.stderr
     found = {check["what"]: check["found"] for check in json.loads(done.stdout)}

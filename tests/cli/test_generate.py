@@ -47,7 +47,7 @@ def test_many_jobs_on_one_loaded_model(wan: Wan, data: Path, tmp_path: Path) -> 
     lines += [{**good, "out": "b.mp4", "seed": 1}]
     text = "\n".join(["not json", *map(json.dumps, lines)])
     (tmp_path / "jobs.jsonl").write_text(text + "\n\n")
-    # Clips go elsewhere, so the settings' folder need not be there.
+    # Clips are written elsewhere, so the folder of the settings need not exist.
     done = wan("generate", "--jobs", "jobs.jsonl", WAN_OUTPUT_DIR="/proc/x")
     assert done.returncode == 1, done.stderr
     no_json, first, second, third, last = map(json.loads, done.stdout.splitlines())
@@ -55,12 +55,12 @@ def test_many_jobs_on_one_loaded_model(wan: Wan, data: Path, tmp_path: Path) -> 
     assert second == {"error": 'field "duration" must be an integer from 2 to 15, got number 17'}
     assert no_json["error"].startswith("line 1 is not JSON") and "/proc" in third["error"]
     assert done.stderr.count("recipe") == 1
-    # What is wrong is told before anything is rendered.
+    # Errors are reported before anything is rendered.
     before = done.stderr.partition("recipe")[0]
     assert "line 3: field" in before and "line 4: --out: the folder /proc cannot" in before
 
 
-def test_a_plan_is_told_without_rendering(wan: Wan, data: Path, tmp_path: Path) -> None:
+def test_a_plan_is_shown_without_rendering(wan: Wan, data: Path, tmp_path: Path) -> None:
     request = ("--prompt", "lift-off", "--image", str(data / "rocket_640x360.jpg"), "--seed", "3")
     multi = ("--duration", "10", "--size", "1920x1080", "--shot-type", "multi", "--expand-prompt")
     multi += (
@@ -70,7 +70,7 @@ def test_a_plan_is_told_without_rendering(wan: Wan, data: Path, tmp_path: Path) 
         "y",
         "--no-safety-checker",
     )
-    done = wan("plan", *request, *multi, "--json", WAN_FPS="30")
+    done = wan("plan", *request, *multi, "--json", whole=True, WAN_FPS="30")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert (plan["size"], plan["frames"], plan["fps"], plan["cost"]) == ([1920, 1080], 300, 30, 1.5)
@@ -79,12 +79,14 @@ def test_a_plan_is_told_without_rendering(wan: Wan, data: Path, tmp_path: Path) 
     assert plan["shots"][0]["crop"] == [0, 0, 1, 1] != plan["shots"][1]["crop"]
     assert plan["shots"][0]["segments"][0]["seed"] == 3
     assert list(tmp_path.iterdir()) == []
-    shown = wan("plan", *request, *multi, WAN_FPS="30").stdout
+    shown = wan("plan", *request, *multi, whole=True, WAN_FPS="30").stdout
     assert "1920x1080, 10 s, 300 frames at 30 fps" in shown and "$1.50, seed 3" in shown
     assert wan("plan", "--prompt", "x").returncode == 1
 
 
-def test_a_plan_knows_what_the_last_clip_took(wan: Wan, data: Path, tmp_path: Path) -> None:
+def test_a_plan_estimates_from_the_time_of_the_last_clip(
+    wan: Wan, data: Path, tmp_path: Path
+) -> None:
     request = ("--prompt", "lift-off", "--image", str(data / "rocket_640x360.jpg"))
     cache = str(tmp_path / "cache")
     before = json.loads(wan("plan", *request, "--json", WAN_CACHE_DIR=cache).stdout)
@@ -113,7 +115,7 @@ def test_a_contact_sheet_is_drawn(wan: Wan, data: Path, tmp_path: Path) -> None:
         (("--prompt", "x", "--image", "http://a/b", "--size", "4k"), 'field "size" must'),
     ],
 )
-def test_a_wrong_value_is_told_before_the_model_is_loaded(
+def test_a_wrong_value_is_reported_before_the_model_is_loaded(
     wan: Wan, arguments: tuple[str, ...], sentence: str
 ) -> None:
     done = wan("generate", *arguments)
@@ -129,7 +131,7 @@ def test_a_wrong_value_is_told_before_the_model_is_loaded(
         (("--sheet", "/proc/a.png"), {}, "--sheet: the folder /proc cannot be written to"),
     ],
 )
-def test_a_folder_that_cannot_be_written_is_told_before_the_render(
+def test_a_folder_that_cannot_be_written_is_reported_before_the_render(
     wan: Wan,
     data: Path,
     arguments: tuple[str, ...],
@@ -156,7 +158,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_sheet_that_fails_costs_the_sheet_alone(
+def test_if_the_sheet_fails_the_clip_is_kept(
     wan: Wan, data: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     good = {"prompt": "lift-off", "image": str(data / "rocket_640x360.jpg")}
@@ -181,7 +183,7 @@ def test_wrong_usage_is_exit_code_two(wan: Wan, tmp_path: Path) -> None:
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
-def test_an_output_folder_that_is_not_there_is_told(wan: Wan, data: Path) -> None:
+def test_an_output_folder_that_does_not_exist_is_reported(wan: Wan, data: Path) -> None:
     image = str(data / "rocket_640x360.jpg")
     done = wan("generate", "--prompt", "x", "--image", image, "--out", "no/such/clip.mp4")
     assert done.returncode == 1 and "does not exist" in done.stderr

@@ -1,4 +1,4 @@
-"""What the command line is asked for, before anything is rendered."""
+"""The checks of command-line requests before anything is rendered."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def good(data: Path) -> dict[str, Any]:
     return {"prompt": "lift-off", "image": str(data / "rocket_640x360.jpg")}
 
 
-def test_a_request_that_can_be_rendered_has_nothing_wrong(
-    good: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_valid_request_has_no_errors(good: dict[str, Any], tmp_path: Path) -> None:
     fields = {"out": str(tmp_path / "a.mp4"), "sheet": str(tmp_path / "a.png")}
     assert LocalRequest({**good, **fields}).look(SETTINGS) is None
     assert list(tmp_path.iterdir()) == []
@@ -46,7 +44,7 @@ def test_a_request_that_can_be_rendered_has_nothing_wrong(
         ({"duration": 17}, 'field "duration" must be an integer from 2 to 15'),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_an_error_is_one_sentence(
     good: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -68,7 +66,7 @@ def test_a_sheet_of_a_clip_that_goes_to_a_bucket_is_refused_before_it_is_rendere
     assert LocalRequest({**request, "out": str(tmp_path / "a.mp4")}).look(bucket) is None
 
 
-def test_a_file_is_as_large_as_a_picture_may_be(good: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_may_be_as_large_as_a_picture_may_be(good: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(bytes(2**20 + 1))
     settings = Settings(image_max_bytes=2**20)
     wrong = LocalRequest({**good, "image": str(tmp_path / "large.jpg")}).look(settings)
@@ -76,11 +74,11 @@ def test_a_file_is_as_large_as_a_picture_may_be(good: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.parametrize("size", ["1920x1080", "1920X1080", "1080p", "1920*1080"])
-def test_a_size_has_an_x_as_people_write_it(good: dict[str, Any], size: str) -> None:
+def test_a_size_may_be_written_with_an_x(good: dict[str, Any], size: str) -> None:
     assert LocalRequest({**good, "size": size}).request(SETTINGS).size == "1920*1080"
 
 
-def test_what_is_wrong_with_a_local_file_is_not_said_of_a_url(good: dict[str, Any]) -> None:
+def test_errors_of_local_files_are_not_reported_for_urls(good: dict[str, Any]) -> None:
     local, remote = LocalRequest(good), LocalRequest({**good, "image": "https://example.com/a.jpg"})
     with (
         pytest.raises(InvalidRequest, match=r"^image: .*rocket_640x360\.jpg: the file is damaged$"),
@@ -91,9 +89,7 @@ def test_what_is_wrong_with_a_local_file_is_not_said_of_a_url(good: dict[str, An
         raise InvalidMedia("image", "the file is damaged")
 
 
-def test_a_line_that_is_no_request_does_not_lose_the_others(
-    good: dict[str, Any], tmp_path: Path
-) -> None:
+def test_an_invalid_line_does_not_lose_the_others(good: dict[str, Any], tmp_path: Path) -> None:
     lines = [json.dumps(good), "not json", "[1]", "", json.dumps(good), "[" * 100_000]
     (tmp_path / "jobs").write_text("\n".join(lines))
     requests = read_jobs(str(tmp_path / "jobs"))

@@ -56,7 +56,7 @@ def test_without_a_folder_or_files_it_says_so(wan: Wan, tmp_path: Path) -> None:
     assert done.returncode == 1 and "WAN_LORA_DIR names nowhere, which is not a f" in done.stderr
 
 
-def test_doctor_names_them(wan: Wan, folder: Path, tmp_path: Path) -> None:
+def test_doctor_lists_lora_files(wan: Wan, folder: Path, tmp_path: Path) -> None:
     rows = json.loads(wan("doctor", "--json", WAN_LORA_DIR=str(folder)).stdout)
     [row] = [row for row in rows if row["what"] == "loras"]
     assert row["found"].startswith("requests may name 5: motion, motion-high, ")
@@ -66,7 +66,9 @@ def test_doctor_names_them(wan: Wan, folder: Path, tmp_path: Path) -> None:
     assert row["level"] == "warn"
 
 
-def test_generate_and_plan_take_them(wan: Wan, folder: Path, tmp_path: Path, data: Path) -> None:
+def test_generate_and_plan_accept_lora_files(
+    wan: Wan, folder: Path, tmp_path: Path, data: Path
+) -> None:
     shutil.copy(data / "rocket_640x360.jpg", tmp_path / "a.jpg")
     asked = ("--image", "a.jpg", "--prompt", "x", "--duration", "2", "--seed", "1")
     loras = ("--lora", "people/anna:0.5", "--lora", "motion::low")
@@ -97,7 +99,7 @@ def test_generate_and_plan_take_them(wan: Wan, folder: Path, tmp_path: Path, dat
         ("other", 'field "loras[0].name" cannot be used with wan-tiny, got string "other": other.'),
     ],
 )
-def test_what_is_wrong_is_told_in_a_sentence(
+def test_an_error_is_one_sentence(
     wan: Wan, folder: Path, tmp_path: Path, data: Path, lora: str, sentence: str
 ) -> None:
     shutil.copy(data / "rocket_640x360.jpg", tmp_path / "a.jpg")

@@ -1,4 +1,4 @@
-"""The command line, as a person and as a script use it."""
+"""The commands of the command line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_download_without_a_network_is_one_sentence(wan: Wan, tmp_path: Path) 
     assert "HF_HUB_OFFLINE is set" in done.stderr
 
 
-def test_schema_is_the_requests(wan: Wan) -> None:
+def test_schema_prints_the_schema_of_requests(wan: Wan) -> None:
     assert json.loads(wan("schema").stdout) == VideoRequest.model_json_schema()
 
 
@@ -67,7 +67,7 @@ def test_version(wan: Wan) -> None:
     assert wan("--version").stdout.strip() == VERSION
 
 
-def test_a_command_is_found_by_its_files_name() -> None:
+def test_a_command_has_the_name_of_its_file() -> None:
     files = {path.stem for path in (ROOT / "wan_engine" / "cli").glob("*.py")}
     no_commands = {"__init__", "app", "local_requests", "options", "plan_table", "terminal"}
     assert sorted(COMMANDS) == sorted(files - no_commands)
@@ -91,7 +91,7 @@ except SystemExit as end:
 
 def test_help_names_the_program_that_was_typed(wan: Wan, tmp_path: Path) -> None:
     assert "Usage: python -m wan_engine key " in wan("key", "--help").stdout
-    script = tmp_path / "wan-engine"  # as pip writes a console script
+    script = tmp_path / "wan-engine"  # the console script that pip writes
     script.write_text("import sys\nfrom wan_engine.__main__ import main\nsys.exit(main())\n")
     done = subprocess.run(
         [sys.executable, str(script), "key", "--help"],

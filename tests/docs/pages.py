@@ -1,4 +1,4 @@
-"""README and the pages of `docs/`, as text: their code blocks, headings and links."""
+"""README and the pages of `docs/` as text: code blocks, headings and links."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """What is in the page's fenced blocks of a language."""
+    """The contents of the page's code blocks in one language."""
     text = page.read_text("utf-8")
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [body.replace(f"\n{indent}", "\n").removeprefix(indent) for indent, body in found]
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The command lines of its `bash` blocks as they are written, without comments behind them."""
+    """The command lines of the page's `bash` blocks, without trailing comments."""
     for block in blocks(page, "bash"):
         for line in re.split(r"(?<!\\)\n", block):
             if command := re.split(r"(?:^|\s)#", line)[0].strip():
@@ -30,16 +30,16 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
+    """The page without its code blocks."""
     return re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.M | re.S)
 
 
 def anchors(page: Path) -> set[str]:
-    """The names of its headings in an address, as GitHub and the website make them."""
+    """The anchors of its headings, as GitHub and the website make them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def links(page: Path) -> list[str]:
-    """Where its links and pictures lead."""
+    """The targets of its links and pictures."""
     return re.findall(r"\]\(([^)\s]+)\)", prose(page))

@@ -1,6 +1,6 @@
-"""Every command line of README, CONTRIBUTING and docs, run as it is written where it can run here.
+"""Runs every command line of README, CONTRIBUTING and docs as written, if it can run here.
 
-A command line that is not listed below is run. Those that start a server, import torch or render
+Every command line that is not listed below runs. Those that start a server, import torch or render
 are system tests.
 """
 
@@ -59,10 +59,10 @@ NOT_HERE = {
     "WAN_MODELS_DIR=~/models WAN_API_KEYS=ann:<hash>": "has a key to be filled in",
     "WAN_API_KEYS=alice:5e88...": "has a key to be filled in",
 }
-"""By how they begin, and why they cannot run in a test."""
+"""Beginnings of command lines that cannot run in a test, and the reason."""
 
 FAILS = {f"{ENGINE} doctor --worker": "there is no bucket"}
-"""These end with exit code 1, and say why."""
+"""Command lines that exit with code 1 and say why."""
 
 QUICK = (*(f"{ENGINE} {word}" for word in ("schema", "settings", "models", "key")), "export ")
 
@@ -80,7 +80,8 @@ def marked(command: str) -> Any:
 
 
 def environment(folder: Path, cache: Path) -> dict[str, str]:
-    """Somebody's who has set nothing, but for what makes a clip of the tiny model quick."""
+    """The environment of a user without settings, except those that make a clip of the tiny model
+    quick."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
@@ -95,7 +96,7 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, data: Path) -> Path:
-    """What the pages take for granted: a checkout after `make run`, and files of one's own."""
+    """What the pages assume: a checkout after `make run`, and some files of the user."""
     program = tmp_path / PYTHON
     program.parent.mkdir(parents=True)
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
@@ -154,7 +155,7 @@ def test_a_command_does_what_its_page_says(command: str, shell: Shell, checkout:
 def test_a_served_clip_is_made_as_the_page_says(
     page: str, checkout: Path, tiny_cache: Path, shell: Shell
 ) -> None:
-    """At another port than 8000, which may be in use here."""
+    """Uses another port than 8000, which may be taken here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -198,18 +199,18 @@ def wait_for(url: str, gateway: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize("start", list(NOT_HERE))
-def test_what_is_said_not_to_run_here_is_on_a_page(start: str) -> None:
+def test_commands_listed_as_not_runnable_are_on_a_page(start: str) -> None:
     assert any(command.startswith(start) for command in ALL)
 
 
 @pytest.mark.parametrize("target", sorted({c.split()[1] for c in ALL if c.startswith("make ")}))
-def test_every_target_of_make_that_is_named_exists(target: str) -> None:
+def test_every_make_target_that_a_page_names_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [command for command in ALL if "-m wan_engine " in command])
-def test_every_option_of_our_commands_exists(command: str) -> None:
-    """Also of those that cannot run here."""
+def test_every_option_of_our_commands_that_a_page_names_exists(command: str) -> None:
+    """Includes command lines that cannot run here."""
     joined = command.replace("\\\n", " ")
     name_, *arguments = shlex.split(joined.split("-m wan_engine ")[1], comments=True)
     group: Any = typer.main.get_command(app)

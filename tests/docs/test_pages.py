@@ -1,4 +1,4 @@
-"""The pages: each has a way to it, each link leads somewhere, each name in them is known."""
+"""Every page is reachable, every link has a target, and every name on a page exists."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_page_is_reached_by_links(start: str) -> None:
 
 
 @EVERY_PAGE
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for link in links(page):
         if link.startswith("https://"):
             continue
@@ -62,34 +62,34 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @EVERY_PAGE
-def test_every_setting_that_is_named_is_one(page: Path) -> None:
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     known = {env_name(field) for field in Settings.model_fields}
     named = set(re.findall(r"\b(?:WAN|BUCKET)_[A-Z0-9_]*[A-Z0-9]\b", page.read_text("utf-8")))
     assert named - known - NOT_SETTINGS == set()
 
 
 @EVERY_PAGE
-def test_every_model_that_is_named_is_in_the_catalogue(page: Path) -> None:
+def test_every_model_that_a_page_names_is_in_the_catalogue(page: Path) -> None:
     named = set(re.findall(r"\bwan2\.\d-[a-z0-9-]*[a-z0-9]|\bwan-tiny\b", prose(page)))
     assert named <= {*CATALOG, *parameters.MODELS}
 
 
 @EVERY_PAGE
-def test_every_file_of_ours_that_is_named_exists(page: Path) -> None:
+def test_every_file_of_ours_that_a_page_names_exists(page: Path) -> None:
     for path in re.findall(r"`((?:[\w.]+/)+[\w.]*\w\.(?:py|yaml|txt))(?:::\w+)?`", prose(page)):
         places = (ROOT, ROOT / "wan_engine", ROOT / "wan_engine" / "gateway")
         assert any((place / path).exists() for place in places), f"{name(page)} names {path}"
 
 
 @EVERY_PAGE
-def test_every_json_is_json(page: Path) -> None:
+def test_every_json_block_is_valid(page: Path) -> None:
     for block in blocks(page, "json"):
         json.loads(block)
 
 
 @EVERY_PAGE
 def test_every_python_example_is_the_readmes(page: Path) -> None:
-    """Which `tests/test_handler.py` runs."""
+    """`tests/test_handler.py` runs that one."""
     [example] = blocks(README, "python")
     assert all(block == example for block in blocks(page, "python"))
 

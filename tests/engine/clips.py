@@ -1,5 +1,4 @@
-"""What the tests of the engine look at: files and their frames, and families in the place of the
-model."""
+"""Helpers of the engine's tests: clips and their frames, and families that replace the model."""
 
 from __future__ import annotations
 
@@ -36,14 +35,14 @@ OrderFor = Callable[..., Order]
 
 
 def few_frames(settings: Settings, **options: Any) -> Engine:
-    """An engine with `options` on `wan-tiny` as `tests.small` has it."""
+    """An engine with `options`, on `wan-tiny` with few frames (`tests.small`)."""
     engine = Engine(settings, **options)
     engine.pool.main.spec = replace(engine.spec, **FEWEST)
     return engine
 
 
 def chunks_of(family: Any, plan: Plan, media: Media) -> Iterator[np.ndarray]:
-    """The frames of a clip that `family` alone makes."""
+    """The frames of a clip that `family` makes alone."""
     return model_frames(lambda _task: family, plan, media, lambda _spec: "", Control())
 
 
@@ -81,8 +80,8 @@ def clip_frames(path: Path, width: int, height: int) -> np.ndarray:
 
 
 def visible(original: Image.Image, plan: Plan) -> np.ndarray:
-    """The middle of the picture that crops leave, at the picture's own size; one scale for both
-    axes."""
+    """The part in the middle of the picture that crops leave, at the picture's own size, with one
+    scale for both axes."""
     width, height = original.size
     scale = max(plan.render_width / width, plan.render_height / height)
     half_width, half_height = plan.crop_width / scale / 2, plan.crop_height / scale / 2
@@ -92,7 +91,7 @@ def visible(original: Image.Image, plan: Plan) -> np.ndarray:
 
 
 class Double:
-    """What a family is, around `denoise` and `decode`."""
+    """The methods of a family other than `denoise` and `decode`."""
 
     spec: ModelSpec
 
@@ -121,16 +120,16 @@ def first_picture(segment: SegmentInput) -> Image.Image:
 
 
 class LongRun(Double):
-    """A family whose frame t is a picture of t alone, whatever segments it is sampled in.
+    """A family whose frame t is a picture of t alone, however it is split into segments.
 
-    A later segment begins with the frames that the one before ended with, and goes on: what is
-    joined has to equal one long run to the bit. It notes its inputs.
+    A later segment begins with the last frames of the segment before. The joined segments must
+    equal one long run to the bit. The family records its inputs.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.asked: list[SegmentInput] = []
-        self.ends = 0  # the number of the frame after the last one that was sampled
+        self.ends = 0  # the number of the frame after the last sampled one
         self.decoded = 0
 
     def denoise(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Any:
@@ -143,7 +142,7 @@ class LongRun(Double):
         self, latents: Any, carry: Carry | None = None, *, continued: bool = False
     ) -> Generator[np.ndarray, None, None]:
         assert carry is latents.carry
-        first = 0 if self.spec.overlap_frames else self.ends  # it goes on without a common frame
+        first = 0 if self.spec.overlap_frames else self.ends  # continues without a common frame
         if carry.frames is not None:
             first = self.ends - len(carry.frames)
         self.ends = first + latents.frames
@@ -156,14 +155,14 @@ class LongRun(Double):
 
     @staticmethod
     def picture(number: int, height: int, width: int) -> np.ndarray:
-        """`number` as bytes in the corner of texture that changes with it."""
+        """`number` as bytes in the corner of a texture that changes with it."""
         picture = np.random.default_rng(number).integers(60, 200, (height, width, 3), np.uint8)
         picture[0, 0] = number // 256, number % 256, 7
         return picture
 
 
 class SlidingPicture(Double):
-    """A family that shows the user's picture and slides it left, a pixel every eight frames."""
+    """A family that shows the user's picture and moves it left by one pixel every eight frames."""
 
     def __init__(self) -> None:
         self.spec = CATALOG["wan-tiny"]
@@ -187,8 +186,8 @@ class SlidingPicture(Double):
 
 
 class Card:
-    """Loads on the CPU as if on a card, where a part of the model of the task `fails` does so as
-    CUDA does when its memory is full, for as long as `full` says so."""
+    """Loads on the CPU as if on a GPU. While `full` returns true, the part of the task's model
+    named by `fails` raises the out-of-memory error of CUDA."""
 
     def __init__(self, full: Callable[[Recipe], bool], fails: str) -> None:
         self._full, self._fails = full, fails

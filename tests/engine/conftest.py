@@ -13,9 +13,16 @@ from tests.engine.clips import SMALLEST, MakeSettings, OrderFor, RequestFor, few
 from wan_engine import Engine, Settings, VideoRequest, data_uri
 
 
+@pytest.fixture(autouse=True)
+def _small_clips(request: pytest.FixtureRequest) -> None:
+    """`small_clips` for every test that is not marked `full_size`."""
+    if "full_size" not in request.keywords:
+        request.getfixturevalue("small_clips")
+
+
 @pytest.fixture
 def unloaded(make_settings: MakeSettings) -> Engine:
-    """`wan-tiny` with few frames: their encode takes most of the time of a job as small as this."""
+    """`wan-tiny` with few frames, because encoding takes most of the time of such a small job."""
     return few_frames(make_settings(**SMALLEST))
 
 
@@ -30,20 +37,20 @@ def loaded(
 
 @pytest.fixture
 def engine(unloaded: Engine, loaded: Engine) -> Engine:
-    """`unloaded` with weights that were read once, for tests that leave those as they are."""
+    """`unloaded` with its weights read once, for tests that do not change the engine."""
     unloaded.pool.main.family, unloaded.safety = loaded.pool.main.family, loaded.safety
     return unloaded
 
 
 @pytest.fixture
 def whole(make_settings: MakeSettings) -> Engine:
-    """With as many frames as the catalogue says."""
+    """The engine with as many frames as the catalogue's row has."""
     return Engine(make_settings(**SMALLEST))
 
 
 @pytest.fixture
 def thirty(make_settings: MakeSettings) -> Any:
-    """As an operator gets it who sets nothing about frames a second."""
+    """The engine of an operator who sets no frame rate."""
     return Engine(make_settings(**SMALLEST, fps=30))
 
 
@@ -58,5 +65,5 @@ def request_for(data: Path) -> RequestFor:
 
 @pytest.fixture
 def shortest(request_for: RequestFor) -> OrderFor:
-    """Orders of the shortest clips, for tests that do not look at a clip's length."""
+    """Requests for the shortest clips, for tests that do not look at the length."""
     return lambda **fields: replace(request_for(**fields).order(), duration=2)

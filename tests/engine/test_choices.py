@@ -1,4 +1,4 @@
-"""What the constructor decides from settings, and what it refuses."""
+"""What the constructor chooses from the settings, and what it refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wan_engine.schema import Media, Script, ScriptShot
 from wan_engine.settings import OwnLora
 
 
-def test_settings_go_over_the_models_own(make_settings: MakeSettings) -> None:
+def test_settings_replace_the_models_own_values(make_settings: MakeSettings) -> None:
     spec = Engine(make_settings(steps=2, guidance_scale=4, flow_shift=3)).spec
     assert (spec.steps, spec.guidance_scale, spec.flow_shift) == (2, 4, 3)
 
@@ -33,7 +33,7 @@ def test_cfg_for_the_second_expert_alone_is_refused(make_settings: MakeSettings)
         Engine(make_settings(guidance_scale=1, guidance_scale_2=3))
 
 
-def test_how_a_clip_goes_on_is_a_setting(make_settings: MakeSettings) -> None:
+def test_the_continuation_is_a_setting(make_settings: MakeSettings) -> None:
     def chosen(**settings: Any) -> tuple[str, int]:
         spec = Engine(make_settings(**settings)).spec
         return spec.continuation, spec.overlap_frames
@@ -72,6 +72,7 @@ def test_a_serverless_worker_needs_a_bucket(make_settings: MakeSettings) -> None
     Engine(make_settings(storage="local"), serverless=True)
 
 
+@pytest.mark.full_size
 def test_native_renders_the_full_size(
     make_settings: MakeSettings, request_for: RequestFor, data: Path
 ) -> None:

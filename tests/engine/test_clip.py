@@ -1,4 +1,5 @@
-"""What a job gives: the clip, its output, its progress and its log, the same for the same seed."""
+"""The result of a job: its clip, output, progress and log, and the same frames for the same
+seed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from wan_engine.errors import (
 )
 
 
-def test_a_job_gives_the_documented_output(engine: Engine, request_for: RequestFor) -> None:
+def test_a_job_returns_the_documented_output(engine: Engine, request_for: RequestFor) -> None:
     output = engine.generate(request_for()).output()
     assert output.pop("warnings")
     url = output["video_url"]
@@ -32,7 +33,8 @@ def test_a_job_gives_the_documented_output(engine: Engine, request_for: RequestF
     assert url.startswith("file:///")
 
 
-def test_the_clip_is_what_was_asked_for(whole: Engine, request_for: RequestFor, data: Path) -> None:
+@pytest.mark.full_size
+def test_the_clip_is_what_was_requested(whole: Engine, request_for: RequestFor, data: Path) -> None:
     request = request_for(audio=data_uri(data / "chime_4s.mp3"))
     path = local(whole.generate(request).video_url)
     facts = probe(path)
@@ -43,11 +45,13 @@ def test_the_clip_is_what_was_asked_for(whole: Engine, request_for: RequestFor, 
     assert len(frame_hashes(path)) == 80
 
 
+@pytest.mark.full_size
 def test_a_portrait_keeps_its_shape(engine: Engine, shortest: OrderFor, data: Path) -> None:
     request = shortest(image=data_uri(data / "astronaut_360x480.png"))
     assert "832x1108" in probe(local(engine.generate(request).video_url))
 
 
+@pytest.mark.full_size
 def test_exact_frames_have_the_named_size(
     make_settings: MakeSettings, shortest: OrderFor, data: Path
 ) -> None:
@@ -63,7 +67,7 @@ def test_the_same_seed_gives_the_same_frames(engine: Engine, shortest: OrderFor)
     assert first == again != other
 
 
-def test_a_random_seed_is_told(engine: Engine, request_for: RequestFor) -> None:
+def test_a_random_seed_is_in_the_output(engine: Engine, request_for: RequestFor) -> None:
     with pytest.raises(Cancelled):
         engine.generate(request_for(seed=-1), cancelled_control())
     plan_seeds = {engine.generate(request_for(seed=-1)).seed for _ in range(2)}
@@ -97,7 +101,7 @@ def test_nothing_is_left_in_scratch(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_an_animation_is_animated_from_its_first_frame_where_that_is_asked(
+def test_an_animated_image_starts_the_clip_with_its_first_frame_where_the_request_says_so(
     engine: Engine, request_for: RequestFor, tmp_path: Path
 ) -> None:
     frames = [Image.new("RGB", (320, 240), colour) for colour in ("red", "blue")]
@@ -132,6 +136,7 @@ def test_a_finished_job_is_not_rendered_again(engine: Engine, shortest: OrderFor
     assert other.video_url != first.video_url
 
 
+@pytest.mark.full_size
 def test_the_summary_of_a_job_has_its_stages_and_peak_memory_and_no_prompt(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""Blocks that cannot be compiled are run as they are, unless that is forbidden."""
+"""Blocks that cannot be compiled run uncompiled, unless the settings require compiling."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from wan_engine.errors import (
 
 @pytest.fixture
 def engine(unloaded: Engine) -> Engine:
-    """One that reads its weights when it needs them."""
+    """A family that reads its weights when it first needs them."""
     return unloaded
 
 
-def test_a_compiler_that_cannot_even_be_imported_is_done_without(
+def test_without_an_importable_compiler_blocks_run_uncompiled(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> None:
@@ -45,10 +45,10 @@ def test_a_compiler_that_cannot_even_be_imported_is_done_without(
         engine.load()
 
 
-def test_what_compiles_at_first_and_not_in_a_later_job_is_done_without(
+def test_blocks_that_stop_compiling_in_a_later_job_run_uncompiled(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By torch's own tracer, and a back end that breaks."""
+    """Uses torch's own tracer with a backend that fails."""
     eager = frame_hashes(local(engine.generate(request_for()).video_url))
     broken = threading.Event()
     compiled = []

@@ -1,4 +1,4 @@
-"""Clips that continue another one: nothing of it is shown twice, and its sound goes on."""
+"""Clips that continue another clip: no frame of it is shown twice, and its sound continues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from wan_engine.schema import Carry, FirstPicture, SegmentInput, VideoResult, pa
 
 
 def made(folder: Path, name: str = "first.mp4", *, seconds: float = 2, fps: int = 30) -> Path:
-    """A clip of 320x240 with a moving picture and a tone of 1 kHz."""
+    """A clip of 320x240 with moving content and a tone of 1 kHz."""
     path = folder / name
     command = [ffmpeg.executable(), "-v", "error", "-y", "-f", "lavfi", "-i"]
     command += [f"testsrc2=s=320x240:r={fps}:d={seconds}", "-f", "lavfi", "-i"]
@@ -53,6 +53,7 @@ def thirty_fps(make_settings: MakeSettings, loaded: Engine) -> Engine:
     return engine
 
 
+@pytest.mark.full_size
 def test_a_clip_is_continued_twice_without_a_repeated_frame(
     thirty_fps: Engine, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_clip_is_continued_twice_without_a_repeated_frame(
     assert (steps > 0.02).all()
 
 
+@pytest.mark.full_size
 def test_the_output_has_the_size_and_the_shape_of_the_first_clip(
     thirty_fps: Engine, tmp_path: Path
 ) -> None:
@@ -101,7 +103,7 @@ def test_the_segments_begin_with_the_last_frames_of_the_clip(
 def test_every_way_of_continuing_takes_the_frames_of_a_clip(
     tiny_cache: Path, name: str, continuation: Any
 ) -> None:
-    """Another clip gives other frames, from its first one on."""
+    """Another clip gives other frames from the first one on."""
     spec = replace(ROWS[name], continuation=continuation, steps=2)
     folder = toy.build(name, tiny_cache / name)
     family: Any = load_family(spec, folder, Recipe("cpu", "float32"))
@@ -119,15 +121,16 @@ def test_every_way_of_continuing_takes_the_frames_of_a_clip(
     assert (np.abs(shown[0] - shown[1]).mean(axis=(1, 2, 3)) > 0).all()
 
 
-# --- what is heard -------------------------------------------------------------------------------
+# --- sound
+# -----------------------------------------------------------------------------------------
 
 
 def level(heard: np.ndarray, start: float, end: float) -> float:
-    """The mean amplitude between two seconds."""
+    """The mean amplitude between two times in seconds."""
     return float(np.abs(heard[round(start * 48000) : round(end * 48000)]).mean())
 
 
-def test_the_sound_of_the_clip_goes_on_and_then_it_is_silent(
+def test_the_sound_of_the_clip_continues_and_is_then_followed_by_silence(
     thirty_fps: Engine, tmp_path: Path
 ) -> None:
     heard = samples(local(continued(thirty_fps, made(tmp_path)).video_url))
@@ -135,14 +138,12 @@ def test_the_sound_of_the_clip_goes_on_and_then_it_is_silent(
     assert level(heard, 0.2, 1.9) > 0.05 > 0.001 > level(heard, 2.2, 3.8)
 
 
-def test_a_new_part_alone_has_nothing_of_the_clips_sound(
-    thirty_fps: Engine, tmp_path: Path
-) -> None:
+def test_the_new_part_alone_has_no_sound_of_the_clip(thirty_fps: Engine, tmp_path: Path) -> None:
     result = continued(thirty_fps, made(tmp_path), keep_first_clip=False, seconds=2)
     assert level(samples(local(result.video_url)), 0, 2) < 0.001
 
 
-def test_a_sound_of_the_callers_is_heard_from_the_first_frame(
+def test_the_callers_sound_is_heard_from_the_first_frame(
     thirty_fps: Engine, tmp_path: Path, data: Path
 ) -> None:
     audio = data_uri(data / "chime_4s.mp3")
@@ -152,7 +153,7 @@ def test_a_sound_of_the_callers_is_heard_from_the_first_frame(
     assert level(samples(given), 2.2, 3) > 0.001
 
 
-def test_sound_is_made_behind_the_sound_of_the_clip(
+def test_generated_sound_follows_the_sound_of_the_clip(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     engine = few_frames(make_settings(**SMALLEST, **SOUND, fps=30))
@@ -162,12 +163,13 @@ def test_sound_is_made_behind_the_sound_of_the_clip(
     assert given > 0.9 and level(heard, 2.2, 3.8) > 0.001
 
 
-def test_no_sound_at_all_if_it_is_turned_off(thirty_fps: Engine, tmp_path: Path) -> None:
+def test_without_sound_there_is_no_track(thirty_fps: Engine, tmp_path: Path) -> None:
     result = continued(thirty_fps, made(tmp_path), generate_audio=False)
     assert "Audio" not in probe(local(result.video_url))
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------
 
 
 def test_a_clip_that_leaves_no_time_for_a_new_part_is_refused(
@@ -197,7 +199,7 @@ def test_clips_of_other_lengths_and_rates_are_refused(
     assert str(caught.value) == f"Invalid first_clip URL: {why}"
 
 
-def test_a_picture_is_no_clip(thirty_fps: Engine, data: Path) -> None:
+def test_a_picture_is_refused_as_a_clip(thirty_fps: Engine, data: Path) -> None:
     with pytest.raises(InvalidMedia, match="Invalid first_clip URL"):
         continued(thirty_fps, data / "rocket_640x360.jpg")
 
@@ -211,7 +213,9 @@ def test_a_model_that_cannot_continue_a_clip_refuses_it_before_it_is_fetched(
         thirty_fps.generate(parse_request(asked))
 
 
-def test_several_shots_are_one_when_a_clip_goes_on(thirty_fps: Engine, tmp_path: Path) -> None:
+def test_several_shots_become_one_when_a_clip_is_continued(
+    thirty_fps: Engine, tmp_path: Path
+) -> None:
     multi = {"shot_type": "multi", "enable_prompt_expansion": True}
     result = continued(thirty_fps, made(tmp_path), **multi)
     assert "A clip that continues another one has one shot" in result.warnings

@@ -1,4 +1,4 @@
-"""Frames a second, and larger pictures."""
+"""The frame rate of a clip, and larger pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from wan_engine.errors import Cancelled
 from wan_engine.media import ffmpeg
 
 
-def test_a_clip_has_thirty_frames_a_second_unless_told_otherwise(
+def test_a_clip_has_thirty_fps_unless_set_otherwise(
     thirty: Any, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert Settings().fps == 30
@@ -41,7 +41,7 @@ def test_a_clip_has_thirty_frames_a_second_unless_told_otherwise(
 
 
 class Flashing(SlidingPicture):
-    """Black, but for one white frame at two seconds."""
+    """A family whose frames are black, except one white frame at two seconds."""
 
     def decode(self, latents: Any, carry: Any = None, **_: Any) -> Iterator[np.ndarray]:
         for index in range(latents.frames):
@@ -50,7 +50,7 @@ class Flashing(SlidingPicture):
 
 
 @pytest.mark.parametrize("interpolation", ["mci", "blend"])
-def test_a_click_and_a_flash_at_two_seconds_meet(
+def test_a_click_and_a_flash_at_two_seconds_coincide(
     make_settings: MakeSettings, request_for: RequestFor, tmp_path: Path, interpolation: str
 ) -> None:
     rate = 48000
@@ -76,13 +76,13 @@ def test_a_click_and_a_flash_at_two_seconds_meet(
     assert abs(click_seconds - flash_seconds) <= 1 / 30
 
 
-def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
+def test_forced_blending_is_a_warning_and_chosen_blending_is_not(
     make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     small = {**SMALLEST, "fps": 30}
     asked: Any = Engine(make_settings(interpolation="blend", **small))
     forced: Any = Engine(make_settings(**small))
-    forced.postprocess.interpolation = "blend"  # as on an ffmpeg without the other filter
+    forced.postprocess.interpolation = "blend"  # as if ffmpeg lacked the other filter
     told = []
     for engine in (asked, forced):
         engine.pool.main.family = SlidingPicture()
@@ -92,7 +92,7 @@ def test_blending_by_necessity_is_a_warning_and_by_choice_is_not(
 
 
 class Doubler:
-    """A network in the place of one with weights: repeats every pixel."""
+    """A network without weights that repeats every pixel."""
 
     window, overlap = 1, 0
 
@@ -100,7 +100,8 @@ class Doubler:
         return frames.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-def test_a_network_enlarges_before_frames_are_made_between(
+@pytest.mark.full_size
+def test_frames_are_enlarged_before_new_ones_are_interpolated(
     make_settings: MakeSettings, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = {"preset": "superfast", "render_area": 256 * 144, "fps": 30, "interpolation": "blend"}
@@ -134,10 +135,10 @@ def test_a_cancel_between_frames_leaves_no_process(
 
 
 def ffmpeg_children() -> int:
-    """How many processes named ffmpeg this one has started and not waited for."""
+    """The number of ffmpeg processes that this process has started and not waited for."""
     found = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
             found += name.startswith("ffmpeg") and int(rest.split()[1]) == os.getpid()
     return found

@@ -1,5 +1,5 @@
-"""Clips that end on a picture: it is given to the last segment alone, and the clip's last frame is
-the model's last one."""
+"""Clips that end with a picture: only the last segment gets it, and the clip's last frame is the
+model's last frame."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MULTI = {"shot_type": "multi", "enable_prompt_expansion": True}
 
 
 class Counting:
-    """A family whose frames are as bright as their number, and which keeps what it is given."""
+    """A family whose frames are as bright as their number. It keeps its inputs."""
 
     def __init__(self, spec: Any) -> None:
         self.spec, self.given, self.count = spec, [], 0  # type: ignore[var-annotated]
@@ -51,7 +51,7 @@ def end(data: Path) -> str:
 
 
 @pytest.mark.parametrize("more", [{"seconds": 5}, {"seconds": 15}, {"seconds": 15, **MULTI}])
-def test_the_picture_is_given_to_the_last_segment_of_the_last_shot(
+def test_only_the_last_segment_of_the_last_shot_gets_the_picture(
     engine: Engine, request_for: RequestFor, tmp_path: Path, end: str, more: dict[str, Any]
 ) -> None:
     family, (plan, _) = shown(engine, request_for(last_image=end, **more), tmp_path)
@@ -73,7 +73,7 @@ def test_the_last_frame_is_the_last_one_of_the_model(
     seconds: int,
 ) -> None:
     engine = few_frames(make_settings(**SMALLEST, fps=fps, interpolation="blend", safety="off"))
-    # Not `last_frames`, with which a segment takes the colours of the one before.
+    # Not `last_frames`: with it, a segment takes the colours of the segment before.
     engine.pool.main.spec = replace(engine.spec, continuation="latents")
     family, (plan, video) = shown(engine, request_for(last_image=end, seconds=seconds), tmp_path)
     frames = clip_frames(video.path, plan.width // 8, plan.height // 8)
@@ -84,7 +84,7 @@ def test_the_last_frame_is_the_last_one_of_the_model(
     assert plan.segments[-1].repeated + plan.segments[-1].shown == plan.segments[-1].frames
 
 
-def test_a_picture_of_another_shape_is_cut_with_a_warning(
+def test_a_picture_of_another_shape_is_cropped_with_a_warning(
     engine: Engine, request_for: RequestFor, tmp_path: Path, end: str, data: Path
 ) -> None:
     cut = "The last picture has another shape than the clip: its edges are cut off"
@@ -94,7 +94,7 @@ def test_a_picture_of_another_shape_is_cut_with_a_warning(
         assert media.warnings == warnings
 
 
-def test_a_model_that_cannot_end_on_a_picture_refuses_it_before_anything_is_fetched(
+def test_a_model_that_cannot_end_with_a_picture_refuses_it_before_anything_is_fetched(
     make_settings: MakeSettings, request_for: RequestFor
 ) -> None:
     engine = Engine(make_settings(**SMALLEST, model="wan-tiny-ti2v"))

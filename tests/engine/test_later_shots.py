@@ -1,5 +1,5 @@
-"""A clip of several shots from a picture: the first one by the model for pictures, the later ones
-by the model for references, with the picture as theirs."""
+"""A clip of several shots from a picture: the image model makes the first shot, and the reference
+model makes the later ones with the picture as reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SMALL = {**SMALLEST, "reference_model": "wan-tiny-vace", "safety": "off"}
 
 @pytest.fixture
 def two(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
-    """Engines with both models; without `room_for` there is room for both."""
+    """Engines with both models. Without `room_for` both fit on the device."""
     for rows, name in ((CATALOG, "wan-tiny"), (toy.MODELS, "wan-tiny-vace")):
         monkeypatch.setitem(rows, name, replace(rows[name], **FEWEST, steps=2))  # type: ignore[arg-type]
 
@@ -92,7 +92,7 @@ def test_the_later_shots_have_the_whole_picture_as_their_reference(
     assert len(numbers) == 20 and result.plan.cut_seconds == (3.0,)
 
 
-def test_each_shot_is_to_the_bit_what_its_model_makes_alone_and_all_have_one_size(
+def test_each_shot_equals_to_the_bit_what_its_model_makes_alone_and_all_have_one_size(
     two: Callable[..., Engine], order: Order, tmp_path: Path
 ) -> None:
     engine = two()
@@ -115,7 +115,7 @@ def test_each_shot_is_to_the_bit_what_its_model_makes_alone_and_all_have_one_siz
     assert found.shape == (20, *size[::-1], 3)
 
 
-def test_the_first_model_is_let_go_of_before_the_second_is_read_where_one_has_room(
+def test_with_room_for_one_model_the_first_is_released_before_the_second_is_read(
     two: Callable[..., Engine], order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roomy, narrow = two(), two(room_for=1)
@@ -134,10 +134,10 @@ def test_the_first_model_is_let_go_of_before_the_second_is_read_where_one_has_ro
     monkeypatch.setattr(narrow.pool, "_bring", watched)
     assert frames(narrow, order) == wanted
     assert gone == [True] and on_device(narrow) == {LATER}
-    assert frames(narrow, order) == wanted  # back to the first one, and on
+    assert frames(narrow, order) == wanted  # back to the first model, and on
 
 
-def test_a_job_that_is_cancelled_between_the_two_leaves_the_device_free(
+def test_a_job_cancelled_between_the_two_models_leaves_the_device_free(
     two: Callable[..., Engine], order: Order
 ) -> None:
     engine = two(room_for=1)
@@ -157,7 +157,8 @@ def test_a_job_that_is_cancelled_between_the_two_leaves_the_device_free(
 
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Card]:
-    """Makes an engine's models those of a card, of which one fails while `full` says so."""
+    """Moves an engine's models to a simulated GPU, on which one model fails while `full` says
+    so."""
 
     def make(engine: Engine, full: Callable[[Recipe], bool], fails: str = LATER) -> Card:
         card = Card(full, fails)
@@ -170,7 +171,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Card]:
     return make
 
 
-def test_out_of_memory_in_the_later_shots_puts_the_first_model_away(
+def test_out_of_memory_in_the_later_shots_releases_the_first_model(
     two: Callable[..., Engine], order: Order, cards: Callable[..., Card]
 ) -> None:
     engine = two()
@@ -181,7 +182,7 @@ def test_out_of_memory_in_the_later_shots_puts_the_first_model_away(
     assert engine.pool.models[LATER].alone and not engine.pool.models[FIRST].alone
 
 
-def test_out_of_memory_alone_makes_the_model_of_the_later_shots_leaner_and_no_other(
+def test_out_of_memory_of_the_later_model_alone_makes_only_that_one_leaner(
     two: Callable[..., Engine], order: Order, cards: Callable[..., Card]
 ) -> None:
     engine = two(room_for=1)
@@ -193,7 +194,7 @@ def test_out_of_memory_alone_makes_the_model_of_the_later_shots_leaner_and_no_ot
     assert engine.pool.models[LATER].recipe.text_encoder == "moved"
 
 
-def test_a_model_of_the_later_shots_that_never_fits_is_named_and_the_first_stays_as_it_is(
+def test_a_later_model_that_never_fits_is_named_and_the_first_model_stays_as_it_is(
     two: Callable[..., Engine],
     order: Order,
     cards: Callable[..., Card],

@@ -1,4 +1,4 @@
-"""A picture that speaks: whole jobs on the tiny model of the S2V kind, and picture beside sound."""
+"""A speaking picture: whole jobs on the tiny S2V model, and its frames beside the sound."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Samples = NDArray[np.float64]
 
 
 def speech(seconds: float, seed: int = 3) -> Samples:
-    """Noise in syllables: louder and softer four times a second, with pauses, as speech is."""
+    """Noise in syllables: four times a second louder and softer, with pauses, like speech."""
     generator = np.random.default_rng(seed)
     times = np.arange(round(seconds * RATE)) / RATE
     points = generator.uniform(0, 1, round(seconds * 4) + 2) ** 2
@@ -48,14 +48,14 @@ def written(path: Path, samples: Samples) -> Path:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty seconds, more than any clip."""
+    """A sound of twenty seconds, longer than any clip."""
     return written(tmp_path_factory.mktemp("speech") / "speech.wav", speech(20.0))
 
 
 @pytest.fixture(scope="module")
 def tiny(settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """`wan-tiny-s2v` beside `wan-tiny`, loaded once, at the smallest size, with one step and a
-    quarter of the frames: their encode takes most of the time."""
+    """`wan-tiny-s2v` and `wan-tiny`, loaded once, at the smallest size, with one step and a quarter
+    of the frames, because encoding takes most of the time."""
     small = {"preset": "superfast", "render_area": 128 * 64, "safety": "off"}
     engine = Engine(settings_in(tmp_path_factory.mktemp("lips"), speech_model=NAME, **small))
     model = engine.pool.models["speech-to-video"]
@@ -66,7 +66,7 @@ def tiny(settings_in: Callable[..., Settings], tmp_path_factory: pytest.TempPath
 # --- whole jobs ----------------------------------------------------------------------------------
 
 
-def test_a_sound_makes_the_picture_speak_and_is_the_clips_own(
+def test_a_sound_makes_the_picture_speak_and_is_the_sound_of_the_clip(
     tiny: Engine, request_for: RequestFor, spoken: Path
 ) -> None:
     request = request_for(audio=data_uri(spoken))
@@ -83,7 +83,7 @@ def test_a_sound_makes_the_picture_speak_and_is_the_clips_own(
     assert "Duration: 00:00:05.00" in said and re.search(r"Audio: aac.*48000 Hz, stereo", said)
 
 
-def test_without_a_sound_another_model_makes_the_clip_and_no_switch_mutes_one(
+def test_without_a_sound_another_model_makes_the_clip_and_no_switch_mutes_a_sound(
     tiny: Engine, request_for: RequestFor, spoken: Path
 ) -> None:
     assert tiny.dry_run(request_for())["model"] == "wan-tiny"
@@ -91,7 +91,7 @@ def test_without_a_sound_another_model_makes_the_clip_and_no_switch_mutes_one(
     assert tiny.dry_run(muted)["model"] == NAME
 
 
-def test_a_longer_clip_is_exact_whatever_the_sound_lasts(
+def test_a_longer_clip_is_exact_however_long_the_sound_is(
     tiny: Engine, request_for: RequestFor, tmp_path: Path
 ) -> None:
     short = written(tmp_path / "short.wav", speech(4.0))
@@ -123,8 +123,7 @@ def test_a_job_can_be_cancelled_in_every_stage(
 
 
 def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: RequestFor) -> None:
-    """At 30 frames a second a shot keeps a source frame behind its end, which moves no later
-    one."""
+    """At 30 fps a shot keeps one more frame of the model, and this does not move later frames."""
     from PIL import Image
 
     order = replace(request_for(audio="https://example.com/a.wav", duration=15).order(), seed=1)
@@ -141,12 +140,12 @@ def test_a_shot_hears_the_sound_from_its_own_start(tiny: Engine, request_for: Re
     assert {one.clip_seconds for one in found} == {15.0}
 
 
-def test_what_reaches_each_latent_frame_follows_loudness(
+def test_the_sound_of_each_latent_frame_follows_loudness(
     tiny: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a network with random weights: how far what a latent frame hears is from silence follows
-    the loudness of its own four frames and of the four before, which it hears too, and not of
-    those a second later."""
+    """With random weights, the distance of a latent frame's sound features from those of silence
+    follows the loudness of its own four video frames and the four before, which it hears as well,
+    and not of frames one second later."""
     import torch
 
     from wan_engine.families.sound_features import heard, loudness
@@ -169,7 +168,7 @@ def test_what_reaches_each_latent_frame_follows_loudness(
 
 
 def stereo(path: Path, samples: Samples) -> AudioTrack:
-    """A track as `open_audio` leaves it."""
+    """A track in the format of `open_audio`."""
     with wave.open(str(path), "wb") as file:
         file.setparams((2, 2, RATE, 0, "NONE", ""))
         file.writeframes((np.stack([samples] * 2, axis=1) * 32767).astype("<i2").tobytes())
@@ -185,7 +184,7 @@ def correlation(one: Samples, other: Samples) -> float:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The probe whose brightness is its loudness, as a package of this process."""
+    """The probe that is as bright as its sound is loud, as an installed package of this process."""
     folder = tmp_path / "models" / "probe-lips"
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "Probe"}))
@@ -197,7 +196,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
 
 
 def light_and_loudness(path: Path, fps: int) -> tuple[Samples, Samples]:
-    """Of each frame of a clip, and of the sound under it."""
+    """The brightness of each frame of a clip, and the loudness of the sound during it."""
     read = [ffmpeg.executable(), "-v", "error", "-i", str(path)]
     gray = [*read, "-vf", "scale=1:1:flags=area", "-f", "rawvideo", "-pix_fmt", "gray", "-"]
     mono = [*read, "-map", "0:a", "-ac", "1", "-f", "s16le", "-"]
@@ -218,7 +217,7 @@ def light_and_loudness(path: Path, fps: int) -> tuple[Samples, Samples]:
         (30, {"duration": 15, "shot_type": "multi", "enable_prompt_expansion": True}),
     ],
 )
-def test_picture_and_sound_are_together_through_joins_shots_and_the_clips_own_rate(
+def test_picture_and_sound_stay_in_time_through_joins_shots_and_the_clips_own_rate(
     make_settings: MakeSettings,
     request_for: RequestFor,
     spoken: Path,

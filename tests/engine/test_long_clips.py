@@ -1,4 +1,4 @@
-"""Clips of several segments: joined without a seam, and the same again."""
+"""Clips of several segments: joined without a seam, and reproducible."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LONG_RUNS = (
 
 
 def frames_digest(engine: Engine, request: VideoRequest) -> str:
-    """SHA-256 of all frames of a clip as they go to the encoder."""
+    """SHA-256 of all frames of a clip that the encoder gets."""
     media = Media(Image.linear_gradient("L").convert("RGB").resize((640, 360)))
     script = Script((ScriptShot(request.prompt, request.duration),))
     plan = make_plan(request, script, media, engine.spec, PlanLimits())
@@ -56,13 +56,14 @@ def frames_digest(engine: Engine, request: VideoRequest) -> str:
 
 
 def long_run(model: str, continuation: Any) -> dict[str, Any]:
-    """Settings of a row of `LONG_RUNS`, with few steps at a small size."""
+    """The settings of a row of `LONG_RUNS`, with few steps and a small size."""
     small = {"render_area": 64 * 64, "steps": 2}
     return {"model": model, "continuation": continuation, **small}
 
 
 def long_clips(settings: Settings, *seeds: int) -> list[str]:
-    """The digests of ten seconds, one job after the other. Another process imports this."""
+    """The digests of clips of ten seconds, one job after the other. Another process imports this
+    function."""
     engine = Engine(settings)
     engine.pool.main.spec = replace(engine.spec, **FEWEST)
     requests = [
@@ -73,7 +74,7 @@ def long_clips(settings: Settings, *seeds: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def elsewhere(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The digests of `LONG_RUNS` as another process has them."""
+    """The digests of `LONG_RUNS` from another process."""
     script = tmp_path_factory.mktemp("elsewhere") / "digests.py"
     script.write_text(
         "import sys\n"
@@ -89,7 +90,7 @@ def elsewhere(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.mark.parametrize("row", LONG_RUNS, ids="-".join)
-def test_a_long_clip_is_the_same_again_after_another_job_and_in_another_process(
+def test_a_long_clip_is_reproducible_after_another_job_and_in_another_process(
     make_settings: MakeSettings, elsewhere: list[str], row: tuple[str, str]
 ) -> None:
     first, other, after = long_clips(make_settings(**long_run(*row)), 11, 12, 11)
@@ -126,7 +127,7 @@ def test_joined_segments_equal_one_long_run(
     size = plan.render_height, plan.render_width
     wanted = np.stack([LongRun.picture(number, *size) for number in range(seconds * spec.fps)])
     assert np.array_equal(frames, wanted)  # exact count, none repeated, none missing, none mixed
-    # Each segment is given the user's image and the end of the one before.
+    # Each segment gets the user's image and the end of the one before.
     assert len(family.asked) == len(plan.segments)
     if "first_picture" in spec.takes:
         starts = [np.asarray(first_picture(asked)) for asked in family.asked]
@@ -134,9 +135,7 @@ def test_joined_segments_equal_one_long_run(
     assert len({asked.seed for asked in family.asked}) == len(family.asked)
 
 
-def test_no_latent_is_decoded_behind_the_last_frame(
-    engine: Engine, request_for: RequestFor
-) -> None:
+def test_no_latent_is_decoded_after_the_last_frame(engine: Engine, request_for: RequestFor) -> None:
     spec = replace(CATALOG["wan-tiny"], max_area=32 * 32)
     family: Any = LongRun(spec)
     request = request_for(duration=15)
@@ -145,10 +144,10 @@ def test_no_latent_is_decoded_behind_the_last_frame(
     plan = make_plan(request, script, Media(image), spec, PlanLimits())
     frames = np.concatenate(list(chunks_of(family, plan, Media(image))))
     assert len(frames) == 240 and sum(asked.frames for asked in family.asked) == 4 * 65
-    assert family.decoded == 3 * 65 + 61  # of the last segment 60 are needed, 1 + 4n
+    assert family.decoded == 3 * 65 + 61  # 60 frames of the last segment are needed, 1 + 4n
 
 
-def test_every_shot_begins_anew_from_the_image(engine: Engine, request_for: RequestFor) -> None:
+def test_every_shot_begins_with_the_image_again(engine: Engine, request_for: RequestFor) -> None:
     spec = replace(CATALOG["wan-tiny"], max_area=32 * 32)
     family: Any = LongRun(spec)
     image = Image.new("RGB", (640, 360))
@@ -178,7 +177,7 @@ def test_the_picture_stays_upright_and_unstretched_through_all_joins(
     script = Script((ScriptShot("", 15),))
     plan = make_plan(request_for(duration=15), script, Media(original), engine.spec, PlanLimits())
     seen = visible(original, plan)
-    middle = slice(original.width // 8, -original.width // 4)  # what never wraps around
+    middle = slice(original.width // 8, -original.width // 4)  # the part that never wraps around
     joins = list(accumulate(segment.shown for segment in plan.segments))
     assert joins == [65, 125, 185, 240]
     for number in (0, 40, *(join + step for join in joins[:-1] for step in (-5, -1, 0)), 239):

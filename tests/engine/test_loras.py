@@ -1,4 +1,4 @@
-"""LoRA files that requests name: in the clips that ask for them, and in no other."""
+"""LoRA files named by requests change the clips of those requests and no others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUERY = "diffusion_model.blocks.0.self_attn.q"
 
 @pytest.fixture
 def request_for(request_for: RequestFor) -> RequestFor:
-    """As short as a clip can be: the files change the weights, and not the length."""
+    """The shortest clip, because these files change the weights and not the length."""
 
     def make(**fields: Any) -> VideoRequest:
         return request_for(**{"seconds": 2, **fields})
@@ -47,7 +47,8 @@ def request_for(request_for: RequestFor) -> RequestFor:
 
 @pytest.fixture
 def folder(tmp_path: Path, loaded: Engine) -> Path:
-    """With `anna`, `people/bob`, the pair `motion`, one for another model and one that is none."""
+    """A folder with `anna`, `people/bob`, the pair `motion`, a LoRA for another model and a file
+    that is no LoRA."""
     network = loaded.pool.main.family.pipeline.transformer  # type: ignore[union-attr]
     made = tmp_path / "loras"
     (made / "people").mkdir(parents=True)
@@ -81,7 +82,7 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(*both) for both in zip(one, other, strict=True))
 
 
-def test_clips_asked_in_turns_are_each_what_they_are_alone(
+def test_clips_requested_in_turns_equal_those_made_alone(
     engine: Engine, unloaded: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "wan_engine"):
@@ -92,14 +93,14 @@ def test_clips_asked_in_turns_are_each_what_they_are_alone(
     assert anna == again and len({*map(tuple, (anna, plain, bob))}) == 3
     assert frames(engine, request_for()) == plain
     unloaded.pool.main.family = None
-    assert frames(unloaded, request_for()) == plain  # a start of its own
+    assert frames(unloaded, request_for()) == plain  # in a separate engine
     assert equal(weights(engine.pool.main.family), weights(unloaded.pool.main.family))
     changes = [line for line in caplog.messages if line.startswith("LoRA files of requests in")]
     asked = [line.split(": ", 1)[1].split(";")[0] for line in changes]
     assert asked == ["anna at 1", "none", "people/bob at 0.5", "anna at 1"]
 
 
-def test_the_clip_its_log_line_and_its_plan_name_them(
+def test_the_output_the_log_and_the_plan_name_the_files(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = [{"name": "motion", "scale": 0.75, "expert": "low"}, "anna"]
@@ -116,7 +117,7 @@ def test_the_clip_its_log_line_and_its_plan_name_them(
     assert engine.dry_run(request_for())["loras"] == []
 
 
-def test_the_same_files_one_job_after_the_other_are_fused_once(
+def test_the_same_files_in_consecutive_jobs_are_fused_once(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "wan_engine"):
@@ -194,7 +195,7 @@ def test_a_job_cancelled_while_they_are_fused_leaves_the_plain_model_to_the_next
     assert frames(engine, request_for()) == plain
 
 
-def test_a_job_that_fails_while_it_renders_leaves_the_next_one_what_it_asks_for(
+def test_a_job_that_fails_while_rendering_does_not_change_the_files_of_the_next(
     engine: Engine, request_for: RequestFor
 ) -> None:
     plain = frames(engine, request_for())
@@ -209,7 +210,7 @@ def test_a_job_that_fails_while_it_renders_leaves_the_next_one_what_it_asks_for(
     assert frames(engine, request_for()) == plain
 
 
-def test_a_model_that_cannot_be_made_plain_is_loaded_again(
+def test_a_model_that_cannot_be_restored_is_loaded_again(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = frames(engine, request_for())
@@ -229,7 +230,7 @@ def test_a_model_that_cannot_be_made_plain_is_loaded_again(
     assert "is dropped: its LoRA files are half in" in caplog.text
 
 
-def test_jobs_of_several_threads_each_have_their_own(
+def test_jobs_of_several_threads_each_have_their_own_files(
     engine: Engine, request_for: RequestFor
 ) -> None:
     asked: list[Any] = [["anna"], [], ["people/bob"]]
@@ -247,7 +248,8 @@ def test_jobs_of_several_threads_each_have_their_own(
     assert [found[number] for number in range(len(asked))] == alone
 
 
-# --- what is refused, before anything is fetched -------------------------------------------------
+# --- refusals, before anything is fetched
+# ----------------------------------------------------------
 
 BAD: dict[str, tuple[Any, str]] = {
     "unknown": (
@@ -275,7 +277,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("loras", "sentence"), BAD.values(), ids=BAD)
-def test_what_cannot_be_used_is_one_sentence_before_anything_is_fetched(
+def test_an_unusable_file_is_one_sentence_before_anything_is_fetched(
     engine: Engine, request_for: RequestFor, folder: Path, loras: Any, sentence: str
 ) -> None:
     before = engine.pool.main.loras
@@ -287,7 +289,7 @@ def test_what_cannot_be_used_is_one_sentence_before_anything_is_fetched(
     assert str(folder) not in said and engine.pool.main.loras == before
 
 
-def test_numbers_that_are_not_finite_are_one_sentence_too(
+def test_numbers_that_are_not_finite_are_one_sentence(
     engine: Engine, request_for: RequestFor, folder: Path
 ) -> None:
     network = engine.pool.main.family.pipeline.transformer  # type: ignore[union-attr]
@@ -305,7 +307,9 @@ def test_a_worker_without_a_folder_says_so(unloaded: Engine, request_for: Reques
         unloaded.generate(request_for(loras=["anna"]))
 
 
-def test_a_folder_that_is_none_fails_the_start(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_fails_the_start(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigurationError, match=r"WAN_LORA_DIR names .*, which is not a folder"):
         few_frames(make_settings(**SMALLEST, lora_dir=tmp_path / "nowhere"))
 
@@ -332,7 +336,7 @@ def test_a_model_with_one_transformer_takes_no_pair_and_no_expert(
         shelf.chosen([Lora("x")], located)
     for asked in (Lora("style"), Lora("style", 1.0, "both"), Lora("x_low")):
         (chosen,) = shelf.chosen([asked], located)
-        assert list(chosen.plans[0].changes) == ["high"]  # as the one transformer is called
+        assert list(chosen.plans[0].changes) == ["high"]  # the name of the one transformer
 
 
 # --- later shots ---------------------------------------------------------------------------------
@@ -350,7 +354,7 @@ def shots(
     return Engine(make_settings(**values, lora_dir=folder))  # type: ignore[return-value]
 
 
-def test_later_shots_have_them_too_and_crops_where_they_do_not_fit_the_other_model(
+def test_later_shots_have_them_too_and_are_crops_where_they_do_not_fit_the_other_model(
     shots: Engine, request_for: RequestFor, tmp_path: Path
 ) -> None:
     network: Any = load_family(
@@ -401,7 +405,7 @@ def test_names_are_looked_up_and_never_become_a_path(
         engine.choose(request_for(loras=["anna", "inside"]).order())
 
 
-def test_a_name_that_no_request_can_have_is_in_no_sentence(
+def test_a_name_that_no_request_can_have_is_never_shown(
     engine: Engine, folder: Path, request_for: RequestFor
 ) -> None:
     for name in (b"\xff", b"a\nb", b" anna"):

@@ -1,4 +1,4 @@
-"""A device that is too small: leaner recipes, tried in order on the real tiny model."""
+"""A device that is too small: leaner recipes are tried in order, on the real tiny model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ KEPT, MOVED = ("none", "kept"), ("none", "moved")
 
 
 class SmallCard:
-    """Loads the real tiny model on the CPU as if on a card that holds `enough` and leaner alone.
+    """Loads the real tiny model on the CPU as if on a GPU that fits `enough` and leaner recipes
+    only.
 
-    Before that, `part` of the pipeline fails as CUDA does when its memory is full.
+    With any other recipe, `part` of the pipeline raises the out-of-memory error of CUDA.
     """
 
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -46,7 +47,7 @@ class SmallCard:
         family: Any = load_family(spec, folder, Recipe("cpu", "float32"), loras)
 
         def full(*_: object) -> None:
-            raise type(self.error)(*self.error.args)  # a raised one keeps its frames
+            raise type(self.error)(*self.error.args)  # an exception once raised keeps its frames
 
         if self.tried[-1] != self.enough:
             attrgetter(self.part)(family.pipeline).register_forward_pre_hook(full)
@@ -55,7 +56,7 @@ class SmallCard:
 
 @pytest.fixture
 def engine(unloaded: Engine) -> Engine:
-    """One that reads its weights when it needs them."""
+    """A family that reads its weights when it first needs them."""
     return unloaded
 
 
@@ -70,7 +71,7 @@ def small_card(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return make
 
 
-def test_a_clip_that_was_rendered_twice_is_no_measure(
+def test_the_time_of_a_clip_that_was_rendered_twice_is_not_used_for_estimates(
     engine: Engine,
     shortest: OrderFor,
     small_card: Callable[..., SmallCard],
@@ -82,7 +83,7 @@ def test_a_clip_that_was_rendered_twice_is_no_measure(
     assert card.tried == [KEPT, MOVED]
     assert engine.dry_run(shortest())["expected_seconds"] is None
     engine.generate(shortest())
-    assert card.tried == [KEPT, MOVED]  # the leaner one is kept
+    assert card.tried == [KEPT, MOVED]  # the leaner recipe is kept
     assert engine.dry_run(shortest())["expected_seconds"] > 0
 
 
@@ -111,7 +112,7 @@ def test_out_of_memory_is_tried_again_on_a_leaner_recipe(
         ("vae.decoder", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ],
 )
-def test_a_library_without_room_is_out_of_memory_too(
+def test_a_library_that_finds_no_memory_is_out_of_memory_too(
     engine: Engine,
     shortest: OrderFor,
     small_card: Callable[..., SmallCard],
@@ -132,7 +133,7 @@ def test_out_of_memory_beside_the_model_is_tried_again_too(
     monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    """A classifier on the model's device finds no room beside it."""
+    """A classifier on the model's device that finds no memory left."""
     card, check = small_card("transformer", KEPT), getattr(engine.safety, what)
 
     def crowded(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Two models on a device that has room for one."""
+"""Two models on a device with room for one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = {FIRST: "wan-tiny", SECOND: "wan-tiny-ti2v"}
 
 @pytest.fixture
 def two(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
-    """Engines with a model for each of two tasks; without `room_for` there is room for both."""
+    """Engines with a model for each of two tasks. Without `room_for` both fit on the device."""
     row = replace(toy.MODELS["wan-tiny-ti2v"], task=SECOND, steps=2)
     monkeypatch.setitem(toy.MODELS, row.name, row)  # type: ignore[misc]
 
@@ -56,7 +56,7 @@ def on_device(engine: Engine) -> set[str]:
 
 @pytest.fixture
 def orders(request_for: RequestFor) -> dict[str, Order]:
-    """One for each task, of the shortest clip."""
+    """A request for each task, for the shortest clip."""
     quiet = replace(request_for().order(), duration=2)
     return {FIRST: replace(quiet, sound=False), SECOND: replace(quiet, sound=True)}
 
@@ -65,7 +65,7 @@ def frames(engine: Engine, order: Order, control: Control | None = None) -> list
     return frame_hashes(local(engine.generate(order, control).video_url))
 
 
-def test_models_asked_in_turns_give_the_frames_that_each_gives_alone(
+def test_models_used_in_turns_give_the_frames_that_each_gives_alone(
     two: Callable[..., Engine], orders: dict[str, Order], caplog: pytest.LogCaptureFixture
 ) -> None:
     roomy, narrow = two(), two(room_for=1)
@@ -73,7 +73,7 @@ def test_models_asked_in_turns_give_the_frames_that_each_gives_alone(
     alone = {task: frames(roomy, order) for task, order in orders.items()}
     assert on_device(roomy) == {FIRST, SECOND} and alone[FIRST] != alone[SECOND]
     narrow.load()
-    assert on_device(narrow) == {FIRST}  # the second does not fit beside it
+    assert on_device(narrow) == {FIRST}  # the second model does not fit beside the first
     with caplog.at_level("INFO"):
         for task in (SECOND, FIRST, FIRST, SECOND):
             assert frames(narrow, orders[task]) == alone[task]
@@ -83,7 +83,7 @@ def test_models_asked_in_turns_give_the_frames_that_each_gives_alone(
     assert "wan-tiny-ti2v needs the room" in dropped[0]
 
 
-def test_a_load_is_a_stage_with_bytes_and_ends_when_the_job_must(
+def test_a_load_is_a_stage_with_bytes_and_ends_when_the_job_is_cancelled(
     two: Callable[..., Engine], orders: dict[str, Order]
 ) -> None:
     engine = two(room_for=1)
@@ -104,7 +104,7 @@ def test_a_load_is_a_stage_with_bytes_and_ends_when_the_job_must(
     assert frames(engine, orders[FIRST]) and on_device(engine) == {FIRST}
 
 
-def test_out_of_memory_beside_another_model_puts_that_away_and_keeps_the_recipe(
+def test_out_of_memory_beside_another_model_releases_that_model_and_keeps_the_recipe(
     two: Callable[..., Engine], orders: dict[str, Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = two()
@@ -120,10 +120,10 @@ def test_out_of_memory_beside_another_model_puts_that_away_and_keeps_the_recipe(
     assert card.tried == ["kept"] and on_device(engine) == {SECOND}
     assert frames(engine, orders[FIRST]) and on_device(engine) == {FIRST}
     assert frames(engine, orders[SECOND]) and on_device(engine) == {SECOND}
-    assert set(card.tried) == {"kept"}  # it never had to become leaner
+    assert set(card.tried) == {"kept"}  # no leaner recipe was needed
 
 
-def test_out_of_memory_alone_makes_one_model_leaner_and_leaves_the_other_as_it_is(
+def test_out_of_memory_of_one_model_alone_makes_only_that_one_leaner(
     two: Callable[..., Engine], orders: dict[str, Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = two(room_for=1)
@@ -139,7 +139,7 @@ def test_out_of_memory_alone_makes_one_model_leaner_and_leaves_the_other_as_it_i
     assert frames(engine, orders[FIRST]) == before
 
 
-def test_a_model_waits_in_host_memory_where_that_has_room_and_comes_back_the_same(
+def test_a_model_waits_in_host_memory_if_it_fits_there_and_comes_back_the_same(
     two: Callable[..., Engine], orders: dict[str, Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipes, "can_wait_in_host_memory", lambda spec, recipe: True)
@@ -173,11 +173,11 @@ def test_a_family_that_was_moved_gives_the_same_latents(
     [
         (Recipe("cuda", "bfloat16"), 100, True),
         (Recipe("cuda", "bfloat16"), 60, False),
-        (Recipe("cuda", "bfloat16", "stream", "moved"), 500, False),  # it is there anyhow
+        (Recipe("cuda", "bfloat16", "stream", "moved"), 500, False),  # the process needs it anyway
         (Recipe("cpu", "float32"), 500, False),  # there is no other memory
     ],
 )
-def test_whether_a_model_may_wait_in_host_memory(
+def test_a_model_may_wait_in_host_memory_only_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, recipe: Recipe, free_gb: float, waits: bool
 ) -> None:
     from wan_engine.catalog import CATALOG
@@ -187,7 +187,7 @@ def test_whether_a_model_may_wait_in_host_memory(
     assert recipes.can_wait_in_host_memory(CATALOG["wan2.2-i2v-a14b"], recipe) == waits
 
 
-def test_what_is_kept_is_less_than_what_a_clip_needs() -> None:
+def test_a_model_keeps_less_memory_than_a_clip_needs() -> None:
     from wan_engine.catalog import CATALOG
 
     for spec in CATALOG.values():
@@ -207,7 +207,7 @@ def test_the_limit_is_the_cards_or_a_lower_setting(
 # --- configuration -------------------------------------------------------------------------------
 
 
-def test_the_model_of_another_task_is_named_in_its_own_setting(
+def test_each_task_has_a_setting_for_its_model(
     two: Callable[..., Engine], make_settings: MakeSettings
 ) -> None:
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Expanded prompts, the shots that they make, and the negative prompt."""
+"""Expanded prompts, the shots made from them, and the negative prompt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from wan_engine.plan import PlanLimits, make_plan, punch_in
 from wan_engine.schema import Media, Script, ScriptShot
 
 
-def test_an_expanded_prompt_is_what_the_model_gets_and_not_in_the_output(
+def test_the_model_gets_the_expanded_prompt_and_the_output_does_not_show_it(
     engine: Any, request_for: RequestFor
 ) -> None:
     family = engine.pool.main.family = LongRun(engine.spec)
@@ -58,7 +58,9 @@ def test_an_expansion_that_failed_is_a_warning(
 
 
 @pytest.mark.parametrize("expanded", [False, True])
-def test_several_shots_need_expansion(engine: Any, request_for: RequestFor, expanded: bool) -> None:
+def test_several_shots_need_prompt_expansion(
+    engine: Any, request_for: RequestFor, expanded: bool
+) -> None:
     family = engine.pool.main.family = LongRun(engine.spec)
     engine.generate(request_for(shot_type="multi", enable_prompt_expansion=expanded))
     assert len(family.asked) == (2 if expanded else 1)
@@ -72,8 +74,8 @@ def test_shots_of_a_real_model_are_cut_hard_at_the_planned_times(
     frames = clip_frames(local(whole.generate(request).video_url), 64, 36).astype(int)
     assert len(frames) == 160
     changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
-    # 4, 3 and 3 seconds at 16 fps. This model's texture jumps most from one shot to the next, and
-    # least from the first frame of a run to the second.
+    # 4, 3 and 3 seconds at 16 fps. This model's texture changes most between shots, and least after
+    # the first frame of a run.
     assert set(np.argsort(changes)[-2:] + 1) == {64, 112}
     assert set(np.argsort(changes)[:3]) == {0, 64, 112}
 
@@ -127,11 +129,11 @@ def test_the_callers_negative_prompt_is_added_or_replaces_the_models(
     result = engine.generate(shortest(negative_prompt=asked))
     own = engine.spec.negative_prompt
     assert {segment.negative_prompt for segment in family.asked} == {used.format(own=own)}
-    # The four-step rows work without CFG, which is what a negative prompt acts through.
+    # The four-step rows run without CFG, so a negative prompt has no effect.
     assert ("works without CFG" in " ".join(result.warnings)) == (asked is not None)
 
 
-def test_with_cfg_a_negative_prompt_is_no_warning(
+def test_with_cfg_a_negative_prompt_causes_no_warning(
     make_settings: MakeSettings, shortest: OrderFor
 ) -> None:
     engine: Any = Engine(make_settings(preset="superfast", guidance_scale=3))

@@ -1,5 +1,4 @@
-"""What is heard in a clip: whose sound, how long, how loud, and what happens where none can be
-made."""
+"""The sound of a clip: its source, length and loudness, and what happens if none can be made."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ SOUND = {"sound_model": "wan-tiny-sound", "safety": "off"}
 
 @pytest.fixture(scope="session")
 def heard(settings_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """`wan-tiny` with few frames, and beside it the toy that makes sound."""
+    """`wan-tiny` with few frames, and the toy model that makes sound."""
     engine = few_frames(settings_in(tmp_path_factory.mktemp("heard"), **SMALLEST, **SOUND))
     engine.load()
     return engine
@@ -47,7 +46,7 @@ def sounding(make_settings: MakeSettings, heard: Engine) -> Engine:
 
 
 def samples(path: Path) -> np.ndarray:
-    """[n, 2], -1 to 1."""
+    """Samples [n, 2] in -1..1."""
     wav = path.with_suffix(".wav")
     command = [ffmpeg.executable(), "-v", "error", "-i", str(path), "-c:a", "pcm_s16le", "-y"]
     subprocess.run([*command, str(wav)], check=True)
@@ -57,13 +56,13 @@ def samples(path: Path) -> np.ndarray:
 
 
 def loudness(path: Path) -> float:
-    """LUFS, by ffmpeg's meter."""
+    """The loudness in LUFS, by ffmpeg's meter."""
     command = [ffmpeg.executable(), "-hide_banner", "-i", str(path), "-af", "ebur128", "-f", "null"]
     told = subprocess.run([*command, "-"], capture_output=True, text=True, check=True).stderr
     return float(told.rpartition("I:")[2].split()[0])
 
 
-def test_a_clip_without_a_sound_of_the_callers_gets_one_that_is_made(
+def test_a_clip_without_the_callers_sound_gets_a_generated_one(
     sounding: Engine, engine: Engine, request_for: RequestFor
 ) -> None:
     progress: list[str] = []
@@ -71,7 +70,7 @@ def test_a_clip_without_a_sound_of_the_callers_gets_one_that_is_made(
     result = sounding.generate(request_for(), control)
     made = local(result.video_url)
     silent = local(engine.generate(request_for(generate_audio=False)).video_url)
-    # The picture that goes in comes out: to the bit that of a clip without any track.
+    # The picture is unchanged: to the bit that of a clip without a track.
     assert frame_hashes(made) == frame_hashes(silent)
     assert "Audio: aac" in probe(made) and "Audio" not in probe(silent)
     assert len(samples(made)) / 48_000 == pytest.approx(5.0, abs=0.03)
@@ -102,14 +101,14 @@ def test_without_a_model_for_sound_the_track_is_silent(
     assert any("silent track" in one for one in result.warnings) == warned
 
 
-def test_a_sound_that_is_given_is_muxed_as_loud_as_it_is_and_lips_are_warned_of(
+def test_the_callers_sound_keeps_its_loudness_and_lips_cause_a_warning(
     sounding: Engine, request_for: RequestFor, data: Path
 ) -> None:
     result = sounding.generate(
         request_for(audio=data_uri(data / "chime_4s.mp3"), generate_audio=False)
     )
     path = local(result.video_url)
-    # As loud as it was: the meter's gate leaves out the silence behind it.
+    # The loudness is unchanged: the meter's gate ignores the silence after the sound.
     assert loudness(path) == pytest.approx(loudness(data / "chime_4s.mp3"), abs=0.5)
     assert len(samples(path)) / 48_000 == pytest.approx(5, abs=0.03)
     assert (
@@ -126,7 +125,7 @@ def test_the_plan_says_which_model_makes_the_sound_and_why(
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("too little"), NotFinite("the vocoder")])
-def test_where_no_sound_can_be_made_the_picture_is_kept(
+def test_if_no_sound_can_be_made_the_picture_is_kept(
     sounding: Engine, request_for: RequestFor, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def broken(*_: Any) -> None:
@@ -154,10 +153,10 @@ def test_a_job_can_be_cancelled_while_its_sound_is_made(
     with pytest.raises(Cancelled):
         sounding.generate(request_for(), control)
     assert not list(sounding.settings.output_dir.rglob("*.mp4"))
-    sounding.generate(request_for(generate_audio=False))  # and the engine goes on
+    sounding.generate(request_for(generate_audio=False))  # the engine still works
 
 
-def test_windows_cover_every_length_and_are_no_longer_than_the_model_knows(
+def test_windows_cover_every_length_and_are_no_longer_than_the_model_supports(
     engine: Engine, request_for: RequestFor
 ) -> None:
     from wan_engine.catalog import CATALOG

@@ -1,4 +1,4 @@
-"""How a job ends early: cancelled, out of time, or refused before it is rendered."""
+"""Jobs that end early: cancelled, out of time, or refused before the render."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PARTS = ("text_encoder", "vae.encoder.mid_block", "transformer", "transformer_2"
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
+def test_after_a_cancel_only_the_running_call_is_finished(
     engine: Engine, shortest: OrderFor, part: str
 ) -> None:
     family: Any = engine.load()
@@ -69,16 +69,16 @@ def test_after_a_cancel_no_more_than_the_call_that_runs_is_finished(
     for name in PARTS:
         module = attrgetter(name)(family.pipeline)
         hooks.append(module.register_forward_hook(partial(note, name)))
-    with pytest.raises(Cancelled):  # a prompt of its own: what was encoded before is kept
+    with pytest.raises(Cancelled):  # a new prompt, because embeddings of the last ones are kept
         engine.generate(shortest(prompt=part), control)
     for hook in hooks:
         hook.remove()
     assert len(finished) <= 1
 
 
-@pytest.mark.parametrize("model", ["wan-tiny", "wan-tiny-ti2v"])  # by last frames, by latents
+@pytest.mark.parametrize("model", ["wan-tiny", "wan-tiny-ti2v"])  # with last frames, with latents
 @pytest.mark.parametrize("part", ["transformer", "vae.decoder"])
-def test_in_a_later_segment_too_no_more_than_the_call_that_runs_is_finished(
+def test_in_a_later_segment_too_only_the_running_call_is_finished(
     make_settings: MakeSettings,
     request_for: RequestFor,
     model: str,
@@ -133,20 +133,20 @@ def test_the_job_after_a_cancelled_one_works(engine: Engine, request_for: Reques
 def test_a_job_that_takes_too_long_is_ended(
     whole: Engine, request_for: RequestFor, tmp_path: Path
 ) -> None:
-    # An empty cache: with an estimate from the tests before, the job would be refused.
+    # An empty cache: an estimate of earlier tests would refuse the job.
     whole.settings = whole.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
     whole.load()
     with pytest.raises(DeadlineExceeded, match=r"0\.5 seconds"):
         whole.generate(request_for(duration=15), Control(deadline_seconds=0.5))
 
 
-def test_a_job_that_would_take_too_long_is_refused_before_it_is_rendered(
+def test_a_job_that_would_take_too_long_is_refused_before_the_render(
     make_settings: MakeSettings, request_for: RequestFor, tmp_path: Path
 ) -> None:
     smallest = {"preset": "superfast", "render_area": 64 * 48}
     settings = make_settings(**smallest, cache_dir=tmp_path / "cache")
     first, stages = Engine(settings), list[str]()
-    first.generate(request_for(), Control(deadline_seconds=60))  # nothing is known: no refusal
+    first.generate(request_for(), Control(deadline_seconds=60))  # no estimate: no refusal
     took = first.dry_run(request_for(duration=15))["expected_seconds"]
     second = Engine(settings)  # as another process would
     second.load()
@@ -179,9 +179,7 @@ def test_private_addresses_are_refused_by_default(engine: Engine) -> None:
         engine.generate(request)
 
 
-def test_a_render_has_a_deadline_where_nobody_gave_it_one(
-    engine: Engine, shortest: OrderFor
-) -> None:
+def test_a_render_has_a_deadline_if_no_one_set_one(engine: Engine, shortest: OrderFor) -> None:
     control = Control()
     engine.generate(shortest(), control)
     assert control.seconds_left and 0 < control.seconds_left < 24 * 3600

@@ -19,7 +19,7 @@ from wan_engine.weights import LocatedLora
 
 
 def stock(pipeline: Any) -> Any:
-    """diffusers' own pipeline around the networks of ours."""
+    """The pipeline of diffusers with our networks."""
     config = pipeline.config
     made = WanImageToVideoPipeline(
         **pipeline.components,
@@ -48,5 +48,5 @@ def load(tiny_cache: Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def plain() -> Any:
-    """The network that `lora_files` are for, which each test leaves as it is."""
+    """The network that `lora_files` are made for. Tests leave it unchanged."""
     return network()

@@ -1,4 +1,4 @@
-"""Small LoRA files of every kind, and what each has to add to a small network."""
+"""Small LoRA files of every kind, and the change that each makes to a small network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH, RANK, SCALE = 24, 4, 0.7
 
 
 def network(*, image_encoder: bool = True, in_channels: int = 36) -> Any:
-    """The kind of Wan2.1-I2V, which has every layer that one of them has."""
+    """A network like Wan2.1-I2V, which has every layer that any of the models has."""
     torch.manual_seed(5)
     encoder = {"image_dim": 20, "added_kv_proj_dim": WIDTH, "pos_embed_seq_len": 8}
     made = WanTransformer3DModel(
@@ -37,7 +37,7 @@ def network(*, image_encoder: bool = True, in_channels: int = 36) -> Any:
         rope_max_seq_len=64,
         **(encoder if image_encoder else {}),
     )
-    for parameter in made.parameters():  # biases and norms that are not 0 and 1
+    for parameter in made.parameters():  # biases and norms other than 0 and 1
         parameter.data += 0.1 * torch.randn_like(parameter)
     return made.eval()
 
@@ -67,7 +67,7 @@ def lora_file(path: Path, network: Any, seed: int, *, size: float = 0.3) -> Path
 
 
 def parameters_of(network: Any) -> lora_plan.Parameters:
-    """What the headers of its files say of a network."""
+    """The network's parameters, as the header of a safetensors file describes them."""
     return {
         name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in network.named_parameters()
     }
@@ -76,7 +76,7 @@ def parameters_of(network: Any) -> lora_plan.Parameters:
 def fused(
     base: Any, tensors: Tensors, folder: Path, *, unused: float = 0, metadata: Any = None
 ) -> Mapping[str, torch.Tensor]:
-    """The parameters of `base` after a file with these tensors; `base` stays as it is."""
+    """The parameters of `base` after fusing a file with these tensors. `base` is not changed."""
     path = folder / "a.safetensors"
     save(tensors, path, metadata)
     return fused_file(base, LocatedLora(path, SCALE, "high", unused))
@@ -101,7 +101,8 @@ def refusal(base: Any, tensors: Tensors, folder: Path, **options: Any) -> str:
 def assert_sum(
     base: Any, after: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
 ) -> None:
-    """`after` is `base` plus SCALE times `wanted`, by parameter, in float64; and nothing else."""
+    """Asserts that `after` is `base` plus SCALE times `wanted` for each parameter, in float64, and
+    nothing else has changed."""
     for name, parameter in base.named_parameters():
         expected = parameter.detach().double()
         if name not in wanted:
@@ -114,8 +115,9 @@ def assert_sum(
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file says of one layer: tensors by the end of the key, and what each parameter of the
-    layer (by its end in diffusers' name; "" is the layer itself) gets, before the scale."""
+    """The part of a LoRA file for one layer: tensors by the end of their key, and the change of
+    each parameter before scaling. A parameter has the end of diffusers' name; "" is the layer
+    itself."""
 
     layer: tuple[str, str]
     tensors: Tensors
@@ -203,7 +205,7 @@ KINDS: dict[str, Kind] = {
         },
         {".weight": 2 * UP.double() @ DOWN.double(), ".bias": 2 * BIAS},
     ),
-    "a rank that is told": Kind(
+    "a given rank": Kind(
         Q, {**PAIR, ".rank": torch.tensor(RANK)}, {".weight": UP.double() @ DOWN.double()}
     ),
     "a difference": Kind(Q, {".diff": DIFFERENCE}, {".weight": DIFFERENCE}),

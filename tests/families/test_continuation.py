@@ -1,5 +1,5 @@
-"""How segments go on, on tiny checkpoints of both kinds: layouts by hand, latents and frames to the
-bit. Random weights say nothing about how a seam looks."""
+"""How segments continue, on tiny checkpoints of both kinds: layouts compared with hand-built ones,
+latents and frames to the bit. Random weights cannot show how a join looks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ignore(_step: int) -> None:
 
 
 def run(family: Any, carry: Carry, *, seed: int, frames: int = 17) -> tuple[torch.Tensor, Frames]:
-    """One segment as the engine runs it; its end is left in `carry`."""
+    """One segment as the engine runs it. `carry` holds its end for the next segment."""
     image = Image.linear_gradient("L").convert("RGB").resize((SIZE, SIZE))
     asked = SegmentInput(
         "a rocket rises", "blurry", (FirstPicture(image), carry), *(SIZE, SIZE, frames, seed)
@@ -74,7 +74,7 @@ def some_frames(count: int) -> Frames:
 def prepared(
     family: Any, start: Start | None, frames: int = 17, last: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """What the stock loop would get: noise, condition and, for the TI2V kind, the mask."""
+    """The inputs of the stock loop: noise, condition and, for the TI2V kind, the mask."""
     pipeline = family.pipeline
     pipeline.start = start
     image = torch.linspace(-1, 1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
@@ -108,7 +108,7 @@ def test_last_frames_go_through_the_mask_channels(loaded: Loaded, count: int) ->
     family, frames = loaded("wan-tiny", "last_frames"), some_frames(count)
     _, condition = prepared(family, Start(frames=frames))
     assert condition.shape == (1, 4 + 16, 5, 8, 8)
-    # A channel of the mask for each pixel frame of a latent; the first latent is one frame.
+    # The mask has a channel for each pixel frame of a latent. The first latent is one frame.
     by_hand = [1.0] * ((count - 1) // 4 + 1) + [0.0] * (4 - (count - 1) // 4)
     for channel in range(4):
         mask = condition[0, channel]
@@ -119,7 +119,7 @@ def test_last_frames_go_through_the_mask_channels(loaded: Loaded, count: int) ->
 
 
 @pytest.mark.parametrize("name", ["wan-tiny", "wan-tiny-ti2v"])
-def test_one_last_frame_is_what_the_stock_pipeline_makes_of_that_image(
+def test_one_last_frame_gives_the_stock_pipelines_condition_of_that_image(
     loaded: Loaded, name: str
 ) -> None:
     family, frame = loaded(name, "last_frames"), some_frames(1)
@@ -141,7 +141,7 @@ def a_last_picture() -> torch.Tensor:
     return torch.linspace(1, -1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
 
 
-def test_a_last_picture_is_given_as_the_stock_pipeline_gives_it(loaded: Loaded) -> None:
+def test_a_last_picture_is_conditioned_as_in_the_stock_pipeline(loaded: Loaded) -> None:
     family, last = loaded("wan-tiny", "last_frames"), a_last_picture()
     pipeline = family.pipeline
     image = torch.linspace(-1, 1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
@@ -156,7 +156,7 @@ def test_a_last_picture_is_given_as_the_stock_pipeline_gives_it(loaded: Loaded) 
     assert mask_of(condition) == [[1, 1, 1, 1], *[[0, 0, 0, 0]] * 3, [0, 0, 0, 1]]
 
 
-def test_a_segment_that_goes_on_has_the_last_picture_behind_its_grey(loaded: Loaded) -> None:
+def test_a_segment_that_continues_has_the_last_picture_behind_its_grey(loaded: Loaded) -> None:
     family, frames, last = loaded("wan-tiny", "last_frames"), some_frames(5), a_last_picture()
     _, condition = prepared(family, Start(frames=frames), last=last)
     assert mask_of(condition) == [*[[1, 1, 1, 1]] * 2, *[[0, 0, 0, 0]] * 2, [0, 0, 0, 1]]
@@ -167,7 +167,7 @@ def test_a_segment_that_goes_on_has_the_last_picture_behind_its_grey(loaded: Loa
 
 
 def mask_of(condition: torch.Tensor) -> list[list[float]]:
-    """The four mask channels of each latent, which are the same all over the picture."""
+    """The four mask channels of each latent, which are constant over the picture."""
     mask = condition[0, :4]
     assert torch.equal(mask.amin(dim=(2, 3)), mask.amax(dim=(2, 3)))
     return [list(map(float, column)) for column in mask[:, :, 0, 0].T]
@@ -209,7 +209,7 @@ def test_svi_is_anchor_then_last_latent_then_zeros(loaded: Loaded, later: bool) 
     if later:
         by_hand[:, 4:, 1:2] = last
     assert torch.allclose(condition, by_hand, atol=1e-5)
-    assert condition[:, :, 2:].abs().max() == 0  # zeros, not what grey is encoded to
+    assert condition[:, :, 2:].abs().max() == 0  # zeros, not the latents of grey
 
 
 @pytest.mark.parametrize(("name", "continuation"), WAYS)
@@ -226,7 +226,7 @@ def test_the_noise_is_that_of_the_stock_pipeline(
     assert torch.equal(noise, prepared(family, None)[0])
 
 
-def test_the_vae_that_encodes_again_is_float32(loaded: Loaded, tiny_cache: Path) -> None:
+def test_re_encoding_uses_a_float32_vae(loaded: Loaded, tiny_cache: Path) -> None:
     folder = toy.build("wan-tiny", tiny_cache / "wan-tiny")
     family: Any = load_family(ROWS["wan-tiny"], folder, Recipe("cpu", "bfloat16"))
     seen: list[torch.dtype] = []
@@ -264,12 +264,12 @@ def test_latents_are_decoded_as_if_the_clip_were_one_run(loaded: Loaded, overlap
     whole = np.concatenate(list(family.decode(latents)))
     assert len(whole) == 17 + 2 * (17 - overlap)
     assert np.array_equal(frames, whole)
-    # A decoder that begins again makes other frames of the same latents, all through the segment.
+    # A decoder that starts again makes different frames of the same latents, in all of the segment.
     fresh = np.concatenate(list(family.decode(parts[1][0])))[overlap:]
     assert (fresh != parts[1][1][overlap:]).any(axis=(1, 2, 3)).all()
 
 
-def test_a_stream_in_two_parts_is_one_stream(loaded: Loaded) -> None:
+def test_a_stream_in_two_parts_equals_one_stream(loaded: Loaded) -> None:
     for name in ("wan-tiny", "wan-tiny-ti2v"):
         vae = loaded(name, "last_frames").pipeline.vae
         noise = torch.Generator().manual_seed(1)
@@ -278,14 +278,14 @@ def test_a_stream_in_two_parts_is_one_stream(loaded: Loaded) -> None:
         for cut in (1, 2, 5):
             memory: list[Any] = []
             pieces = [*stream_decode(vae, latents[:, :, :cut], memory)]
-            vae.encode(torch.zeros(1, 3, 5, SIZE, SIZE))  # forgets what the decoder knew
+            vae.encode(torch.zeros(1, 3, 5, SIZE, SIZE))  # forgets the decoder's features
             pieces += stream_decode(vae, latents[:, :, cut:], memory)
             assert torch.equal(torch.cat(pieces, dim=2), whole), (name, cut)
         assert all(feature is None for feature in vae._feat_map)
 
 
 @pytest.mark.parametrize(("name", "continuation"), WAYS)
-def test_a_later_segment_is_as_long_and_follows_the_carry(
+def test_a_later_segment_is_as_long_and_depends_on_the_carry(
     loaded: Loaded, name: str, continuation: str
 ) -> None:
     family, carry = loaded(name, continuation), Carry()
@@ -293,14 +293,14 @@ def test_a_later_segment_is_as_long_and_follows_the_carry(
     latents, second = run(family, carry, seed=2)
     assert first.shape == second.shape == (17, SIZE, SIZE, 3)
     alone, _ = run(family, Carry(), seed=2)
-    assert not torch.equal(latents, alone)  # what was carried matters
+    assert not torch.equal(latents, alone)  # the carry made a difference
     other = Carry()
     run(family, other, seed=7)
     assert not torch.equal(run(family, other, seed=2)[0], latents)
 
 
 @pytest.mark.parametrize(("name", "continuation"), WAYS)
-def test_two_segments_are_the_same_after_another_shot(
+def test_two_segments_are_unchanged_after_another_shot(
     loaded: Loaded, name: str, continuation: str
 ) -> None:
     family = loaded(name, continuation)
@@ -319,7 +319,7 @@ def test_only_the_overlap_is_kept(loaded: Loaded, name: str, continuation: str) 
         assert carry.latents is None
     else:
         assert carry.latents.shape[2] == (1 if continuation == "svi" else 2)
-        # A view would keep all latents of the segment.
+        # A view would keep all latents of the segment in memory.
         assert carry.latents.untyped_storage().nbytes() == carry.latents.nbytes
     assert bool(carry.decoder) == (continuation == "latents")
     assert family.pipeline.start is None
@@ -358,7 +358,7 @@ def test_a_later_segment_can_be_stopped_within_a_step(
 
 
 @pytest.mark.parametrize("name", ["wan-tiny", "wan-tiny-ti2v"])
-def test_a_first_segment_is_the_stock_pipelines(loaded: Loaded, name: str) -> None:
+def test_a_first_segment_equals_the_stock_pipelines(loaded: Loaded, name: str) -> None:
     family = loaded(name, ROWS[name].continuation)
     latents, _ = run(family, Carry(), seed=5)
     spec = family.spec

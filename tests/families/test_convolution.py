@@ -1,5 +1,5 @@
-"""Convolutions of the VAE on a CPU: which of torch's ways computes them, and that it computes the
-same."""
+"""Convolutions of the VAE on a CPU: which of torch's implementations runs, and that results are
+equal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def calls(work: Callable[[], Any]) -> dict[str, int]:
-    """How often each of torch's operations was called."""
+    """The number of calls of each of torch's operations."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         work()
     return {event.key: event.count for event in seen.key_averages()}
@@ -53,11 +53,11 @@ def test_small_frames_are_decoded_by_onednn(load: Load, stock: Any) -> None:
     ]
     large = sum(kernel == (3, 3, 3) for kernel in kernels)
     assert large > 5
-    assert before[SLOW] - after.get(SLOW, 0) == 3 * large  # for each of three latents
+    assert before[SLOW] - after.get(SLOW, 0) == 3 * large  # once for each of three latents
     assert after[FAST] - before.get(FAST, 0) == 3 * large
 
 
-def test_the_frames_are_those_of_stock_but_for_rounding(load: Load, stock: Any) -> None:
+def test_the_frames_equal_stock_up_to_rounding(load: Load, stock: Any) -> None:
     ours = load("wan-tiny").pipeline.vae
     with torch.no_grad():
         wanted = stock.decode(latents()).sample
@@ -69,8 +69,8 @@ def test_the_frames_are_those_of_stock_but_for_rounding(load: Load, stock: Any) 
     assert abs(frames - plain).max() <= 1 and (frames != plain).mean() < 0.001
 
 
-def test_what_onednn_does_not_compute_here_is_left_to_torch(stock: Any) -> None:
-    """A copy in another dtype, as a GPU's last decode has it."""
+def test_what_onednn_does_not_support_is_left_to_torch(stock: Any) -> None:
+    """Uses a copy in another dtype, as a GPU's last decode does."""
     use_onednn(stock)
     narrow = copy.deepcopy(stock).to(torch.bfloat16)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_what_onednn_does_not_compute_here_is_left_to_torch(stock: Any) -> None:
     assert decoded.dtype == torch.bfloat16 and decoded.isfinite().all()
 
 
-def test_strides_and_gradients_are_stocks() -> None:
+def test_strides_and_gradients_use_stock() -> None:
     torch.manual_seed(0)
     plain = torch.nn.Conv3d(4, 6, 3, stride=(1, 2, 2), padding=(1, 0, 1), dilation=1, groups=2)
     ours = copy.deepcopy(plain)

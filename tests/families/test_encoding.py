@@ -1,4 +1,5 @@
-"""A start and grey behind it: the numbers of the VAE's own `encode`, with less work."""
+"""The VAE encoding of known frames followed by grey: equal to the VAE's own `encode`, with less
+work."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def make(kind: str) -> Any:
 
 
 def clip(known: int, frames: int) -> torch.Tensor:
-    """Noise, and zeros from frame `known` on."""
+    """Noise, then zeros from frame `known` on."""
     pixels = torch.zeros(1, 3, frames, SIDE, SIDE)
     pixels[:, :, :known].uniform_(-1, 1, generator=torch.Generator().manual_seed(known))
     return pixels
@@ -65,7 +66,7 @@ def test_a_last_frame_gives_the_latents_of_the_whole_clip_too(
     assert torch.equal(given, wanted)
 
 
-def test_nothing_of_one_clip_is_left_for_the_next() -> None:
+def test_nothing_of_one_clip_is_kept_for_the_next() -> None:
     vae = make("of A14B")
     first, second = clip(1, 41), clip(5, 41)
     with torch.no_grad():
@@ -83,7 +84,7 @@ def _stop(*_: Any) -> None:
 
 
 @pytest.mark.parametrize(("known", "share"), [(1, 0.32), (5, 0.37)])
-def test_two_thirds_of_the_work_for_81_frames_are_left_out(known: int, share: float) -> None:
+def test_two_thirds_of_the_work_for_81_frames_are_skipped(known: int, share: float) -> None:
     vae, whole = make("of A14B"), clip(known, 81)
     counters = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with torch.no_grad():
@@ -95,9 +96,9 @@ def test_two_thirds_of_the_work_for_81_frames_are_left_out(known: int, share: fl
     assert 0 < ours < share * all_of_it
 
 
-def test_a_clip_that_does_not_settle_is_encoded_all_the_same() -> None:
+def test_a_clip_that_does_not_settle_is_encoded_in_full() -> None:
     vae, whole = make("shallow"), clip(1, 21)
     with torch.no_grad():
-        vae.encoder.conv_in.bias.fill_(float("nan"))  # equal to nothing, not even itself
+        vae.encoder.conv_in.bias.fill_(float("nan"))  # NaN, which is not equal to itself
         latents = encode_then_grey(vae, whole[:, :, :1], 21)
     assert latents.shape == (1, 16, 6, 4, 4) and latents.isnan().all()

@@ -1,4 +1,4 @@
-"""Matrices in float8: how far they are from the ones they replace, and what stays as it is."""
+"""Matrices in float8: how close they are to the originals, and what is left unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wan_engine.families.float8 import LARGEST, Float8Linear, convert_blocks, to
 from wan_engine.families.placement import able
 from wan_engine.runtime.recipes import Recipe
 
-ROUNDING = 2**-4  # half a step of three bits
+ROUNDING = 2**-4  # half a step of a three-bit mantissa
 
 
 def linear(inner: int = 64, outer: int = 48, *, bias: bool = True, seed: int = 1) -> nn.Linear:
@@ -25,7 +25,7 @@ def linear(inner: int = 64, outer: int = 48, *, bias: bool = True, seed: int = 1
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(32, 64), (1, 5, 64), (2, 3, 4, 64)])
-def test_a_matrix_gives_what_it_gave_but_for_rounding(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_matrix_gives_the_same_result_up_to_rounding(shape: tuple[int, ...], bias: bool) -> None:
     plain = linear(bias=bias)
     hidden = torch.randn(shape, dtype=torch.bfloat16)
     output = Float8Linear(plain)(hidden)
@@ -34,7 +34,7 @@ def test_a_matrix_gives_what_it_gave_but_for_rounding(shape: tuple[int, ...], bi
     assert (output.float() - expected).norm() / expected.norm() < ROUNDING
 
 
-def test_a_large_row_does_not_cost_a_small_one_its_digits() -> None:
+def test_a_large_row_does_not_cost_a_small_one_its_precision() -> None:
     plain = linear()
     hidden = torch.randn(4, 64, dtype=torch.bfloat16)
     hidden[0] *= 1000
@@ -51,7 +51,7 @@ def test_rows_use_the_whole_range_and_nothing_overflows() -> None:
     assert torch.allclose(restored, rows.float(), rtol=ROUNDING, atol=1e-6)
 
 
-def test_the_blocks_matrices_become_float8_and_nothing_else(load: Callable[..., Any]) -> None:
+def test_only_the_matrices_of_blocks_become_float8(load: Callable[..., Any]) -> None:
     expert = copy.deepcopy(load("wan-tiny").pipeline.transformer).to(torch.bfloat16)
     before = sum(parameter.nbytes for parameter in expert.blocks.parameters())
     convert_blocks(expert, torch.device("cpu"))
@@ -60,10 +60,10 @@ def test_the_blocks_matrices_become_float8_and_nothing_else(load: Callable[..., 
     kinds = {module for module in expert.blocks.modules() if isinstance(module, Float8Linear)}
     assert len(kinds) == 10 * len(expert.blocks)  # q, k, v and out twice, and two of the FFN
     assert sum(parameter.nbytes for parameter in expert.blocks.parameters()) < 0.7 * before
-    assert expert.dtype == torch.bfloat16  # by which the pipeline casts what it is given
+    assert expert.dtype == torch.bfloat16  # the pipeline casts inputs to this dtype
 
 
-def test_a_model_in_float8_still_makes_the_same_clip(load: Callable[..., Any]) -> None:
+def test_a_model_in_float8_makes_nearly_the_same_clip(load: Callable[..., Any]) -> None:
     expert = copy.deepcopy(load("wan-tiny").pipeline.transformer).to(torch.bfloat16)
     given = {
         "hidden_states": torch.randn(1, 36, 3, 8, 8, dtype=torch.bfloat16),
@@ -78,7 +78,7 @@ def test_a_model_in_float8_still_makes_the_same_clip(load: Callable[..., Any]) -
     assert (found - expected).norm() / expected.norm() < 2 * ROUNDING
 
 
-def test_the_test_of_float8_passes_where_torch_is_right() -> None:
+def test_the_test_of_float8_passes_where_torch_computes_correctly() -> None:
     float8.check.cache_clear()
     assert 0.01 < float8.check(torch.device("cpu")) < 0.08
 
@@ -91,7 +91,7 @@ def spoiled(how: str) -> Callable[..., Any]:
             raise RuntimeError("CUDA error: no kernel image is available")
         output = right(*given, **named)
         if how == "small rows":
-            output[:16] = 0  # a thousandth of the others: lost in a norm of them all
+            output[:16] = 0  # a thousandth of the others, so a norm over all would not show it
         return output * float("nan") if how == "nan" else output
 
     return product

@@ -1,4 +1,4 @@
-"""The image-to-video family on tiny checkpoints of both kinds, loaded by the ordinary code."""
+"""The image-to-video family on tiny checkpoints of both kinds, loaded by the production code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ignore(_step: int) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_streamed_decode_is_the_plain_decode(load: Callable[..., Any], name: str) -> None:
+def test_a_streamed_decode_equals_the_plain_decode(load: Callable[..., Any], name: str) -> None:
     vae = load(name).pipeline.vae
     latents = torch.randn(1, vae.config.z_dim, 5, 4, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_latents(load: Callable[..., Any], name: st
     assert not torch.equal(first, family.denoise(segment(seed=8), ignore))
 
 
-def test_the_engines_latents_are_the_stock_pipelines(load: Callable[..., Any]) -> None:
+def test_the_engines_latents_equal_the_stock_pipelines(load: Callable[..., Any]) -> None:
     family = load("wan-tiny")
     wanted = segment()
     plain = stock(family.pipeline)(
@@ -112,10 +112,10 @@ def test_the_engines_latents_are_the_stock_pipelines(load: Callable[..., Any]) -
         output_type="np",
     ).frames[0]
     frames = np.concatenate(list(family.decode(family.denoise(wanted, ignore))))
-    assert np.abs(frames - plain * 255).max() <= 0.51  # half a level: rounding
+    assert np.abs(frames - plain * 255).max() <= 0.51  # half a level, from rounding
 
 
-def test_both_experts_work_and_cfg_uses_the_negative_prompt(load: Callable[..., Any]) -> None:
+def test_both_experts_run_and_cfg_uses_the_negative_prompt(load: Callable[..., Any]) -> None:
     family = load("wan-tiny", guidance_scale=3.0, guidance_scale_2=2.0)
     calls = {"transformer": 0, "transformer_2": 0}
     for name in calls:
@@ -125,11 +125,11 @@ def test_both_experts_work_and_cfg_uses_the_negative_prompt(load: Callable[..., 
 
         getattr(family.pipeline, name).register_forward_pre_hook(count)
     plain = family.denoise(segment(), ignore)
-    assert calls == {"transformer": 4, "transformer_2": 4}  # two steps each, twice for CFG
+    assert calls == {"transformer": 4, "transformer_2": 4}  # two steps each, doubled by CFG
     assert not torch.equal(plain, family.denoise(segment(negative_prompt="green"), ignore))
 
 
-def test_what_the_step_callback_raises_ends_the_run(load: Callable[..., Any]) -> None:
+def test_an_exception_of_the_step_callback_ends_the_run(load: Callable[..., Any]) -> None:
     steps: list[int] = []
 
     def stop(step: int) -> None:
@@ -142,7 +142,7 @@ def test_what_the_step_callback_raises_ends_the_run(load: Callable[..., Any]) ->
     assert steps[-1] == 2 and set(steps) == {0, 1, 2}
 
 
-def test_a_cancel_is_seen_before_the_first_step(load: Callable[..., Any]) -> None:
+def test_a_cancel_is_noticed_before_the_first_step(load: Callable[..., Any]) -> None:
     family = load("wan-tiny")
 
     def stop(_step: int) -> None:
@@ -161,7 +161,7 @@ def test_four_distilled_steps_are_those_of_the_training() -> None:
 
 
 @pytest.mark.parametrize("name", list(ROWS))
-def test_every_row_has_the_scheduler_of_its_own_shift(name: str) -> None:
+def test_every_row_has_a_scheduler_with_its_own_shift(name: str) -> None:
     spec = ROWS[name]
     scheduler: Any = make_scheduler(spec)
     scheduler.set_timesteps(spec.steps, device="cpu")
@@ -214,14 +214,15 @@ def test_a_repository_that_names_the_text_to_video_pipeline_loads(
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("image_encoder", "image_processor"):
         index.pop(name, None)
-    index["_class_name"] = "WanPipeline"  # as Wan-AI/Wan2.2-TI2V-5B-Diffusers has it
+    index["_class_name"] = "WanPipeline"  # as in Wan-AI/Wan2.2-TI2V-5B-Diffusers
     (folder / "model_index.json").write_text(json.dumps(index))
     family = load_family(ROWS["wan-tiny-ti2v"], folder, CPU)
     assert family.denoise(segment(), ignore).shape == (1, 48, 3, 4, 4)
 
 
 def lora_file(path: Path, *, seed: int) -> tuple[Path, torch.Tensor]:
-    """A LoRA for one projection, in the key layout of the distilled pair, and what it adds."""
+    """A LoRA for one projection, with the keys of the distilled pair, and the change that it
+    makes."""
     generator = torch.Generator().manual_seed(seed)
     down = torch.randn(RANK, 24, generator=generator)
     up = torch.randn(24, RANK, generator=generator)
@@ -277,7 +278,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_warm_up_uses_all_that_a_job_uses(load: Callable[..., Any], name: str) -> None:
+def test_the_warm_up_uses_everything_that_a_job_uses(load: Callable[..., Any], name: str) -> None:
     family = load(
         name, guidance_scale=3.0, recipe=Recipe("cpu", "float32", decode_dtype="bfloat16")
     )
@@ -293,7 +294,7 @@ def test_the_warm_up_uses_all_that_a_job_uses(load: Callable[..., Any], name: st
     assert family.spec is spec
 
 
-def test_a_warm_up_that_is_ended_leaves_the_steps_of_the_row(load: Callable[..., Any]) -> None:
+def test_a_cancelled_warm_up_leaves_the_steps_of_the_row(load: Callable[..., Any]) -> None:
     family = load("wan-tiny")
 
     def stop(_step: int) -> None:
@@ -315,7 +316,7 @@ def test_a_warm_up_that_is_ended_leaves_the_steps_of_the_row(load: Callable[...,
         (None, 3.0, 5.0),
     ],
 )
-def test_a_small_render_has_the_shift_that_its_row_has_for_it(
+def test_a_small_render_has_the_shift_that_its_row_sets_for_it(
     area: int | None, small: float | None, expected: float
 ) -> None:
     spec = replace(ROWS["wan2.2-i2v-a14b"], flow_shift_480p=small)

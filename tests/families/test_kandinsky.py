@@ -1,4 +1,4 @@
-"""The sound of finished frames: the picture is held fast, and the sound follows it."""
+"""The sound made for finished frames: the picture stays fixed, and the sound follows it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def heard(family: Any, asked: SoundInput) -> np.ndarray:
     return samples
 
 
-def test_the_picture_that_goes_in_comes_out(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After every step, at that step's noise, and with no noise at the end."""
+def test_the_picture_is_unchanged(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture has the noise level of each step, and no noise at the end."""
     seen: list[torch.Tensor] = []
     pipeline = family.pipeline
     transformer = pipeline.transformer.forward
@@ -69,10 +69,10 @@ def test_the_picture_that_goes_in_comes_out(family: Any, monkeypatch: pytest.Mon
         wanted = ((1 - sigma) * clean + sigma * noise).permute(0, 2, 3, 4, 1)
         assert torch.allclose(latents, wanted, atol=1e-6), step
     assert len(seen) == STEPS
-    assert torch.equal(ended[0], clean)  # the last level has no noise
+    assert torch.equal(ended[0], clean)  # the last level is without noise
 
 
-def test_the_sound_differs_with_the_picture_the_prompt_and_the_seed_and_with_nothing_else(
+def test_the_sound_depends_on_picture_prompt_and_seed_and_on_nothing_else(
     family: Any,
 ) -> None:
     one = heard(family, window())
@@ -100,7 +100,7 @@ def test_every_recipe_gives_the_same_sound(
     assert np.allclose(heard(family, window()), heard(other, window()), atol=1e-5)  # type: ignore[arg-type]
 
 
-def test_what_is_made_for_wan_s_blocks_is_left_out(load: Callable[..., Any]) -> None:
+def test_options_for_wan_s_blocks_are_left_out(load: Callable[..., Any]) -> None:
     compiled = replace(CPU, compiled=True, step_cache=0.1)
     family = load("wan-tiny-sound", recipe=compiled, steps=STEPS)
     assert (family.recipe.compiled, family.recipe.step_cache) == (False, None)
@@ -108,7 +108,7 @@ def test_what_is_made_for_wan_s_blocks_is_left_out(load: Callable[..., Any]) -> 
     assert family.spec.steps == STEPS
 
 
-def test_bytes_are_told_while_it_loads_and_end_at_all_of_them(
+def test_bytes_are_reported_while_it_loads_and_end_at_the_total(
     family: Any, tiny_cache: Path
 ) -> None:
     told: list[tuple[int, int]] = []
@@ -117,7 +117,7 @@ def test_bytes_are_told_while_it_loads_and_end_at_all_of_them(
     assert told[0][0] == 0 and told[-1][0] == told[-1][1] > 10**6
 
 
-def test_it_can_be_cancelled_at_every_part(family: Any) -> None:
+def test_it_can_be_cancelled_in_every_part(family: Any) -> None:
     calls = 0
 
     def count(_step: int) -> None:
@@ -125,7 +125,7 @@ def test_it_can_be_cancelled_at_every_part(family: Any) -> None:
         calls += 1
 
     family.hear(window(), count)
-    assert calls > 2 * STEPS  # between the parts of a step too
+    assert calls > 2 * STEPS  # also between the parts of a step
     for stop_at in range(1, calls + 1):
         left = stop_at
 
@@ -141,7 +141,7 @@ def test_it_can_be_cancelled_at_every_part(family: Any) -> None:
 
 
 @pytest.mark.parametrize("part", ["vae", "transformer", "vocoder", "text_encoder"])
-def test_numbers_that_are_not_finite_are_no_sound(load: Callable[..., Any], part: str) -> None:
+def test_numbers_that_are_not_finite_fail(load: Callable[..., Any], part: str) -> None:
     family = load("wan-tiny-sound", steps=STEPS)
     for parameter in getattr(family.pipeline, part).parameters():
         parameter.data.fill_(float("nan"))
@@ -149,7 +149,9 @@ def test_numbers_that_are_not_finite_are_no_sound(load: Callable[..., Any], part
         heard(family, window())
 
 
-def test_out_of_memory_is_told_as_such(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_reported_as_out_of_memory(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -172,7 +174,7 @@ def test_out_of_memory_is_told_as_such(family: Any, monkeypatch: pytest.MonkeyPa
         ("Hi <AUDCAP>rain<ENDAUDCAP>", "wind", "Hi <AUDCAP>rain<ENDAUDCAP>"),
     ],
 )
-def test_what_is_seen_said_and_heard_has_the_model_s_marks(
+def test_video_speech_and_sound_have_the_model_s_markers(
     prompt: str, sound: str, told: str
 ) -> None:
     assert prompt_of(SoundInput(prompt, sound, np.zeros((1, 2, 2, 3), np.uint8), 0)) == told

@@ -1,5 +1,5 @@
-"""The colours of latents: how near they are to what the decoder makes, and that looking at them
-changes nothing."""
+"""Preview colours of latents: they are close to the decoder's, and computing them changes
+nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def family(trained: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["astronaut_360x480.png", "rocket_640x360.jpg"])
-def test_colours_are_near_to_what_the_decoder_makes(family: Any, name: str) -> None:
+def test_colours_are_close_to_the_decoder_s(family: Any, name: str) -> None:
     vae = family.pipeline.vae
     photo = np.asarray(Image.open(DATA / name).convert("RGB").resize((128, 96)))
     with torch.no_grad():
@@ -52,7 +52,7 @@ def asked(**changes: Any) -> SegmentInput:
     return SegmentInput("Leaves", "", conditions, 64, 48, 13, 1, **changes)
 
 
-def test_looking_changes_nothing_and_not_looking_computes_nothing(
+def test_a_preview_changes_nothing_and_if_nobody_looks_nothing_is_computed(
     family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: dict[int, Frames] = {}
@@ -99,13 +99,13 @@ def test_the_estimate_is_the_clean_latents_from_the_first_step_on(sampler: Any) 
     assert isinstance(scheduler, DistilledEulerScheduler) == (sampler != "unipc")
     scheduler.set_timesteps(4)
     latents = noise
-    for time in scheduler.timesteps:  # the velocity of a model that knows its goal
+    for time in scheduler.timesteps:  # the velocity of a model that knows the clean latents
         latents = scheduler.step(noise - clean, time, latents, return_dict=False)[0]
         found = previews.estimate(scheduler, latents)
         assert torch.allclose(found, clean, atol=2e-3), (found - clean).abs().max()
 
 
-def test_few_latents_are_shown_from_the_first_to_the_last() -> None:
+def test_a_few_latents_are_chosen_from_the_first_to_the_last() -> None:
     latents = torch.arange(20.0).view(1, 1, 20, 1, 1)
     assert previews.evenly(latents, 6).flatten().tolist() == [0, 4, 8, 11, 15, 19]
     assert previews.evenly(latents[:, :, :2], 6).flatten().tolist() == [0, 1]

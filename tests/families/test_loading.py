@@ -1,4 +1,4 @@
-"""Pipelines from their files: the networks are stock's to the bit, and come as a line."""
+"""Pipelines from their files: the networks equal stock to the bit, and are loaded as a stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPERT = "transformer/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder(tiny_cache: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to be spoiled."""
+    """A copy of the tiny checkpoint, for tests to damage."""
     copy = tmp_path / "wan-tiny"
     shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), copy)
     return copy
@@ -45,7 +45,7 @@ def networks(pipeline: Any) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", KINDS)
-def test_every_network_is_stocks_to_the_bit(tiny_cache: Path, name: str, dtype: str) -> None:
+def test_every_network_equals_stock_to_the_bit(tiny_cache: Path, name: str, dtype: str) -> None:
     folder = toy.build(name, tiny_cache / name)
     ours = load_pipeline(folder, Recipe("cpu", dtype))
     wanted = {"default": getattr(torch, dtype), "vae": torch.float32}
@@ -63,12 +63,12 @@ def test_every_network_is_stocks_to_the_bit(tiny_cache: Path, name: str, dtype: 
                 assert torch.equal(given[key], tensor), key
 
 
-def test_the_text_encoders_tied_weights_are_one(load: Callable[..., Any]) -> None:
+def test_the_text_encoders_tied_weights_are_one_tensor(load: Callable[..., Any]) -> None:
     encoder = load("wan-tiny").pipeline.text_encoder
     assert encoder.encoder.embed_tokens.weight is encoder.shared.weight
 
 
-def test_what_diffusers_keeps_in_float32_is_in_float32(tiny_cache: Path) -> None:
+def test_parameters_that_diffusers_keeps_in_float32_are_in_float32(tiny_cache: Path) -> None:
     pipeline = load_pipeline(
         toy.build("wan-tiny", tiny_cache / "wan-tiny"), Recipe("cpu", "bfloat16")
     )
@@ -80,7 +80,7 @@ def test_what_diffusers_keeps_in_float32_is_in_float32(tiny_cache: Path) -> None
     assert not any(".attn1.to_q" in name for name in kept)
 
 
-def test_a_network_in_many_files_is_that_in_one(folder: Path, load: Callable[..., Any]) -> None:
+def test_a_network_in_many_files_equals_that_in_one(folder: Path, load: Callable[..., Any]) -> None:
     for name in ("transformer", "transformer_2"):
         whole = WanTransformer3DModel.from_pretrained(folder / name)
         shutil.rmtree(folder / name)
@@ -92,7 +92,7 @@ def test_a_network_in_many_files_is_that_in_one(folder: Path, load: Callable[...
 
 
 def held_bytes() -> int:
-    """Of all tensors in host memory."""
+    """The bytes of all tensors in host memory."""
     gc.collect()
     found = (one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter))
     storages = (one.untyped_storage() for one in found if one.device.type == "cpu")
@@ -101,7 +101,7 @@ def held_bytes() -> int:
 
 @pytest.fixture(scope="module")
 def sizes(trained: Path) -> dict[str, int]:
-    """Bytes of each network in bfloat16, with the tables that it makes itself."""
+    """Bytes of each network in bfloat16, including the tables that it computes."""
     return {
         name: sum(one.nbytes for one in (*network.parameters(), *network.buffers()))
         for name, network in networks(load_pipeline(trained, Recipe("cpu", "bfloat16")))
@@ -111,9 +111,9 @@ def sizes(trained: Path) -> dict[str, int]:
 def held_while_loading(
     folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch
 ) -> list[tuple[int, int]]:
-    """Bytes that are loaded and those in host memory, told often, of a load for a device that takes
-    no memory. Few tensors are read ahead, as of a real network few would be its whole."""
-    patch.setattr(loading, "_TOLD_EVERY_BYTES", 2_500_000)  # looking for tensors takes its time
+    """Samples of (loaded bytes, bytes in host memory) during a load for a device that takes no
+    memory. Few tensors are read ahead, because a few would be all of such a small network."""
+    patch.setattr(loading, "_TOLD_EVERY_BYTES", 2_500_000)  # finding the tensors takes time
     patch.setattr(tensors, "_AHEAD", 2)
     before, held = held_bytes(), []
     pipeline = load_pipeline(
@@ -133,21 +133,21 @@ def test_host_memory_holds_a_few_blocks_where_the_device_holds_all_networks(
     before = held[-1][0] - read  # in bytes of the files, which are float32
     assert max(count for done, count in held if done > before) < 0.5 * sizes["transformer_2"]
     assert max(count for _, count in held) < 1.2 * max(sizes["vae"], sizes["text_encoder"])
-    assert held[-1][1] < 40_000  # the tables of the scheduler
+    assert held[-1][1] < 40_000  # the scheduler's tables
 
 
 def test_host_memory_holds_what_the_recipe_keeps_there_and_a_few_blocks(
     trained: Path, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe("meta", "bfloat16", "stream", "moved")
-    monkeypatch.setattr(placement, "stream_blocks", lambda *_: None)  # wants a device that is one
+    monkeypatch.setattr(placement, "stream_blocks", lambda *_: None)  # needs a real device
     held = held_while_loading(trained, recipe, monkeypatch)
     kept = sum(sizes[name] for name in ("transformer", "transformer_2", "text_encoder"))
     assert 0.9 * kept < held[-1][1] < 1.1 * kept
     assert max(count for _, count in held) < 1.2 * max(kept, sizes["text_encoder"] + sizes["vae"])
 
 
-def test_the_bytes_are_told_before_each_network_and_at_the_end(folder: Path) -> None:
+def test_the_bytes_are_reported_before_each_network_and_at_the_end(folder: Path) -> None:
     told: list[tuple[int, int]] = []
     load_pipeline(folder, CPU, (), lambda done, of: told.append((done, of)))
     (whole,) = {of for _, of in told}
@@ -157,7 +157,7 @@ def test_the_bytes_are_told_before_each_network_and_at_the_end(folder: Path) -> 
     assert len(set(done)) == 5  # four networks, and the end
 
 
-def test_the_bytes_are_told_within_a_large_network(
+def test_the_bytes_are_reported_within_a_large_network(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "_TOLD_EVERY_BYTES", 20_000)
@@ -168,11 +168,11 @@ def test_the_bytes_are_told_within_a_large_network(
 
 
 class Stopped(Exception):
-    """What a job that is cancelled raises."""
+    """What a cancelled job raises."""
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 6])
-def test_what_the_callback_raises_ends_the_load_and_leaves_nothing(
+def test_an_exception_of_the_callback_ends_the_load_and_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     monkeypatch.setattr(loading, "_TOLD_EVERY_BYTES", 100_000)
@@ -187,7 +187,7 @@ def test_what_the_callback_raises_ends_the_load_and_leaves_nothing(
     with pytest.raises(Stopped) as caught:
         load_pipeline(folder, CPU, (), stop)
     assert count == calls
-    assert held_bytes() <= before  # while the error and its frames are held
+    assert held_bytes() <= before  # while the error and its frames are alive
     assert caught.value.__traceback__ is not None
 
 
@@ -197,7 +197,7 @@ def spoil(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> No
     save_file(state, path)
 
 
-def test_weights_that_are_missing_are_a_sentence(folder: Path) -> None:
+def test_missing_weights_are_a_sentence(folder: Path) -> None:
     spoil(folder / EXPERT, lambda state: state.pop("proj_out.bias"))
     with pytest.raises(ConfigurationError, match=r"transformer do not fit .*proj_out\.bias is m"):
         load_pipeline(folder, CPU)
@@ -209,14 +209,14 @@ def test_weights_of_another_shape_are_a_sentence(folder: Path) -> None:
         load_pipeline(folder, CPU)
 
 
-def test_weights_without_use_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unused_weights_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoil(folder / EXPERT, lambda state: state.update({"extra.weight": torch.zeros(3)}))
     load_pipeline(folder, CPU)
     assert "transformer has unused weights: extra.weight" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5])
-def test_a_file_that_is_cut_off_is_a_sentence(folder: Path, kept: float) -> None:
+def test_a_truncated_file_is_a_sentence(folder: Path, kept: float) -> None:
     path = folder / EXPERT
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])

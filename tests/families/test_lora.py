@@ -112,33 +112,35 @@ def test_every_prefix_naming_and_kind_is_exact(
             pytest.fail(f"{prefix} {naming}, {kind}: {error}")
 
 
-def test_names_are_those_that_diffusers_converts(plain: Any) -> None:
-    """Every parameter, from Wan's own name through diffusers' converter."""
+def test_names_match_the_converter_of_diffusers(plain: Any) -> None:
+    """Converts every parameter from Wan's own name with diffusers' converter."""
     names = {}
     for parameter in plain.state_dict():
         layer, _, end = parameter.rpartition(".")
         whole = layer == "" or end not in ("weight", "bias")
         names[original(parameter) if whole else f"{original(layer)}.{end}"] = parameter
     assert len(names) == len(plain.state_dict())
-    del names["img_emb.emb_pos"]  # of the first-and-last-frame model, which it leaves out
+    del names["img_emb.emb_pos"]  # of the first-and-last-frame model; the converter leaves it out
     for name, parameter in names.items():
         assert list(convert_wan_transformer_to_diffusers({name: torch.zeros(1)})) == [parameter]
 
 
 MIXED = {
-    "musubi with dots behind the block": "lora_unet_blocks_0.self_attn.q.lora_down.weight",
+    "musubi with dots after the block": "lora_unet_blocks_0.self_attn.q.lora_down.weight",
     "old attention processors": "transformer.blocks.0.attn1.processor.to_q_lora.down.weight",
 }
 
 
 @pytest.mark.parametrize("down", MIXED.values(), ids=MIXED)
-def test_mixtures_that_are_published_are_read(plain: Any, tmp_path: Path, down: str) -> None:
+def test_published_mixtures_of_names_are_read(plain: Any, tmp_path: Path, down: str) -> None:
     tensors = {down: DOWN, down.replace("down", "up"): UP}
     after = fused(plain, tensors, tmp_path)
     assert_sum(plain, after, {"blocks.0.attn1.to_q.weight": UP.double() @ DOWN.double()})
 
 
-def test_a_layer_between_the_two_is_a_convolution_of_its_own(plain: Any, tmp_path: Path) -> None:
+def test_a_layer_in_the_middle_of_a_low_rank_pair_is_its_own_convolution(
+    plain: Any, tmp_path: Path
+) -> None:
     down, mid, up = noise(3, 36, 1, 1, 1), noise(5, 3, 1, 2, 2), noise(WIDTH, 5, 1, 1, 1)
     names = {".lora_down.weight": down, ".lora_mid.weight": mid, ".lora_up.weight": up}
     tensors = {f"patch_embedding{end}": tensor for end, tensor in names.items()}
@@ -175,7 +177,7 @@ ADAPTERS = {
 
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes a bias for a broken matrix
 @pytest.mark.parametrize("config", ADAPTERS.values(), ids=ADAPTERS)
-def test_an_adapter_of_peft_is_what_peft_makes_of_it(tmp_path: Path, config: Any) -> None:
+def test_an_adapter_of_peft_equals_what_peft_makes_of_it(tmp_path: Path, config: Any) -> None:
     base = network()
     adapted = peft.get_peft_model(network(), config)
     generator = torch.Generator().manual_seed(9)
@@ -196,7 +198,7 @@ def test_an_adapter_of_peft_is_what_peft_makes_of_it(tmp_path: Path, config: Any
     assert changed == (14 if getattr(config, "lora_bias", False) else 7)
 
 
-def test_alpha_in_the_metadata_that_diffusers_writes_counts(plain: Any, tmp_path: Path) -> None:
+def test_alpha_in_the_metadata_of_diffusers_counts(plain: Any, tmp_path: Path) -> None:
     config = peft.LoraConfig(r=RANK, lora_alpha=10, target_modules=["to_q"]).to_dict()
     layers = {"blocks.0.attn1.to_q.lora_A.weight": DOWN, "blocks.0.attn1.to_q.lora_B.weight": UP}
     WanImageToVideoPipeline.save_lora_weights(
@@ -207,7 +209,7 @@ def test_alpha_in_the_metadata_that_diffusers_writes_counts(plain: Any, tmp_path
     assert_sum(plain, fused_file(plain, file), wanted)
 
 
-def test_the_alpha_that_kohyas_converters_leave_behind_does_not_count(
+def test_the_alpha_that_kohyas_converters_leave_behind_is_ignored(
     plain: Any, tmp_path: Path
 ) -> None:
     tensors = {f"diffusion_model.{Q[0]}{end}": tensor for end, tensor in PAIR.items()}
@@ -218,7 +220,7 @@ def test_the_alpha_that_kohyas_converters_leave_behind_does_not_count(
 
 @pytest.mark.parametrize("shape", [(64,), (64, 1), (1, WIDTH)], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_a_dora_has_the_length_of_its_rows_or_columns(
+def test_a_dora_has_the_norms_of_its_rows_or_columns(
     plain: Any, tmp_path: Path, shape: tuple[int, ...], scale: float
 ) -> None:
     layer, name = "blocks.0.ffn.0", "blocks.0.ffn.net.0.proj.weight"
@@ -237,7 +239,7 @@ def test_a_dora_has_the_length_of_its_rows_or_columns(
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_a_file_for_both_experts_gives_each_its_own(tmp_path: Path) -> None:
+def test_a_file_for_both_experts_is_split_between_them(tmp_path: Path) -> None:
     one, other = network(), network()
     path = tmp_path / "both.safetensors"
     tensors = {f"transformer.{Q[1]}{end}": tensor for end, tensor in PAIR.items()}
@@ -279,7 +281,7 @@ def test_a_bfloat16_network_is_rounded_once(tmp_path: Path) -> None:
 # --- the files of the catalogue's four-step row --------------------------------------------------
 
 PUBLISHED_BYTES = 630_695_648
-"""On the Hub, of `Wan_2_2_I2V_A14B_{HIGH,LOW}_lightx2v_4step_lora_260412_rank_64_fp16`."""
+"""SHA-256 on the Hub of `Wan_2_2_I2V_A14B_{HIGH,LOW}_lightx2v_4step_lora_260412_rank_64_fp16`."""
 
 
 def published() -> dict[str, list[int]]:
@@ -323,10 +325,10 @@ def test_every_key_of_the_four_step_pair_has_a_layer() -> None:
 
 
 T2V_MEGABYTES = 614
-"""On the Hub, of `wan2.2_t2v_A14b_{high,low}_noise_lora_rank64_lightx2v_4step_1217`."""
+"""SHA-256 on the Hub of `wan2.2_t2v_A14b_{high,low}_noise_lora_rank64_lightx2v_4step_1217`."""
 
 
-def test_every_key_of_the_text_to_video_pair_has_a_layer_of_vace_and_none_of_its_own() -> None:
+def test_every_key_of_the_text_to_video_pair_has_a_layer_that_is_not_one_of_vace() -> None:
     pairs = {
         key: shape
         for key, shape in published().items()
@@ -339,7 +341,7 @@ def test_every_key_of_the_text_to_video_pair_has_a_layer_of_vace_and_none_of_its
     names = parameters_of(network)
     assert sum(name.startswith("vace_blocks.7.") for name in names) > 0
     alphas = {f"{key.removesuffix('lora_up.weight')}alpha": () for key in pairs if "up" in key}
-    for keys in (published(), pairs | alphas):  # with what other pairs of theirs have too
+    for keys in (published(), pairs | alphas):  # with keys that their other pairs have too
         types = {key: "I64" if key in alphas else "F16" for key in keys}
         tensors = {key: Tensor(types[key], tuple(shape)) for key, shape in keys.items()}
         reading = read_keys(Header(tensors, Adapter()), names, low=False)

@@ -1,5 +1,5 @@
-"""LoRA files that cannot be fused as a whole: refused with the key and why, never partial in
-silence."""
+"""LoRA files that cannot be fused as a whole: refused with the key and the reason, never fused in
+part without a word."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {f"{K}.lora_down.weight": DOWN, f"{K}.lora_up.weight": UP, f"{K}.alpha": noise(4)},
         "its alpha is not one number",
     ),
-    "a bias of a layer without": (
+    "a bias for a layer without one": (
         {"diffusion_model.blocks.0.self_attn.norm_k.diff_b": BIAS},
         "blocks.0.attn1.norm_k has no bias",
     ),
@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {f"{Q[1]}{end}": tensor for end, tensor in PAIR.items()} | {f"{K}.diff": DIFFERENCE},
         "it is there twice",
     ),
-    "a block that is not there": (
+    "a block that does not exist": (
         {"diffusion_model.blocks.9.self_attn.k.diff": DIFFERENCE},
         "no such layer",
     ),
@@ -104,12 +104,12 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         {"lora_te_text_model_encoder_layers_0_fc1.lora_down.weight": DOWN},
         "text encoder",
     ),
-    "a tensor of no kind": ({f"{K}.frobnicated": DOWN}, "it is of no known kind"),
+    "a tensor of unknown kind": ({f"{K}.frobnicated": DOWN}, "it is of no known kind"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_fused_is_refused_by_its_key_with_why(
+def test_a_file_that_cannot_be_fused_is_refused_with_its_key_and_why(
     plain: Any, tmp_path: Path, kind: str
 ) -> None:
     tensors, words = REFUSED[kind]
@@ -119,14 +119,14 @@ def test_what_cannot_be_fused_is_refused_by_its_key_with_why(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind != "the same twice"])
-def test_with_leave_the_rest_is_fused_and_the_layer_is_left_whole(
+def test_with_leave_the_rest_is_fused_and_the_layer_stays_unchanged(
     plain: Any, tmp_path: Path, kind: str
 ) -> None:
     after = fused(plain, {**FITS, **REFUSED[kind][0]}, tmp_path, unused=0.6)
     assert_sum(plain, after, {"blocks.0.attn1.to_q.weight": UP.double() @ DOWN.double()})
 
 
-def test_the_share_that_would_do_is_told_and_does(plain: Any, tmp_path: Path) -> None:
+def test_the_share_that_would_suffice_is_named_and_suffices(plain: Any, tmp_path: Path) -> None:
     """A file for Wan2.1 on Wan2.2, which has no image encoder."""
     base = network(image_encoder=False)
     tensors = dict(FITS)
@@ -156,7 +156,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("layer", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("unused", [0, 1])
-def test_a_file_for_another_model_is_refused_whatever_may_be_unused(
+def test_a_file_for_another_model_is_refused_even_if_unused_keys_are_allowed(
     plain: Any, tmp_path: Path, layer: str, unused: float
 ) -> None:
     said = refusal(
@@ -231,7 +231,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_is_no_lora_is_told_apart(plain: Any, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_no_lora_is_refused_as_such(plain: Any, tmp_path: Path, kind: str) -> None:
     make, words = FILES[kind]
     make(tmp_path / "a.safetensors")
     with pytest.raises(ConfigurationError) as caught:
@@ -288,7 +288,7 @@ def test_each_weight_of_any_file_is_used_or_named(
     assert moved == wanted
 
 
-def test_a_pattern_of_pefts_is_a_regular_expression() -> None:
+def test_a_pattern_of_peft_is_a_regular_expression() -> None:
     adapter = Adapter(2.0, 2, {r"blocks\.\d+\.attn1\.to_q": 16.0, "to_k": 4.0})
     assert adapter.factor(["blocks.0.attn1.to_q"], 2) == 8.0
     assert adapter.factor(["base_model.model.blocks.3.attn1.to_k"], 2) == 2.0
@@ -302,9 +302,11 @@ def test_a_pattern_of_pefts_is_a_regular_expression() -> None:
         '{"r": 1, "lora_alpha": 1, "alpha_pattern": {"(": 2}}',
         '{"r": 1, "lora_alpha": ' + "[" * 100_000 + "]" * 100_000 + "}",
     ],
-    ids=["infinite", "no expression", "deep"],
+    ids=["infinite", "not an expression", "deep"],
 )
-def test_what_an_adapter_says_is_read_or_refused_in_words(tmp_path: Path, config: str) -> None:
+def test_the_settings_of_an_adapter_are_read_or_refused_in_words(
+    tmp_path: Path, config: str
+) -> None:
     path = tmp_path / "adapter_model.safetensors"
     save_file({"blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 8)}, path)
     (tmp_path / "adapter_config.json").write_text(config)

@@ -1,4 +1,5 @@
-"""LoRA files of requests in a loaded model: in and out again, to the bit, whatever its recipe."""
+"""LoRA files of requests in a loaded model: fused and removed again, to the bit, with every
+recipe."""
 
 from __future__ import annotations
 
@@ -35,12 +36,12 @@ OFFLOADS = ("none", "stream", "model", "layer")
 
 
 def said(_done: int, _total: int) -> None:
-    """Hears the bytes of a change."""
+    """A progress callback that ignores the bytes."""
 
 
 @pytest.fixture
 def folder(load: Load, tmp_path: Path) -> Path:
-    """With the files `a` and `b`, and the pair `c`."""
+    """A folder with the files `a` and `b`, and the pair `c`."""
     network = load(NAME).pipeline.transformer
     for seed, name in enumerate(("a", "b", "c_high", "c_low")):
         lora_file(tmp_path / f"{name}.safetensors", network, 100 * seed)
@@ -49,7 +50,7 @@ def folder(load: Load, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def choose(folder: Path, tiny_cache: Path) -> Callable[..., tuple[ChosenLora, ...]]:
-    """`choose(Lora or name, ...)`: what a request for these gets."""
+    """`choose(Lora or name, ...)` returns the LoRA files of a request that names these."""
     located = Located(ROWS[NAME], toy.build(NAME, tiny_cache / NAME))
     shelf = LoraFolder(Settings(lora_dir=folder))
 
@@ -86,14 +87,15 @@ def changed(one: State, other: State) -> int:
 
 @pytest.fixture(params=["kept in host memory", "read again"])
 def aside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the plain numbers are, while others are in the model."""
+    """Where the original numbers are while others are in the model: in host memory, or in their
+    file."""
     room = 10**12 if request.param == "kept in host memory" else 0
     monkeypatch.setattr(memory, "available_bytes", lambda: room)
     return str(request.param)
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_a_plain_b_a_are_the_weights_of_fresh_loads_to_the_bit(
+def test_switching_from_none_to_b_to_a_equals_fresh_loads_to_the_bit(
     load: Load, choose: Any, folder: Path, offload: Any, aside: str
 ) -> None:
     recipe = Recipe("cpu", "float32", offload)
@@ -112,7 +114,7 @@ def test_a_plain_b_a_are_the_weights_of_fresh_loads_to_the_bit(
 
 
 @pytest.mark.parametrize("offload", ["none", "stream"])
-def test_so_are_matrices_that_a_load_converts_to_8_bits(
+def test_switching_works_with_matrices_that_a_load_converts_to_8_bits(
     load: Load, choose: Any, folder: Path, offload: Any, aside: str
 ) -> None:
     recipe = Recipe("cpu", "bfloat16", offload)
@@ -152,7 +154,7 @@ def test_the_operators_files_stay_underneath(
     assert not same(state(load(NAME)), below) and aside
 
 
-def test_in_8_bits_too(load: Load, choose: Any, folder: Path, aside: str) -> None:
+def test_switching_works_in_8_bits(load: Load, choose: Any, folder: Path, aside: str) -> None:
     own = LocatedLora(folder / "b.safetensors", 0.7, "high")
     family = load(NAME, (own,), recipe=Recipe("cpu", "bfloat16"))
     for expert in experts(family.pipeline):
@@ -176,11 +178,11 @@ def test_each_half_of_a_pair_goes_into_its_own_expert(
     family.set_loras(choose(Lora("c", 0.5, "low")), said)
     low = state(load(NAME, halves[1:]))
     assert same(state(family), low)
-    family.set_loras(choose(Lora("c_low", 0.5)), said)  # a half by its own name
+    family.set_loras(choose(Lora("c_low", 0.5)), said)  # one half, by its own name
     assert same(state(family), low)
 
 
-def test_several_files_add_up_as_those_of_a_load_do(load: Load, choose: Any, folder: Path) -> None:
+def test_several_files_add_up_as_in_a_load(load: Load, choose: Any, folder: Path) -> None:
     family = load(NAME)
     family.set_loras(choose(Lora("a", -0.5, "low"), Lora("b", 2)), said)
     files = (
@@ -214,7 +216,7 @@ def loaded(load: Load) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("after", [1, 30, 60])
-def test_a_job_that_is_cancelled_meanwhile_leaves_the_plain_model(
+def test_a_job_cancelled_meanwhile_leaves_the_plain_model(
     load: Load, choose: Any, loaded: Any, aside: str, after: int
 ) -> None:
     plain, count = state(load(NAME)), 0
@@ -234,7 +236,7 @@ def test_a_job_that_is_cancelled_meanwhile_leaves_the_plain_model(
     assert aside
 
 
-def test_so_does_a_file_with_numbers_that_are_not_finite(
+def test_a_file_with_numbers_that_are_not_finite_leaves_the_plain_model(
     load: Load, choose: Any, loaded: Any, folder: Path
 ) -> None:
     network = loaded.pipeline.transformer
@@ -249,7 +251,7 @@ def test_so_does_a_file_with_numbers_that_are_not_finite(
         assert loaded.loras == () and same(state(loaded), state(load(NAME)))
 
 
-def test_a_model_that_cannot_be_made_plain_again_says_so(
+def test_a_model_that_cannot_be_restored_says_so(
     choose: Any, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
@@ -257,7 +259,7 @@ def test_a_model_that_cannot_be_made_plain_again_says_so(
     shutil.copytree(toy.build(NAME, tiny_cache / NAME), checkpoint)
     family: Any = load_family(ROWS[NAME], checkpoint, Recipe("cpu", "float32"))
     family.set_loras(choose("a"), said)
-    shutil.rmtree(checkpoint / "transformer")  # a volume that is no longer there
+    shutil.rmtree(checkpoint / "transformer")  # a volume that was unmounted
     with pytest.raises(KeyError):
         family.set_loras((), said)
     assert family.loras is None
@@ -278,7 +280,7 @@ def test_frames_follow_the_weights(load: Load, choose: Any, loaded: Any) -> None
     assert np.array_equal(plain, fresh)
 
 
-def test_the_authors_names_of_the_model_that_moves_lips_are_taken(
+def test_the_authors_names_of_the_model_that_moves_lips_are_accepted(
     load: Load, tiny_cache: Path, tmp_path: Path
 ) -> None:
     name = "wan-tiny-s2v"
@@ -303,8 +305,8 @@ def test_the_authors_names_of_the_model_that_moves_lips_are_taken(
     assert same(state(family), plain)
 
 
-def test_blocks_that_a_failed_pass_left_on_the_device_are_put_back_first(load: Load) -> None:
-    """As `put_in` finds them: on a card, what it wrote there would be lost."""
+def test_blocks_left_on_the_device_by_a_failed_pass_are_moved_back_first(load: Load) -> None:
+    """`put_in` finds them there. On a GPU, changes to them would be lost."""
     family = load(NAME, recipe=Recipe("cpu", "float32", "stream"))
     brought: list[str] = []
     swap = family.swap

@@ -1,4 +1,4 @@
-"""LoRA files where they are used: the engine, the checks of a start, ready sets."""
+"""LoRA files where they are used: the engine, the checks at a start, prepared sets."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_doctor_has_a_row_for_each_file(make_settings: MakeSettings, tmp_path: P
     assert allowed.ok and allowed.found.endswith("not used: blocks.*.modulation.diff")
 
 
-def test_what_is_wrong_is_told_before_the_weights_are_read(
+def test_errors_are_reported_before_the_weights_are_read(
     load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save({**FITS, "blocks.9.modulation.diff": BIAS}, tmp_path / "a.safetensors")
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_told_before_the_weights_are_read(
         load("wan-tiny", (LocatedLora(tmp_path / "a.safetensors", 1.0, "both"),))
 
 
-def test_what_is_left_out_is_logged(
+def test_unused_keys_are_logged(
     load: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save({**FITS, "blocks.9.modulation.diff": BIAS}, tmp_path / "a.safetensors")
@@ -121,7 +121,7 @@ def test_nothing_is_added_to_a_set_in_float8(
         load_family(CATALOG["wan-tiny"], folder, Recipe("cpu", "float32"), (file,))
 
 
-def test_a_ready_set_has_all_of_a_file_in_it(
+def test_a_prepared_set_has_all_of_a_file_in_it(
     make_settings: MakeSettings, tmp_path: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "wan2.2-i2v-a14b-4step"

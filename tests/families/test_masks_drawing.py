@@ -1,4 +1,4 @@
-"""The drawing of what segments are given (docs/masks.svg) shows what the pipelines get."""
+"""The drawing of the segments' inputs (docs/masks.svg) matches the inputs of the pipelines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE, FRAMES = 64, 17  # five latents
 
 
 def start_of(segment: Segment, clean: torch.Tensor) -> Start | None:
-    """What the family hands on, in the way that is drawn."""
+    """The start of the segment, for the continuation that is drawn."""
     if segment.way == "last_frames":
         frames = np.random.default_rng(3).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
         return Start(frames=frames)
@@ -32,7 +32,7 @@ def start_of(segment: Segment, clean: torch.Tensor) -> Start | None:
 def condition_and_mask(
     pipeline: ContinuingPipeline, start: Start | None, last: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each latent: its condition, and 1 where the model is told that it is known."""
+    """For each latent: its condition, and 1 where the mask says that it is known."""
     pipeline.start = start
     channels = pipeline.vae.config.z_dim
     with torch.no_grad():
@@ -55,7 +55,7 @@ def condition_and_mask(
 
 
 @pytest.mark.parametrize("segment", MASKS, ids=lambda segment: f"{segment.kind} {segment.way}")
-def test_the_drawing_is_what_the_pipeline_is_given(segment: Segment, tiny_cache: Path) -> None:
+def test_the_drawing_shows_the_inputs_of_the_pipeline(segment: Segment, tiny_cache: Path) -> None:
     name = NAMES[segment.kind]
     folder = toy.build(name, tiny_cache / name)
     pipeline = load_family(ROWS[name], folder, Recipe("cpu", "float32", "none")).pipeline
@@ -69,7 +69,7 @@ def test_the_drawing_is_what_the_pipeline_is_given(segment: Segment, tiny_cache:
         assert frames.unique().tolist() in ([0.0], [1.0], [0.0, 1.0])
         assert float(frames.mean()) == segment.known[number]
         assert kind != "end" or frames.tolist() == [0, 0, 0, 1]
-        if kind == "noise":  # whatever the condition has here, the mask keeps it out
+        if kind == "noise":  # the mask excludes the condition here, whatever its value
             continue
         here = condition[:, :, number]
         assert bool(here.any()) == (kind != "zero")

@@ -1,4 +1,4 @@
-"""Recipes applied to a real tiny pipeline on the CPU: what of them a CPU can do."""
+"""Recipes applied to a real tiny pipeline on the CPU, as far as a CPU supports them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CPU = Recipe("cpu", "float32")
 
 @pytest.fixture(autouse=True)
 def attention_as_it_was() -> Iterator[None]:
-    """diffusers keeps the last backend for the whole process."""
+    """diffusers keeps the last attention backend for the whole process."""
     before, _ = _AttentionBackendRegistry.get_active_backend()
     yield
     _AttentionBackendRegistry.set_active_backend(before)
 
 
 def counted(expert: Any) -> list[int]:
-    """How often each block of an expert runs, one number a block."""
+    """The number of runs of each block of an expert."""
     counts = [0] * len(expert.blocks)
     for index, block in enumerate(expert.blocks):
 
@@ -47,7 +47,7 @@ def counted(expert: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("threshold", [None, 0.9])
-def test_a_step_cache_leaves_out_all_but_the_first_block(
+def test_a_step_cache_skips_all_blocks_but_the_first(
     load: Callable[..., Any], threshold: float | None
 ) -> None:
     recipe = replace(CPU, step_cache=threshold)
@@ -59,14 +59,15 @@ def test_a_step_cache_leaves_out_all_but_the_first_block(
         assert all((each < first) == (threshold is not None) for each in others)
 
 
-def test_a_step_cache_forgets_one_job_before_the_next(load: Callable[..., Any]) -> None:
+def test_a_step_cache_is_reset_between_jobs(load: Callable[..., Any]) -> None:
     family = load("wan-tiny", (), replace(CPU, step_cache=0.9), steps=12, sampler="unipc")
     first = family.denoise(segment(), ignore)
     family.denoise(segment(seed=6), ignore)
     assert torch.equal(family.denoise(segment(), ignore), first)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor's own
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor uses it
 def test_compiled_blocks_give_the_same_clip(load: Callable[..., Any]) -> None:
     plain, compiled = load("wan-tiny"), load("wan-tiny", (), replace(CPU, compiled=True))
     given = plain.denoise(segment(), ignore), compiled.denoise(segment(), ignore)
@@ -75,7 +76,7 @@ def test_compiled_blocks_give_the_same_clip(load: Callable[..., Any]) -> None:
     assert compiled.pipeline.transformer.blocks[0]._compiled_call_impl is not None
 
 
-def test_a_last_decode_in_bfloat16_leaves_the_encoder_alone(load: Callable[..., Any]) -> None:
+def test_a_last_decode_in_bfloat16_does_not_change_the_encoder(load: Callable[..., Any]) -> None:
     family = load("wan-tiny", (), replace(CPU, decode_dtype="bfloat16"))
     latents = family.denoise(segment(), ignore)
     used: list[torch.dtype] = []
@@ -93,24 +94,24 @@ def test_a_last_decode_in_bfloat16_leaves_the_encoder_alone(load: Callable[..., 
 
 @pytest.fixture
 def untested() -> Iterator[None]:
-    """Each test is one for the first time."""
+    """Each test checks the kernel as if for the first time."""
     attention8.check.cache_clear()
     yield
     attention8.check.cache_clear()
 
 
 @pytest.mark.usefixtures("untested")
-def test_attention_in_8_bits_is_not_used_where_its_test_fails(
+def test_attention_in_8_bits_is_off_where_its_test_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     expert = {"num_attention_heads": 2, "attention_head_dim": 16}
     asked = Recipe("cpu", "bfloat16", attention="float8")
-    assert able(asked, expert) == replace(asked, attention="_native_cudnn")  # there is no cuDNN
+    assert able(asked, expert) == replace(asked, attention="_native_cudnn")  # cuDNN is missing
     assert "attention in 8 bits is not used: " in caplog.text
 
 
 def kernel(query: Any, key: Any, value: Any, query_scale: Any, key_scale: Any) -> Any:
-    """What cuDNN computes, on the CPU: float8 in, probabilities in float8, float8 out."""
+    """The computation of cuDNN on the CPU: inputs, probabilities and output in float8."""
     scores = torch.einsum(
         "bqhd,bkhd->bhqk", query.float() * query_scale, key.float() * key_scale
     ) / math.sqrt(query.shape[-1])
@@ -140,7 +141,7 @@ def test_attention_in_8_bits_passes_its_test_where_the_kernel_is_right(
 
 
 @pytest.mark.usefixtures("emulated")
-def test_numbers_are_made_even_before_they_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_are_balanced_before_they_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     given = attention8.samples(2, 128, torch.device("cpu"), 512)
     ours = {kind: attention8.error_of(*one) for kind, one in given.items()}
     for query, key, _ in given.values():
@@ -157,7 +158,7 @@ def test_numbers_are_made_even_before_they_are_rounded(monkeypatch: pytest.Monke
     assert all(ours[kind] < 1.1 * plain[kind] for kind in given)
 
 
-def test_numbers_are_made_even_in_one_graph_for_all_sizes() -> None:
+def test_channels_are_balanced_in_one_graph_for_all_sizes() -> None:
     made = torch.compile(attention8.even, backend="eager", fullgraph=True, dynamic=True)
     for tokens in (48, 64):
         query, key, _ = attention8.samples(2, 128, torch.device("cpu"), tokens)["uneven heads"]
@@ -213,7 +214,7 @@ def network_of(blocks: int) -> Any:
     )
 
 
-def test_what_the_kernel_is_given_lies_as_its_plan_has_it() -> None:
+def test_inputs_with_another_layout_than_the_kernels_plan_are_refused() -> None:
     states = torch.zeros(1, 4, 2, 16, dtype=torch.float8_e4m3fn)
     turned = states.transpose(1, 2).contiguous().transpose(1, 2)
     scale = torch.ones(1, 1, 1, 1)
@@ -221,7 +222,7 @@ def test_what_the_kernel_is_given_lies_as_its_plan_has_it() -> None:
         attention8._attend(turned, states, states, scale, scale)
 
 
-def test_plans_of_cudnn_that_are_no_longer_kept_give_their_handles_back(
+def test_plans_of_cudnn_that_are_dropped_release_their_handles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cudnn = MagicMock()  # it makes no handle without a GPU
@@ -239,7 +240,7 @@ def test_plans_of_cudnn_that_are_no_longer_kept_give_their_handles_back(
     attention8._graph.cache_clear()
 
 
-def test_the_8_bit_processor_is_wans_own_but_for_rounding(
+def test_the_8_bit_processor_equals_wans_own_up_to_rounding(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention8, "_attend", kernel)
@@ -253,7 +254,7 @@ def test_the_8_bit_processor_is_wans_own_but_for_rounding(
     assert (found - expected).norm() / expected.norm() < 0.1
 
 
-def test_float8_matrices_are_in_a_loaded_model(load: Callable[..., Any]) -> None:
+def test_a_loaded_model_has_float8_matrices(load: Callable[..., Any]) -> None:
     family = load("wan-tiny", (), Recipe("cpu", "bfloat16"))
     plain = family.denoise(segment(), ignore)
     from wan_engine.families.float8 import convert_blocks
@@ -267,7 +268,7 @@ def test_float8_matrices_are_in_a_loaded_model(load: Callable[..., Any]) -> None
 
 
 class Recorded:
-    """An expert that is told how its blocks are moved."""
+    """An expert that records how its blocks are moved."""
 
     def __init__(self) -> None:
         self.told: dict[str, Any] = {}
@@ -276,15 +277,15 @@ class Recorded:
         self.told = told
 
 
-def test_blocks_are_not_put_away_before_they_have_worked() -> None:
+def test_blocks_are_not_moved_away_before_they_have_run() -> None:
     expert = Recorded()
     placement.stream_blocks(expert, torch.device("cuda"))
-    # With `record_stream` diffusers 0.42.1 does not wait, and the CPU copies many blocks ahead.
+    # With `record_stream`, diffusers 0.42.1 does not wait, and the CPU copies many blocks ahead.
     assert expert.told["use_stream"] is True and expert.told["record_stream"] is False
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_times_are_embedded_in_tf32_and_nothing_else(fails: bool) -> None:
+def test_only_the_embedding_of_times_uses_tf32(fails: bool) -> None:
     matmul = torch.backends.cuda.matmul
     before, inside = matmul.allow_tf32, []
     embedder = network_of(blocks=1).condition_embedder.time_embedder

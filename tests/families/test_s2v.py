@@ -1,4 +1,4 @@
-"""Speech-to-video on a tiny pipeline: what it is given, how it goes on, and the sound it hears."""
+"""Speech-to-video on a tiny pipeline: its inputs, its continuation, and the sound it hears."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from wan_engine.runtime.recipes import Recipe
 from wan_engine.schema import AudioTrack, Carry, DrivingSound, FirstPicture, SegmentInput
 
 NAME = "wan-tiny-s2v"
-WIDTH, HEIGHT = 128, 64
+WIDTH, HEIGHT = 64, 64
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((WIDTH, HEIGHT))
 Load = Callable[..., Any]
 
@@ -41,7 +41,7 @@ def family(load: Load) -> Any:
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> AudioTrack:
-    """Three seconds: a tone that is loud in every other half second."""
+    """Three seconds of sound: a tone that is loud in every second half second."""
     return written(tmp_path_factory.mktemp("sound") / "a.wav", pulses(3.0))
 
 
@@ -77,7 +77,7 @@ def frames_of(family: Any, segment: SegmentInput) -> Any:
 
 
 def seen(family: Any, segment: SegmentInput) -> list[dict[str, Any]]:
-    """What each forward of the transformer is given."""
+    """The inputs of each forward call of the transformer."""
     found: list[dict[str, Any]] = []
 
     def note(_module: Any, positional: Any, given: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def seen(family: Any, segment: SegmentInput) -> list[dict[str, Any]]:
 
 
 def encoded(family: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised latents by the VAE's own method."""
+    """Normalised latents, computed by the VAE's own method."""
     vae = family.pipeline.vae
     with torch.inference_mode():
         latents = vae.encode(pixels).latent_dist.mode()
@@ -120,7 +120,7 @@ def test_a_clip_begins_with_the_picture_and_is_guided_away_from_silence(
     assert torch.equal(calls[0]["latents"], calls[1]["latents"])
 
 
-def test_a_later_segment_goes_on_from_the_last_73_frames_before_they_are_rounded(
+def test_a_later_segment_continues_from_the_last_73_frames_before_they_are_rounded(
     family: Any, speech: AudioTrack
 ) -> None:
     carry = Carry()
@@ -135,7 +135,7 @@ def test_a_later_segment_goes_on_from_the_last_73_frames_before_they_are_rounded
     assert torch.allclose(call["motion"], encoded(family, before), atol=1e-4)
 
 
-def test_frames_are_those_that_the_whole_decode_ends_with(family: Any, speech: AudioTrack) -> None:
+def test_frames_equal_the_end_of_the_whole_decode(family: Any, speech: AudioTrack) -> None:
     segment = asked(speech)
     latents = family.denoise(segment, lambda _step: None)
     assert latents.shape[2] == 19 + 2
@@ -147,7 +147,7 @@ def test_frames_are_those_that_the_whole_decode_ends_with(family: Any, speech: A
     assert max(len(chunk) for chunk in found) == 4  # memory does not grow with the clip
 
 
-def test_a_seed_gives_the_same_frames_and_another_sound_others(
+def test_a_seed_gives_the_same_frames_and_another_sound_gives_others(
     family: Any, speech: AudioTrack, tmp_path: Path
 ) -> None:
     clips = [frames_of(family, asked(speech)) for _ in "12"]
@@ -156,7 +156,7 @@ def test_a_seed_gives_the_same_frames_and_another_sound_others(
     assert not np.array_equal(clips[0], frames_of(family, asked(other)))
 
 
-def test_what_the_row_needs_is_asked_for_before_a_step(family: Any) -> None:
+def test_missing_inputs_are_reported_before_a_step(family: Any) -> None:
     segment = SegmentInput("x", "", (FirstPicture(PICTURE),), WIDTH, HEIGHT, 8, seed=1)
 
     def never(_step: int) -> None:
@@ -188,7 +188,7 @@ def test_a_job_ends_in_every_stage_before_the_latents(
             family.render(asked(speech), on_step)
     finally:
         entered.remove()
-    frames_of(family, asked(speech))  # the next job is as if nothing had been
+    frames_of(family, asked(speech))  # the next job is unaffected
 
 
 def test_a_job_can_end_while_the_frames_before_are_decoded(family: Any, speech: AudioTrack) -> None:
@@ -230,11 +230,11 @@ def test_short_sound_is_followed_by_silence_and_long_sound_ends_with_the_clip(
 
 
 @pytest.mark.parametrize(("hertz", "kept"), [(300, 1.0), (3000, 1.0), (7000, 1.0), (11_000, 0.0)])
-def test_the_slower_rate_holds_what_it_can_and_nothing_folds_over(
+def test_resampling_keeps_what_the_lower_rate_holds_and_does_not_alias(
     tmp_path: Path, hertz: int, kept: float
 ) -> None:
     times = np.arange(48_000) / 48_000
-    loud = 0.1 * np.sin(2 * np.pi * 100 * times)  # so that there is something to compare with
+    loud = 0.1 * np.sin(2 * np.pi * 100 * times)  # so that there is something to compare
     track = written(tmp_path / "a.wav", loud + 0.1 * np.sin(2 * np.pi * hertz * times))
     spectrum = np.abs(np.fft.rfft(heard(track, 1.0, 0.0).numpy()))
     folded = hertz if hertz < HEARD_HZ / 2 else HEARD_HZ - hertz
@@ -242,8 +242,8 @@ def test_the_slower_rate_holds_what_it_can_and_nothing_folds_over(
 
 
 def test_each_frame_hears_its_own_time() -> None:
-    """Features that are their own time in seconds. The authors' grid ends with the last feature, so
-    that it is late by 1 / 40 s at its end, and they take the nearest of 30 a second."""
+    """The features are their own time in seconds. The authors' grid ends with the last feature, so
+    that it is late by 1 / 40 s at its end, and they take the nearest of 30 features a second."""
     times = (torch.arange(249) / 50)[None, :, None].expand(3, 249, 2)
     found = of_frames(times, 0.0, 84, 16)[0, 1, 0]
     wanted = torch.arange(84) / 16
@@ -254,7 +254,7 @@ def test_each_frame_hears_its_own_time() -> None:
     assert torch.equal(later, of_frames(times, 0.0, 60, 16)[0, 1, 0, 40:])
 
 
-def test_silence_is_heard_as_silence_and_a_strange_file_is_refused(tmp_path: Path) -> None:
+def test_silence_is_heard_as_silence_and_an_unusable_file_is_refused(tmp_path: Path) -> None:
     quiet = heard(written(tmp_path / "a.wav", np.zeros(48_000)), 1.0, 0.0)
     assert quiet.abs().max() == 0
     (tmp_path / "b.wav").write_bytes(b"RIFF")
@@ -262,7 +262,7 @@ def test_silence_is_heard_as_silence_and_a_strange_file_is_refused(tmp_path: Pat
         heard(AudioTrack(tmp_path / "b.wav", 1.0), 1.0, 0.0)
 
 
-def test_loudness_is_told_by_frame(tmp_path: Path) -> None:
+def test_loudness_is_reported_for_each_frame(tmp_path: Path) -> None:
     found = loudness(written(tmp_path / "a.wav", pulses(2.0)), 16, 40)
     assert found[12] > 0.5 > 0.02 > found[4] and found[35] == 0
 
@@ -271,7 +271,7 @@ def test_loudness_is_told_by_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offload", ["stream", "layer"])
-def test_blocks_that_are_moved_give_the_same_frames(
+def test_moved_blocks_give_the_same_frames(
     family: Any, load: Load, speech: AudioTrack, offload: Any
 ) -> None:
     moved = load(NAME, steps=2, recipe=Recipe("cpu", "float32", offload))
@@ -303,7 +303,7 @@ OTHER_NAMES = (
 
 
 def other_name(name: str) -> str:
-    """Of a weight in diffusers' pull request 12258."""
+    """Bytes of a weight in diffusers' pull request 12258."""
     for pattern, replacement in OTHER_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -312,7 +312,7 @@ def other_name(name: str) -> str:
 def test_the_other_layout_gives_the_same_frames(
     family: Any, tiny_cache: Path, speech: AudioTrack, tmp_path: Path
 ) -> None:
-    """Its names, its configuration, and a speech model that has a head for letters."""
+    """Converts its names and its configuration, with a speech model that has a head for letters."""
     folder = tmp_path / "other"
     shutil.copytree(tiny_cache / NAME, folder)
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"

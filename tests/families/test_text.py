@@ -1,4 +1,5 @@
-"""Prompt embeddings: the pipeline's own, made once, with the text encoder moved or not."""
+"""Prompt embeddings equal the pipeline's and are computed once, whether the text encoder is moved
+or not."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def counted(pipeline: Any) -> list[int]:
 @pytest.mark.parametrize("moved", [False, True])
 def test_the_embeddings_are_those_of_the_pipeline(pipeline: Any, moved: bool) -> None:
     texts = PromptEncoder(pipeline, CPU, moved=moved)
-    with torch.no_grad():  # as the pipeline itself does; with gradients other kernels are used
+    with torch.no_grad():  # as the pipeline does; with gradients torch uses other kernels
         expected, _ = pipeline.encode_prompt(
             prompt="a red boat", do_classifier_free_guidance=False, max_sequence_length=512
         )
@@ -46,14 +47,14 @@ def test_a_text_is_embedded_once(pipeline: Any) -> None:
 def test_only_the_last_texts_are_remembered(pipeline: Any) -> None:
     texts, calls = PromptEncoder(pipeline, CPU, moved=False), counted(pipeline)
     for number in range(20):
-        texts.embed("blurred, ugly")  # used by every job, so never forgotten
+        texts.embed("blurred, ugly")  # every job uses it, so it is never forgotten
         texts.embed(f"prompt {number}")
     assert len(calls) == 21
     texts.embed("prompt 0")
     assert len(calls) == 22
 
 
-def test_a_moved_encoder_is_back_in_its_place_after_a_failure(pipeline: Any) -> None:
+def test_a_moved_encoder_is_moved_back_after_a_failure(pipeline: Any) -> None:
     texts = PromptEncoder(pipeline, CPU, moved=True)
     before = [parameter.data_ptr() for parameter in pipeline.text_encoder.parameters()]
 

@@ -1,4 +1,4 @@
-"""The tokenizer's ids are those of its file, whatever transformers makes of it."""
+"""The tokenizer's ids are those of its file, with any version of transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wan_engine.toy.checkpoints import tokenizer
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tokenizer with a normalizer, as the one of UMT5 has."""
+    """A tokenizer with a normalizer, like UMT5's."""
     tokenizer().save_pretrained(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_tokenizer_that_is_made_anew_without_its_normalizer_is_replaced(
+def test_a_tokenizer_that_lost_its_normalizer_is_replaced(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read = T5Tokenizer.from_pretrained(folder)
@@ -38,7 +38,7 @@ def test_a_tokenizer_that_is_made_anew_without_its_normalizer_is_replaced(
     assert padded.attention_mask == [1, 1, 1, 0, 0, 0] and padded.input_ids[3:] == [0, 0, 0]
 
 
-def test_a_tokenizer_that_is_as_its_file_stays(tmp_path: Path) -> None:
+def test_a_tokenizer_that_matches_its_file_stays(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     read = T5Tokenizer.from_pretrained(tmp_path)
     assert tokens.faithful(read, tmp_path) is read
@@ -48,7 +48,7 @@ def test_a_tokenizer_without_such_a_file_stays(tmp_path: Path) -> None:
     assert tokens.faithful("of another kind", tmp_path) == "of another kind"
 
 
-def test_ids_that_are_never_those_of_the_file_are_a_sentence(
+def test_ids_that_never_match_the_file_are_a_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "_same", lambda *_: False)

@@ -1,7 +1,7 @@
 """`wan-tiny` as users get it, on photographs that its training never saw.
 
-What its weights can do so far: the bounds are a little below what was measured, which
-wan_engine/toy/README.md tells.
+The tests state what its weights can do. The bounds are a little below the measured values, which
+are in wan_engine/toy/README.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def family(trained: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def clip(family: Any) -> Callable[[str, str], Frames]:
-    """Frames of a photo under a prompt."""
+    """The frames of a photo under a prompt."""
 
     @cache
     def make(name: str, prompt: str) -> Frames:
@@ -108,15 +108,16 @@ def test_the_last_frame_of_a_still_clip_is_still_the_photo(
     assert motion(name, frames[-1]).names() == "still"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("name", "move", "count"),
     [
         (ASTRONAUT, "pan right", FRAMES),
-        pytest.param(ASTRONAUT, "tilt down", 41, marks=pytest.mark.system),
-        # They show later: after 49 frames they are still taken for none.
-        pytest.param(ROCKET, "zoom in", 81, marks=pytest.mark.system),
-        pytest.param(ROCKET, "zoom out", 81, marks=pytest.mark.system),
-        pytest.param(ROCKET, "pan left", 41, marks=pytest.mark.system),
+        (ASTRONAUT, "tilt down", 41),
+        # A zoom shows late: after 49 frames the search still finds no move.
+        (ROCKET, "zoom in", 81),
+        (ROCKET, "zoom out", 81),
+        (ROCKET, "pan left", 41),
         (ROCKET, "tilt up", FRAMES),
     ],
 )
@@ -136,17 +137,17 @@ def test_bfloat16_shows_what_float32_shows(family: Any, trained: Path, short: to
     assert not np.array_equal(frames, wanted)
 
 
-def test_streamed_frames_are_those_of_the_plain_decode(family: Any, short: torch.Tensor) -> None:
+def test_streamed_frames_equal_the_plain_decode(family: Any, short: torch.Tensor) -> None:
     vae = family.pipeline.vae
     mean, std = latent_moments(vae, short)
     with torch.no_grad():
         plain = vae.decode(short * std + mean).sample
     streamed = torch.cat(list(stream_decode(vae, short * std + mean)), dim=2)
-    assert plain.std() > 0.1  # a picture, not the middle of the range
+    assert plain.std() > 0.1  # a picture, not plain grey
     assert torch.equal(streamed, plain)
 
 
-def test_a_segment_goes_on_from_the_last_frames_of_the_one_before(
+def test_a_segment_continues_from_the_last_frames_of_the_one_before(
     family: Any, clip: Callable[[str, str], Frames]
 ) -> None:
     prompt, common = "the camera is still", CATALOG["wan-tiny"].overlap_frames
@@ -159,7 +160,10 @@ def test_a_segment_goes_on_from_the_last_frames_of_the_one_before(
     assert join < 4  # of 255 levels; 2.3 measured
 
 
-def test_a_clip_ends_nearer_to_its_last_picture_though_it_was_not_trained_to(family: Any) -> None:
+@pytest.mark.system
+def test_a_clip_ends_nearer_to_its_last_picture_though_it_was_not_trained_for_that(
+    family: Any,
+) -> None:
     first, last = photo(ROCKET), photo(ASTRONAUT).resize(photo(ROCKET).size)
     asked = segment(first, "the camera is still", frames=17)
     ending = replace(asked, conditions=(*asked.conditions, LastPicture(last)))
@@ -168,8 +172,8 @@ def test_a_clip_ends_nearer_to_its_last_picture_though_it_was_not_trained_to(fam
     assert np.abs(near - wanted).mean() < 0.75 * np.abs(far - wanted).mean()
 
 
-def test_a_clip_that_goes_on_begins_as_the_other_one_ended(family: Any) -> None:
-    """Frames of a clip that no segment of ours has made."""
+def test_a_continued_clip_begins_as_the_other_one_ended(family: Any) -> None:
+    """The frames of the other clip come from no segment of ours."""
     picture = photo(ROCKET)
     carry = Carry(np.stack([np.asarray(picture)] * 5))
     frames = frames_of(family, segment(picture, "the camera is still", carry, frames=17))

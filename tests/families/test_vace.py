@@ -1,4 +1,4 @@
-"""Reference-to-video on a tiny VACE pipeline: what goes into the condition, by number."""
+"""Reference-to-video on a tiny VACE pipeline: the contents of its condition, by number."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def asked(*images: Image.Image, carry: Carry | None = None, frames: int = 9) -> 
 
 
 def control(family: Any, segment: SegmentInput) -> torch.Tensor:
-    """What the transformers are given as condition, [1, 96, references + t, h, w]."""
+    """The condition of the transformers, [1, 96, references + t, h, w]."""
     seen: list[torch.Tensor] = []
 
     def note(_module: Any, _args: Any, given: dict[str, Any]) -> None:
@@ -51,28 +51,28 @@ def control(family: Any, segment: SegmentInput) -> torch.Tensor:
 
 
 def encoded(family: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised latents by the VAE's own method, without our shortcut."""
+    """Normalised latents, computed by the VAE's own method without our shortcut."""
     vae = family.pipeline.vae
     latents = vae.encode(pixels).latent_dist.mode()
     mean, std = latent_moments(vae, latents)
     return (latents - mean) / std
 
 
-def test_references_come_first_in_their_order_and_grey_to_be_made_after_them(load: Load) -> None:
+def test_references_come_first_in_their_order_followed_by_grey_to_be_generated(load: Load) -> None:
     family = load(NAME)
     found = control(family, asked(RED, GREEN, BLUE))
     assert found.shape == (1, 96, 3 + 3, HEIGHT // 8, WIDTH // 8)
     for place, image in enumerate((RED, GREEN, BLUE)):
         wanted = encoded(family, letterboxed(image, WIDTH, HEIGHT)[None, :, None])
         assert torch.allclose(found[:, :16, place : place + 1], wanted, atol=1e-4)
-        assert found[:, 16:, place].abs().max() == 0  # no second half, and a mask that keeps it
+        assert found[:, 16:, place].abs().max() == 0  # no second half; the mask keeps it
     grey = encoded(family, torch.zeros(1, 3, 9, HEIGHT, WIDTH))
     assert torch.allclose(found[:, :16, 3:], grey, atol=1e-4)
     assert torch.allclose(found[:, 16:32, 3:], grey, atol=1e-4)
     assert found[:, 32:, 3:].unique().tolist() == [1.0]
 
 
-def test_the_condition_is_the_stock_pipelines_but_for_the_order(load: Load) -> None:
+def test_the_condition_is_the_stock_pipelines_except_for_the_order(load: Load) -> None:
     family = load(NAME)
     ours = control(family, asked(RED, GREEN))
     stock = WanVACEPipeline(**family.pipeline.components, boundary_ratio=0.875)
@@ -84,7 +84,7 @@ def test_the_condition_is_the_stock_pipelines_but_for_the_order(load: Load) -> N
     assert (ours - theirs).abs().max() < 1e-5
 
 
-def test_a_last_picture_is_given_as_the_stock_pipeline_gives_a_video_that_ends_with_it(
+def test_a_last_picture_is_conditioned_like_the_end_of_a_video_in_the_stock_pipeline(
     load: Load,
 ) -> None:
     family = load(NAME)
@@ -99,7 +99,7 @@ def test_a_last_picture_is_given_as_the_stock_pipeline_gives_a_video_that_ends_w
         [*[white] * 16, black],
         *([GREEN, RED], 1, HEIGHT, WIDTH, 17, torch.float32, torch.device("cpu")),
     )
-    video[:, :, :16] = 0  # stock has 128 of 255 for grey
+    video[:, :, :16] = 0  # stock uses 128 of 255 for grey
     latents = stock.prepare_video_latents(video, mask, references, None, torch.device("cpu"))
     theirs = torch.cat([latents, stock.prepare_masks(mask, references)], dim=1)
     assert (ours - theirs).abs().max() < 1e-5
@@ -144,7 +144,7 @@ def test_both_experts_work_and_a_seed_gives_the_same_frames(load: Load) -> None:
 
 
 @pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (240, 240), (64, 48), (8000, 5000)])
-def test_a_reference_of_any_shape_is_whole_and_in_the_middle_of_white(
+def test_a_reference_of_any_shape_is_shown_whole_in_the_middle_of_white(
     size: tuple[int, int],
 ) -> None:
     canvas = letterboxed(Image.new("RGB", size, "black"), WIDTH, HEIGHT)
@@ -157,7 +157,7 @@ def test_a_reference_of_any_shape_is_whole_and_in_the_middle_of_white(
     assert (right - left == WIDTH) or (bottom - top == HEIGHT)
 
 
-def test_what_the_row_does_not_take_is_refused_before_a_step(load: Load) -> None:
+def test_inputs_that_the_row_does_not_take_are_refused_before_a_step(load: Load) -> None:
     family = load(NAME)
     segment = SegmentInput("x", "", (FirstPicture(RED),), WIDTH, HEIGHT, 9, seed=1)
 

@@ -1,4 +1,4 @@
-"""An open gateway on the instant backend: in this process, or listening on a port."""
+"""A gateway on the instant backend: in this process, or listening on a port."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PICTURE = "https://example.com/picture.jpg"
 
 @pytest.fixture(autouse=True)
 def quick_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway in this process looks for them ten times as often."""
+    """A gateway in this process polls for them ten times as often as in production."""
     monkeypatch.setattr(webhooks, "_LOOK_SECONDS", 0.05)
 
 
 @dataclass
 class Served:
-    """`http` talks to the application in this process; `backend` is what renders."""
+    """`http` calls the application in this process; `backend` renders."""
 
     gateway: Gateway
     backend: InstantBackend
@@ -75,8 +75,8 @@ def serve(tmp_path: Path) -> Serve:
 
 @dataclass
 class Shared:
-    """One open gateway for a file of tests, which change nothing in it: most of the time of a test
-    of one refusal is the gateway's start."""
+    """One gateway for a file of tests that change nothing in it. Starting a gateway takes most of
+    the time of a test of one refusal."""
 
     served: Served
     run: Callable[[Coroutine[Any, Any, None]], None]
@@ -84,7 +84,8 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """`shared.run(line())` in the loop of `shared.served`, which stands still between tests."""
+    """`shared.run(line())` runs in the loop of `shared.served`, which stands still between
+    tests."""
     with asyncio.Runner() as runner:
         opened = _open(tmp_path_factory.mktemp("shared"), rate_limit=0)
         yield Shared(runner.run(opened.__aenter__()), runner.run)
@@ -100,8 +101,8 @@ class Listening:
 
 @pytest.fixture
 def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
-    """`listen(queue_max=3)` is a gateway behind a real server, for clients that cannot wait for
-    this process; with `tls=(certificate, key)` it speaks https. Ends with the test."""
+    """`listen(queue_max=3)` starts a gateway behind a real server, for clients in another process.
+    With `tls=(certificate, key)` it speaks https. It ends with the test."""
     stops: list[Callable[[], None]] = []
 
     def begin(tls: tuple[Path, Path] | None = None, **settings: Any) -> Listening:
@@ -162,7 +163,7 @@ def listening(
 
 @dataclass
 class Process:
-    """`python -m tests.gateway.serve_fake`: the whole gateway with its engine's process."""
+    """`python -m tests.gateway.serve_fake`: the whole gateway with its engine process."""
 
     url: str
     popen: subprocess.Popen[bytes] | warm.Process
@@ -187,8 +188,8 @@ def gateway_process(
     cold: bool = False,
     **environment: str,
 ) -> Iterator[Process]:
-    """Started and answering; killed at the end if it still runs. It has the large libraries when it
-    starts, unless `cold`."""
+    """A process that answers, and is killed at the end if it still runs. The large libraries are
+    imported when it starts, unless `cold` is set."""
     values = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
@@ -235,12 +236,12 @@ def _until(true: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def wish(**fields: Any) -> dict[str, Any]:
-    """A request's fields, right unless a test says otherwise."""
+    """A valid request, with the fields of the test replaced."""
     return {"prompt": "Leaves sway", "image": PICTURE, **fields}
 
 
 async def eventually(true: Callable[[], Any], seconds: float = 30) -> Any:
-    """What `true` gives once it is true."""
+    """What `true` returns, once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < deadline, "it did not become true in time"

@@ -1,8 +1,8 @@
-"""Runpod's endpoint with this project's workers: its API on a port of this machine, its queue, and
-the real `Handler` around an engine that renders nothing but keeps its clips in a real storage.
+"""A Runpod endpoint with this project's workers: its API on a local port, its queue, and the real
+`Handler` with an engine that renders nothing but stores clips in a real storage.
 
-`prompt` says what happens: "sleep 0.5" takes that long, "refuse" is the caller's fault, "fail once"
-fails and "stuck once" does not end, the first time.
+The prompt controls a job: "sleep 0.5" takes that long, "refuse" fails as the caller's fault. The
+first time, "fail once" fails and "stuck once" does not end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _RECORD = {"cost": "0.5", "seed": 7}
 
 
 class Renderer:
-    """In the engine's place; `begun` and `renders` are the prompts, the latter in order of
-    their end."""
+    """Replaces the engine. `begun` and `renders` are prompts; `renders` is in the order in which
+    jobs ended."""
 
     def __init__(self, folder: Path) -> None:
         self.storage = LocalStorage(folder)
@@ -66,9 +66,9 @@ class Renderer:
 
 
 class FakeEndpoint:
-    """`jobs` are the status bodies by id, `posted` the inputs. While `answers` is not set, a job is
-    taken and its POST is not answered. What is `strict` refuses fields that it does not know: its
-    "workers", as the SDK's `rp_validator` does, or its "door"."""
+    """`jobs` has the status bodies by id, `posted` the inputs. While `answers` is cleared, a job is
+    accepted and its POST is not answered. `strict` names who refuses unknown fields: "workers",
+    like the SDK's `rp_validator`, or the "door"."""
 
     def __init__(self, folder: Path, *, workers: int = 3, strict: str = "") -> None:
         self.renderer = Renderer(folder)
@@ -102,7 +102,7 @@ class FakeEndpoint:
         self._loop.close()
 
     def settings(self) -> dict[str, str]:
-        """What makes a gateway render here."""
+        """The settings of a gateway that renders here."""
         return {
             "WAN_RUNPOD_URL": self.url,
             "WAN_RUNPOD_ENDPOINT": ENDPOINT,
@@ -111,7 +111,7 @@ class FakeEndpoint:
         }
 
     def end(self, job_id: str, status: str | None) -> None:
-        """Without a clip; None forgets the job."""
+        """Ends a job without a clip. None deletes the job."""
         if status is None:
             del self.jobs[job_id]
         else:
@@ -135,7 +135,7 @@ class FakeEndpoint:
             error = output.pop("error", None)
             if error is None:
                 self.jobs[job_id].update(status="COMPLETED", output=_fetchable(output))
-            else:  # the SDK posts what is beside `error` as the output
+            else:  # the SDK posts the other keys beside `error` as the output
                 beside = {"output": output} if output else {}
                 self.jobs[job_id].update(status="FAILED", error=error, **beside)
 
@@ -215,7 +215,7 @@ def _answering(
 
 
 def _fetchable(output: dict[str, Any]) -> dict[str, Any]:
-    """As from a bucket: a gateway gives its callers no `file:` URL of a worker."""
+    """A URL as from a bucket, because a gateway does not pass on a worker's `file:` URL."""
     return {
         name: value.replace("file://", "http://bucket") if isinstance(value, str) else value
         for name, value in output.items()

@@ -1,10 +1,10 @@
-"""An engine process without a model: the real protocol and the real storage around nothing.
+"""An engine process without a model, with the real protocol and the real storage.
 
-`prompt` says what happens: "sleep 0.5" takes that long, "fail" is refused, "die" kills the process,
-"deaf" cannot be stopped, "late" stores its clip although it was, "hang" has the device and gives no
-sign of life, "wait" waits for the device, "break" breaks it, "raise" is a bug. Each render is a
-line in `renders.log`. The first start of the model "slow" does not end, which is told after twice
-WAN_HANG_SECONDS.
+The prompt controls a job: "sleep 0.5" takes that long, "fail" is refused, "die" kills the process,
+"deaf" cannot be stopped, "late" stores its clip although it was stopped, "hang" holds the device
+and gives no sign of life, "wait" waits for the device, "break" breaks the device, "raise" is a bug.
+Each render adds a line to `renders.log`. The first start of the model "slow" does not end, and is
+reported after twice WAN_HANG_SECONDS.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A backend that renders nothing: at once, or as long as a test holds it. For tests and loads of
-the gateway alone; it writes a small real file, so that links lead somewhere."""
+"""A backend that renders nothing: it ends jobs at once, or when a test releases them. It is for
+tests and loads of the gateway alone, and writes a small real file so that links work."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CLIP = bytes(range(256)) * 40
 
 
 class InstantBackend:
-    """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:", or "lose:",
-    ends as these say; "spare:" loses its worker three times without blame; "hang" ends only when it
-    is cancelled. `models` may be told: without, nothing is known of them. `clip` is what it
-    writes."""
+    """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:" or "lose:" ends
+    that way; "spare:" loses its worker three times without blame; "hang" ends only when it is
+    cancelled. `models` are what the engine offers; without them, nothing is known. `clip` is the
+    file that it writes."""
 
     def __init__(self, folder: Path, slots: int = 1) -> None:
         self.slots = slots

@@ -1,4 +1,4 @@
-"""A Postgres server of a test's own, in a folder and on a socket of its own."""
+"""A Postgres server for one test, with its own folder and socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.gateway.conftest import free_port
 
 
 def _programs() -> Path:
-    """Where initdb and postgres are: Debian keeps them out of the path."""
+    """The folder of initdb and postgres. Debian keeps it out of PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if found:
         return found[-1]
@@ -25,7 +25,8 @@ def _programs() -> Path:
 
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
-    """Its URL. Root may not run it, and takes the user that its package made."""
+    """The URL of the server. Root may not run Postgres, so root uses the user that the package
+    made."""
     user = pwd.getpwnam("postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
     for path in (folder, *list(folder.parents)[:3]):
         if path.owner() == pwd.getpwuid(os.geteuid()).pw_name:

@@ -1,4 +1,4 @@
-"""`python -m tests.gateway.serve_endpoint PORT`: the served gateway in front of an endpoint."""
+"""`python -m tests.gateway.serve_endpoint PORT`: a served gateway in front of an endpoint."""
 
 from __future__ import annotations
 

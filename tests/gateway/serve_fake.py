@@ -1,4 +1,4 @@
-"""`python -m tests.gateway.serve_fake PORT`: the served gateway, its engine a `fake_engine`."""
+"""`python -m tests.gateway.serve_fake PORT`: a served gateway whose engine is `fake_engine`."""
 
 from __future__ import annotations
 

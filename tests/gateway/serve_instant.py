@@ -1,4 +1,4 @@
-"""`python -m tests.gateway.serve_instant PORT`: the served gateway on the instant backend."""
+"""`python -m tests.gateway.serve_instant PORT`: a served gateway with the instant backend."""
 
 from __future__ import annotations
 

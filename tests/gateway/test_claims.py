@@ -1,4 +1,4 @@
-"""A job that may have been handed to an endpoint before is rendered there once."""
+"""An endpoint renders a job once, even if the gateway handed it over twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 class Lossy(httpx.AsyncHTTPTransport):
-    """The way to the endpoint, on which the answers to the first `lost` posts are lost."""
+    """A transport to the endpoint that loses the answers to the first `lost` posts."""
 
     def __init__(self, lost: int = 0) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def opened(
 
 
 async def sent_twice(near: Near, endpoint: FakeEndpoint, prompt: str) -> str:
-    """The id of a job whose first copy has begun before its answer is lost."""
+    """The id of a job whose first copy has begun and whose answer was lost."""
     endpoint.answers.clear()
     near.way.lost = 1
     job_id = await near.run(prompt=prompt)
@@ -107,7 +107,7 @@ async def sent_twice(near: Near, endpoint: FakeEndpoint, prompt: str) -> str:
 
 
 async def settled(endpoint: FakeEndpoint) -> tuple[str, str]:
-    """The ids of both copies, once the second has told of the first."""
+    """The ids of both copies, once the second has answered with the first."""
     await eventually(lambda: len(endpoint.jobs) == 2)
     first, second = endpoint.jobs
     await eventually(lambda: endpoint.jobs[second]["status"] == "COMPLETED")
@@ -118,7 +118,7 @@ async def settled(endpoint: FakeEndpoint) -> tuple[str, str]:
 def test_a_job_whose_answer_is_lost_is_sent_again_and_rendered_once(
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
-    """Whichever copy comes first."""
+    """In whichever order the copies arrive."""
 
     async def test(near: Near) -> None:
         told = await near.ended(await near.run(prompt="sleep 0.3"))
@@ -131,7 +131,7 @@ def test_a_job_whose_answer_is_lost_is_sent_again_and_rendered_once(
     opened(tmp_path, endpoint, test, lost=1)
 
 
-def test_a_gateway_that_is_killed_while_it_hands_a_job_over_has_it_rendered_once(
+def test_a_gateway_killed_while_handing_over_a_job_has_it_rendered_once(
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
     port = free_port()
@@ -150,10 +150,10 @@ def test_a_gateway_that_is_killed_while_it_hands_a_job_over_has_it_rendered_once
     assert endpoint.renderer.renders == ["sleep 0.5"]
 
 
-def test_a_clip_that_was_finished_meanwhile_is_given_again(
+def test_a_clip_that_was_finished_meanwhile_is_returned_again(
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
-    """Also when the endpoint has forgotten who made it, as Runpod has after half an hour."""
+    """Even if the endpoint has deleted the first job, as Runpod does after half an hour."""
 
     async def test(near: Near) -> None:
         endpoint.answers.clear()
@@ -169,7 +169,7 @@ def test_a_clip_that_was_finished_meanwhile_is_given_again(
 
 
 @pytest.mark.parametrize("status", [None, "FAILED", "TIMED_OUT"])
-def test_a_first_copy_that_gives_no_clip_does_not_keep_the_job_from_being_rendered(
+def test_a_first_copy_without_a_clip_does_not_stop_the_job_from_being_rendered(
     tmp_path: Path, endpoint: FakeEndpoint, status: str | None
 ) -> None:
     async def test(near: Near) -> None:
@@ -196,11 +196,11 @@ def test_a_first_copy_that_failed_by_its_callers_fault_fails_the_job(
     assert len(endpoint.posted) == 2
 
 
-def test_a_cancel_ends_the_copy_that_renders(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+def test_a_cancel_ends_the_rendering_copy(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     async def test(near: Near) -> None:
         job_id = await sent_twice(near, endpoint, "stuck once")
         first, _ = await settled(endpoint)
-        async with asyncio.timeout(60):  # the second's end is known there, and not yet here
+        async with asyncio.timeout(60):  # its end is known there, not yet here
             while (job := await near.jobs.get(job_id)) is None or job.remote_id != first:
                 await asyncio.sleep(0.01)
         await near.http.post(f"{BASE}/cancel/{job_id}")
@@ -212,7 +212,7 @@ def test_a_cancel_ends_the_copy_that_renders(tmp_path: Path, endpoint: FakeEndpo
 
 
 @pytest.mark.parametrize(("on", "code"), [(True, "encode_failed"), (False, "internal_error")])
-def test_a_worker_tells_who_names_its_renders_what_failed(
+def test_a_worker_gives_the_error_code_to_callers_that_name_their_renders(
     tmp_path: Path, endpoint: FakeEndpoint, on: bool, code: str
 ) -> None:
     async def test(near: Near) -> None:
@@ -240,7 +240,7 @@ def test_a_retry_is_another_render(tmp_path: Path, endpoint: FakeEndpoint) -> No
 
 @pytest.mark.parametrize("on", [True, False])
 def test_no_caller_can_name_a_render(tmp_path: Path, endpoint: FakeEndpoint, on: bool) -> None:
-    """By each door, in each place that a door takes fields from."""
+    """Tried at each door, in each place that accepts fields."""
     forged = {FIELD: "another's/0.0"}
     sent = [
         (f"{BASE}/run", {"input": {**wish(prompt="sleep 0"), **forged}, **forged}),
@@ -260,7 +260,7 @@ def test_no_caller_can_name_a_render(tmp_path: Path, endpoint: FakeEndpoint, on:
 
 
 @pytest.mark.parametrize("strict", ["workers", "door"])
-def test_anothers_endpoint_that_refuses_the_field_gets_it_no_more(
+def test_an_endpoint_of_others_that_refuses_the_field_no_longer_gets_it(
     tmp_path: Path, strict: str
 ) -> None:
     with FakeEndpoint(tmp_path / "far", strict=strict) as endpoint:
@@ -274,7 +274,7 @@ def test_anothers_endpoint_that_refuses_the_field_gets_it_no_more(
         assert [FIELD in fields for fields in endpoint.posted] == [True, False, False]
 
 
-def test_a_callers_words_do_not_switch_it_off(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+def test_a_callers_words_do_not_disable_the_field(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     async def test(near: Near) -> None:
         told = await near.ended(await near.run(prompt=f"refuse {FIELD}"))
         assert told["status"] == "FAILED" and FIELD in told["error"]

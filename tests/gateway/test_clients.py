@@ -1,7 +1,7 @@
-"""The sample clients of the hosted APIs' pages, unchanged but for host and key, and Runpod's own
-JavaScript client, against a gateway on loopback.
+"""The sample clients of the hosted APIs' pages and Runpod's own JavaScript client, unchanged except
+for host and key, against a local gateway.
 
-The samples are in `tests/data/clients`, as their pages print them.
+The samples are in `tests/data/clients`, as their pages show them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Listen = Callable[..., Listening]
 
 
 def moves() -> list[tuple[str, str]]:
-    """What the README's section "Move from the hosted API" says to replace, and by what."""
+    """The replacements in the README's section "Move from the hosted API"."""
     section = README.read_text("utf-8").partition("## Move from the hosted API\n")[2]
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| `([^`]+localhost[^`]+)` \|$", section, re.M)
     assert len(rows) == 11
@@ -45,7 +45,7 @@ def moves() -> list[tuple[str, str]]:
 
 
 def moved(text: str, url: str) -> str:
-    """A hosted API's client, sent to `url` as the README says."""
+    """A hosted API's client that calls `url`, changed as the README says."""
     count = 0
     for old, new in moves():
         whole = re.escape(old) + (r"\b" if old[-1].isalnum() else "")  # runpod, but not runpodSdk
@@ -57,7 +57,7 @@ def moved(text: str, url: str) -> str:
 
 
 def sample(name: str, url: str) -> str:
-    """A page's client, sent to `url` with a key of the gateway."""
+    """A page's client that calls `url` with a key of the gateway."""
     text = (SAMPLES / f"{name}.txt").read_text("utf-8")
     return moved(text.replace("<YOUR_AIMLAPI_KEY>", KEY), url)
 
@@ -71,7 +71,7 @@ def run(
     fails: bool = False,
     **environment: str,
 ) -> str:
-    """What the client prints, with its errors where it `fails`."""
+    """The output of the client, with its errors if it `fails`."""
     path = folder / f"client{suffix}"
     path.write_text(text, "utf-8")
     apis = ("OXEN", "RUNPOD", "DASHSCOPE", "ALIBABA", "OPENAI", "HOSTED_VLLM")
@@ -89,7 +89,7 @@ def run(
 
 
 def python(text: str, folder: Path, *, fails: bool = False, **environment: str) -> str:
-    """Its pauses between two looks are short: nothing renders here."""
+    """Shortens its pauses between polls, because nothing renders here."""
     quick = (
         "import time\nsleep = time.sleep\ntime.sleep = lambda seconds: sleep(min(seconds, 0.1))\n"
     )
@@ -99,7 +99,7 @@ def python(text: str, folder: Path, *, fails: bool = False, **environment: str) 
 
 
 def bash(text: str, folder: Path) -> str:
-    """Likewise."""
+    """Shortens its pauses, too."""
     (folder / "quick.sh").write_text("sleep() { command sleep 0.1; }\n")
     command = ["bash", "-euo", "pipefail"]
     return run(command, text, folder, ".sh", BASH_ENV=str(folder / "quick.sh"))
@@ -115,7 +115,7 @@ def assert_sample_was_run(listening: Listening, **expected: object) -> None:
     assert {name: request[name] for name in expected} == expected
 
 
-def test_every_line_of_the_readme_is_in_a_client_that_runs_here() -> None:
+def test_every_line_of_the_readme_occurs_in_a_client_that_runs_here() -> None:
     texts = [path.read_text("utf-8") for path in SAMPLES.iterdir()]
     texts += [RUNPOD_PACKAGE, RUNPOD_SDK]
     assert [old for old, _ in moves() if not any(old in text for text in texts)] == []
@@ -170,14 +170,14 @@ REFERENCES = "wan-v2-6-reference-to-video"
 
 
 def reference_sample(name: str, url: str) -> str:
-    """A client of the page of references, with another address of the video where it has one."""
+    """A client of the reference page, with another video URL where it has one."""
     text = (SAMPLES / f"oxen_r2v_{name}.txt").read_text("utf-8")
     assert (VIDEO in text) == ("videos" in name)
     return moved(text.replace(VIDEO, VIDEO_HERE), url)
 
 
 def assert_references_were_run(listening: Listening, name: str) -> None:
-    """With the videos where the client has them, from the prompt alone where not."""
+    """Has the videos where the client sends them; otherwise the prompt alone."""
     expected = [VIDEO_HERE] if "videos" in name else []
     assert_sample_was_run(listening, references=expected, duration=5, size="1920*1080")
     assert_sample_was_run(listening, aspect_ratio="16:9", enable_prompt_expansion=True)
@@ -265,7 +265,7 @@ def test_oxen_events_with_awk(
 ) -> None:
     monkeypatch.setattr("wan_engine.gateway.doors.oxen.door.KEEP_ALIVE_SECONDS", 1)
     here = listen(api_keys=ENTRY)
-    # curl only sees that awk has ended when it writes again, which is at the next keep-alive.
+    # curl notices that awk has ended only when it writes again, at the next keep-alive.
     text = sample("oxen_events.sh", here.url)
     event = json.loads(run(["bash"], text, tmp_path, ".sh"))
     assert event["status"] == "succeeded"
@@ -332,7 +332,7 @@ def test_runpod_with_curl(listen: Listen, tmp_path: Path) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that only its own holder trusts, and its key."""
+    """A certificate for 127.0.0.1 that only its holder trusts, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
@@ -362,7 +362,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.system
 def test_aiml_in_javascript(listen: Listen, tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    here = listen(tls=certificate, api_keys=ENTRY)  # the sample can speak https only
+    here = listen(tls=certificate, api_keys=ENTRY)  # the sample only speaks https
     trusted = {"NODE_EXTRA_CA_CERTS": str(certificate[0])}
     quick = "const later = setTimeout; setTimeout = (work, ms) => later(work, Math.min(ms, 100));"
     (tmp_path / "quick.cjs").write_text(quick)

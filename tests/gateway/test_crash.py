@@ -1,5 +1,5 @@
-"""Gateway and engine killed at random moments: every job that was accepted is finished, or has
-failed with a reason, and is rendered once."""
+"""Gateway and engine killed at random moments: every accepted job finishes, or fails with a reason,
+and is rendered once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATUS = "/v2/wan-2-6-i2v/status/"
 
 
 class Client(threading.Thread):
-    """Submits jobs until it is stopped; `accepted` are those that were answered with an id."""
+    """Submits jobs until stopped. `accepted` are the jobs that got an id."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Client(threading.Thread):
             try:
                 answer = httpx.post(self._url + RUN, json=body, timeout=10)
             except httpx.TransportError:
-                continue  # the gateway is dead: this job was not accepted, or nobody knows of it
+                continue  # the gateway is dead: the job was not accepted, or nobody knows its id
             if answer.status_code == 200:
                 self.accepted.append(answer.json()["id"])
 
@@ -81,7 +81,7 @@ def crash(folder: Path, rounds: int, seed: int) -> None:
     assert Counter(states.values()) == {"COMPLETED": len(client.accepted)}
     renders = Counter((folder / "outputs" / "renders.log").read_text().split())
     assert set(client.accepted) <= set(renders)
-    # A render is written down before its clip is stored: killed between the two, it is done again.
+    # A render is logged before its clip is stored. After a kill between the two, it runs again.
     assert sum(count - 1 for count in renders.values()) <= 2 * rounds
 
 
@@ -98,13 +98,13 @@ def final_states(process: Process, job_ids: list[str]) -> dict[str, str]:
             return all(state in ("COMPLETED", "FAILED") for state in states.values())
 
         _until(ended, 120)
-        for job_id in job_ids[-5:]:  # and what they lead to is there
+        for job_id in job_ids[-5:]:  # and their links work
             url = http.get(STATUS + job_id).json()["output"]["video_url"]
             assert http.get(url).content == b"clip of " + job_id.encode()
     return states
 
 
-@pytest.mark.system  # a quarter of a minute
+@pytest.mark.system  # takes 15 s
 def test_a_few_kills_lose_no_job(tmp_path: Path) -> None:
     crash(tmp_path, rounds=2, seed=1)
 
@@ -115,14 +115,14 @@ def test_many_kills_lose_no_job(tmp_path: Path, seed: int) -> None:
     crash(tmp_path, rounds=10, seed=seed)
 
 
-def test_a_clip_that_was_stored_before_the_kill_is_adopted(tmp_path: Path) -> None:
-    """The gateway dies between the engine's storing of a clip and its own."""
+def test_a_clip_stored_before_the_kill_is_adopted(tmp_path: Path) -> None:
+    """The gateway dies after the engine stored a clip and before it stored the result."""
     port = free_port()
     with gateway_process(tmp_path, port) as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 1")})["id"]
         _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
         time.sleep(0.2)
-        os.kill(process.popen.pid, signal.SIGSTOP)  # the engine goes on, its answer is not heard
+        os.kill(process.popen.pid, signal.SIGSTOP)  # the engine runs on unheard
         try:
             renders = tmp_path / "outputs" / "renders.log"
             records = tmp_path / "outputs" / ".jobs"
@@ -135,7 +135,7 @@ def test_a_clip_that_was_stored_before_the_kill_is_adopted(tmp_path: Path) -> No
     assert renders.read_text().split() == [job_id]
 
 
-def test_a_job_that_kills_its_engine_fails_with_a_reason_and_the_others_go_on(
+def test_a_job_that_kills_its_engine_fails_with_a_reason_and_the_others_continue(
     tmp_path: Path,
 ) -> None:
     with gateway_process(tmp_path, free_port(), WAN_JOB_STARTS="2") as process:
@@ -147,7 +147,7 @@ def test_a_job_that_kills_its_engine_fails_with_a_reason_and_the_others_go_on(
         assert told["error"] == "The job crashed its worker 2 times and is not tried again"
 
 
-def test_a_gateway_that_is_killed_is_not_the_jobs_fault(tmp_path: Path) -> None:
+def test_a_killed_gateway_is_not_the_jobs_fault(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 2")})["id"]
@@ -169,8 +169,8 @@ def test_a_kill_while_the_engine_loads_fails_no_job(tmp_path: Path) -> None:
 
 
 def crash_before_an_endpoint(folder: Path, kills: int) -> None:
-    """Twenty jobs at an endpoint, the gateway before it killed after it has sent one more, with or
-    without an answer: all are finished, each rendered once."""
+    """Twenty jobs at an endpoint. The gateway is killed after it has sent one more, with or without
+    an answer. All must finish, each rendered once."""
     port, dice = free_port(), random.Random(kills)
     jobs: list[str] = []
     states: dict[str, str] = {}
@@ -210,5 +210,5 @@ def _more(found: Sequence[object], count: int) -> bool:
 
 
 @pytest.mark.slow
-def test_kills_of_the_gateway_before_an_endpoint_finish_each_job_once(tmp_path: Path) -> None:
+def test_after_kills_of_the_gateway_an_endpoint_finishes_each_job_once(tmp_path: Path) -> None:
     crash_before_an_endpoint(tmp_path, kills=10)

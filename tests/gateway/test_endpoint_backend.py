@@ -1,4 +1,4 @@
-"""A Runpod endpoint as backend: a second gateway plays Runpod, door and all."""
+"""A Runpod endpoint as backend. A second gateway plays Runpod, with its door."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 class Faulty(httpx.AsyncBaseTransport):
-    """The way to Runpod, with faults: `fault(request)` gives a status, an error, or None."""
+    """A transport to Runpod with faults: `fault(request)` returns a status, an error, or None."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self.inner = inner
@@ -57,7 +57,7 @@ class Faulty(httpx.AsyncBaseTransport):
 
 
 class Pair:
-    """`near` is the gateway that is tested, `far` the one that plays Runpod."""
+    """`near` is the tested gateway, `far` the one that plays Runpod."""
 
     def __init__(self, near: Served, far: Served, way: Faulty) -> None:
         self.near, self.far, self.way = near, far, way
@@ -134,13 +134,13 @@ def test_a_clip_is_rendered_at_the_endpoint(tmp_path: Path) -> None:
     paired(tmp_path, test)
 
 
-def test_waiting_and_running_are_told_apart_and_progress_comes_through(tmp_path: Path) -> None:
+def test_waiting_and_running_are_distinguished_and_progress_is_passed_on(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         pair.far.backend.hold()
         ids = [(await pair.post("/run", wish()))["id"] for _ in range(6)]
         for job_id in ids[:5]:
             await pair.until(job_id, "IN_PROGRESS")
-        assert await pair.status(ids[5]) == "IN_QUEUE"  # the far one has five slots
+        assert await pair.status(ids[5]) == "IN_QUEUE"  # `far` has five slots
         running = (await pair.near.http.get(f"{BASE}/status/{ids[0]}")).json()
         assert running["output"] == {"stage": "denoise", "step": 1, "steps": 4}
         pair.far.backend.release()
@@ -164,7 +164,7 @@ def test_waiting_and_running_are_told_apart_and_progress_comes_through(tmp_path:
         ({}, None),
     ],
 )
-def test_a_workers_preview_is_passed_on_to_who_looks(
+def test_a_workers_preview_is_passed_on_to_callers_that_look(
     added: dict[str, Any], passed: int | None, looks: bool
 ) -> None:
     told: list[Any] = []
@@ -188,7 +188,7 @@ def test_a_workers_preview_is_passed_on_to_who_looks(
 def test_a_failure_has_the_workers_sentence_and_its_class(
     tmp_path: Path, said: str, code: str, status: int
 ) -> None:
-    """Of a worker that tells no code."""
+    """The failure of a worker that sends no error code."""
 
     async def test(pair: Pair) -> None:
         fields = wish(prompt=f"fail:encode_failed:{said}")
@@ -203,7 +203,7 @@ def test_a_failure_has_the_workers_sentence_and_its_class(
     paired(tmp_path, test)
 
 
-def test_cancel_goes_through(tmp_path: Path) -> None:
+def test_a_cancel_is_passed_on(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         job_id = (await pair.post("/run", wish(prompt="hang")))["id"]
         await pair.until(job_id, "IN_PROGRESS")
@@ -213,7 +213,7 @@ def test_cancel_goes_through(tmp_path: Path) -> None:
     paired(tmp_path, test)
 
 
-def test_a_job_cancelled_at_the_endpoint_has_failed_here(tmp_path: Path) -> None:
+def test_a_job_cancelled_at_the_endpoint_fails_here(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         job_id = (await pair.post("/run", wish(prompt="hang")))["id"]
         await pair.until(job_id, "IN_PROGRESS")
@@ -226,7 +226,7 @@ def test_a_job_cancelled_at_the_endpoint_has_failed_here(tmp_path: Path) -> None
     paired(tmp_path, test)
 
 
-def test_faults_on_the_way_are_outlasted_and_nothing_is_sent_twice(tmp_path: Path) -> None:
+def test_faults_of_the_connection_are_survived_and_nothing_is_sent_twice(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         faults = iter([429, 500, httpx.ConnectError("refused"), 401, None, 503, 502, None, 429])
 
@@ -241,7 +241,7 @@ def test_faults_on_the_way_are_outlasted_and_nothing_is_sent_twice(tmp_path: Pat
     paired(tmp_path, test)
 
 
-def test_what_the_endpoint_refuses_fails(tmp_path: Path) -> None:
+def test_a_job_that_the_endpoint_refuses_fails(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         pair.way.fault = lambda request: 413 if request.url.path.endswith("/run") else None
         body = await pair.post("/runsync", wish())
@@ -250,7 +250,7 @@ def test_what_the_endpoint_refuses_fails(tmp_path: Path) -> None:
     paired(tmp_path, test)
 
 
-def test_a_wrong_key_holds_jobs_and_is_told_to_the_operator(tmp_path: Path) -> None:
+def test_a_wrong_key_holds_jobs_and_is_reported_to_the_operator(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         job_id = (await pair.post("/run", wish()))["id"]
         await eventually(lambda: pair.way.count("run") > 2)
@@ -268,7 +268,7 @@ def test_the_next_gateway_follows_the_same_remote_job(tmp_path: Path) -> None:
             async with near_gateway(tmp_path, far) as pair:
                 job_id = (await pair.post("/run", wish()))["id"]
                 await pair.until(job_id, "IN_PROGRESS")
-            assert far.backend.stopped == []  # left alone, not cancelled
+            assert far.backend.stopped == []  # left running, not cancelled
             async with near_gateway(tmp_path, far) as pair:
                 await pair.until(job_id, "IN_PROGRESS")
                 far.backend.release()
@@ -278,7 +278,7 @@ def test_the_next_gateway_follows_the_same_remote_job(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
-def test_a_remote_job_that_is_forgotten_is_sent_again(tmp_path: Path) -> None:
+def test_a_remote_job_that_was_deleted_is_sent_again(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         job_id = (await pair.post("/run", wish(prompt="hang")))["id"]
         await pair.until(job_id, "IN_PROGRESS")
@@ -293,7 +293,7 @@ def test_a_remote_job_that_is_forgotten_is_sent_again(tmp_path: Path) -> None:
     paired(tmp_path, test)
 
 
-def test_an_execution_timeout_is_the_endpoints_to_keep(tmp_path: Path) -> None:
+def test_the_endpoint_applies_the_execution_timeout(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         pair.far.backend.hold()
         body = {"input": wish(), "policy": {"executionTimeout": 7000}}
@@ -315,7 +315,7 @@ def test_an_execution_timeout_is_the_endpoints_to_keep(tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_another_workers_output_is_made_ours_or_refused(
+def test_the_output_of_another_worker_is_converted_or_refused(
     tmp_path: Path, output: object, url: str | None
 ) -> None:
     async def test(pair: Pair) -> None:
@@ -333,7 +333,7 @@ def test_another_workers_output_is_made_ours_or_refused(
     paired(tmp_path, test)
 
 
-def test_the_backend_is_what_the_settings_say() -> None:
+def test_the_settings_choose_the_backend() -> None:
     runpod = {"runpod_endpoint": "abc", "runpod_key": "k"}
     assert isinstance(open_backend(Settings(), Metrics()), LocalBackend)
     assert isinstance(open_backend(Settings(**runpod), Metrics()), EndpointBackend)
@@ -345,7 +345,8 @@ def test_the_backend_is_what_the_settings_say() -> None:
 
 
 class Slow(httpx.AsyncBaseTransport):
-    """The way to Runpod whose answers to POST /run wait for `go`, after the job was taken."""
+    """A transport to Runpod that answers POST /run only after `go`, when the job was already
+    accepted."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self.inner = inner
@@ -359,7 +360,7 @@ class Slow(httpx.AsyncBaseTransport):
         return answer
 
 
-def test_a_job_that_is_cancelled_while_it_is_handed_over_is_cancelled_there_too(
+def test_a_job_cancelled_while_it_is_handed_over_is_cancelled_there_too(
     tmp_path: Path,
 ) -> None:
     async def test(pair: Pair) -> None:
@@ -383,7 +384,7 @@ def test_a_job_that_is_cancelled_while_it_is_handed_over_is_cancelled_there_too(
     paired(tmp_path, test)
 
 
-def test_a_gateway_that_ends_while_a_job_is_handed_over_keeps_its_id(tmp_path: Path) -> None:
+def test_a_gateway_that_ends_while_it_hands_over_a_job_keeps_its_id(tmp_path: Path) -> None:
     async def line() -> None:
         async with far_gateway(tmp_path) as far:
             far.backend.hold()

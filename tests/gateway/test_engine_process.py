@@ -1,4 +1,4 @@
-"""The real engine in its process, on the tiny model: the whole line from HTTP to an mp4."""
+"""The real engine in its process, on the tiny model: from HTTP to an mp4."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def in_stage(http: httpx.AsyncClient, job_id: str, *stages: str) -> None:
     raise AssertionError(body)
 
 
-def test_a_process_that_cannot_start_says_all_that_is_missing(
+def test_a_process_that_cannot_start_names_everything_that_is_missing(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     absent = {"scratch_dir": tmp_path / "absent", "output_dir": Path("/proc/x")}

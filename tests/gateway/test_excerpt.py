@@ -1,4 +1,4 @@
-"""What is kept of a caller's own words."""
+"""The stored excerpt of a caller's request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from wan_engine.gateway.excerpt import excerpt
 
 
-def test_what_was_submitted_is_kept_as_it_was() -> None:
+def test_small_values_are_stored_unchanged() -> None:
     body = {
         "prompt": "Leaves sway",
         "input_image": "https://a.example/a.png",
@@ -20,13 +20,13 @@ def test_what_was_submitted_is_kept_as_it_was() -> None:
     assert excerpt(body) == body
 
 
-def test_a_picture_in_a_data_uri_is_kept_by_its_begin() -> None:
+def test_a_data_uri_is_stored_by_its_beginning() -> None:
     uri = "data:image/png;base64," + "A" * 1_000_000
     kept = excerpt({"input_image": uri, "input_images": [uri]})
     assert kept == {"input_image": uri[:64] + "...", "input_images": [uri[:64] + "..."]}
 
 
-def test_what_is_kept_is_small_and_can_be_written() -> None:
+def test_the_excerpt_is_small_and_can_be_written() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -38,8 +38,8 @@ def test_what_is_kept_is_small_and_can_be_written() -> None:
     assert {"deep", "infinite"}.isdisjoint(kept)
 
 
-def test_what_is_kept_is_small_in_memory_as_well() -> None:
-    """Six KB of empty lists take 140 KB there, and ten thousand jobs are kept."""
+def test_the_excerpt_is_small_in_memory_as_well() -> None:
+    """Six kB of empty lists take 140 kB in memory, and ten thousand jobs are kept."""
     empty = {"x": [[]] * 2000, "y": [{}] * 2000, "z": [{"a": [0] * 50}] * 20}
     many = {f"key {count}": [[], {}] for count in range(300)}
     assert excerpt(empty) == {}

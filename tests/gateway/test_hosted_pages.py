@@ -1,7 +1,7 @@
-"""The gateway's OpenAPI beside the hosted pages, property by property.
+"""The gateway's OpenAPI compared with the hosted pages, property by property.
 
 `tests/data/pages` has what the pages publish: the AI/ML API's own OpenAPI, the fields of Runpod's
-page, the tables of Oxen's two.
+page, the tables of Oxen's two pages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def answer(operation: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def test_no_field_of_a_request_is_published_with_null(openapi: dict[str, Any]) -> None:
+def test_no_field_of_a_request_is_published_as_nullable(openapi: dict[str, Any]) -> None:
     bodies = [
         operation["requestBody"]
         for operations in openapi["paths"].values()
@@ -65,14 +65,16 @@ def test_the_aiml_api_s_document_is_its_own(openapi: dict[str, Any]) -> None:
     assert body(openapi, "/v2/video/generations")["oneOf"][0] == content["schema"]
     for method in ("post", "get"):
         described = answer(ours[method])
-        assert described["properties"].pop("warnings")["type"] == "array"  # ours
+        assert described["properties"].pop("warnings")["type"] == "array"  # our extension
         assert described == answer(page[method])
     (published,) = page["get"]["parameters"]
     (parameter,) = ours["get"]["parameters"]
     assert {name: parameter[name] for name in published} == published
 
 
-def test_what_the_aiml_api_publishes_is_what_it_reads(openapi: dict[str, Any]) -> None:
+def test_the_published_fields_of_the_aiml_api_are_the_ones_it_reads(
+    openapi: dict[str, Any],
+) -> None:
     published = body(openapi, "/v2/video/generations")["oneOf"][0]
     ours = ["last_image_url"]  # not on the page
     assert [*published["properties"], *ours] == list(GenerationRequest.model_fields)
@@ -141,7 +143,7 @@ def test_runpod_s_answer_is_that_of_its_page(openapi: dict[str, Any]) -> None:
 
 
 def rows(page: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The properties of a page's tables, and which of them are required."""
+    """The properties of a page's tables, and which are required."""
     required, _, optional = (PAGES / page).read_text("utf-8").partition("### Optional")
     properties, names = {}, []
     for table in (required, optional):

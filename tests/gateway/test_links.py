@@ -25,13 +25,13 @@ async def linked(served: Served, **fields: Any) -> tuple[Job, str]:
     return job, served.gateway.context.links.url(job)
 
 
-def test_a_link_gives_the_clip_for_a_week_from_its_end(serve: Serve) -> None:
+def test_a_link_serves_the_clip_for_a_week_after_its_end(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job, url = await linked(served)
             expires = int(parse_qs(urlsplit(url).query)["expires"][0])
             assert expires == (job.finished_ms or 0) // 1000 + WEEK_SECONDS
-            assert served.gateway.context.links.url(job) == url  # at each poll the same
+            assert served.gateway.context.links.url(job) == url  # the same at each poll
             answer = await served.http.get(url)
             assert answer.content == CLIP
             assert answer.headers["content-type"] == "video/mp4"
@@ -51,7 +51,7 @@ def test_a_link_gives_the_clip_for_a_week_from_its_end(serve: Serve) -> None:
         ("nonsense", 400, None),
     ],
 )
-def test_a_part_can_be_asked_for(serve: Serve, asked: str, status: int, part: Any) -> None:
+def test_a_range_can_be_requested(serve: Serve, asked: str, status: int, part: Any) -> None:
     async def line() -> None:
         async with serve() as served:
             _, url = await linked(served)
@@ -64,7 +64,7 @@ def test_a_part_can_be_asked_for(serve: Serve, asked: str, status: int, part: An
     asyncio.run(line())
 
 
-def test_head_tells_the_size_and_sends_nothing(serve: Serve) -> None:
+def test_head_has_the_size_and_no_body(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             _, url = await linked(served)
@@ -76,7 +76,7 @@ def test_head_tells_the_size_and_sends_nothing(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_link_that_was_changed_is_refused(serve: Serve) -> None:
+def test_a_modified_link_is_refused(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             _, url = await linked(served)
@@ -100,7 +100,7 @@ def test_a_link_that_was_changed_is_refused(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_link_ends_and_a_removed_clip_is_missed(serve: Serve) -> None:
+def test_a_link_expires_and_a_removed_clip_is_reported(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job, url = await linked(served)
@@ -117,9 +117,7 @@ def test_a_link_ends_and_a_removed_clip_is_missed(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_the_clip_of_a_job_that_was_cancelled_at_its_end_is_removed_with_it(
-    serve: Serve, tmp_path: Path
-) -> None:
+def test_the_clip_of_a_job_cancelled_at_its_end_is_removed(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve() as served:
             job, _ = await linked(served)
@@ -144,7 +142,7 @@ def test_links_outlive_the_process_and_not_the_database(serve: Serve, tmp_path: 
     asyncio.run(line())
 
 
-def test_a_buckets_own_link_is_given_as_it_is(serve: Serve) -> None:
+def test_a_link_of_a_bucket_is_passed_on(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job, _ = await linked(served)
@@ -158,7 +156,7 @@ def test_a_buckets_own_link_is_given_as_it_is(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_clip_that_its_bucket_does_not_give_is_one_sentence(serve: Serve) -> None:
+def test_a_clip_that_its_bucket_does_not_return_is_one_sentence(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job, _ = await linked(served)
@@ -178,7 +176,7 @@ def test_a_clip_that_its_bucket_does_not_give_is_one_sentence(serve: Serve) -> N
         ("https://v.example.com/", "https://v.example.com/results/"),
     ],
 )
-def test_links_begin_where_the_caller_reaches_the_gateway(
+def test_links_use_the_host_by_which_the_caller_reached_the_gateway(
     serve: Serve, public_url: str | None, begin: str
 ) -> None:
     async def line() -> None:

@@ -1,4 +1,4 @@
-"""The engine's process: real processes and pipes, around an engine that renders nothing."""
+"""The engine process: real processes and pipes, with an engine that renders nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAKE = ("-m", "tests.gateway.fake_engine")
 
 @dataclass
 class Asked:
-    """One piece of work, and what was told of it. Without `begins` its begin does not return."""
+    """One job, and its reports. Without `begins`, its `begin` does not return."""
 
     backend: LocalBackend
     progress: list[Progress] = field(default_factory=list)
@@ -108,7 +108,7 @@ def test_a_clip_is_rendered_with_progress(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("previews", ["auto", "off"])
-def test_previews_are_made_once_somebody_looks(tmp_path: Path, previews: str) -> None:
+def test_previews_are_made_once_someone_looks(tmp_path: Path, previews: str) -> None:
     async def line() -> None:
         async with opened(tmp_path, previews=previews) as asked:
             await asked.run("sleep 1")
@@ -122,7 +122,7 @@ def test_previews_are_made_once_somebody_looks(tmp_path: Path, previews: str) ->
     asyncio.run(line())
 
 
-def test_a_clip_that_was_stored_before_is_not_rendered_again(tmp_path: Path) -> None:
+def test_a_clip_stored_before_is_not_rendered_again(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path) as asked:
             first = await asked.run("sleep 0")
@@ -165,7 +165,7 @@ def test_a_deadline_ends_a_job(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
-def test_a_cancelled_job_has_ended_when_the_run_has(tmp_path: Path) -> None:
+def test_a_cancelled_job_ends_when_its_run_ends(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path) as asked:
             run = asyncio.create_task(asked.run("sleep 5"))
@@ -181,7 +181,7 @@ def test_a_cancelled_job_has_ended_when_the_run_has(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
-def test_a_clip_that_is_stored_while_its_job_is_cancelled_is_removed(tmp_path: Path) -> None:
+def test_a_clip_stored_while_its_job_is_cancelled_is_removed(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path) as asked:
             run = asyncio.create_task(asked.run("late"))
@@ -196,10 +196,10 @@ def test_a_clip_that_is_stored_while_its_job_is_cancelled_is_removed(tmp_path: P
     asyncio.run(line())
 
 
-def test_a_job_that_is_cancelled_before_the_engine_has_it_costs_neither_time_nor_the_engine(
+def test_a_job_cancelled_before_the_engine_has_it_costs_neither_time_nor_the_engine(
     tmp_path: Path,
 ) -> None:
-    """As when it is cancelled at once after it was accepted: its begin waits for the database."""
+    """A job cancelled right after it was accepted: its `begin` waits for the database."""
 
     async def line() -> None:
         async with opened(tmp_path) as asked:
@@ -220,7 +220,7 @@ def test_a_job_that_is_cancelled_before_the_engine_has_it_costs_neither_time_nor
 
 
 @pytest.mark.parametrize("why", ["killed", "killed by its job"])
-def test_an_engine_that_dies_loses_its_job_and_is_begun_again(tmp_path: Path, why: str) -> None:
+def test_an_engine_that_dies_loses_its_job_and_is_restarted(tmp_path: Path, why: str) -> None:
     async def line() -> None:
         async with opened(tmp_path) as asked:
             run = asyncio.create_task(asked.run("die" if why != "killed" else "sleep 30"))
@@ -265,7 +265,7 @@ def test_an_engine_that_can_never_start_says_why(tmp_path: Path) -> None:
     asyncio.run(line())
 
 
-def test_the_process_ends_with_its_pipe_also_in_the_middle_of_a_job(tmp_path: Path) -> None:
+def test_the_process_ends_with_its_pipe_even_during_a_job(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path) as asked:
             run = asyncio.create_task(asked.run("deaf"))
@@ -278,7 +278,7 @@ def test_the_process_ends_with_its_pipe_also_in_the_middle_of_a_job(tmp_path: Pa
     asyncio.run(line())
 
 
-def test_two_jobs_overlap_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_two_jobs_overlap_if_the_settings_say_so(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path, prefetch=True) as asked:
             assert asked.backend.slots == 2
@@ -289,10 +289,10 @@ def test_two_jobs_overlap_where_that_is_asked_for(tmp_path: Path) -> None:
 
 # --- hangs ---------------------------------------------------------------------------------------
 
-HANG_SECONDS = 3.0  # more than a busy machine keeps a process waiting
+HANG_SECONDS = 3.0  # longer than a busy machine delays a process
 
 
-def test_a_job_that_hangs_loses_its_engine_and_the_one_that_waits_is_not_blamed(
+def test_a_job_that_hangs_loses_its_engine_and_the_waiting_one_is_not_blamed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def line() -> None:
@@ -313,7 +313,7 @@ def test_a_job_that_hangs_loses_its_engine_and_the_one_that_waits_is_not_blamed(
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["with a job", "idle"])
-def test_an_engine_that_is_stopped_is_not_ready_and_is_killed(tmp_path: Path, busy: bool) -> None:
+def test_a_paused_engine_is_not_ready_and_is_killed(tmp_path: Path, busy: bool) -> None:
     async def line() -> None:
         async with opened(tmp_path, hang_seconds=HANG_SECONDS) as asked:
             await eventually(lambda: asked.backend.waiting_for() is None, 30)
@@ -334,7 +334,7 @@ def test_an_engine_that_is_stopped_is_not_ready_and_is_killed(tmp_path: Path, bu
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["it hangs", "it is stopped"])
-def test_an_engine_whose_start_does_not_end_is_begun_again(
+def test_an_engine_whose_start_hangs_is_restarted(
     tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "LOAD_TIMES", 2)
@@ -351,7 +351,7 @@ def test_an_engine_whose_start_does_not_end_is_begun_again(
     asyncio.run(line())
 
 
-def test_an_engine_whose_device_is_broken_fails_its_job_alone_and_is_begun_again(
+def test_an_engine_with_a_broken_device_fails_its_job_alone_and_is_restarted(
     tmp_path: Path,
 ) -> None:
     async def line() -> None:

@@ -1,7 +1,7 @@
-"""The packages that speak DashScope's API and `/v1/videos`, unchanged but for host and key, against
-a gateway on loopback.
+"""The packages for DashScope's API and `/v1/videos`, unchanged except for host and key, against a
+local gateway.
 
-The programs are in `tests/data/clients`; the README says what to replace in them.
+The programs are in `tests/data/clients`. The README says what to replace in them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Listen = Callable[..., Listening]
 
 
 def request_of(here: Listening, prompt: str) -> dict[str, Any]:
-    """What the engine was told, of the request with this prompt."""
+    """What the engine received for this prompt."""
     found: list[Any] = [one for one in here.backend.requests.values() if prompt in str(one)]
     assert len(found) == 1, prompt
     return {name: value for name, value in found[0].items() if value is not None}

@@ -1,4 +1,4 @@
-"""The runpod SDK's own client, its base URL pointed at the gateway and nothing else changed."""
+"""The runpod SDK's own client, with only its base URL pointed at the gateway."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_run_sync(endpoint: Any) -> None:
     assert endpoint.run_sync({"input": wish()}, timeout=10)["video_url"]
 
 
-def test_run_sync_of_what_fails_at_the_engine_gives_nothing(endpoint: Any) -> None:
-    """The SDK hands out no error; the body has it."""
+def test_run_sync_of_a_job_that_the_engine_fails_returns_nothing(endpoint: Any) -> None:
+    """The SDK does not return the error, but the body has it."""
     assert endpoint.run_sync(wish(prompt="fail:encode_failed:no"), timeout=10) is None
 
 
@@ -76,7 +76,7 @@ def test_health_and_purge_queue(endpoint: Any, listening: Listening) -> None:
     assert jobs[2].status() == "CANCELLED"
 
 
-def test_a_wrong_key_and_an_unknown_job_are_what_the_sdk_raises(listening: Listening) -> None:
+def test_a_wrong_key_and_an_unknown_job_raise_the_errors_of_the_sdk(listening: Listening) -> None:
     import runpod
     from requests import HTTPError
 

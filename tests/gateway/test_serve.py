@@ -1,4 +1,5 @@
-"""`python -m wan_engine serve` and `key` as a person runs them, and the end of a served gateway."""
+"""`python -m wan_engine serve` and `key` as a user runs them, and the shutdown of a served
+gateway."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def wan(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
-def test_without_keys_only_this_machine_is_listened_to(host: str) -> None:
+def test_without_keys_the_gateway_listens_only_to_this_machine(host: str) -> None:
     with pytest.raises(ConfigurationError, match="WAN_API_KEYS"):
         serve(Settings(), host, 0)
 
@@ -57,7 +58,7 @@ def test_serve_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_key_prints_a_key_and_the_entry_that_knows_it(tmp_path: Path) -> None:
+def test_key_prints_a_key_and_its_entry(tmp_path: Path) -> None:
     done = wan(tmp_path, "key", "ann")
     key, entry = done.stdout.split()
     assert done.returncode == 0 and re.fullmatch(r"wan_[\w-]{43}", key)
@@ -76,8 +77,8 @@ def test_an_engine_that_can_never_start_ends_the_gateway_with_its_reason(tmp_pat
     assert "There is no model here" in log
 
 
-def test_a_gateway_that_is_told_to_end_answers_who_waits_and_keeps_the_job(tmp_path: Path) -> None:
-    """By either signal; the second gateway has the job of the first, and ends as well."""
+def test_a_gateway_told_to_end_answers_waiting_callers_and_keeps_the_job(tmp_path: Path) -> None:
+    """With either signal. The second gateway has the job of the first, and ends as well."""
     port, job_id = free_port(), ""
     for number in (signal.SIGTERM, signal.SIGINT):
         with gateway_process(tmp_path, port) as process:
@@ -104,7 +105,7 @@ def end_while_somebody_waits(process: Process, job_id: str, number: signal.Signa
     assert not any(Path(f"/proc/{pid}").exists() for pid in engine)
 
 
-def test_a_second_signal_does_not_wait_for_what_runs(tmp_path: Path) -> None:
+def test_a_second_signal_does_not_wait_for_running_jobs(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_SHUTDOWN_SECONDS="60") as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 50")})["id"]
@@ -130,8 +131,8 @@ def test_a_job_that_ends_in_time_is_not_given_back(tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "renders.log").read_text().split() == [job_id]
 
 
-def test_headers_without_end_are_not_gathered(tmp_path: Path) -> None:
-    """By anybody: no key is looked at before the headers are whole."""
+def test_endless_headers_are_not_collected(tmp_path: Path) -> None:
+    """Sent by anyone: the key is not checked before the headers are complete."""
     port = free_port()
     with gateway_process(tmp_path, port, program="serve_instant"):
         for part in (b"a" * 65_536, b"a: b\r\n" * 10_000):
@@ -164,7 +165,7 @@ def test_forwarded_headers_count_from_trusted_addresses_only(tmp_path: Path) -> 
             assert url.startswith(f"{scheme}://127.0.0.1:{port}/results/"), trusted
 
 
-def test_neither_serving_nor_a_webhook_brings_torch_into_the_gateway(tmp_path: Path) -> None:
+def test_neither_serving_nor_a_webhook_imports_torch_into_the_gateway(tmp_path: Path) -> None:
     with gateway_process(tmp_path, free_port(), WAN_ALLOW_PRIVATE_URLS="1") as process:
         body = {"input": wish(prompt="sleep 0"), "webhook": "http://127.0.0.1:9/hook"}
         process.ask("POST", "/v2/wan-2-6-i2v/runsync", json=body)

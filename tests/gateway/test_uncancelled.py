@@ -1,4 +1,4 @@
-"""Work that is finished once it has begun."""
+"""Work that finishes even if its caller is cancelled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from wan_engine.gateway.uncancelled import always_uncancelled, uncancelled
 
 
-def test_who_is_cancelled_waits_for_the_end_of_what_it_began() -> None:
+def test_a_cancelled_caller_waits_for_the_end_of_what_it_began() -> None:
     async def line() -> None:
         seen = []
 
@@ -32,7 +32,7 @@ def test_who_is_cancelled_waits_for_the_end_of_what_it_began() -> None:
     asyncio.run(line())
 
 
-def test_an_error_is_the_caller_s_and_a_method_keeps_its_arguments() -> None:
+def test_an_error_reaches_the_caller_and_a_method_keeps_its_arguments() -> None:
     class Store:
         @always_uncancelled
         async def half(self, number: int, *, of: int = 2) -> float:

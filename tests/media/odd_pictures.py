@@ -1,5 +1,5 @@
-"""Pictures that say something of their colours, made byte by byte: what a browser shows of them is
-the measure (`test_colours.py`, and with a real browser `test_images_in_chromium.py`)."""
+"""Pictures with unusual colour information, written byte by byte. What a browser shows is the
+reference (`test_colours.py`, and with a real browser `test_images_in_chromium.py`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def with_chunks(png: bytes, *chunks: Chunk) -> bytes:
-    """`png` with `chunks` behind its header."""
+    """`png` with `chunks` inserted after its header."""
     return png[:33] + b"".join(png_chunk(kind, body) for kind, body in chunks) + png[33:]
 
 
@@ -92,7 +92,7 @@ def rgb_profile(exponent: float) -> bytes:
 
 
 def cmyk_profile() -> bytes:
-    """Of an ink set in which magenta alone darkens: far from any guess."""
+    """A profile of inks in which only magenta darkens, unlike any common ink set."""
 
     def lab(c: float, m: float, y: float, k: float) -> list[int]:
         lightness = 255 * (1 - k) * (1 - 0.6 * m)
@@ -107,7 +107,7 @@ def cmyk_profile() -> bytes:
 
 
 def display_p3() -> bytes:
-    """Pillow's sRGB profile with the primaries of Display P3 (D50, as ICC wants them)."""
+    """Pillow's sRGB profile with the primaries of Display P3 (at D50, as ICC requires)."""
     made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     primaries = {
         b"rXYZ": (0.51512, 0.24120, -0.00105),
@@ -131,7 +131,8 @@ def grey_ramp(mode: str = "L") -> Image.Image:
 
 
 def colour_ramps() -> Image.Image:
-    """256x240: grey, then red, green and blue that rise beside other colours."""
+    """256x240: a ramp of grey, then ramps of red, green and blue with the other channels
+    constant."""
     pixels = np.zeros((240, 256, 3), np.uint8)
     level = np.arange(256)
     pixels[:60] = level[:, None]
@@ -153,7 +154,7 @@ def inks() -> Image.Image:
 
 
 def png_rows(depth: int, colour: int, rows: np.ndarray) -> bytes:
-    """A PNG of 256x240 with these bytes; Pillow does not write every depth."""
+    """A PNG of 256x240 with these bytes. Pillow does not write every bit depth."""
     header = struct.pack(">IIBBBBB", 256, 240, depth, colour, 0, 0, 0)
     packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
@@ -161,7 +162,7 @@ def png_rows(depth: int, colour: int, rows: np.ndarray) -> bytes:
 
 
 def deep_png(colour: int, channels: int) -> bytes:
-    """16 bits: a ramp, and 40 000 in the other channels."""
+    """16 bits: a ramp in one channel, and 40 000 in the others."""
     rows = np.full((240, 256, channels), 40_000, ">u2")
     rows[:, :, 0] = np.arange(256) * 257
     return png_rows(16, colour, rows)
@@ -182,7 +183,7 @@ def bmp_with_profile(content: bytes) -> bytes:
 
 
 def pictures() -> dict[str, bytes]:
-    """Each of them is shown by Chromium within three levels of how we show it."""
+    """Chromium shows each of them within three levels of what we show."""
     grey, linear, p3 = grey_profile(1.8), grey_profile(1.0), display_p3()
     one, ramps = encoded(grey_ramp(), "PNG"), encoded(colour_ramps(), "PNG")
     palette = encoded(colour_ramps().quantize(64), "PNG")

@@ -1,4 +1,4 @@
-"""Was a file opened? Asked of the kernel (inotify)."""
+"""Tells whether a file was opened, from the kernel (inotify)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IN_OPEN = 0x20
 
 @contextmanager
 def opens_of(path: Path) -> Iterator[Callable[[], bool]]:
-    """Yields a question: was `path` opened by anybody since? (inotify)"""
+    """Yields a function that returns whether anyone has opened `path` since."""
     libc = ctypes.CDLL(None, use_errno=True)
     watcher = libc.inotify_init1(os.O_NONBLOCK)
     assert watcher >= 0 and libc.inotify_add_watch(watcher, os.fsencode(path), _IN_OPEN) >= 0

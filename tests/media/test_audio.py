@@ -1,5 +1,5 @@
-"""`open_audio` with the real ffmpeg: what is decoded, what is refused, and that nothing inside a
-file can make ffmpeg open anything else."""
+"""`open_audio` with the real ffmpeg: what it decodes, what it refuses, and that nothing inside a
+file makes ffmpeg open anything else."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ fuzz = settings(
 
 
 def made(folder: Path, *arguments: str, name: str) -> bytes:
-    """What ffmpeg makes of `arguments`."""
+    """The bytes that ffmpeg writes for `arguments`."""
     path = folder / name
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
     subprocess.run([*command, *arguments, str(path)], check=True, timeout=60)
@@ -63,7 +63,7 @@ def made(folder: Path, *arguments: str, name: str) -> bytes:
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
-    """Makes `seconds` of a 440 Hz tone as the file `name`, with ffmpeg's own `options`."""
+    """Makes a 440 Hz tone of `seconds` as the file `name`, with ffmpeg's own `options`."""
     folder = tmp_path_factory.mktemp("sounds")
 
     @cache
@@ -83,7 +83,7 @@ def wav(
     bits: int = 16,
     codec: int = 1,
 ) -> bytes:
-    """A WAV file whose header may lie."""
+    """A WAV file whose header may be wrong."""
     claimed = len(samples) if claimed_bytes is None else claimed_bytes
     frame = channels * bits // 8
     form = struct.pack("<HHIIHH", codec, channels, rate, rate * frame % 2**32, frame % 2**16, bits)
@@ -92,12 +92,12 @@ def wav(
 
 
 def id3(body: bytes) -> bytes:
-    """`body` behind an empty ID3 tag."""
+    """An empty ID3 tag and `body`."""
     return b"ID3\4\0\0\0\0\0\0" + body
 
 
 def id3_with_picture_address(address: str, body: bytes) -> bytes:
-    """`body` behind an ID3 tag whose cover picture is "at this address" (MIME type `-->`)."""
+    """An ID3 tag whose cover picture is "at this address" (MIME type `-->`), and `body`."""
     picture = b"\0-->\0\3\0" + address.encode()
     frame = b"APIC" + struct.pack(">I", len(picture)) + b"\0\0" + picture
     size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
@@ -109,7 +109,8 @@ def one_second() -> bytes:
 
 
 def decoded(track: AudioTrack) -> np.ndarray:
-    """Samples [n, 2] in -1..1 of a decoded file, which must be what `AudioTrack` promises."""
+    """Samples [n, 2] in -1..1 of a decoded file. It must have the format that `AudioTrack`
+    promises."""
     with wave.open(str(track.path)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (2, 2)
         assert file.getframerate() == SAMPLE_RATE_HZ
@@ -147,7 +148,7 @@ def names(folder: Path) -> set[str]:
     ],
     ids=" ".join,
 )
-def test_every_kind_of_wav(
+def test_every_kind_of_wav_is_decoded(
     sound: Callable[..., bytes], tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     track = open_audio(sound("a.wav", *options), tmp_path, LIMITS, Control())
@@ -168,7 +169,7 @@ def test_every_kind_of_wav(
     ],
     ids=["plain", "320k", "VBR", "8 kHz mono", "no tag", "no tag, no Xing", "both tags"],
 )
-def test_every_kind_of_mp3(
+def test_every_kind_of_mp3_is_decoded(
     sound: Callable[..., bytes], tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     track = open_audio(sound("a.mp3", *options), tmp_path, LIMITS, Control())
@@ -190,7 +191,7 @@ def test_every_kind_of_mp3(
     ],
     ids=" ".join,
 )
-def test_what_recorders_put_into_a_wav(
+def test_chunks_that_recorders_write_into_a_wav_are_skipped(
     sound: Callable[..., bytes], tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     data = sound("a.wav", *options)
@@ -200,14 +201,14 @@ def test_what_recorders_put_into_a_wav(
     assert pitch(decoded(track)) == pytest.approx(440, abs=1)
 
 
-def test_bw64(sound: Callable[..., bytes], tmp_path: Path) -> None:
+def test_bw64_is_decoded(sound: Callable[..., bytes], tmp_path: Path) -> None:
     data = b"BW64" + sound("a.wav", "-rf64", "always")[4:] + b"LIST\x04\0\0\0INFO"
     track = open_audio(data, tmp_path, LIMITS, Control())
     assert track.seconds == 2
     assert pitch(decoded(track)) == pytest.approx(440, abs=1)
 
 
-def test_big_endian_wav_is_refused_and_not_taken_for_noise(tmp_path: Path) -> None:
+def test_big_endian_wav_is_refused_and_not_decoded_as_noise(tmp_path: Path) -> None:
     assert refusal(b"RIFX" + one_second()[4:], tmp_path) == NOT_AUDIO
 
 
@@ -220,7 +221,7 @@ def test_a_large_wav_that_ends_in_its_header(
 
 @pytest.mark.parametrize("size", [0, 2**32 - 1], ids=["0", "4 G"])
 @pytest.mark.parametrize("start", [b"RIFF", b"RF64"])
-def test_a_wav_that_was_streamed_does_not_know_its_sizes(
+def test_a_streamed_wav_does_not_know_its_sizes(
     sound: Callable[..., bytes], tmp_path: Path, start: bytes, size: int
 ) -> None:
     data = bytearray(sound("a.wav", *(("-rf64", "always") if start == b"RF64" else ())))
@@ -261,7 +262,9 @@ IN_FRONT = {
 
 
 @pytest.mark.parametrize("name", IN_FRONT)
-def test_an_mp3_behind_something(sound: Callable[..., bytes], tmp_path: Path, name: str) -> None:
+def test_an_mp3_may_follow_other_bytes(
+    sound: Callable[..., bytes], tmp_path: Path, name: str
+) -> None:
     plain = sound("a.mp3", "-id3v2_version", "0")
     for options in ((), ("-ac", "1", "-ar", "8000"), ("-q:a", "6", "-write_xing", "0")):
         data = sound("a.mp3", "-id3v2_version", "0", *options)
@@ -271,8 +274,8 @@ def test_an_mp3_behind_something(sound: Callable[..., bytes], tmp_path: Path, na
         assert pitch(decoded(track)) == pytest.approx(440, abs=1)
 
 
-def test_an_mp3_without_its_first_half_frame(sound: Callable[..., bytes], tmp_path: Path) -> None:
-    """As a recorder of a stream begins."""
+def test_an_mp3_may_begin_with_half_a_frame(sound: Callable[..., bytes], tmp_path: Path) -> None:
+    """A recording of a stream begins like that."""
     data = sound("a.mp3", "-id3v2_version", "0", "-write_xing", "0")
     track = open_audio(data[1000:], tmp_path, LIMITS, Control())
     assert track.seconds == pytest.approx(2, abs=0.2)
@@ -286,7 +289,7 @@ def test_the_search_for_a_frame_ends(tmp_path: Path) -> None:
     assert time.process_time() - began < 4
 
 
-def test_the_sounds_of_the_data_folder(data: Path, tmp_path: Path) -> None:
+def test_the_sounds_of_the_data_folder_are_decoded(data: Path, tmp_path: Path) -> None:
     for name, seconds in (("chime_4s.mp3", 4), ("chime_1s.wav", 1)):
         track = open_audio((data / name).read_bytes(), tmp_path, LIMITS, Control())
         assert track.seconds == pytest.approx(seconds, abs=0.05)
@@ -305,7 +308,7 @@ def test_sound_over_full_scale_is_clipped_not_wrapped(tmp_path: Path) -> None:
     assert decoded(track).min() > 0.99
 
 
-def test_an_mp3_with_a_cover_and_titles(sound: Callable[..., bytes], tmp_path: Path) -> None:
+def test_an_mp3_may_have_a_cover_and_titles(sound: Callable[..., bytes], tmp_path: Path) -> None:
     cover, plain = tmp_path / "cover.jpg", tmp_path / "plain.mp3"
     Image.new("RGB", (300, 300), "red").save(cover)
     plain.write_bytes(sound("a.mp3"))
@@ -365,16 +368,16 @@ def test_no_more_than_the_limit_is_decoded(tmp_path: Path) -> None:
     assert largest < 32 * SAMPLE_RATE_HZ * 4
 
 
-def test_no_samples_are_refused(tmp_path: Path) -> None:
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     assert refusal(wav(b""), tmp_path) == EMPTY
 
 
-# Of a recorder that streams; of sox and espeak, mplayer, arecord, ffmpeg.
+# By a recorder that streams; by sox and espeak, mplayer, arecord, ffmpeg.
 ENDLESS = [0, 0x7FFF_F000, 0x7FFF_FFFF - 36, 2**31 - 1, 2**31, 2**32 - 44, 2**32 - 1]
 
 
 @pytest.mark.parametrize("claimed", ENDLESS, ids=hex)
-def test_a_header_that_does_not_know_the_length(tmp_path: Path, claimed: int) -> None:
+def test_a_header_without_the_length_is_accepted(tmp_path: Path, claimed: int) -> None:
     data = wav(bytes(SAMPLE_RATE_HZ * 4), claimed_bytes=claimed)
     assert open_audio(data, tmp_path, LIMITS, Control()).seconds == 1
 
@@ -389,7 +392,7 @@ def test_other_formats_are_refused(sound: Callable[..., bytes], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["ogg", "flac", "aac", "m4a", "mka"])
-def test_other_formats_behind_our_headers_are_refused(
+def test_other_formats_after_our_headers_are_refused(
     sound: Callable[..., bytes], tmp_path: Path, kind: str
 ) -> None:
     data = sound(f"a.{kind}")
@@ -400,7 +403,7 @@ def test_other_formats_behind_our_headers_are_refused(
 @pytest.mark.parametrize(
     "data", [b"", b"\0", b"RIFF", b"ID", b"\xff", b"RIFF\0\0\0\0AVI ", bytes(99)]
 )
-def test_what_is_no_sound_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_sound_is_refused(tmp_path: Path, data: bytes) -> None:
     assert refusal(data, tmp_path) == NOT_AUDIO
 
 
@@ -430,7 +433,7 @@ def test_impossible_headers_are_refused(tmp_path: Path, odd: dict[str, int]) -> 
 
 
 def sound_or_refusal(data: bytes, folder: Path) -> None:
-    """All that damaged bytes may lead to."""
+    """Everything that damaged bytes may lead to."""
     try:
         assert len(decoded(open_audio(data, folder, LIMITS, Control())))
     except InvalidMedia as error:
@@ -453,7 +456,7 @@ def test_flipped_bits_give_a_sound_or_a_refusal(
 ) -> None:
     data = bytearray(sound(name))
     for place, bit in flips:
-        # Squared: half of the flips meet the first quarter, where the headers are.
+        # Squared, so that half of the flips hit the first quarter, where the headers are.
         data[int(place**2 * len(data))] ^= 1 << bit
     sound_or_refusal(bytes(data), tmp_path)
 
@@ -463,7 +466,7 @@ def test_flipped_bits_give_a_sound_or_a_refusal(
     st.sampled_from([one_second()[:12], one_second()[:40], id3(b""), b"\xff\xfb\x90\0"]),
     st.binary(),
 )
-def test_any_bytes_behind_a_header_give_a_sound_or_a_refusal(
+def test_any_bytes_after_a_header_give_a_sound_or_a_refusal(
     tmp_path: Path, header: bytes, body: bytes
 ) -> None:
     sound_or_refusal(header + body * 20, tmp_path)
@@ -473,7 +476,7 @@ def test_any_bytes_behind_a_header_give_a_sound_or_a_refusal(
 
 
 class Canary:
-    """A file and a server that nobody may touch."""
+    """A file and a server that must not be touched."""
 
     def __init__(self, folder: Path, opened: Callable[[], bool]) -> None:
         self.file = folder / "canary.wav"
@@ -528,8 +531,10 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", ["m3u8", "ffconcat"])
 @pytest.mark.parametrize("place", ["file", "url"])
-def test_the_scripts_are_live(canary: Canary, tmp_path: Path, name: str, place: str) -> None:
-    """The next test proves something only if an ffmpeg without our guards opens the canary."""
+def test_the_attack_scripts_work_without_our_guards(
+    canary: Canary, tmp_path: Path, name: str, place: str
+) -> None:
+    """Otherwise the next test would prove nothing."""
     script = tmp_path / f"script.{name}"
     script.write_text(SCRIPTS[name].format(getattr(canary, place)))
     guards_off = ["-protocol_whitelist", "file,http,tcp", "-f", "hls", "-extension_picky", "0"]
@@ -551,9 +556,9 @@ def test_the_scripts_are_live(canary: Canary, tmp_path: Path, name: str, place: 
         lambda script: one_second() + script,
         lambda script: b"\xff\xfb\x90\0" + script,
     ],
-    ids=["bare", "behind ID3", "behind RIFF", "behind a WAV", "behind an MP3 frame"],
+    ids=["bare", "after ID3", "after RIFF", "after a WAV", "after an MP3 frame"],
 )
-def test_scripts_open_nothing(
+def test_the_attack_scripts_open_nothing(
     canary: Canary, tmp_path: Path, name: str, place: str, dress: Callable[[bytes], bytes]
 ) -> None:
     folder = tmp_path / "job"
@@ -579,7 +584,7 @@ def test_the_address_of_a_cover_is_not_visited(
 
 @pytest.fixture
 def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in the place of ffmpeg that never ends; a folder for the job."""
+    """A program that replaces ffmpeg and never ends; a folder for the job."""
     program, folder = tmp_path / "ffmpeg", tmp_path / "job"
     program.write_text(STUCK)
     program.chmod(0o755)
@@ -589,17 +594,17 @@ def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stopped_after(seconds: float, folder: Path, control: Control) -> EngineError:
-    """The error of a decode that is ended after `seconds`."""
+    """The error of a decode that is stopped after `seconds`."""
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:
         open_audio(one_second(), folder, LIMITS, control)
-    # A timer of the caller's has begun a little before.
+    # The caller's timer started a little earlier.
     assert seconds - 0.1 <= time.monotonic() - began < seconds + SOON_SECONDS
     assert not children()
     return caught.value
 
 
-def test_a_decode_that_takes_too_long_is_ended(
+def test_a_decode_that_takes_too_long_is_stopped(
     stuck_ffmpeg: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(audio, "_DECODE_SECONDS", 0.3)
@@ -608,7 +613,7 @@ def test_a_decode_that_takes_too_long_is_ended(
     assert "it took longer than 0.3 seconds" in caplog.text
 
 
-def test_a_cancelled_job_ends_its_decode(stuck_ffmpeg: Path) -> None:
+def test_a_cancelled_job_stops_its_decode(stuck_ffmpeg: Path) -> None:
     control = Control()
     timer = threading.Timer(0.3, control.cancel)
     timer.start()
@@ -616,13 +621,16 @@ def test_a_cancelled_job_ends_its_decode(stuck_ffmpeg: Path) -> None:
     timer.join()
 
 
-def test_a_late_job_ends_its_decode(stuck_ffmpeg: Path) -> None:
+def test_a_late_job_stops_its_decode(stuck_ffmpeg: Path) -> None:
     error = stopped_after(0.2, stuck_ffmpeg, Control(deadline_seconds=0.3))
     assert isinstance(error, DeadlineExceeded)
 
 
-def test_what_stays_after_a_failure_is_ours(sound: Callable[..., bytes], tmp_path: Path) -> None:
-    """The job's scratch folder goes as a whole; until then the received bytes may lie there."""
+def test_only_our_own_files_stay_after_a_failure(
+    sound: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """The job's scratch folder is deleted as a whole; until then the received file may stay
+    there."""
     refusal(id3(bytes(range(256)) * 100), tmp_path)
     assert "audio.mp3" in names(tmp_path) <= {"audio.mp3", "audio.pcm.wav"}
     (tmp_path / "audio.mp3").unlink()
@@ -630,7 +638,7 @@ def test_what_stays_after_a_failure_is_ours(sound: Callable[..., bytes], tmp_pat
     assert names(tmp_path) == {"audio.pcm.wav"}
 
 
-def test_the_reason_goes_to_the_log_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_reason_is_only_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert refusal(b"RIFF\0\0\0\0WAVEjunk", tmp_path) == UNDECODABLE
     assert "Invalid data" in caplog.text
@@ -661,11 +669,11 @@ def test_samples_that_are_not_numbers_are_refused(tmp_path: Path, size: int, val
         "a library is missing": "#!/bin/sh\necho libav.so.1: cannot open >&2; exit 127\n",
         "writes nothing": "#!/bin/sh\n",
         "no program": "#!/nowhere/sh\n",
-        "no room for a process": "",  # ENOEXEC stands for whatever keeps it from starting
+        "no room for a process": "",  # ENOEXEC stands for anything that keeps it from starting
     }.items(),
     ids=lambda item: item[0],
 )
-def test_what_this_machine_lacks_is_not_told_of_the_sound(
+def test_a_missing_ffmpeg_is_not_reported_as_an_error_of_the_sound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: tuple[str, str]
 ) -> None:
     path, folder = tmp_path / "ffmpeg", tmp_path / "job"
@@ -678,6 +686,8 @@ def test_what_this_machine_lacks_is_not_told_of_the_sound(
     assert names(folder) <= {"audio.wav"}
 
 
-def test_an_ffmpeg_that_does_nothing_is_not_told_of_the_sound(stuck_ffmpeg: Path) -> None:
+def test_an_ffmpeg_that_does_nothing_is_not_reported_as_an_error_of_the_sound(
+    stuck_ffmpeg: Path,
+) -> None:
     with pytest.raises(EncodeFailed, match="The sound could not be decoded"):
         open_audio(one_second(), stuck_ffmpeg, LIMITS, Control(hang_seconds=0.3))

@@ -1,5 +1,5 @@
-"""What `open_image` makes of profiles and of PNG files' colour chunks. The wanted colours are what
-Chromium 156 shows; `test_images_in_chromium.py` asks the one that is here."""
+"""How `open_image` applies profiles and the colour chunks of PNG files. Expected colours are what
+Chromium 156 shows; `test_images_in_chromium.py` compares with the installed one."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_colours_are_those_that_chromium_showed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_grey_profile_is_applied_to_grey(kind: str) -> None:
+def test_a_grey_profile_applies_to_a_grey_picture(kind: str) -> None:
     options = {"quality": 100} if kind == "JPEG" else {}
     seen = opened(encoded(grey_ramp(), kind, icc_profile=grey_profile(1.8), **options))
     assert [seen[0, level, 0] for level in (64, 128)] == pytest.approx([81, 146], abs=1)
@@ -128,22 +128,22 @@ def test_the_shadows_of_a_linear_grey_are_exact() -> None:
     assert np.abs(seen - exact * 255).max() <= 1
 
 
-def test_colours_are_brought_to_srgb_before_transparency() -> None:
-    """Half of a linear grey on white is half of what the grey looks like, and not of its light."""
+def test_colours_are_converted_to_srgb_before_transparency() -> None:
+    """Half of a linear grey on white is half of the encoded grey, and not of its light."""
     image = grey_ramp().convert("LA")
     image.putalpha(128)
     seen = opened(encoded(image, "PNG", icc_profile=grey_profile(1.0)))[0, 128]
     assert seen == pytest.approx([255 - (255 - 188) * 128 / 255] * 3, abs=1)
 
 
-def test_a_profile_of_gamma_and_the_same_gamma_by_number_look_alike() -> None:
+def test_a_profile_with_a_gamma_and_the_same_gamma_as_a_number_look_alike() -> None:
     by_profile = opened(encoded(colour_ramps(), "PNG", icc_profile=rgb_profile(1.0)))
     by_number = opened(with_chunks(encoded(colour_ramps(), "PNG"), gamma(100_000)))
     assert np.abs(by_profile - by_number).max() <= 1
 
 
 @pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
-def test_highlights_are_rolled_off_in_order_and_their_hue_stays(transfer: int) -> None:
+def test_highlights_are_compressed_in_order_and_keep_their_hue(transfer: int) -> None:
     seen = opened(with_chunks(encoded(colour_ramps(), "PNG"), code_points(9, transfer, 0, 1)))
     grey = seen[0]
     assert np.all(np.diff(grey[:, 0]) >= 0) and np.ptp(grey, axis=1).max() == 0
@@ -166,13 +166,13 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_numbers_that_name_no_colours_leave_the_picture(name: str) -> None:
+def test_impossible_numbers_leave_the_picture_unchanged(name: str) -> None:
     data = with_chunks(encoded(colour_ramps(), "PNG"), NONSENSE[name], gamma(45_455))
     assert np.array_equal(opened(data), np.asarray(colour_ramps()))
 
 
 @pytest.mark.filterwarnings("error")
-def test_no_numbers_of_a_stranger_give_an_error_or_a_warning() -> None:
+def test_no_numbers_of_a_stranger_cause_an_error_or_a_warning() -> None:
     ramps, random = encoded(colour_ramps().crop((0, 0, 240, 240)), "PNG"), np.random.default_rng(5)
     numbers = [0, 1, 2, 5, 1000, 31_270, 100_000, 200_000, 2**31 - 1, 2**31, 2**32 - 1]
     for _ in range(60):
@@ -190,7 +190,7 @@ def test_every_code_point_gives_light_or_nothing() -> None:
                 assert space.light[0] == 0
 
 
-def test_a_large_picture_by_numbers_takes_no_more_memory_than_itself() -> None:
+def test_converting_a_large_picture_takes_no_more_memory_than_the_picture() -> None:
     space = colours.by_code_points(9, 16)
     image = Image.new("RGB", (3000, 3000), (200, 100, 50))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""`fetch` against real sockets on this machine; only the resolver is replaced."""
+"""`fetch` with real sockets on this machine. Only the resolver is replaced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MIB = 2**20
 LOCAL = FetchLimits(MIB, 5, allow_private=True)
 STRICT = FetchLimits(MIB, 5)
 SHORT = FetchLimits(MIB, 0.6, allow_private=True)
-PUBLIC = "127.0.0.2"  # stands for an address of the open internet where a test says so
+PUBLIC = "127.0.0.2"  # stands for a public address where a test says so
 TOO_LONG = "the download took longer than 0.6 seconds"
 NOT_PUBLIC = "the address is not public"
 CUT_OFF = "the connection was closed before the end of the file"
@@ -46,8 +46,8 @@ real_getaddrinfo = socket.getaddrinfo
 
 
 class Server:
-    """Answers `GET path` with `routes[path]`: bytes, or a function that does what it likes with
-    the socket until `over`."""
+    """Answers `GET path` with `routes[path]`: bytes, or a function that uses the socket as it likes
+    until `over` is set."""
 
     def __init__(self, host: str, context: ssl.SSLContext | None = None) -> None:
         self.routes: dict[str, Route] = {}
@@ -139,7 +139,8 @@ Names = dict[str, list[str] | Callable[[], list[str]]]
 
 @pytest.fixture(autouse=True)
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """The resolver's table. Other names do not exist; numeric ones are the system's, as ever."""
+    """The resolver's table. Other names do not exist; numeric addresses go to the system's
+    resolver."""
     table: Names = {}
 
     def getaddrinfo(host: str, port: object, *_: object, **__: object) -> list[object]:
@@ -156,7 +157,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server whose address passes for a public one, and no other of this machine's does."""
+    """A server whose address counts as public. No other address of this machine does."""
     judge = fetching.is_public_address
     monkeypatch.setattr(fetching, "is_public_address", lambda ip: ip == PUBLIC or judge(ip))
     with serving(PUBLIC) as server:
@@ -182,7 +183,7 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
-    """The SDK's import takes longer than some limits below."""
+    """Imports the SDK first, which takes longer than some limits below."""
     fetch("data:,x")
     assert not fetching.is_public_address("127.0.0.1")
 
@@ -190,7 +191,7 @@ def warm() -> None:
 # --- downloads -------------------------------------------------------------------------------
 
 
-def test_body_and_request(server: Server) -> None:
+def test_body_and_request_are_as_expected(server: Server) -> None:
     server.routes["/a%20b?c=d"] = http(b"body")
     assert fetch(f"{server.url}/a b?c=d") == b"body"
     request = server.requests[0].decode()
@@ -199,13 +200,15 @@ def test_body_and_request(server: Server) -> None:
     assert "Accept-Encoding: identity\r\n" in request
 
 
-def test_ipv6() -> None:
+def test_ipv6_works() -> None:
     with serving("::1") as server:
         server.routes["/"] = http(b"six")
         assert fetch(f"http://[::1]:{server.port}/") == b"six"
 
 
-def test_environment_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_variables_of_the_environment_are_ignored(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
     server.routes["/"] = http(b"direct")
@@ -214,7 +217,7 @@ def test_environment_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("status", ["301 M", "302 F", "303 S", "307 T", "308 P"])
-def test_redirects(server: Server, status: str) -> None:
+def test_redirects_are_followed(server: Server, status: str) -> None:
     server.routes |= {
         "/": redirect("/one", status),
         "/one": redirect("two?x=1", status),
@@ -232,14 +235,14 @@ def test_redirects_are_counted(server: Server) -> None:
     assert refusal(f"{server.url}/0") == "too many redirects"
 
 
-def test_next_address_is_tried(server: Server, names: Names) -> None:
+def test_the_next_address_is_tried(server: Server, names: Names) -> None:
     server.routes["/"] = http(b"second")
     names["media.test"] = ["127.0.0.9", "127.0.0.1"]
     assert fetch(f"http://media.test:{server.port}/") == b"second"
     assert f"Host: media.test:{server.port}\r\n".encode() in server.requests[0]
 
 
-def test_chunked_and_gzip(server: Server) -> None:
+def test_chunked_and_gzip_bodies_are_read(server: Server) -> None:
     body = os.urandom(300_000)
     packed = gzip.compress(body)
     server.routes["/chunked"] = chunked(body[:7], body[7:200_000], body[200_000:], b"")
@@ -276,12 +279,12 @@ def test_chunked_and_gzip(server: Server) -> None:
         (redirect("http://h:99999/"), "the URL is not valid"),
     ],
 )  # fmt: skip
-def test_bad_answers(server: Server, answer: bytes, why: str) -> None:
+def test_bad_answers_are_refused(server: Server, answer: bytes, why: str) -> None:
     server.routes["/"] = answer
     assert refusal(server.url) == why
 
 
-def test_refused_connection(names: Names) -> None:
+def test_a_refused_connection_is_a_failure(names: Names) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert refusal(f"http://127.0.0.1:{port}/") == "the connection failed"
@@ -290,7 +293,7 @@ def test_refused_connection(names: Names) -> None:
 
 
 def in_turn(*answers: bytes) -> Callable[[socket.socket], None]:
-    """A route with another answer each time."""
+    """A route that gives another answer each time."""
     left = iter(answers)
     return lambda connection: connection.sendall(next(left))
 
@@ -302,7 +305,7 @@ def in_turn(*answers: bytes) -> Callable[[socket.socket], None]:
         http(b"abc", Content_Length="9"), chunked(b"abc")[:-5],
     ],
 )  # fmt: skip
-def test_what_may_pass_is_asked_again(server: Server, broken: bytes) -> None:
+def test_temporary_failures_are_tried_again(server: Server, broken: bytes) -> None:
     server.routes["/"] = in_turn(broken, broken, http(b"at last"))
     assert fetch(server.url) == b"at last" and server.connections == 3
     server.routes["/"] = in_turn(broken, broken, broken, http(b"too late"))
@@ -311,13 +314,13 @@ def test_what_may_pass_is_asked_again(server: Server, broken: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "403 No", "410 Gone", "401 Who", "501 What"])
-def test_what_will_not_change_is_asked_once(server: Server, status: str) -> None:
+def test_permanent_failures_are_tried_once(server: Server, status: str) -> None:
     server.routes["/"] = http(b"no", status)
     refusal(server.url)
     assert server.connections == 1
 
 
-def test_a_cancel_ends_the_wait_for_another_try(
+def test_a_cancel_ends_the_wait_before_a_retry(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "_AGAIN_SECONDS", (60.0,))
@@ -330,7 +333,7 @@ def test_a_cancel_ends_the_wait_for_another_try(
     assert time.monotonic() - started < 2
 
 
-def test_the_wait_for_another_try_counts_against_the_time(
+def test_the_wait_before_a_retry_counts_against_the_time_limit(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "_AGAIN_SECONDS", (60.0,))
@@ -339,7 +342,7 @@ def test_the_wait_for_another_try_counts_against_the_time(
     assert refusal(server.url, limits) == "the download took longer than 0.3 seconds"
 
 
-def test_connection_is_closed_where_urllib3_forgets_it(server: Server) -> None:
+def test_the_connection_is_closed_where_urllib3_leaves_it_open(server: Server) -> None:
     server.routes["/"] = b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\nab"
     assert refusal(server.url) == "the connection failed"
     gc.collect()  # an open socket would warn here, and warnings are errors
@@ -387,14 +390,14 @@ CHUNK = b"400\r\n" + bytes(1024) + b"\r\n"
         ),
     ],
 )
-def test_cap(server: Server, route: Route) -> None:
+def test_a_body_over_the_cap_is_refused(server: Server, route: Route) -> None:
     server.routes["/"] = route
     with peak_memory() as peak:
         assert refusal(server.url) == "the file is larger than 1 MB"
         assert peak() < 8 * MIB
 
 
-def test_declared_length_is_refused_before_the_body(server: Server) -> None:
+def test_a_declared_length_over_the_cap_is_refused_before_the_body(server: Server) -> None:
     server.routes["/"] = lambda connection: (
         connection.sendall(http(Content_Length=str(20 * MIB + 1))),
         server.over.wait(5),
@@ -403,13 +406,13 @@ def test_declared_length_is_refused_before_the_body(server: Server) -> None:
     assert refusal(server.url, limits) == "the file is larger than 20 MB"
 
 
-def test_cap_is_exact(server: Server) -> None:
+def test_the_cap_is_exact(server: Server) -> None:
     server.routes["/"] = http(bytes(1000), Content_Length="")
     assert len(fetch(server.url, FetchLimits(1000, 5, allow_private=True))) == 1000
     assert "larger" in refusal(server.url, FetchLimits(999, 5, allow_private=True))
 
 
-def test_negative_chunk_size_does_not_fill_the_memory(server: Server) -> None:
+def test_a_negative_chunk_size_does_not_fill_the_memory(server: Server) -> None:
     server.routes["/"] = flood(chunked() + b"-1\r\n")
     with peak_memory() as peak:
         assert refusal(server.url) == CUT_OFF
@@ -429,7 +432,7 @@ def drip(server: Server, head: bytes, piece: bytes) -> Route:
 
 
 def fill(listener: socket.socket, stack: ExitStack) -> None:
-    """Fill the listener's queue, so that it swallows the next connection without a word."""
+    """Fill the listener's queue, so that it silently drops the next connection."""
     for _ in range(4):
         filler = stack.enter_context(socket.socket())
         filler.setblocking(False)
@@ -438,7 +441,7 @@ def fill(listener: socket.socket, stack: ExitStack) -> None:
 
 @contextmanager
 def stuck(kind: str, names: Names) -> Iterator[str]:
-    """The URL of a download that goes on for ever."""
+    """The URL of a download that never ends."""
     with ExitStack() as stack:
         server = stack.enter_context(serving())
         url = server.url
@@ -475,7 +478,7 @@ KINDS = [
 
 
 def ends(names: Names, limits: object, cancel_after: float | None = None) -> dict[str, str]:
-    """How the download of each kind ends, and whether that took much longer than it may."""
+    """The error of each kind of download, and whether it took much longer than allowed."""
 
     def run(kind: str) -> str:
         control = Control()
@@ -497,11 +500,11 @@ def ends(names: Names, limits: object, cancel_after: float | None = None) -> dic
         return dict(zip(KINDS, pool.map(run, KINDS), strict=True))
 
 
-def test_deadline(names: Names) -> None:
+def test_every_download_ends_at_its_deadline(names: Names) -> None:
     assert ends(names, SHORT) == dict.fromkeys(KINDS, f"Invalid image URL: {TOO_LONG} on time")
 
 
-def test_cancel(names: Names) -> None:
+def test_every_download_ends_on_a_cancel(names: Names) -> None:
     expected = dict.fromkeys(KINDS, "The job was cancelled on time")
     assert ends(names, LOCAL, cancel_after=0.2) == expected
 
@@ -509,11 +512,11 @@ def test_cancel(names: Names) -> None:
 CUTS = 240
 
 
-def test_a_cut_at_any_moment_is_told_as_what_it_was(
+def test_a_cut_at_any_moment_is_reported_with_its_reason(
     names: Names, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libraries fail in their own ways when a connection ends below them: while it connects, in the
-    handshake, while they send, in headers and in bodies."""
+    """Libraries fail in different ways when a connection is closed below them: while connecting, in
+    the handshake, while sending, in headers and in bodies."""
     monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(certificate))
     names["media.test"] = ["127.0.0.1"]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -553,14 +556,14 @@ def test_a_cut_at_any_moment_is_told_as_what_it_was(
         places = [(number, urls[number % len(urls)]) for number in range(CUTS)]
         with ThreadPoolExecutor(12) as pool:
             ends = Counter(pool.map(run, places))
-    # A post is over with the status, whatever follows it.
+    # A POST is complete with the status, whatever follows.
     assert (
         {"late", "cancelled"} <= set(ends) <= {"late", "cancelled", "answered 200", "answered 302"}
     )
     assert ends.total() == CUTS
 
 
-def test_silent_address_leaves_time_for_the_next(server: Server, names: Names) -> None:
+def test_a_silent_address_leaves_time_for_the_next(server: Server, names: Names) -> None:
     server.routes["/"] = http(b"second")
     names["media.test"] = ["127.0.0.9", "127.0.0.1"]
     with ExitStack() as stack:
@@ -569,19 +572,19 @@ def test_silent_address_leaves_time_for_the_next(server: Server, names: Names) -
         assert fetch(f"http://media.test:{server.port}/", SHORT) == b"second"
 
 
-def test_cut_line_connects_no_more(server: Server) -> None:
+def test_a_cut_line_opens_no_more_connections(server: Server) -> None:
     line = fetching._Line(5, Control())
     line.cut()
     with pytest.raises(ConnectionAbortedError):
         line.connect("127.0.0.1", server.port, 5)
 
 
-def test_deadline_of_the_job(names: Names) -> None:
+def test_the_deadline_of_the_job_applies(names: Names) -> None:
     with stuck("body", names) as url, pytest.raises(DeadlineExceeded):
         fetch(url, LOCAL, Control(deadline_seconds=0.2))
 
 
-def test_cancelled_before(server: Server) -> None:
+def test_a_cancelled_job_fetches_nothing(server: Server) -> None:
     control = Control()
     control.cancel()
     for url in (server.url, "data:,x"):
@@ -605,12 +608,12 @@ NOT_PUBLIC_IPS = """
 
 
 @pytest.mark.parametrize("ip", NOT_PUBLIC_IPS.split())
-def test_not_public(ip: str) -> None:
+def test_private_addresses_are_not_public(ip: str) -> None:
     assert not fetching.is_public_address(ip)
 
 
 @pytest.mark.parametrize("ip", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "2a00:1450::8a"])
-def test_public(ip: str) -> None:
+def test_public_addresses_are_public(ip: str) -> None:
     assert fetching.is_public_address(ip)
 
 
@@ -624,7 +627,7 @@ PRIVATE_HOSTS = """
 
 
 @pytest.mark.parametrize("host", PRIVATE_HOSTS.split())
-def test_private_hosts_are_not_asked(host: str, names: Names) -> None:
+def test_private_hosts_are_not_contacted(host: str, names: Names) -> None:
     names |= {"localhost": ["127.0.0.1"], "localhost.": ["127.0.0.1"]}
     names |= {"private.test": ["127.0.0.1"], "mixed.test": ["8.8.8.8", "127.0.0.1"]}
     with serving("0.0.0.0") as four, serving("::") as six:
@@ -669,19 +672,19 @@ def test_garbage_urls_are_only_invalid(garbage: str, start: str) -> None:
     "url",
     ["file:///etc/passwd", "gopher://127.0.0.1/", "ftp://127.0.0.1/a", "httpx://a/", "js:1"],
 )
-def test_schemes(server: Server, url: str) -> None:
+def test_other_schemes_are_refused(server: Server, url: str) -> None:
     server.routes["/"] = redirect(url)
     why = "only http, https and data URIs are allowed"
     assert refusal(url) == refusal(server.url) == why
 
 
-def test_redirect_to_data_uri(server: Server) -> None:
+def test_a_redirect_to_a_data_uri_is_refused(server: Server) -> None:
     server.routes["/"] = redirect("data:,x")
     assert refusal(server.url) == "only http, https and data URIs are allowed"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "[::1]", "2130706433", "in.test"])
-def test_redirect_to_private_host(public: Server, names: Names, host: str) -> None:
+def test_a_redirect_to_a_private_host_is_refused(public: Server, names: Names, host: str) -> None:
     names["in.test"] = ["127.0.0.1"]
     with serving("127.0.0.1") as victim:
         public.routes["/"] = redirect(f"http://{host}:{victim.port}/")
@@ -689,7 +692,7 @@ def test_redirect_to_private_host(public: Server, names: Names, host: str) -> No
         assert (public.connections, victim.connections) == (1, 0)
 
 
-def test_rebinding(public: Server, names: Names) -> None:
+def test_dns_rebinding_is_refused(public: Server, names: Names) -> None:
     answers = iter([[PUBLIC], ["127.0.0.1"]])
     names["rebind.test"] = lambda: next(answers)
     public.routes["/"] = http(b"pinned")
@@ -697,7 +700,7 @@ def test_rebinding(public: Server, names: Names) -> None:
     assert next(answers) == ["127.0.0.1"], "asked once only"
 
 
-def test_unresolvable(names: Names) -> None:
+def test_an_unresolvable_host_is_a_failure(names: Names) -> None:
     names["none.test"] = list
     for host in ("missing.test", "none.test", "a" * 70):
         assert refusal(f"http://{host}/") == "the host name could not be resolved"
@@ -708,7 +711,7 @@ def test_unresolvable(names: Names) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for media.test that signs itself, with its key."""
+    """A self-signed certificate for media.test, with its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -731,7 +734,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tls(certificate: Path, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_certificates_are_checked(
+    certificate: Path, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     names |= {"media.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}
@@ -764,7 +769,7 @@ def test_tls(certificate: Path, names: Names, monkeypatch: pytest.MonkeyPatch) -
         ("data:,ä", "ä".encode()),
     ],
 )
-def test_data_uri(uri: str, data: bytes) -> None:
+def test_data_uris_are_decoded(uri: str, data: bytes) -> None:
     assert fetch(uri) == data
 
 
@@ -784,11 +789,11 @@ def test_data_uri(uri: str, data: bytes) -> None:
         ("data:;base64,aGVsbG8ä", "the data URI is not valid base64"),
     ],
 )
-def test_bad_data_uri(uri: str, why: str) -> None:
+def test_bad_data_uris_are_refused(uri: str, why: str) -> None:
     assert refusal(uri) == why
 
 
-def test_data_uri_cap() -> None:
+def test_data_uris_have_the_cap() -> None:
     def spell(data: bytes) -> list[str]:
         plain = base64.b64encode(data)
         wrapped = base64.encodebytes(data)
@@ -804,7 +809,7 @@ def test_data_uri_cap() -> None:
             assert refusal(uri, limits).startswith("the file is larger than ")
 
 
-def test_large_data_uri_is_not_decoded() -> None:
+def test_a_too_large_data_uri_is_not_decoded() -> None:
     uri = "data:;base64," + "A" * (32 * MIB)
     with peak_memory() as peak:
         assert refusal(uri) == "the file is larger than 1 MB"
@@ -820,7 +825,7 @@ def test_percent_encoding_does_not_fill_the_memory() -> None:
 
 @fuzz
 @given(st.text("%0aF", min_size=1, max_size=60), st.integers(3, 20))
-def test_percent_decoding_by_blocks(text: str, block: int) -> None:
+def test_percent_decoding_works_by_blocks(text: str, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetching, "_CHUNK_BYTES", block)
         assert fetch(f"data:,{text}") == unquote_to_bytes(text)
@@ -828,7 +833,7 @@ def test_percent_decoding_by_blocks(text: str, block: int) -> None:
 
 @fuzz
 @given(st.binary(min_size=1, max_size=200))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_data_uris_round_trip(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.bin"
     path.write_bytes(data)
     assert fetch(fetching.data_uri(path)) == data
@@ -865,10 +870,10 @@ def test_no_descriptor_is_leaked(server: Server, names: Names) -> None:
     limit = time.monotonic() + 2
     while descriptors() > before and time.monotonic() < limit:  # the server closes its ends
         time.sleep(0.01)
-    assert descriptors() < before + 10  # a leak would be one a fetch, fifty in all
+    assert descriptors() < before + 10  # a leak would be one descriptor per fetch, fifty in all
 
 
-def test_log_has_no_secrets(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_no_secrets(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "wan_engine")
     server.routes["/gone?sig=hush"] = b""
     for url in (server.url, server.url.replace("127.0.0.1", "127.0.0.9")):

@@ -1,4 +1,4 @@
-"""Clips to continue: which of their frames are the tail, and what is refused."""
+"""Clips to continue: which frames the model gets, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def opened(data: bytes, folder: Path, frames: int = 5, fps: int = 16) -> Opened:
         (240, 16, [419, 434, 449, 464, 479]),
     ],
 )
-def test_the_tail_is_as_far_apart_as_the_models_frames(
+def test_the_frames_of_the_tail_are_as_far_apart_as_the_models(
     clip_fps: int, fps: int, wanted: list[int]
 ) -> None:
     times = [index / clip_fps for index in range(2 * clip_fps)]
@@ -55,7 +55,7 @@ def test_the_tail_is_as_far_apart_as_the_models_frames(
     assert indices == sorted(indices)
 
 
-def test_frames_of_uneven_length_are_taken_by_their_times() -> None:
+def test_frames_of_uneven_length_are_chosen_by_their_times() -> None:
     times = [0.0, 0.5, 1.0, 1.9, 1.94, 2.0]
     assert tail_indices(times, 3, 16) == [3, 4, 5]
 
@@ -69,12 +69,12 @@ def test_the_last_frame_of_the_file_is_the_last_of_the_tail(tmp_path: Path) -> N
     assert clip.sound is None and clip.path.exists()
 
 
-def test_it_is_looked_at_once_a_second(video: Make, tmp_path: Path) -> None:
+def test_one_frame_per_second_is_checked_for_safety(video: Make, tmp_path: Path) -> None:
     found = opened(video("looked.mp4", seconds=4.0), tmp_path)
     assert len(found.samples) in (4, 5)
 
 
-def test_hdr_is_refused_since_the_new_part_is_not(video: Make, tmp_path: Path) -> None:
+def test_hdr_is_refused_because_the_new_part_is_not_hdr(video: Make, tmp_path: Path) -> None:
     tags = "setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc=smpte2084"
     data = video("hdr.mp4", "-vf", f"scale=out_color_matrix=bt2020,{tags}", seconds=2.0)
     with pytest.raises(InvalidMedia) as caught:
@@ -83,7 +83,7 @@ def test_hdr_is_refused_since_the_new_part_is_not(video: Make, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_begins_late_takes_the_sound_with_it(video: Make, tmp_path: Path) -> None:
+def test_sound_before_a_late_first_frame_is_cut(video: Make, tmp_path: Path) -> None:
     picture, late = tmp_path / "picture.mp4", tmp_path / "late.mp4"
     picture.write_bytes(video("picture.mp4", seconds=2.0))
     tone = ("-f", "lavfi", "-i", "aevalsrc='if(lt(t,1),0,sin(2000*PI*t))/2':s=48000:d=3")
@@ -96,7 +96,7 @@ def test_a_picture_that_begins_late_takes_the_sound_with_it(video: Make, tmp_pat
     assert np.abs(read(sound)[:4800]).mean() > 1000  # it is heard from the first frame on
 
 
-def test_a_sound_that_cannot_be_decoded_is_told(video: Make, tmp_path: Path) -> None:
+def test_a_sound_that_cannot_be_decoded_is_reported(video: Make, tmp_path: Path) -> None:
     sine = ("-f", "lavfi", "-i", "sine=1000:d=2")
     picture, both = tmp_path / "picture.mp4", tmp_path / "both.mp4"
     picture.write_bytes(video("picture.mp4", seconds=2.0))
@@ -108,9 +108,7 @@ def test_a_sound_that_cannot_be_decoded_is_told(video: Make, tmp_path: Path) -> 
     assert not opened(picture.read_bytes(), folder).sound_lost
 
 
-def test_pixels_a_thousand_times_as_wide_as_high_fill_no_memory(
-    video: Make, tmp_path: Path
-) -> None:
+def test_extreme_pixel_aspects_fill_no_memory(video: Make, tmp_path: Path) -> None:
     wide = video("wide.mp4", "-vf", "setsar=1000/1", seconds=2.0, size="2048x1152", fps=16)
     clip = opened(wide, tmp_path).clip
     assert clip.tail[-1].size == (4096, 1152)
@@ -136,7 +134,7 @@ def test_damage_at_the_end_is_found_before_the_render(video: Make, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_last_frame_that_is_shown_for_long_counts_as_long(video: Make, tmp_path: Path) -> None:
+def test_a_long_last_frame_counts_with_its_length(video: Make, tmp_path: Path) -> None:
     held = "setpts='if(lt(N,49),N/25/TB,2.6/TB)'"  # 49 frames, then one at 2.6 s
     source = tmp_path / "held.mp4"
     source.write_bytes(video("plain.mp4", seconds=2.0))

@@ -1,4 +1,4 @@
-"""Where the subject is taken to be, and the parts of a picture that later shots start from."""
+"""The detected subject of a picture, and the crops that later shots start from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wan_engine.schema import WHOLE
 
 @pytest.mark.parametrize("size", [(900, 300), (300, 900), (640, 640)])
 @pytest.mark.parametrize("place", [(0.25, 0.3), (0.5, 0.5), (0.75, 0.7)])
-def test_a_thing_on_an_even_ground_is_the_subject(
+def test_a_thing_on_a_plain_ground_is_the_subject(
     size: tuple[int, int], place: tuple[float, float]
 ) -> None:
     image = Image.new("RGB", size, "white")
@@ -34,7 +34,7 @@ def test_a_thing_on_an_even_ground_is_the_subject(
         ("rocket_640x360.jpg", (308, 92, 336, 280)),  # the rocket
     ],
 )
-def test_the_closest_shot_of_a_photo_keeps_what_it_is_about(
+def test_the_closest_crop_of_a_photo_keeps_its_subject(
     data: Path, name: str, must_be_seen: tuple[int, int, int, int]
 ) -> None:
     image = Image.open(data / name).convert("RGB")
@@ -48,7 +48,7 @@ def test_the_closest_shot_of_a_photo_keeps_what_it_is_about(
     size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     colours=st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=4),
 )
-def test_every_picture_has_a_subject_inside_of_it(
+def test_every_picture_has_a_subject_inside_its_borders(
     size: tuple[int, int], colours: list[tuple[int, int, int]]
 ) -> None:
     image = Image.new("RGB", size, colours[0])
@@ -58,7 +58,7 @@ def test_every_picture_has_a_subject_inside_of_it(
     assert 0 <= x <= 1 and 0 <= y <= 1
 
 
-def test_a_crop_is_those_pixels_of_the_picture() -> None:
+def test_a_crop_has_exactly_its_pixels_of_the_picture() -> None:
     pixels = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
     image = Image.fromarray(pixels)
     part = cropped(image, (0.25, 0.5, 0.75, 1.0))

@@ -1,5 +1,5 @@
-"""`open_image` against what strangers send, and `fit`. Files are made here, byte by byte where a
-library would not write them."""
+"""`open_image` with files that strangers may send, and `fit`. Files are made here, byte by byte
+where no library writes them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ Pixel = tuple[int, int, int]
 
 
 def png(size: tuple[int, int], depth: int, colour: int, row: bytes, extra: bytes = b"") -> bytes:
-    """A PNG whose rows are all `row`, at most 8000 of them; Pillow writes neither 16-bit colour nor
-    false sizes."""
+    """A PNG whose rows, at most 8000, are all `row`. Pillow writes neither 16-bit colour nor wrong
+    sizes."""
     header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
     rows = zlib.compress((b"\0" + row) * min(size[1], 8000), 1)
     return (
@@ -66,8 +66,7 @@ def png16(colour: int, samples: list[int], extra: bytes = b"") -> bytes:
 
 
 def webp_lossless(width: int, height: int) -> bytes:
-    """A whole WEBP of one transparent black: after the sides, five codes of one symbol and no
-    pixels."""
+    """A whole WEBP of transparent black: after the size, five codes of one symbol and no pixels."""
     bits = 0x2F | (width - 1) << 8 | (height - 1) << 22 | 1 << 36 | 0x11111 << 43
     body = b"WEBPVP8L" + struct.pack("<I", 12) + bits.to_bytes(12, "little")
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -86,7 +85,7 @@ def webp_lossy_header(width: int, height: int) -> bytes:
 
 
 def exif(*entries: bytes, tail: bytes = b"") -> bytes:
-    """An EXIF block, little endian. `tail` lies at offset 14 + 12 * len(entries)."""
+    """A little-endian EXIF block. `tail` lies at offset 14 + 12 * len(entries)."""
     count = struct.pack("<H", len(entries))
     return b"Exif\0\0II*\0\x08\0\0\0" + count + b"".join(entries) + bytes(4) + tail
 
@@ -98,7 +97,7 @@ def plain(
 
 
 def corners() -> Image.Image:
-    """320x240 with a colour in each quarter: red, green, blue, yellow from the top left."""
+    """320x240 with a colour in each quarter: red, green, blue, yellow, starting at the top left."""
     image = Image.new("RGB", (320, 240))
     draw = ImageDraw.Draw(image)
     for box, colour in (
@@ -112,7 +111,7 @@ def corners() -> Image.Image:
 
 
 def quarters(image: Image.Image) -> list[Pixel]:
-    """The colours of `corners`, each channel to its nearest end."""
+    """The colours of the corners, with each channel rounded to 0 or 255."""
     width, height = image.size
     points = [(x, y) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
     return [tuple(255 * (value > 127) for value in image.getpixel(point)) for point in points]
@@ -140,7 +139,7 @@ def refusal(data: bytes, limits: ImageLimits = LIMITS) -> str:
 
 
 def image_or_refusal(data: bytes) -> None:
-    """All that damaged bytes may lead to."""
+    """Everything that damaged bytes may lead to."""
     try:
         assert opened(data).size[0] >= LIMITS.min_side
     except InvalidMedia as error:
@@ -155,7 +154,7 @@ def test_four_formats_are_known_by_their_content(kind: str) -> None:
     assert near(pixel(encoded(plain(), kind)), RED)
 
 
-def test_the_pictures_of_the_data_folder(data: Path) -> None:
+def test_the_pictures_of_the_data_folder_are_opened(data: Path) -> None:
     assert opened((data / "rocket_640x360.jpg").read_bytes()).size == (640, 360)
     assert opened((data / "astronaut_360x480.png").read_bytes()).size == (360, 480)
 
@@ -181,7 +180,7 @@ def test_other_formats_are_refused(kind: str) -> None:
     ],
     ids=["none", "NUL", "zeros", "svg", "html", "pdf", "jpeg", "png", "bmp", "webp"],
 )
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_a_picture_is_refused(data: bytes) -> None:
     assert refusal(data) == OTHER_FORMAT
 
 
@@ -198,7 +197,7 @@ def test_an_animated_gif_is_refused_as_a_gif() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_an_animation_is_its_first_frame_where_that_is_asked(kind: str) -> None:
+def test_an_animation_gives_its_first_frame_where_the_request_says_so(kind: str) -> None:
     frames = [plain(colour) for colour in ("red", "green", "blue")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(data)).is_animated
@@ -207,14 +206,14 @@ def test_an_animation_is_its_first_frame_where_that_is_asked(kind: str) -> None:
     assert near(image.getpixel((20, 20)), RED)
 
 
-def test_a_gif_with_a_clear_colour_is_on_white() -> None:
+def test_a_gif_with_a_transparent_colour_is_on_white() -> None:
     image = Image.new("P", (SIDE, SIDE), 0)
     image.putpalette([255, 0, 0])
     data = encoded(image, "GIF", transparency=0)
     assert near(open_image(data, LIMITS, first_frame=True).getpixel((0, 0)), WHITE)
 
 
-def test_the_limits_hold_for_a_gif_and_its_formats_are_named() -> None:
+def test_gifs_have_the_same_limits_and_the_error_names_their_formats() -> None:
     with pytest.raises(InvalidMedia, match="each side must be 240 to 8000 pixels, got 9x9"):
         open_image(encoded(plain(side=9), "GIF"), LIMITS, first_frame=True)
     with pytest.raises(InvalidMedia, match="the file is not a JPEG, PNG, BMP, WEBP or GIF image"):
@@ -227,7 +226,7 @@ def test_a_png_with_one_animation_frame_is_a_picture() -> None:
     assert near(pixel(encoded(plain(), "PNG", save_all=True, append_images=[])), RED)
 
 
-def test_a_phone_picture_with_a_second_picture_inside_is_the_first() -> None:
+def test_a_phone_picture_that_contains_a_second_picture_is_the_first() -> None:
     data = encoded(plain(), "MPO", save_all=True, append_images=[plain("blue")])
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert near(pixel(data), RED)
@@ -235,12 +234,12 @@ def test_a_phone_picture_with_a_second_picture_inside_is_the_first() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("guest", [b"<script>alert(1)</script>", b"GIF89a", b"PK\3\4", b"%PDF-1.7"])
-def test_a_polyglot_is_the_picture_that_it_starts_with(kind: str, guest: bytes) -> None:
+def test_a_polyglot_file_is_the_picture_that_it_starts_with(kind: str, guest: bytes) -> None:
     assert near(pixel(encoded(plain(), kind) + guest), RED)
 
 
 @pytest.mark.parametrize("host", [b"GIF89a", b"%PDF-1.7\n", b"II*\0", b"<html>"])
-def test_a_picture_behind_another_header_is_refused(host: bytes) -> None:
+def test_a_picture_after_another_header_is_refused(host: bytes) -> None:
     assert refusal(host + encoded(plain(), "JPEG")) == OTHER_FORMAT
 
 
@@ -256,7 +255,7 @@ _UNDO = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""What a camera did to the picture before it wrote the orientation down."""
+"""What a camera does to the picture before it writes the orientation."""
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -283,7 +282,7 @@ def test_every_orientation_comes_out_upright(kind: str, orientation: int) -> Non
     ],
     ids=["empty", "garbage", "zero", "nine", "text", "cut"],
 )
-def test_exif_without_a_usable_orientation_leaves_the_picture(block: bytes) -> None:
+def test_exif_without_a_usable_orientation_leaves_the_picture_unchanged(block: bytes) -> None:
     assert opened(encoded(corners(), "JPEG", exif=block)).size == (320, 240)
 
 
@@ -298,7 +297,7 @@ def test_exif_without_a_usable_orientation_leaves_the_picture(block: bytes) -> N
     ],
     ids=["offset outside", "type 0", "count", "loop", "GPS text"],
 )
-def test_a_broken_tag_beside_the_orientation_does_no_harm(entry: bytes) -> None:
+def test_a_broken_tag_beside_the_orientation_is_ignored(entry: bytes) -> None:
     image = opened(encoded(corners(), "JPEG", exif=exif(ORIENTATION_SIX, entry)))
     assert image.size == (240, 320)
 
@@ -313,7 +312,7 @@ def test_a_broken_tag_beside_the_orientation_does_no_harm(entry: bytes) -> None:
     ],
     ids=["signed fraction", "signed", "float", "fraction for text"],
 )
-def test_a_tag_that_cannot_be_written_back_does_no_harm(entry: bytes) -> None:
+def test_a_tag_that_cannot_be_written_back_is_ignored(entry: bytes) -> None:
     block = exif(ORIENTATION_SIX, entry, tail=struct.pack("<ii", -1, 3))
     assert opened(encoded(corners(), "JPEG", exif=block)).size == (240, 320)
 
@@ -341,7 +340,7 @@ def with_xmp(
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_in_xmp_comes_out_upright(kind: str, orientation: int) -> None:
-    """Browsers do not look there; whoever wrote it there meant it."""
+    """Browsers ignore it, but the program that wrote it meant it."""
     method = _UNDO[orientation]
     stored = corners() if method is None else corners().transpose(method)
     image = opened(with_xmp(kind, xmp(f'tiff:Orientation="{orientation}"/>'), stored))
@@ -367,22 +366,22 @@ def test_every_orientation_in_xmp_comes_out_upright(kind: str, orientation: int)
         *("UTF-16", "UTF-32"),
     ],
 )
-def test_every_spelling_of_an_orientation_in_xmp(kind: str, packet: bytes) -> None:
+def test_every_spelling_of_an_orientation_in_xmp_is_read(kind: str, packet: bytes) -> None:
     assert opened(with_xmp(kind, packet)).size == (240, 320)
 
 
-def test_an_orientation_in_compressed_xmp() -> None:
+def test_an_orientation_in_compressed_xmp_is_read() -> None:
     text = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(ON_ITS_SIDE)
     data = with_chunks(encoded(corners(), "PNG"), (b"iTXt", text))
     assert opened(data).size == (240, 320)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_goes_before_xmp(kind: str) -> None:
+def test_exif_wins_over_xmp(kind: str) -> None:
     tags = Image.Exif()
     tags[0x112] = 1
     assert opened(with_xmp(kind, ON_ITS_SIDE, exif=tags)).size == (320, 240)
-    tags[0x112] = 9  # says nothing
+    tags[0x112] = 9  # no orientation
     assert opened(with_xmp(kind, ON_ITS_SIDE, exif=tags)).size == (240, 320)
 
 
@@ -396,11 +395,13 @@ def test_exif_goes_before_xmp(kind: str) -> None:
     ids=["empty", "bytes", "zero", "66", "cut", "other name", "name alone", "entity"],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_xmp_without_a_usable_orientation_leaves_the_picture(kind: str, packet: bytes) -> None:
+def test_xmp_without_a_usable_orientation_leaves_the_picture_unchanged(
+    kind: str, packet: bytes
+) -> None:
     assert opened(with_xmp(kind, packet)).size == (320, 240)
 
 
-def test_no_xmp_takes_long() -> None:
+def test_no_xmp_takes_long_to_parse() -> None:
     for start in (b'xmlns:t="http://ns.adobe.com/tiff/1.0/"', b"xmlns:", b"tiff:Orientation ="):
         packet = start * (60_000 // len(start))
         began = time.process_time()
@@ -411,7 +412,7 @@ def test_no_xmp_takes_long() -> None:
 
 @fuzz
 @given(st.data())
-def test_damaged_exif_never_costs_more_than_the_picture(draw: st.DataObject) -> None:
+def test_damaged_exif_never_fails_the_picture(draw: st.DataObject) -> None:
     block = bytearray(exif(ORIENTATION_SIX, struct.pack("<HHII", 0x8769, 4, 1, 38), tail=bytes(40)))
     for _ in range(draw.draw(st.integers(1, 4))):
         block[draw.draw(st.integers(6, len(block) - 1))] = draw.draw(st.integers(0, 255))
@@ -456,12 +457,12 @@ _PALETTE = png_chunk(b"PLTE", bytes([255, 0, 0, 0, 255, 0]))
         *("grey key", "1-bit key", "RGB key", "LA 16-bit", "RGBA 16-bit", "RGB 16-bit key"),
     ],
 )
-def test_transparency_lies_on_white(data: bytes, wanted: Pixel) -> None:
+def test_transparency_is_shown_on_white(data: bytes, wanted: Pixel) -> None:
     assert near(pixel(data), wanted)
 
 
 @pytest.mark.parametrize("value", [0, 777, 32768, 51400, 65535])
-def test_sixteen_bits_are_scaled_not_clipped(value: int) -> None:
+def test_sixteen_bits_are_scaled_and_not_clipped(value: int) -> None:
     grey = value >> 8
     assert near(pixel(png16(0, [value])), (grey, grey, grey), 1)
     assert near(pixel(png16(2, [value, 65535, 0])), (grey, 255, 0), 1)
@@ -471,7 +472,7 @@ def test_sixteen_bit_grey_with_a_transparent_grey_is_scaled_too() -> None:
     assert near(pixel(png16(0, [32768], png_chunk(b"tRNS", b"\0\0"))), (128, 128, 128))
 
 
-def test_one_and_two_bits() -> None:
+def test_one_and_two_bits_are_scaled() -> None:
     image = opened(png((SIDE, SIDE), 1, 0, b"\xf0" * (SIDE // 8)))
     assert [image.getpixel((x, 0)) for x in (0, 4)] == [WHITE, (0, 0, 0)]
     image = opened(png((SIDE, SIDE), 2, 0, b"\x1b" * (SIDE // 4)))
@@ -480,7 +481,7 @@ def test_one_and_two_bits() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_grey_and_palette(mode: str) -> None:
+def test_grey_and_palette_become_rgb(mode: str) -> None:
     source = plain((120, 120, 120)).convert(mode, palette=Image.Palette.ADAPTIVE)
     assert near(pixel(encoded(source, "PNG")), (120, 120, 120))
 
@@ -497,7 +498,7 @@ def test_a_colour_profile_is_applied() -> None:
     assert near(pixel(encoded(plain((200, 50, 50)), "PNG", icc_profile=same)), (200, 50, 50), 1)
 
 
-def test_a_profile_and_transparency_together() -> None:
+def test_a_profile_and_transparency_work_together() -> None:
     data = encoded(plain((200, 50, 50, 0), "RGBA"), "PNG", icc_profile=display_p3())
     assert near(pixel(data), WHITE, 1)
 
@@ -524,14 +525,14 @@ def test_an_rgb_profile_in_a_cmyk_picture_is_ignored() -> None:
 # --- limits --------------------------------------------------------------------------------------
 
 
-def test_the_smallest_side() -> None:
+def test_a_side_below_the_limit_is_refused() -> None:
     assert opened(png((240, 240), 8, 0, bytes(240))).size == (240, 240)
     for size in ((239, 240), (240, 239), (1, 1)):
         why = f"each side must be 240 to 8000 pixels, got {size[0]}x{size[1]}"
         assert refusal(png(size, 8, 0, bytes(size[0]))) == f"Invalid image URL: {why}"
 
 
-def test_the_largest_side() -> None:
+def test_a_side_over_the_limit_is_refused() -> None:
     assert opened(png((8000, 240), 1, 0, bytes(1000))).size == (8000, 240)
     assert opened(png((240, 8000), 1, 0, bytes(30))).size == (240, 8000)
     for size in ((8001, 240), (240, 8001)):
@@ -540,7 +541,7 @@ def test_the_largest_side() -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_limits_hold_for_every_format(kind: str) -> None:
+def test_every_format_has_the_same_limits(kind: str) -> None:
     limits = ImageLimits(min_side=16, max_side=64)
     assert open_image(encoded(plain(side=64), kind), limits).size == (64, 64)
     for side in (15, 65):
@@ -550,13 +551,13 @@ def test_the_limits_hold_for_every_format(kind: str) -> None:
 
 @pytest.mark.parametrize("header", [webp_lossless, webp_extended_header, webp_lossy_header])
 @pytest.mark.parametrize("size", [(8001, 240), (240, 8001), (239, 240), (16383, 16383)])
-def test_a_webp_header_is_enough_to_refuse(
+def test_a_webp_header_is_enough_to_refuse_a_size(
     header: Callable[[int, int], bytes], size: tuple[int, int]
 ) -> None:
     assert f"got {size[0]}x{size[1]}" in refusal(header(*size))
 
 
-def test_a_webp_header_that_lies_about_its_size_is_refused() -> None:
+def test_a_webp_header_with_a_wrong_size_is_refused() -> None:
     data = bytearray(encoded(plain(side=300), "WEBP", exif=Image.Exif().tobytes(), lossless=True))
     data[24:30] = webp_extended_header(8000, 8000)[24:30]
     image_or_refusal(bytes(data))
@@ -621,14 +622,14 @@ def test_a_decompression_bomb_is_refused() -> None:
     ids=["nothing", "fill bytes", "junk", "restart", "comment", "comment and junk", "TEM"],
 )
 def test_a_jpeg_with_thousands_of_scans_is_refused(between: bytes) -> None:
-    # 95 bytes a scan cost 60 ms at 8000x8000 (Pillow 13.0.0, one core): 20 MB are hours.
+    # 95 bytes a scan cost 60 ms at 8000x8000 (Pillow 13.0.0, one core): 20 MB would take hours.
     data = encoded(Image.new("L", (SIDE, SIDE), 128), "JPEG", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     refusal(data[:-2] + (between + last_scan) * 5000 + b"\xff\xd9")
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_what_follows_the_end_of_a_jpeg_is_not_counted(progressive: bool) -> None:
+def test_bytes_after_the_end_of_a_jpeg_are_not_counted(progressive: bool) -> None:
     """Phones append films to their pictures, and any two bytes occur in a film."""
     data = encoded(plain(), "JPEG", progressive=progressive)
     assert near(pixel(data + b"\xff\xda\0\x08" * 5000), RED)
@@ -652,7 +653,7 @@ def waves(width: int = 301) -> Image.Image:
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {}, {"quality": 95}], ids=str)
-def test_a_webp_whose_size_or_end_is_not_there_is_taken(options: dict[str, object]) -> None:
+def test_a_webp_without_its_size_or_its_end_is_accepted(options: dict[str, object]) -> None:
     data = encoded(waves(), "WEBP", **options)
     noted = encoded(waves(), "WEBP", exif=b"Exif\0\0II*\0" + bytes(301), **options)
     whole = np.asarray(opened(data))
@@ -689,7 +690,7 @@ def test_flipped_bits_give_a_picture_or_a_refusal(
 
 @fuzz
 @given(st.sampled_from(FORMATS), st.binary(max_size=2000))
-def test_any_bytes_behind_a_header_give_a_picture_or_a_refusal(kind: str, body: bytes) -> None:
+def test_any_bytes_after_a_header_give_a_picture_or_a_refusal(kind: str, body: bytes) -> None:
     image_or_refusal(encoded(plain(), kind)[:40] + body)
 
 
@@ -725,15 +726,15 @@ def test_a_circle_stays_round_and_in_the_middle(
     assert abs(rows.mean() - (target[1] - 1) / 2) < 1
 
 
-def test_what_hangs_over_is_cut_on_both_sides() -> None:
+def test_an_overhang_is_cropped_equally_on_both_sides() -> None:
     image = Image.new("RGB", (400, 200), "red")
     image.paste("green", (100, 0, 300, 200))
     pixels = np.asarray(fit(image, 100, 100))
     assert np.array_equal(pixels, pixels[:, ::-1])
-    assert np.all(pixels[:, 5:95] == (0, 128, 0))  # beside it, the filter's rim at the two cuts
+    assert np.all(pixels[:, 5:95] == (0, 128, 0))  # beside it, the filter's rim at the two edges
 
 
-def test_a_picture_that_fits_already_is_not_touched() -> None:
+def test_a_picture_of_the_target_size_is_not_changed() -> None:
     noise = np.random.default_rng(2).integers(0, 256, (144, 256, 3), np.uint8)
     assert np.array_equal(np.asarray(fit(Image.fromarray(noise), 256, 144)), noise)
 

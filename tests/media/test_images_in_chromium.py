@@ -1,4 +1,4 @@
-"""What `open_image` makes of odd pictures, beside what the system's Chromium shows of them."""
+"""`open_image` on odd pictures, compared with what the system's Chromium shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.system
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 LEVELS = {"CMYK, profile": 12}
-"""Where more than three are allowed: interpolation between the inks of a table."""
+"""Pictures for which more than three levels are allowed, because Chromium interpolates between the
+inks of a table."""
 _SHOW = """
 async (text) => {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -62,7 +63,7 @@ def shown() -> Iterator[Show]:
         browser.close()
 
 
-def test_colours_are_those_that_a_browser_shows(shown: Show) -> None:
+def test_colours_match_those_of_a_browser(shown: Show) -> None:
     off = {}
     for name, data in pictures().items():
         ours = np.asarray(open_image(data, ImageLimits())).astype(int)

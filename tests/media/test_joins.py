@@ -1,4 +1,4 @@
-"""Segments joined into one row of frames: counts, cross-fade and colour, on small arrays."""
+"""Segments joined into one sequence of frames: counts, cross-fade and colour, on small arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def planned(layout: list[tuple[int, int, int]]) -> list[Segment]:
     blend=st.booleans(),
     size=st.integers(1, 9),
 )
-def test_segments_that_agree_join_to_the_row_they_were_cut_from(
+def test_segments_that_agree_join_to_the_sequence_that_they_were_cut_from(
     count: int, latents: int, overlap: int, blend: bool, size: int
 ) -> None:
     plan = planned(segment_layout(count, 4 * latents + 1, overlap))
@@ -59,7 +59,7 @@ def test_segments_that_agree_join_to_the_row_they_were_cut_from(
     assert np.array_equal(shown, row[:count])
 
 
-def test_without_blend_the_older_frames_of_an_overlap_are_shown() -> None:
+def test_without_blend_an_overlap_shows_the_older_frames() -> None:
     first, second = noise(9, seed=1), noise(9, seed=2)
     plan = [Segment(0, 9, 0, 9, carried=5), Segment(0, 9, 5, 4)]
     shown = joined([first, second], plan, blend=False)
@@ -77,7 +77,7 @@ def test_a_fade_of_equal_frames_changes_nothing() -> None:
     assert np.array_equal(cross_fade(frames, frames), frames)
 
 
-def test_a_cast_on_a_later_segment_is_taken_off_to_the_end() -> None:
+def test_a_colour_cast_of_a_later_segment_is_removed_to_its_end() -> None:
     row = noise(20)
     cast = row.astype(float) * [1.05, 1.0, 0.95] + [4, -3, 2]
     second = np.rint(cast).astype(np.uint8)[4:]
@@ -89,7 +89,7 @@ def test_a_cast_on_a_later_segment_is_taken_off_to_the_end() -> None:
     assert np.abs(plain.astype(int) - row).max() >= 5
 
 
-def test_a_cast_does_not_grow_over_many_segments() -> None:
+def test_a_colour_cast_does_not_grow_over_many_segments() -> None:
     row, plan = noise(41), planned([(9, 0, 9), *[(9, 1, 8)] * 4])
     parts = [row[:9]]
     parts += [row[8 * index : 8 * index + 9] + np.uint8(2 * index) for index in range(1, 5)]
@@ -97,27 +97,27 @@ def test_a_cast_does_not_grow_over_many_segments() -> None:
     assert np.abs(shown.astype(int) - row).max() <= 1
 
 
-def test_another_picture_is_not_taken_for_another_colour() -> None:
+def test_another_picture_does_not_count_as_another_colour() -> None:
     dark, bright = noise(5, low=0, high=40), noise(5, low=200, high=256)
     table = colour_table(dark, bright).astype(int)
-    assert (table[20] - 20).max() <= 12  # ten levels of shift, and what ten per cent of gain adds
+    assert (table[20] - 20).max() <= 12  # ten levels of offset, and what ten per cent of gain adds
     gains = np.diff(table[50:200], axis=0).mean(axis=0)
     assert (gains <= 1.11).all() and (gains >= 0.9).all()
 
 
-def test_equal_colours_are_left_as_they_are() -> None:
+def test_equal_colours_are_not_changed() -> None:
     frames = noise(5, low=0, high=256)
     levels = np.arange(256, dtype=np.uint8)
     assert (colour_table(frames, frames) == levels[:, None]).all()
 
 
-def test_a_flat_picture_has_a_table_too() -> None:
+def test_a_flat_picture_works_too() -> None:
     flat = np.full((1, 4, 4, 3), 90, np.uint8)
     assert colour_table(flat, flat + np.uint8(3))[90].tolist() == [93, 93, 93]
 
 
 @pytest.mark.parametrize("blend", [False, True])
-def test_no_more_than_the_overlap_and_a_chunk_is_held(blend: bool) -> None:
+def test_no_more_than_the_overlap_and_a_chunk_is_in_memory(blend: bool) -> None:
     join, plan = Joined(blend=blend), planned(segment_layout(400, 81, 5))
     for segment in plan:
         join.begin(segment)

@@ -1,4 +1,4 @@
-"""Which JPEG files are whole. A picture is compared with what its whole file shows."""
+"""Which JPEG files are complete. A picture is compared with that of the complete file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = {
 
 @cache
 def picture(name: str) -> Image.Image:
-    """303x241, so that the last blocks are not whole."""
+    """303x241, so that the last blocks are not full."""
     rows, columns = np.mgrid[:241, :303]
     smooth = [127 + 120 * np.sin(columns / 17 + rows / 31), 127 + 99 * np.cos(rows / 23)]
     waves = np.stack([*smooth, 127 + 100 * np.sin(columns / 9)], 2).astype(np.uint8)
@@ -68,11 +68,11 @@ def refused(data: bytes) -> bool:
 
 @pytest.mark.parametrize("name", ["waves", "noise", "flat", "grey", "CMYK"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_its_end_marker_it_is_taken(name: str, kind: str) -> None:
+def test_a_jpeg_without_its_end_marker_is_accepted(name: str, kind: str) -> None:
     data = jpeg(name, kind)
     whole = opened(data)
     tails = [b"", b"\xff", b"\xff\0\0", b"\xff\xff"]
-    if name != "flat":  # whose own last bytes are zeros
+    if name != "flat":  # its own last bytes are zeros
         tails.append(bytes(3000))
     for tail in tails:
         assert np.array_equal(opened(data[:-2] + tail), whole), tail
@@ -80,7 +80,7 @@ def test_without_its_end_marker_it_is_taken(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["waves", "noise", "grey", "CMYK"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_cut_within_the_picture_is_refused(name: str, kind: str) -> None:
+def test_a_cut_within_the_picture_is_refused(name: str, kind: str) -> None:
     data = jpeg(name, kind)[:-2]
     lengths = [len(data) - lost for lost in (2, 3, 5, 9, 60)]
     lengths += [len(data) * seventh // 7 for seventh in range(1, 7)]
@@ -93,8 +93,8 @@ def test_what_is_cut_within_the_picture_is_refused(name: str, kind: str) -> None
     assert {cut: levels for cut, levels in taken.items() if levels > 2} == {}
 
 
-def test_one_lost_byte_is_refused_or_shows() -> None:
-    """Padding can fill all of a byte but a bit or two, which may say what is taken for granted."""
+def test_one_lost_byte_is_refused_or_not_visible() -> None:
+    """Padding can fill all but a bit or two of a byte, and a decoder may assume those."""
     for name in ("waves", "noise", "grey"):
         for kind in KINDS:
             data = jpeg(name, kind)
@@ -106,7 +106,7 @@ def test_one_lost_byte_is_refused_or_shows() -> None:
 
 
 @pytest.mark.parametrize("name", ["waves", "noise", "grey", "flat"])
-def test_a_progressive_one_without_its_last_scans_is_refused(name: str) -> None:
+def test_a_progressive_jpeg_without_its_last_scans_is_refused(name: str) -> None:
     data = jpeg(name, "progressive")
     starts = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
     tables = [data.rindex(b"\xff\xc4", 0, at) for at in starts]
@@ -129,7 +129,7 @@ def test_every_component_needs_its_scan() -> None:
     assert outline(grey[:-2]).complete
 
 
-def test_films_behind_the_picture_are_left_alone() -> None:
+def test_films_after_the_picture_are_ignored() -> None:
     whole = jpeg("waves", "baseline")
     assert np.array_equal(opened(whole + b"\0\0\0\x18ftypmp42" + bytes(500)), opened(whole))
     assert np.array_equal(opened(whole + whole), opened(whole))
@@ -143,7 +143,7 @@ def test_flat_blocks_at_the_end_are_no_sign_of_a_cut() -> None:
 
 
 @pytest.mark.parametrize("numbers", [b"\0\0\0", b"\0\x3f\1", b"\1\x3f\0"])
-def test_what_only_progressive_pictures_say_counts_in_those_alone(numbers: bytes) -> None:
+def test_rules_of_progressive_pictures_apply_to_them_alone(numbers: bytes) -> None:
     data = jpeg("waves", "baseline")
     at = data.index(b"\xff\xda")
     end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -170,10 +170,10 @@ DAMAGED_KINDS = KINDS | {
 
 @pytest.mark.parametrize("kind", DAMAGED_KINDS)
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_within_the_picture_is_refused_or_hardly_shows(
+def test_damage_within_the_picture_is_refused_or_hardly_visible(
     data: Path, name: str, kind: str
 ) -> None:
-    """Where a scan that refines the picture is hit, little is to be seen."""
+    """Damage in a scan that refines the picture is hardly visible."""
     for file in ("rocket_640x360.jpg", "astronaut_360x480.png"):
         with Image.open(data / file) as image:
             whole = encoded(image, "JPEG", **DAMAGED_KINDS[kind])
@@ -199,10 +199,8 @@ def test_restart_markers_are_counted_and_in_order() -> None:
 @pytest.mark.parametrize(
     "more", [b"", b"\xff" * 20, bytes(3000), b"\1\2custom data" * 200], ids=len
 )
-def test_bytes_behind_the_picture_and_in_front_of_its_end_are_no_damage(
-    kind: str, more: bytes
-) -> None:
-    """Cameras align their files so, or leave notes there."""
+def test_bytes_between_the_picture_and_its_end_marker_are_no_damage(kind: str, more: bytes) -> None:
+    """Cameras align their files like this, or leave notes there."""
     for name in ("waves", "grey"):
         data = jpeg(name, kind)
         assert np.array_equal(opened(data[:-2] + more + END), opened(data))
@@ -214,7 +212,7 @@ def test_space_between_the_scans_may_be_filled() -> None:
     assert np.array_equal(opened(filled), opened(data))
 
 
-def test_a_page_beside_the_picture_is_none_within() -> None:
+def test_a_comment_that_contains_html_is_allowed() -> None:
     data = jpeg("waves", "baseline")
     note = b"<?xml version='1.0'?><html></html>"
     comment = b"\xff\xfe" + (len(note) + 2).to_bytes(2) + note

@@ -1,5 +1,5 @@
-"""PNG files with something beside their picture that is long, broken or missing. So do browsers:
-what does not make the picture never costs it."""
+"""PNG files with long, broken or missing parts beside the picture. As in browsers, parts that do
+not make up the picture never fail it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ BESIDE = {
         PLAIN, (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(50 * 2**20)))
     ),
     "a profile of 50 MB": with_chunks(PLAIN, embedded(bytes(50 * 2**20))),
-    "a profile that is no zlib": with_chunks(PLAIN, (b"iCCP", b"x\0\0nothing")),
-    "a profile of no name": with_chunks(PLAIN, (b"iCCP", b"")),
-    "a text that is cut": with_chunks(PLAIN, (b"iTXt", b"x")),
+    "a profile that is not zlib": with_chunks(PLAIN, (b"iCCP", b"x\0\0nothing")),
+    "a profile without a name": with_chunks(PLAIN, (b"iCCP", b"")),
+    "a truncated text": with_chunks(PLAIN, (b"iTXt", b"x")),
     "a broken profile": behind_header(broken(embedded(display_p3()))),
     "a broken gamma": behind_header(broken(gamma(100_000))),
     "a broken transparency": behind_header(broken((b"tRNS", bytes(6)))),
@@ -64,28 +64,28 @@ BESIDE = {
     "no end": PLAIN[:-12],
     "a cut end": PLAIN[:-5],
     "a broken end": PLAIN[:-1] + b"x",
-    "junk in the place of the end": PLAIN[:-12] + b"junk" * 10,
-    "zeros in the place of the end": PLAIN[:-12] + bytes(4000),
-    "junk behind the end": PLAIN + b"junk" * 10,
-    "no checksum of the data": PLAIN[:-16],
+    "junk instead of the end": PLAIN[:-12] + b"junk" * 10,
+    "zeros instead of the end": PLAIN[:-12] + bytes(4000),
+    "junk after the end": PLAIN + b"junk" * 10,
+    "data without a checksum": PLAIN[:-16],
 }
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_what_does_not_make_the_picture_never_costs_it(name: str) -> None:
+def test_other_chunks_never_fail_the_picture(name: str) -> None:
     assert np.array_equal(opened(BESIDE[name]), np.asarray(colour_ramps()))
 
 
 @pytest.mark.parametrize("lost", [28, 40, 200, 1000])
 @pytest.mark.parametrize("tail", [b"", bytes(30), END], ids=["", "zeros", "end"])
-def test_what_is_cut_within_the_picture_is_refused(lost: int, tail: bytes) -> None:
+def test_a_cut_within_the_picture_is_refused(lost: int, tail: bytes) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (240, 256, 3), np.uint8)
     data = encoded(Image.fromarray(noise), "PNG")
     with pytest.raises(InvalidMedia, match="damaged"):
         opened(data[:-lost] + tail)
 
 
-def test_an_animation_without_its_end_is_refused_as_one() -> None:
+def test_an_animation_without_its_end_is_refused_as_an_animation() -> None:
     frames = [Image.new("RGB", (240, 240), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
     for file in (data, data[:-12]):
@@ -98,7 +98,7 @@ def test_an_animation_without_its_end_is_refused_as_one() -> None:
         )
 
 
-def test_a_chunk_that_claims_more_than_there_is() -> None:
+def test_a_chunk_that_claims_more_bytes_than_there_are() -> None:
     claims = struct.pack(">I", 2**32 - 1) + b"tEXt" + b"x" * 50
     assert np.array_equal(opened(PLAIN[:-12] + claims), np.asarray(colour_ramps()))
 
@@ -120,7 +120,7 @@ ADAM7 = [
 
 
 def rows(depth: int, samples: int, interlaced: bool) -> bytes:
-    """Unpacked, each behind a filter byte of none: a picture of all ones."""
+    """Unpacked rows, each after a filter byte of "none": a picture of all ones."""
     places = np.zeros((HEIGHT, WIDTH))
     parts = [places[part] for part in ADAM7] if interlaced else [places]
     return b"".join(
@@ -130,7 +130,7 @@ def rows(depth: int, samples: int, interlaced: bool) -> bytes:
 
 
 def png_of(data: bytes, depth: int, colour: int, interlaced: bool, *, piece: int = 2**20) -> bytes:
-    """A file with `data` as its packed rows, in chunks of `piece` bytes."""
+    """A file with `data` as its compressed rows, in chunks of `piece` bytes."""
     header = struct.pack(">2I5B", WIDTH, HEIGHT, depth, colour, 0, 0, interlaced)
     palette = png_chunk(b"PLTE", b"\xff" * 3 * 2**depth) if colour == 3 else b""
     starts = range(0, len(data), piece)
@@ -160,7 +160,7 @@ def test_all_rows_must_be_there(depth: int, colour: int, samples: int, interlace
             assert refused(png_of(packed, depth, colour, interlaced, piece=piece)), length
 
 
-def test_every_picture_that_pillow_writes_has_its_rows() -> None:
+def test_every_picture_that_pillow_writes_has_all_its_rows() -> None:
     ramps = colour_ramps()
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         for options in ({}, {"compress_level": 0}, {"optimize": True}):
@@ -178,7 +178,7 @@ def test_damage_within_the_rows_is_refused(level: int, damage: bytes) -> None:
     assert refused(data[:half] + damage + data[half + 2000 :])
 
 
-def test_rows_without_their_last_checksum_are_taken() -> None:
+def test_rows_without_their_last_checksum_are_accepted() -> None:
     packed = zlib.compress(rows(8, 3, False))
     for lost in (1, 4):
         assert not refused(png_of(packed[:-lost], 8, 2, False))
@@ -196,8 +196,8 @@ def test_an_animation_needs_the_rows_of_its_first_frame() -> None:
         open_image(cut, ImageLimits(), first_frame=True)
 
 
-def test_rows_that_grow_without_end_are_not_held() -> None:
-    """300 MB behind a picture of 0.2 MB."""
+def test_rows_that_never_end_are_not_kept_in_memory() -> None:
+    """300 MB after a picture of 0.2 MB."""
     packed = zlib.compress(rows(8, 3, False) + bytes(300 * 2**20))
     tracemalloc.start()
     try:

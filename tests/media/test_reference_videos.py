@@ -1,5 +1,5 @@
-"""`open_reference` with the real ffmpeg: what is taken, which frames are chosen, what is refused,
-and that nothing inside a file can make ffmpeg open anything else."""
+"""`open_reference` with the real ffmpeg: what it accepts, which frames it chooses, what it refuses,
+and that nothing inside a file makes ffmpeg open anything else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ffmpeg(*arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Makes a test picture with moving parts as the file `name`, with ffmpeg's own `options`."""
+    """Makes ffmpeg's moving test picture as the file `name`, with ffmpeg's own `options`."""
     folder = tmp_path_factory.mktemp("videos")
 
     @cache
@@ -89,7 +89,7 @@ def opened(
 
 
 def refusal(data: bytes, folder: Path, limits: ReferenceLimits = LIMITS) -> str:
-    """Why it is refused. Nothing of it is left."""
+    """The reason of the refusal. Nothing of the file is left."""
     with pytest.raises(InvalidMedia) as caught:
         opened(data, folder, limits)
     assert caught.value.field == "references[0]"
@@ -118,14 +118,14 @@ def apart(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
-def test_a_picture_is_taken_as_a_picture_of_a_request(tmp_path: Path, kind: str) -> None:
+def test_a_picture_is_accepted_like_a_picture_of_a_request(tmp_path: Path, kind: str) -> None:
     reference = opened(encoded(Image.new("RGB", (300, 400), "red"), kind), tmp_path)
     assert [picture.size for picture in reference.pictures] == [(300, 400)]
     assert reference.voice is None and len(reference.samples) == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_clear_in_a_picture_becomes_white(tmp_path: Path) -> None:
+def test_transparent_pixels_of_a_picture_become_white(tmp_path: Path) -> None:
     reference = opened(encoded(Image.new("RGBA", (300, 300), (255, 0, 0, 0)), "PNG"), tmp_path)
     assert reference.pictures[0].getpixel((9, 9)) == (255, 255, 255)
 
@@ -155,11 +155,11 @@ def test_a_video_gives_its_best_frame_at_full_size(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_frame_a_second_is_kept_for_the_safety_checker(video: Make, tmp_path: Path) -> None:
+def test_one_frame_per_second_is_kept_for_the_safety_checker(video: Make, tmp_path: Path) -> None:
     assert len(opened(video("five.mp4", seconds=5), tmp_path).samples) in (4, 5)
 
 
-def test_a_video_is_turned_as_its_phone_was(video: Make, tmp_path: Path) -> None:
+def test_the_rotation_that_a_phone_wrote_is_applied(video: Make, tmp_path: Path) -> None:
     upright, turned = tmp_path / "upright.mp4", tmp_path / "turned.mp4"
     upright.write_bytes(video())
     ffmpeg("-display_rotation", "90", "-i", str(upright), "-c", "copy", str(turned))
@@ -170,12 +170,12 @@ def test_a_video_is_turned_as_its_phone_was(video: Make, tmp_path: Path) -> None
     assert apart(straight.transpose(Image.Transpose.ROTATE_90), picture) < 3
 
 
-def test_pixels_that_are_not_square_are_made_so(video: Make, tmp_path: Path) -> None:
+def test_pixels_that_are_not_square_are_made_square(video: Make, tmp_path: Path) -> None:
     data = video("wide.mp4", *X264, "-vf", "setsar=2")
     assert opened(data, tmp_path).pictures[0].size == (640, 240)
 
 
-def test_pixels_far_from_square_do_not_make_a_picture_of_any_size(
+def test_extreme_pixel_aspects_do_not_make_a_picture_of_any_size(
     video: Make, tmp_path: Path
 ) -> None:
     flat = video("flat.mp4", *X264, "-vf", "setsar=200")
@@ -185,7 +185,7 @@ def test_pixels_far_from_square_do_not_make_a_picture_of_any_size(
 
 
 @pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
-def test_hdr_is_brought_to_srgb(tmp_path: Path, transfer: str) -> None:
+def test_hdr_is_converted_to_srgb(tmp_path: Path, transfer: str) -> None:
     """White (58 % of PQ, 75 % of HLG: ITU-R BT.2408) leaves room for highlights, as in pictures."""
     level = {"smpte2084": 148, "arib-std-b67": 191}[transfer]
     frame = Image.new("RGB", (320, 240), (level,) * 3)
@@ -196,7 +196,7 @@ def test_hdr_is_brought_to_srgb(tmp_path: Path, transfer: str) -> None:
     assert picture.getpixel((300, 200)) == pytest.approx((185, 185, 185), abs=4)
 
 
-def test_plain_video_keeps_its_levels(tmp_path: Path) -> None:
+def test_standard_video_keeps_its_levels(tmp_path: Path) -> None:
     frame = Image.new("RGB", (320, 240), (60, 60, 60))
     frame.paste((200, 200, 200), (0, 0, 160, 120))
     tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
@@ -209,7 +209,7 @@ def test_plain_video_keeps_its_levels(tmp_path: Path) -> None:
 # --- choice of frames ----------------------------------------------------------------------------
 
 
-def test_the_sharp_frames_of_a_scene_are_better(data: Path, tmp_path: Path) -> None:
+def test_the_sharp_frames_of_a_scene_rank_higher(data: Path, tmp_path: Path) -> None:
     sharp = scene(data, "astronaut_360x480.png")
     soft = sharp.filter(ImageFilter.GaussianBlur(3))
     video = of_frames(tmp_path, [soft] * 20 + [sharp] * 6 + [soft] * 14)
@@ -218,7 +218,7 @@ def test_the_sharp_frames_of_a_scene_are_better(data: Path, tmp_path: Path) -> N
     assert apart(sharp, pictures[0]) < 4 < apart(sharp, soft)
 
 
-def test_each_scene_gives_one_picture_and_a_view_that_comes_again_none(
+def test_each_scene_gives_one_picture_and_a_repeated_view_gives_none(
     data: Path, tmp_path: Path
 ) -> None:
     person, rocket = scene(data, "astronaut_360x480.png"), scene(data, "rocket_640x360.jpg")
@@ -245,11 +245,11 @@ def test_the_middle_of_a_cross_fade_is_not_chosen(data: Path, tmp_path: Path) ->
     assert len(pictures) == 2 and max(nearest) < 6
 
 
-def test_of_two_sharp_frames_the_one_with_the_larger_subject_is_better() -> None:
+def test_of_two_sharp_frames_the_one_with_the_larger_subject_ranks_higher() -> None:
     noise = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
 
     def shown(side: int) -> Image.Image:
-        """A subject of that size, with as much detail in all."""
+        """A frame with a subject of that size, and equal detail in all."""
         image = Image.new("RGB", (320, 240), (90, 90, 90))
         image.paste((230, 60, 20), (160 - side, 120 - side, 160 + side, 120 + side))
         image.paste(Image.fromarray(noise).crop((0, 0, 20, 20)), (150, 110))
@@ -260,7 +260,7 @@ def test_of_two_sharp_frames_the_one_with_the_larger_subject_is_better() -> None
     assert best([look(small), look(large), look(small)], 1) == [1]
 
 
-def test_frames_of_one_colour_are_none() -> None:
+def test_frames_of_one_colour_are_skipped() -> None:
     assert (
         best([look(Image.new("RGB", (320, 240), colour)) for colour in ("black", "white")], 4) == []
     )
@@ -271,13 +271,13 @@ def test_frames_of_one_colour_are_none() -> None:
 
 
 def with_sound(video: Make, name: str, heard: str, seconds: float) -> bytes:
-    """A video of that length with a sound of ffmpeg's `aevalsrc`."""
+    """A video of that length, with a sound of ffmpeg's `aevalsrc`."""
     sound = ("-f", "lavfi", "-i", f"aevalsrc='{heard}':s=48000:d={seconds}")
     return video(name, *sound, *X264, "-c:a", "aac", "-shortest", seconds=seconds)
 
 
 def test_the_window_with_the_most_voice_is_kept(video: Make, tmp_path: Path) -> None:
-    """A second of it, silence, then eleven seconds of it."""
+    """One second of voice, silence, then eleven seconds of voice."""
     heard = "0.3*sin(2*PI*700*t)*(lt(t,1)+gt(t,5))"
     voice = opened(with_sound(video, "voice.mp4", heard, 16), tmp_path).voice
     assert voice is not None and voice.seconds == pytest.approx(10, abs=0.01)
@@ -295,7 +295,7 @@ def test_silence_around_a_voice_is_cut(video: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heard", ["0", "0.5*sin(2*PI*60*t)"], ids=["silence", "hum"])
-def test_a_sound_without_a_voice_is_none(video: Make, tmp_path: Path, heard: str) -> None:
+def test_a_sound_without_a_voice_is_ignored(video: Make, tmp_path: Path, heard: str) -> None:
     name = f"{len(heard)}.mp4"
     assert opened(with_sound(video, name, heard, 1.5), tmp_path).voice is None
     assert list(tmp_path.iterdir()) == []
@@ -317,12 +317,12 @@ DISGUISES = {
 
 
 @pytest.mark.parametrize("name", DISGUISES)
-def test_what_is_neither_picture_nor_video_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_neither_picture_nor_video_is_refused(tmp_path: Path, name: str) -> None:
     assert refusal(DISGUISES[name], tmp_path) == NEITHER
 
 
 @pytest.mark.parametrize("name", DISGUISES)
-def test_what_only_begins_like_a_video_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_that_only_begins_like_a_video_is_refused(tmp_path: Path, name: str) -> None:
     assert refusal(b"\0\0\0\x10ftypisom\0\0\0\0" + DISGUISES[name], tmp_path) == NO_VIDEO
 
 
@@ -361,12 +361,12 @@ def test_a_video_outside_the_limits_is_refused(
 
 
 def claiming(data: bytes, width: int, height: int, codec: bytes = b"avc1") -> bytes:
-    """`data` whose header says another size (ISO/IEC 14496-12, 12.1.3)."""
+    """`data` with another size in its header (ISO/IEC 14496-12, 12.1.3)."""
     at = data.index(codec, data.index(b"stsd")) + 4 + 24
     return data[:at] + width.to_bytes(2) + height.to_bytes(2) + data[at + 4 :]
 
 
-def test_a_size_that_is_only_claimed_is_refused(video: Make, tmp_path: Path) -> None:
+def test_a_size_that_is_only_in_the_header_is_refused(video: Make, tmp_path: Path) -> None:
     data = claiming(video(), 8192, 8192)
     assert refusal(data, tmp_path) == "each side must be 240 to 4096 pixels, got 8192x8192"
 
@@ -388,7 +388,7 @@ def test_frames_larger_than_the_header_says_are_not_decoded(
 
 
 @pytest.mark.parametrize(("seconds", "fps"), [(30, 16), (1, 30), (2, 240)])
-def test_the_limits_themselves_are_taken(
+def test_the_limits_themselves_are_accepted(
     video: Make, tmp_path: Path, seconds: float, fps: int
 ) -> None:
     assert opened(video(f"{seconds}-{fps}.mp4", seconds=seconds, fps=fps), tmp_path).pictures
@@ -425,7 +425,7 @@ def test_an_encrypted_video_is_refused(video: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-movflags", "+faststart")], ids=["plain", "fast"])
 @pytest.mark.parametrize("part", [0.3, 0.7, 0.99])
-def test_a_video_that_is_cut_is_refused(
+def test_a_truncated_video_is_refused(
     video: Make, tmp_path: Path, options: tuple[str, ...], part: float
 ) -> None:
     data = video(f"cut{len(options)}.mp4", *X264, *options)
@@ -433,7 +433,9 @@ def test_a_video_that_is_cut_is_refused(
 
 
 @pytest.mark.parametrize("flips", [20, 200, 5000])
-def test_a_damaged_video_is_refused_and_not_mended(video: Make, tmp_path: Path, flips: int) -> None:
+def test_a_damaged_video_is_refused_and_not_repaired(
+    video: Make, tmp_path: Path, flips: int
+) -> None:
     data = bytearray(video("fast.mp4", *X264, "-movflags", "+faststart"))
     chance, begins = np.random.default_rng(7), data.index(b"mdat") + 8
     for at in chance.integers(begins, len(data), flips):
@@ -441,7 +443,9 @@ def test_a_damaged_video_is_refused_and_not_mended(video: Make, tmp_path: Path, 
     assert refusal(bytes(data), tmp_path) == DAMAGED
 
 
-def test_claims_of_two_thousand_million_frames_cost_nothing(video: Make, tmp_path: Path) -> None:
+def test_a_header_that_claims_two_thousand_million_frames_costs_nothing(
+    video: Make, tmp_path: Path
+) -> None:
     data = bytearray(video("fast.mp4", *X264, "-movflags", "+faststart"))
     for table, fields in ((b"stsz", (8, 12)), (b"stts", (12,)), (b"stsc", (16,))):
         for at in fields:
@@ -450,7 +454,7 @@ def test_claims_of_two_thousand_million_frames_cost_nothing(video: Make, tmp_pat
     assert refusal(bytes(data), tmp_path)
 
 
-def test_a_header_of_many_boxes_ends(tmp_path: Path) -> None:
+def test_parsing_a_header_of_many_boxes_ends(tmp_path: Path) -> None:
     empty = b"\0\0\0\x08free" * 2**20
     assert refusal(b"\0\0\0\x08ftyp" + empty, tmp_path) == NO_VIDEO
 
@@ -459,7 +463,7 @@ def test_a_header_of_many_boxes_ends(tmp_path: Path) -> None:
 
 
 def pointing_to(data: bytes, target: Path) -> bytes:
-    """`data`, whose header is at its end, as a movie whose frames are in `target`: an alias, as
+    """`data`, whose header is at its end, as a movie with its frames in `target`: an alias as
     QuickTime writes it (libavformat/mov.c, mov_read_dref)."""
     path = str(target).encode()
     path += b"\0" * (len(path) % 2)
@@ -476,7 +480,9 @@ def pointing_to(data: bytes, target: Path) -> bytes:
     return bytes(changed)
 
 
-def test_a_track_in_another_file_is_neither_taken_nor_opened(video: Make, tmp_path: Path) -> None:
+def test_a_track_in_another_file_is_neither_accepted_nor_opened(
+    video: Make, tmp_path: Path
+) -> None:
     (job := tmp_path / "job").mkdir()
     (target := tmp_path / "target.mp4").write_bytes(video())
     data = pointing_to(video(), target)
@@ -486,15 +492,15 @@ def test_a_track_in_another_file_is_neither_taken_nor_opened(video: Make, tmp_pa
     with opens_of(target) as was_opened:
         assert refusal(data, job) == "the video points to another file"
         with pytest.raises(subprocess.CalledProcessError):
-            ffmpeg(*input_arguments(copy), "-xerror", *decode)  # without our look at the header
+            ffmpeg(*input_arguments(copy), "-xerror", *decode)  # without our check of the header
         assert not was_opened()
         ffmpeg(
             "-enable_drefs", "1", "-use_absolute_path", "1", "-f", "mov", "-i", str(copy), *decode
         )
-        assert was_opened()  # so the file is live
+        assert was_opened()  # ffmpeg opens it, so the file is a real attack
 
 
-# --- faults of this machine, and cancellation ----------------------------------------------------
+# --- errors of this machine, and cancellation ----------------------------------------------------
 
 
 def test_an_ffmpeg_that_decodes_nothing_is_not_the_callers_fault(
@@ -531,8 +537,8 @@ def test_a_job_that_was_cancelled_stops(video: Make, tmp_path: Path) -> None:
 
 
 def references(*counts: int) -> list[Reference]:
-    """References with so many pictures each; a picture's width says whose it is, its height its
-    rank."""
+    """References with the given numbers of pictures. A picture's width tells its reference, its
+    height its rank."""
     return [
         Reference(tuple(Image.new("RGB", (subject, rank)) for rank in range(1, count + 1)))
         for subject, count in enumerate(counts)
@@ -562,7 +568,7 @@ def test_each_subject_has_a_picture_and_there_are_four_in_all(
     assert all(ranks[subjects.index(subject)] == 1 for subject in subjects)
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_pictures_that_are_left_out_are_reported(tmp_path: Path) -> None:
     media = with_references(Media(), references(1, 1, 1, 1, 1))
     assert media.warnings == ("Only the first 4 of 5 references were used",)
     assert with_references(Media(), references(1, 2)).warnings == ()

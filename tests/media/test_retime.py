@@ -1,4 +1,5 @@
-"""Frames at exact times: what each backend shows when, that cuts stay cuts, and flat memory."""
+"""Frames at exact times: what each backend shows and when, that cuts stay cuts, and that memory
+stays flat."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ WIDTH, HEIGHT = 64, 48
 def plan(
     *seconds: int, source_fps: int = 16, fps: int = 30, width: int = WIDTH, height: int = HEIGHT
 ) -> Plan:
-    """One shot for each of `seconds`, with the frame behind its end where it is needed."""
+    """One shot for each of `seconds`, with the frame after its end if it is needed."""
     shots = []
     for length in seconds:
         kept = frames_to_cover(length * fps, fps, source_fps)
@@ -47,7 +48,7 @@ def plan(
 
 
 def chunks(frames: list[np.ndarray]) -> Iterator[Frames]:
-    """As a Wan VAE gives them: one, then four at a time."""
+    """Chunks as a Wan VAE gives them: one frame, then four at a time."""
     start, end = 0, 1
     while start < len(frames):
         yield np.stack(frames[start:end])
@@ -59,7 +60,7 @@ def grey(value: int) -> np.ndarray:
 
 
 def bar(left: float, width: int = 128, height: int = 96) -> np.ndarray:
-    """A textured bar, 32 wide, at `left` pixels on a dark ground; whole pixels only."""
+    """A textured bar, 32 pixels wide, at `left` whole pixels on a dark ground."""
     picture = np.full((height, width, 3), 20, np.uint8)
     texture = np.random.default_rng(1).integers(120, 255, (height // 8, 4, 3), np.uint8)
     picture[:, int(left) : int(left) + 32] = texture.repeat(8, 0).repeat(8, 1)
@@ -72,14 +73,15 @@ def photograph() -> Image.Image:
 
 
 def panned(pixels: float, width: int = 320, height: int = 192) -> np.ndarray:
-    """A view into a photograph, `pixels` to the right of its left edge; parts of pixels too."""
+    """A crop of a photograph, `pixels` to the right of its left edge; fractions of pixels too."""
     box = (pixels, 100, pixels + width, 100 + height)
     size = (width, height)
     return np.asarray(photograph().resize(size, Image.Resampling.BICUBIC, box=box))
 
 
 def shift_of(frame: np.ndarray) -> float:
-    """Where `frame` looks, in pixels to a quarter: the view that differs least from it."""
+    """The position of the crop that `frame` shows, to a quarter of a pixel: the one that differs
+    least."""
     inner = frame[:, 32:-32].astype(float)
     places = [index / 4 for index in range(4 * 72)]
     errors = [np.abs(panned(place)[:, 32:-32] - inner).mean() for place in places]
@@ -108,7 +110,7 @@ def test_every_second_has_exactly_its_frames(source_fps: int, fps: int, method: 
 @pytest.mark.parametrize("source_fps", [16, 24])
 @pytest.mark.parametrize("fps", [8, 23, 24, 25, 30, 50, 60])
 def test_each_frame_is_at_its_exact_time(seconds: int, source_fps: int, fps: int) -> None:
-    """Frames that carry their number: between two stands where the clip's frame lies."""
+    """Frames carry their number: the number that is shown tells the time between two of them."""
     shape = plan(seconds, source_fps=source_fps, fps=fps)
     times: list[Fraction] = []
 
@@ -128,18 +130,18 @@ def test_each_frame_is_at_its_exact_time(seconds: int, source_fps: int, fps: int
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
-def test_a_frame_of_the_model_at_a_time_of_the_clip_is_shown_there(method: Method) -> None:
+def test_a_model_frame_at_a_time_of_the_clip_is_shown_there(method: Method) -> None:
     frames = [bar(4 + 2 * (index % 40)) for index in range(17)]
     shown = run(plan(1, width=128, height=96), frames, method)
     for second_half in (0, 1):
         error = shown[15 * second_half].astype(int) - frames[8 * second_half]
-        assert np.abs(error).max() <= 2  # YUV and back
+        assert np.abs(error).max() <= 2  # converted to YUV and back
 
 
 # --- motion --------------------------------------------------------------------------------------
 
 
-def test_a_blend_is_the_mean_of_its_neighbours_correctly_rounded() -> None:
+def test_a_blend_is_the_correctly_rounded_mean_of_its_neighbours() -> None:
     shown = run(plan(1), [grey(10 * index) for index in range(17)], blend)
     wanted = [round(10 * 16 * index / 30) for index in range(30)]
     assert shown[:, 0, 0, 0].tolist() == wanted
@@ -148,13 +150,13 @@ def test_a_blend_is_the_mean_of_its_neighbours_correctly_rounded() -> None:
 
 @pytest.mark.parametrize("values", [(0, 255), (255, 0), (100, 101), (7, 7)])
 @pytest.mark.parametrize("weight", [1 / 15, 0.25, 8 / 15, 14 / 15])
-def test_a_blend_goes_neither_over_nor_under(values: tuple[int, int], weight: float) -> None:
+def test_a_blend_never_overshoots(values: tuple[int, int], weight: float) -> None:
     low, high = values
     wanted = round(low + (high - low) * weight)
     assert (blend(grey(low), grey(high), weight) == wanted).all()
 
 
-def test_motion_compensation_shows_what_lies_between_and_not_two_frames_at_once() -> None:
+def test_motion_compensation_shows_the_positions_between_and_not_two_frames_at_once() -> None:
     frames = [panned(4 * index) for index in range(17)]  # 64 pixels a second
     shape = plan(1, width=320, height=192)
     compensated, blended = run(shape, frames, "mci"), run(shape, frames, blend)
@@ -170,8 +172,8 @@ def test_motion_compensation_shows_what_lies_between_and_not_two_frames_at_once(
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
-def test_motion_goes_on_to_the_last_frame(method: Method) -> None:
-    """What lies behind the last source frame that native clips show would stand still."""
+def test_motion_continues_to_the_last_frame(method: Method) -> None:
+    """Without the source frame after the last one that native clips show, motion would stop."""
     frames = [bar(4 + 4 * index) for index in range(17)]
     shown = run(plan(1, width=128, height=96), frames, method)
     steps = np.abs(np.diff(shown[-8:].astype(int), axis=0)).mean(axis=(1, 2, 3))
@@ -179,7 +181,7 @@ def test_motion_goes_on_to_the_last_frame(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
-def test_without_a_frame_behind_the_end_the_last_one_stays(method: Method) -> None:
+def test_without_a_frame_after_the_end_the_last_one_stays(method: Method) -> None:
     kept = Segment(0, 17, 0, 16)
     shape = Plan(*(WIDTH, HEIGHT) * 3, 30, 30, 0, (Shot("", (kept,), 30),), 16)
     shown = run(shape, [grey(10 * index) for index in range(16)], method)
@@ -196,7 +198,7 @@ def test_colours_survive(method: Method) -> None:
 
 
 @pytest.mark.parametrize("sides", [(48, 16), (16, 48), (16, 16)], ids=str)
-def test_a_strip_is_compensated_too(sides: tuple[int, int]) -> None:
+def test_a_strip_is_interpolated_too(sides: tuple[int, int]) -> None:
     """ffmpeg's filter takes no side below 32."""
     width, height = sides
     shape = plan(1, width=width, height=height)
@@ -210,7 +212,7 @@ def test_a_strip_is_compensated_too(sides: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
-def test_nothing_is_made_from_two_shots(method: Method) -> None:
+def test_no_frame_is_made_from_two_shots(method: Method) -> None:
     shape = plan(1, 2, 1)
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
     frames = [
@@ -228,7 +230,7 @@ def test_nothing_is_made_from_two_shots(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
 @pytest.mark.parametrize("count", [0, 1, 8, 15, 16, 18, 40])
-def test_frames_that_are_not_as_many_as_planned_fail(
+def test_a_wrong_number_of_frames_fails(
     count: int, method: Method, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(EncodeFailed):
@@ -237,7 +239,7 @@ def test_frames_that_are_not_as_many_as_planned_fail(
 
 
 def ffmpeg_children() -> int:
-    """How many processes named ffmpeg this one has started and not waited for."""
+    """The number of ffmpeg processes that this process has started and not waited for."""
     found = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -269,7 +271,7 @@ def test_a_cancelled_job_stops_and_its_source_is_closed(method: Method) -> None:
     assert closed == [True]
 
 
-def test_a_stream_that_nobody_wants_any_more_ends_its_processes() -> None:
+def test_abandoning_a_stream_ends_its_processes() -> None:
     frames = [bar(index % 90) for index in range(241)]
     stream = retime(chunks(frames), plan(15, width=128, height=96), "mci", Control())
     next(stream)
@@ -277,7 +279,7 @@ def test_a_stream_that_nobody_wants_any_more_ends_its_processes() -> None:
     assert ffmpeg_children() == 0
 
 
-def test_the_failure_of_the_filter_is_a_sentence_and_its_words_are_logged(
+def test_a_failure_of_the_filter_is_a_sentence_and_its_output_is_logged(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "ffmpeg"
@@ -289,7 +291,7 @@ def test_the_failure_of_the_filter_is_a_sentence_and_its_words_are_logged(
     assert "the filter is tired" in caplog.text
 
 
-def test_a_filter_that_does_nothing_any_more_is_given_up(
+def test_a_filter_that_stops_working_is_given_up(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "ffmpeg"
@@ -309,7 +311,7 @@ def test_without_weights_edges_are_moved_and_not_doubled() -> None:
     assert choose(Settings())[0] == "mci"
 
 
-def test_what_is_named_is_used() -> None:
+def test_a_named_method_is_used() -> None:
     assert [choose(Settings(interpolation=name))[0] for name in ("mci", "blend")] == [
         "mci",
         "blend",
@@ -331,13 +333,13 @@ def test_an_ffmpeg_without_motion_compensation_blends_and_says_so() -> None:
         choose(Settings(interpolation="mci"))
 
 
-def test_rife_without_weights_says_where_they_are() -> None:
+def test_rife_without_weights_says_where_they_belong() -> None:
     with pytest.raises(ConfigurationError, match="needs WAN_RIFE_WEIGHTS"):
         choose(Settings(interpolation="rife"))
 
 
 @pytest.mark.parametrize("interpolation", ["auto", "rife"])
-def test_weights_that_are_not_there_are_not_passed_over(interpolation: Any, tmp_path: Path) -> None:
+def test_missing_weights_are_not_silently_ignored(interpolation: Any, tmp_path: Path) -> None:
     settings = Settings(interpolation=interpolation, rife_weights=tmp_path / "rife.pkl")
     with pytest.raises(ConfigurationError, match="which is not a file"):
         choose(settings)
@@ -386,7 +388,7 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
     for seconds in ("1", "5"):
         command = [sys.executable, "-c", _FIFTEEN_SECONDS, seconds]
         done = subprocess.run(command, capture_output=True, check=True, timeout=120)
-        assert int(done.stdout) < 20 * frame_kib  # a frame in float32 is four
+        assert int(done.stdout) < 20 * frame_kib  # one frame in float32 is four in uint8
 
 
 @pytest.mark.parametrize(
@@ -400,7 +402,7 @@ def test_memory_is_a_few_frames_at_any_length() -> None:
         (1920, 1080, 128, 8),
     ],
 )
-def test_windows_at_work_are_limited_by_their_memory(
+def test_memory_limits_the_windows_in_progress(
     width: int, height: int, memory_gb: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "count", lambda: 64)
@@ -414,7 +416,7 @@ def test_windows_at_work_are_limited_by_their_memory(
 
 @pytest.fixture
 def rife_weights(tmp_path: Path) -> Path:
-    """The network with random weights, in the file's layout."""
+    """The network with random weights, in the layout of the file."""
     pytest.importorskip("ccvfi")
     from ccvfi.arch import IFNet
 
@@ -424,7 +426,7 @@ def rife_weights(tmp_path: Path) -> Path:
     return tmp_path / "rife.pkl"
 
 
-def test_rife_makes_frames_of_any_size_between(rife_weights: Path) -> None:
+def test_rife_interpolates_frames_of_any_size(rife_weights: Path) -> None:
     assert choose(Settings(rife_weights=rife_weights))[0] == "rife"
     network = Rife(rife_weights, "cpu")
     shown = run(
@@ -435,14 +437,14 @@ def test_rife_makes_frames_of_any_size_between(rife_weights: Path) -> None:
     assert (shown[14] != shown[15]).any()
 
 
-def test_rife_between_two_equal_frames_is_that_frame(rife_weights: Path) -> None:
-    """Whatever it takes for motion in a plain picture, the picture stays; so does its edge."""
+def test_rife_between_two_equal_frames_gives_that_frame(rife_weights: Path) -> None:
+    """Whatever motion it finds in a plain picture, the picture and its edge stay the same."""
     made = Rife(rife_weights, "cpu").between(grey(99), grey(99), 0.4)
     assert made.shape == (HEIGHT, WIDTH, 3)
     assert (made == 99).all()
 
 
-def test_rife_keeps_no_grids_of_sizes_that_have_passed(rife_weights: Path) -> None:
+def test_rife_keeps_no_grids_of_earlier_sizes(rife_weights: Path) -> None:
     from ccvfi.arch.arch_utils.warplayer import backwarp_tenGrid
 
     network = Rife(rife_weights, "cpu")

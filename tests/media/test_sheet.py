@@ -1,4 +1,4 @@
-"""The contact sheet: which frames are on it, and that they are the ones it says."""
+"""The contact sheet: it shows the frames that its labels say."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def brightening(path: Path, count: int, width: int, height: int) -> None:
     encode([frames], plan, None, path, EncodeOptions(crf=1), Control())
 
 
-def test_two_frames_a_second_the_last_and_both_at_each_cut_are_shown() -> None:
+def test_the_sheet_shows_two_frames_per_second_and_the_last_one_and_both_at_each_cut() -> None:
     shown = choose_frames(frames=60, fps=30, cut_seconds=[1.2])
     assert [frame.number for frame in shown] == [0, 15, 30, 35, 36, 45, 59]
     assert [frame.number for frame in shown if frame.is_cut] == [36]
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 180), (180, 320)])
-def test_the_sheet_has_the_frames_that_it_names(tmp_path: Path, width: int, height: int) -> None:
+def test_the_sheet_has_the_frames_that_its_labels_name(
+    tmp_path: Path, width: int, height: int
+) -> None:
     clip, target = tmp_path / "clip.mp4", tmp_path / "sheet.png"
     brightening(clip, 40, width, height)
     numbers = [0, 3, 9, 10, 20, 30, 39]
@@ -47,14 +49,14 @@ def test_the_sheet_has_the_frames_that_it_names(tmp_path: Path, width: int, heig
     assert cut_edge[0] > 200 > cut_edge[2]
 
 
-def test_a_file_that_is_no_clip_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_clip_is_reported(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"no clip")
     with pytest.raises(EncodeFailed, match="contact sheet"):
         write_sheet(clip, [SheetFrame(0)], 10, tmp_path / "sheet.png")
 
 
-def test_frames_behind_the_end_are_told(tmp_path: Path) -> None:
+def test_frames_after_the_end_are_reported(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     brightening(clip, 5, 64, 64)
     with pytest.raises(EncodeFailed):

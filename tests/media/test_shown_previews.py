@@ -1,4 +1,4 @@
-"""Previews of one job: when they are made, what they look like, and what ends them."""
+"""Previews of one job: when they are made, what they look like, and what stops them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMOOTH = np.full((3, 18, 32, 3), (200, 60, 20), np.uint8)
 
 
 class Maker:
-    """Counts what is computed."""
+    """Counts the computed previews."""
 
     def __init__(self, frames: np.ndarray | None = SMOOTH) -> None:
         self.frames = frames
@@ -61,7 +61,7 @@ def test_a_preview_is_a_small_moving_picture_of_the_frames() -> None:
     assert abs(np.asarray(picture.convert("RGB"), int) - SMOOTH[0, 0, 0]).max() < 12
 
 
-def test_noise_takes_no_more_bytes_than_a_preview_may() -> None:
+def test_a_preview_of_noise_stays_within_the_limit_of_bytes() -> None:
     _, shown, told = opened()
     shown.show(1, Maker(FRAMES))
     assert 1000 < len(told[0].content) <= 32 * 1024
@@ -96,7 +96,7 @@ def test_a_cancelled_job_is_not_held_up() -> None:
         shown.show(1, make)
 
 
-def test_what_is_flagged_is_not_shown_and_nothing_after_it() -> None:
+def test_flagged_content_is_not_shown_and_nothing_after_it() -> None:
     looked: list[int] = []
 
     def passes(pictures: list[Image.Image]) -> bool:
@@ -106,7 +106,7 @@ def test_what_is_flagged_is_not_shown_and_nothing_after_it() -> None:
     _, shown, told = opened(passes)
     for step in range(4):
         shown.show(step, Maker())
-    assert looked == [3, 3]  # every frame of the first, and of the flagged one
+    assert looked == [3, 3]  # every frame of the first preview, and of the flagged one
     assert [one.step for one in told] == [0]
 
 
@@ -127,10 +127,10 @@ def test_previews_take_their_share_of_the_time_and_no_more(
         shown.show(step, make)
         now[0] += 0.5
     assert now[0] - 100 == pytest.approx(0.5 * 101 + 0.1 * make.calls)
-    assert make.calls == 6  # at the begin, and then one for each ten seconds
+    assert make.calls == 6  # at the beginning, and then one for each ten seconds
 
 
-def test_what_shows_nothing_costs_nothing() -> None:
+def test_a_preview_that_shows_nothing_costs_nothing() -> None:
     _, shown, told = opened(share=0)
     shown.show(0, Maker(None))
     shown.show(1, Maker())

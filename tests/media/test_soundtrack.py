@@ -1,4 +1,4 @@
-"""The sounds of segments become one track: by number, no sample lost, none repeated."""
+"""The sounds of segments become one track: checked by number, no sample lost, none repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(soundtrack: Soundtrack, folder: Path) -> np.ndarray:
     return samples[:, 0].astype(int)
 
 
-def test_one_segment_is_its_sound_and_no_longer_than_its_frames(tmp_path: Path) -> None:
+def test_the_sound_of_one_segment_is_no_longer_than_its_frames(tmp_path: Path) -> None:
     soundtrack = Soundtrack(FPS)
     soundtrack.add(track(tmp_path / "a.wav", level(100, 33)), Segment(1, 33, 0, 32))
     assert written(soundtrack, tmp_path).tolist() == [100] * 32 * A_FRAME
@@ -51,11 +51,11 @@ def test_an_overlap_is_cross_faded_at_equal_power(tmp_path: Path) -> None:
     join = slice(28 * A_FRAME, 33 * A_FRAME)
     assert set(samples[: join.start]) == set(samples[join.stop :]) == {1000}
     middle = samples[join][len(samples[join]) // 2]
-    assert middle == pytest.approx(1000 * 2**0.5, abs=2)  # equal ones add up; noise would not
+    assert middle == pytest.approx(1000 * 2**0.5, abs=2)  # equal sounds add up; noise would not
     assert abs(np.diff(samples[join])).max() < 2  # no click
 
 
-def test_a_tone_that_goes_on_is_loud_throughout(tmp_path: Path) -> None:
+def test_a_continuous_tone_stays_loud(tmp_path: Path) -> None:
     generator = np.random.default_rng(5)
     soundtrack = Soundtrack(FPS)
     for number, segment in enumerate((Segment(1, 33, 0, 33, 9), Segment(2, 33, 9, 24))):
@@ -73,7 +73,7 @@ def test_a_cut_between_shots_repeats_nothing(tmp_path: Path) -> None:
     assert written(soundtrack, tmp_path).tolist() == [1] * 16 * A_FRAME + [2] * 16 * A_FRAME
 
 
-def test_what_has_no_sound_or_too_little_is_silent(tmp_path: Path) -> None:
+def test_missing_or_short_sound_becomes_silence(tmp_path: Path) -> None:
     soundtrack = Soundtrack(FPS)
     soundtrack.add(None, Segment(1, 17, 0, 16))
     assert soundtrack.write(tmp_path / "none.wav") is None
@@ -82,7 +82,7 @@ def test_what_has_no_sound_or_too_little_is_silent(tmp_path: Path) -> None:
     assert written(soundtrack, tmp_path).tolist() == expected
 
 
-def test_times_do_not_drift_at_a_frame_rate_that_divides_nothing(tmp_path: Path) -> None:
+def test_times_do_not_drift_at_an_odd_frame_rate(tmp_path: Path) -> None:
     soundtrack = Soundtrack(7)
     for _ in range(5):
         soundtrack.add(None, Segment(1, 17, 0, 16))
@@ -90,7 +90,7 @@ def test_times_do_not_drift_at_a_frame_rate_that_divides_nothing(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a wave", None])
-def test_sound_that_cannot_be_read_fails_the_job(tmp_path: Path, content: bytes | None) -> None:
+def test_unreadable_sound_fails_the_job(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.wav"
     if content is not None:
         path.write_bytes(content)
@@ -105,7 +105,7 @@ def test_sound_of_another_rate_fails_the_job(tmp_path: Path) -> None:
 
 
 def test_each_shot_begins_at_its_own_second(tmp_path: Path) -> None:
-    """81 frames of a shot are kept where 30 fps are made of 16, and it lasts five seconds."""
+    """81 frames of a shot are kept if 30 fps are made from 16, and the shot lasts five seconds."""
     soundtrack = Soundtrack(FPS)
     for shot in (1, 2, 3):
         sound = track(tmp_path / f"{shot}.wav", level(100 * shot, 81))
@@ -115,7 +115,7 @@ def test_each_shot_begins_at_its_own_second(tmp_path: Path) -> None:
     assert samples.tolist() == np.repeat([100, 200, 300], 5 * SAMPLE_RATE_HZ).tolist()
 
 
-def test_a_shot_that_ends_before_its_second_is_silent_to_there(tmp_path: Path) -> None:
+def test_a_shot_that_ends_early_is_followed_by_silence(tmp_path: Path) -> None:
     soundtrack = Soundtrack(FPS)
     soundtrack.add(track(tmp_path / "a.wav", level(100, 32)), Segment(1, 33, 0, 32))
     soundtrack.end_shot(2.5)

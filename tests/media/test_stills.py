@@ -28,7 +28,7 @@ def test_a_thumbnail_is_the_first_frame(tmp_path: Path) -> None:
     assert min(low for low, _ in picture.convert("RGB").getextrema()) > 240
 
 
-def test_a_sheet_has_sixteen_frames_of_all_of_the_clip(tmp_path: Path) -> None:
+def test_a_sheet_has_sixteen_frames_from_all_of_the_clip(tmp_path: Path) -> None:
     sheet = Image.open(io.BytesIO(spritesheet(small_clip(tmp_path / "clip.mp4"), 2)))
     assert (sheet.format, sheet.size) == ("JPEG", (4 * 320, 4 * 180))
     grey = sheet.convert("L")
@@ -36,7 +36,7 @@ def test_a_sheet_has_sixteen_frames_of_all_of_the_clip(tmp_path: Path) -> None:
     assert [level > 128 for level in shown] == [True] * 8 + [False] * 8
 
 
-def test_what_is_no_clip_has_no_picture(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_clip_has_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"no clip")
     with pytest.raises(EncodeFailed, match="No picture can be made of this clip"):

@@ -1,4 +1,4 @@
-"""Larger pictures: exact size and count from any network, windows without seams, clear refusals."""
+"""Larger pictures: exact size and count with any network, windows without seams, clear refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan(
     crop: tuple[int, int] | None = None,
     target: tuple[int, int] = (96, 72),
 ) -> Plan:
-    """A shot of each of `counts` frames."""
+    """One shot for each of `counts`, with that many frames."""
     shots = tuple(Shot("", (Segment(0, count, 0, count),), count) for count in counts)
     return Plan(*target, *render, *(crop or render), 16, sum(counts), 0, shots, 16)
 
@@ -41,7 +41,7 @@ def chunks(frames: list[np.ndarray]) -> Iterator[Frames]:
 
 
 class Doubler:
-    """Repeats every pixel; notes how many frames it was given at a time."""
+    """Repeats every pixel, and records the number of frames per call."""
 
     def __init__(self, window: int = 1, overlap: int = 0) -> None:
         self.window, self.overlap = window, overlap
@@ -65,7 +65,9 @@ WINDOWS = [(1, 0), (9, 4), (33, 4)]
 
 @pytest.mark.parametrize("windows", WINDOWS, ids=str)
 @pytest.mark.parametrize("count", [1, 4, 5, 9, 33, 34, 81])
-def test_every_frame_comes_out_once_in_the_clips_size(count: int, windows: tuple[int, int]) -> None:
+def test_every_frame_comes_out_once_in_the_size_of_the_clip(
+    count: int, windows: tuple[int, int]
+) -> None:
     doubler = Doubler(*windows)
     made = run(plan(count), [grey(index) for index in range(count)], doubler)
     assert made.shape == (count, 72, 96, 3)
@@ -74,7 +76,7 @@ def test_every_frame_comes_out_once_in_the_clips_size(count: int, windows: tuple
 
 
 @pytest.mark.parametrize("windows", WINDOWS, ids=str)
-def test_no_window_sees_two_shots(windows: tuple[int, int]) -> None:
+def test_no_window_contains_two_shots(windows: tuple[int, int]) -> None:
     doubler = Doubler(*windows)
     frames = [grey(10)] * 11 + [grey(200)] * 12
     made = run(plan(11, 12), frames, doubler)
@@ -92,14 +94,14 @@ def test_windows_fade_into_each_other() -> None:
     assert made.tolist() == [0] * 5 + [10, 20, 31, 41] + [51] * 5
 
 
-def test_the_middle_is_cut_out_as_the_encoder_would_cut_it() -> None:
+def test_the_middle_is_cropped_as_the_encoder_would_crop_it() -> None:
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[6:42, 8:56] = 255
     made = run(plan(1, crop=(48, 36)), [picture], Doubler())
     assert (made == 255).all()
 
 
-def test_a_picture_is_the_same_only_larger() -> None:
+def test_a_picture_stays_the_same_but_larger() -> None:
     data = Path(__file__).parents[1] / "data" / "rocket_640x360.jpg"
     photograph = Image.open(data).convert("RGB").resize((128, 72), Image.Resampling.LANCZOS)
     shape = plan(1, render=(128, 72), target=(192, 108))
@@ -109,7 +111,7 @@ def test_a_picture_is_the_same_only_larger() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3, 7, 9, 12])
-def test_frames_that_are_not_as_many_as_planned_fail(count: int) -> None:
+def test_a_wrong_number_of_frames_fails(count: int) -> None:
     with pytest.raises(EncodeFailed):
         run(plan(8), [grey(0)] * count, Doubler())
 
@@ -159,7 +161,7 @@ def test_only_a_larger_clip_needs_a_network() -> None:
 
 @pytest.fixture
 def kandinsky(tmp_path: Path) -> Path:
-    """A Kandinsky 6 SR of random weights, with one small tile size."""
+    """A Kandinsky 6 SR with random weights and one small tile size."""
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         Kandinsky6SRPipeline,
@@ -198,7 +200,7 @@ def test_kandinsky_enlarges_a_window_of_any_length_and_size(kandinsky: Path) -> 
     network = upscale.load("kandinsky-sr", kandinsky, "cpu")
     made = run(plan(3, render=(64, 48), target=(96, 72)), [grey(100)] * 3, network)
     assert made.shape == (3, 72, 96, 3)
-    assert made.std() > 0  # random weights: texture
+    assert made.std() > 0  # random weights give texture
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -224,7 +226,7 @@ def test_kandinsky_runs_uncompiled_where_compiling_fails(
     assert "Failed to find C compiler" in caplog.text
 
 
-def test_what_the_weights_are_decides(kandinsky: Path) -> None:
+def test_the_setting_and_the_weights_choose_the_network(kandinsky: Path) -> None:
     assert choose_upscaling(Settings())[0] == "lanczos"
     assert choose_upscaling(Settings(upscale="native"))[0] == "native"
     assert choose_upscaling(Settings(upscale_weights=kandinsky))[0] == "kandinsky-sr"
@@ -255,7 +257,7 @@ def test_an_incomplete_folder_is_refused(kandinsky: Path) -> None:
         choose_upscaling(Settings(upscale_weights=kandinsky))
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not there"):
         choose_upscaling(Settings(upscale_weights=tmp_path / "x2.pth"))
 
@@ -274,7 +276,7 @@ def test_a_missing_package_says_how_to_get_it(
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """An ESRGAN of random weights, as its file is."""
+    """A file of an ESRGAN with random weights."""
     pytest.importorskip("spandrel")
     from spandrel.architectures.ESRGAN import ESRGAN
 

@@ -1,4 +1,5 @@
-"""`encode` with the real ffmpeg: what the mp4 is, and that nothing stays behind when it fails."""
+"""`encode` with the real ffmpeg: the contents of the mp4, and that nothing is left after a
+failure."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def plan(
 
 
 def chunks(picture: Callable[[int], np.ndarray], frames: int) -> Iterator[Frames]:
-    """`picture(index)` for each frame, in the chunks of a Wan VAE: 1, then 4 at a time."""
+    """`picture(index)` for each frame, in the chunks of a Wan VAE: 1 frame, then 4 at a time."""
     start, end = 0, 1
     while start < frames:
         yield np.stack([picture(index) for index in range(start, min(end, frames))])
@@ -58,7 +59,7 @@ def chunks(picture: Callable[[int], np.ndarray], frames: int) -> Iterator[Frames
 
 
 def square(index: int, width: int = 64, height: int = 36) -> np.ndarray:
-    """A white square that moves over a gradient, one pixel a frame."""
+    """A white square that moves over a gradient by one pixel per frame."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[:, :, 2] = np.linspace(0, 200, width, dtype=np.uint8)
     left = index % (width - 8)
@@ -91,7 +92,7 @@ def tone(folder: Path, seconds: float) -> AudioTrack:
 
 
 def track(folder: Path, samples: np.ndarray) -> AudioTrack:
-    """What `open_audio` leaves, from one channel in -1..1."""
+    """The result of `open_audio`, from one channel in -1..1."""
     stereo = np.repeat((samples * 32767).astype("<i2")[:, None], 2, axis=1)
     with wave.open(str(folder / "audio.pcm.wav"), "wb") as file:
         file.setnchannels(2)
@@ -110,12 +111,12 @@ def ffmpeg(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def probe(path: Path) -> str:
-    """What ffmpeg says about a file."""
+    """The output of ffmpeg about a file."""
     return ffmpeg("-i", str(path)).stderr.decode()
 
 
 def pictures(path: Path, size: tuple[int, int], *filters: str) -> np.ndarray:
-    """The frames of a clip, [n, h, w, 3] RGB, converted as its own tags say."""
+    """The frames of a clip, [n, h, w, 3] RGB, converted according to its own tags."""
     raw = ["-fps_mode", "passthrough", *filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     data = ffmpeg("-i", str(path), *raw).stdout
     return np.frombuffer(data, np.uint8).reshape(-1, size[1], size[0], 3)
@@ -176,7 +177,7 @@ def test_frames_and_duration_are_exact(
     assert f" {fps} fps" in probe(path)
 
 
-def test_the_frames_are_those_that_came_in_their_order(tmp_path: Path) -> None:
+def test_frames_keep_their_contents_and_order(tmp_path: Path) -> None:
     same_size = plan(target=(64, 36))
     seen = pictures(clip(tmp_path, same_size), (64, 36))
     for index in range(80):
@@ -185,7 +186,7 @@ def test_the_frames_are_those_that_came_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [(128, 72), (130, 70), (64, 36), (1270, 726)])
-def test_size_and_codec(tmp_path: Path, target: tuple[int, int]) -> None:
+def test_size_and_codec_are_as_set(tmp_path: Path, target: tuple[int, int]) -> None:
     said = probe(clip(tmp_path, plan(5, target=target)))
     assert "Video: h264 (High)" in said
     assert "yuv420p(tv, bt709, progressive)" in said
@@ -207,14 +208,14 @@ def test_all_four_colour_tags_are_in_the_stream_and_in_the_container(tmp_path: P
     assert b"colrnclx" + struct.pack(">HHHB", 1, 1, 1, 0) in path.read_bytes()
 
 
-def test_the_index_comes_before_the_frames(tmp_path: Path) -> None:
+def test_the_index_is_before_the_frames(tmp_path: Path) -> None:
     names = [name for name, _ in boxes(clip(tmp_path, plan()).read_bytes())]
     assert names[0] == "ftyp"
     assert names.index("moov") < names.index("mdat")
 
 
 def key_frames(path: Path) -> list[int]:
-    """Numbers of the frames from which a player can begin (stss, ISO 14496-12 8.6.2)."""
+    """Numbers of the frames from which a player can start (stss, ISO 14496-12 8.6.2)."""
     data = path.read_bytes()
     at = data.index(b"stss")
     (count,) = struct.unpack_from(">I", data, at + 8)
@@ -229,7 +230,7 @@ def test_a_player_finds_a_key_frame_in_every_second(tmp_path: Path, fps: int, fr
         keys = key_frames(path)
         assert keys[0] == 0
         assert np.diff([*keys, frames]).max() <= fps
-        # IDR pictures: none of the frames behind it needs one before it.
+        # IDR pictures: no later frame needs one before it.
         headers = ffmpeg(
             "-i", str(path), "-c", "copy", "-bsf:v", "trace_headers", "-f", "null", "-"
         )
@@ -286,7 +287,7 @@ def test_a_circle_stays_round(tmp_path: Path) -> None:
     ("render", "crop"),
     [((72, 36), (64, 36)), ((64, 44), (64, 36)), ((72, 44), (64, 36)), ((64, 36), (61, 35))],
 )
-def test_the_middle_is_cut_out(
+def test_the_middle_is_cropped(
     tmp_path: Path, render: tuple[int, int], crop: tuple[int, int]
 ) -> None:
     left, top = ((whole - part) // 2 for whole, part in zip(render, crop, strict=True))
@@ -306,7 +307,7 @@ def test_the_middle_is_cut_out(
     ],
     ids=str,
 )
-def test_what_the_settings_allow_is_encoded_as_high(
+def test_everything_that_the_settings_allow_is_encoded_as_high(
     tmp_path: Path, values: dict[str, object]
 ) -> None:
     allowed = Settings(**values)
@@ -315,7 +316,7 @@ def test_what_the_settings_allow_is_encoded_as_high(
 
 
 @pytest.mark.parametrize("values", [{"preset": "ultrafast"}, {"crf": 0}], ids=str)
-def test_what_x264_encodes_as_another_profile_is_refused(values: dict[str, object]) -> None:
+def test_options_that_make_x264_use_another_profile_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Settings(**values)
 
@@ -333,7 +334,7 @@ def test_longer_sound_is_cut(tmp_path: Path) -> None:
         assert loudness(samples, second, second + 0.9) == pytest.approx(0.5 / np.sqrt(2), abs=0.02)
 
 
-def test_shorter_sound_has_a_silent_tail(tmp_path: Path) -> None:
+def test_shorter_sound_is_followed_by_silence(tmp_path: Path) -> None:
     samples = heard(clip(tmp_path, plan(), audio=tone(tmp_path, 2)))
     assert len(samples) / SAMPLE_RATE_HZ == pytest.approx(5, abs=0.03)
     assert loudness(samples, 0.1, 1.9) == pytest.approx(0.5 / np.sqrt(2), abs=0.02)
@@ -348,7 +349,7 @@ def test_the_sound_starts_with_the_picture(tmp_path: Path) -> None:
     assert loudest == pytest.approx(1, abs=0.005)
 
 
-def test_titles_of_the_sound_do_not_reach_the_clip(tmp_path: Path) -> None:
+def test_titles_of_the_sound_are_not_in_the_clip(tmp_path: Path) -> None:
     audio = tone(tmp_path, 1)
     titled = tmp_path / "titled.wav"
     ffmpeg("-i", str(audio.path), "-metadata", "title=somebody's title", str(titled))
@@ -366,7 +367,7 @@ def failure(
     control: Control | None = None,
     expected: type[BaseException] = EncodeFailed,
 ) -> BaseException:
-    """The error of an encode, after which neither a file nor a process may be left."""
+    """The error of an encode. Afterwards neither a file nor a process may be left."""
     path = folder / "clip.mp4"
     with pytest.raises(expected) as caught:
         encode(frames, plan(), None, path, FAST, control or Control())
@@ -389,14 +390,14 @@ def pretended_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 @pytest.mark.parametrize("frames", [0, 1, 76, 79, 81, 84, 4000])
-def test_a_wrong_number_of_frames(
+def test_a_wrong_number_of_frames_fails(
     tmp_path: Path, frames: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert str(failure(tmp_path, chunks(square, frames))) == SENTENCE
     assert "frames" in caplog.text
 
 
-def test_empty_chunks_do_no_harm(tmp_path: Path) -> None:
+def test_empty_chunks_are_allowed(tmp_path: Path) -> None:
     nothing = np.zeros((0, 36, 64, 3), np.uint8)
 
     def frames() -> Iterator[Frames]:
@@ -419,7 +420,7 @@ def test_chunks_that_are_views_are_written_as_they_look(tmp_path: Path) -> None:
     assert np.abs(seen - mirrored).mean() < 5 < np.abs(seen - upright).mean()
 
 
-def test_frames_of_another_size_are_not_encoded_as_something_else(tmp_path: Path) -> None:
+def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
     flat = chunks(lambda index: square(index, 64, 18), 80)
     with pytest.raises((EncodeFailed, AssertionError)):
         encode(flat, plan(), None, tmp_path / "clip.mp4", FAST, Control())
@@ -437,17 +438,17 @@ def then_raise(error: BaseException) -> Iterator[Frames]:
 @pytest.mark.parametrize(
     "error", [ModelFailed("x"), Cancelled(), KeyboardInterrupt(), OSError("x")], ids=repr
 )
-def test_what_the_frames_raise_comes_out(tmp_path: Path, error: BaseException) -> None:
+def test_exceptions_of_the_frames_are_raised(tmp_path: Path, error: BaseException) -> None:
     assert failure(tmp_path, then_raise(error), expected=type(error)) is error
 
 
-def test_a_broken_pipe_of_somebody_else_comes_out(tmp_path: Path) -> None:
-    """Such as a progress bar on a terminal that has gone."""
+def test_a_broken_pipe_of_another_program_is_raised(tmp_path: Path) -> None:
+    """For example of a progress bar on a closed terminal."""
     control = Control(deadline_seconds=1)
     failure(tmp_path, then_raise(BrokenPipeError("stdout")), control, expected=BrokenPipeError)
 
 
-def test_an_ffmpeg_that_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_ffmpeg_fails_the_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def frames() -> Iterator[Frames]:
         yield from chunks(square, 21)
         signal_children(signal.SIGKILL)
@@ -457,7 +458,7 @@ def test_an_ffmpeg_that_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "ended with status -9" in caplog.text
 
 
-def test_an_ffmpeg_that_is_killed_after_the_last_frame(tmp_path: Path) -> None:
+def test_an_ffmpeg_killed_after_the_last_frame_fails_the_job(tmp_path: Path) -> None:
     def frames() -> Iterator[Frames]:
         yield from chunks(square, 80)
         signal_children(signal.SIGKILL)
@@ -466,7 +467,7 @@ def test_an_ffmpeg_that_is_killed_after_the_last_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["", "head -c 99999 >/dev/null; ", "cat >/dev/null; "])
-def test_the_last_words_of_an_ffmpeg_that_gives_up(
+def test_the_last_output_of_a_failed_ffmpeg_is_logged(
     tmp_path: Path,
     when: str,
     pretended_ffmpeg: Callable[[str], None],
@@ -477,7 +478,7 @@ def test_the_last_words_of_an_ffmpeg_that_gives_up(
     assert "the encoder is tired" in caplog.text
 
 
-def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "clip.mp4"
     path.symlink_to("/dev/full")
     assert str(failure(tmp_path, chunks(square, 80))) == SENTENCE
@@ -486,7 +487,7 @@ def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "No space left on device" in caplog.text
 
 
-def test_a_folder_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert str(failure(tmp_path / "gone", chunks(square, 80))) == SENTENCE
     assert "No such file or directory" in caplog.text
 
@@ -495,7 +496,7 @@ def test_a_folder_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def stopped(folder: Path, frames: Iterator[Frames], control: Control) -> EngineError:
-    """The error of an encode that is cancelled after 0.3 s (or ends by its deadline)."""
+    """The error of an encode that is cancelled after 0.3 s, or ends at its deadline."""
     timer = threading.Timer(0.3, control.cancel)
     began = time.monotonic()
     timer.start()
@@ -507,7 +508,7 @@ def stopped(folder: Path, frames: Iterator[Frames], control: Control) -> EngineE
     return error
 
 
-def test_a_stopped_ffmpeg_does_not_hold_a_cancelled_job(tmp_path: Path) -> None:
+def test_a_paused_ffmpeg_does_not_hold_a_cancelled_job(tmp_path: Path) -> None:
     def frames() -> Iterator[Frames]:
         yield from chunks(square, 5)
         signal_children(signal.SIGSTOP)
@@ -517,7 +518,7 @@ def test_a_stopped_ffmpeg_does_not_hold_a_cancelled_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["in the middle", "after the last frame"])
-def test_an_ffmpeg_that_does_nothing_any_more_is_given_up(
+def test_an_ffmpeg_that_stops_working_is_given_up(
     tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def frames() -> Iterator[Frames]:
@@ -529,10 +530,10 @@ def test_an_ffmpeg_that_does_nothing_any_more_is_given_up(
     assert str(error) == SENTENCE and "did nothing for 0.5 seconds" in caplog.text
 
 
-def test_an_ffmpeg_that_works_is_waited_for(
+def test_a_slow_ffmpeg_is_waited_for(
     tmp_path: Path, pretended_ffmpeg: Callable[[str], None]
 ) -> None:
-    """However slow: this one needs a second of a core for its end."""
+    """This one needs a second of CPU time to finish."""
     pretended_ffmpeg(
         "cat >/dev/null\n"
         f"exec {sys.executable} -c 'import time\nwhile time.process_time() < 1: pass\nexit(3)'"
@@ -540,7 +541,7 @@ def test_an_ffmpeg_that_works_is_waited_for(
     failure(tmp_path, chunks(square, 80), Control(hang_seconds=0.5))
 
 
-def test_a_deadline_ends_it_too(tmp_path: Path) -> None:
+def test_a_deadline_ends_the_encode(tmp_path: Path) -> None:
     def frames() -> Iterator[Frames]:
         yield from chunks(square, 5)
         signal_children(signal.SIGSTOP)
@@ -550,14 +551,14 @@ def test_a_deadline_ends_it_too(tmp_path: Path) -> None:
     assert isinstance(stopped(tmp_path, frames(), control), DeadlineExceeded)
 
 
-def test_an_ffmpeg_that_does_not_finish(
+def test_an_ffmpeg_that_does_not_finish_is_stopped(
     tmp_path: Path, pretended_ffmpeg: Callable[[str], None]
 ) -> None:
     pretended_ffmpeg("while read -r line; do :; done; exec sleep 60")
     assert isinstance(stopped(tmp_path, chunks(square, 80), Control()), Cancelled)
 
 
-def test_frames_that_look_at_the_control_end_at_once(tmp_path: Path) -> None:
+def test_frames_that_check_the_control_end_at_once(tmp_path: Path) -> None:
     control = Control()
 
     def frames() -> Iterator[Frames]:
@@ -569,8 +570,8 @@ def test_frames_that_look_at_the_control_end_at_once(tmp_path: Path) -> None:
     assert isinstance(stopped(tmp_path, frames(), control), Cancelled)
 
 
-def test_while_the_model_works_ffmpeg_ends_and_the_job_with_the_next_chunk(tmp_path: Path) -> None:
-    """Nothing can interrupt a kernel: `encode` waits for the frames, but not for ffmpeg."""
+def test_a_cancel_ends_ffmpeg_at_once_and_the_job_with_the_next_chunk(tmp_path: Path) -> None:
+    """Nothing can interrupt a running kernel: `encode` waits for the frames, but not for ffmpeg."""
     control = Control()
 
     def frames() -> Iterator[Frames]:
@@ -622,7 +623,7 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
 def test_the_picture_is_the_first_stream_beside_any_sound(
     tmp_path: Path, after: bool, late: bool
 ) -> None:
-    """Also behind a clip that is continued, and where the sound comes later."""
+    """Also in a continued clip, and if the sound starts later."""
     first = None
     if after:
         given = encode(chunks(square, 20), plan(20), None, tmp_path / "given.mp4", FAST, Control())

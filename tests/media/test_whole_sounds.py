@@ -1,4 +1,5 @@
-"""Which WAV and MP3 files are whole: what programs write is taken, what lost its sound is not."""
+"""Which WAV and MP3 files are complete: files that programs write are accepted, files with missing
+sound are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def large(claimed: int, start: bytes = b"RF64") -> bytes:
-    """A WAV of one second for large files, whose header claims `claimed` bytes of sound."""
+    """A WAV of one second in the format for large files, whose header claims `claimed` bytes of
+    sound."""
     sizes = struct.pack("<QQQI", len(SECOND) + 72, claimed, len(SECOND) // 4, 0)
     plain = wav(SECOND, claimed_bytes=2**32 - 1)
     return start + b"\xff" * 4 + b"WAVE" + chunk(b"ds64", sizes) + plain[12:]
@@ -44,25 +46,25 @@ def large(claimed: int, start: bytes = b"RF64") -> bytes:
 
 WHOLE_WAVS = {
     "plain": wav(SECOND),
-    "a chunk behind": wav(SECOND) + chunk(b"LIST", b"INFOISFT\6\0\0\0Lavf58"),
-    "a large chunk behind": wav(SECOND) + chunk(b"id3 ", bytes(300_000)),
-    "an odd chunk behind that is not padded": wav(SECOND) + chunk(b"LIST", b"INFO\0")[:-1],
-    "a chunk behind that is cut": wav(SECOND) + chunk(b"LIST", bytes(300_000))[:1000],
+    "a chunk after it": wav(SECOND) + chunk(b"LIST", b"INFOISFT\6\0\0\0Lavf58"),
+    "a large chunk after it": wav(SECOND) + chunk(b"id3 ", bytes(300_000)),
+    "an odd chunk after it without padding": wav(SECOND) + chunk(b"LIST", b"INFO\0")[:-1],
+    "a truncated chunk after it": wav(SECOND) + chunk(b"LIST", bytes(300_000))[:1000],
     "the header is counted": wav(SECOND, claimed_bytes=len(SECOND) + 44),
     "the last block is cut": wav(SECOND[:-1024], claimed_bytes=len(SECOND)),
     "odd, and not padded": wav(SECOND[:48_001], channels=1, bits=8, rate=48_001),
     "mono, 8 bits, short": wav(bytes([128]) * 2000, channels=1, bits=8, rate=8000),
-    "zeros behind": wav(SECOND) + bytes(30_000),
-    "another file behind": wav(SECOND) * 2,
+    "zeros after it": wav(SECOND) + bytes(30_000),
+    "another file after it": wav(SECOND) * 2,
     "large": large(len(SECOND)),
     "large, sizes not known": large(0),
-    "large, sizes said to be endless": large(2**64 - 1),
+    "large, sizes at their maximum": large(2**64 - 1),
     "larger still": large(len(SECOND), b"BW64"),
 }
 
 
 @pytest.mark.parametrize("name", WHOLE_WAVS)
-def test_a_whole_wav_is_taken(tmp_path: Path, name: str) -> None:
+def test_a_complete_wav_is_accepted(tmp_path: Path, name: str) -> None:
     wanted = 0.25 if "short" in name else 1
     assert seconds(WHOLE_WAVS[name], tmp_path) == pytest.approx(wanted, abs=0.01)
 
@@ -71,7 +73,7 @@ CUT_WAVS = {
     "half": wav(SECOND)[: len(SECOND) // 2],
     "all but a fiftieth": wav(SECOND)[: -len(SECOND) // 50],
     "one sample": wav(SECOND)[:48],
-    "nothing behind the header": wav(SECOND)[:44],
+    "nothing after the header": wav(SECOND)[:44],
     "without its middle": wav(SECOND)[:60_000] + wav(SECOND)[80_000:],
     "three hours": wav(SECOND, claimed_bytes=3 * 3600 * SAMPLE_RATE_HZ * 4),
     "large": large(len(SECOND))[:100_000],
@@ -80,7 +82,7 @@ CUT_WAVS = {
 
 
 @pytest.mark.parametrize("name", CUT_WAVS)
-def test_a_cut_wav_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_truncated_wav_is_refused(tmp_path: Path, name: str) -> None:
     assert refusal(CUT_WAVS[name], tmp_path) == CUT
 
 
@@ -104,10 +106,10 @@ ENCODED = [
 
 
 @pytest.mark.parametrize("options", ENCODED, ids=" ".join)
-def test_what_encoders_write_is_taken(
+def test_the_output_of_encoders_is_accepted(
     sound: Sound, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """With a header that counts the frames and without, and with half of a last frame."""
+    """With and without a header that counts the frames, and with half of a last frame."""
     for name in (("-write_xing", "1"), ("-write_xing", "0"), BARE[:4], ("-write_id3v1", "1")):
         data = sound("b.mp3", *options, *name)
         for cut in (0, 1, 50):
@@ -154,7 +156,7 @@ TAILS = {
 
 @pytest.mark.parametrize("name", TAILS)
 @pytest.mark.parametrize("cut", [0, 200])
-def test_an_mp3_may_have_something_behind_it(
+def test_an_mp3_may_be_followed_by_other_bytes(
     sound: Sound, tmp_path: Path, name: str, cut: int
 ) -> None:
     for options in ((), BARE):
@@ -163,8 +165,8 @@ def test_an_mp3_may_have_something_behind_it(
 
 
 @pytest.mark.parametrize("cut", [0, 150])
-def test_files_that_are_joined_are_taken(sound: Sound, tmp_path: Path, cut: int) -> None:
-    """The first one's header counts its own frames alone."""
+def test_joined_files_are_accepted(sound: Sound, tmp_path: Path, cut: int) -> None:
+    """The header of the first file counts only its own frames."""
     first, other = sound("a.mp3"), sound("a.mp3", *BARE)
     for part in (first, other):
         for between in (b"", ID3V1, ID3V1 + id3v2(150_000), ape(50_000) + ID3V1, bytes(500)):
@@ -172,7 +174,7 @@ def test_files_that_are_joined_are_taken(sound: Sound, tmp_path: Path, cut: int)
             assert seconds(joined, tmp_path) == pytest.approx(4, abs=0.3)
 
 
-def test_titles_between_the_frames_of_a_station_are_taken(sound: Sound, tmp_path: Path) -> None:
+def test_titles_between_the_frames_of_a_station_are_accepted(sound: Sound, tmp_path: Path) -> None:
     data = sound("a.mp3", *BARE, seconds=8)
     starts = range(0, len(data), 16_000)
     titles = [b"\0", b"\1" + b"StreamTitle='';\0"]
@@ -180,8 +182,8 @@ def test_titles_between_the_frames_of_a_station_are_taken(sound: Sound, tmp_path
     assert seconds(b"".join(parts), tmp_path) == pytest.approx(8, abs=0.3)
 
 
-def test_a_header_without_a_count_is_no_cut(sound: Sound, tmp_path: Path) -> None:
-    """As it is left where the file could not be gone back to."""
+def test_a_header_without_a_count_is_accepted(sound: Sound, tmp_path: Path) -> None:
+    """An encoder leaves it so if it could not seek back in the file."""
     data = sound("a.mp3", "-id3v2_version", "0")
     at = data.index(b"Info")
     for flags, count in ((15, 0), (0, 2**32 - 1), (15, 2**32 - 1), (0, 80)):
@@ -190,13 +192,13 @@ def test_a_header_without_a_count_is_no_cut(sound: Sound, tmp_path: Path) -> Non
 
 
 def vbri(data: bytes, frames: int) -> bytes:
-    """A silent frame with Fraunhofer's header in front of frames without one."""
+    """A silent frame with Fraunhofer's header, followed by frames without one."""
     length = mp3._frame_bytes(data[:4])
     head = data[:4] + bytes(32) + b"VBRI" + struct.pack(">HHHII", 1, 0, 75, len(data), frames)
     return head.ljust(length, b"\0") + data
 
 
-def test_fraunhofers_header_counts_too(sound: Sound, tmp_path: Path) -> None:
+def test_fraunhofers_header_counts_frames_too(sound: Sound, tmp_path: Path) -> None:
     data = sound("a.mp3", *BARE)
     frames = round(len(data) / (144 * 128_000 / 44_100))
     assert seconds(vbri(data, frames), tmp_path) == pytest.approx(2, abs=0.2)
@@ -208,7 +210,7 @@ def cut(data: bytes) -> bytes:
 
 
 def replaced(what: bytes, data: bytes) -> bytes:
-    """A fifth in the middle is `what` instead."""
+    """Replaces a fifth in the middle by `what`."""
     start, length = len(data) * 2 // 5, len(data) // 5
     return data[:start] + (what * (length // len(what) + 1))[:length] + data[start + length :]
 
@@ -219,11 +221,11 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "noise in the middle": partial(replaced, COVER),
     "pages in the middle": partial(replaced, PAGE),
     "syncs in the middle": partial(replaced, b"\xff\xfb"),
-    "a short page behind": lambda data: cut(data) + PAGE,
-    "a page behind": lambda data: cut(data) + PAGE + b"<p>Please try again</p>" * 400,
-    "an answer in XML behind": lambda data: cut(data) + b'<?xml version="1.0"?><Error/>',
-    "zeros behind": lambda data: cut(data) + bytes(len(data) * 4 // 10),
-    "noise behind": lambda data: cut(data) + COVER[: len(data) * 4 // 10],
+    "a short page after it": lambda data: cut(data) + PAGE,
+    "a page after it": lambda data: cut(data) + PAGE + b"<p>Please try again</p>" * 400,
+    "an answer in XML after it": lambda data: cut(data) + b'<?xml version="1.0"?><Error/>',
+    "zeros after it": lambda data: cut(data) + bytes(len(data) * 4 // 10),
+    "noise after it": lambda data: cut(data) + COVER[: len(data) * 4 // 10],
 }
 
 
@@ -241,7 +243,7 @@ def test_a_damaged_mp3_is_refused(
 
 
 @pytest.mark.parametrize("options", [(), ("-q:a", "2"), ("-ac", "1"), ("-ar", "16000")], ids=str)
-def test_an_mp3_with_fewer_frames_than_it_counts_is_refused(
+def test_an_mp3_with_fewer_frames_than_its_header_counts_is_refused(
     sound: Sound, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     data = sound("a.mp3", *options, seconds=10)
@@ -251,8 +253,8 @@ def test_an_mp3_with_fewer_frames_than_it_counts_is_refused(
     assert refusal(data[:half] + data[half + len(data) // 20 :], tmp_path) == CUT
 
 
-def test_the_search_for_what_is_lost_ends() -> None:
-    frame = b"\xff\xf3\x14\xc4" + bytes(20)  # 24 bytes, the shortest
+def test_the_search_for_lost_bytes_ends() -> None:
+    frame = b"\xff\xf3\x14\xc4" + bytes(20)  # 24 bytes, the shortest frame
     syncs, tags = b"\xff\xfb" * 20, b"ID3\3" + bytes(16)
     began = time.process_time()
     for piece in (frame, frame * 100 + syncs, frame * 100 + tags, frame * 40 + b"APETAGEX"):

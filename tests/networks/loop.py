@@ -1,5 +1,5 @@
-"""Two clips by our pipeline around the tiny network of `recorded`, as the authors' loop was run:
-with the same VAE, noise, text and features."""
+"""Two clips by our pipeline with the tiny network of `recorded`, with the same VAE, noise, text and
+features as the authors' loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LAYERS, _FEATURES = 25, 160
 
 
 def vae() -> Any:
-    """16 channels, stride 8, random weights that let something through."""
+    """A VAE of 16 channels and stride 8. Its random weights let a signal pass."""
     made = AutoencoderKLWan(
         base_dim=4,
         z_dim=16,
@@ -38,7 +38,7 @@ def vae() -> Any:
 
 
 def hidden() -> torch.Tensor:
-    """What the speech model gives, [layers, n, width]."""
+    """The output of the speech model, [layers, n, width]."""
     return given((_LAYERS, _FEATURES, 16), 801)
 
 

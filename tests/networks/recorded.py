@@ -1,7 +1,8 @@
-"""The tiny Wan2.2-S2V whose numbers by the authors' own code are in `data/speech_equality.json`.
+"""The tiny Wan2.2-S2V whose outputs with the authors' own code are recorded in
+`data/speech_equality.json`.
 
-That code (Wan-Video/Wan2.2 at 42bf4cf, Apache-2.0) is not here. Weights and inputs are made of
-numpy's generator, whose numbers are the same everywhere, so either side can make them.
+That code (Wan-Video/Wan2.2 at 42bf4cf, Apache-2.0) is not in this repository. Weights and inputs
+come from numpy's generator, which gives the same numbers everywhere, so both sides can make them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 FILE = Path(__file__).parents[1] / "data" / "speech_equality.json"
 MOST = 1e-4
-"""The largest difference that is none, of the largest number."""
+"""The tolerance, relative to the largest number."""
 
 CONFIG = {
     "dim": 48,
@@ -32,7 +33,7 @@ _SAMPLES = 24
 
 
 def filled(network: Any, seed: int) -> Any:
-    """With weights that depend on their names and on `seed` alone."""
+    """The network, with weights that depend on their names and on `seed` alone."""
     state = {
         name: given(tuple(tensor.shape), seed + index, _scale(name, tuple(tensor.shape)))
         + (1.0 if name.endswith(("norm_q.weight", "norm_k.weight", "norm3.weight")) else 0.0)
@@ -55,7 +56,7 @@ def given(shape: tuple[int, ...], seed: int, scale: float = 1.0) -> torch.Tensor
 
 
 def inputs() -> dict[str, torch.Tensor]:
-    """Of the whole network, by the names of `SpeechTransformer.forward`."""
+    """Inputs of the whole network, by the argument names of `SpeechTransformer.forward`."""
     size = HEIGHT, WIDTH
     return {
         "hidden_states": given((1, 16, FRAMES, *size), 101),
@@ -69,7 +70,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def sampled(tensor: torch.Tensor) -> dict[str, Any]:
-    """What is recorded of a tensor: its shape, mean, norm, and some of its numbers."""
+    """The record of a tensor: its shape, mean, norm, and some of its numbers."""
     flat = tensor.detach().double().flatten()
     places = np.random.default_rng(len(flat)).integers(0, len(flat), _SAMPLES)
     return {
@@ -82,7 +83,7 @@ def sampled(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def difference(tensor: torch.Tensor, name: str) -> float:
-    """The largest difference between `tensor` and what is recorded, of the largest number."""
+    """The largest difference between `tensor` and its record, relative to the largest number."""
     wanted = json.loads(FILE.read_text("utf-8"))[name]
     found = sampled(tensor)
     assert found["shape"] == wanted["shape"]

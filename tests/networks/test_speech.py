@@ -1,4 +1,5 @@
-"""The transformer of Wan2.2-S2V beside its authors' own: names of weights, and recorded numbers."""
+"""The transformer of Wan2.2-S2V compared with its authors' own: names of weights, and recorded
+numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def network() -> Any:
     return filled(SpeechTransformer(**CONFIG), seed=7)
 
 
-def test_the_weights_are_those_that_are_published(data: Path) -> None:
+def test_the_names_of_weights_are_the_published_ones(data: Path) -> None:
     lines = (line.partition(" ") for line in (data / "speech_keys.txt").read_text().splitlines())
     published = {name: ast.literal_eval(shape) for name, _, shape in lines}
     with init_empty_weights():
@@ -112,7 +113,7 @@ EQUAL: dict[str, Callable[[Any], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_it_computes_what_the_authors_code_does(network: Any, name: str) -> None:
+def test_it_computes_what_the_authors_code_computes(network: Any, name: str) -> None:
     with torch.inference_mode():
         assert difference(EQUAL[name](network), name) < MOST
 
@@ -120,7 +121,7 @@ def test_it_computes_what_the_authors_code_does(network: Any, name: str) -> None
 # --- comparison with plain arithmetic ------------------------------------------------------------
 
 
-def test_what_was_before_is_told_by_its_time_and_spread_over_the_picture() -> None:
+def test_motion_frames_are_embedded_by_time_and_spread_over_the_picture() -> None:
     found = list(grids(21, 44, 64, motion=True))
     assert [box.times for box in found[1:]] == [(30,), (-1,), (-3,), (-19, -14, -9, -4)]
     assert [(len(box.rows), len(box.columns)) for box in found] == [
@@ -195,12 +196,12 @@ def test_names_of_the_other_layout_become_the_authors(name: str) -> None:
     assert native_name(name) == RENAMED[name]
 
 
-def test_the_authors_names_stay_what_they_are(data: Path) -> None:
+def test_the_authors_names_do_not_change(data: Path) -> None:
     names = [line.split()[0] for line in (data / "speech_keys.txt").read_text().splitlines()]
     assert [native_name(name) for name in names] == names
 
 
-def test_both_layouts_settings_make_the_published_network() -> None:
+def test_settings_of_both_layouts_make_the_published_network() -> None:
     with init_empty_weights():
         published = dict(SpeechTransformer().config)
     settings = {name for name in published if not name.startswith("_")}

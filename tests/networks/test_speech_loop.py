@@ -1,5 +1,5 @@
-"""The loop of Wan2.2-S2V beside its authors' own: recorded numbers of two clips, one after the
-other."""
+"""The loop of Wan2.2-S2V compared with its authors' own: recorded numbers of two consecutive
+clips."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def test_each_frame_of_two_clips_hears_what_the_authors_loop_gives_it() -> None:
     assert difference(found, "features of two clips") < MOST
 
 
-def test_two_clips_are_those_of_the_authors_loop() -> None:
+def test_two_clips_equal_those_of_the_authors_loop() -> None:
     with torch.inference_mode():
         assert difference(loop.run(), "two clips") < MOST

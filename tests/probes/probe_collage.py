@@ -1,6 +1,6 @@
-"""A family of somebody else's, in one file with its row: three references and no picture.
+"""An external family, in one file with its row: it takes three references and no picture.
 
-Its clip shows the references side by side, in their order, and slides them by a pixel a frame.
+Its clip shows the references side by side, in their order, and moves them by one pixel per frame.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Two families of somebody else's: one gives dark frames with flashes, the other a click for each
-flash that it sees."""
+"""Two external families: one gives dark frames with flashes, the other a click for each flash that
+it sees."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Flash(Probe):
 
 
 class Click(Probe):
-    """`full`: how often it runs out of memory first."""
+    """`full` is how often it runs out of memory first."""
 
     full = 0
     seen: list[SoundInput]

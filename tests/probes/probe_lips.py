@@ -1,7 +1,7 @@
-"""A family of somebody else's, in one file with its row: a picture as bright as its sound is loud.
+"""An external family, in one file with its row: a picture that is as bright as its sound is loud.
 
-It hears the sound as the model that moves lips does, so what comes out shows whether picture and
-sound are together.
+It hears the sound as the model that moves lips does, so its frames show whether picture and sound
+are in time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A family of somebody else's, in one file with its row: a picture gives frames and sound.
+"""An external family, in one file with its row: a picture gives frames and sound.
 
-The picture stands still; the sound is a tone of 440 Hz with the phase of the segment's own start.
+The picture stands still. The sound is a tone of 440 Hz whose phase starts at the segment's own
+start.
 """
 
 from __future__ import annotations

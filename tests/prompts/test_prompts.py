@@ -1,4 +1,4 @@
-"""Prompt expansion: any answer of any writer becomes a usable script, or the template's."""
+"""Prompt expansion: any answer of any writer becomes a usable script, or the template is used."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def picture() -> Image.Image:
         f'{{"prompt": "  {GOOD.replace(" ", chr(10), 1)}\t"}}',
     ],
 )
-def test_a_good_answer_is_found_in_what_is_around_it(reply: str) -> None:
+def test_a_good_answer_is_found_in_the_text_around_it(reply: str) -> None:
     assert shots_of(reply, SINGLE) == (ScriptShot(GOOD, 5),)
 
 
@@ -116,12 +116,12 @@ def test_a_good_answer_is_found_in_what_is_around_it(reply: str) -> None:
         ('{"prompt": "The answer is {\\"prompt\\": \\"A cat leaps\\"}"}', "repeats"),
     ],
 )
-def test_nonsense_is_refused_with_its_reason(reply: str, why: str) -> None:
+def test_an_unusable_answer_is_refused_with_its_reason(reply: str, why: str) -> None:
     with pytest.raises(WriterFailed, match=why):
         shots_of(reply, SINGLE)
 
 
-def test_what_looks_like_a_refusal_inside_a_prompt_is_none() -> None:
+def test_words_of_refusal_inside_a_prompt_are_no_refusal() -> None:
     text = "She lowers the letter and whispers: I can't stay, I'm sorry."
     assert shots_of(json.dumps({"prompt": text}), SINGLE)[0].prompt == text
     task = Task("I can't stop dancing", 5, multi=False)
@@ -146,7 +146,7 @@ def test_what_looks_like_a_refusal_inside_a_prompt_is_none() -> None:
         ("Ein Mädchen tanzt", "Ein Mädchen dreht sich langsam.", True),
     ],
 )
-def test_the_answer_is_in_the_language_of_the_wish(asked: str, got: str, same: bool) -> None:
+def test_the_answer_is_in_the_language_of_the_prompt(asked: str, got: str, same: bool) -> None:
     task = Task(asked, 5, multi=False)
     if same:
         assert shots_of(json.dumps({"prompt": got}), task)[0].prompt == got
@@ -164,7 +164,7 @@ def test_shares_of_languages_add_up() -> None:
 # --- shots ---------------------------------------------------------------------------------------
 
 
-def test_a_plan_of_shots_is_taken_as_it_is() -> None:
+def test_a_valid_plan_of_shots_is_used_unchanged() -> None:
     shots = shots_of(json.dumps(SHOTS), MULTI)
     assert [shot.seconds for shot in shots] == [4, 3, 3]
     assert [shot.framing for shot in shots] == ["whole", "closer", "detail"]
@@ -189,7 +189,7 @@ def test_a_plan_of_shots_is_taken_as_it_is() -> None:
         ([3, 3, 3, 3, 3, 3], 15, [5, 3, 3, 2, 2]),
     ],
 )
-def test_seconds_that_do_not_add_up_are_mended(
+def test_seconds_that_do_not_add_up_are_corrected(
     seconds: list[Any], duration: int, whole: list[int]
 ) -> None:
     reply = {"shots": [{"seconds": each, "prompt": "The cat leaps"} for each in seconds]}
@@ -198,22 +198,22 @@ def test_seconds_that_do_not_add_up_are_mended(
     assert [shot.seconds for shot in shots] == whole
 
 
-def test_what_is_to_be_heard_is_asked_for_and_taken_where_a_model_makes_sound() -> None:
+def test_sound_is_asked_for_and_used_if_a_model_makes_sound() -> None:
     heard = replace(SINGLE, heard=True)
     assert '"sound"' in heard.instructions and '"sound"' not in SINGLE.instructions
     assert heard.tokens_at_most > SINGLE.tokens_at_most
     reply = json.dumps({"prompt": GOOD, "sound": "Rain on a roof, \u201ccome in\u201d."})
     assert shots_of(reply, heard)[0].sound == "Rain on a roof, \u201ccome in\u201d."
-    assert shots_of(reply, SINGLE)[0].sound == ""  # nobody asked
+    assert shots_of(reply, SINGLE)[0].sound == ""  # not asked for
 
 
 @pytest.mark.parametrize("sound", [None, 7, ["rain"], "", "I cannot help with that", "<|im_end|>"])
-def test_a_clip_does_without_a_sound_that_cannot_be_used(sound: object) -> None:
+def test_an_unusable_description_of_sound_is_ignored(sound: object) -> None:
     (shot,) = shots_of(json.dumps({"prompt": GOOD, "sound": sound}), replace(SINGLE, heard=True))
     assert (shot.prompt, shot.sound) == (GOOD, "")
 
 
-def test_shots_that_are_too_many_are_joined_with_all_their_words() -> None:
+def test_too_many_shots_are_joined_with_all_their_words() -> None:
     words = ["crouches", "leaps", "flies", "lands"]
     reply = {"shots": [{"seconds": 1, "prompt": f"The cat {word}"} for word in words]}
     shots = shots_of(json.dumps(reply), Task("A cat leaps", 5, multi=True))
@@ -227,7 +227,7 @@ def test_shots_that_are_too_many_are_joined_with_all_their_words() -> None:
     "reply",
     ['{"shots": []}', '{"shots": 3}', '{"prompt": "A cat leaps."}', '{"shots": ["a cat leaps"]}'],
 )
-def test_an_answer_without_shots_is_none_for_several(reply: str) -> None:
+def test_an_answer_without_shots_is_refused_for_several_shots(reply: str) -> None:
     with pytest.raises(WriterFailed):
         shots_of(reply, MULTI)
 
@@ -315,7 +315,7 @@ def test_text_is_cut_at_the_end_of_a_sentence() -> None:
 # --- the template --------------------------------------------------------------------------------
 
 
-def test_the_template_says_nothing_that_the_caller_spoke_of() -> None:
+def test_the_template_adds_nothing_that_the_caller_already_mentions() -> None:
     def words(prompt: str) -> str:
         return template.expand(Task(prompt, 5, multi=False))[0].text
 
@@ -329,7 +329,7 @@ def test_the_template_says_nothing_that_the_caller_spoke_of() -> None:
     assert words("Девочка танцует") == "Девочка танцует"
 
 
-def test_the_template_has_a_shot_for_every_five_seconds_or_so() -> None:
+def test_the_template_has_a_shot_for_about_every_five_seconds() -> None:
     lengths = {
         duration: [shot.seconds for shot in template.expand(Task("She smiles", duration, True))]
         for duration in (5, 10, 15)
@@ -360,7 +360,7 @@ def test_the_callers_words_stay_inside_their_string(prompt: str) -> None:
 
 
 class Server:
-    """A local OpenAI-compatible server. `reply(body)` gives status, headers and body."""
+    """A local OpenAI-compatible server. `reply(body)` returns status, headers and body."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -386,7 +386,7 @@ class Server:
                 try:
                     self.send(body)
                 except OSError:
-                    return  # the other side has hung up, as it should
+                    return  # the other side has closed the connection, as it should
 
             def send(self, body: bytes) -> None:
                 if not server.drip_seconds:
@@ -433,7 +433,7 @@ def expand(
 
 
 def fallen_back(expansion: Expansion, task: Task = SINGLE) -> str:
-    """The warning of an expansion that has the template's text."""
+    """The warning of an expansion that falls back to the template."""
     assert expansion.backend == "template"
     assert expansion.script.shots == template.expand(task)
     assert expansion.warning is not None
@@ -442,7 +442,7 @@ def fallen_back(expansion: Expansion, task: Task = SINGLE) -> str:
     return expansion.warning
 
 
-def test_a_server_expands_the_prompt_it_is_sent(server: Server, picture: Image.Image) -> None:
+def test_a_server_expands_the_prompt(server: Server, picture: Image.Image) -> None:
     expander = asking(server.url + "/", prompt_api_key="secret", prompt_model="my-model")
     expansion = expand(expander, picture)
     assert expansion == Expansion(
@@ -462,17 +462,17 @@ def test_a_server_expands_the_prompt_it_is_sent(server: Server, picture: Image.I
     head, _, data = image["image_url"]["url"].partition(",")
     sent = Image.open(io.BytesIO(base64.b64decode(data)))
     assert head == "data:image/jpeg;base64" and sent.format == "JPEG"
-    assert sent.size == picture.size  # 640 pixels: not blown up
+    assert sent.size == picture.size  # 640 pixels: not enlarged
 
 
-def test_a_large_picture_is_sent_small_and_in_its_shape(server: Server) -> None:
+def test_a_large_picture_is_sent_small_and_keeps_its_shape(server: Server) -> None:
     expand(asking(server.url), Image.new("RGB", (3000, 4000)))
     url = server.asked[0]["messages"][1]["content"][0]["image_url"]["url"]
     sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     assert sent.size == (576, 768)
 
 
-def test_the_catalogue_s_model_goes_by_its_hub_id(server: Server, picture: Image.Image) -> None:
+def test_the_catalogue_s_model_is_named_by_its_hub_id(server: Server, picture: Image.Image) -> None:
     expand(asking(server.url), picture)
     assert server.asked[0]["model"] == "Qwen/Qwen3-VL-4B-Instruct"
     assert "Authorization" not in server.headers[0]
@@ -504,7 +504,7 @@ def test_a_server_without_json_mode_is_asked_without_it(
     ]
 
 
-def test_a_server_that_cannot_see_is_asked_without_the_image(
+def test_a_server_without_vision_is_asked_without_the_image(
     server: Server, picture: Image.Image
 ) -> None:
     good = server.reply
@@ -516,7 +516,7 @@ def test_a_server_that_cannot_see_is_asked_without_the_image(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
-def test_a_server_that_answers_with_an_error_is_done_without(
+def test_an_error_of_the_server_falls_back_to_the_template(
     server: Server, picture: Image.Image, status: int
 ) -> None:
     server.reply = lambda body: (status, {}, b'{"error": "secret details"}')
@@ -537,7 +537,7 @@ def test_a_server_that_answers_with_an_error_is_done_without(
         ("I'm sorry, I can't assist with that.", "refused"),
     ],
 )
-def test_a_server_s_nonsense_is_done_without(
+def test_an_unusable_answer_of_the_server_falls_back_to_the_template(
     server: Server, picture: Image.Image, content: object, why: str
 ) -> None:
     server.reply = lambda body: completion(content)
@@ -547,24 +547,24 @@ def test_a_server_s_nonsense_is_done_without(
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b'{"choices": []}', b"null", b"\xff\xfe", b"[" * 100_000]
 )
-def test_an_answer_that_is_no_completion_is_done_without(
+def test_an_answer_that_is_no_completion_falls_back_to_the_template(
     server: Server, picture: Image.Image, body: bytes
 ) -> None:
     server.reply = lambda asked: (200, {}, body)
     assert "no text" in fallen_back(expand(asking(server.url), picture))
 
 
-def test_an_answer_without_end_is_not_read_to_it(server: Server, picture: Image.Image) -> None:
+def test_an_endless_answer_is_not_read_to_the_end(server: Server, picture: Image.Image) -> None:
     server.reply = lambda body: (200, {}, b" " * 3_000_000)
     assert "too long" in fallen_back(expand(asking(server.url), picture))
 
 
-def test_an_answer_that_breaks_off_is_done_without(server: Server, picture: Image.Image) -> None:
+def test_a_broken_answer_falls_back_to_the_template(server: Server, picture: Image.Image) -> None:
     server.reply = lambda body: (200, {"Content-Length": "1000"}, b"{")
     assert "no text" in fallen_back(expand(asking(server.url), picture))
 
 
-def test_no_redirect_takes_the_key_along(server: Server, picture: Image.Image) -> None:
+def test_a_redirect_does_not_get_the_key(server: Server, picture: Image.Image) -> None:
     with closing(Server()) as other:
         server.reply = lambda body: (307, {"Location": f"{other.url}/chat/completions"}, b"")
         expander = asking(server.url, prompt_api_key="secret")
@@ -572,7 +572,7 @@ def test_no_redirect_takes_the_key_along(server: Server, picture: Image.Image) -
         assert other.asked == []
 
 
-def test_a_server_that_is_not_there_is_done_without(picture: Image.Image) -> None:
+def test_an_absent_server_falls_back_to_the_template(picture: Image.Image) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     expander = asking(f"http://127.0.0.1:{port}/v1")
@@ -581,7 +581,7 @@ def test_a_server_that_is_not_there_is_done_without(picture: Image.Image) -> Non
     assert "could not be reached" in fallen_back(expand(expander, picture))
 
 
-def test_a_server_that_drips_is_given_up_when_the_time_is_up(
+def test_a_server_that_drips_is_given_up_at_the_time_limit(
     server: Server, picture: Image.Image
 ) -> None:
     server.drip_seconds = 0.05
@@ -591,7 +591,7 @@ def test_a_server_that_drips_is_given_up_when_the_time_is_up(
     assert "no answer within 0.6 seconds" in fallen_back(expansion)
 
 
-def test_the_time_limit_is_over_all_attempts(server: Server, picture: Image.Image) -> None:
+def test_the_time_limit_covers_all_attempts(server: Server, picture: Image.Image) -> None:
     def slow(body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         server.stopping.wait(0.5)
         return 400, {}, b""
@@ -605,7 +605,7 @@ def test_the_time_limit_is_over_all_attempts(server: Server, picture: Image.Imag
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The URL of a server that takes connections and never says anything."""
+    """The URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
 
@@ -636,7 +636,7 @@ def wait_for_threads_to_end(name: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_job_s_own_deadline_is_told_as_such(silent: str, picture: Image.Image) -> None:
+def test_the_deadline_of_the_job_is_reported_as_such(silent: str, picture: Image.Image) -> None:
     with pytest.raises(DeadlineExceeded):
         expand(asking(silent, prompt_seconds=60), picture, control=Control(deadline_seconds=0.3))
 
@@ -652,7 +652,7 @@ def test_a_cancelled_job_is_not_expanded(server: Server, picture: Image.Image) -
 @pytest.mark.parametrize(
     "url", ["ftp://host/v1", "host:8000/v1", "http://", "http://me:pw@host/v1", "http://a:b/v1"]
 )
-def test_a_wrong_url_is_told_at_the_start(url: str) -> None:
+def test_a_wrong_url_is_reported_at_the_start(url: str) -> None:
     with pytest.raises(ConfigurationError, match="WAN_PROMPT_URL must be"):
         ServerWriter(url, "m")
 
@@ -673,7 +673,7 @@ def test_a_base_url_is_completed(url: str, path: str) -> None:
 # --- choice of the writer ------------------------------------------------------------------------
 
 
-def test_without_anything_the_template_is_chosen(make_settings: MakeSettings) -> None:
+def test_without_settings_the_template_is_used(make_settings: MakeSettings) -> None:
     expander = open_expander(make_settings(models_dir=Path("/nowhere")))
     assert expander.backend == "template" and "qwen3-vl-4b is not here" in expander.reason
 
@@ -685,7 +685,7 @@ def test_a_url_comes_first(make_settings: MakeSettings) -> None:
     assert open_expander(named).backend == "template"
 
 
-def test_weights_that_are_here_need_a_gpu_unless_they_are_tiny(
+def test_local_weights_need_a_gpu_unless_they_are_tiny(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     toy.build("tiny-prompt-writer", tmp_path / "qwen3-vl-4b")
@@ -716,7 +716,7 @@ def test_the_catalogue_pins_what_it_downloads() -> None:
 # --- the log -------------------------------------------------------------------------------------
 
 
-def test_the_text_is_in_a_log_of_its_own(
+def test_the_text_is_in_a_separate_log(
     server: Server, picture: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -746,10 +746,10 @@ def local_writer(folder: Path, *, stays: bool = True) -> LocalWriter:
 
 
 def taught(folder: Path, answer: str) -> Path:
-    """A tiny Qwen3-VL that always gives `answer`, by weights set by hand.
+    """A tiny Qwen3-VL with hand-set weights that always answers `answer`.
 
-    The answer is one token. Attention and MLP add nothing, so that the last token alone decides on
-    the next: after the line break that ends the question comes the answer, after it the end.
+    The answer is one token. Attention and MLP add nothing, so the last token alone decides the next
+    one: the answer follows the line break that ends the question, and the end follows the answer.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -780,7 +780,7 @@ def taught(folder: Path, answer: str) -> Path:
 
 
 @pytest.mark.parametrize("task", [SINGLE, MULTI], ids=["single", "multi"])
-def test_a_qwen3_vl_that_answers_well_is_used(
+def test_a_valid_answer_of_qwen3_vl_is_used(
     tmp_path: Path, picture: Image.Image, task: Task
 ) -> None:
     answer = json.dumps(SHOTS if task.multi else {"prompt": GOOD})
@@ -791,14 +791,14 @@ def test_a_qwen3_vl_that_answers_well_is_used(
     assert expansion.script.shots == shots_of(answer, task)
 
 
-def test_a_random_qwen3_vl_s_nonsense_is_done_without(
+def test_random_output_of_qwen3_vl_falls_back_to_the_template(
     random_writer: LocalWriter, picture: Image.Image
 ) -> None:
     expansion = expand(Expander("transformers", "", random_writer, 60), picture)
     assert "the answer" in fallen_back(expansion)
 
 
-def test_a_qwen3_vl_sees_the_image(random_writer: LocalWriter, picture: Image.Image) -> None:
+def test_qwen3_vl_sees_the_image(random_writer: LocalWriter, picture: Image.Image) -> None:
     import torch
 
     random_writer.load()
@@ -816,12 +816,12 @@ def test_a_qwen3_vl_sees_the_image(random_writer: LocalWriter, picture: Image.Im
 
 
 @pytest.mark.parametrize("size", [(240, 8000), (8000, 240), (240, 240)])
-def test_a_qwen3_vl_takes_every_shape_of_image(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_qwen3_vl_takes_images_of_every_shape(tmp_path: Path, size: tuple[int, int]) -> None:
     writer = local_writer(taught(tmp_path / "taught", "{}"))
     assert writer.write(SINGLE, Image.new("RGB", size, "red"), 60, Control()) == "{}"
 
 
-def test_the_caller_s_chat_markers_are_letters_to_the_tokenizer(
+def test_chat_markers_of_the_caller_are_plain_text_to_the_tokenizer(
     random_writer: LocalWriter, picture: Image.Image
 ) -> None:
     random_writer.load()
@@ -839,15 +839,13 @@ def test_the_caller_s_chat_markers_are_letters_to_the_tokenizer(
     assert marks("a cat")["<|im_end|>"] == 2
 
 
-def test_a_qwen3_vl_is_stopped_by_the_time_limit(
-    random_writer: LocalWriter, picture: Image.Image
-) -> None:
+def test_the_time_limit_stops_qwen3_vl(random_writer: LocalWriter, picture: Image.Image) -> None:
     random_writer.load()
     with pytest.raises(WriterFailed, match=r"no answer within 0\.05 seconds"):
         random_writer.write(MULTI, picture, 0.05, Control())
 
 
-def test_a_qwen3_vl_is_stopped_by_a_cancel_and_works_after_it(
+def test_a_cancel_stops_qwen3_vl_and_it_works_afterwards(
     tmp_path: Path, picture: Image.Image
 ) -> None:
     writer = local_writer(taught(tmp_path / "taught", "{}"))

@@ -1,4 +1,5 @@
-"""Names of references in a prompt: which they are, and the words that they become."""
+"""Names of references in a prompt: which reference each name means, and the words that replace
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def words(prompt: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["character1", "Character1", "@Video1", "@video1", "@Image1"])
-def test_every_spelling_points_at_the_reference_of_its_number(name: str) -> None:
+def test_every_spelling_means_the_reference_of_its_number(name: str) -> None:
     assert words(f"On the beach {name} waves") == "On the beach the first subject waves"
     assert words(f"{name} waves. {name} smiles") == (
         "The first subject waves. The first subject smiles"
@@ -37,7 +38,7 @@ def test_a_chinese_prompt_gets_chinese_words() -> None:
 @pytest.mark.parametrize(
     "text", ["characters10x", "the character 1", "me@video1.com", "video1 plays", "x@Image1"]
 )
-def test_what_only_looks_like_a_name_stays(text: str) -> None:
+def test_words_that_only_look_like_a_name_stay(text: str) -> None:
     check_subjects(order(text))
     assert words(text) == text
 
@@ -51,14 +52,14 @@ def test_what_only_looks_like_a_name_stays(text: str) -> None:
         ("character9999 waves", (URL,), "names character9999, but there is 1 reference"),
     ],
 )
-def test_a_name_that_no_reference_has_is_an_error(
+def test_a_name_without_a_reference_is_an_error(
     prompt: str, references: tuple[str, ...], said: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=f'^field "prompt" {said}$'):
         check_subjects(order(prompt, references))
 
 
-def test_the_prompt_of_a_picture_is_left_as_it_is() -> None:
+def test_the_prompt_of_a_picture_is_not_changed() -> None:
     plain = Order("character9 waves", image=URL)
     check_subjects(plain)
     script = Script((ScriptShot("character9 waves", 5),))

@@ -1,4 +1,4 @@
-"""What the text encoder does not read is told: the result says where a text was cut."""
+"""Text beyond the limit of the text encoder: the result says where a text was cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wan_engine import Engine, Settings, VideoRequest, data_uri, toy
 from wan_engine.prompts.token_limit import TokenLimit
 from wan_engine.schema import ScriptShot
 
-SENTENCE = "A red boat goes by. "  # the tiny tokenizer has a token a character
+SENTENCE = "A red boat goes by. "  # the tiny tokenizer has one token per character
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,20 @@ def engine(make_settings: Callable[..., Settings]) -> Engine:
     return few_frames(make_settings(**SMALLEST, steps=1))
 
 
-def test_the_end_of_a_long_prompt_is_told_to_be_cut(limit: TokenLimit) -> None:
+def test_a_cut_at_the_end_of_a_long_prompt_is_reported(limit: TokenLimit) -> None:
     said = limit.warning("prompt", SENTENCE * 40)
     assert said is not None
     assert said.startswith("The prompt was cut after 5")
     assert said.endswith(" of its 799 characters: the model reads 512 tokens")
 
 
-def test_a_prompt_that_is_read_whole_has_no_warning(limit: TokenLimit) -> None:
+def test_a_prompt_that_fits_has_no_warning(limit: TokenLimit) -> None:
     assert limit.warning("prompt", "") is None
     assert limit.warning("prompt", SENTENCE) is None
     assert limit.warning("prompt", "a" * 505) is None
 
 
-def test_the_place_of_the_cut_is_that_of_the_pipeline(limit: TokenLimit) -> None:
+def test_the_reported_cut_is_that_of_the_pipeline(limit: TokenLimit) -> None:
     text = SENTENCE * 40
     said = limit.warning("prompt", text) or ""
     read = int(said.split()[5])
@@ -55,7 +55,7 @@ def test_a_short_text_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("camera", ["", "The camera pans left.", "pan " * 100])
-def test_an_expanded_shot_is_cut_at_a_sentence_and_read_whole(
+def test_an_expanded_shot_is_cut_at_a_sentence_and_then_fits(
     limit: TokenLimit, camera: str
 ) -> None:
     shot = limit.fitted(ScriptShot(SENTENCE * 60, 5, camera))
@@ -64,7 +64,7 @@ def test_an_expanded_shot_is_cut_at_a_sentence_and_read_whole(
     assert limit.warning("prompt", shot.text) is None
 
 
-def test_a_shot_that_fits_is_left_alone(limit: TokenLimit) -> None:
+def test_a_shot_that_fits_is_not_changed(limit: TokenLimit) -> None:
     shot = ScriptShot(" A boat  &amp; a sail", 5, "still")
     assert limit.fitted(shot) is shot
 
@@ -79,7 +79,7 @@ def test_the_result_says_where_the_prompt_was_cut(engine: Engine, data: Path) ->
 
 
 def test_a_template_that_does_not_fit_is_left_out(engine: Engine, data: Path) -> None:
-    prompt = (SENTENCE * 25).strip()  # 499 characters: read whole, with no room for a phrase
+    prompt = (SENTENCE * 25).strip()  # 499 characters: they fit, with no room for a phrase
     request = VideoRequest(
         prompt=prompt,
         image=data_uri(data / "rocket_640x360.jpg"),

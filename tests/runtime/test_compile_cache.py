@@ -1,4 +1,4 @@
-"""Compiled code from one start to the next, through processes that share nothing else."""
+"""Compiled code is kept from one start to the next, through processes that share nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ print(json.dumps({"found": kept.found, **cache}))
 
 
 def run(folder: Path, program: str, path: Path, inductor: Path) -> tuple[str, str]:
-    """Both outputs of `program` with `path`, in a process with a cache of its own in `inductor`."""
+    """Both outputs of `program` run with `path`, in a process with its own cache in `inductor`."""
     script = folder / "program.py"
     script.write_text(program)
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -46,14 +46,14 @@ def run(folder: Path, program: str, path: Path, inductor: Path) -> tuple[str, st
 
 
 def started(path: Path, inductor: Path) -> dict[str, Any]:
-    """What a process with an empty cache of its own had to compile."""
+    """What a process with an empty cache had to compile."""
     found: dict[str, Any] = json.loads(run(inductor.parent, _PROCESS, path, inductor)[0])
     return found
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a first start."""
+    """The cache file of a first start."""
     folder = tmp_path_factory.mktemp("kept")
     path = folder / "volume" / "torch.bin"
     assert started(path, folder / "first") == {"found": False, "hit": 0, "miss": 1}
@@ -87,7 +87,7 @@ def compiled(patch: pytest.MonkeyPatch, keys: list[str], *, known: Sequence[str]
 @pytest.mark.parametrize(
     ("keys", "written"), [(["a"], False), (["a", "b"], False), (["a", "c"], True)]
 )
-def test_what_had_to_be_compiled_after_all_is_written_too(
+def test_code_that_had_to_be_compiled_again_is_written_too(
     keys: list[str], written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "torch.bin"
@@ -99,7 +99,7 @@ def test_what_had_to_be_compiled_after_all_is_written_too(
     assert (path.read_bytes() == b"compiled") is written
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
+def test_a_folder_that_cannot_be_written_costs_only_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiled(monkeypatch, ["a"])
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
 
 
 @pytest.mark.system  # g++
-def test_torch_without_a_place_for_its_code_is_no_error(kept: Path, tmp_path: Path) -> None:
+def test_torch_without_a_cache_folder_is_no_error(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     program = (
         "import sys; from wan_engine.runtime.compile_cache import Kept; from pathlib import Path\n"
@@ -127,7 +127,7 @@ def test_torch_without_a_place_for_its_code_is_no_error(kept: Path, tmp_path: Pa
         (Gpu("H200", 150.1, (9, 0)), Recipe("cuda", "bfloat16", compiled=True, float8=True)),
     ],
 )
-def test_another_card_or_recipe_has_a_file_of_its_own(
+def test_another_card_or_recipe_has_its_own_file(
     gpu: Gpu, recipe: Recipe, make_settings: Callable[..., Settings]
 ) -> None:
     settings = make_settings()
@@ -137,7 +137,7 @@ def test_another_card_or_recipe_has_a_file_of_its_own(
     assert compile_cache.file_for(settings, gpu, recipe) != known
 
 
-def test_each_model_and_version_has_a_file_of_its_own(
+def test_each_model_and_version_has_its_own_file(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def file(model: str) -> Path:
@@ -154,7 +154,7 @@ def test_each_model_and_version_has_a_file_of_its_own(
     assert len(files) == 4
 
 
-def test_the_file_is_on_the_volume_where_there_is_one(
+def test_the_file_is_on_the_volume_if_there_is_one(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     volume = tmp_path / "volume"

@@ -1,4 +1,4 @@
-"""Whether anything can be compiled here: with compilers that work, fail, hang or are missing."""
+"""Whether this machine can compile: with compilers that work, fail, hang or are missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANGS = "#!/bin/sh\nsleep 300 &\necho $! > {folder}/child\nwait\n"
 
 @pytest.fixture(autouse=True)
 def _asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No answer of an earlier test, and folders of this one."""
+    """Forgets earlier answers, and uses folders of the test."""
     for name in ("CC", "CXX", "TRITON_CACHE_DIR", "TRITON_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -36,7 +36,7 @@ def as_with_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """Make a script the only compiler of every name."""
+    """Make a script the only compiler, under every name."""
 
     def install(script: str) -> Path:
         folder = tmp_path / "programs"
@@ -50,7 +50,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     return install
 
 
-def test_without_a_compiler_both_say_what_to_install(
+def test_without_a_compiler_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_with_triton: None
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -74,7 +74,7 @@ def test_a_compiler_that_fails_is_quoted(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_compiler_that_hangs_ends_with_what_it_started(
+def test_a_compiler_that_hangs_is_stopped_with_its_child_processes(
     install: Callable[[str], Path],
     as_with_triton: None,
     device: str,
@@ -99,7 +99,7 @@ def test_a_compiler_that_hangs_ends_with_what_it_started(
         ("cuda", "TRITON_CACHE_DIR"),
     ],
 )
-def test_a_folder_that_code_cannot_be_kept_in_is_named(
+def test_a_folder_that_cannot_hold_code_is_named(
     install: Callable[[str], Path],
     as_with_triton: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +107,7 @@ def test_a_folder_that_code_cannot_be_kept_in_is_named(
     device: str,
     variable: str,
 ) -> None:
-    # What compiles nothing, but makes the file: an empty library is not what this is about.
+    # Compiles nothing but makes the file, because this test is not about an empty library.
     monkeypatch.setattr(compiler, "_run", lambda _command: None)
     monkeypatch.setattr(compiler, "_load", lambda _library: None)
     (tmp_path / "file").touch()
@@ -119,7 +119,7 @@ def test_a_folder_that_code_cannot_be_kept_in_is_named(
 
 
 def raised(error: Exception, file: str) -> Exception:
-    """`error` as code in `file` raises it."""
+    """Raises `error` as if from code in `file`."""
     try:
         exec(compile("def fail(error):\n    raise error\n", file, "exec"), scope := {})
         scope["fail"](error)  # type: ignore[operator]
@@ -143,13 +143,13 @@ INDUCTOR = "/venv/site-packages/torch/_inductor/output_code.py"
         (Cancelled(), INDUCTOR, False),
     ],
 )
-def test_what_comes_of_compiling_is_told_from_a_broken_device(
+def test_errors_of_compiling_are_distinguished_from_a_broken_device(
     error: Exception, file: str, compiling: bool
 ) -> None:
     assert compiler.failed_in_compiled_code(raised(error, file)) == compiling
 
 
-def test_a_reason_is_one_line_with_the_compilers_last_word() -> None:
+def test_a_reason_is_one_line_with_the_compilers_last_message() -> None:
     class CppCompileError(RuntimeError):
         pass
 

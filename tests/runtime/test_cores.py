@@ -1,4 +1,4 @@
-"""The cores that a container may use, and not those of its host."""
+"""The number of cores that a container may use, not that of its host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wan_engine.runtime import cores
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of 128 cores, of which this process may use all."""
+    """A machine of 128 cores, all available to this process."""
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)), raising=False)
 
@@ -32,7 +32,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("host")
-def test_a_containers_quota_counts_where_it_is_less(
+def test_a_containers_quota_counts_if_it_is_lower(
     files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in files.items():
@@ -42,7 +42,7 @@ def test_a_containers_quota_counts_where_it_is_less(
     assert cores.count() == expected
 
 
-def test_cores_that_the_process_is_kept_from_are_not_counted(
+def test_cores_outside_the_process_affinity_are_not_counted(
     host: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "_QUOTAS", ())

@@ -1,4 +1,4 @@
-"""What a clip should take, from what the last one took."""
+"""The expected time of a clip, from the time of the last one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_of(*sampled: int, width: int = 64) -> Plan:
     return Plan(64, 64, width, 64, 64, 64, 16, frames, 1, (Shot("", segments, frames),), 16)
 
 
-def test_a_clip_takes_as_long_for_a_frame_as_the_last_one(
+def test_a_clip_takes_as_long_per_frame_as_the_last_one(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(cache_dir=tmp_path)
@@ -35,7 +35,7 @@ def test_a_clip_takes_as_long_for_a_frame_as_the_last_one(
     assert estimates.expected_seconds(settings, plan_of(80, 80), "tiny") == pytest.approx(20)
 
 
-def test_another_kind_of_work_is_not_known(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_another_kind_of_work_has_no_estimate(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(cache_dir=tmp_path)
     estimates.remember(settings, plan_of(80), "tiny", STAGES)
     assert estimates.expected_seconds(settings, plan_of(80), "large") is None
@@ -54,7 +54,7 @@ def test_another_shape_of_about_as_many_pixels_is_the_same_kind(
 
 
 def refused(settings: Settings, plan: Plan, limit: float | None, **fields: Any) -> str | None:
-    """The sentence of the refusal; None where there is none."""
+    """The sentence of the refusal, or None."""
     request = VideoRequest(prompt="x", image="data:,", **fields)
     control = Control(deadline_seconds=limit)
     try:
@@ -64,7 +64,7 @@ def refused(settings: Settings, plan: Plan, limit: float | None, **fields: Any) 
     return None
 
 
-def test_what_cannot_end_in_its_time_is_refused_with_the_figures(
+def test_a_clip_that_cannot_finish_in_time_is_refused_with_the_figures(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(cache_dir=tmp_path)
@@ -82,7 +82,7 @@ def test_what_cannot_end_in_its_time_is_refused_with_the_figures(
 
 
 @pytest.mark.parametrize("limit", [8.5, 10, 100])
-def test_an_estimate_may_be_a_little_slow(
+def test_an_estimate_may_be_a_little_too_high(
     make_settings: MakeSettings, tmp_path: Path, limit: float
 ) -> None:
     settings = make_settings(cache_dir=tmp_path)
@@ -90,19 +90,19 @@ def test_an_estimate_may_be_a_little_slow(
     assert refused(settings, plan_of(80), limit) is None
 
 
-def test_one_slow_clip_beside_a_fast_one_refuses_nothing(
+def test_one_slow_clip_after_a_fast_one_refuses_nothing(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(cache_dir=tmp_path)
     for seconds in (10.0, 90.0):
         estimates.remember(settings, plan_of(80), "tiny", {"denoise": seconds})
     assert refused(settings, plan_of(80), 20) is None
-    for _ in range(4):  # and the fast one is not remembered for ever
+    for _ in range(4):  # and the fast one is forgotten in the end
         estimates.remember(settings, plan_of(80), "tiny", {"denoise": 90.0})
     assert refused(settings, plan_of(80), 20) is not None
 
 
-def test_a_refusal_does_not_last_as_nothing_is_measured_meanwhile(
+def test_refusals_stop_after_a_while_because_they_measure_nothing(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(cache_dir=tmp_path)
@@ -118,7 +118,7 @@ def test_a_refusal_does_not_last_as_nothing_is_measured_meanwhile(
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"a": "b"}', '{"a": 0.1}', '{"a": [[1]]}', "{", "\0"]
 )
-def test_a_damaged_file_is_forgotten(
+def test_a_damaged_file_is_discarded(
     make_settings: MakeSettings, tmp_path: Path, content: str
 ) -> None:
     cache = tmp_path / "cache"
@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_fails_no_job(
     assert estimates.expected_seconds(settings, plan_of(80), "tiny") is None
 
 
-def test_a_place_that_takes_no_file_keeps_no_half_of_one(
+def test_a_file_that_cannot_be_replaced_leaves_no_partial_file(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"

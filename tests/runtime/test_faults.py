@@ -1,4 +1,4 @@
-"""What an exception of torch says about the device, and what is done when it may be broken."""
+"""What a torch exception says about the device, and what happens if the device may be broken."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ OTHER = [
     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu",
     "The size of tensor a (3) must match the size of tensor b (4)",
     "[Errno 28] No space left on device",
-    "out of memory",  # whose?
+    "out of memory",  # it is not clear whose fault it is
 ]
 
 
 @pytest.mark.parametrize("text", NO_MEMORY)
-def test_too_little_memory_is_known_by_its_text(text: str) -> None:
+def test_out_of_memory_is_recognised_by_its_text(text: str) -> None:
     error = RuntimeError(text)
     assert faults.is_out_of_memory(error) and not faults.is_device_fault(error)
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_fault_of_the_device_is_known_by_its_text(text: str) -> None:
+def test_a_device_fault_is_recognised_by_its_text(text: str) -> None:
     error = RuntimeError(text)
     assert faults.is_device_fault(error) and not faults.is_out_of_memory(error)
 
@@ -66,7 +66,7 @@ def test_another_bug_is_neither(text: str) -> None:
     assert not faults.is_device_fault(error) and not faults.is_out_of_memory(error)
 
 
-def test_torchs_own_classes_are_known_whatever_they_say() -> None:
+def test_torchs_own_classes_are_recognised_whatever_their_text() -> None:
     torch = pytest.importorskip("torch")
     assert faults.is_out_of_memory(torch.OutOfMemoryError("x"))
     assert faults.is_device_fault(torch.AcceleratorError("x"))
@@ -78,14 +78,14 @@ def raised_from(cause: Exception, error: Exception) -> Exception:
     return error
 
 
-def test_a_fault_behind_another_error_is_found() -> None:
+def test_a_fault_that_caused_another_error_is_found() -> None:
     cause = RuntimeError(BROKEN[0])
     assert faults.is_device_fault(raised_from(cause, KeyError("x")))
     assert faults.is_device_fault(raised_from(cause, EncodeFailed("The clip could not be encoded")))
     assert not faults.is_device_fault(raised_from(RuntimeError(OTHER[0]), KeyError("x")))
 
 
-def test_our_own_sentences_are_no_fault() -> None:
+def test_our_own_errors_are_no_device_fault() -> None:
     assert not faults.is_device_fault(ConfigurationError("CUDA error: read the README"))
 
 
@@ -97,7 +97,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return set_to
 
 
-def test_a_device_that_answers_is_not_broken_by_one_job(answers: Callable[[bool], None]) -> None:
+def test_a_device_that_answers_is_not_broken_after_one_failed_job(
+    answers: Callable[[bool], None],
+) -> None:
     answers(True)
     device = faults.Device("cuda")
     for _ in range(5):
@@ -105,7 +107,7 @@ def test_a_device_that_answers_is_not_broken_by_one_job(answers: Callable[[bool]
         device.worked()
 
 
-def test_a_device_under_which_job_after_job_fails_is_broken(
+def test_a_device_on_which_job_after_job_fails_is_broken(
     answers: Callable[[bool], None],
 ) -> None:
     answers(True)
@@ -134,14 +136,14 @@ def test_without_a_gpu_in_use_there_is_nothing_to_break() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_answers() -> None:
+def test_a_working_gpu_answers() -> None:
     torch = pytest.importorskip("torch")
     torch.ones(1, device="cuda")
     assert faults.device_answers("cuda")
 
 
-def test_a_strangers_words_are_no_fault_of_the_device() -> None:
-    """An image server may answer whatever it likes."""
+def test_text_of_a_stranger_is_no_device_fault() -> None:
+    """An image server may answer with any text."""
     error = ConnectionError("Connection aborted.", "CUDA error: illegal memory access")
     assert not faults.is_device_fault(error)
     outer = InvalidMedia("image", "the connection failed")

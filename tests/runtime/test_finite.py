@@ -1,4 +1,4 @@
-"""Numbers that are not finite end the job; a clip of one colour is legal."""
+"""Values that are not finite end the job. A clip of one colour is valid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def spoil(network: Any, value: float) -> None:
-    """One number of the network's last weight."""
+    """Sets one value of the network's last weight."""
     weight = list(network.parameters())[-1]
     weight.data.view(-1)[0] = value
 
@@ -66,7 +66,7 @@ def test_a_network_with_one_bad_number_fails_the_job_and_the_log_says_where(
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_a_clip_of_one_colour_is_legal(make_settings: MakeSettings) -> None:
+def test_a_clip_of_one_colour_is_valid(make_settings: MakeSettings) -> None:
     engine = few_frames(make_settings(**SMALLEST))
     family: Any = engine.load()
     for weight in family.pipeline.vae.decoder.parameters():
@@ -131,7 +131,7 @@ def small_plan(make_settings: MakeSettings) -> Plan:
     return make_plan(request, script, media, engine.spec, PlanLimits())
 
 
-def test_numbers_are_finite_or_named() -> None:
+def test_values_are_finite_or_the_stage_is_named() -> None:
     require_finite([0.0, -1e308], "a sum")
     require_finite(torch.zeros(3), "a tensor")
     require_finite(torch.empty(0), "nothing")

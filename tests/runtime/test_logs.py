@@ -1,4 +1,4 @@
-"""Nothing that opens a door, and no picture, is ever in a log line."""
+"""No credential and no picture is ever in a log line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIGNED = (
         ("duration 5 s at 12:30:45, 80 frames", "duration 5 s at 12:30:45, 80 frames"),
     ],
 )
-def test_a_line_keeps_what_helps_and_loses_what_opens(line: str, shown: str) -> None:
+def test_a_line_keeps_useful_text_and_loses_secrets(line: str, shown: str) -> None:
     assert logs.redact(line, ["wJalrXUtn"]) == shown.replace("wJalrXUtn", "...")
 
 
@@ -48,12 +48,12 @@ def test_redacting_twice_changes_nothing_more(text: str) -> None:
 
 
 @given(st.text("abcdefABCDEF0123456789%-_&=+/.", min_size=1, max_size=80))
-def test_no_query_gets_through(query: str) -> None:
+def test_no_query_string_is_logged(query: str) -> None:
     assert logs.redact(f"at https://host/path?{query}!") == "at https://host/path?..."
 
 
 @pytest.mark.parametrize("unit", ["a-", "token", "data:", "https://", "x://", "x@", "secret_"])
-def test_a_long_line_is_cut(unit: str) -> None:
+def test_a_long_line_is_shortened(unit: str) -> None:
     text = logs.redact(unit * 50_000)
     assert len(text) <= 20_010 and text.endswith("... (cut)")
 
@@ -88,22 +88,22 @@ def test_the_buckets_keys_are_secrets() -> None:
     assert formatter.format(record_of("AKIDEXAMPLE and s3cr3tvalue")) == "... and ..."
 
 
-def test_a_short_key_does_not_blot_out_words() -> None:
+def test_a_short_key_does_not_remove_ordinary_words() -> None:
     assert logs.secrets_of(Settings(bucket_access_key_id="test")) == ()
 
 
 @pytest.mark.parametrize("endpoint", ["", "abc123"])
-def test_what_runpods_sdk_prints_itself_is_redacted_too(
+def test_output_of_runpods_sdk_is_redacted_too(
     endpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a process of its own this would be at DEBUG by RUNPOD_LOG_LEVEL."""
+    """In another process, RUNPOD_LOG_LEVEL would set this to DEBUG."""
     from runpod.serverless.modules import rp_job
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
     monkeypatch.setenv("RUNPOD_ENDPOINT_ID", endpoint)
     monkeypatch.setattr(RunPodLogger(), "level", "DEBUG", raising=False)
     monkeypatch.setattr(RunPodLogger(), "__class__", RunPodLogger)
-    for _ in range(2):  # each set-up of the log does it
+    for _ in range(2):  # each set-up of the log redacts it
         logs.redact_runpods(["AKIDEXAMPLE"])
     for log in (rp_job.log, RunPodLogger()):
         log.debug(

@@ -1,4 +1,4 @@
-"""The peak that a job's summary shows."""
+"""The peak memory in the summary of a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from wan_engine.runtime import memory
 
 
-def test_a_containers_limit_counts_where_it_is_less(
+def test_a_containers_limit_counts_if_it_is_lower(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = memory.host_bytes()
@@ -21,7 +21,7 @@ def test_a_containers_limit_counts_where_it_is_less(
         assert memory.host_bytes() == expected
 
 
-def test_a_peak_is_seen_after_it_has_passed() -> None:
+def test_a_peak_is_reported_after_it_has_passed() -> None:
     memory.reset_peaks()
     before = memory.peaks()["host"]
     block = np.ones(100_000_000, np.uint8)
@@ -38,7 +38,7 @@ def test_a_new_job_does_not_show_the_peak_of_the_one_before() -> None:
     assert memory.peaks()["host"] < with_block - 150
 
 
-def test_where_there_is_no_proc_the_peak_of_the_process_is_shown(
+def test_without_proc_the_peak_of_the_process_is_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shown = memory.peaks()["host"]
@@ -46,7 +46,7 @@ def test_where_there_is_no_proc_the_peak_of_the_process_is_shown(
     assert memory.peaks()["host"] == pytest.approx(shown, rel=0.5)
 
 
-def test_a_job_beside_another_does_not_forget_its_peak() -> None:
+def test_a_second_job_does_not_reset_the_peak_of_the_first() -> None:
     with memory.measured():
         block = np.ones(200_000_000, np.uint8)
         with_block = memory.peaks()["host"]
@@ -56,7 +56,7 @@ def test_a_job_beside_another_does_not_forget_its_peak() -> None:
 
 
 @pytest.mark.parametrize("named", ["empty_host_cache", "_host_emptyCache", None])
-def test_pinned_memory_that_nothing_holds_is_given_back_too(
+def test_unused_pinned_memory_is_released_too(
     named: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []

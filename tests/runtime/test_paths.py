@@ -1,4 +1,4 @@
-"""Files and folders that somebody named, and what is said of those that cannot be used."""
+"""Files and folders from settings and callers, and the error for each that cannot be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wan_engine.runtime.paths import PathRefused
         ("/home/models", False),
     ],
 )
-def test_a_network_volume_is_told_from_a_disk(
+def test_a_network_volume_is_distinguished_from_a_disk(
     folder: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounts = tmp_path / "mounts"
@@ -36,7 +36,7 @@ def test_a_network_volume_is_told_from_a_disk(
     assert paths.over_a_network(Path(folder)) is expected
 
 
-def test_where_there_is_no_proc_every_folder_is_a_disk(
+def test_without_proc_every_folder_is_a_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "_MOUNTS", tmp_path / "absent")
@@ -62,7 +62,7 @@ LONG = "a" * 300
         ("/proc/self/mem/x", "there is no file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_sentence(
+def test_an_unreadable_file_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -107,7 +107,7 @@ def lay_out(folder: Path) -> None:
     (folder / "circle").symlink_to(folder / "circle")
 
 
-def test_a_file_that_could_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+def test_checking_that_a_file_can_be_written_does_not_change_it(tmp_path: Path) -> None:
     lay_out(tmp_path)
     assert paths.to_write(str(tmp_path / "new")) == tmp_path / "new"
     assert paths.to_write(str(tmp_path / "file")) == tmp_path / "file"
@@ -115,7 +115,7 @@ def test_a_file_that_could_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == LAID_OUT
 
 
-def test_a_disk_that_becomes_full_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"before")
 
     def fill(path: Path) -> None:

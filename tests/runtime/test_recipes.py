@@ -1,4 +1,4 @@
-"""How a model runs on which machine, over a table of cards and hosts."""
+"""The recipe of each model on each machine, over a table of cards and hosts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ REAL = [row for row in ROWS if not row.built]
 LARGE = Host(memory_gb=251.0)
 SMALL = Host(memory_gb=46.0)
 
-# A test of a row looks at every card: a test for each of 5,000 pairs costs more than its work.
+# One test per row checks every card: a test for each of 5,000 pairs would cost more than its work.
 every_row = pytest.mark.parametrize("spec", ROWS, ids="{.name}".format)
 
 settings_of = cache(Settings)
@@ -68,18 +68,18 @@ def chosen(spec: ModelSpec, gpu: Gpu | None, host: Host = LARGE, **settings: Any
 
 
 @every_row
-def test_what_is_chosen_fits_card_and_host_wherever_anything_does(spec: ModelSpec) -> None:
+def test_the_chosen_recipe_fits_card_and_host_if_any_does(spec: ModelSpec) -> None:
     for gpu, host in product(CARDS, (LARGE, SMALL)):
         recipe = chosen(spec, gpu, host)
         if fits(spec, gpu, host):
             assert needs_gb(spec, recipe) <= gpu.total_gb, (gpu.name, host)
             assert host_gb(spec, recipe) <= host.memory_gb, (gpu.name, host)
         elif gpu.capability >= (8, 0):
-            assert recipe.offload == "layer", (gpu.name, host)  # the leanest, as a last try
+            assert recipe.offload == "layer", (gpu.name, host)  # the leanest recipe, as a last try
 
 
 @every_row
-def test_weights_that_stay_and_the_work_beside_them_are_in_the_sum(spec: ModelSpec) -> None:
+def test_resident_weights_and_working_memory_are_in_the_sum(spec: ModelSpec) -> None:
     for gpu in CARDS:
         recipe = chosen(spec, gpu)
         networks = spec.networks
@@ -108,14 +108,14 @@ def test_a_larger_card_never_fits_less(spec: ModelSpec) -> None:
 
 
 @every_row
-def test_what_is_rendered_smaller_needs_less(spec: ModelSpec) -> None:
+def test_a_smaller_render_needs_less(spec: ModelSpec) -> None:
     half = replace(spec, max_area=spec.max_area // 2)
     for gpu in CARDS:
         recipe = chosen(spec, gpu)
         assert needs_gb(half, recipe) <= needs_gb(spec, recipe), gpu.name
 
 
-def test_memory_that_others_hold_is_not_counted() -> None:
+def test_memory_used_by_others_is_not_counted() -> None:
     spec, gpu = CATALOG["wan2.2-i2v-a14b"], Gpu("H200", 150.1, (9, 0))
     busy = replace(gpu, free_gb=40.0)
     assert chosen(spec, gpu).offload == "none"
@@ -140,21 +140,25 @@ FOUR_STEP = CATALOG["wan2.2-i2v-a14b-4step"]
     ],
     ids=str,
 )
-def test_host_memory_is_what_stays_there_or_comes_whole(recipe: Recipe, weights_gb: float) -> None:
+def test_host_memory_is_what_stays_there_or_is_read_as_a_whole(
+    recipe: Recipe, weights_gb: float
+) -> None:
     process_gb = 6.0
     assert host_gb(FOUR_STEP, recipe) == pytest.approx(weights_gb + process_gb)
 
 
-def test_torch_is_told_of_memory_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_gets_its_memory_settings_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch = SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 0))
     told: list[str] = []
 
     def tell() -> None:
         told.append("told")
-        monkeypatch.setitem(sys.modules, "torch", torch)  # what is imported from now on
+        monkeypatch.setitem(sys.modules, "torch", torch)  # modules imported from now on
 
     monkeypatch.setattr(recipes, "tell_libraries", tell)
-    monkeypatch.setitem(sys.modules, "torch", None)  # importing it now is an error
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes an import an error
     assert recipes.detect("auto") is None and told
 
 
@@ -197,11 +201,11 @@ def test_torch_is_told_of_memory_before_it_is_imported(monkeypatch: pytest.Monke
     ],
     ids=lambda value: value.name if isinstance(value, Gpu) else "",
 )
-def test_the_fast_tier_gets_the_recipe_of_each_card(gpu: Gpu, expected: str) -> None:
+def test_the_fast_tier_gets_the_right_recipe_on_each_card(gpu: Gpu, expected: str) -> None:
     assert str(chosen(CATALOG["wan2.2-i2v-a14b-4step"], gpu)) == expected
 
 
-def test_streamed_weights_are_float8_where_the_host_is_small() -> None:
+def test_streamed_weights_are_float8_if_host_memory_is_small() -> None:
     spec, card = CATALOG["wan2.2-i2v-a14b-4step"], Gpu("RTX 5090", 34.2, (12, 0))
     assert chosen(spec, card, LARGE).float8 is False
     assert chosen(spec, card, SMALL).float8 is True
@@ -224,8 +228,8 @@ def test_bfloat16_is_used_where_the_card_computes_in_it(spec: ModelSpec) -> None
 
 
 @every_row
-def test_attention_is_that_which_is_the_fastest(spec: ModelSpec) -> None:
-    # A toy's heads are too small for 8 bits, and blocks that are not Wan's are left as they are.
+def test_the_fastest_attention_is_used(spec: ModelSpec) -> None:
+    # The toy's heads are too small for 8 bits, and only Wan's blocks support it.
     hopper = "float8" if spec.wan_blocks and not spec.built else "_native_cudnn"
     known = {(7, 5): "native", (9, 0): hopper, (10, 0): "_native_cudnn"}
     for gpu in CARDS:
@@ -235,7 +239,7 @@ def test_attention_is_that_which_is_the_fastest(spec: ModelSpec) -> None:
 
 
 @every_row
-def test_what_no_compiler_is_there_for_is_not_compiled(spec: ModelSpec) -> None:
+def test_without_a_compiler_nothing_is_compiled(spec: ModelSpec) -> None:
     card = Gpu("H200", 150.1, (9, 0))
     bare = Host(251.0, no_compiler="there is no C compiler")
     for wanted in ("auto", "on"):
@@ -254,7 +258,7 @@ def test_what_no_compiler_is_there_for_is_not_compiled(spec: ModelSpec) -> None:
 @every_row
 @pytest.mark.parametrize("wanted", ["on", "required"])
 @pytest.mark.parametrize("gpu", [Gpu("RTX 4090", 25.3, (8, 9)), Gpu("H200", 150.1, (9, 0))])
-def test_compiled_blocks_that_are_asked_for_need_no_second_setting(
+def test_compiling_on_request_needs_no_second_setting(
     spec: ModelSpec, gpu: Gpu, wanted: Any
 ) -> None:
     recipe, reason = choose(spec, gpu, Settings(compile=wanted), LARGE)
@@ -267,7 +271,7 @@ def test_compiled_blocks_that_are_asked_for_need_no_second_setting(
     assert ("blocks run uncompiled, slower: offload" in reason) != recipe.compiled
 
 
-def test_a_machine_that_is_too_small_is_tried_all_the_same_and_says_so() -> None:
+def test_a_machine_that_is_too_small_is_tried_anyway_and_says_so() -> None:
     recipe, reason = choose(
         CATALOG["wan2.2-i2v-a14b"], Gpu("RTX 3050", 8.6, (8, 6)), Settings(), LARGE
     )
@@ -278,7 +282,7 @@ def test_a_machine_that_is_too_small_is_tried_all_the_same_and_says_so() -> None
 @pytest.mark.parametrize(
     ("asked", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")]
 )
-def test_the_device_is_the_one_that_was_asked_for(asked: str, device: str) -> None:
+def test_the_device_is_the_requested_one(asked: str, device: str) -> None:
     assert chosen(CATALOG["wan-tiny"], CARDS[0], device=asked).device == device
 
 
@@ -287,7 +291,7 @@ def test_the_device_is_the_one_that_was_asked_for(asked: str, device: str) -> No
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float8"])
 @pytest.mark.parametrize("offload", ["none", "stream", "model"])
-def test_what_is_set_is_kept(precision: Any, offload: Any) -> None:
+def test_explicit_settings_win(precision: Any, offload: Any) -> None:
     card = Gpu("RTX 4090", 25.3, (8, 9))
     recipe = chosen(CATALOG["wan2.2-i2v-a14b"], card, precision=precision, offload=offload)
     assert (recipe.float8, recipe.offload) == (precision == "float8", offload)
@@ -296,12 +300,12 @@ def test_what_is_set_is_kept(precision: Any, offload: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "backend"), [("native", "native"), ("cudnn", "_native_cudnn"), ("float8", "float8")]
 )
-def test_attention_can_be_named(name: Any, backend: str) -> None:
+def test_attention_can_be_set_by_name(name: Any, backend: str) -> None:
     card = Gpu("A100", 85.1, (8, 0))
     assert chosen(CATALOG["wan2.2-i2v-a14b"], card, attention=name).attention == backend
 
 
-def test_a_step_cache_is_in_the_recipe_once_it_is_set() -> None:
+def test_a_step_cache_is_in_the_recipe_if_it_is_set() -> None:
     spec, card = CATALOG["wan2.2-i2v-a14b"], Gpu("H200", 150.1, (9, 0))
     assert chosen(spec, card).step_cache is None
     assert str(chosen(spec, card, step_cache=0.08)).endswith("compiled, step cache 0.08")
@@ -325,7 +329,7 @@ def test_a_step_cache_is_in_the_recipe_once_it_is_set() -> None:
         (Gpu("H200", 150.1, (9, 0)), {"compile": "on", "offload": "layer"}, "Set WAN_COMPILE=off"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(
+def test_contradictory_settings_are_refused(
     gpu: Gpu | None, settings: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
@@ -342,7 +346,7 @@ def test_settings_that_do_not_go_together_are_refused(
         {"compiled": True, "offload": "layer"},
     ],
 )
-def test_no_recipe_of_an_illegal_pair_can_be_made(wrong: dict[str, Any]) -> None:
+def test_no_recipe_with_an_illegal_pair_can_be_made(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         replace(Recipe("cuda", "bfloat16"), **wrong)
 
@@ -358,22 +362,22 @@ def test_the_cpu_computes_in_float32(spec: ModelSpec) -> None:
 
 
 @every_row
-def test_the_cpu_runs_only_what_is_built(spec: ModelSpec) -> None:
+def test_the_cpu_runs_only_built_models(spec: ModelSpec) -> None:
     assert fits(spec, None) == spec.built
 
 
-def test_the_cpu_can_be_asked_for() -> None:
+def test_the_cpu_can_be_requested() -> None:
     assert detect("cpu") is None
 
 
-def test_a_host_has_memory() -> None:
+def test_host_memory_is_known() -> None:
     assert 0.5 < detect_host().memory_gb < 10_000
 
 
 # --- leaner recipes ------------------------------------------------------------------------------
 
 
-def test_each_recipe_has_a_leaner_one_until_there_is_none() -> None:
+def test_each_recipe_has_a_leaner_one_except_the_leanest() -> None:
     recipes = [Recipe("cuda:1", "bfloat16", float8=True, compiled=True)]
     while (next_recipe := leaner(recipes[-1])) is not None:
         recipes.append(next_recipe)
@@ -395,11 +399,11 @@ def test_a_leaner_recipe_needs_less(spec: ModelSpec) -> None:
             recipe = next_recipe
 
 
-def test_a_cpu_has_no_other_place_for_its_networks() -> None:
+def test_on_a_cpu_networks_have_no_other_place() -> None:
     assert leaner(Recipe("cpu", "float32")) is None
 
 
-def test_what_would_fit_a_small_card_is_named() -> None:
+def test_a_setting_that_fits_a_small_card_is_named() -> None:
     spec, card = CATALOG["wan2.2-i2v-a14b"], Gpu("RTX 4090", 25.3, (8, 9))
     assert least_gb(CATALOG["wan2.2-ti2v-5b"]) != least_gb(spec)
     assert smaller(spec, card).endswith(f"a WAN_RENDER_AREA below {spec.max_area} needs less")
@@ -408,7 +412,7 @@ def test_what_would_fit_a_small_card_is_named() -> None:
 # --- small models --------------------------------------------------------------------------------
 
 
-def test_small_models_are_beside_a_model_only_where_both_fit() -> None:
+def test_small_models_share_the_device_only_if_both_fit() -> None:
     spec = CATALOG["wan2.2-i2v-a14b"]
     for gpu in CARDS:
         recipe = chosen(spec, gpu)
@@ -418,7 +422,7 @@ def test_small_models_are_beside_a_model_only_where_both_fit() -> None:
             assert gpu.total_gb - needs_gb(spec, recipe) >= 2.0, gpu.name
 
 
-def test_what_the_model_leaves_free_is_never_more_than_there_is() -> None:
+def test_the_memory_left_by_the_model_is_never_more_than_there_is() -> None:
     spec = CATALOG["wan2.2-i2v-a14b"]
     for gpu in CARDS:
         recipe = chosen(spec, gpu)

@@ -1,4 +1,5 @@
-"""Job folders: there when there is room, gone when the job is, whoever was killed."""
+"""Folders of jobs: they are made if there is room, and removed after the job, even if its process
+was killed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Usage(NamedTuple):
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Says how much is free, as the system would."""
+    """Sets the free space that the system reports."""
 
     def leave(free_bytes: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, free_bytes))
@@ -41,7 +42,7 @@ def left(settings: Settings) -> list[Path]:
     return list(settings.scratch_dir.iterdir())
 
 
-def test_a_folder_is_gone_after_its_job(make_settings: MakeSettings) -> None:
+def test_a_folder_is_removed_after_its_job(make_settings: MakeSettings) -> None:
     settings = make_settings()
     with scratch.job_folder(settings) as folder:
         (folder / "clip.mp4").write_bytes(b"x")
@@ -49,14 +50,14 @@ def test_a_folder_is_gone_after_its_job(make_settings: MakeSettings) -> None:
     assert left(settings) == []
 
 
-def test_a_folder_is_gone_after_a_failed_job(make_settings: MakeSettings) -> None:
+def test_a_folder_is_removed_after_a_failed_job(make_settings: MakeSettings) -> None:
     settings = make_settings()
     with pytest.raises(KeyboardInterrupt), scratch.job_folder(settings):
         raise KeyboardInterrupt
     assert left(settings) == []
 
 
-def test_no_job_is_begun_without_room(
+def test_no_job_starts_without_room(
     make_settings: MakeSettings, disk: Callable[[int], None]
 ) -> None:
     disk(1_900_000_000)
@@ -67,7 +68,7 @@ def test_no_job_is_begun_without_room(
 
 
 @pytest.mark.parametrize("name", ["absent", "file"])
-def test_a_folder_that_cannot_be_made_is_no_fault_of_the_caller(
+def test_a_folder_that_cannot_be_made_is_not_the_callers_fault(
     make_settings: MakeSettings, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -79,7 +80,7 @@ def test_a_folder_that_cannot_be_made_is_no_fault_of_the_caller(
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_what_fails_on_a_full_disk_is_not_blamed_on_the_sound(
+def test_a_failure_on_a_full_disk_is_not_blamed_on_the_sound(
     make_settings: MakeSettings, disk: Callable[[int], None]
 ) -> None:
     with pytest.raises(DiskFull), scratch.job_folder(make_settings()):
@@ -88,7 +89,7 @@ def test_what_fails_on_a_full_disk_is_not_blamed_on_the_sound(
     assert left(make_settings()) == []
 
 
-def test_what_fails_with_room_left_is_what_it_is(make_settings: MakeSettings) -> None:
+def test_a_failure_with_room_left_keeps_its_own_reason(make_settings: MakeSettings) -> None:
     with pytest.raises(InvalidMedia), scratch.job_folder(make_settings()):
         raise InvalidMedia("audio", "the file is damaged")
 
@@ -116,7 +117,7 @@ def holder(folder: Path, environment: dict[str, str] | None = None) -> subproces
     return process
 
 
-def test_only_the_folders_of_killed_processes_are_cleared(
+def test_only_the_folders_of_killed_processes_are_removed(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings()
@@ -198,7 +199,7 @@ print(list(Path(sys.argv[1]).iterdir()))
 """
 
 
-def test_without_locks_jobs_run_and_what_was_written_lately_is_left_alone(
+def test_without_locks_jobs_run_and_recent_files_are_kept(
     no_locks: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "scratch").mkdir()
@@ -214,7 +215,7 @@ def test_without_locks_jobs_run_and_what_was_written_lately_is_left_alone(
     assert done.stdout.split("\n")[:3] == ["Warned 0 True", "1 False", "[]"]
 
 
-def test_a_folder_whose_holder_had_no_locks_is_not_taken_by_one_who_has(
+def test_a_folder_of_a_process_without_locks_is_not_taken_by_one_with_locks(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, no_locks: dict[str, str]
 ) -> None:
     settings = make_settings()
@@ -228,10 +229,10 @@ def test_a_folder_whose_holder_had_no_locks_is_not_taken_by_one_who_has(
         working.communicate(b"", timeout=10)
 
 
-def test_on_a_network_volume_a_lock_of_this_machine_tells_nothing(
+def test_on_a_network_volume_a_lock_of_this_machine_proves_nothing(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another machine's worker may hold a folder with a lock that is not seen here."""
+    """A worker on another machine may hold a folder with a lock that is invisible here."""
     settings = make_settings()
     assert settings.scratch_dir is not None
     killed = holder(settings.scratch_dir)

@@ -1,4 +1,4 @@
-"""Where the seconds of a cold start go, and what is done before the first job."""
+"""The parts of a cold start, and the work before the first job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wan_engine.schema import FirstPicture, SegmentInput
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
-def test_the_age_of_a_process_counts_what_happened_before_the_import() -> None:
+def test_the_age_of_a_process_includes_the_time_before_the_import() -> None:
     program = "import time; time.sleep(0.5); from wan_engine.runtime import startup; "
     program += "print(startup.age_seconds())"
     begun = time.monotonic()
@@ -32,7 +32,7 @@ def test_the_age_of_a_process_counts_what_happened_before_the_import() -> None:
         text=True,
         check=True,
     )
-    assert 0.5 <= float(done.stdout) <= time.monotonic() - begun + 0.02  # a tick is 0.01
+    assert 0.5 <= float(done.stdout) <= time.monotonic() - begun + 0.02  # a tick is 0.01 s
 
 
 def test_without_proc_the_age_begins_with_the_import(
@@ -76,6 +76,6 @@ def test_a_gpu_is_warmed_up_by_a_short_clip_and_a_job_is_the_same_after_it(
     engine.pool.main.recipe = replace(engine.recipe, device="cuda")
     engine.pool.warm_up(engine.limits)
     hook.remove()
-    assert len(shapes) == passes * len(set(shapes)) > 0  # once at each step that is an expert's
+    assert len(shapes) == passes * len(set(shapes)) > 0  # once for each step of an expert
     assert {shape[2] for shape in shapes} == {3}
     assert torch.equal(before, family.denoise(asked, lambda count: None))

@@ -1,4 +1,4 @@
-"""How long a render may be silent, and all of it take."""
+"""Limits of the silence and the total time of a render."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plan(segments: int = 1) -> Plan:
         (TOY, Recipe("cpu", "float32"), 300),
     ],
 )
-def test_a_step_has_longer_where_it_is_slower(
+def test_slower_steps_have_a_higher_limit(
     make_settings: Callable[..., Settings], spec: ModelSpec, recipe: Recipe, step_seconds: float
 ) -> None:
     control = Control()
@@ -46,7 +46,7 @@ def test_a_step_has_longer_where_it_is_slower(
     assert control.seconds_left == pytest.approx(24 * step_seconds, abs=5)
 
 
-def test_the_first_clip_of_a_kind_has_its_time_for_each_segment(
+def test_the_first_clip_of_a_kind_has_a_limit_for_each_segment(
     make_settings: Callable[..., Settings],
 ) -> None:
     control = Control()
@@ -55,7 +55,7 @@ def test_the_first_clip_of_a_kind_has_its_time_for_each_segment(
 
 
 @pytest.mark.parametrize(("took", "seconds"), [(20.0, 1800), (1000.0, 10_000)])
-def test_a_clip_like_an_earlier_one_has_ten_times_as_long(
+def test_a_clip_like_an_earlier_one_may_take_ten_times_as_long(
     make_settings: Callable[..., Settings], tmp_path: Path, took: float, seconds: float
 ) -> None:
     settings, control = make_settings(cache_dir=tmp_path), Control()
@@ -65,7 +65,7 @@ def test_a_clip_like_an_earlier_one_has_ten_times_as_long(
     assert control.step_seconds == max(300, took)
 
 
-def test_a_deadline_that_somebody_has_set_stays(make_settings: Callable[..., Settings]) -> None:
+def test_an_existing_deadline_stays(make_settings: Callable[..., Settings]) -> None:
     control = Control(deadline_seconds=60)
     set_limits(control, plan(), make_settings(), LARGE, GPU, "how")
     assert control.seconds_left == pytest.approx(60, abs=5)

@@ -1,4 +1,5 @@
-"""Who hangs, and who is only slow, waits or was stopped with all of the process."""
+"""The watchdog finds jobs that hang, and spares those that are slow, wait, or were paused with the
+whole process."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Told:
-    """Hangs as they are told; the watchdog's clock is `tick`, not the machine's."""
+    """Records reported hangs. The watchdog's clock is `tick`, not the machine's."""
 
     def __init__(self) -> None:
         self.hangs: list[Hang] = []
@@ -45,7 +46,7 @@ def test_a_silent_job_hangs_once_its_time_is_over(told: Told) -> None:
     with told.dog.watching(control):
         assert told.tick(9) == []
         assert told.tick(2) == ["a"]
-        assert told.tick(100) == ["a"]  # told once
+        assert told.tick(100) == ["a"]  # reported once
     assert str(told.hangs[0]) == "a hangs in denoise, for 11 s now"
 
 
@@ -57,7 +58,7 @@ SIGNS: list[Callable[[Control], None]] = [
 
 
 @pytest.mark.parametrize("sign", SIGNS)
-def test_every_sign_begins_the_time_anew(told: Told, sign: Callable[[Control], None]) -> None:
+def test_every_sign_of_life_restarts_the_time(told: Told, sign: Callable[[Control], None]) -> None:
     control = Control("a", hang_seconds=10)
     with told.dog.watching(control):
         for _ in range(5):
@@ -75,7 +76,7 @@ def test_signs_of_one_job_do_not_keep_another_alive(told: Told) -> None:
     assert [hang.control.job_id for hang in told.hangs] == ["a"]
 
 
-def test_whoever_has_the_device_is_blamed_before_those_who_wait_for_what_it_holds(
+def test_the_job_with_the_device_is_blamed_before_those_that_wait_for_it(
     told: Told,
 ) -> None:
     waits, works = Control("waits", hang_seconds=10), Control("works", hang_seconds=10)
@@ -85,7 +86,7 @@ def test_whoever_has_the_device_is_blamed_before_those_who_wait_for_what_it_hold
     assert told.hangs[0].control is works
 
 
-def test_a_job_that_goes_on_after_its_end_hangs_whatever_it_says(told: Told) -> None:
+def test_a_job_that_continues_after_its_end_hangs_whatever_it_reports(told: Told) -> None:
     control = Control("a", hang_seconds=10)
     control.cancel()
     with told.dog.watching(control):
@@ -95,7 +96,7 @@ def test_a_job_that_goes_on_after_its_end_hangs_whatever_it_says(told: Told) -> 
     assert [hang.control.job_id for hang in told.hangs] == ["a"]
 
 
-def test_a_job_that_has_ended_is_not_looked_after(told: Told) -> None:
+def test_an_ended_job_is_not_watched(told: Told) -> None:
     control = Control("a", hang_seconds=10)
     with told.dog.watching(control):
         told.tick(1)
@@ -106,14 +107,16 @@ def test_a_job_that_has_ended_is_not_looked_after(told: Told) -> None:
     ("stage", "step_seconds", "seconds"),
     [("denoise", 0, 10), ("denoise", 40, 40), ("load", 0, 60), ("load", 90, 90), ("decode", 5, 10)],
 )
-def test_a_load_and_slow_steps_have_longer(stage: str, step_seconds: float, seconds: float) -> None:
+def test_a_load_and_slow_steps_have_more_time(
+    stage: str, step_seconds: float, seconds: float
+) -> None:
     control = Control("a", hang_seconds=10)
     control.step_seconds = step_seconds
     control.enter(stage)
     assert limit_seconds(control) == seconds
 
 
-def test_the_real_clock_is_looked_at_and_a_gap_of_the_whole_process_is_not_counted() -> None:
+def test_the_real_clock_is_used_and_a_pause_of_the_whole_process_is_not_counted() -> None:
     hangs: list[Hang] = []
     found = threading.Event()
     dog = Watchdog(lambda hang: (hangs.append(hang), found.set()))  # type: ignore[arg-type, return-value]
@@ -138,7 +141,7 @@ with dog.watching(control):
 """
 
 
-def test_a_process_in_which_python_stands_still_ends_with_its_stacks() -> None:
+def test_a_process_in_which_python_is_blocked_ends_with_its_stacks_logged() -> None:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", FREEZES], cwd=ROOT, capture_output=True, text=True, check=False
@@ -179,7 +182,7 @@ def beside(process: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_process_that_is_stopped_for_long_goes_on_with_its_job(
+def test_a_process_that_is_paused_for_long_continues_its_job(
     works: subprocess.Popen[str], whole: bool
 ) -> None:
     stopped = [works.pid, beside(works)] if whole else [works.pid]
@@ -192,7 +195,7 @@ def test_a_process_that_is_stopped_for_long_goes_on_with_its_job(
     assert (works.returncode, out, errors) == (0, "done\n", "")
 
 
-def test_the_process_beside_ends_with_the_one_that_it_watches(
+def test_the_watching_process_ends_with_the_watched_one(
     works: subprocess.Popen[str],
 ) -> None:
     child = Path("/proc") / str(beside(works))
@@ -204,7 +207,7 @@ def test_the_process_beside_ends_with_the_one_that_it_watches(
     assert not child.exists()
 
 
-def test_a_process_beside_that_was_ended_is_begun_again(works: subprocess.Popen[str]) -> None:
+def test_a_killed_watching_process_is_started_again(works: subprocess.Popen[str]) -> None:
     first = beside(works)
     os.kill(first, signal.SIGKILL)
     until = time.monotonic() + 30

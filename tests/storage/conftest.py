@@ -1,4 +1,4 @@
-"""moto's real HTTP server, an empty bucket in it, and both stores."""
+"""The HTTP server of moto, an empty bucket in it, and both stores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3(endpoint: str) -> Iterator[Any]:
-    """A client of the test's own, with an empty bucket."""
+    """A client of the test, and an empty bucket."""
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
     client.create_bucket(Bucket=BUCKET)
@@ -74,7 +74,7 @@ def proxy(endpoint: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def behind(proxy: FaultProxy, bucket_settings: dict[str, Any]) -> Settings:
-    """The bucket, with the proxy in front of it."""
+    """The bucket, behind the proxy."""
     return settings(**{**bucket_settings, "bucket_endpoint_url": proxy.url})
 
 

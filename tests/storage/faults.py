@@ -1,6 +1,6 @@
-"""A TCP proxy in front of a real object store, which breaks what it is told to break.
+"""A TCP proxy in front of a real object store, which injects faults.
 
-It takes one request a connection, passes it on and hands the answer back, unless a fault is set.
+It takes one request per connection, passes it on and returns the answer, unless a fault is set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Fault:
     - `stall-body`: stop reading after `after_bytes` of the body, and never answer
     - `stall-answer`: let the store work, stop after `after_bytes` of its answer
 
-    Below zero, `after_bytes` of an answer are those that are held back. `then` is called each time.
+    Below zero, `after_bytes` of an answer are the bytes that are held back. `then` is called each
+    time.
     """
 
     kind: str
@@ -49,8 +50,8 @@ class Fault:
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
-    """`seen` has every request that arrived, `injected` counts the faults by kind; headers whose
-    names are in `unknown` do not reach the store."""
+    """`seen` has every request that arrived, `injected` counts the faults by kind. Headers named in
+    `unknown` do not reach the store."""
 
     allow_reuse_address = True
     daemon_threads = False
@@ -81,7 +82,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
             self._faults.clear()
 
     def take(self, request: Request) -> Fault | None:
-        """Note the request, and the fault that it meets."""
+        """Record the request, and return the fault for it."""
         with self._lock:
             self.seen.append(request)
             found = next((f for f in self._faults if f.times and f.when(request)), None)
@@ -98,7 +99,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up in the middle is what half of the tests are about."""
+        """Ignores errors, because half of the tests have clients that hang up."""
 
 
 class _Connection(socketserver.BaseRequestHandler):

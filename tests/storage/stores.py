@@ -1,4 +1,4 @@
-"""Stores with a back door, and the small things that all storage tests use."""
+"""Stores with direct access for tests, and helpers of all storage tests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MIB = 1024 * 1024
 BUCKET, PREFIX = "clips-bucket", "wan clips/v1"
 ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE0000TEST", "secret/EXAMPLE+key"
 ONCE = Patience(attempts=1)
-# A busy machine must not look like a stall, except where nothing but stalls is to be seen.
+# A busy machine must not look like a stall, except where only stalls are tested.
 QUICK = Patience(
     connect_seconds=0.8, read_seconds=8, backoff_seconds=0.02, put_seconds=30, find_seconds=10
 )
 HASTY = replace(QUICK, connect_seconds=0.4, read_seconds=0.4)
-SLOW = Patience(backoff_seconds=0.02)  # the times of production, but for the gaps
+SLOW = Patience(backoff_seconds=0.02)  # the times of production, except for the gaps
 RECORD = {"cost": 0.5, "seed": 7, "warnings": ["texture é"]}
 ODD_IDS = [
     "a/b", "a-b", "a.b", "a b", "../../etc/passwd", "..", ".", "", "/", "é", "日本", "\ud800",
@@ -34,7 +34,7 @@ ODD_IDS = [
 
 
 class StopAt(Control):
-    """Cancelled at the given checkpoint."""
+    """Is cancelled at the given checkpoint."""
 
     def __init__(self, checkpoint: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class StopAt(Control):
 
 @dataclass
 class Store:
-    """A storage and the back door of its tests: names and bytes of all that it holds."""
+    """A storage, and direct access for its tests: names and bytes of everything in it."""
 
     storage: LocalStorage | S3Storage | SpooledStorage
     contents: Callable[[], dict[str, bytes]]
@@ -112,6 +112,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def working() -> bool:
-    """Whether a thread is left that a storage began."""
+    """Whether a thread started by a storage is left."""
     names = ("store", "undo", "flush")
     return any(thread.name in names for thread in threading.enumerate())

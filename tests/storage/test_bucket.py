@@ -1,4 +1,4 @@
-"""Endpoints as people write them."""
+"""Endpoints of buckets in the forms that people write."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ DOTTED, AT_DOTTED = (f"https://{AWS}", "us-west-2", "path"), f"https://{AWS}/a.b
         (f"https://bkt.{AWS}/bkt", None, IN_AWS, None),
     ],
 )  # fmt: skip
-def test_endpoints(
+def test_an_endpoint_is_understood_in_each_of_its_forms(
     url: str, name: str | None, expected: tuple[str, str, str], signed: str | None
 ) -> None:
     found = find_bucket(url, name)
@@ -99,7 +99,7 @@ def test_a_network_volume_serves_no_signed_links(url: str) -> None:
     assert storage._url("a b") == "https://pub.example.com/clips/a%20b"
 
 
-def test_region_and_addressing_can_be_said() -> None:
+def test_region_and_addressing_can_be_set() -> None:
     found = find_bucket(f"https://bkt.{AWS}", None, "eu-north-1", "path")
     assert found == Bucket(f"https://{AWS}", "bkt", "eu-north-1", "path")
     found = find_bucket("https://minio.example", "bkt", None, "virtual")
@@ -113,7 +113,7 @@ def test_region_and_addressing_can_be_said() -> None:
     [AWS, "s3.amazonaws.com", "minio.local", "localhost:9000", "10.0.0.5", R2, SPACES,
      "bkt.minio.example", "abc.r2.cloudflarestorage.com", "host/some/path"],
 )  # fmt: skip
-def test_no_bucket_to_be_found(host: str) -> None:
+def test_an_endpoint_without_a_bucket_is_refused(host: str) -> None:
     with pytest.raises(ConfigurationError, match="set BUCKET_NAME"):
         find_bucket(f"https://{host}")
 
@@ -121,7 +121,7 @@ def test_no_bucket_to_be_found(host: str) -> None:
 @pytest.mark.parametrize(
     "url", ["", "minio:9000", "ftp://h/b", "https://", "http://h:x/b", "http://["]
 )
-def test_not_an_endpoint(url: str) -> None:
+def test_a_text_that_is_not_an_endpoint_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="must start with https:// or http://"):
         find_bucket(url, "bkt")
 
@@ -129,6 +129,6 @@ def test_not_an_endpoint(url: str) -> None:
 @pytest.mark.parametrize(
     "url", [f"https://other.{AWS}", f"https://{AWS}/other", f"https://bkt.{AWS}/folder"]
 )
-def test_contradicting_buckets(url: str) -> None:
+def test_contradicting_buckets_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="make the two agree"):
         find_bucket(url, "bkt")

@@ -1,4 +1,4 @@
-"""What is asked of a bucket or a folder before the first job, and who may start after it."""
+"""The checks of a bucket or a folder before the first job, and which keys may start a worker."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_one_object_goes_the_way_of_a_clip_and_nothing_is_left(
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_key_that_may_not_do_what_a_clip_needs_is_refused_at_start(
+def test_a_key_that_lacks_a_needed_right_is_refused_at_start(
     proxy: FaultProxy, behind: Settings, s3: Any, when: When, why: str
 ) -> None:
     denied(proxy, when)
@@ -111,7 +111,7 @@ def test_a_key_that_may_not_do_what_a_clip_needs_is_refused_at_start(
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_key_that_can_do_without_is_warned_of(
+def test_a_key_that_lacks_an_optional_right_is_a_warning(
     proxy: FaultProxy,
     behind: Settings,
     s3: Any,
@@ -126,7 +126,7 @@ def test_a_key_that_can_do_without_is_warned_of(
     assert len(names(s3)) == (when is is_delete)
 
 
-def test_a_warning_stays_one_with_a_spool(
+def test_a_warning_stays_a_warning_with_a_spool(
     proxy: FaultProxy, behind: Settings, tmp_path: Path
 ) -> None:
     storage = SpooledStorage(S3Storage(behind, patience=QUICK), tmp_path / "spool")
@@ -135,7 +135,9 @@ def test_a_warning_stays_one_with_a_spool(
     assert isinstance(storage.check(), Warned)
 
 
-def test_what_a_refused_key_leaves_is_named(proxy: FaultProxy, behind: Settings, s3: Any) -> None:
+def test_an_object_that_a_refused_key_leaves_is_named(
+    proxy: FaultProxy, behind: Settings, s3: Any
+) -> None:
     denied(proxy, is_link)
     denied(proxy, is_delete)
     with pytest.raises(ConfigurationError) as caught:
@@ -153,16 +155,14 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(
     assert names(s3) == []
 
 
-def test_an_answer_that_was_lost_leaves_nothing(
-    proxy: FaultProxy, behind: Settings, s3: Any
-) -> None:
+def test_a_lost_answer_leaves_nothing(proxy: FaultProxy, behind: Settings, s3: Any) -> None:
     proxy.inject(Fault("reset-answer", times=1000, when=is_put))
     with pytest.raises(ConfigurationError, match="The bucket cannot be used"):
         S3Storage(behind, patience=QUICK).check()
     assert names(s3) == []
 
 
-def test_a_link_that_cannot_be_reached_from_here_is_warned_of(behind: Settings) -> None:
+def test_a_link_that_cannot_be_reached_from_here_is_a_warning(behind: Settings) -> None:
     def away(url: str) -> tuple[int, bytes]:
         raise TimeoutError
 
@@ -171,14 +171,14 @@ def test_a_link_that_cannot_be_reached_from_here_is_warned_of(behind: Settings) 
     assert "could not be fetched from here (TimeoutError)" in storage.check()
 
 
-def test_a_check_ends_with_a_store_that_says_nothing(proxy: FaultProxy, behind: Settings) -> None:
+def test_the_check_of_a_silent_store_ends(proxy: FaultProxy, behind: Settings) -> None:
     proxy.inject(Fault("stall", times=1000, when=is_read))
     storage = S3Storage(behind, patience=replace(QUICK, find_seconds=0.5))
     with pytest.raises(ConfigurationError, match=r"no answer for 0\.5 seconds"):
         storage.check()
 
 
-def test_a_public_address_is_tried_and_warned_of(
+def test_a_public_address_is_tried_and_a_failure_is_a_warning(
     s3: Any, endpoint: str, bucket_settings: dict[str, Any]
 ) -> None:
     base = f"{endpoint}/{BUCKET}"
@@ -242,7 +242,7 @@ def test_a_folder_without_room_is_refused(
     ("kind", "inner"),
     [("WAN_OUTPUT_DIR", ".jobs"), ("WAN_SPOOL_DIR", "starts")],
 )
-def test_a_folder_within_that_cannot_be_written_is_refused(
+def test_a_subfolder_that_cannot_be_written_is_refused(
     tmp_path: Path, kind: str, inner: str
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -252,7 +252,7 @@ def test_a_folder_within_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["WAN_OUTPUT_DIR", "WAN_SPOOL_DIR"])
-def test_a_folder_that_loses_what_is_written_is_refused(
+def test_a_folder_that_loses_written_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     real = os.fsync

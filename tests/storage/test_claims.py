@@ -1,4 +1,5 @@
-"""Who renders a job that was handed over twice, told by each store; and what comes of it."""
+"""Which worker renders a job that was handed over twice, decided by each store, and what
+follows."""
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ from wan_engine.storage import LocalStorage, S3Storage, Storage
 from wan_engine.storage.claims import FIELD, duplicate_of, once, taken
 
 
-def test_the_first_has_it_and_keeps_it(store: Store) -> None:
+def test_the_first_claim_wins_and_keeps_the_job(store: Store) -> None:
     claim = store.storage.claim
     assert [claim("job", who, Control()) for who in ("a", "b", "a", "c")] == ["a"] * 4
     assert claim("another", "b", Control()) == "b"
 
 
-def test_it_lies_beside_the_record_and_is_no_clip(store: Store, clip: Path) -> None:
+def test_the_claim_lies_beside_the_record_and_is_not_a_clip(store: Store, clip: Path) -> None:
     assert store.storage.claim("job-1", "a", Control()) == "a"
     assert store.storage.finished("job-1", Control()) is None
     store.storage.put(clip, "job-1", RECORD, Control())
@@ -49,7 +50,7 @@ def test_odd_ids_are_claimed_apart(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"holder": 5}'])
-def test_a_damaged_claim_is_nobodys(store: Store, damage: bytes) -> None:
+def test_a_damaged_claim_belongs_to_nobody(store: Store, damage: bytes) -> None:
     store.storage.claim("job-1", "a", Control())
     (name,) = store.contents()
     store.write(name, damage)
@@ -64,7 +65,7 @@ def test_a_cancelled_job_claims_nothing(store: Store) -> None:
     assert store.contents() == {}
 
 
-def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
+def test_of_many_concurrent_claims_one_wins(tmp_path: Path) -> None:
     found: list[str | None] = []
     start = threading.Barrier(12)
 
@@ -81,12 +82,12 @@ def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / ".jobs").iterdir()] == ["job.claim"]
 
 
-def test_a_folder_that_cannot_be_written_claims_nothing(tmp_path: Path) -> None:
+def test_in_a_folder_that_cannot_be_written_nothing_is_claimed(tmp_path: Path) -> None:
     (tmp_path / ".jobs").write_bytes(b"in the way")
     assert LocalStorage(tmp_path).claim("job", "a", Control()) is None
 
 
-def test_what_is_forgotten_has_no_claim(tmp_path: Path, clip: Path) -> None:
+def test_a_forgotten_job_has_no_claim(tmp_path: Path, clip: Path) -> None:
     storage = LocalStorage(tmp_path / "clips")
     storage.claim("job", "a", Control())
     storage.put(clip, "job", RECORD, Control())
@@ -105,19 +106,21 @@ def gets(request: Request) -> bool:
     return request.method == "GET"
 
 
-def test_an_answer_that_is_lost_was_its_own(behind: Settings, proxy: FaultProxy) -> None:
+def test_a_claim_whose_answer_is_lost_still_belongs_to_its_worker(
+    behind: Settings, proxy: FaultProxy
+) -> None:
     proxy.inject(Fault("reset-answer", when=puts))
     assert S3Storage(behind, patience=QUICK).claim("job", "a", Control()) == "a"
     assert proxy.injected == {"reset-answer": 1}
 
 
-def test_two_that_write_at_the_same_moment_ask_again(behind: Settings, proxy: FaultProxy) -> None:
+def test_conflicting_writes_are_tried_again(behind: Settings, proxy: FaultProxy) -> None:
     fault = Fault("answer", when=puts, status=409, code="ConditionalRequestConflict")
     proxy.inject(fault)
     assert S3Storage(behind, patience=QUICK).claim("job", "a", Control()) == "a"
 
 
-def test_one_that_was_quicker_after_the_look_has_it(
+def test_a_claim_made_by_another_after_the_check_wins(
     s3: Any, behind: Settings, proxy: FaultProxy, bucket_settings: dict[str, Any]
 ) -> None:
     quicker = S3Storage(settings(**bucket_settings))
@@ -131,8 +134,8 @@ def test_one_that_was_quicker_after_the_look_has_it(
     assert s3_store(s3, bucket_settings).storage.claim("job", "a", Control()) == "b"
 
 
-def test_without_the_right_to_list_it_is_claimed(behind: Settings, proxy: FaultProxy) -> None:
-    """S3 answers 403 instead of 404 then."""
+def test_a_key_without_the_right_to_list_can_claim(behind: Settings, proxy: FaultProxy) -> None:
+    """S3 then answers 403 instead of 404."""
     proxy.inject(Fault("answer", when=gets, status=403, code="AccessDenied"))
     storage = S3Storage(behind, patience=QUICK)
     assert storage.claim("job", "a", Control()) == "a"
@@ -140,7 +143,7 @@ def test_without_the_right_to_list_it_is_claimed(behind: Settings, proxy: FaultP
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-def test_a_store_without_conditional_writes_is_looked_into(
+def test_claims_work_in_a_store_without_conditional_writes(
     behind: Settings, proxy: FaultProxy, refuses: bool
 ) -> None:
     if refuses:
@@ -151,7 +154,7 @@ def test_a_store_without_conditional_writes_is_looked_into(
     assert proxy.injected == ({"answer": 1} if refuses else {})
 
 
-def test_a_store_that_is_away_claims_nothing(
+def test_an_unreachable_store_claims_nothing(
     bucket_settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     values = {**bucket_settings, "bucket_endpoint_url": "http://127.0.0.1:1"}
@@ -160,7 +163,7 @@ def test_a_store_that_is_away_claims_nothing(
     assert "if it was sent twice it is rendered twice" in caplog.text
 
 
-def test_claims_go_with_the_clips(s3: Any, bucket_settings: dict[str, Any]) -> None:
+def test_claims_expire_with_the_clips(s3: Any, bucket_settings: dict[str, Any]) -> None:
     """The documented rule for the bucket covers WAN_S3_PREFIX."""
     storage = S3Storage(settings(**bucket_settings))
     storage.claim("job", "a", Control())
@@ -172,7 +175,7 @@ def test_claims_go_with_the_clips(s3: Any, bucket_settings: dict[str, Any]) -> N
 
 
 class Renders:
-    """Stores `clip` as the storage that it gets wants; `ids` are those of the jobs it rendered."""
+    """An engine that stores `clip`. `ids` are the jobs that it rendered."""
 
     def __init__(self, clip: Path) -> None:
         self.ids: list[str] = []
@@ -189,7 +192,7 @@ class Renders:
         return once(claim, store.storage, control, lambda storage: self(storage, control))
 
 
-def test_the_second_of_two_is_told_of_the_first(store: Store, clip: Path) -> None:
+def test_the_second_copy_names_the_first(store: Store, clip: Path) -> None:
     told: list[dict[str, Any]] = []
 
     class Meanwhile(Renders):
@@ -202,14 +205,14 @@ def test_the_second_of_two_is_told_of_the_first(store: Store, clip: Path) -> Non
     assert told == [{"duplicate_of": "first"}] and duplicate_of(told[0]) == "first"
 
 
-def test_whoever_comes_after_the_clip_gets_it(store: Store, clip: Path) -> None:
+def test_a_copy_that_arrives_after_the_clip_gets_the_clip(store: Store, clip: Path) -> None:
     renders = Renders(clip)
     for job_id in ("first", "second", "first"):
         assert fetch(renders.of(store, job_id)["video_url"]) == clip.read_bytes()
     assert renders.ids == ["first"]
 
 
-def test_a_job_that_another_worker_takes_goes_on(store: Store, clip: Path) -> None:
+def test_a_claimed_job_whose_worker_dies_continues_on_another(store: Store, clip: Path) -> None:
     class Killed(Renders):
         def __call__(self, storage: Storage, control: Control) -> dict[str, Any]:
             raise KeyboardInterrupt
@@ -221,22 +224,22 @@ def test_a_job_that_another_worker_takes_goes_on(store: Store, clip: Path) -> No
     assert "video_url" in renders.of(store, "first")
 
 
-def test_renders_of_two_names_are_two(store: Store, clip: Path) -> None:
+def test_renders_with_two_names_are_two(store: Store, clip: Path) -> None:
     renders = Renders(clip)
     renders.of(store, "first", "render/0.0")
     renders.of(store, "second", "render/0.1")
     assert renders.ids == ["first", "second"]
 
 
-def test_a_name_finds_no_job_by_its_id(store: Store, clip: Path) -> None:
-    """A name comes from outside: it must not lead to the clip of a job without one."""
+def test_a_name_does_not_find_a_job_by_its_id(store: Store, clip: Path) -> None:
+    """A name comes from outside. It must not lead to the clip of a job without a name."""
     store.storage.put(clip, "job-1", RECORD, Control())
     renders = Renders(clip)
     renders.of(store, "second", "job-1")
     assert renders.ids == ["second"]
 
 
-def test_the_name_is_taken_out_of_the_input() -> None:
+def test_the_name_is_removed_from_the_input() -> None:
     assert taken({"prompt": "x", FIELD: "a/0.0"}) == ("a/0.0", {"prompt": "x"})
     for other in ({"prompt": "x"}, None, [FIELD], "x"):
         assert taken(other) == (None, other)

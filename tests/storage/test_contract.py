@@ -1,4 +1,4 @@
-"""One contract for all stores."""
+"""The contract of all stores."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_second_put_of_a_job_wins(store: Store, clip: Path, tmp_path: Path) ->
     assert (fetch(found[0]), found[1]) == (clip.read_bytes(), {"seed": 2})
 
 
-def test_a_vanished_clip_is_not_finished(store: Store, clip: Path) -> None:
+def test_a_vanished_clip_is_not_a_finished_job(store: Store, clip: Path) -> None:
     store.storage.put(clip, "job-1", RECORD, Control())
     [name] = store.clips()
     store.write(name, None)
@@ -71,7 +71,7 @@ def test_a_vanished_clip_is_not_finished(store: Store, clip: Path) -> None:
         b'{"key": "%s"}' % (b"x" * 5000),
     ],
 )
-def test_a_damaged_record_is_not_finished(store: Store, clip: Path, damage: bytes) -> None:
+def test_a_damaged_record_is_not_a_finished_job(store: Store, clip: Path, damage: bytes) -> None:
     store.storage.put(clip, "job-1", RECORD, Control())
     [name] = store.records()
     store.write(name, damage)
@@ -80,9 +80,7 @@ def test_a_damaged_record_is_not_finished(store: Store, clip: Path, damage: byte
 
 @pytest.mark.parametrize("size", [0, 3000, 2 * MIB], ids=["empty", "small", "large"])
 @pytest.mark.parametrize("checkpoint", [1, 2, 3])
-def test_cancelling_leaves_nothing(
-    store: Store, tmp_path: Path, size: int, checkpoint: int
-) -> None:
+def test_a_cancel_leaves_nothing(store: Store, tmp_path: Path, size: int, checkpoint: int) -> None:
     control = StopAt(checkpoint)
     try:
         store.storage.put(make_clip(tmp_path, size), "job-1", RECORD, control)
@@ -94,7 +92,7 @@ def test_cancelling_leaves_nothing(
         assert size <= 3000, "a long transfer asks often"
 
 
-def test_the_deadline_ends_it(store: Store, clip: Path) -> None:
+def test_the_deadline_ends_a_put(store: Store, clip: Path) -> None:
     with pytest.raises(DeadlineExceeded):
         store.storage.put(clip, "job-1", RECORD, Control(deadline_seconds=-1))
     assert store.contents() == {}
@@ -129,7 +127,7 @@ def test_check_says_where_clips_go(store: Store) -> None:
     assert store.contents() == {}
 
 
-def test_a_cancelled_job_asks_for_nothing(store: Store, clip: Path) -> None:
+def test_a_cancelled_job_sends_no_request(store: Store, clip: Path) -> None:
     store.storage.put(clip, "job-1", RECORD, Control())
     control = Control()
     control.cancel()
@@ -137,7 +135,7 @@ def test_a_cancelled_job_asks_for_nothing(store: Store, clip: Path) -> None:
         store.storage.finished("job-1", control)
 
 
-def test_a_flush_without_anything_kept_changes_nothing(store: Store, clip: Path) -> None:
+def test_a_flush_with_nothing_kept_changes_nothing(store: Store, clip: Path) -> None:
     store.storage.put(clip, "job-1", RECORD, Control())
     before = store.contents()
     store.storage.flush()

@@ -1,4 +1,4 @@
-"""Whole files on file systems that lack what disks have."""
+"""Whole-or-nothing files on file systems that lack what disks have."""
 
 from __future__ import annotations
 

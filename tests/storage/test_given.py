@@ -1,4 +1,4 @@
-"""A bucket that a job brings with it, as Runpod documents `s3Config`: a stranger's address."""
+"""A bucket that a job brings in `s3Config`, as Runpod documents it. Its address is a stranger's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def config(url: str, **more: Any) -> dict[str, Any]:
 
 
 def opened(value: object, *, private: bool = True, control: Control | None = None) -> Any:
-    """As a worker opens it that has a bucket, a prefix and a public address of its own."""
+    """Opened by a worker that has a bucket, a prefix and a public address of its own."""
     operator = settings(
         bucket_endpoint_url="http://operator.example/clips",
         s3_prefix="operators",
@@ -79,7 +79,7 @@ def failure(url: str) -> str:
 
 
 @pytest.mark.parametrize("size", [3000, 17 * MIB], ids=["whole", "in parts"])
-def test_the_clip_is_in_the_jobs_own_bucket_and_nothing_else_is(
+def test_only_the_clip_is_in_the_jobs_own_bucket(
     s3: Any, endpoint: str, own: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -116,7 +116,7 @@ def test_a_cancelled_job_leaves_nothing(s3: Any, proxy: FaultProxy, own: str, cl
 
 
 @pytest.mark.parametrize("value", [None, {}, {"accessId": "", "endpointUrl": None}])
-def test_a_job_that_brings_none_has_the_operators(value: object) -> None:
+def test_a_job_without_a_bucket_uses_the_operators(value: object) -> None:
     with opened(value) as storage:
         assert storage is None
 
@@ -159,19 +159,19 @@ def test_a_wrong_shape_is_a_sentence(change: dict[str, Any], sentence: str) -> N
 
 
 @pytest.mark.parametrize("value", ["x", 5, [], True, False, 0])
-def test_what_is_no_object_is_a_sentence(value: object) -> None:
+def test_a_value_that_is_not_an_object_is_a_sentence(value: object) -> None:
     assert refusal(value) == 'field "s3Config" must be an object'
 
 
 @pytest.mark.parametrize("name", ["s3_config", "S3Config", "s3config", "s3-config"])
-def test_another_spelling_is_not_ignored(name: str) -> None:
+def test_misspelled_keys_are_not_ignored(name: str) -> None:
     with pytest.raises(InvalidRequest, match='field "s3Config" must be spelled like this'):
         unknown_fields({"id": "j", "input": {}, name: {}})
     with pytest.raises(InvalidRequest, match='field "s3Config" must be next to "input", not in it'):
         unknown_fields({"id": "j", "input": {name: {}}})
 
 
-def test_other_names_are_told_to_the_log() -> None:
+def test_unknown_names_are_logged() -> None:
     envelope = {"id": "j", "input": {}, "webhook": "x", "policy": {}, "s3Config": {}, "a\nb": 1}
     assert unknown_fields(envelope) == ["a?b"]
     assert len(unknown_fields({f"n{number}": 1 for number in range(100)})) == 20
@@ -195,7 +195,7 @@ def test_a_bucket_that_refuses_is_the_callers_fault(
     assert names(s3) == []
 
 
-def test_a_bucket_whose_links_are_dead_is_refused(proxy: FaultProxy, own: str, s3: Any) -> None:
+def test_a_bucket_whose_links_do_not_work_is_refused(proxy: FaultProxy, own: str, s3: Any) -> None:
     def is_link(request: Any) -> bool:
         return "X-Amz-Signature" in request.target
 
@@ -203,11 +203,11 @@ def test_a_bucket_whose_links_are_dead_is_refused(proxy: FaultProxy, own: str, s
     assert "signed links do not return the stored object" in refusal(config(proxy.url))
 
 
-def test_a_bucket_that_is_absent_is_refused(endpoint: str) -> None:
+def test_a_missing_bucket_is_refused(endpoint: str) -> None:
     assert refusal(config(endpoint, bucketName="absent")).endswith("refused it (NoSuchBucket)")
 
 
-def test_a_bucket_that_is_away_may_be_back_later(proxy: FaultProxy, own: str) -> None:
+def test_an_unreachable_bucket_may_be_back_later(proxy: FaultProxy, own: str) -> None:
     proxy.inject(Fault("answer", times=100, status=503, code="SlowDown"))
     with pytest.raises(StorageFailed) as caught, opened(config(proxy.url)):
         pytest.fail("it was taken")
@@ -219,7 +219,7 @@ def test_a_bucket_that_is_away_may_be_back_later(proxy: FaultProxy, own: str) ->
 # --- untrusted addresses --------------------------------------------------------------------------
 
 
-def test_a_private_address_is_not_called() -> None:
+def test_a_private_address_is_not_contacted() -> None:
     with listening() as listener:
         for url in private_urls(listener.port):
             if url.startswith("http"):
@@ -232,10 +232,10 @@ def test_a_private_address_is_not_called() -> None:
         assert listener.visits == 0
 
 
-def test_an_address_that_changes_after_the_check_is_not_called(
+def test_an_address_that_changes_after_the_check_is_not_contacted(
     s3: Any, proxy: FaultProxy, own: str, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy ends each connection, so the name is looked up for each request."""
+    """The proxy closes each connection, so the name is resolved for each request."""
     real, addresses = socket.getaddrinfo, ["127.0.0.1"]
 
     def look_up(host: str, *more: Any, **named: Any) -> Any:
@@ -247,7 +247,7 @@ def test_an_address_that_changes_after_the_check_is_not_called(
         assert storage is not None
         storage.put(clip, "job-1", RECORD, Control())
         asked = len(proxy.seen)
-        addresses.append("127.0.0.2")  # which the proxy does not listen at, so it would be silence
+        addresses.append("127.0.0.2")  # nothing answers there
         with pytest.raises(InvalidRequest, match="the address is not public"):
             storage.put(clip, "job-2", RECORD, Control())
     assert len(names(s3)) == 1 and len(proxy.seen) == asked
@@ -255,7 +255,7 @@ def test_an_address_that_changes_after_the_check_is_not_called(
 
 @contextmanager
 def answering(answer: bytes, repeat: bytes = b"") -> Iterator[str]:
-    """A store that gives this answer to every request, and `repeat` for ever after it."""
+    """A store that gives this answer to every request, and then sends `repeat` for ever."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -284,7 +284,7 @@ def test_a_redirect_is_not_followed() -> None:
         assert listener.visits == 0
 
 
-def test_an_answer_without_end_is_not_kept() -> None:
+def test_an_endless_answer_is_not_kept_in_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     head = b"HTTP/1.1 200 OK\r\nETag: x\r\nContent-Type: application/xml\r\n\r\n"
     with answering(head, b" " * MIB) as url, pytest.raises(EngineError), opened(config(url)):

@@ -1,4 +1,4 @@
-"""The documented lifecycle rule, given to a real store."""
+"""The documented lifecycle rule, applied to a real store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lifecycle() -> dict[str, Any]:
     return found
 
 
-def test_the_lifecycle_rule_is_taken_and_covers_clips_and_records(
+def test_the_lifecycle_rule_is_accepted_and_covers_clips_and_records(
     s3: Any, bucket_settings: dict[str, Any], clip: Path
 ) -> None:
     s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=lifecycle())

@@ -1,4 +1,4 @@
-"""What only a folder has."""
+"""Behaviour of folders only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wan_engine.errors import ConfigurationError, StorageFailed
 from wan_engine.storage import LocalStorage
 
 
-def test_local_names(tmp_path: Path, clip: Path) -> None:
+def test_names_of_local_clips(tmp_path: Path, clip: Path) -> None:
     store = local_store(tmp_path / "out")
     url = store.storage.put(clip, "job-1", RECORD, Control())
     assert url.startswith("file:///")
@@ -47,7 +47,7 @@ def test_a_local_record_cannot_point_outside(tmp_path: Path, clip: Path) -> None
         assert store.storage.finished("job-1", Control()) is None
 
 
-def test_a_full_disk(
+def test_a_full_disk_is_reported(
     tmp_path: Path,
     clip: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -66,7 +66,7 @@ def test_a_full_disk(
     assert str(tmp_path) in caplog.text
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, clip: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, clip: Path) -> None:
     storage = LocalStorage(clip / "out")
     with pytest.raises(StorageFailed) as caught:
         storage.put(clip, "job-1", RECORD, Control())
@@ -87,9 +87,7 @@ def test_a_clip_without_a_record_is_still_a_clip(
     assert "no record of job job-1" in caplog.text
 
 
-def test_a_job_that_is_forgotten_leaves_nothing_and_takes_nothing_else(
-    tmp_path: Path, clip: Path
-) -> None:
+def test_forgetting_a_job_removes_its_files_and_no_others(tmp_path: Path, clip: Path) -> None:
     store = local_store(tmp_path / "out")
     for job_id in ("job-1", "job-2"):
         store.storage.put(clip, job_id, RECORD, Control())

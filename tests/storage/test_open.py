@@ -1,4 +1,4 @@
-"""Which store the settings mean."""
+"""The store that the settings select."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wan_engine.settings import Settings
 from wan_engine.storage import LocalStorage, S3Storage, open_storage
 
 
-def test_open_storage(
+def test_the_settings_select_the_store(
     bucket_settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     complete = settings(**bucket_settings)
@@ -36,13 +36,13 @@ def test_importing_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_s3_without_its_variables() -> None:
+def test_s3_without_its_variables_is_refused() -> None:
     with pytest.raises(ConfigurationError) as caught:
         open_storage(Settings(storage="s3", bucket_access_key_id="k"))
     assert "needs BUCKET_ENDPOINT_URL and BUCKET_SECRET_ACCESS_KEY:" in str(caught.value)
 
 
-def test_settings_that_boto_refuses() -> None:
+def test_settings_that_boto_refuses_are_a_sentence() -> None:
     wrong = settings().model_copy(update={"bucket_endpoint_url": "https://a b/bkt"})
     with pytest.raises(ConfigurationError, match="The bucket's settings are wrong"):
         S3Storage(wrong)

@@ -1,4 +1,5 @@
-"""A store that fails, over real connections: what is asked again, how often, for how long."""
+"""A failing store over real connections: which requests are retried, how often, and for how
+long."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def name_of(fault: Fault) -> str:
 
 
 def again(fault: Fault, times: int, when: Callable[[Request], bool] | None = None) -> Fault:
-    """The fault of a table, to be used up by one test."""
+    """A fault of the table, for one test to use up."""
     values = {**vars(fault), "times": times}
     return Fault(**{**values, "when": when} if when else values)
 
@@ -95,7 +96,7 @@ def digest(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=name_of)
-def test_what_passes_is_asked_again(
+def test_temporary_failures_are_retried(
     proxy: FaultProxy, behind: Settings, clip: Path, fault: Fault
 ) -> None:
     proxy.inject(again(fault, 3, is_clip))
@@ -106,7 +107,7 @@ def test_what_passes_is_asked_again(
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=name_of)
-def test_five_attempts_are_all(
+def test_there_are_at_most_five_attempts(
     proxy: FaultProxy, behind: Settings, clip: Path, fault: Fault
 ) -> None:
     proxy.inject(again(fault, 1000))
@@ -119,7 +120,7 @@ def test_five_attempts_are_all(
 
 
 @pytest.mark.parametrize("fault", LASTING, ids=lambda fault: f"{fault.status} {fault.code}")
-def test_what_lasts_is_asked_once(
+def test_permanent_failures_are_tried_once(
     proxy: FaultProxy, behind: Settings, clip: Path, fault: Fault
 ) -> None:
     proxy.inject(again(fault, 1000))
@@ -155,10 +156,10 @@ def test_the_longest_gap_is_bounded_and_gaps_differ(
     with pytest.raises(StorageFailed):
         S3Storage(behind, patience=Patience(attempts=12)).put(clip, "j", RECORD, Control())
     assert len(gaps) == 11 and max(gaps) <= 8
-    assert len(set(gaps[6:])) == 5  # all of them would be 8 without jitter
+    assert len(set(gaps[6:])) == 5  # without jitter they would all be 8
 
 
-def test_retrying_does_not_end_with_a_quota(
+def test_retries_do_not_end_with_botos_quota(
     proxy: FaultProxy, behind: Settings, clip: Path
 ) -> None:
     storage = S3Storage(behind, patience=Patience(backoff_seconds=0))
@@ -169,7 +170,7 @@ def test_retrying_does_not_end_with_a_quota(
     assert proxy.injected["reset-body"] == len(proxy.seen) == 100
 
 
-def test_a_stall_is_asked_again(proxy: FaultProxy, behind: Settings, clip: Path) -> None:
+def test_a_stall_is_retried(proxy: FaultProxy, behind: Settings, clip: Path) -> None:
     proxy.inject(Fault("stall", when=is_clip))
     patience = replace(QUICK, read_seconds=1)
     url = S3Storage(behind, patience=patience).put(clip, "job-1", RECORD, Control())
@@ -181,7 +182,7 @@ def test_a_stall_is_asked_again(proxy: FaultProxy, behind: Settings, clip: Path)
 
 
 @pytest.mark.parametrize("fault", IN_A_PART, ids=name_of)
-def test_a_fault_in_the_second_part_costs_that_part_only(
+def test_a_fault_in_the_second_part_repeats_that_part_only(
     proxy: FaultProxy, behind: Settings, s3: Any, tmp_path: Path, fault: Fault
 ) -> None:
     clip = make_clip(tmp_path, 18 * MIB)
@@ -193,7 +194,9 @@ def test_a_fault_in_the_second_part_costs_that_part_only(
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=BUCKET)
 
 
-def test_a_stall_in_the_second_part(proxy: FaultProxy, behind: Settings, tmp_path: Path) -> None:
+def test_a_stall_in_the_second_part_is_retried(
+    proxy: FaultProxy, behind: Settings, tmp_path: Path
+) -> None:
     clip = make_clip(tmp_path, 18 * MIB)
     proxy.inject(Fault("stall-body", after_bytes=MIB, when=is_part(2)))
     patience = replace(QUICK, read_seconds=1)
@@ -203,7 +206,7 @@ def test_a_stall_in_the_second_part(proxy: FaultProxy, behind: Settings, tmp_pat
 
 
 @pytest.mark.parametrize(("word", "after_bytes"), [("uploads", 20), ("uploadId", 260)])
-def test_half_an_answer_to_the_first_and_last_request_of_a_multipart_upload(
+def test_half_an_answer_to_the_first_and_last_request_of_a_multipart_upload_is_retried(
     proxy: FaultProxy, behind: Settings, tmp_path: Path, word: str, after_bytes: int
 ) -> None:
     clip = make_clip(tmp_path, 17 * MIB)
@@ -218,7 +221,7 @@ def test_a_lost_answer_to_the_last_request_is_not_a_failure(
 ) -> None:
     clip = make_clip(tmp_path, 17 * MIB)
     proxy.inject(Fault("reset-answer", when=is_post("uploadId")))
-    # What Amazon says then; moto completes the upload once more.
+    # Amazon then answers with an error; moto completes the upload once more.
     proxy.inject(Fault("answer", 1, is_post("uploadId"), 0, 404, "NoSuchUpload"))
     url = S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
@@ -226,7 +229,7 @@ def test_a_lost_answer_to_the_last_request_is_not_a_failure(
     assert len(s3.list_objects_v2(Bucket=BUCKET)["Contents"]) == 2
 
 
-def test_an_upload_that_the_store_forgot_is_a_failure(
+def test_an_upload_that_the_store_lost_is_a_failure(
     proxy: FaultProxy, behind: Settings, tmp_path: Path
 ) -> None:
     fault = Fault("answer", status=404, code="NoSuchUpload", when=is_post("uploadId"))
@@ -267,7 +270,7 @@ def test_an_answer_without_its_tag_is_a_failure_in_the_end(
 @pytest.mark.parametrize(
     "fault", [Fault("stall"), Fault("stall-body", after_bytes=MIB)], ids=name_of
 )
-def test_a_stall_is_bounded_by_attempts(
+def test_stalls_are_bounded_by_the_number_of_attempts(
     proxy: FaultProxy, behind: Settings, tmp_path: Path, fault: Fault
 ) -> None:
     proxy.inject(again(fault, 1000))
@@ -280,7 +283,7 @@ def test_a_stall_is_bounded_by_attempts(
     assert 5 * 0.4 <= took < 5 * 0.4 + 4
 
 
-def test_the_whole_of_it_is_bounded(proxy: FaultProxy, behind: Settings, clip: Path) -> None:
+def test_the_total_time_is_bounded(proxy: FaultProxy, behind: Settings, clip: Path) -> None:
     proxy.inject(Fault("stall", times=1000))
     patience = replace(SLOW, put_seconds=0.4, find_seconds=0.3)
     storage = S3Storage(behind, patience=patience)
@@ -302,7 +305,7 @@ CALLS: dict[str, Callable[[S3Storage, Path, Control], object]] = {
 
 
 class Ending(Control):
-    """Cancelled, or past its deadline, in a moment; `seconds_late` says how late it was noticed."""
+    """Cancelled, or past its deadline, in a moment. `seconds_late` says how late it was noticed."""
 
     def __init__(self, end: str = "cancel") -> None:
         super().__init__(deadline_seconds=1e9)
@@ -326,7 +329,7 @@ class Ending(Control):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
-def test_a_job_ends_at_once_while_its_store_says_nothing(
+def test_a_job_ends_at_once_while_its_store_is_silent(
     proxy: FaultProxy, behind: Settings, clip: Path, call: str, end: str
 ) -> None:
     control = Ending(end)
@@ -338,7 +341,7 @@ def test_a_job_ends_at_once_while_its_store_says_nothing(
 
 
 @pytest.mark.parametrize("target", ["?uploads", "partNumber=1", "partNumber=2", "uploadId", "jobs"])
-def test_a_cancel_in_any_request_of_an_upload(
+def test_a_cancel_in_any_request_of_an_upload_ends_it(
     proxy: FaultProxy, behind: Settings, s3: Any, tmp_path: Path, target: str
 ) -> None:
     control = Ending()
@@ -381,7 +384,7 @@ def test_a_clip_that_was_given_up_is_not_sent_again(
     assert [request.method for request in proxy.seen] == ["PUT", "DELETE"]
 
 
-def test_a_clip_that_arrives_after_its_time_is_taken_back(
+def test_a_clip_that_arrives_too_late_is_removed(
     proxy: FaultProxy, behind: Settings, s3: Any, clip: Path
 ) -> None:
     proxy.inject(Fault("stall-answer", after_bytes=30, when=is_clip))
@@ -397,7 +400,7 @@ def test_a_clip_that_arrives_after_its_time_is_taken_back(
 
 
 @pytest.mark.parametrize("kind", ["half-answer", "stall-answer"])
-def test_a_record_that_breaks_off_is_read_again(
+def test_a_truncated_record_is_read_again(
     proxy: FaultProxy, behind: Settings, clip: Path, kind: str
 ) -> None:
     storage = S3Storage(behind, patience=HASTY)
@@ -412,7 +415,7 @@ def test_a_record_that_breaks_off_is_read_again(
     assert proxy.injected[kind] == 2
 
 
-def test_a_record_that_is_not_stored_is_an_error_of_store_alone(
+def test_a_record_that_cannot_be_stored_fails_store_and_not_put(
     proxy: FaultProxy, behind: Settings, clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = S3Storage(behind, patience=QUICK)
@@ -423,7 +426,7 @@ def test_a_record_that_is_not_stored_is_an_error_of_store_alone(
         storage.store(clip, Clip.new("job-1"), RECORD, Control())
 
 
-def test_storing_a_clip_twice_is_storing_it_once(
+def test_storing_a_clip_twice_is_the_same_as_once(
     bucket_settings: dict[str, Any], s3: Any, clip: Path
 ) -> None:
     store = s3_store(s3, bucket_settings)

@@ -1,4 +1,4 @@
-"""What only a bucket has: keys, links, and what is said of a store's answers."""
+"""Behaviour of buckets only: keys, links, and messages for a store's answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from wan_engine.errors import Cancelled, ConfigurationError, StorageFailed
 from wan_engine.storage import S3Storage
 
 
-def test_signed_urls(s3: Any, bucket_settings: dict[str, Any], clip: Path) -> None:
+def test_urls_are_signed(s3: Any, bucket_settings: dict[str, Any], clip: Path) -> None:
     store = s3_store(s3, bucket_settings)
     url = store.storage.put(clip, "job-1", RECORD, Control())
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -43,7 +43,7 @@ def test_signed_urls(s3: Any, bucket_settings: dict[str, Any], clip: Path) -> No
     query = parse_qs(urlsplit(url).query)
     assert query["X-Amz-Expires"] == ["604800"]
     assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
-    # Google and R2 do not know this parameter, which boto adds when it wants to validate.
+    # Google and R2 do not know this parameter, which boto adds to validate.
     assert not [name for name in query if "checksum" in name.lower()]
     today = time.strftime("%Y/%m/%d", time.gmtime())
     [name] = store.clips()
@@ -51,14 +51,16 @@ def test_signed_urls(s3: Any, bucket_settings: dict[str, Any], clip: Path) -> No
     assert store.records() == [f"{PREFIX}/jobs/job-1.json"]
 
 
-def test_no_prefix(s3: Any, bucket_settings: dict[str, Any], clip: Path) -> None:
+def test_clips_may_have_no_prefix(s3: Any, bucket_settings: dict[str, Any], clip: Path) -> None:
     store = s3_store(s3, {**bucket_settings, "s3_prefix": ""})
     store.storage.put(clip, "job-1", RECORD, Control())
     assert store.records() == ["jobs/job-1.json"]
     assert store.clips()[0].startswith("20")
 
 
-def test_public_urls(s3: Any, endpoint: str, bucket_settings: dict[str, Any], clip: Path) -> None:
+def test_public_urls_are_not_signed(
+    s3: Any, endpoint: str, bucket_settings: dict[str, Any], clip: Path
+) -> None:
     s3.put_bucket_acl(Bucket=BUCKET, ACL="public-read")
     base = f"{endpoint}/{BUCKET}"
     store = s3_store(s3, {**bucket_settings, "public_base_url": f"{base}/"})
@@ -71,7 +73,9 @@ def test_public_urls(s3: Any, endpoint: str, bucket_settings: dict[str, Any], cl
     assert store.storage.check().endswith(f"links below {base}")
 
 
-def test_multipart(s3: Any, bucket_settings: dict[str, Any], tmp_path: Path) -> None:
+def test_large_clips_are_sent_in_parts(
+    s3: Any, bucket_settings: dict[str, Any], tmp_path: Path
+) -> None:
     store = s3_store(s3, bucket_settings)
     clip = make_clip(tmp_path, 17 * MIB)
     url = store.storage.put(clip, "job-1", RECORD, Control())
@@ -83,7 +87,7 @@ def test_multipart(s3: Any, bucket_settings: dict[str, Any], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("checkpoint", [2, 40, 68])
-def test_cancelled_multipart_leaves_no_parts(
+def test_a_cancelled_multipart_upload_leaves_no_parts(
     s3: Any, bucket_settings: dict[str, Any], tmp_path: Path, checkpoint: int
 ) -> None:
     store = s3_store(s3, bucket_settings)
@@ -95,7 +99,7 @@ def test_cancelled_multipart_leaves_no_parts(
     assert store.contents() == {}
 
 
-def test_a_refused_connection(
+def test_a_refused_connection_is_a_failure(
     bucket_settings: dict[str, Any], clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = S3Storage(
@@ -114,7 +118,7 @@ def test_a_refused_connection(
     assert time.monotonic() - started < 5
 
 
-def test_a_cancelled_job_is_cancelled_whatever_the_store_says(
+def test_a_cancelled_job_is_cancelled_whatever_the_store_answers(
     bucket_settings: dict[str, Any], clip: Path
 ) -> None:
     values = {**bucket_settings, "bucket_endpoint_url": "http://127.0.0.1:1"}
@@ -122,7 +126,7 @@ def test_a_cancelled_job_is_cancelled_whatever_the_store_says(
         S3Storage(settings(**values)).put(clip, "job-1", RECORD, StopAt(2))
 
 
-def test_a_wrong_bucket(
+def test_a_wrong_bucket_is_reported(
     bucket_settings: dict[str, Any], clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = S3Storage(settings(**{**bucket_settings, "bucket_name": "absent-bucket"}))
@@ -138,7 +142,7 @@ def test_a_wrong_bucket(
 
 
 class Answering(ThreadingHTTPServer):
-    """An object store that answers every request alike, and remembers what it was asked."""
+    """An object store that gives every request the same answer, and records the requests."""
 
     def __init__(self, status: int, code: str) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
@@ -149,7 +153,7 @@ class Answering(ThreadingHTTPServer):
 
 
 class _Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # or botocore waits a second for "100 Continue"
+    protocol_version = "HTTP/1.1"  # otherwise botocore waits a second for "100 Continue"
     server: Answering
 
     def _answer(self) -> None:
@@ -201,7 +205,7 @@ def answering() -> Iterator[Callable[[int, str], tuple[Answering, S3Storage]]]:
         (503, "SlowDown", "the object store is not available", "SlowDown"),
     ],
 )
-def test_what_the_store_answers(
+def test_each_answer_of_the_store_has_its_message(
     answering: Callable[[int, str], tuple[Answering, S3Storage]],
     clip: Path,
     caplog: pytest.LogCaptureFixture,
@@ -223,7 +227,7 @@ def test_what_the_store_answers(
         storage.check()
 
 
-def test_no_checksums_that_other_stores_refuse(
+def test_checksums_that_other_stores_refuse_are_not_sent(
     answering: Callable[[int, str], tuple[Answering, S3Storage]], clip: Path
 ) -> None:
     server, storage = answering(200, "")
@@ -236,7 +240,7 @@ def test_no_checksums_that_other_stores_refuse(
         assert "Content-Encoding" not in headers
 
 
-def test_cancelling_does_not_send_again(
+def test_a_cancel_does_not_cause_a_retry(
     answering: Callable[[int, str], tuple[Answering, S3Storage]], tmp_path: Path
 ) -> None:
     server, _ = answering(200, "")
@@ -270,7 +274,7 @@ def test_a_silent_store_does_not_hold_a_cancelled_job(
         ({"bucket_access_key_id": "ASIAEXAMPLE", "public_base_url": "https://c.example"}, False),
     ],
 )
-def test_session_keys(
+def test_session_keys_are_used(
     caplog: pytest.LogCaptureFixture, values: dict[str, Any], warned: bool
 ) -> None:
     S3Storage(settings(bucket_endpoint_url="https://s3.amazonaws.com/bkt", **values))

@@ -1,4 +1,4 @@
-"""A finished clip outlives its bucket's absence, its worker and its neighbours."""
+"""A finished clip survives an outage of its bucket, the end of its worker, and other workers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def storage(behind: Settings, folder: Path) -> SpooledStorage:
 
 @pytest.fixture
 def bucket(s3: Any, bucket_settings: dict[str, Any]) -> Store:
-    """The bucket, seen without the proxy."""
+    """The bucket, without the proxy."""
     return s3_store(s3, bucket_settings)
 
 
@@ -73,7 +73,7 @@ def outage(proxy: FaultProxy, fault: Fault = OUTAGE) -> None:
 def spool(
     proxy: FaultProxy, storage: SpooledStorage, clip: Path, *jobs: str, record: Any = RECORD
 ) -> None:
-    """Put each job's clip while the store is away, and bring it back."""
+    """Put each job's clip while the store is down, and bring the store back."""
     outage(proxy)
     for job in jobs:
         with pytest.raises(StorageFailed, match=KEPT):
@@ -108,7 +108,7 @@ def aged(folder: Path, job: str, age: timedelta) -> None:
         (Fault("answer", status=404, code="NoSuchBucket"), "the object store refused it"),
     ],
 )
-def test_what_the_store_does_not_take_is_kept(
+def test_a_clip_that_the_store_does_not_accept_is_kept(
     proxy: FaultProxy,
     storage: SpooledStorage,
     folder: Path,
@@ -130,7 +130,7 @@ def test_what_the_store_does_not_take_is_kept(
     assert str(folder) in caplog.text and "job-1" in caplog.text
 
 
-def test_a_store_that_cannot_be_reached_leaves_the_clip_in_the_spool(
+def test_a_clip_for_an_unreachable_store_stays_in_the_spool(
     proxy: FaultProxy, storage: SpooledStorage, folder: Path, clip: Path
 ) -> None:
     proxy.close()
@@ -165,7 +165,7 @@ def test_a_cancelled_job_keeps_nothing(
     assert not folder.exists()
 
 
-def test_a_spool_that_fails_too_does_not_claim_the_clip(
+def test_if_the_spool_fails_too_nothing_claims_the_clip(
     proxy: FaultProxy,
     behind: Settings,
     tmp_path: Path,
@@ -200,7 +200,7 @@ except StorageFailed as error:
 
 
 class Never(LocalStorage):
-    """A store that is away, without a connection."""
+    """A store that is down, without a connection."""
 
     def __init__(self) -> None:
         super().__init__(Path("/nowhere"))
@@ -212,7 +212,7 @@ class Never(LocalStorage):
 
 
 @pytest.mark.parametrize(("limit_bytes", "clip_bytes"), [(2 * MIB, 3 * MIB), (10, 5)])
-def test_a_full_disk_leaves_no_half(
+def test_a_full_disk_leaves_no_partial_file(
     tmp_path: Path, folder: Path, limit_bytes: int, clip_bytes: int
 ) -> None:
     clip = make_clip(tmp_path, clip_bytes)
@@ -223,7 +223,9 @@ def test_a_full_disk_leaves_no_half(
     assert files(folder) == []
 
 
-def test_a_kill_while_the_clip_is_copied_leaves_no_half(tmp_path: Path, folder: Path) -> None:
+def test_a_kill_while_the_clip_is_copied_leaves_no_partial_file(
+    tmp_path: Path, folder: Path
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     process = _spooling(folder, pipe)
@@ -243,7 +245,7 @@ def test_a_kill_while_the_clip_is_copied_leaves_no_half(tmp_path: Path, folder: 
     assert files(folder) == []
 
 
-def test_a_kill_between_clip_and_record_leaves_a_clip_that_is_not_taken(
+def test_a_kill_between_clip_and_record_leaves_a_clip_that_is_not_used(
     tmp_path: Path, folder: Path
 ) -> None:
     stop = "import time, wan_engine.storage.spool as s; s.json.dumps = lambda x: time.sleep(60)"
@@ -270,7 +272,7 @@ def _spooling(folder: Path, clip: Path, first: str = "") -> subprocess.Popen[byt
 # --- uploading ------------------------------------------------------------------------------------
 
 
-def test_the_next_start_uploads_what_is_kept_and_logs_its_url(
+def test_the_next_start_uploads_kept_clips_and_logs_their_urls(
     proxy: FaultProxy,
     storage: SpooledStorage,
     behind: Settings,
@@ -294,7 +296,7 @@ def test_the_next_start_uploads_what_is_kept_and_logs_its_url(
     assert fetch(found[0]) == clip.read_bytes()
 
 
-def test_the_oldest_goes_first_and_the_first_failure_ends_it(
+def test_the_oldest_is_uploaded_first_and_the_first_failure_stops_the_rest(
     proxy: FaultProxy,
     storage: SpooledStorage,
     folder: Path,
@@ -343,7 +345,7 @@ def test_a_store_that_is_back_gets_the_rest_too(
     assert len(bucket.clips()) == len(bucket.records()) == 3
 
 
-def test_what_is_too_old_is_removed(
+def test_clips_that_are_too_old_are_removed(
     proxy: FaultProxy,
     storage: SpooledStorage,
     folder: Path,
@@ -371,7 +373,7 @@ def test_the_age_limit_is_a_setting(
     assert files(folder) == [] and bucket.clips() == []
 
 
-def test_several_workers_flush_at_once(
+def test_several_workers_can_flush_at_once(
     proxy: FaultProxy,
     storage: SpooledStorage,
     behind: Settings,
@@ -410,7 +412,7 @@ open_storage(Settings.load()).flush()
 """
 
 
-def test_two_processes_flush_at_once(
+def test_two_processes_can_flush_at_once(
     proxy: FaultProxy,
     storage: SpooledStorage,
     behind: Settings,
@@ -438,7 +440,7 @@ def test_two_processes_flush_at_once(
     assert len(bucket.clips()) == len(bucket.records()) == len(jobs)
 
 
-def test_a_worker_that_is_killed_in_its_flush_loses_nothing(
+def test_a_worker_killed_in_its_flush_loses_nothing(
     proxy: FaultProxy, storage: SpooledStorage, folder: Path, bucket: Store, clip: Path
 ) -> None:
     spool(proxy, storage, clip, "job-1")
@@ -516,7 +518,7 @@ def test_a_job_in_the_bucket_is_not_uploaded_again(
 
 
 @pytest.mark.parametrize("while_asked_for", ["record", "clip"])
-def test_a_job_that_another_worker_delivers_meanwhile(
+def test_a_job_that_another_worker_delivers_meanwhile_is_finished(
     proxy: FaultProxy,
     storage: SpooledStorage,
     behind: Settings,
@@ -566,7 +568,7 @@ def _is_clip(request: Request) -> bool:
 
 
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
-def test_a_job_that_ends_while_its_kept_clip_is_uploaded_leaves_it_kept(
+def test_a_job_that_ends_while_its_kept_clip_is_uploaded_keeps_the_clip(
     proxy: FaultProxy, storage: SpooledStorage, folder: Path, clip: Path, end: str
 ) -> None:
     spool(proxy, storage, clip, "job-1")
@@ -589,7 +591,7 @@ DAMAGED = [
 ]  # fmt: skip
 
 
-def test_damaged_records_stop_nobody_else(
+def test_damaged_records_do_not_stop_the_others(
     tmp_path: Path, folder: Path, clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = SpooledStorage(Never(), folder)
@@ -668,7 +670,7 @@ def test_any_job_id_stays_inside_and_is_found_again(
 # --- at start -------------------------------------------------------------------------------------
 
 
-def test_check_says_what_waits(
+def test_check_reports_waiting_clips(
     proxy: FaultProxy, storage: SpooledStorage, folder: Path, clip: Path
 ) -> None:
     assert storage.check().endswith(f"waits in {folder}, now 0 clips")

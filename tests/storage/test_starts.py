@@ -1,4 +1,4 @@
-"""A job that kills its worker is not tried for ever."""
+"""A job that kills its worker is not retried for ever."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_job_that_killed_two_workers_is_refused(tmp_path: Path) -> None:
     assert killed(tmp_path) == 1, "refused in another process too"
 
 
-def test_a_job_that_ends_is_forgotten(tmp_path: Path) -> None:
+def test_an_ended_job_is_forgotten(tmp_path: Path) -> None:
     starts = CrashCounts(tmp_path)
     for _ in range(5):
         starts.begin("job-1")
@@ -71,7 +71,7 @@ def test_the_limit_counts_starts(tmp_path: Path, limit: int) -> None:
         starts.begin("job-1")
 
 
-def test_old_starts_are_forgiven(tmp_path: Path) -> None:
+def test_old_starts_no_longer_count(tmp_path: Path) -> None:
     starts = CrashCounts(tmp_path, limit=1, keep_days=2)
     starts.begin("job-1")
     [mark] = (tmp_path / "starts").iterdir()
@@ -83,7 +83,7 @@ def test_old_starts_are_forgiven(tmp_path: Path) -> None:
     assert len(list((tmp_path / "starts").iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_used_refuses_nobody(
+def test_a_folder_that_cannot_be_used_refuses_no_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "starts").write_bytes(b"in the way")

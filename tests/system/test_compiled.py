@@ -1,4 +1,4 @@
-"""The toy through the compiled path: with a compiler, without one, and with compilers that fail."""
+"""The toy with compiling: with a compiler, without one, and with compilers that fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_COMPILER = "there is no C++ compiler: install gcc, g++ and Python's headers"
 
 
 class Rendered:
-    """One clip in a process of its own, with caches of its own."""
+    """One clip in a process with its own caches."""
 
     def __init__(self, folder: Path, compiler: str | None, wanted: str) -> None:
         programs, cache = folder / "programs", folder / "inductor"
@@ -36,7 +36,7 @@ class Rendered:
         elif compiler is not None:
             (programs / "g++").write_text(compiler)
             (programs / "g++").chmod(0o755)
-        # What g++ itself needs is in /usr/bin; where it is not wanted, nothing is.
+        # g++ needs programs in /usr/bin. Without a compiler, the path is empty.
         path = str(programs) if compiler is None else f"{programs}:/bin:/usr/bin"
         self.clip = folder / "clip.mp4"
         values = {
@@ -77,7 +77,7 @@ class Rendered:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the toy in it, small and random."""
+    """A models folder with the toy in it, small and random."""
     made = tmp_path_factory.mktemp("compiled")
     toy.build("wan-tiny-random", made / "wan-tiny")
     return made
@@ -114,7 +114,7 @@ def test_with_a_compiler_the_blocks_are_compiled(folder: Path) -> None:
     ],
     ids=["none", "one that fails", "one that fails later"],
 )
-def test_where_compiling_fails_the_clip_is_made_without_and_a_line_says_so(
+def test_if_compiling_fails_the_clip_is_made_without_and_a_line_says_so(
     folder: Path, eager: str, name: str, compiler: str | None, said: str
 ) -> None:
     rendered = render(folder, name, compiler, "on")
@@ -132,7 +132,7 @@ def test_where_compiling_fails_the_clip_is_made_without_and_a_line_says_so(
     ],
     ids=["none", "one that fails later"],
 )
-def test_what_is_required_is_never_replaced(
+def test_required_compiling_is_never_skipped(
     folder: Path, name: str, compiler: str | None, said: str
 ) -> None:
     rendered = render(folder, name, compiler, "required")

@@ -31,8 +31,8 @@ class Slow:
 
 sys.meta_path.insert(0, Slow())
 """
-"""A `sitecustomize` in which one library takes a minute to be read: `diffusers` is that of the
-weights, `uvicorn` that of the gateway."""
+"""A `sitecustomize` in which one library takes a minute to import: `diffusers` delays the loading
+of weights, `uvicorn` the gateway."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def plane() -> Iterator[ControlPlane]:
 def first_process(
     folder: Path, *arguments: str, slow: str = "diffusers", **settings: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`unshare`, whose only child is Python as PID 1 of a namespace of its own."""
+    """`unshare`, whose only child is Python as PID 1 of a new namespace."""
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(SLOW)
     environment = {
@@ -95,7 +95,7 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler (proc(5), SigCgt)."""
+    """Whether the process has a handler for the signal (proc(5), SigCgt)."""
     status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(mask.split()[1], 16) >> (number - 1) & 1)

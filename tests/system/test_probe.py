@@ -1,4 +1,4 @@
-"""A clip of the real command line, as ffprobe sees it."""
+"""A clip of the real command line, examined by ffprobe."""
 
 from __future__ import annotations
 

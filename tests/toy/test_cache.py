@@ -1,4 +1,4 @@
-"""Where the tiny checkpoints are kept."""
+"""The folder of the tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from wan_engine.toy import cache
 
 
-def test_a_folder_for_all_that_somebody_else_may_write_is_not_used(
+def test_a_shared_folder_that_others_can_write_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -1,11 +1,10 @@
-"""The tiny checkpoints: small, the same every time, whole or not there."""
+"""The tiny checkpoints: small, reproducible, and complete or absent."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import os
 import threading
 from pathlib import Path
 
@@ -13,13 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from wan_engine import toy
 from wan_engine.catalog import GUARD_CATEGORIES, GUARD_VERDICTS, ClassifierKind
 from wan_engine.toy import checkpoints, classifiers, networks
 from wan_engine.weights import missing_classifier_files, missing_files
 
+ROOT = Path(__file__).parents[2]
 MODELS = {"wan-tiny": 30_000_000, "wan-tiny-random": 4_000_000, "wan-tiny-ti2v": 4_000_000}
-"""And how many bytes each may have at most."""
+"""The largest size in bytes of each checkpoint."""
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -53,7 +54,7 @@ def test_the_prompt_writer_is_small(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert toy.build("tiny-prompt-writer", tmp_path) == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -65,12 +66,15 @@ def test_the_guard_knows_the_labels_that_are_read() -> None:
 
 
 def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:
-    script = (
+    script = tmp_path / "build.py"
+    script.write_text(
         "import sys; from pathlib import Path; from wan_engine import toy\n"
         "for name in sys.argv[2:]: toy.build(name, Path(sys.argv[1]) / name)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "other"), *checkpoints.NAMES]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    command = [str(script), str(tmp_path / "other"), *checkpoints.NAMES]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = warm.shared().run(command, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     for name in checkpoints.NAMES:
         here = toy.build(name, tmp_path / "here" / name)
         assert digest(here) == digest(tmp_path / "other" / name)
@@ -119,11 +123,11 @@ def test_the_trained_weights_are_read_as_they_were_written(tmp_path: Path) -> No
         ("the rye", ["▁the", "▁", "r", "y", "e"]),
     ],
 )
-def test_words_of_camera_moves_are_one_piece_each(text: str, pieces: list[str]) -> None:
+def test_words_of_camera_moves_are_one_token_each(text: str, pieces: list[str]) -> None:
     assert networks.make_tokenizer().tokenize(text) == pieces
 
 
-def test_the_checkpoint_carries_the_wrong_flow_shift_of_converted_repositories(
+def test_the_checkpoint_has_the_wrong_flow_shift_of_converted_repositories(
     tmp_path: Path,
 ) -> None:
     folder = toy.build("wan-tiny-random", tmp_path / "wan-tiny")

@@ -1,4 +1,4 @@
-"""The test doubles: settings may name them, and nothing shows them to who looks for a model."""
+"""The test doubles: settings may name them, and no list of models shows them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from wan_engine.toy.checkpoints import NAMES
 DOUBLES = {**toy.MODELS, **toy.CLASSIFIERS, **toy.WRITERS}
 
 
-def test_no_list_has_a_double() -> None:
+def test_no_list_shows_a_double() -> None:
     listed = {**CATALOG, **CLASSIFIERS, **WRITERS}
     assert [name for name in DOUBLES if name in listed] == []
     assert [name for name, row in listed.items() if row.built] == ["wan-tiny"]
 
 
-def test_each_double_has_its_own_name_and_can_be_made() -> None:
+def test_each_double_has_a_unique_name_and_can_be_built() -> None:
     assert [name for name, row in DOUBLES.items() if name != row.name or not row.built] == []
     assert set(DOUBLES) < set(NAMES)
 

@@ -1,4 +1,4 @@
-"""Downloads from a Hub on loopback: what is fetched, and what is said when it fails."""
+"""Downloads from a local Hub: what is downloaded, and the message for each failure."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ assert COMMIT
 
 
 class Hub(ThreadingHTTPServer):
-    """The few routes that a download needs, for one folder; or one answer for every request."""
+    """The routes of the Hub that a download of one folder needs, or one answer for every
+    request."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.status, self.code = 404, ""
-        self.broken = ""  # this file ends in the middle
-        self.stalled = ""  # this file too, and then nothing comes any more
+        self.broken = ""  # this file ends early
+        self.stalled = ""  # this one too, and then the connection stalls
         self.served: list[str] = []
         self.reached, self.released = threading.Event(), threading.Event()
         super().__init__(("127.0.0.1", 0), HubHandler)
 
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed is what some tests are about."""
+        """Some tests kill the client."""
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -93,11 +94,11 @@ class HubHandler(BaseHTTPRequestHandler):
                 self.server.released.wait(30)
 
     def log_message(self, *_: Any) -> None:
-        """Quiet."""
+        """Do not log requests."""
 
 
 def about(path: Path) -> dict[str, Any]:
-    """As the Hub's listing has it: large files are named by their SHA-256."""
+    """The Hub's listing, which names large files by their SHA-256."""
     content = path.read_bytes()
     entry: dict[str, Any] = {"oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
     if path.suffix == ".safetensors":
@@ -108,7 +109,7 @@ def about(path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub on loopback, an empty cache, and a client that may use the network."""
+    """A local Hub, an empty cache, and a client that may use the network."""
     with Hub() as server:
         constants = huggingface_hub.constants
         here = f"http://127.0.0.1:{server.server_port}"
@@ -126,10 +127,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def nothing(_: str) -> None:
-    """No report of what is fetched."""
+    """Ignore the progress of a download."""
 
 
-def test_a_classifier_is_fetched_at_its_pinned_revision(
+def test_a_classifier_is_downloaded_at_its_pinned_revision(
     hub: Hub, make_settings: MakeSettings, tiny_cache: Path, tmp_path: Path
 ) -> None:
     name = "qwen3guard-gen-0.6b"
@@ -146,7 +147,7 @@ def test_a_classifier_is_fetched_at_its_pinned_revision(
     assert weights.resolve_classifier(name, "prompt", make_settings()).folder == located.folder
 
 
-def test_a_hub_id_is_fetched_at_the_tag_that_is_named_and_found_by_it(
+def test_a_hub_id_is_downloaded_at_its_named_tag_and_found_by_it(
     hub: Hub, make_settings: MakeSettings, tiny_cache: Path, tmp_path: Path
 ) -> None:
     hub.folder = toy.build("tiny-prompt-guard", tmp_path / "repository")
@@ -183,12 +184,12 @@ def test_what_the_hub_refuses_is_a_sentence(
         weights.download_classifier("me/mine", "image", make_settings(), nothing)
 
 
-def test_a_name_that_is_no_hub_id_is_told(hub: Hub, make_settings: MakeSettings) -> None:
+def test_a_name_that_is_not_a_hub_id_is_reported(hub: Hub, make_settings: MakeSettings) -> None:
     with pytest.raises(ModelMissing, match="neither a name that"):
         weights.download("not/a/hub id", make_settings(), nothing)
 
 
-def test_an_offline_client_is_told(
+def test_an_offline_client_is_reported(
     hub: Hub, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -196,7 +197,7 @@ def test_an_offline_client_is_told(
         weights.download("me/mine", make_settings(), nothing)
 
 
-def test_a_connection_that_breaks_in_a_file_is_told(
+def test_a_connection_that_breaks_during_a_file_is_reported(
     hub: Hub, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.folder = tmp_path / "repository"
@@ -211,7 +212,7 @@ def test_a_connection_that_breaks_in_a_file_is_told(
     ("number", "sentence"),
     [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written. Set HF_HOME")],
 )
-def test_a_disk_that_takes_no_more_is_told(
+def test_a_disk_that_fills_up_is_reported(
     hub: Hub,
     make_settings: MakeSettings,
     tmp_path: Path,
@@ -239,7 +240,7 @@ ROW = replace(CATALOG["wan2.2-i2v-a14b"], repo="me/mine", revision=COMMIT)
 
 @pytest.fixture
 def repository(hub: Hub, tiny_cache: Path, tmp_path: Path) -> Path:
-    """What the Hub has: a tiny checkpoint of the two-expert kind."""
+    """The contents of the Hub: a tiny checkpoint of the two-expert kind."""
     hub.folder = tmp_path / "repository"
     shutil.copytree(toy.build("wan-tiny", tiny_cache / "wan-tiny"), hub.folder)
     return hub.folder
@@ -247,7 +248,7 @@ def repository(hub: Hub, tiny_cache: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def volume(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runpod's volume, on which the Hub's client is told to keep its cache."""
+    """Runpod's volume, where the Hub's client keeps its cache."""
     cache = tmp_path / "runpod-volume" / "huggingface-cache" / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", cache)
@@ -255,11 +256,11 @@ def volume(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def no_files(hub: Hub) -> None:
-    """From here on, the Hub answers nothing but an error."""
+    """From here on, the Hub answers only with an error."""
     hub.folder, hub.status = None, 500
 
 
-def test_a_row_is_fetched_once_and_then_needs_no_hub(
+def test_a_row_is_downloaded_once_and_then_needs_no_hub(
     hub: Hub,
     repository: Path,
     volume: Path,
@@ -282,7 +283,7 @@ def test_a_row_is_fetched_once_and_then_needs_no_hub(
     assert weights.resolve(ROW.name, make_settings()) == located
 
 
-def test_a_model_for_which_the_disk_is_too_small_is_refused_before_it_is_fetched(
+def test_a_model_that_is_too_large_for_the_disk_is_refused_before_the_download(
     hub: Hub,
     repository: Path,
     volume: Path,
@@ -296,7 +297,7 @@ def test_a_model_for_which_the_disk_is_too_small_is_refused_before_it_is_fetched
     assert [name for name in hub.served if name.endswith(".safetensors")] == []
 
 
-def test_a_download_that_was_killed_is_incomplete_and_then_goes_on(
+def test_a_killed_download_is_incomplete_and_can_be_resumed(
     hub: Hub, repository: Path, volume: Path, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     hub.stalled = BIG
@@ -334,7 +335,7 @@ def test_a_download_that_was_killed_is_incomplete_and_then_goes_on(
     assert BIG in again and "vae/diffusion_pytorch_model.safetensors" not in again
 
 
-def test_a_file_that_was_cut_off_in_the_cache_is_fetched_again(
+def test_a_truncated_file_in_the_cache_is_downloaded_again(
     hub: Hub, repository: Path, volume: Path, make_settings: MakeSettings
 ) -> None:
     folder = weights.download("me/mine", make_settings(), nothing).folder
@@ -348,7 +349,7 @@ def test_a_file_that_was_cut_off_in_the_cache_is_fetched_again(
     assert (folder / BIG).read_bytes() == (repository / BIG).read_bytes()
 
 
-def test_a_damaged_file_of_the_right_size_is_found_and_fetched_again(
+def test_a_damaged_file_of_the_right_size_is_found_and_downloaded_again(
     hub: Hub, repository: Path, volume: Path, make_settings: MakeSettings
 ) -> None:
     folder = weights.download("me/mine", make_settings(), nothing).folder
@@ -360,7 +361,7 @@ def test_a_damaged_file_of_the_right_size_is_found_and_fetched_again(
     weights.verify(folder)
 
 
-def test_a_damaged_file_of_ones_own_folder_is_told_and_not_deleted(repository: Path) -> None:
+def test_a_damaged_file_of_an_own_folder_is_reported_and_not_deleted(repository: Path) -> None:
     with pytest.raises(ModelMissing, match=r"has no manifest\.json to compare with"):
         weights.verify(repository)
     manifest.Manifest("mine", None, None, manifest.list_files(repository)).write(repository)
@@ -372,7 +373,7 @@ def test_a_damaged_file_of_ones_own_folder_is_told_and_not_deleted(repository: P
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_a_lora_file_is_held_against_its_checksum_where_there_is_one(
+def test_a_lora_file_is_compared_with_its_checksum_if_there_is_one(
     hub: Hub,
     repository: Path,
     volume: Path,

@@ -1,4 +1,5 @@
-"""A manifest beside weights: what it lists, what it finds missing or damaged, what is fused."""
+"""A manifest beside weights: its entries, the missing or damaged files that it finds, and what is
+fused."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, row: ModelSpec = QUALITY, fused: ModelSpec | None = None) -> Manifest:
-    """A manifest of what is in `folder` now, with the LoRA files of `fused` in it."""
+    """A manifest of the files in `folder`, with the LoRA files of `fused`."""
     loras = fused.loras if fused else ()
     made = Manifest(
         row.name,
@@ -61,17 +62,17 @@ def test_a_manifest_is_read_as_it_was_written(checkpoint: Path) -> None:
     assert listed == on_disk - {"manifest.json"} and WEIGHTS in listed
 
 
-def test_every_file_of_a_manifest_must_be_there_in_its_size(checkpoint: Path) -> None:
+def test_every_file_of_a_manifest_must_exist_with_its_size(checkpoint: Path) -> None:
     write(checkpoint)
     assert weights.missing_files(checkpoint) == []
-    # None of these two is noticed by the layout: an index does not name them.
+    # The layout does not notice these two: an index does not name them.
     (checkpoint / "tokenizer" / "tokenizer.json").unlink()
     with (checkpoint / "vae" / "config.json").open("a") as file:
         file.write(" ")
     assert weights.missing_files(checkpoint) == ["tokenizer/tokenizer.json", "vae/config.json"]
 
 
-def test_a_byte_that_flipped_is_found_by_its_hash_only(checkpoint: Path) -> None:
+def test_only_the_hash_finds_a_flipped_byte(checkpoint: Path) -> None:
     made, path = write(checkpoint), checkpoint / WEIGHTS
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -82,7 +83,7 @@ def test_a_byte_that_flipped_is_found_by_its_hash_only(checkpoint: Path) -> None
     assert sum(read) == sum(file.size for file in made.files)
 
 
-def test_the_hash_of_a_link_into_the_hubs_cache_is_the_name_it_leads_to(checkpoint: Path) -> None:
+def test_the_hash_of_a_link_into_the_hubs_cache_is_the_name_of_its_target(checkpoint: Path) -> None:
     path, blob = checkpoint / WEIGHTS, checkpoint.parent / ("a" * 64)
     path.rename(blob)
     path.symlink_to(blob)
@@ -92,7 +93,7 @@ def test_the_hash_of_a_link_into_the_hubs_cache_is_the_name_it_leads_to(checkpoi
 
 
 @pytest.mark.parametrize("content", ['{"format": "wan-engine-manifest-1"}', ""])
-def test_a_damaged_manifest_is_told(
+def test_a_damaged_manifest_is_reported(
     make_settings: MakeSettings, checkpoint: Path, content: str
 ) -> None:
     (checkpoint / "manifest.json").write_text(content)
@@ -101,12 +102,12 @@ def test_a_damaged_manifest_is_told(
         weights.resolve(str(checkpoint), make_settings())
 
 
-def test_a_manifest_of_somebody_else_says_nothing(checkpoint: Path) -> None:
+def test_a_manifest_of_another_program_is_ignored(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text('{"version": 3, "files": ["a"]}')
     assert manifest.read(checkpoint) is None and weights.missing_files(checkpoint) == []
 
 
-def test_a_set_with_its_pair_in_it_needs_no_lora_files(
+def test_a_set_with_its_pair_fused_needs_no_lora_files(
     make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
 ) -> None:
     settings = make_settings(models_dir=empty_caches)
@@ -117,7 +118,7 @@ def test_a_set_with_its_pair_in_it_needs_no_lora_files(
     assert weights.locate(FAST, settings) == weights.Located(FAST, folder, ())
 
 
-def test_a_set_with_a_pair_in_it_is_not_the_model_without(
+def test_a_set_with_a_pair_fused_is_not_the_model_without(
     make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
 ) -> None:
     settings = make_settings(models_dir=empty_caches)
@@ -128,7 +129,7 @@ def test_a_set_with_a_pair_in_it_is_not_the_model_without(
     assert weights.locate(QUALITY, settings) is None
 
 
-def test_what_a_set_does_not_have_in_it_yet_is_fused_at_the_start(
+def test_missing_lora_files_of_a_set_are_fused_at_the_start(
     make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
 ) -> None:
     settings = make_settings(models_dir=empty_caches)
@@ -142,12 +143,12 @@ def test_what_a_set_does_not_have_in_it_yet_is_fused_at_the_start(
     located = weights.locate(SVI, settings)
     assert located is not None and [lora.expert for lora in located.loras] == ["high", "low"]
     made = write(folder, FAST, fused=FAST)
-    replace(made, precision="float8_e4m3fn").write(folder)  # to which nothing is added
+    replace(made, precision="float8_e4m3fn").write(folder)  # nothing is added to it
     assert weights.locate(SVI, settings) is None
     assert weights.locate(FAST, settings) is not None
 
 
-def test_a_pair_at_another_scale_or_of_another_hash_is_another_model() -> None:
+def test_a_pair_with_another_scale_or_hash_is_another_model() -> None:
     lora = FAST.loras[0]
     fused = Fused(Path(lora.path).name, str(lora.sha256), lora.scale, lora.expert)
     assert fused.is_from(lora)
@@ -163,7 +164,7 @@ def test_a_prepared_folder_is_its_row_wherever_it_lies(
     assert located == weights.Located(FAST, checkpoint, ()) and located.spec.steps == 4
 
 
-def test_a_ready_set_as_an_endpoints_cached_model_is_its_row(
+def test_a_prepared_set_as_an_endpoints_cached_model_is_its_row(
     make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
 ) -> None:
     write(checkpoint, FAST, fused=FAST)
@@ -175,7 +176,7 @@ def test_a_ready_set_as_an_endpoints_cached_model_is_its_row(
     assert located == weights.Located(FAST, home / "snapshots" / "abc", ())
 
 
-def test_a_whole_copy_is_taken_where_runpods_is_cut_off(
+def test_a_complete_copy_is_used_if_runpods_is_truncated(
     make_settings: MakeSettings, checkpoint: Path, empty_caches: Path
 ) -> None:
     assert QUALITY.repo and QUALITY.revision

@@ -1,4 +1,4 @@
-"""A row whose repository has a layout of its own: what is put together, and what is missing."""
+"""A row whose repository has its own layout: how its parts are combined, and what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wan_engine.settings import Settings
 from wan_engine.weights import files
 from wan_engine.weights.files import read_json
 
-__all__ = ["hub"]  # a fixture of its own file
+__all__ = ["hub"]  # a fixture
 
 MakeSettings = Callable[..., Settings]
 ROW = CATALOG["wan2.2-s2v-14b"]
@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def as_published(made: Path, own: Path, other: Path) -> None:
-    """The layout of the authors' repository, and the parts that are another's."""
+    """The layout of the authors' repository, and the parts from another."""
     shutil.copytree(made / "transformer", own)
     shutil.copytree(made / "audio_encoder", own / SPEECH)
     for name in ("text_encoder", "tokenizer", "vae"):
@@ -57,7 +57,7 @@ def published(made: Path, cache: Path) -> tuple[Path, Path]:
     return own, other
 
 
-def test_parts_of_two_repositories_are_one_checkpoint(
+def test_parts_of_two_repositories_make_one_checkpoint(
     published: tuple[Path, Path], make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(cache_dir=tmp_path / "cache")
@@ -72,7 +72,7 @@ def test_parts_of_two_repositories_are_one_checkpoint(
 
 
 @pytest.mark.parametrize("name", [part.name for part in ROW.parts])
-def test_while_a_part_is_missing_the_row_is_not_here(
+def test_while_a_part_is_missing_the_row_is_not_available(
     published: tuple[Path, Path], make_settings: MakeSettings, name: str
 ) -> None:
     own, other = published
@@ -85,7 +85,7 @@ def test_while_a_part_is_missing_the_row_is_not_here(
         weights.resolve(ROW.name, make_settings(), "WAN_SPEECH_MODEL")
 
 
-def test_a_part_that_is_cut_off_is_missing(
+def test_a_truncated_part_is_missing(
     published: tuple[Path, Path], make_settings: MakeSettings
 ) -> None:
     weights_file = next(published[1].glob("vae/*.safetensors"))
@@ -93,7 +93,7 @@ def test_a_part_that_is_cut_off_is_missing(
     assert weights.locate(ROW, make_settings()) is None
 
 
-def test_the_folders_of_a_volume_are_taken_too(
+def test_the_folders_of_a_volume_are_used_too(
     made: Path, cache: Path, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     volume = tmp_path / "models"
@@ -103,7 +103,7 @@ def test_the_folders_of_a_volume_are_taken_too(
     assert (located.folder / "vae").resolve() == volume / "wan2.2-i2v-a14b" / "vae"
 
 
-def test_a_folder_in_diffusers_layout_is_taken_as_it_is(
+def test_a_folder_in_diffusers_layout_is_used_as_it_is(
     made: Path, cache: Path, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     shutil.copytree(made, tmp_path / "models" / ROW.name)
@@ -114,7 +114,7 @@ def test_a_folder_in_diffusers_layout_is_taken_as_it_is(
     assert (own.task, own.max_frames, own.parts) == ("speech-to-video", 84, ())
 
 
-def test_a_download_fetches_both_repositories_and_tells_size_and_licence(
+def test_a_download_gets_both_repositories_and_states_size_and_licence(
     hub: Hub, made: Path, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     hub.folder = tmp_path / "repository"
@@ -136,6 +136,6 @@ def test_a_download_fetches_both_repositories_and_tells_size_and_licence(
     weights.verify(located.fetched)
 
 
-def test_of_a_row_without_parts_nothing_is_put_together(make_settings: MakeSettings) -> None:
+def test_a_row_without_parts_is_not_combined(make_settings: MakeSettings) -> None:
     row = replace(ROW, parts=())
     assert weights.locate(row, make_settings()) is None

@@ -1,4 +1,4 @@
-"""Finding a model's files: folders, caches, what is missing, and what is said then."""
+"""Finding the files of a model: folders, caches, missing files, and their messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def checkpoint(tiny_cache: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hub cache, and none of Runpod's."""
+    """An empty Hub cache, and no cache of Runpod."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(files, "RUNPOD_HUB_CACHE", tmp_path / "runpod")
     return tmp_path / "hub"
@@ -69,7 +69,7 @@ def test_a_complete_folder_lacks_nothing(checkpoint: Path) -> None:
         ("transformer_2/diffusion_pytorch_model.safetensors", "transformer_2/*.safetensors"),
     ],
 )
-def test_what_is_missing_is_named(
+def test_missing_files_are_named(
     checkpoint: Path, tmp_path: Path, gone: str, reported: str
 ) -> None:
     folder = tmp_path / "copy"
@@ -88,12 +88,12 @@ def test_a_missing_shard_is_named(checkpoint: Path, tmp_path: Path) -> None:
     assert weights.missing_files(folder) == ["transformer/model-00001-of-00002.safetensors"]
 
 
-def test_a_built_model_is_made_when_it_is_asked_for(make_settings: MakeSettings) -> None:
+def test_a_built_model_is_built_when_it_is_requested(make_settings: MakeSettings) -> None:
     located = weights.resolve("wan-tiny", make_settings())
     assert weights.missing_files(located.folder) == []
 
 
-def test_auto_takes_svi_where_its_pair_was_put(
+def test_auto_uses_svi_if_its_pair_is_there(
     make_settings: MakeSettings, checkpoint: Path, hub: Path, tmp_path: Path
 ) -> None:
     settings = make_settings(model="auto", models_dir=tmp_path / "models")
@@ -107,7 +107,7 @@ def test_auto_takes_svi_where_its_pair_was_put(
     assert [lora.expert for lora in located.loras] == ["high", "low", "high", "low"]
 
 
-def test_a_cache_that_cannot_be_written_is_not_the_end(
+def test_a_cache_that_cannot_be_written_does_not_fail_the_start(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -132,7 +132,7 @@ def test_an_incomplete_own_folder_is_refused(make_settings: MakeSettings, tmp_pa
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_a_file_that_was_cut_off_is_named(
+def test_a_truncated_file_is_named(
     make_settings: MakeSettings, checkpoint: Path, tmp_path: Path, keep: int
 ) -> None:
     folder = tmp_path / "cut"
@@ -143,9 +143,7 @@ def test_a_file_that_was_cut_off_is_named(
         weights.resolve(str(folder), make_settings())
 
 
-def test_a_name_that_means_nothing_says_what_there_is(
-    make_settings: MakeSettings, hub: Path
-) -> None:
+def test_an_unknown_name_lists_the_models(make_settings: MakeSettings, hub: Path) -> None:
     with pytest.raises(ModelMissing, match=r"wan2\.2-ti2v-5b.*not a folder"):
         weights.resolve("wan9", make_settings())
 
@@ -186,14 +184,14 @@ def refer(hub: Path, repo: str, name: str, commit: str) -> None:
 
 
 @pytest.mark.parametrize("name", [QUALITY.repo, QUALITY.name])
-def test_a_snapshot_without_main_is_found_the_newest_complete_one(
+def test_in_a_snapshot_without_main_the_newest_complete_one_is_used(
     make_settings: MakeSettings,
     hub: Path,
     checkpoint: Path,
     caplog: pytest.LogCaptureFixture,
     name: str,
 ) -> None:
-    """As after a download by commit or tag, and in caches that were copied without their refs."""
+    """A download by commit or tag leaves no ref, and neither does a copied cache."""
     assert QUALITY.repo
     caplog.set_level("INFO")
     older = cached(hub, QUALITY.repo, OTHER, checkpoint)
@@ -208,7 +206,7 @@ def test_a_snapshot_without_main_is_found_the_newest_complete_one(
 
 
 @pytest.mark.parametrize("base", [QUALITY.repo, QUALITY.name])
-def test_a_revision_behind_an_at_is_a_branch_a_tag_or_a_commit(
+def test_a_revision_after_an_at_sign_is_a_branch_a_tag_or_a_commit(
     make_settings: MakeSettings, hub: Path, checkpoint: Path, base: str
 ) -> None:
     assert QUALITY.repo and QUALITY.revision
@@ -226,7 +224,7 @@ def test_a_revision_behind_an_at_is_a_branch_a_tag_or_a_commit(
             weights.resolve(f"{base}@{absent}", make_settings())
 
 
-def test_an_at_in_the_path_of_a_folder_is_a_part_of_it(
+def test_an_at_sign_in_the_path_of_a_folder_is_part_of_it(
     make_settings: MakeSettings,
     hub: Path,
     checkpoint: Path,
@@ -243,7 +241,7 @@ def test_an_at_in_the_path_of_a_folder_is_a_part_of_it(
         assert located.folder.resolve() == folder and located.spec.name == "mine@v2"
 
 
-def test_an_incomplete_snapshot_says_what_it_lacks(
+def test_an_incomplete_snapshot_lists_what_it_lacks(
     make_settings: MakeSettings, hub: Path, checkpoint: Path
 ) -> None:
     folder = cached(hub, "me/mine", COMMIT, checkpoint)
@@ -252,7 +250,7 @@ def test_an_incomplete_snapshot_says_what_it_lacks(
         weights.resolve("me/mine", make_settings())
 
 
-def test_a_reference_that_leads_nowhere_is_passed_over(
+def test_a_ref_without_a_target_is_skipped(
     make_settings: MakeSettings, hub: Path, checkpoint: Path
 ) -> None:
     folder = cached(hub, "me/mine", COMMIT, checkpoint)
@@ -261,9 +259,7 @@ def test_a_reference_that_leads_nowhere_is_passed_over(
         assert weights.resolve("me/mine", make_settings()).folder == folder
 
 
-def test_a_lora_file_of_main_is_taken_before_that_of_another_revision(
-    hub: Path, tmp_path: Path
-) -> None:
+def test_a_lora_file_of_main_wins_over_that_of_another_revision(hub: Path, tmp_path: Path) -> None:
     for commit in (OTHER, COMMIT):
         folder = tmp_path / commit
         folder.mkdir()
@@ -301,7 +297,7 @@ def test_runpods_cached_model_comes_first(
     assert weights.resolve(QUALITY.name, make_settings()).folder == mounted
 
 
-def test_a_row_without_its_lora_pair_is_not_there(
+def test_a_row_without_its_lora_pair_is_not_available(
     make_settings: MakeSettings, hub: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     settings = make_settings(models_dir=tmp_path / "models")
@@ -313,12 +309,12 @@ def test_a_row_without_its_lora_pair_is_not_there(
     assert [(lora.expert, lora.scale) for lora in located.loras] == [("high", 1.0), ("low", 1.0)]
 
 
-def test_a_missing_row_says_how_to_fetch_it(make_settings: MakeSettings, hub: Path) -> None:
+def test_a_missing_row_says_how_to_download_it(make_settings: MakeSettings, hub: Path) -> None:
     with pytest.raises(ModelMissing, match=r"126\.2 GB.*download wan2\.2-i2v-a14b"):
         weights.resolve(QUALITY.name, make_settings())
 
 
-def test_auto_takes_the_first_row_that_is_here_and_fits(
+def test_auto_uses_the_first_row_that_is_available_and_fits(
     make_settings: MakeSettings, hub: Path, checkpoint: Path
 ) -> None:
     assert QUALITY.repo and QUALITY.revision
@@ -330,7 +326,7 @@ def test_auto_takes_the_first_row_that_is_here_and_fits(
     assert located.spec.name == "wan-tiny"
 
 
-def test_auto_without_a_model_refuses_where_nothing_may_be_pretended(
+def test_auto_without_a_model_refuses_where_a_toy_is_not_acceptable(
     make_settings: MakeSettings, hub: Path
 ) -> None:
     with pytest.raises(ModelMissing, match="No model was found"):

@@ -1,4 +1,4 @@
-"""The parts of the mended worker loop that need no loop: waits, lines in the log, ids."""
+"""The parts of the mended worker loop outside the loop itself: waits, lines in the log, ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Refused(Exception):
 
 
 class Api:
-    """Answers with what `answers` holds, one after the other; `waits` are the pauses after them."""
+    """Returns the items of `answers` one by one. `waits` are the pauses after them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
         self.answers = list(answers)
@@ -43,7 +43,7 @@ class Api:
         return asyncio.run(line())
 
 
-def test_waits_grow_to_half_a_minute_and_begin_anew_after_an_answer(
+def test_waits_grow_to_half_a_minute_and_reset_after_an_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api = Api(monkeypatch, *[OSError()] * 8, [{"id": "a"}], OSError())
@@ -60,7 +60,7 @@ def test_a_busy_api_is_left_alone_for_as_long_as_the_sdk_does(
     assert api.waits[0] == 5 and api.waits[1] <= 2
 
 
-def test_an_empty_answer_that_comes_at_once_is_waited_after(
+def test_an_immediate_empty_answer_is_followed_by_a_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api = Api(monkeypatch, None, [], [{"id": "a"}])
@@ -78,7 +78,7 @@ def test_an_outage_is_one_line_at_each_end_without_a_url(
     assert last.startswith("Runpod answers again, after ") and "secret" not in caplog.text
 
 
-def test_two_polls_that_fail_are_one_outage(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_failed_polls_are_one_outage(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage()
     for what in ("jobs", "stops", "jobs"):
         outage.begun(what, OSError())
@@ -88,7 +88,7 @@ def test_two_polls_that_fail_are_one_outage(caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.messages) == 2
 
 
-def test_an_id_is_kept_for_minutes_and_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_is_kept_for_minutes_and_returned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recent = Recent()
     recent.add("a")
     assert "a" in recent and "b" not in recent

@@ -1,4 +1,4 @@
-"""A bucket behind a proxy that can break it, for workers that store as in production."""
+"""A bucket behind a proxy that can break it, for workers that store clips as in production."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _KEYS = {"BUCKET_ACCESS_KEY_ID": "AKIDEXAMPLE", "BUCKET_SECRET_ACCESS_KEY": "exa
 
 @dataclass
 class Bucket:
-    """`proxy` stands between the worker and the store; `client` goes past it."""
+    """`proxy` stands between the worker and the store. `client` bypasses it."""
 
     proxy: FaultProxy
     client: Any
 
     def settings(self) -> dict[str, str]:
-        """What makes a worker store here."""
+        """The settings with which a worker stores here."""
         url = f"{self.proxy.url}/{_BUCKET}"
         return {"WAN_STORAGE": "s3", "BUCKET_ENDPOINT_URL": url, **_KEYS}
 
@@ -63,6 +63,6 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def good() -> dict[str, Any]:
-    """A request that works, the fastest there is."""
+    """The fastest valid request."""
     photo = Path(__file__).parents[1] / "data" / "rocket_640x360.jpg"
     return {"prompt": "lift-off", "image": data_uri(photo), "seed": 1}

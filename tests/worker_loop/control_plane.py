@@ -1,7 +1,7 @@
-"""A Runpod control plane on loopback: what the SDK's worker loop asks for, and faults on request.
+"""A local Runpod control plane: the routes that the SDK's worker loop uses, with faults on request.
 
-Only what the pinned SDK calls: job-take, job-take-batch and job-stop (held, as production does),
-job-done for progress and results, ping. It runs in a thread of the test's process.
+It has the routes of the pinned SDK only: job-take, job-take-batch and job-stop (held open, as in
+production), job-done for progress and results, ping. It runs in a thread of the test's process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from aiohttp import web
 
-_HOLD_SECONDS = 1.0  # of a long poll; short, as a worker ends only when its polls do
+_HOLD_SECONDS = 1.0  # of a long poll; short, because a worker ends only when its polls end
 ENDPOINT = "wan-2-6-i2v"
 
 
 @dataclass
 class Posts:
-    """What arrived for one job, in order of arrival."""
+    """The posts for one job, in order of arrival."""
 
     progress: list[Any] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -36,9 +36,9 @@ class ControlPlane:
     """`submit` and `stop` are safe from the test's thread.
 
     `faults` are the answers to the next result posts: a status, or "drop" to close the connection.
-    `events` are what happened, in order, as (what, job): "taken", the stage of a progress post,
-    "result". `batches` are the sizes that job-take-batch was asked for. While `refusal` is set, it
-    is the status that every poll for jobs and stops gets at once; `go_away` closes the port.
+    `events` are in order, as (what, job): "taken", the stage of a progress post, "result".
+    `batches` are the sizes that job-take-batch was asked for. While `refusal` is set, every poll
+    for jobs and stops gets that status at once. `go_away` closes the port.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,8 @@ class ControlPlane:
         return self.posts[job_id].results[0]
 
     def environment(self) -> dict[str, str]:
-        """What Runpod sets in a worker. The SDK fills in `$ID` and `$RUNPOD_POD_ID` itself."""
+        """The environment that Runpod sets in a worker. The SDK fills in `$ID` and `$RUNPOD_POD_ID`
+        itself."""
         base = f"http://127.0.0.1:{self.port}/v2/{ENDPOINT}"
         return {
             "RUNPOD_POD_ID": "pod1",
@@ -150,7 +151,7 @@ class ControlPlane:
         return web.Response(status=self.refusal)
 
     async def _held(self, source: queue.SimpleQueue[Any]) -> Any:
-        """The next item within the hold time, else None. An instant 204 makes the SDK spin."""
+        """The next item within the hold time, or None. An immediate 204 would make the SDK spin."""
         end = time.monotonic() + _HOLD_SECONDS
         while time.monotonic() < end and not self._closing:
             try:
@@ -170,7 +171,7 @@ class ControlPlane:
         return web.json_response(job)
 
     async def _take_batch(self, request: web.Request) -> web.Response:
-        """As many jobs as wait, up to the batch: it is held for the first of them only."""
+        """As many waiting jobs as the batch allows. It is held for the first job only."""
         self.polls += 1
         size = int(request.query["batch_size"])
         self.batches.append(size)

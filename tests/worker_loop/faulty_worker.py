@@ -1,7 +1,7 @@
-"""`handler.py` with a model that does what the prompt says: raises as a broken GPU does, or hangs.
+"""`handler.py` with a model that obeys the prompt: it raises the error of a broken GPU, or hangs.
 
-The prompt is `<fault>`, or `<fault>, <probe>`: a probe of "broken" makes every later look at the
-device fail, "stuck" makes it never come back.
+The prompt is `<fault>`, or `<fault>, <probe>`. With the probe "broken", every later check of the
+device fails; with "stuck", it never returns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def denoise(self: ImageToVideo, segment: Any, on_step: Any) -> Any:
     if fault == "hang":
         time.sleep(3600)
     if fault == "freeze":
-        ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock
+        ctypes.PyDLL(None).sleep(3600)  # holding the interpreter's lock
     if fault in ERRORS:
         raise ERRORS[fault]
     return _denoise(self, segment, on_step)

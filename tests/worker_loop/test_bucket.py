@@ -1,5 +1,5 @@
-"""Workers that store in a bucket, as in production: the bucket away, jobs stopped in every stage,
-workers killed, and what keeps a worker from starting."""
+"""Workers that store in a bucket, as in production: the bucket unreachable, jobs stopped in every
+stage, workers killed, and refusals to start."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(plane: ControlPlane, bucket: Bucket, folder: Path) -> Iterator[Worker]:
-    """It may fetch from this machine, so that a test can hold its download, and its ffmpeg does not
-    end while there is a file `hold`."""
+    """A worker that may download from this machine, so that a test can hold its download. Its
+    ffmpeg does not end while the file `hold` exists."""
     script = folder / "ffmpeg"
     hold = f"[ -e '{folder}/hold' ] && cat >/dev/null && exec sleep 60"
     script.write_text(f"#!/bin/sh\n{hold}\nexec '{ffmpeg.executable()}' \"$@\"\n")
@@ -57,7 +57,7 @@ def _mended(bucket: Bucket) -> Iterator[None]:
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A server of a picture that never comes."""
+    """The server of a picture that never arrives."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         yield server
@@ -87,7 +87,7 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     job_id, clips = f"stop-in-{stage}", bucket.clips()
     address = f"http://127.0.0.1:{silent.getsockname()[1]}/photo.jpg"
     payload = {**good, "image": address} if stage == "prepare" else good
-    if stage in ("denoise", "decode"):  # nothing holds them: they last
+    if stage in ("denoise", "decode"):  # these stages are not held, but take time
         payload = {**good, "duration": 15, "size": "1080p"}
     if stage == "publish":
         bucket.proxy.inject(Fault("stall", when=puts_of_clips))
@@ -103,8 +103,8 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
     plane.submit(f"{job_id}-next", {**good, "seed": "x"})
     assert "seed" in plane.result(f"{job_id}-next")["error"]
     found = re.search(r"was stopped in (\w+),", worker.log_of(job_id))
-    # Frames are checked while they are decoded. Four tiny steps may be over when the signal comes;
-    # what is held (the picture, the encoder, the bucket) cannot be.
+    # Frames are checked while they are decoded. Four tiny steps may be over when the signal
+    # arrives, but not the held stages (the picture, the encoder, the bucket).
     late = ["decode"] if stage == "denoise" else []
     assert found and found[1] in (stage, "safety", *late)
     assert worker.seconds_until_stopped(job_id) < 1
@@ -114,7 +114,7 @@ def test_a_job_is_stopped_in_any_stage_and_the_worker_is_free(
 def test_a_jobs_own_bucket_gets_its_clip_or_the_job_is_not_rendered(
     plane: ControlPlane, worker: Worker, bucket: Bucket, good: dict[str, Any], folder: Path
 ) -> None:
-    """`s3Config`, as the platform hands it to the worker, beside `input`."""
+    """The platform passes `s3Config` to the worker, beside `input`."""
     before, waiting = bucket.clips(), list((folder / "spool").glob("*"))
     bucket.client.create_bucket(Bucket="callers")
     own = {"accessId": "AKIDOFTHECALLER", "accessSecret": "the/callers+secret"}
@@ -143,8 +143,8 @@ def test_a_jobs_own_bucket_gets_its_clip_or_the_job_is_not_rendered(
     }
 
 
-@pytest.mark.system  # it needs nothing more: the worker waits for the bucket most of a minute
-def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
+@pytest.mark.system  # slow: the worker waits most of a minute for the bucket
+def test_a_clip_survives_an_unreachable_bucket_and_a_killed_worker(
     bucket: Bucket, good: dict[str, Any], folder: Path
 ) -> None:
     settings = {**bucket.settings(), "WAN_SPOOL_DIR": str(folder / "outlives")}
@@ -155,7 +155,7 @@ def test_a_clip_outlives_a_bucket_that_is_away_and_a_worker_that_is_killed(
         plane.submit("kept", good)
         assert plane.result("kept")["error"].endswith("it is kept and will be uploaded later")
         plane.posts["kept"].results.clear()
-        plane.submit("kept", good)  # the bucket is still away: no second render, the same sentence
+        plane.submit("kept", good)  # the bucket is still down: no second render, the same sentence
         assert plane.result("kept")["error"].endswith("it is kept and will be uploaded later")
         assert worker.log.read_text().count("recipe") == 1
         assert len(list((folder / "outlives").glob("*.mp4"))) == 1
@@ -209,7 +209,7 @@ def test_a_worker_that_could_not_do_a_job_does_not_start(
     if settings == {"WAN_STORAGE": "auto"}:
         values = settings
     values = {name: value.format(proxy=bucket.proxy.url) for name, value in values.items()}
-    if not settings:  # a key that may look at the bucket, and not write
+    if not settings:  # a key that may read the bucket but not write
         denied = Fault("answer", times=10**6, when=is_put, status=403, code="AccessDenied")
         bucket.proxy.inject(denied)
     with ControlPlane() as plane, started(plane, tmp_path / "worker", **values) as worker:

@@ -1,4 +1,4 @@
-"""A worker ends where its job hangs, or all of Python does."""
+"""A worker ends if its job hangs, or if all of Python does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAULTY = "tests/worker_loop/faulty_worker.py"
 BROKEN_EXIT = 75
 
 
-def test_a_job_that_hangs_ends_its_worker_and_the_one_that_waits_is_not_blamed(
+def test_a_job_that_hangs_ends_its_worker_and_the_waiting_one_is_not_blamed(
     good: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {"WAN_SAFETY": "off", "WAN_HANG_SECONDS": "4", "WAN_PREFETCH": "1"}
@@ -39,7 +39,7 @@ def test_a_job_that_hangs_ends_its_worker_and_the_one_that_waits_is_not_blamed(
 
 
 def test_a_worker_that_is_frozen_ends_too(good: dict[str, Any], tmp_path: Path) -> None:
-    """A library that keeps the interpreter's lock: no thread of Python runs any more."""
+    """A library holds the interpreter's lock, so no Python thread runs any more."""
     settings = {"WAN_SAFETY": "off", "WAN_HANG_SECONDS": "4"}
     with (
         ControlPlane() as plane,

@@ -1,5 +1,5 @@
-"""What a worker outlives and what ends it: stops that come early, Runpod's API away, an ffmpeg that
-hangs, a GPU that fails, a job that hangs. In the real loop."""
+"""Faults that a worker survives, and faults that end it, in the real loop: stops that arrive early,
+Runpod's API down, an ffmpeg that hangs, a GPU that fails, a job that hangs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="module")
 def worker(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """The tests of this file before the last of it find it as the one before left it."""
+    """One worker for all tests of this file except the last. Each test finds it as the one before
+    left it."""
     folder = tmp_path_factory.mktemp("lives") / "worker"
     limits = {"WAN_SAFETY": "off", "WAN_HANG_SECONDS": "5"}
     with started(plane, folder, entry=FAULTY, **limits) as worker:
@@ -56,7 +57,7 @@ def children(worker: Worker, name: str) -> list[int]:
     return found
 
 
-def test_a_stop_that_comes_before_its_job_is_kept_for_it(
+def test_a_stop_that_arrives_before_its_job_is_kept_for_it(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.stop("early")
@@ -66,12 +67,12 @@ def test_a_stop_that_comes_before_its_job_is_kept_for_it(
     assert "output" in plane.result("after-early", seconds=60)
     assert plane.posts["early"].results == plane.posts["early"].progress == []
     assert "was cancelled before it arrived" in worker.log_of("early")
-    plane.submit("early", good)  # again, and nobody has stopped it this time
+    plane.submit("early", good)  # the same id again, and nobody has stopped it this time
     assert "output" in plane.result("early")
 
 
 @pytest.mark.parametrize("how", ["refused", 503, 429, 204])
-def test_an_api_that_is_away_costs_neither_a_core_nor_the_log(
+def test_an_unreachable_api_costs_neither_a_core_nor_the_log(
     plane: ControlPlane, worker: Worker, good: dict[str, Any], how: str | int
 ) -> None:
     before, spent = len(lines(worker)), cpu_seconds(worker.process.pid)
@@ -89,18 +90,18 @@ def test_an_api_that_is_away_costs_neither_a_core_nor_the_log(
     plane.refusal = None
     plane.submit(f"after-{how}", {**good, "seed": "x"})
     assert "seed" in plane.result(f"after-{how}", seconds=60)["error"]
-    if how == 204:  # there is no job, and none for as long as the poll would be held
+    if how == 204:  # no job, for as long as the poll would be held
         return
 
     def said_again() -> bool:
         return any("answers again" in line for line in lines(worker)[before:])
 
     plane.wait_until(said_again, seconds=60)
-    assert 1 <= len(told) <= 2 and "Runpod does not answer" in told[0]  # the pings are on their own
+    assert 1 <= len(told) <= 2 and "Runpod does not answer" in told[0]  # pings are independent
 
 
 @pytest.mark.parametrize("fault", ["accelerator", "cublas", "cudnn"])
-def test_a_job_that_the_device_failed_costs_itself_alone_where_the_device_answers(
+def test_a_job_that_the_device_failed_costs_itself_alone_if_the_device_answers(
     plane: ControlPlane, worker: Worker, good: dict[str, Any], fault: str
 ) -> None:
     plane.submit(fault, {**good, "prompt": fault})
@@ -110,14 +111,14 @@ def test_a_job_that_the_device_failed_costs_itself_alone_where_the_device_answer
     assert "output" in plane.result(f"after-{fault}")
 
 
-def test_a_library_without_room_is_out_of_memory(
+def test_a_library_that_finds_no_memory_is_out_of_memory(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.submit("no-room", {**good, "prompt": "no room"})
     assert plane.result("no-room")["error"].startswith("The worker has too little GPU memory")
 
 
-def test_an_ffmpeg_that_stands_still_costs_its_job_alone(
+def test_a_paused_ffmpeg_costs_its_job_alone(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.submit("still", {**good, "duration": 15, "size": "1080p"})
@@ -129,7 +130,7 @@ def test_an_ffmpeg_that_stands_still_costs_its_job_alone(
     assert "output" in plane.result("after-still")
 
 
-def test_a_worker_whose_device_is_broken_takes_no_other_job_and_ends(
+def test_a_worker_with_a_broken_device_takes_no_other_job_and_ends(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.submit("broken", {**good, "prompt": "cublas, broken"})

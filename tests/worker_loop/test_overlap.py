@@ -19,7 +19,7 @@ from tests.worker_loop.worker import Worker, started
 from wan_engine.media import ffmpeg
 
 _PREFETCH = {"WAN_PREFETCH": "1", "WAN_SAFETY": "off"}
-_SOON = 0.5  # seconds in which a tiny job that had the device would have reported its first step
+_SOON = 0.5  # seconds in which a tiny job with the device would have reported its first step
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(plane: ControlPlane, bucket: Bucket, folder: Path) -> Iterator[Worker]:
-    """While there is a file `hold`, its ffmpeg writes the clip but does not end, so that the job
-    keeps the device."""
+    """A worker whose ffmpeg writes the clip but does not end while the file `hold` exists, so that
+    the job keeps the device."""
     script = folder / "ffmpeg"
     script.write_text(
         f"#!/bin/sh\n'{ffmpeg.executable()}' \"$@\"\ncode=$?\n"
@@ -79,7 +79,7 @@ def test_a_job_is_prepared_while_another_has_the_device_and_waits_for_it(
     first, second = two_jobs(plane, good, "wait")
     assert ("denoise", second) not in plane.events and ("result", first) not in plane.events
     blamed = [path.stem for path in (folder / "spool" / "starts").iterdir()]
-    assert blamed == [first]  # were the worker killed now, the other would be innocent
+    assert blamed == [first]  # if the worker were killed now, the waiting job would be innocent
     assert len(worker.scratch()) == 2
     hold.unlink()
     assert "output" in plane.result(first) and "output" in plane.result(second)
@@ -115,7 +115,7 @@ def test_a_clip_is_uploaded_while_the_next_one_renders(
     plane: ControlPlane, worker: Worker, bucket: Bucket, good: dict[str, Any]
 ) -> None:
     gate = threading.Event()
-    slow = Fault(  # not broken: the request is passed on, and its whole answer, once the gate opens
+    slow = Fault(  # not broken: the request is passed on, and its whole answer once the gate opens
         "wait",
         when=lambda request: request.method == "PUT" and ".mp4" in request.target,
         then=lambda: gate.wait(15),

@@ -20,7 +20,7 @@ from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import Figures, Worker, started
 
 JOBS = 200
-_WARM_JOBS = 20  # until then, libraries fill their caches
+_WARM_JOBS = 20  # libraries fill their caches until then
 _STAGES = ("prepare", "denoise", "decode", "encode", "publish")
 _KINDS = {"good": 8, "cancelled": 4, "hostile": 4, "result fault": 2, "bucket fault": 2}
 
@@ -81,7 +81,7 @@ class Soak:
         if kind == "away":
             assert "it is kept" in result["error"], result
             self.plane.posts[job_id].results.clear()
-            self.plane.submit(job_id, payload)  # as the platform does with a failed job's retry
+            self.plane.submit(job_id, payload)  # as the platform does with a retry of a failed job
             result = self.plane.result(job_id)
         self._must_give_a_clip(job_id, result)
 

@@ -1,4 +1,4 @@
-"""The unmodified handler under the pinned SDK's real loop, against a control plane on loopback."""
+"""The unmodified handler in the pinned SDK's real loop, with a local control plane."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_job_is_done_and_its_progress_comes_in_order(
     assert places and places == sorted(places)
 
 
-def test_the_log_says_where_the_seconds_of_the_start_went(
+def test_the_log_says_how_long_each_part_of_the_start_took(
     plane: ControlPlane, worker: Worker
 ) -> None:
     plane.wait_until(lambda: plane.polls > 0, seconds=60)
@@ -79,7 +79,7 @@ def test_a_callers_fault_is_a_sentence(
     assert worker.scratch() == []
 
 
-def test_a_gateways_job_has_a_failures_code_as_its_output(
+def test_a_gateways_job_has_the_error_code_as_its_output(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.submit("coded", {**good, "seed": "x", FIELD: "job/0.0"})
@@ -89,7 +89,7 @@ def test_a_gateways_job_has_a_failures_code_as_its_output(
 
 
 @pytest.mark.parametrize("what", ["prompt", "image"])
-def test_what_the_safety_checker_flags_costs_nothing(
+def test_a_flagged_request_costs_nothing(
     plane: ControlPlane, worker: Worker, good: dict[str, Any], what: str, tmp_path: Path
 ) -> None:
     magenta = tmp_path / "magenta.png"
@@ -133,7 +133,7 @@ def test_a_job_that_arrives_while_another_runs_waits_for_it(
     assert text.index("job now: 1280") < text.index("job next: 1280")
 
 
-def test_no_progress_arrived_after_a_result(
+def test_no_progress_arrives_after_a_result(
     plane: ControlPlane, worker: Worker, good: dict[str, Any]
 ) -> None:
     plane.submit("last", good)

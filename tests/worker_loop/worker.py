@@ -1,4 +1,4 @@
-"""`handler.py` as a process of its own, and a look at it from outside."""
+"""`handler.py` as a process, and its figures from outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Running = subprocess.Popen[bytes] | warm.Process
 
 @dataclass(frozen=True)
 class Figures:
-    """What must not grow: resident memory in MB, threads, open descriptors, files in its folder."""
+    """Figures that must not grow: resident memory in MB, threads, open descriptors, files in its
+    folder."""
 
     memory_mb: int
     threads: int
@@ -51,7 +52,7 @@ class Worker:
         return "\n".join(line for line in lines if f"job {job_id} " in line)
 
     def seconds_until_stopped(self, job_id: str) -> float:
-        """What the worker logs of a job that was stopped. Raises ValueError without such a line."""
+        """The log of a job that was stopped. Raises ValueError without such a line."""
         found = re.search(
             rf"job {job_id} was stopped in \w+, its work ended ([\d.]+) s later",
             self.log.read_text(),
@@ -73,7 +74,7 @@ class Worker:
         )
 
     def peak_memory_mb(self) -> int:
-        """The largest that the summary line of any job names."""
+        """The largest value in the summary line of any job."""
         peaks = re.findall(r"peak memory host (\d+) MB", self.log.read_text())
         return max(int(peak) for peak in peaks)
 
@@ -103,16 +104,16 @@ def started(
     **settings: str,
 ) -> Iterator[Worker]:
     """A worker on `wan-tiny` at its smallest, with few frames unless `whole`; `settings` go over
-    its environment. It has the large libraries when it starts, unless `cold`.
+    its environment. The large libraries are imported when it starts, unless `cold` is set.
 
-    A folder that an earlier worker had is used again.
+    A second worker can use the folder of the first.
     """
     (folder / "scratch").mkdir(parents=True, exist_ok=True)
     log = folder / "worker.log"
     environment = {
         **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
         **plane.environment(),
-        "OMP_NUM_THREADS": "1",  # the frames are tiny, and other tests' processes run beside it
+        "OMP_NUM_THREADS": "1",  # the frames are tiny, and processes of other tests run beside it
         "WAN_MODEL": "wan-tiny",
         "WAN_RENDER_AREA": "3072",
         "WAN_FPS": "native",
@@ -129,7 +130,7 @@ def started(
     process: Running
     program = [str(ROOT / name) for name in ((entry,) if whole else ("tests/small.py", entry))]
     with log.open("ab") as output, Path(os.devnull).open() as nothing:
-        # In a session of its own, for the SDK's ping process must end with it.
+        # In its own session, because the SDK's ping process must end with it.
         if cold:
             process = subprocess.Popen(
                 [sys.executable, *program],

@@ -1,4 +1,5 @@
-"""Defines the row of a video model: what it takes and makes, and what it was trained for."""
+"""Defines the row of a video model: its inputs and outputs, and the settings that it was trained
+for."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ Continuation = Literal["svi", "latents", "last_frames", "motion_frames"]
 
 `svi`: the condition of Stable Video Infinity 2.0 Pro, which needs its LoRA pair. `latents`: the
 last clean latents are the first ones of the next segment. `last_frames`: the last frames are
-encoded again into the condition. `motion_frames`: so they are, and the segment begins after them.
+encoded again into the condition. `motion_frames`: the same, and the segment begins after them.
 """
 
 # Wan-Video/Wan2.2 wan/configs/shared_config.py; the models were tuned with this exact Chinese text.

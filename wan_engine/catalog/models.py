@@ -139,7 +139,7 @@ _S2V_14B = ModelSpec(
     takes=("first_picture", "driving_sound"),
     needs=("first_picture", "driving_sound"),
     fps=16,
-    max_frames=84,  # hao-ai-lab/FastVideo's: the authors' 80 a clip would be 77 for the first 5 s
+    max_frames=84,  # of hao-ai-lab/FastVideo; the authors' 80 give 77 for the first 5 s
     size_multiple=64,
     max_area=1280 * 720,
     steps=40,
@@ -150,21 +150,22 @@ _S2V_14B = ModelSpec(
     continuation="motion_frames",
     continuations=("motion_frames",),
     overlap_frames=0,
-    full_segments=True,  # a segment goes on from 73 frames
-    # No commit of it could be found in public, so it is not pinned.
+    full_segments=True,  # a segment continues from 73 frames
+    # No public commit of it is known, so it is not pinned.
     repo="Wan-AI/Wan2.2-S2V-14B",
     parts=(
         Part("transformer", "."),
         Part("audio_encoder", _WAV2VEC2),
-        # The repository has the same three in a format that is not read here.
+        # The repository also has these three in a format that the engine does not read.
         *(
             Part(name, name, _I2V_A14B.repo, _I2V_A14B.revision)
             for name in ("text_encoder", "tokenizer", "vae")
         ),
     ),
-    download_gb=45.7,  # by the number of parameters, as they are stored
-    # 16.30e9 parameters, 1.89e9 of them inject sound; the speech model has 0.315e9. Memory by that
-    # of I2V A14B: 1.12 times its tokens a pixel, and 76 frames in float32 for the next segment.
+    download_gb=45.7,  # by the number of stored parameters
+    # 16.30e9 parameters, of which 1.89e9 inject sound; the speech model has 0.315e9. Its working
+    # memory is estimated from I2V A14B's: 1.12 times its tokens per pixel, and 76 frames in float32
+    # for the next segment.
     networks=Networks(32.59, 1, 11.36, 0.88, working_bytes=21_300, never_float8_gb=3.78),
 )
 
@@ -183,7 +184,7 @@ _FOUR_STEP = replace(
     steps=4,
     guidance_scale=1.0,
     guidance_scale_2=1.0,
-    flow_shift_480p=None,  # distilled on one shift
+    flow_shift_480p=None,  # distilled with one shift
     sampler="distilled-euler",
     loras=(
         HubLora(
@@ -357,7 +358,7 @@ def infer(name: str, model_index: Mapping[str, Any]) -> ModelSpec:
 
 
 def _own(row: ModelSpec, name: str) -> ModelSpec:
-    """Somebody's own checkpoint with the settings of `row`."""
+    """A user's own checkpoint with the settings of `row`."""
     title = f"own checkpoint {name}"
     return replace(
         row,

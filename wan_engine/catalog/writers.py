@@ -28,7 +28,7 @@ _WRITER_ROWS = (
         repo="Qwen/Qwen3-VL-4B-Instruct",
         revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
         download_gb=8.9,  # 4.44 billion parameters in bfloat16
-        resident_gb=11.0,  # and up to 2 GB for 2000 tokens and the image; not measured
+        resident_gb=11.0,  # plus up to 2 GB for 2000 tokens and the image; not measured
     ),
 )
 

@@ -19,8 +19,8 @@ COMMANDS = (
     *("generate", "plan", "doctor", "models", "loras", "download", "schema", "settings", "serve"),
     "key",
 )
-"""As `--help` lists them. Each is the function of this name in the file of this name, with an
-`EXAMPLE` beside it."""
+"""In the order of `--help`. Each is the function of this name in the file of this name, next to its
+`EXAMPLE`."""
 
 PROGRAM = "wan-engine" if Path(sys.argv[0]).stem == "wan-engine" else "python -m wan_engine"
 """The command that the user typed."""

@@ -1,5 +1,5 @@
-"""Reads the requests of `generate` and `plan`, which may name local files, and names the files of
-their clips. Everything that can be wrong with them is found before anything is rendered."""
+"""Reads the requests of `generate` and `plan`, which may name local files, and the output files of
+their clips. Finds all errors in them before anything is rendered."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MEDIA = ("image", "last_image", "first_clip", "audio")
 @dataclass(frozen=True)
 class LocalRequest:
     """A request with fields of the command line: `out`, the file for its clip, `sheet` and
-    `preview`. `wrong` says why a line is no request, `place` is that line."""
+    `preview`. `wrong` says why a line is not a request, and `place` is the line."""
 
     payload: Mapping[str, Any]
     place: str = ""
     wrong: str | None = None
 
     def look(self, settings: Settings) -> str | None:
-        """What is wrong with it, in a sentence. None if it can be rendered."""
+        """The error in the request, in a sentence. None if it can be rendered."""
         try:
             self.request(settings)
             out, sheet = self.target("out"), self.target("sheet")
@@ -64,7 +64,7 @@ class LocalRequest:
             ]
         if isinstance(fields.get("size"), str):
             fields["size"] = fields["size"].lower().replace("x", "*")
-        if "duration" in fields:  # the hosted pages name three lengths, this machine has all
+        if "duration" in fields:  # the hosted pages allow three lengths, the command line all
             fields["seconds"] = fields.pop("duration")
         try:
             return parse_request(fields)
@@ -76,7 +76,7 @@ class LocalRequest:
 
     @contextmanager
     def naming_files(self) -> Iterator[None]:
-        """Report a fault in a local file as one of the file, not of a URL."""
+        """Report a wrong local file as a file, not as a URL."""
         try:
             yield
         except InvalidMedia as error:
@@ -87,8 +87,8 @@ class LocalRequest:
             raise InvalidRequest(f"{error.field}: {name}: {error.why}") from error
 
     def target(self, field: str) -> Path | None:
-        """The file that one of our own fields names. Raises `InvalidRequest` unless it can be
-        written now."""
+        """The output file that a field names. Raises `InvalidRequest` unless it can be written
+        now."""
         value = self.payload.get(field)
         if not value:
             return None
@@ -101,18 +101,18 @@ class LocalRequest:
 
     @property
     def _local(self) -> list[str]:
-        """The fields that name a file of this machine."""
+        """The fields with the name of a local file."""
         return [name for name in _MEDIA if _is_local(self.payload.get(name))]
 
     def _given(self, field: str) -> Any:
-        """What the payload has for a field that an error names: `references[0]` too."""
+        """The value of a field that an error names, including `references[0]`."""
         name, _, index = field.rstrip("]").partition("[")
         value = self.payload.get(name)
         return value[int(index)] if index and isinstance(value, list) else value
 
 
 def _is_local(value: object) -> bool:
-    """Whether it names a file of this machine."""
+    """Whether the value names a local file."""
     return isinstance(value, str) and value != "" and not value.lower().startswith(_ADDRESSES)
 
 
@@ -124,9 +124,9 @@ def _max_bytes(field: str, settings: Settings) -> int:
 
 def read_jobs(source: str) -> list[LocalRequest]:
     """One request per line of a file of JSON objects, or of stdin if it is `-`. Paths in them are
-    relative to the working directory. A line that is no request is kept as a wrong one.
+    relative to the working directory. A line that is not a request becomes a wrong request.
 
-    Raises `InvalidRequest` for a file that cannot be read or has no request in it.
+    Raises `InvalidRequest` for a file that cannot be read or contains no request.
     """
     name = "stdin" if source == "-" else paths.shown(source)
     try:

@@ -87,8 +87,7 @@ class RequestOptions:
 
 
 def _lora(text: str) -> dict[str, Any]:
-    """The entry of `loras` that NAME:SCALE:EXPERT means. What is wrong with it is told by the
-    request."""
+    """The entry of `loras` for NAME:SCALE:EXPERT. `VideoRequest` reports its errors."""
     name, _, rest = text.partition(":")
     scale, _, expert = rest.partition(":")
     try:
@@ -100,8 +99,8 @@ def _lora(text: str) -> dict[str, Any]:
 
 
 def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(options, ...)` with an option for each field of `RequestOptions` in front of its
-    own, as typer reads them from a signature."""
+    """`command(options, ...)` with an option for each field of `RequestOptions` before its own
+    options. typer reads them from the signature."""
     kinds = get_type_hints(RequestOptions, include_extras=True)
     shared = [
         Parameter(
@@ -120,6 +119,6 @@ def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
 
     own = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in own]
     taken.__signature__ = Signature([*shared, *own])  # type: ignore[attr-defined]
-    taken.__annotations__ = {}  # else typer would read those of `said`
+    taken.__annotations__ = {}  # otherwise typer would read those of `said`
     taken.__doc__ = command.__doc__
     return taken

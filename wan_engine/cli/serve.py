@@ -21,6 +21,6 @@ def serve(
 ) -> None:
     """Serve the hosted APIs and the playground, with this machine's GPU or a Runpod endpoint."""
     with failing_clearly():
-        from wan_engine.gateway import serve as gateway  # a web server, for this command alone
+        from wan_engine.gateway import serve as gateway  # only this command needs a web server
 
         gateway.serve(load_settings(model), host, port)

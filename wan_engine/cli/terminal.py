@@ -33,7 +33,7 @@ out = Console()
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """On a terminal a bar with stage, step and time left; elsewhere one line per stage."""
+    """On a terminal, a bar with stage, step and time left. Elsewhere, one line per stage."""
     stages: dict[str, TaskID] = {}
     columns = (
         TextColumn("{task.description:>8}"),

@@ -1,6 +1,6 @@
 """Runs the VAE's convolutions through oneDNN on a CPU, whatever their size.
 
-torch (2.13) uses oneDNN if batch * channels * frames * rows exceeds 20480, a rule made for
+torch (2.13) uses oneDNN if batch * channels * frames * rows exceeds 20480. The rule was made for
 pictures, where the fourth number is columns. It runs smaller convolutions through `slow_conv3d`,
 which first writes every pixel once for each weight of the kernel. In the decoder of `wan-tiny` at
 full size, all but the first are smaller: 70 ms instead of 10 on one core, and 110 MiB of copies.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_SMALLEST_KERNEL = 27  # weights; below 3 x 3 x 3 both ways are as fast
+_SMALLEST_KERNEL = 27  # weights; for kernels below 3 x 3 x 3, both are equally fast
 
 
 def use_onednn(vae: Any) -> None:

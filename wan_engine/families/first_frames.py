@@ -1,4 +1,4 @@
-"""Encodes the first frames of a clip, the grey frames behind them and the last frame, without
+"""Encodes the first frames of a clip, the grey frames after them and the last frame, without
 computing the same frames twice.
 
 It knows the encoder of the Wan VAE (diffusers 0.42.1), not pipelines.
@@ -60,7 +60,7 @@ def _chunks(
         x = ending if ends else x
         slot = [settled_slots if grey else 0]
         for index in range(settled if grey else 0, len(parts)):
-            may_settle = grey and index == settled  # the input does not change any more
+            may_settle = grey and index == settled  # the input is constant from here on
             begin, before = slot[0], list(memory) if may_settle else []
             x = parts[index](x, feat_cache=memory, feat_idx=slot)
             used = slice(begin, slot[0])

@@ -1,8 +1,8 @@
 """Runs Wan image-to-video on the stock diffusers pipeline: A14B with two experts (or one, as in
 Wan2.1), and TI2V-5B with `expand_timesteps`.
 
-It knows latents, schedules and experts; it does not know requests, clips or files other than
-weights.
+This module works with latents, schedules and experts. It knows nothing about requests, clips, or
+files other than weights.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DistilledEulerScheduler(FlowMatchEulerDiscreteScheduler):
 
     Before the shift, sigmas are 1, 1 - 1/n, ... 1/n; four steps at shift 5 sample the timesteps
     1000, 937.5, 833.3 and 625 (lightx2v `schedulers/wan/step_distill/scheduler.py`). The stock
-    scheduler spaces them over [1, sigma_min] and so misses the last two by far.
+    scheduler spaces them over [1, sigma_min], so its last two differ greatly.
     """
 
     def set_timesteps(
@@ -157,7 +157,7 @@ class ImageToVideo:
 
     @classmethod
     def _able(cls, recipe: Recipe, folder: Path) -> Recipe:
-        """What of the recipe this device and this family are able to."""
+        """The part of the recipe that this device and this family support."""
         return able(recipe, read_json(folder / "transformer" / "config.json"))
 
     def render(self, segment: SegmentInput, on_step: Callable[[int], None]) -> Clip:
@@ -236,10 +236,10 @@ class ImageToVideo:
     def _offer_preview(
         self, segment: SegmentInput, done: int, latents: torch.Tensor | None = None
     ) -> None:
-        """Offer a preview of `latents` after a step, or before the first one what it needs."""
+        """Offer a preview of `latents` after a step. Before the first step, prepare for it."""
         if segment.on_preview is None:
             return
-        # Between the steps, an encoder that is offloaded would take the place of an expert.
+        # Between steps, an encoder that is offloaded would take the place of an expert.
         if self._colours is None and (latents is None or not self._offloaded):
             segment.on_preview(done, self._learn_colours)
         if latents is not None and (colours := self._colours) is not None:
@@ -250,7 +250,7 @@ class ImageToVideo:
         self.pipeline.maybe_free_model_hooks()
 
     def _shown(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:
-        """The few latents that a preview shows, without those that are known before."""
+        """The latents that a preview shows, without those of the previous segment."""
         clean = previews.estimate(self.pipeline.scheduler, latents)
         new = self._of_the_clip(clean, segment)[:, :, max(1, self._latents_handed_on) :]
         return previews.evenly(new if new.shape[2] else clean, MOST_FRAMES)
@@ -263,10 +263,10 @@ class ImageToVideo:
     def warm_up(
         self, width: int, height: int, on_step: Callable[[int], None] = lambda _step: None
     ) -> None:
-        """Run briefly everything that a clip of this size uses: the encoders, a step of each
-        expert, the decoder of the last segment. An error of `on_step` stops it."""
+        """Run everything that a clip of this size uses, briefly: the encoders, a step of each
+        expert, the decoder of the last segment. An error raised by `on_step` stops it."""
         spec = self.spec
-        # Of both experts a step is at once in a schedule of two: at full noise and in the middle.
+        # A schedule of two steps runs each expert once: at full noise and in the middle.
         self.spec = replace(spec, steps=2, guidance_scale=1.0, guidance_scale_2=1.0)
         try:
             with self._warm_conditions(width, height) as given:
@@ -320,15 +320,15 @@ class ImageToVideo:
 
     @property
     def _latents_handed_on(self) -> int:
-        """The number of a segment's last latents that the next segment gets."""
+        """The number of latents at a segment's end that the next segment gets."""
         if self.spec.continuation == "latents":
             stride: int = self.pipeline.vae_scale_factor_temporal
             return (self.spec.overlap_frames - 1) // stride + 1
         return 1 if self.spec.continuation == "svi" else 0
 
     def _given(self, segment: SegmentInput) -> dict[str, Any]:
-        """The pipeline's arguments besides text, sizes and schedule. Sets the other inputs on the
-        pipeline."""
+        """The pipeline's arguments other than text, sizes and schedule. Sets the remaining inputs
+        on the pipeline."""
         start = self.pipeline.start = self._start(segment.carry)
         first = segment.find(FirstPicture)
         assert first is not None, "render has refused a segment without a first picture"
@@ -348,7 +348,7 @@ class ImageToVideo:
 
     def _start(self, carry: Carry) -> Start | None:
         if self.spec.continuation == "svi":
-            # The first segment too. The frames are those of a clip that is continued.
+            # The first segment as well, with the frames of a clip that is continued.
             frames = carry.frames if carry.latents is None else None
             return Start(frames=frames, latents=carry.latents, anchored=True)
         if self.spec.continuation == "latents" and carry.latents is not None:
@@ -360,12 +360,12 @@ class ImageToVideo:
     ) -> Generator[Frames, None, None]:
         """Frames, uint8 [n, height, width, 3], n = 1 and then 4 for each latent frame.
 
-        In the recipe's `decode_dtype`, but in float32 where the next segment is to encode the
-        last of them again.
+        They are decoded in the recipe's `decode_dtype`, or in float32 if the next segment encodes
+        the last of them again.
 
-        Where latents are handed on, a later segment gives the frames of `carry` first and then what
-        the decoder makes of the new latents, as if it had never stopped. What it remembers (6.4 GB
-        in float32 for TI2V-5B at 1280x704) stays on its device, where networks do too.
+        If segments pass on latents, a later segment yields the frames of `carry` first. The decoder
+        then continues with the new latents as if it had never stopped. Its features (6.4 GB in
+        float32 for TI2V-5B at 1280x704) stay on the device if the networks do.
         """
         memory = None
         if carry is not None and self.spec.continuation == "latents":
@@ -377,7 +377,7 @@ class ImageToVideo:
         vae = self.pipeline.vae if encoded_again else self._decoder
         try:
             if hook := getattr(vae, "_hf_hook", None):
-                hook.pre_forward(vae)  # offloaded: its submodules are called past the hook
+                hook.pre_forward(vae)  # offloaded: its submodules are called without the hook
             latents = latents.to(vae.device, vae.dtype)
             mean, std = latent_moments(vae, latents)
             if memory:
@@ -396,12 +396,12 @@ class ImageToVideo:
     def _samples(
         self, vae: Any, latents: torch.Tensor, memory: list[Any] | None, kept: Carry | None
     ) -> Generator[torch.Tensor, None, None]:
-        """As `stream_decode`. `kept` is what the next segment is handed, where there is one."""
+        """Like `stream_decode`. `kept` is what the next segment gets, if there is one."""
         return stream_decode(vae, latents, memory)
 
 
 def _moved(memory: list[Any], device: Any) -> list[Any]:
-    """The decoder's memory on `device`; it has marks that are no tensors too."""
+    """The decoder's features on `device`. Some entries are markers instead of tensors."""
     return [item.to(device) if isinstance(item, torch.Tensor) else item for item in memory]
 
 

@@ -1,8 +1,9 @@
 """Loads a pipeline network by network: read one, fuse its LoRA files, convert it, place it, and
 continue with the next. An expert is loaded block by block.
 
-So host memory contains what the recipe keeps there, and a few blocks, or at first the text encoder.
-diffusers gets the loaded networks, and loads the small parts (tokenizer, scheduler) itself.
+So host memory contains what the recipe keeps there and a few blocks; at first, it contains the text
+encoder. diffusers gets the loaded networks, and loads the small parts (tokenizer, scheduler)
+itself.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def load_networks(
         return _load(recipe, parts, assembled, plans, on_bytes)
     except BaseException as error:
         for one in chain(error):
-            traceback.clear_frames(one.__traceback__)  # they hold networks
+            traceback.clear_frames(one.__traceback__)  # the frames hold networks
         memory.free_accelerator()
         raise
 

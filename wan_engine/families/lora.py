@@ -1,6 +1,6 @@
 """Fuses LoRA files into the weights of a network, so that they cost no time per job.
 
-Every tensor of a file is used or named. What is done is what the files' makers define:
+Every tensor of a file is used, or named in an error. The formulas are those of the files' authors:
 
 low-rank     `W += scale * alpha / rank * up @ down`, alpha being the rank where none is given
 difference   `W += scale * diff`, `b += scale * diff_b`; norms, modulation and convolutions too
@@ -8,8 +8,8 @@ LoHa, LoKr   the product of two low-rank products, by elements or of Kronecker (
 DoRA         `W += scale * (m * V / |V| - W)`, `V = W + alpha / rank * up @ down`, the norm of each
              output, or of each input where the magnitudes lie along it (arXiv 2402.09353)
 
-All is computed in float32 from what the layer is at the time, file by file, and rounded once to the
-parameter's own type. One layer at a time is widened.
+All changes are computed in float32 from the present weights of the layer, file by file, and rounded
+once to the parameter's own dtype. Only one layer at a time is in float32.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from wan_engine.weights.lora_plan import Plan, plans_for
 
 _CPU = torch.device("cpu")
 _OF_BIAS = {"bias", "up_bias"}
-_NORM_FLOOR = 1e-12  # of a row of zeros
+_NORM_FLOOR = 1e-12  # for a row of zeros
 
 
 def describe(folder: Path, lora: LocatedLora) -> str:
-    """A line about the changes of a LoRA file to the checkpoint in `folder`, `Warned` if a part of
-    it matches nothing. Checks every number of the file. Raises `LoraRefused` as `plans_for` does.
-    """
+    """A line about the changes of a LoRA file to the checkpoint in `folder`, `Warned` if parts of
+    the file match nothing. Checks every number of the file. Raises `LoraRefused` as `plans_for`
+    does."""
     (planned,) = plans_for(folder, [lora])
     changes = (change for each in planned.changes.values() for change in each)
     keys = dict.fromkeys(key for change in changes for key in change.keys.values())
@@ -50,12 +50,12 @@ def describe(folder: Path, lora: LocatedLora) -> str:
 
 def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
     """Apply the plans to a network. Raises `LoraRefused` for a file with a number that is not
-    finite; the network is unusable then."""
+    finite. The network is then unusable."""
     fuse_into(dict(network.named_parameters()), expert, plans)
 
 
 def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[Plan]) -> None:
-    """`fuse`, for a part of a network's parameters that consists of whole layers."""
+    """`fuse` for a part of a network's parameters that contains whole layers."""
     with Fusing(plans, expert) as fusing:
         for layer in fusing.layers:
             if fusing.is_in(layer, parameters):
@@ -64,7 +64,7 @@ def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[Pla
 
 
 class Fusing:
-    """The changes that plans make to an expert, by layer. Their files are open inside its `with`
+    """The changes that plans make to an expert, by layer. Their files are open inside the `with`
     block."""
 
     def __init__(self, plans: Sequence[Plan], expert: Expert) -> None:
@@ -85,11 +85,11 @@ class Fusing:
         self._stack.close()
 
     def is_in(self, layer: str, parameters: Mapping[str, Any]) -> bool:
-        """Whether the layer is one of those with these parameters."""
+        """Whether the layer has these parameters."""
         return self.layers[layer][0][1].weight in parameters
 
     def names(self, layer: str) -> list[str]:
-        """The parameters of the layer that are changed; none of a layer that is not."""
+        """The parameters of the layer that change. Empty for a layer without changes."""
         found = []
         for _, change in self.layers.get(layer, ()):
             if set(change.keys) - _OF_BIAS:
@@ -102,8 +102,8 @@ class Fusing:
     def changed(
         self, layer: str, parameters: Mapping[str, Any], device: torch.device = _CPU
     ) -> dict[str, torch.Tensor]:
-        """The new values of the layer's `names`, in the dtypes of `parameters`, which stay as they
-        are. Computed on `device`. Raises `LoraRefused` for numbers that are not finite."""
+        """The new values of the layer's `names`, in the dtypes of `parameters`, which are not
+        changed. Computed on `device`. Raises `LoraRefused` for numbers that are not finite."""
         wide = {
             name: parameters[name]
             .detach()
@@ -228,14 +228,14 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError):
-        read_header(path)  # says why
+        read_header(path)  # raises the reason
         raise
 
 
 def _read(file: Any, key: str, name: str, device: torch.device = _CPU) -> torch.Tensor:
     tensor: torch.Tensor = file.get_tensor(key).to(device)
     if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        tensor = tensor.float()  # float8 has no arithmetic of its own
+        tensor = tensor.float()  # float8 supports no arithmetic
     if not _is_finite(tensor):
         raise LoraRefused(
             f"{name} cannot be fused: {key} has numbers that are not finite (NaN or infinite)"
@@ -244,5 +244,6 @@ def _read(file: Any, key: str, name: str, device: torch.device = _CPU) -> torch.
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # If any number is not finite, the minimum or maximum is not. A tenth of the time of `isfinite`.
+    # The minimum or maximum is not finite if any number is not. This takes a tenth of the time of
+    # `isfinite`.
     return all(math.isfinite(end.item()) for end in tensor.aminmax())

@@ -1,12 +1,13 @@
-"""Puts the LoRA files of a request into a loaded pipeline, and takes them out again to the bit.
+"""Fuses the LoRA files of a request into a loaded pipeline, and restores the original weights to
+the bit.
 
     plain ── put in: each changed weight is set aside first ──> with the LoRA files
       ^                                                              │
       └───────────── taken out: what was set aside is put back ──────┘
 
 Weights are changed in place, where the recipe keeps them, so that streamed and compiled blocks see
-the new numbers. Host memory holds what is set aside. Without room for that it is read from the
-checkpoint again, as a load reads it. Matrices in 8 bits are too coarse to add to: their exact
+the new numbers. The original weights are kept in host memory. If there is no room, they are read
+from the checkpoint again, as at a load. Matrices in 8 bits are too coarse to add to: their exact
 numbers come from the checkpoint, and the sum is converted as at a load.
 """
 
@@ -34,15 +35,15 @@ from wan_engine.weights.lora_plan import COMPONENTS, Plan, plans_for, tell_fused
 log = logging.getLogger(__name__)
 
 _LEFT_FREE_BYTES = 6 * 10**9
-"""Host memory that is not used to set weights aside: decoded frames and ffmpeg need it."""
+"""Host memory that is not used for original weights, because decoded frames and ffmpeg need it."""
 
 Layers = Mapping[str, Sequence[str]]
-"""Names of parameters by layer, both as the checkpoint has them."""
+"""Names of parameters by layer, as in the checkpoint."""
 
 
 class LoraSwap:
-    """The LoRA files of requests in a loaded pipeline. `at_load` are the files that were fused into
-    the checkpoint in `folder` when it was loaded; they stay underneath. One thread at a time uses
+    """The LoRA files of requests in a loaded pipeline. `at_load` are the files that were fused when
+    the checkpoint in `folder` was loaded. They stay in the weights. One thread at a time uses
     it."""
 
     def __init__(
@@ -61,15 +62,15 @@ class LoraSwap:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the weights are those of `present`, and not of a change that failed halfway."""
+        """Whether the weights are those of `present`. False after a change that failed halfway."""
         return bool(self.present) or not any(one.aside for one in self._experts)
 
     def set(self, wanted: Sequence[ChosenLora], on_bytes: OnBytes) -> None:
         """Make the pipeline have exactly the files `wanted`. Does nothing if it has them.
 
-        `on_bytes` gets the bytes that are changed so far, and their number. An error that it raises
-        ends the change. After any error the pipeline has no files, unless it is not `is_sound`.
-        Raises `LoraRefused` for numbers that are not finite.
+        `on_bytes` gets the bytes changed so far and the total. An error that it raises ends the
+        change. After any error, the pipeline has no files, or `is_sound` is False. Raises
+        `LoraRefused` for numbers that are not finite.
         """
         if tuple(wanted) == self.present:
             return
@@ -106,7 +107,7 @@ class LoraSwap:
 
 
 class _Told:
-    """Tells how many bytes are changed."""
+    """Reports the number of changed bytes."""
 
     def __init__(self, in_all: int, on_bytes: OnBytes) -> None:
         self.in_all, self._on_bytes = in_all, on_bytes
@@ -118,8 +119,8 @@ class _Told:
 
 
 class _Weights:
-    """The weights of one expert. `aside` has the plain numbers of those that are changed now, by
-    layer and name; none for a name whose numbers are in the checkpoint."""
+    """The weights of one expert. `aside` has the original numbers of changed weights, by layer and
+    name. It has no entry for numbers that are read from the checkpoint."""
 
     def __init__(
         self,
@@ -142,12 +143,12 @@ class _Weights:
         return {layer: fusing.names(layer) for layer in fusing.layers}
 
     def size_bytes(self, layers: Layers | Mapping[str, Mapping[str, Any]]) -> int:
-        """The bytes of these parameters as they are held."""
+        """The bytes of these parameters in their present dtypes."""
         return sum(one.nbytes for of in layers.values() for name in of for one in self._held(name))
 
     def bring_home(self) -> None:
-        """Put streamed blocks back into host memory, where a pass that failed has left them on the
-        device: what is changed there would be lost."""
+        """Move streamed blocks back to host memory, if a failed pass has left them on the device.
+        Changes to them there would be lost."""
         for module in self._network.modules():
             registry = getattr(module, "_diffusers_hook", None)
             hook = registry.get_hook("group_offloading") if registry is not None else None
@@ -162,7 +163,7 @@ class _Weights:
         keep: bool,
         on_layer: Callable[[int], None],
     ) -> None:
-        """Change the plain weights, which are set aside in host memory if `keep`."""
+        """Change the original weights. With `keep`, they are copied to host memory before."""
         coarse = {layer: of for layer, of in layers.items() if any(map(self._is_float8, of))}
         with Fusing(plans, self._expert) as fusing, closing(self._as_loaded(coarse)) as exact:
             for layer, names in layers.items():
@@ -179,7 +180,7 @@ class _Weights:
                 on_layer(self.size_bytes({layer: names}))
 
     def take_out(self, on_layer: Callable[[int], None]) -> None:
-        """Put back all that is set aside. If it is interrupted, the rest stays set aside."""
+        """Restore all original weights. If it is interrupted, the rest stays set aside."""
         absent = {layer: list(of) for layer, of in self.aside.items() if not all(of.values())}
         with closing(self._as_loaded(absent)) as exact:
             for layer, of in list(self.aside.items()):
@@ -192,8 +193,8 @@ class _Weights:
                 on_layer(self.size_bytes({layer: list(of)}))
 
     def _as_loaded(self, layers: Layers) -> Generator[dict[str, torch.Tensor], None, None]:
-        """The parameters of each layer as a load has them before it converts them to 8 bits: read
-        from the checkpoint, with the files of the load fused."""
+        """The parameters of each layer as they are before a load converts them to 8 bits: read from
+        the checkpoint, with the files of the load fused."""
         if not layers:
             return
         plans = plans_for(self._folder.parent, self._at_load)
@@ -222,7 +223,7 @@ class _Weights:
                 yield tensor
 
     def _write(self, name: str, value: torch.Tensor) -> None:
-        """Set a parameter in place, in 8 bits where it is held so."""
+        """Set a parameter in place, in 8 bits if it is stored so."""
         for one, part in zip(self._held(name), self._converted(name, value), strict=True):
             one.data.copy_(part.reshape(one.shape))
 

@@ -58,7 +58,7 @@ def able(recipe: Recipe, expert: Mapping[str, Any]) -> Recipe:
 
 
 def _heads(expert: Mapping[str, Any]) -> tuple[int, int]:
-    """How many heads a transformer has, and how wide each is, by its configuration."""
+    """The number and the width of a transformer's heads, from its configuration."""
     if "num_attention_heads" in expert:
         return expert["num_attention_heads"], expert["attention_head_dim"]
     return expert["num_heads"], expert["dim"] // expert["num_heads"]

@@ -1,9 +1,9 @@
 """Shows unfinished latents as small frames, by a linear map from their channels to colours.
 
-The map of a VAE is fitted, once and only if somebody looks: the VAE encodes a moving picture of
-random shapes, and least squares find the colours again. So it fits any VAE of this kind. With the
-one of `wan-tiny`, previews of photographs correlate by 0.97 and more with what the decoder makes of
-the same latents. With random weights there is nothing to find.
+The map is fitted to the VAE once, and only if anyone looks: the VAE encodes a moving picture of
+random shapes, and least squares fit its colours to the latents. So it works with any VAE of this
+kind. With the one of `wan-tiny`, previews of photographs correlate by 0.97 and more with what the
+decoder makes of the same latents. With random weights, the map means nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from wan_engine.families.continuation import latent_moments, to_pixels
 from wan_engine.families.first_frames import encode_then_grey
 from wan_engine.schema import Frames
 
-_LEARNT_POSITIONS = 16  # of latents on a side of the picture that the map is learnt from
+_LEARNT_POSITIONS = 16  # latents per side of the picture that the map is fitted to
 _LEARNT_FRAMES = 9  # three latents
 _SHAPES = 300
-_STEP_PIXELS = 2  # the picture moves by this in a frame
+_STEP_PIXELS = 2  # pixels by which the picture moves per frame
 _STRIDE = 4  # frames per latent, except the first
-_RIDGE = 1e-3  # keeps channels small that do not matter
+_RIDGE = 1e-3  # keeps the weights of unimportant channels small
 
 
 class Colours:
@@ -58,17 +58,17 @@ class Colours:
 
 
 def estimate(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
-    """The clean latents that the scheduler expects after its last step, which has left `latents`.
-    Noise is gone from them long before it is from `latents`."""
+    """The clean latents that the scheduler expects, computed after its last step, which returned
+    `latents`. They are free of noise much earlier than `latents`."""
     if (velocity := getattr(scheduler, "velocity", None)) is not None:
         clean: torch.Tensor = latents - scheduler.sigmas[scheduler.step_index] * velocity
     else:
-        clean = scheduler.model_outputs[-1]  # UniPC keeps its estimates
+        clean = scheduler.model_outputs[-1]  # UniPC stores its estimates
     return clean
 
 
 def evenly(latents: torch.Tensor, most: int) -> torch.Tensor:
-    """At most so many of the latents [1, c, n, h, w], from the first to the last."""
+    """At most `most` of the latents [1, c, n, h, w], evenly spaced from the first to the last."""
     count = latents.shape[2]
     chosen = np.linspace(0, count - 1, min(most, count)).round().astype(int)
     return latents[:, :, chosen.tolist()]
@@ -81,7 +81,8 @@ def _with_one(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _shrunk(pixels: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """The mean colours [n, h, w, 3] of what each latent covers of `pixels` [1, 3, 4n - 3, H, W]."""
+    """The mean colours [n, h, w, 3] of the part of `pixels` [1, 3, 4n - 3, H, W] that each latent
+    covers."""
     later = pixels[0, :, 1:].unflatten(1, (-1, _STRIDE)).mean(2)
     means = torch.cat([pixels[0, :, :1], later], dim=1).transpose(0, 1)
     height, width = size
@@ -89,9 +90,8 @@ def _shrunk(pixels: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def _moving_picture(side: int) -> Frames:
-    """Frames [9, side, side, 3] of a picture that moves. Shapes of any colour that cover each other
-    have much of the statistics of photographs (Baradad et al. 2021, "Learning to See by Looking at
-    Noise")."""
+    """Frames [9, side, side, 3] of a moving picture. Overlapping shapes of random colours have many
+    statistics of photographs (Baradad et al. 2021, "Learning to See by Looking at Noise")."""
     rng = np.random.default_rng(0)
     whole = side + _STEP_PIXELS * _LEARNT_FRAMES
     picture = _soft_colours(whole, 5, rng)
@@ -108,6 +108,6 @@ def _moving_picture(side: int) -> Frames:
 
 
 def _soft_colours(side: int, spots: int, rng: np.random.Generator) -> Image.Image:
-    """Random colours that flow into each other."""
+    """Random colours that blend into each other."""
     colours = rng.integers(0, 256, (spots, spots, 3), np.uint8)
     return Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC)

@@ -54,8 +54,8 @@ class PromptEncoder:
 
 @contextmanager
 def in_place(module: Any, device: torch.device, *, moved: bool) -> Iterator[None]:
-    """A network that waits in host memory, where it is `moved`, on the device. What came from host
-    memory is dropped afterwards, not copied back."""
+    """Move a network to the device, if it waits in host memory (`moved`). The copy on the device is
+    dropped afterwards, not copied back."""
     if not moved:
         yield
         return

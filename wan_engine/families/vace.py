@@ -8,7 +8,7 @@ The condition of diffusers 0.42.1, which has 96 channels, the references in fron
     16        0           | 0           | grey             | grey
     64 mask   0           | 0           | 0                | 1
 
-Only what goes into it differs from stock; its layout, loop, schedule and experts do not.
+Only the contents differ from stock. Layout, loop, schedule and experts are the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ReferencePipeline(WanVACEPipeline):
         device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, list[list[torch.Tensor]]]:
         """Pixels [1, 3, n, H, W] in -1..1, grey where nothing is kept; the mask, 1 where frames are
-        to be made; and the references on white, [3, H, W] each, the last one first."""
+        generated; and the references on white, [3, H, W] each, the last one first."""
         pixels = torch.zeros(1, 3, num_frames, height, width, dtype=dtype, device=device)
         wanted = torch.ones_like(pixels)
         if self.kept is not None:
@@ -81,7 +81,7 @@ class ReferencePipeline(WanVACEPipeline):
         """Normalised latents [1, 32, references + t, h, w], as in the stock pipeline."""
         count = 0 if self.kept is None else len(self.kept)
         frames = video.shape[2]
-        kept = video[:, :, : max(1, count)]  # nothing is left of the first one if no frame is kept
+        kept = video[:, :, : max(1, count)]  # without kept frames, one frame of grey
         grey = torch.zeros_like(video[:, :, :1])
         last = None if self.last is None else video[:, :, -1:]
         first = self._encoded(kept, frames, last)
@@ -124,7 +124,7 @@ def letterboxed(image: Image.Image, width: int, height: int) -> torch.Tensor:
     values = np.array(image.convert("RGB"))
     pixels = torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255.0 * 2.0 - 1.0
     scale = min(height / image.height, width / image.width)
-    # A strip keeps a pixel of its short side.
+    # A strip keeps one pixel of its short side.
     size = max(1, int(image.height * scale)), max(1, int(image.width * scale))
     shown = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")[0]
     top, left = (height - size[0]) // 2, (width - size[1]) // 2

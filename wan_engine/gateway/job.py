@@ -62,9 +62,9 @@ class Job:
     It does not contain the request, which may be megabytes: use `Jobs.request(id)`. `result` is
     `VideoResult.output()`; its URLs may be `file:` URLs, so give callers `Links.url(job)`. `error`
     is the sentence for the caller, `error_code` a code of `wan_engine.errors`. `task` is the task
-    of its request. `progress` is set while the job runs, and not stored. `kind` has in words what
-    decides how long it takes, and is not stored either. `workers_lost` counts the workers that
-    ended while the job had their device.
+    of its request. `progress` is set while the job runs, and not stored. `kind` names everything
+    that decides how long the job takes, and is not stored either. `workers_lost` counts the workers
+    that ended while the job had their device.
     """
 
     id: str
@@ -99,29 +99,29 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """What of a finished clip is not as it was asked, a sentence each."""
+        """The parts of the request that a finished clip does not fulfil, one sentence each."""
         return list((self.result or {}).get("warnings", ()))
 
     @property
     def callers_fault(self) -> bool:
-        """Whether the caller can correct the reason of its failure."""
+        """Whether the caller can correct the cause of the failure."""
         return self.error_code in CALLERS_FAULTS
 
     @property
     def delay_ms(self) -> int | None:
-        """From the (last) time that it was queued to the begin of the work. None before."""
+        """The time from the last queueing to the beginning of the work. None before."""
         return None if self.started_ms is None else max(0, self.started_ms - self.queued_ms)
 
     @property
     def execution_ms(self) -> int | None:
-        """From the begin of the work to its end. None before."""
+        """The time from the beginning of the work to its end. None before."""
         if self.started_ms is None or self.finished_ms is None:
             return None
         return max(0, self.finished_ms - self.started_ms)
 
 
 def kind_of(order: Order) -> str:
-    """What decides how long an order takes on the same machine."""
+    """A text for everything that decides how long a request takes on the same machine."""
     several = order.shot_type == "multi" and order.expand_prompt
     parts = (
         order.task,

@@ -91,8 +91,8 @@ class Keys:
 
 
 class RateLimit:
-    """A token bucket per owner: `per_second` on average, bursts of ten seconds' worth. 0 is no
-    limit."""
+    """A token bucket per owner: `per_second` on average, with bursts of ten seconds' worth. 0 means
+    no limit."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second

@@ -1,7 +1,7 @@
 """Makes the URLs of finished clips: the store's own, or signed URLs of this gateway for local
 files.
 
-A signature is good for one file until one second, and is the same at every poll.
+A signature is valid for one file until a fixed second, and is the same at every poll.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ class Links:
         )
 
     def remove(self, job: Job) -> None:
-        """Remove the file of a job that is no longer kept, and the store's record of it. Logs
-        failures."""
+        """Remove the file of a deleted job, and the store's record of it. Logs failures."""
         if job.result and (path := self._path(str(job.result["video_url"]))):
             remove(path)
         self._storage.forget(job.id)  # a job that was cancelled at its end has a clip and no result

@@ -14,8 +14,8 @@ _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")
 class DescribedApp(FastAPI):
     """FastAPI with a document of the doors.
 
-    It keeps nulls in the documented examples, which show that a key is always there. It has no 422,
-    because each door refuses in its own words, with the statuses that its routes name.
+    Nulls in the documented examples stay, because they show that a key is always present. There is
+    no 422, because each door has its own errors, with the statuses that its routes name.
     """
 
     def __init__(self, routers: Iterable[APIRouter], **options: Any) -> None:
@@ -38,8 +38,8 @@ class DescribedApp(FastAPI):
 
 
 def without_null(schema: Any) -> Any:
-    """A schema of pydantic's as the hosted pages write it: a field that may be left out has the
-    type of its values, and not null beside it."""
+    """A schema of pydantic in the style of the hosted pages: an optional field has the type of its
+    values, without null."""
     if isinstance(schema, list):
         return [without_null(one) for one in schema]
     if not isinstance(schema, dict):

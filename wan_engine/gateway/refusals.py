@@ -1,4 +1,5 @@
-"""Defines why the gateway refuses a call. Each door puts it into its own words."""
+"""Defines the reasons for which the gateway refuses a call. Each door puts them into its API's
+words."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ OpenBackend = Callable[[Settings, Metrics, Callable[[str], None]], Backend]
 def serve(
     settings: Settings, host: str, port: int, open_backend: OpenBackend = open_backend
 ) -> None:
-    """Until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     if not settings.api_keys:
         _check_keyless(settings, host)
         log.warning("WAN_API_KEYS is not set: the gateway answers only programs on this machine")
@@ -72,7 +72,7 @@ async def _serve(settings: Settings, host: str, port: int, open_backend: OpenBac
 
 
 def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
-    """What `uvicorn.Config(http=...)` takes, with these limits."""
+    """The arguments of `uvicorn.Config`, with these limits."""
     connections = Connections(
         raise_descriptor_limit(), settings.connections_per_address, settings.trusted_proxies
     )
@@ -80,7 +80,8 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
 
 
 class _Server(uvicorn.Server):
-    """Answers those that wait before it waits for them, and leaves its end to who began it."""
+    """Answers waiting callers before it waits for their connections, and lets `serve` handle the
+    signals."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
@@ -88,19 +89,19 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own sends the signal again once the server has ended, which would end the
-        process before running jobs are back in the queue."""
+        """uvicorn's own method sends the signal again once the server has ended, which would end
+        the process before running jobs are back in the queue."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def end(number: signal.Signals) -> None:
             if self.should_exit and task is not None:
-                task.cancel()  # a second one: what runs is not waited for
+                task.cancel()  # a second signal: do not wait for running jobs
             self.handle_exit(number, None)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, end, number)
         yield
-        # They stay until the process ends.
+        # The handlers stay until the process ends.
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._gateway.context.jobs.close()

@@ -14,11 +14,11 @@ T = TypeVar("T")
 async def uncancelled(
     work: Coroutine[Any, Any, T], on_cancel: Callable[[], object] = lambda: None
 ) -> T:
-    """The result of `work`. A caller that is cancelled meanwhile waits for its end, after a call of
-    `on_cancel`, and is cancelled then.
+    """The result of `work`. If the caller is cancelled meanwhile, `on_cancel` is called, and the
+    caller is cancelled once `work` has ended.
 
-    `asyncio.shield` alone would not wait: a transaction left behind answers through a thread to an
-    event loop that may have ended by then.
+    `asyncio.shield` alone would not wait: the remaining transaction would report from its thread to
+    an event loop that may have ended.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -27,7 +27,7 @@ async def uncancelled(
         on_cancel()
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # looked at, or asyncio complains that nobody did
+            task.exception()  # retrieve the exception, or asyncio complains
         raise
 
 

@@ -99,7 +99,7 @@ def decodes_silence(folder: Path, control: Control) -> bool:
 
 def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
     """The demuxer for the content, and the bytes for it: RIFF/WAVE and its variants for large
-    files, or MPEG layer III without tags and padding in front of it."""
+    files, or MPEG layer III without leading tags and padding."""
     if data[8:12] == b"WAVE" and data[:4] in (b"RIFF", *_LARGE_WAVES):
         plain = data if data[:4] == b"RIFF" else _as_riff(data)
         _check_samples(plain)

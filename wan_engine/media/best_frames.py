@@ -22,7 +22,7 @@ _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _LEAST_CONTRAST = 0.03  # below this, a frame is black or has one colour
 _LEAST_LIGHT = 0.12  # of the brightest hundredth: the first and last frames of a fade
 _CUT, _DRIFT = 0.30, 0.45  # from the previous frame, and from the scene so far; `_distance`
-_ALIKE = 0.15  # the same view again after another one
+_ALIKE = 0.15  # for the same view again after another one
 _LEAST_SCENE_FRAMES = 3  # fewer frames are the middle of a fade
 _RIM_FRAMES = 6  # a scene of this many frames can drop the first and the last, which may be mixed
 
@@ -82,7 +82,8 @@ def best(looks: Sequence[Look], most: int) -> list[int]:
 
 
 def _score(look: Look) -> float:
-    """How good a frame is among those of its scene. In a fade, contrast goes down."""
+    """The quality of a frame, relative to the other frames of its scene. In a fade, contrast
+    decreases."""
     return look.sharpness * (0.5 + look.prominence / 2) * look.contrast
 
 
@@ -111,7 +112,7 @@ def _inner(scene: list[int]) -> list[int]:
 
 
 def _distance(one: Look, other: Look) -> float:
-    """The difference of two frames, 0 to 1.5: by place, and by colours wherever they are."""
+    """The difference of two frames, 0 to 1.5: by place, plus by colours regardless of place."""
     colours = float(np.abs(one.colours - other.colours).sum() / 2)
     return _apart(one.thumb, other.thumb) + colours / 2
 

@@ -1,7 +1,7 @@
-"""Converts colours to what an sRGB screen shows: phones save Display P3, scanners grey with a
-profile, print files CMYK, cameras and editors PNG files with their own numbers.
+"""Converts colours to what an sRGB screen shows: phones save Display P3, scanners save grey with a
+profile, print files are CMYK, and PNG files of cameras and editors may contain their own numbers.
 
-Levels were compared with Chromium 156, which also showed which profile counts for which picture.
+Levels, and the choice of the profile, match those of Chromium 156.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
 _NEARLY_SRGB = (0.4318, 0.4773)  # a gamma of about 1/2.2 alone means sRGB
-# BT.709 and its kin as displays show them (ITU-R BT.1886), not as cameras write them.
+# BT.709 and similar curves as displays show them (ITU-R BT.1886), not as cameras write them.
 _GAMMAS = {1: 2.4, 4: 2.2, 5: 2.8, 6: 2.4, 8: 1.0, 11: 2.4, 14: 2.4, 15: 2.4}
 _PQ, _HLG = 16, 18
-_WHITE_NITS = 203.0  # of a film with highlights (ITU-R BT.2408)
+_WHITE_NITS = 203.0  # white of a film with highlights (ITU-R BT.2408)
 _PEAK_NITS = 1000.0
 _HLG_SYSTEM_GAMMA = 1.2  # at that peak (ITU-R BT.2100, table 5)
 _LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
@@ -57,7 +57,7 @@ _MODES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 @dataclass(frozen=True)
 class Numbers:
     """A colour space without a profile. `light` is the linear light of each of 256 levels; white is
-    1. If it goes beyond, `highlights` are brought down."""
+    1. If levels exceed white, `highlights` are compressed."""
 
     light: Floats
     points: Points = _BT709
@@ -90,7 +90,7 @@ def is_profile(profile: bytes) -> bool:
 
 
 def by_gamma(exponent: float, points: Points | None) -> Numbers | None:
-    """The space of PNG's gAMA and cHRM. None for sRGB, and for values without a meaning."""
+    """The space of PNG's gAMA and cHRM. None for sRGB, and for meaningless values."""
     if exponent <= 0 or (points and not _usable(points)):
         return None
     if points is None and _NEARLY_SRGB[0] <= exponent <= _NEARLY_SRGB[1]:
@@ -100,7 +100,7 @@ def by_gamma(exponent: float, points: Points | None) -> Numbers | None:
 
 
 def by_code_points(primaries: int, transfer: int) -> Numbers | None:
-    """The space of ITU-T H.273 numbers. None for numbers that name no colours."""
+    """The space of ITU-T H.273 numbers. None for numbers that define no colours."""
     points, light = _PRIMARIES.get(primaries), _light(transfer)
     if points is None or light is None:
         return None
@@ -119,7 +119,7 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _by_grey_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert level by level: LittleCMS takes 33 points of a grey profile, which is 10 levels off
+    """Convert level by level. LittleCMS samples a grey profile at 33 points, which is 10 levels off
     in the shadows."""
     levels = _transformed(Image.frombytes("L", (256, 1), bytes(range(256))), profile, _EXACT)
     return Image.merge("RGB", [image.point(channel.tobytes()) for channel in levels.split()])
@@ -192,7 +192,7 @@ def _light(transfer: int) -> Floats | None:
 
 
 def _pq(v: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The light of SMPTE ST 2084, of 10 000 nits."""
+    """The light of SMPTE ST 2084, up to 10 000 nits."""
     m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
     root = v ** (1 / m2)
     result: NDArray[np.float64] = (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1)
@@ -200,8 +200,8 @@ def _pq(v: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _toned(light: Floats, space: Numbers) -> Floats:
-    """Highlights brought below white by the brightest channel of BT.2020, so that hues stay; light
-    of BT.709."""
+    """Highlights compressed below white, by the brightest channel of BT.2020, so that hues stay.
+    Returns light of BT.709."""
     light = light @ _between(space.points, _BT2020).T
     if space.hlg:
         brightness = np.maximum(light @ _LUMINANCE, 0) ** np.float32(_HLG_SYSTEM_GAMMA - 1)
@@ -214,8 +214,8 @@ def _toned(light: Floats, space: Numbers) -> Floats:
 
 
 def _tone_curve() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """SMPTE ST 2094-50, as Chromium takes it for pictures that bring no curve of their own: white
-    becomes half, and all above it a Bezier curve to the peak."""
+    """SMPTE ST 2094-50, as Chromium applies it to pictures without a curve of their own: white
+    becomes half, and everything above follows a Bezier curve to the peak."""
     white, middle, peak = (1.0, 0.5), (1.65, 0.825), (_PEAK_NITS / _WHITE_NITS, 1.0)
     t = np.linspace(0, 1, 512)
     above = [

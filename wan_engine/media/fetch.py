@@ -1,8 +1,8 @@
 """Downloads a URL or decodes a data URI of a request, within a limit of bytes and seconds.
 
-The URL comes from a stranger. It may name this machine or its neighbours, and its server may drip,
-lie or never end. The runpod SDK's parts dial a checked address; the deadline, the stricter address
-check and the sentences are ours. What the bytes mean is decided elsewhere.
+The URL comes from a stranger. It may name this machine or its neighbours, and its server may be
+slow, lie or never end. Parts of the runpod SDK connect to a checked address. The deadline, the
+stricter address check and the error messages are ours. Other modules decide what the bytes mean.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CONNECT_SECONDS = 10.0  # an address that swallows packets must leave time for the next one
+_CONNECT_SECONDS = 10.0  # an address that drops packets must leave time for the next one
 _POLL_SECONDS = 0.05
 _AGAIN_SECONDS = (0.5, 1.5)  # waits before the second and the third try, halved at random
 _BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
@@ -73,11 +73,11 @@ class _Refused(Exception):
 
 
 class _Broken(_Refused):
-    """A failure that may be over in a moment, so the request is made again."""
+    """A failure that may be temporary, so the request is repeated."""
 
 
 def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> bytes:
-    """The bytes behind an http(s) URL or a data URI, never empty. Raises `InvalidMedia`."""
+    """The bytes of an http(s) URL or a data URI, never empty. Raises `InvalidMedia`."""
     control.checkpoint()
     try:
         inline = source[:5].lower() == "data:"
@@ -91,8 +91,8 @@ def fetch(source: str, field: str, limits: FetchLimits, control: Control) -> byt
 
 
 def post(url: str, body: bytes, limits: FetchLimits, control: Control) -> int:
-    """The status of the answer to `body`, JSON, sent once to an http(s) URL. The answer is not read
-    and no redirect followed. Raises `InvalidMedia` of the field "webhook"."""
+    """POST `body`, JSON, once to an http(s) URL, and return the status of the answer. The answer is
+    not read, and redirects are not followed. Raises `InvalidMedia` for the field "webhook"."""
     # Imported before the clock starts, as in `_download`.
     import requests  # noqa: F401
     from runpod.serverless.utils import rp_ssrf  # noqa: F401
@@ -109,13 +109,13 @@ def post(url: str, body: bytes, limits: FetchLimits, control: Control) -> int:
 
 
 def data_uri(path: Path | str) -> str:
-    """A local file as a data URI, for callers that are not strangers. Raises `OSError`."""
+    """A local file as a data URI, for trusted callers. Raises `OSError`."""
     encoded = base64.b64encode(Path(path).read_bytes()).decode()
     return f"data:application/octet-stream;base64,{encoded}"
 
 
 def is_public_address(ip: str) -> bool:
-    """Whether `ip` is an address of the open internet and carries no other address inside."""
+    """Whether `ip` is a public address that contains no other address."""
     from runpod.serverless.utils.rp_ssrf import is_safe_address
 
     try:
@@ -155,7 +155,7 @@ def _unquoted(text: str) -> bytes:
     while start < len(text):
         end = start + _CHUNK_BYTES
         escape = text.find("%", end - 2, end)
-        if escape > start:  # the block would end inside of it
+        if escape > start:  # the block would end inside an escape
             end = escape
         data += unquote_to_bytes(text[start:end])
         start = end
@@ -168,7 +168,7 @@ def _base64(text: bytes, limits: FetchLimits) -> bytes:
     if len(digits) * 3 // 4 > limits.max_bytes:
         raise _too_large(limits)
     try:
-        # Padding may be missing, but what there is must be padding.
+        # Padding may be missing, but if present it must be correct.
         padding = text[len(digits) :] or b"=" * (-len(digits) % 4)
         return base64.b64decode(digits + padding, validate=True)
     except ValueError:
@@ -176,7 +176,7 @@ def _base64(text: bytes, limits: FetchLimits) -> bytes:
 
 
 class _Line:
-    """The time and the connection of one download. Another thread may cut it."""
+    """The time and the connection of one download. Another thread may end it."""
 
     def __init__(self, seconds: float, control: Control) -> None:
         self._seconds, self._control = seconds, control
@@ -187,7 +187,7 @@ class _Line:
         self._answer: HTTPResponse | None = None
 
     def left(self) -> float:
-        """Seconds left, above zero. Raises if there are none or the job must stop.
+        """Seconds left, always positive. Raises if there are none or the job must stop.
 
         Call it after every read: a cut may look like the end of the headers or of the body.
         """
@@ -211,10 +211,10 @@ class _Line:
                 if self._cut:
                     raise ConnectionAbortedError
                 self.close()
-                # A duplicate, as TLS takes over the first descriptor and urllib3 closes it when
-                # it likes; to shut down one is to shut down both.
+                # A duplicate, because TLS takes over the first descriptor, and urllib3 closes it at
+                # any time. Shutting down one shuts down both.
                 self._handle = connection.dup()
-                # Begun in here, so that a cut always meets a connection and not a bare socket.
+                # Connect in here, so that a cut always finds a connection and not a bare socket.
                 connection.setblocking(False)
                 begun = connection.connect_ex((ip, port))
             self._await(connection, begun, timeout)
@@ -231,13 +231,13 @@ class _Line:
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError
             begun = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if self._cut:  # to the system, a connection that was shut down while it began has begun
+        if self._cut:  # a socket shut down while connecting counts as connected
             raise ConnectionAbortedError
         if begun:
             raise OSError(begun, os.strerror(begun))
 
     def cut(self) -> None:
-        """End the connection at once, in whatever state it is, and allow no other."""
+        """End the connection at once, in any state, and allow no other."""
         with self._lock:
             self._cut = True
             if self._handle is not None:
@@ -245,8 +245,7 @@ class _Line:
                     self._handle.shutdown(socket.SHUT_RDWR)
 
     def keep(self, answer: HTTPResponse) -> HTTPResponse:
-        """Close it together with the line: urllib3 forgets an answer whose headers it does not
-        like."""
+        """Close it together with the line, because urllib3 loses an answer with invalid headers."""
         self._answer = answer
         return answer
 
@@ -283,7 +282,7 @@ def _told_as(why: str, line: _Line, kind: type[_Refused] = _Refused) -> Iterator
 
 
 def _cause(error: BaseException | None) -> str:
-    """The types in an error's chain. Their texts hold the whole URL with its query."""
+    """The types in an error's chain. Their texts contain the whole URL with its query."""
     names: list[str] = []
     while error is not None and len(names) < 8:
         number = getattr(error, "errno", None)
@@ -322,12 +321,12 @@ def _follow(url: str, limits: FetchLimits, line: _Line) -> bytes:
 
 
 def _ask(url: str, limits: FetchLimits, line: _Line, body: bytes | None = None) -> Any:
-    """The `requests.Response`, with its body unread, of the first address that gives one. With
+    """The `requests.Response`, with its body unread, of the first address that answers. With
     `body`, which is JSON, it is a POST."""
     import requests
 
     with _told_as(_BAD_URL, line):
-        # No session: nothing of the environment (proxies, .netrc) and no cookies.
+        # No session, so nothing from the environment (proxies, .netrc) and no cookies.
         method, headers = ("GET", _HEADERS) if body is None else ("POST", _JSON_HEADERS)
         request = requests.Request(method, url, headers=headers, data=body).prepare()
         parts = urlsplit(str(request.url))  # only this text counts: parsers differ on raw ones
@@ -351,7 +350,7 @@ def _ask(url: str, limits: FetchLimits, line: _Line, body: bytes | None = None) 
 
 
 def _addresses(host: str, limits: FetchLimits, line: _Line) -> list[str]:
-    """The addresses of `host`. All must be public: one that is not makes the host hostile."""
+    """The addresses of `host`. All must be public. One that is not makes the host hostile."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def resolve() -> None:
@@ -360,7 +359,7 @@ def _addresses(host: str, limits: FetchLimits, line: _Line) -> list[str]:
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
             answers.put(error)
 
-    # The resolver cannot be interrupted, so it is left behind when the time is up.
+    # The resolver cannot be interrupted, so its thread is abandoned when the time is up.
     threading.Thread(target=resolve, name="resolve", daemon=True).start()
     answer: Any = None
     while answer is None:
@@ -379,7 +378,8 @@ def _addresses(host: str, limits: FetchLimits, line: _Line) -> list[str]:
 
 
 class _Answer(HTTPResponse):
-    """An answer of the standard library, which takes a chunk of size -1 for "read everything"."""
+    """A response of the standard library that refuses a chunk of size -1, which would mean "read
+    everything"."""
 
     def _safe_read(self, amt: int) -> bytes:
         if amt < 0:
@@ -388,7 +388,7 @@ class _Answer(HTTPResponse):
 
 
 def _adapter(ip: str, line: _Line) -> Any:
-    """The SDK's adapter, which keeps Host, SNI and the name of the certificate, on sockets of
+    """The SDK's adapter, which keeps Host, SNI and the name of the certificate, with sockets of
     `line`."""
     from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter
 

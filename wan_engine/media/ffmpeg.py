@@ -1,4 +1,4 @@
-"""Finds the ffmpeg that comes with pip (imageio-ffmpeg), runs it and watches it.
+"""Finds the ffmpeg of the package imageio-ffmpeg, runs it and watches it.
 
 An ffmpeg that does nothing for `Control.hang_seconds` is killed, so that only its own job fails.
 """
@@ -31,8 +31,8 @@ _PART_BYTES = 1 << 20
 class Failed(Exception):
     """ffmpeg failed. The text is its last output, for the log and never for a caller.
 
-    `here`: this machine is the cause, whatever the input was: ffmpeg did not start, was killed, or
-    had no room or no time. `late`: it ran out of time.
+    `here`: this machine is the cause, not the input: ffmpeg did not start, was killed, or had no
+    room or no time. `late`: it ran out of time.
     """
 
     def __init__(self, why: str, *, here: bool = False, late: bool = False) -> None:
@@ -42,7 +42,7 @@ class Failed(Exception):
 
 
 def executable() -> str:
-    """Path of the binary. Raises RuntimeError when the package has none for this machine."""
+    """The path of the binary. Raises RuntimeError if the package has none for this machine."""
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
@@ -67,7 +67,7 @@ def has_filter(name: str) -> bool:
 
 
 class Filter:
-    """An ffmpeg that turns bytes into bytes while its owner does something else."""
+    """An ffmpeg that converts bytes to bytes while its owner does something else."""
 
     def __init__(self, arguments: Sequence[str], frames: NDArray[np.uint8]) -> None:
         """Start ffmpeg; `frames` go to its standard input. Raises `Failed`."""
@@ -98,7 +98,7 @@ class Filter:
         return self._output
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End it in any state."""
         self._process.kill()
         self._thread.join()
 
@@ -107,8 +107,8 @@ class Filter:
 
 
 class Input:
-    """The standard input of an ffmpeg. It never waits longer than `Control.hang_seconds` for ffmpeg
-    to do something."""
+    """The standard input of an ffmpeg. It waits at most `Control.hang_seconds` for ffmpeg to do
+    something."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: Control) -> None:
         assert process.stdin is not None
@@ -143,7 +143,7 @@ class Input:
         return status
 
     def close(self) -> None:
-        """End ffmpeg, whatever it does."""
+        """End ffmpeg in any state."""
         self._process.kill()
         self._process.wait()
         with suppress(BrokenPipeError):
@@ -167,7 +167,7 @@ class _Patience:
         """`ticks` is how much it has worked. Raises what `control.checkpoint` says."""
         self._control.checkpoint()
         now = time.monotonic()
-        # A long gap is this process's own: it was stopped, or starved.
+        # A long gap is this process's own: it was paused, or got no CPU time.
         self._waited_seconds += min(now - self._looked_at, 1.0)
         self._looked_at = now
         if ticks != self._ticks:
@@ -176,7 +176,7 @@ class _Patience:
 
 
 def _ticks(process: subprocess.Popen[bytes]) -> int:
-    """The time that the process has had on a core, in ticks of the system; 0 if that is unknown."""
+    """The CPU time of the process, in ticks of the system, or 0 if unknown."""
     try:
         with open(f"/proc/{process.pid}/stat") as file:  # noqa: PTH123 - twenty times a second
             fields = file.read().rpartition(") ")[2].split()
@@ -193,7 +193,7 @@ def running(
     end.
 
     ffmpeg is killed when the job is cancelled or late, when `seconds` have passed, when it hangs
-    and when the block raises. Raises `Failed` with its last words, or what `control.checkpoint()`
+    and when the block raises. Raises `Failed` with its last output, or what `control.checkpoint()`
     raises.
     """
     with tempfile.TemporaryFile() as errors:
@@ -230,9 +230,8 @@ def _started(
 
 
 def _give_way(process: subprocess.Popen[bytes]) -> None:
-    """Lower its priority, so that whatever makes the frames goes first: an encoder thread that
-    takes a core from it stalls all of its threads, while the encoder catches up whenever they
-    wait."""
+    """Lower its priority, so that the code that makes the frames runs first. If an encoder thread
+    takes a core from it, all its threads stall, while the encoder catches up whenever they wait."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
 

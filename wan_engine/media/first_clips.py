@@ -21,7 +21,7 @@ from wan_engine.media.untrusted_videos import (
 from wan_engine.schema import FirstClip, Frames
 
 LEAST_SECONDS, MOST_SECONDS = 2.0, 10.0
-"""The length of a first clip, as the page of DashScope's `wan2.7-i2v` has it."""
+"""The length of a first clip, as on the page of DashScope's `wan2.7-i2v`."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def open_first_clip(
 
 def tail_indices(times: list[float], count: int, fps: int) -> list[int]:
     """The indices of the frames that are nearest to the last `count` steps of 1 / `fps`. The last
-    frame is one of them. If the frames are rarer than that, some come twice."""
+    frame is one of them. If the file has fewer frames per second, some are repeated."""
     wanted = times[-1] - np.arange(count - 1, -1, -1) / fps
     nearest = np.abs(np.asarray(times)[:, None] - wanted).argmin(axis=0)
     return [int(index) for index in nearest]
 
 
 def _times(video: UntrustedVideo) -> tuple[list[float], float]:
-    """When each frame is shown, and when the last one ends, in seconds. All of them can be
-    decoded."""
+    """The time in seconds at which each frame is shown, and the end of the last one. All frames can
+    be decoded."""
     tiny = ("-xerror", "-map", "0:V:0", "-vf", "scale=16:16:flags=fast_bilinear")
     arguments = (*tiny, "-fps_mode", "passthrough", "-pix_fmt", "gray", "-c:v", "rawvideo")
     with video.made("times", *arguments, "-f", "framecrc") as path:

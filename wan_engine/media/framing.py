@@ -15,18 +15,19 @@ _PRIOR_DEPTH = {
     "portrait": 0.36,
 }  # faces are above the middle, most in portraits
 _COLOUR_WEIGHT, _EDGE_WEIGHT = 1.0, 0.5
-_STRANGE = 0.15  # of 1.7: a different colour, not noise or a shade
+_STRANGE = 0.15  # of at most 1.7: a different colour, not noise or a shade
 
 
 def subject(image: Image.Image) -> tuple[float, float]:
     """Where the subject of an RGB picture is likely to be, as fractions of its width and height.
 
     It is the centre of everything that differs in colour from the picture's rim or has edges,
-    pulled towards the middle. A guess is enough: the crops around it keep 60 % of each side.
+    pulled towards the middle. An estimate is enough, because the crops around it keep 60 % of each
+    side.
     """
     pixels = _small(image)
     height, width = pixels.shape[:2]
-    if min(height, width) < 2:  # a strip: there is no gradient along one axis
+    if min(height, width) < 2:  # a strip has no gradient along one axis
         return 0.5, 0.5
     edges = np.hypot(*np.gradient(pixels.mean(axis=2)))
     salience = _COLOUR_WEIGHT * _normed(_strangeness(pixels)) + _EDGE_WEIGHT * _normed(edges)
@@ -34,15 +35,15 @@ def subject(image: Image.Image) -> tuple[float, float]:
     y = (np.arange(height) + 0.5) / height
     middle = _PRIOR_DEPTH["portrait" if height > width else "landscape"]
     prior = np.exp(-((x - 0.5) ** 2 + (y[:, None] - middle) ** 2) / (2 * _PRIOR_WIDTH**2))
-    # In an even picture only the floor is left, and the pull alone decides.
+    # In a plain picture only the floor is left, and the pull alone decides.
     weight = (salience**2 + 1e-3) * prior
     weight /= weight.sum()
     return float((weight * x).sum()), float((weight * y[:, None]).sum())
 
 
 def prominence(image: Image.Image) -> float:
-    """The share of an RGB picture that its subject is likely to take, 0 to 1: the share that
-    differs from the picture's rim."""
+    """The share of an RGB picture that its subject probably takes, 0 to 1: the share that differs
+    from the picture's rim."""
     strange = _strangeness(_small(image))
     return float((strange > max(_STRANGE, strange.max() / 2)).mean())
 
@@ -58,7 +59,7 @@ def cropped(image: Image.Image, crop: Crop) -> Image.Image:
 
 
 def _small(image: Image.Image) -> np.ndarray:
-    """[h, w, 3] of at most `_SIDE_PIXELS` a side, 0 to 1, a little blurred."""
+    """[h, w, 3] with sides of at most `_SIDE_PIXELS`, 0 to 1, slightly blurred."""
     scale = min(1.0, _SIDE_PIXELS / max(image.size))
     sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(sides, Image.Resampling.BILINEAR, reducing_gap=2)

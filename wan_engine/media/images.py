@@ -1,7 +1,7 @@
 """Decodes an untrusted image into an upright 8-bit RGB picture, and fits it to a model's size.
 
-The content decides, never a name or a declared type. Every limit is checked before pixels are
-decoded.
+The content decides the format, never a name or a declared type. Every limit is checked before
+pixels are decoded.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
     """
     formats = (*_FORMATS, "GIF") if first_frame else _FORMATS
     try:
-        # Pillow prepares a WEBP canvas before it can be asked.
+        # Pillow allocates a WEBP canvas before its size can be checked.
         _check_size(_webp_size(data), limits)
         space = None
         if data.startswith(png.SIGNATURE):
             space, data = png.space_of(data), png.picture_alone(data)
         image: Image.Image = Image.open(io.BytesIO(_mended_webp(data)), formats=formats)
         _check_size(image.size, limits)
-        # MPO is a JPEG with further pictures after it, as phones make them; the first one is meant.
+        # MPO is a JPEG followed by more pictures, as phones make them. The first one counts.
         if not first_frame and image.format != "MPO" and getattr(image, "is_animated", False):
             raise InvalidMedia("image", "animated images are not supported")
         if image.format in ("JPEG", "MPO"):
@@ -72,7 +72,7 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         image.load()
         if image.format == "PNG":
             png.check_whole(data)
-        if png.has_grey_and_alpha(data):  # Pillow makes colours of 16-bit grey with alpha
+        if png.has_grey_and_alpha(data):  # Pillow makes colours from 16-bit grey with alpha
             image = image.convert("LA")
         return _rgb(_upright(image), space or image.info.get("icc_profile") or _bmp_profile(data))
     except (InvalidMedia, MemoryError):
@@ -83,7 +83,7 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         known = f"{', '.join(formats[:-1])} or {formats[-1]}"
         raise InvalidMedia("image", f"the file is not a {known} image") from error
     except Exception as error:
-        # Pillow answers damaged files with almost any exception: OSError, struct.error ...
+        # Pillow raises almost any exception for damaged files: OSError, struct.error ...
         raise InvalidMedia("image", "the image is damaged") from error
 
 
@@ -127,7 +127,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _mended_webp(data: bytes) -> bytes:
-    """A WEBP with the size of the chunks that are there. Its last padding byte, or what follows the
+    """A WEBP with the size of the chunks that are present. Its last padding byte, or data after the
     picture, may be missing."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return data
@@ -153,7 +153,7 @@ def _bmp_profile(data: bytes) -> bytes | None:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the orientation. `ImageOps.exif_transpose` would write all other tags back, and fail if
     one is odd."""
-    # Pillow looks into XMP too, and takes what is none for an orientation.
+    # Pillow reads XMP too, and accepts values that are not orientations.
     image.info.pop("XML:com.adobe.xmp", None)
     packet = image.info.pop("xmp", b"")
     method = _UPRIGHT.get(_exif_orientation(image) or _xmp_orientation(packet))
@@ -179,7 +179,7 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _xmp_orientation(packet: bytes) -> int:
-    """Like `_exif_orientation`. It searches instead of parsing, because XML of strangers can grow
+    """Like `_exif_orientation`. It searches instead of parsing, because XML from strangers can grow
     without end."""
     packet = packet[:_XMP_BYTES].replace(b"\0", b"")  # UTF-16 and UTF-32 become ASCII
     names = {*_TIFF_NAMESPACE.findall(packet)} or {b"tiff"}
@@ -199,7 +199,7 @@ def _rgb(image: Image.Image, space: Space | None) -> Image.Image:
 
 
 def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The picture as L, RGB or CMYK, and the opacity of each pixel, of 255."""
+    """The picture as L, RGB or CMYK, and the opacity of each pixel, 0 to 255."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         # 16 bits a sample: the high byte. Pillow's own conversion would clip at 255.

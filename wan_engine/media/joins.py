@@ -1,4 +1,4 @@
-"""Joins the overlapping segments of a shot into one row of frames: nothing repeated, nothing
+"""Joins the overlapping segments of a shot into one sequence of frames: nothing repeated, nothing
 missing.
 
 It is pure arithmetic on frames in host memory, and holds the overlap and one chunk.
@@ -12,7 +12,7 @@ from PIL import Image
 
 from wan_engine.schema import Frames, Segment
 
-# A join within a clip is off by a few levels. A larger difference is another picture.
+# At a join within a clip, levels differ by a few. A larger difference is another picture.
 _MOST_GAIN = 1.1
 _MOST_SHIFT_LEVELS = 10.0
 
@@ -57,7 +57,7 @@ class Joined:
         return self._seen >= self._segment.repeated + self._segment.shown
 
     def add(self, chunk: Frames) -> Frames:
-        """Take frames of the segment, return frames to show; often another number of them."""
+        """Take frames of the segment, and return frames to show. The numbers may differ."""
         segment, before = self._segment, self._seen
         self._seen += len(chunk)
         repeated = chunk[: max(0, segment.repeated - before)]
@@ -67,7 +67,7 @@ class Joined:
             if len(self._repeated) == segment.repeated:
                 self._join(self._repeated)
         if self._seen < segment.repeated:
-            return chunk[:0]  # what waits is not final before all of the overlap is here
+            return chunk[:0]  # waiting frames are not final before the whole overlap is here
         waiting = _after(self._waiting, self._coloured(new))
         ready = max(0, len(waiting) - segment.carried)
         self._waiting = waiting[ready:]
@@ -86,7 +86,7 @@ class Joined:
     def _coloured(self, frames: Frames) -> Frames:
         if self._table is None or not len(frames):
             return frames
-        # Pillow looks levels up four times as fast as numpy; the device waits for it.
+        # Pillow looks levels up four times as fast as numpy, while the device waits.
         levels = self._table.T.ravel().tolist()
         return np.stack([np.asarray(Image.fromarray(frame).point(levels)) for frame in frames])
 
@@ -98,10 +98,10 @@ def _after(first: Frames | None, second: Frames) -> Frames:
 
 
 def colour_table(source: Frames, target: Frames) -> ColourTable:
-    """Levels that give `source` the mean and the standard deviation of `target`, each channel alone
-    (Reinhard et al. 2001, without their colour space), as far as the limits let it.
+    """Levels that give `source` the mean and the standard deviation of `target`, for each channel
+    (Reinhard et al. 2001, without their colour space), as far as the limits allow.
 
-    Both show the same scene, so that a difference is one of colour and not of content.
+    Both must show the same scene, so that any difference is one of colour and not of content.
     """
     levels = np.arange(256, dtype=np.float64)[:, None]
     moments = []
@@ -109,7 +109,7 @@ def colour_table(source: Frames, target: Frames) -> ColourTable:
         pixels = frames.reshape(-1, 3)
         moments.append((pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=float)))
     (mean, deviation), (wanted_mean, wanted_deviation) = moments
-    # One level is added to both, so that a flat picture has a gain of one and not of noise.
+    # One level is added to both, so that a flat picture has a gain of one instead of noise.
     gain = np.clip((wanted_deviation + 1) / (deviation + 1), 1 / _MOST_GAIN, _MOST_GAIN)
     shift = np.clip(wanted_mean - mean, -_MOST_SHIFT_LEVELS, _MOST_SHIFT_LEVELS)
     table = (levels - mean) * gain + mean + shift
@@ -120,7 +120,7 @@ def colour_table(source: Frames, target: Frames) -> ColourTable:
 def cross_fade(older: Frames, newer: Frames) -> Frames:
     """From `older` to `newer` with linear weights: of k frames, frame i is (i + 1) / (k + 1) new.
 
-    Where both are equal, so is the result.
+    If both are equal, so is the result.
     """
     count = len(newer)
     weights = (np.arange(1, count + 1, dtype=np.float32) / (count + 1)).reshape(-1, 1, 1, 1)

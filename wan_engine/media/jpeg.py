@@ -1,12 +1,12 @@
-"""Checks whether a JPEG is whole. libjpeg silently fills what is missing with grey, and an end
-marker proves nothing, because whoever cut the file may have written one.
+"""Checks whether a JPEG is complete. libjpeg silently fills missing parts with grey. An end marker
+proves nothing, because a program that truncated the file may have written one.
 
-The bits behind the last one of a scan belong to nobody. So the picture is decoded once more with
-other bits there: if that changes a pixel, bits of the picture itself are missing.
+The bits after the end of a scan do not belong to the picture. So it is decoded once more with other
+bits there. If that changes a pixel, bits of the picture itself are missing.
 
-Damage in the middle may also make a scan end too late. So restart markers are counted, and neither
-a page with an error nor many zeros may be what the picture is made of. Flat pictures are made of
-zeros, but of exactly as many as there are.
+Damage in the middle may make a scan end too late. So restart markers are counted, and the picture
+must not depend on an HTML page of an error or on long runs of zeros. Flat pictures consist of
+zeros, but need all of them.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _ZEROS = re.compile(rb"\0{256}")  # an eighth of the amount that a disk loses at
 _PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _OWN_ZEROS = 8  # of a run may still be the picture's
 _TAIL_BYTES = 8
-_FIRST_BYTES = (0xB6, 0x2D, 0xE9, 0x53)  # of other bits: ones first, and zeros
+_FIRST_BYTES = (0xB6, 0x2D, 0xE9, 0x53)  # other bits: first ones, then zeros
 
 
 @dataclass
 class Scan:
-    """One pass over the picture: `data[start:end]` has its bits."""
+    """One pass over the picture. `data[start:end]` has its bits."""
 
     start: int
     end: int
@@ -75,7 +75,7 @@ class Outline:
     def segment(self, marker: int, at: int, segment: bytes) -> None:
         """Read one segment; `at` is where its length is."""
         if self.scans and self.scans[-1].end == 0:
-            self.scans[-1].end = at - len(_END)  # and 0xff that fill the space
+            self.scans[-1].end = at - len(_END)  # and 0xff bytes that fill the space
         if marker in _FRAMES:
             self._frame(marker, segment)
         elif marker == _INTERVAL:
@@ -84,7 +84,7 @@ class Outline:
             self._scan(at, segment)
 
     def finish(self, end: int, *, has_end: bool) -> None:
-        """`end` is in front of 0xff, which may be half of an end marker or fill the space."""
+        """`end` is before a 0xff, which may be half of an end marker, or fill space."""
         self.end, self.has_end = end, has_end
         if self.scans and not 0 < self.scans[-1].end < end:
             self.scans[-1].end = end
@@ -98,8 +98,8 @@ class Outline:
             self._missing[component] = [True] * _COEFFICIENTS
 
     def _scan(self, at: int, segment: bytes) -> None:
-        """ITU T.81, B.2.3: components, then first and last coefficient, the bits that came before
-        and the bits still kept back, which decoders read of progressive pictures alone."""
+        """ITU T.81, B.2.3: components, then the first and last coefficient, the bits already sent,
+        and the bits still to come. Decoders read the last four in progressive pictures only."""
         count = segment[2]
         components = segment[3 : 3 + 2 * count : 2]
         first, last, bits = segment[3 + 2 * count : 6 + 2 * count]
@@ -113,7 +113,7 @@ class Outline:
         self.scans.append(Scan(at + len(segment), 0, restarts, refines=bits >> 4 > 0))
 
     def _restarts(self, components: bytes) -> int | None:
-        """One between each two intervals of so many units (A.2)."""
+        """The restart markers between intervals of so many units (A.2)."""
         width, height = self._size
         if not (self._interval and width and height):
             return None
@@ -128,7 +128,7 @@ class Outline:
 
 
 def outline(data: bytes) -> Outline:
-    """Read up to the end of the picture; other pictures or films may follow. Raises IndexError,
+    """Read up to the end of the picture; other pictures or films may follow it. Raises IndexError,
     KeyError or ValueError if a segment is cut."""
     found = Outline()
     for marker, at in _segments(data):
@@ -145,7 +145,7 @@ def outline(data: bytes) -> Outline:
 def check_whole(image: Image.Image, data: bytes, found: Outline) -> None:
     """Raise `InvalidMedia` if bits of `image`, the decoded `data`, are missing or damaged."""
     whole = found.complete and all(_has_its_restarts(data, scan) for scan in found.scans)
-    if whole and found.has_end:  # who wrote one has rarely cut the file: less work
+    if whole and found.has_end:  # a file with an end marker is rarely truncated, so check less
         whole = _needs_no_more(image, data, found, _FIRST_BYTES[:2])
     elif whole:
         whole = _needs_no_more(image, data, _without_padding(image, data, found))
@@ -164,7 +164,8 @@ def _has_its_restarts(data: bytes, scan: Scan) -> bool:
 
 
 def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
-    """Whether the picture needs a page; or needs many zeros, and not all that is behind them."""
+    """Whether the picture depends on an HTML page, or on many zeros but not on all the bytes after
+    them."""
     for scan, start in _first_mark(_PAGE, data, found.scans):
         if _needs(image, data, found, scan, start):
             return True
@@ -179,7 +180,7 @@ def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
 def _first_mark(
     pattern: re.Pattern[bytes], data: bytes, scans: Sequence[Scan]
 ) -> Iterator[tuple[Scan, int]]:
-    """The first scan that contains the mark, and its place. Further scans are not checked, because
+    """The first scan that contains the mark, and its place. Other scans are not checked, because
     each check takes time."""
     for scan in scans:
         if mark := pattern.search(data, scan.start, scan.end):
@@ -198,8 +199,8 @@ def _needs(image: Image.Image, data: bytes, found: Outline, scan: Scan, start: i
 
 
 def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline:
-    """Without the zeros of a file that was made as long as it should be before it was filled. Flat
-    pictures end in zeros of their own, but need the last of them."""
+    """Remove the zeros of a file that was created at full length and not filled. Flat pictures also
+    end with zeros, but need the last of them."""
     bare = len(data[: found.end].rstrip(b"\0"))
     shorter = replace(found, end=found.end - _PADDING_BYTES)
     if shorter.end <= bare or not _needs_no_more(image, data, shorter):
@@ -210,7 +211,7 @@ def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline
 def _needs_no_more(
     image: Image.Image, data: bytes, found: Outline, first_bytes: Sequence[int] = _FIRST_BYTES
 ) -> bool:
-    """Whether the picture looks the same whatever comes behind the end of each scan."""
+    """Whether the picture stays the same with other bits after the end of each scan."""
     return all(_shows(image, _filled(data, found, first)) for first in first_bytes)
 
 
@@ -230,7 +231,7 @@ def _shows(image: Image.Image, data: bytes) -> bool:
 
 
 def _fill(first: int, restart: int) -> bytes:
-    """Noise, and the restart markers that a picture may wait for."""
+    """Noise, with the restart markers that a picture may wait for."""
     noise = random.Random(first)
     parts = [bytes([first])]
     for number in range(restart, restart + 64):
@@ -253,8 +254,8 @@ def _end(data: bytes, found: Outline) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each marker and where its segment begins, found as Pillow does: past fill bytes and whatever
-    lies between the segments."""
+    """Each marker and the start of its segment, found like Pillow does: past fill bytes and any
+    bytes between segments."""
     at = 2
     while found := _MARKER.search(data, at):
         yield data[found.end() - 1], found.end()

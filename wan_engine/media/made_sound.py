@@ -3,7 +3,7 @@
     clip.mp4 ─ read again ─> windows at the model's fps ─ family.hear ─> cross-faded ─ loudness ─┐
         └───────────────────────── frames copied as they are ────────────────────────> muxed <───┘
 
-The frames are read from the clip in the job's folder, so that none is held in memory.
+The frames are read from the clip in the job's folder, so memory holds none of them.
 """
 
 from __future__ import annotations

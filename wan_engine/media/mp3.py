@@ -1,9 +1,8 @@
 """Finds where the sound of an MP3 file begins, and checks that it is complete. Recorders put tags,
-zeros or the rest of another frame before it, and a decoder silently skips everything that is no
-frame.
+zeros or the rest of another frame before it, and a decoder silently skips all bytes between frames.
 
-A truncated last frame proves nothing, because many programs cut anywhere. A file without a header
-that counts its frames (Xing, VBRI) may end anywhere.
+A truncated last frame proves nothing, because many programs cut at any byte. A file without a
+header that counts its frames (Xing, VBRI) may end anywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 from wan_engine.errors import InvalidMedia
 
-_LEAST_FRAMES = 3  # frames in a row that cannot be chance
+_LEAST_FRAMES = 3  # so many frames in a row are no coincidence
 _SEARCHED_BYTES = 2**20
 _HEADER_BYTES = 4
 _ID3_HEADER_BYTES = 10
@@ -21,13 +20,14 @@ _ID3_HEADER_BYTES = 10
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 _MPEG_1 = 3
 _MONO = 3
-# Where a header that counts the frames lies in the first one: behind what tells of its channels,
-# by MPEG 1 or not, and one channel or two (LAME's mp3info-tag specification), or Fraunhofer's.
+# The place of a header that counts the frames, in the first frame: after the side information,
+# whose size depends on MPEG version and channels (LAME's mp3info-tag specification), or at
+# Fraunhofer's fixed place.
 _XING_AT = {(True, False): 36, (True, True): 21, (False, False): 21, (False, True): 13}
 _VBRI_AT = 36
-_MOST_FRAMES = 2**31  # more are none that were counted
-_LEAST_LOST_BYTES = 2048  # a frame or two
-_PADDING_BYTES = (4096, 32 * 1024)  # clusters of memory cards, and no more than a quarter
+_MOST_FRAMES = 2**31  # a larger number is not a count
+_LEAST_LOST_BYTES = 2048  # one or two frames
+_PADDING_BYTES = (4096, 32 * 1024)  # clusters of memory cards, and at most a quarter
 _PAGE = re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _TAG = re.compile(rb"ID3[\2-\4]|APETAGEX")
 _LANDMARK = re.compile(_SYNC.pattern + b"|" + _TAG.pattern)
@@ -44,8 +44,8 @@ def is_frame(header: bytes) -> bool:
 
 
 def first_frame(data: bytes) -> int | None:
-    """The start of the first of three frames in a row, or of all frames that are there up to the
-    end."""
+    """The start of the first of three frames in a row, or of all frames up to the end if there are
+    fewer."""
     start = _behind_tags(data)
     for found in _SYNC.finditer(data, start, start + _SEARCHED_BYTES):
         if _row_begins(data, found.start()):
@@ -54,8 +54,8 @@ def first_frame(data: bytes) -> int | None:
 
 
 def check_whole(data: bytes, start: int) -> None:
-    """Raise `InvalidMedia` if, from the frame at `start` on, more than a hundredth is no frame or
-    is missing from those that the file's own header counts, or if the file is a page with an
+    """Raise `InvalidMedia` if, from the frame at `start` on, more than a hundredth is not frames,
+    or is missing according to the file's own header, or if the file contains a page with an
     error."""
     sound, padding = _without_tail(data[start:])
     walk = _Walk(sound, allowed_bytes=_LEAST_LOST_BYTES + len(sound) // 100)
@@ -90,7 +90,7 @@ class _Walk:
         if length := _frame_bytes(self.sound[self.at : self.at + _HEADER_BYTES]):
             self._last, self.at, self.frames = self.at, self.at + length, self.frames + 1
             return
-        # The last frame may be cut, and a tag begin within its length.
+        # The last frame may be cut, and a tag may begin within its length.
         tag = _TAG.search(self.sound, self._last + _HEADER_BYTES, self.at)
         end = _behind_tags(self.sound, tag.start() if tag else self.at)
         if end <= self.at:
@@ -100,11 +100,11 @@ class _Walk:
         self._last = self.at = end
 
     def look_for_page(self, end: int) -> None:
-        """Look for a page where the last frame was cut."""
+        """Look for an HTML page at the place where the last frame was cut."""
         self.has_page = self.has_page or _PAGE.search(self.sound, self._last, end) is not None
 
     def _landmark(self) -> int:
-        """Where frames or a tag go on, or as far as makes too much."""
+        """The place where frames or a tag continue, or the limit at which too much is missing."""
         most = min(len(self.sound), self.at + self.allowed_bytes - self.lost_bytes + 1)
         for found in _LANDMARK.finditer(self.sound, self.at + 1, most):
             if found[0][:1] != b"\xff" or _row_begins(self.sound, found.start()):
@@ -113,7 +113,7 @@ class _Walk:
 
 
 def _counted_frames(sound: bytes) -> int:
-    """The number of frames that the first one counts, or 0 if it counts none."""
+    """The number of frames according to the first one, or 0 if it has no count."""
     version, channels = sound[1] >> 3 & 3, sound[3] >> 6
     at = _XING_AT[version == _MPEG_1, channels == _MONO]
     if sound[at : at + 4] in (b"Xing", b"Info") and sound[at + 7] & 1:
@@ -124,7 +124,7 @@ def _counted_frames(sound: bytes) -> int:
 
 
 def _without_tail(data: bytes) -> tuple[bytes, int]:
-    """Without the tags and zeros at its end; how many zeros there were."""
+    """The data without the tags and zeros at its end, and the number of zeros."""
     padding = 0
     while True:
         start = _last_tag(data)
@@ -136,8 +136,8 @@ def _without_tail(data: bytes) -> tuple[bytes, int]:
 
 
 def _last_tag(data: bytes) -> int:
-    """Where a tag begins that ends the file (ID3v1, ID3v1 extended, APE, Lyrics3, ID3v2.4 with a
-    footer), or the file's length."""
+    """The start of a tag at the end of the file (ID3v1, ID3v1 extended, APE, Lyrics3, ID3v2.4 with
+    a footer), or the file's length."""
     end = len(data)
     for length, name in ((128, b"TAG"), (227, b"TAG+")):
         if length <= end and data[end - length :].startswith(name):
@@ -161,7 +161,7 @@ def _behind_tags(data: bytes, at: int = 0) -> int:
 
 
 def _tag_end(data: bytes, at: int) -> int:
-    """Where the tag at `at` ends; `at` if no tag begins there."""
+    """The end of the tag at `at`, or `at` if no tag begins there."""
     head = data[at : at + 32]
     if head[:3] == b"ID3":
         footer = _ID3_HEADER_BYTES if head[5:6] > b"\x0f" and head[5] & 0x10 else 0
@@ -192,7 +192,7 @@ def _row_begins(data: bytes, at: int) -> bool:
 
 
 def _frame_bytes(header: bytes) -> int:
-    """The length of a frame by its header; 0 if it is no such header."""
+    """The length of a frame according to its header, or 0 if the header is invalid."""
     if len(header) < _HEADER_BYTES or not is_frame(header):
         return 0
     version, rate = header[1] >> 3 & 3, header[2] >> 2 & 3

@@ -12,7 +12,7 @@ _NEEDED = (b"moov", b"mdat", b"moof")
 _LOCKED = (b"encv", b"enca", b"drmi", b"drms")  # ISO/IEC 14496-12, 8.12, and Apple's FairPlay
 _SMALL_HEAD_BYTES, _LARGE_HEAD_BYTES = 8, 16
 _MOST_BOXES = 20_000  # in one box; 30 seconds in fragments of one frame each have fewer
-_HANDLER_AT = 8  # in the body of hdlr, behind version, flags and a field that is not used
+_HANDLER_AT = 8  # in the body of hdlr, after version, flags and an unused field
 _SIDES_AT = (24, 26)
 _LIST_HEAD_BYTES = 8  # version, flags and number of entries
 _IN_THIS_FILE = 1  # the flag of a data reference (8.7.2)
@@ -98,7 +98,7 @@ def _boxes(data: memoryview) -> Iterator[_Box]:
         kind, head = bytes(data[at + 4 : at + 8]), _SMALL_HEAD_BYTES
         if size == 1:
             size, head = int.from_bytes(data[at + 8 : at + 16]), _LARGE_HEAD_BYTES
-        if size == 0:  # it goes on to the end
+        if size == 0:  # it extends to the end
             size = len(data) - at
         if size < head or at + head > len(data):
             return

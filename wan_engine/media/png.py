@@ -1,5 +1,5 @@
-"""Reads the chunks of a PNG (w3.org/TR/png-3) that make the picture, and those about its colours.
-Pillow refuses a picture because of a note beside it that is too long, broken or cut, and does not
+"""Reads the chunks of a PNG (w3.org/TR/png-3) that make up the picture, and those about its
+colours. Pillow refuses a picture if a text chunk is too long, broken or truncated, and it does not
 read the colour chunks as browsers do."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_TEXT_BYTES = 256 * 1024
 _MAX_PROFILE_BYTES = 4 * 2**20
 _END = _HEAD.pack(0, b"IEND") + struct.pack(">I", zlib.crc32(b"IEND"))
 _IHDR = struct.Struct(">2I2B2xB")  # width, height, bit depth, colour type, interlace method
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # channels per pixel, by colour type
 # First column and row, and steps from one to the next (table 12).
 _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -53,8 +53,8 @@ class _Chunk:
 
 
 def picture_alone(data: bytes) -> bytes:
-    """The same picture without unneeded chunks, and with an end. If its last data are cut, it is
-    returned unchanged, because an end would be read as data."""
+    """The same picture without unneeded chunks, and with an end chunk. If its last data are cut, it
+    is returned unchanged, because the end chunk would be read as data."""
     view, parts, at = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
     for chunk in _chunks(view):
         at += len(chunk.whole)
@@ -66,15 +66,15 @@ def picture_alone(data: bytes) -> bytes:
 
 
 def check_whole(data: bytes) -> None:
-    """Raise `InvalidMedia` if rows of a picture that Pillow has decoded are missing, which it
-    leaves black, or are not those that were written."""
+    """Raise `InvalidMedia` if rows of a picture that Pillow has decoded are missing or damaged.
+    Pillow leaves missing rows black."""
     missing = _row_bytes(data)
     try:
         for part in _inflated(_rows(data)):
             missing -= len(part)
             if missing <= 0:
                 break
-    except zlib.error:  # which Pillow would have told, had it not had all rows before
+    except zlib.error:  # Pillow would have reported it, unless it had all rows before
         missing = 0
     if missing > 0 or any(chunk.complete and not chunk.sound for chunk in _rows(data)):
         raise InvalidMedia("image", "the image is damaged")
@@ -85,8 +85,8 @@ def has_grey_and_alpha(data: bytes) -> bool:
 
 
 def space_of(data: bytes) -> Space | None:
-    """The colour space that a browser takes: the first of cICP, iCCP, sRGB and gAMA with cHRM that
-    is there and can be used."""
+    """The colour space that a browser uses: the first of cICP, iCCP, sRGB and gAMA with cHRM that
+    is present and valid."""
     notes: dict[bytes, bytes] = {}
     for chunk in _chunks(memoryview(data)):
         if chunk.kind in (b"IDAT", b"PLTE"):
@@ -104,7 +104,7 @@ def space_of(data: bytes) -> Space | None:
 
 
 def _chunks(data: memoryview) -> Iterator[_Chunk]:
-    """The chunks up to the end, or up to the first that is cut or is none."""
+    """The chunks up to the end, or up to the first truncated or invalid one."""
     at = len(SIGNATURE)
     while at + _HEAD.size + _CHECK_BYTES <= len(data):
         length, kind = _HEAD.unpack_from(data, at)
@@ -132,7 +132,7 @@ def _rows(data: bytes) -> Iterator[_Chunk]:
 
 
 def _inflated(chunks: Iterable[_Chunk]) -> Iterator[bytes]:
-    """The decompressed data, a part at a time. Raises zlib.error."""
+    """The decompressed data, one part at a time. Raises zlib.error."""
     packer = zlib.decompressobj()
     for chunk in chunks:
         for start in range(0, len(chunk.body), _PART_BYTES):
@@ -144,7 +144,7 @@ def _inflated(chunks: Iterable[_Chunk]) -> Iterator[bytes]:
 
 
 def _row_bytes(data: bytes) -> int:
-    """The length of all rows, each with the byte of its filter."""
+    """The length of all rows, each with its filter byte."""
     width, height, depth, colour, interlaced = _IHDR.unpack_from(data, len(SIGNATURE) + _HEAD.size)
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     total = 0
@@ -164,13 +164,13 @@ def _belongs(chunk: _Chunk) -> bool:
 
 
 def _is_short_note(kind: bytes, body: bytes) -> bool:
-    """Whether it may have the orientation, and stays small when it is unpacked."""
+    """Whether it may contain the orientation, and stays small when it is decompressed."""
     if not body.startswith((_XMP, _OLD_EXIF)) or len(body) > _MAX_TEXT_BYTES:
         return False
     _, _, rest = body.partition(b"\0")
     if kind == b"zTXt":
         return rest[:1] == b"\0" and _stays_small(rest[1:])
-    if kind == b"iTXt" and rest[:1] != b"\0":  # behind method, language and translated name
+    if kind == b"iTXt" and rest[:1] != b"\0":  # after method, language and translated name
         return _stays_small(rest[2:].split(b"\0", 2)[-1])
     return True
 
@@ -180,7 +180,7 @@ def _stays_small(packed: bytes) -> bool:
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """At most `most` decompressed bytes; none if it is no zlib data."""
+    """At most `most` decompressed bytes, or none if it is not zlib data."""
     try:
         return zlib.decompressobj().decompress(packed, most)
     except zlib.error:

@@ -22,7 +22,7 @@ _NETWORKS = ("realesrgan", "kandinsky-sr")
 
 
 class Postprocess:
-    """Enlarges and retimes a stream of frames. `upscaling` is the way to larger frames and why
+    """Enlarges and retimes a stream of frames. `upscaling` is the upscaling method with its reason
     (`weights.choose_upscaling`). Raises `ConfigurationError`, in the constructor and in `load`,
     when a setting names something that this machine lacks."""
 
@@ -35,7 +35,7 @@ class Postprocess:
         self._upscaler: upscale.Upscaler | None = None
 
     def load(self) -> None:
-        """Load the weights of the networks, so that wrong ones stop the start."""
+        """Load the weights of the networks, so that invalid ones fail the start."""
         log.info("interpolation: %s (%s)", self.interpolation, self._interpolation_reason)
         log.info("upscaling: %s (%s)", self.upscaling, self._upscaling_reason)
         if self.interpolation == "rife":

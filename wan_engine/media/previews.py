@@ -1,7 +1,7 @@
 """Passes on previews of a clip while it is denoised: a small moving picture after a step.
 
-Previews are an extra. Nothing is computed while nobody looks, they take a hundredth of the time at
-most, and an error in them ends them and not the job.
+Previews are optional. Nothing is computed while nobody looks, they take at most a hundredth of the
+time, and an error ends the previews and not the job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wan_engine.schema import Frames
 log = logging.getLogger(__name__)
 
 MOST_FRAMES = 6
-_SHARE = 0.01  # of the time, for everything that belongs to previews
+_SHARE = 0.01  # of the time, for all work on previews
 _LONG_SIDE = 192  # pixels: a latent is about one
 _FRAME_MS = 200
 _QUALITY, _POOR_QUALITY = 50, 10
@@ -33,11 +33,11 @@ Passes = Callable[[list[Image.Image]], bool]
 
 
 class Previews:
-    """The previews of one job. `passes` looks at every frame first, if the job is checked; after a
-    hit there are no more.
+    """The previews of one job. `passes` checks every frame first, if the job is checked. After a
+    hit, there are no more previews.
 
-    The first one is free. After it, none is made while those before it have taken more than their
-    `share` of the time.
+    The first preview is always made. After it, none is made while the previous ones have taken more
+    than their `share` of the time.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Previews:
         self._begun_at: float | None = None
 
     def show(self, step: int, make: Callable[[], Frames | None]) -> None:
-        """Show what `make` makes after `step` of all steps, if somebody looks and it is not too
-        soon. `make` may return None if it has nothing to show, which is not counted."""
+        """Show what `make` returns after `step` of all steps, if anyone looks and it is not too
+        soon. `make` may return None if it has nothing to show, which does not count."""
         began = time.monotonic()
         if self._begun_at is None:
             self._begun_at = began
@@ -78,14 +78,14 @@ class Previews:
             self._over = True
             return
         content = _moving(pictures, _QUALITY)
-        if len(content) > _MOST_BYTES:  # noise takes most bytes, and has little to see
+        if len(content) > _MOST_BYTES:  # noise takes the most bytes, and shows little
             content = _moving(pictures[:1], _POOR_QUALITY)
         uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
         self._control.preview(Preview(uri, step))
 
 
 def _moving(pictures: list[Image.Image], quality: int) -> bytes:
-    """The pictures one after the other, again and again, as WEBP."""
+    """The pictures as a looping WEBP."""
     first, *others = pictures
     file = io.BytesIO()
     how = {"duration": _FRAME_MS, "loop": 0, "quality": quality, "method": _EFFORT}

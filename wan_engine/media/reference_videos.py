@@ -94,7 +94,7 @@ def open_reference(
 
 def best_pictures(references: Sequence[Reference], most: int = MOST_PICTURES) -> Chosen:
     """At most `most` pictures in the order of the subjects: the best of each, and the next best
-    while there is room. Where there are too many subjects, the last ones are left out."""
+    while there is room. If there are too many subjects, the last ones are left out."""
     used = references[:most]
     counts = [1] * len(used)
     for rank in range(1, most):

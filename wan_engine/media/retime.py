@@ -1,8 +1,8 @@
 """Changes the frame rate from the model's to the clip's: frame i of a shot is at exactly i / fps.
 
-It is a stage of the stream: it takes and yields frames one after the other and holds two of them,
-or for `mci` some windows of about half a second. No frame is made from two shots. It knows plans
-and frames, not models or requests.
+It takes and yields frames one after the other and keeps two of them in memory, or for `mci` some
+windows of about half a second. No frame is made from two shots. It works with plans and frames, not
+with models or requests.
 """
 
 from __future__ import annotations
@@ -33,23 +33,22 @@ Interpolation = Literal["rife", "mci", "blend"]
 
 
 Between = Callable[[Frame, Frame, float], Frame]
-"""The frame at `weight` (above 0, below 1) of the way from the first to the second."""
+"""The frame at the fraction `weight` (above 0, below 1) between the first and the second."""
 
 _SENTENCE = "The clip could not be encoded"
 _STAGE = "interpolate"
 _WINDOW_FRAMES = 4  # at least; ffmpeg takes 50 ms to start and then 200 a frame of 720p
-_FILTER_SIDE = 32  # minterpolate takes nothing smaller
+_FILTER_SIDE = 32  # minterpolate accepts no smaller side
 _FILTER_BYTES_A_PIXEL = 290  # 32 vectors, weights and references (libavfilter vf_minterpolate.c)
-_WORKING_BYTES = 1_500 * 10**6  # all windows at work together: three of 720p, one of 1080p
-_WORKING_SHARE = 1 / 16  # of the machine's memory, where that is more
+_WORKING_BYTES = 1_500 * 10**6  # for all windows in progress: three of 720p, or one of 1080p
+_WORKING_SHARE = 1 / 16  # of the machine's memory, if that is more
 
 
 def choose(settings: Settings) -> tuple[Interpolation, str]:
-    """The way to make frames, and why it was chosen.
+    """The method of interpolation, and why it was chosen.
 
     `auto` prefers RIFE if its weights are named, then motion compensation, because a mean of two
-    frames shows every moving edge twice. Raises `ConfigurationError` for a way that is named and
-    cannot work.
+    frames shows every moving edge twice. Raises `ConfigurationError` if a named method cannot work.
     """
     wanted = settings.interpolation
     if wanted == "rife" or (wanted == "auto" and settings.rife_weights):
@@ -72,7 +71,7 @@ def retime(
 ) -> Generator[Frames, None, None]:
     """Yield the `plan.frames` of the clip from the `plan.source_frames` of the model.
 
-    If a shot has no source frame behind its end, its last one stays. A shot that ends on a picture
+    If a shot has no source frame after its end, its last one stays. A shot that ends with a picture
     ends with its last source frame, wherever that is. Raises `EncodeFailed` unless there are as
     many `frames` as planned.
     """
@@ -84,17 +83,17 @@ def retime(
             if method == "mci" and plan.fps != plan.source_fps:
                 yield from _motion_compensated(own, count, rate, control)
             else:
-                between = blend if method == "mci" else method  # nothing is between frames then
+                between = blend if method == "mci" else method  # no frames are interpolated then
                 yield from _between_neighbours(own, count, rate, between, control)
             for _ in own:
-                pass  # what lies behind the last frame that is shown
+                pass  # the source frame after the last shown frame
             if shot.ends_on_picture:
                 yield own.last[None]
         ended(source, plan)
 
 
 class _Remembered(Iterator[Frame]):
-    """Passes frames on. `last` is the newest."""
+    """Passes frames on. `last` is the newest frame."""
 
     last: Frame
 
@@ -139,11 +138,10 @@ def _between_neighbours(
 def _motion_compensated(
     source: Iterator[Frame], count: int, rate: _Rate, control: Control
 ) -> Iterator[Frames]:
-    """Run `minterpolate` on windows, each in a process of its own, because the filter uses one
-    core.
+    """Run `minterpolate` on windows, each in its own process, because the filter uses one core.
 
-    A window begins where a source frame and a frame of the clip fall together, so that all have the
-    same arithmetic, and ends with the first source frame of the next.
+    A window begins where a source frame and a frame of the clip coincide, so that all windows have
+    the same arithmetic, and ends with the first source frame of the next window.
     """
     working: deque[ffmpeg.Filter] = deque()
     first = next(source)
@@ -168,7 +166,7 @@ def _motion_compensated(
 def _windows(
     first: Frame, source: Iterator[Frame], count: int, step: Fraction
 ) -> Iterator[tuple[list[Frame], int]]:
-    """Source frames of each window, and how many frames of the clip are made of them."""
+    """The source frames of each window, and the number of clip frames made from them."""
     periods = ceil(_WINDOW_FRAMES / step.numerator)
     length, shown = periods * step.numerator, periods * step.denominator
     held = [first]
@@ -198,8 +196,8 @@ def _result(working: deque[ffmpeg.Filter], shape: tuple[int, ...], control: Cont
 
 
 def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
-    """The arguments of ffmpeg. The filter returns nothing behind the last frame but one, so the
-    last one is repeated and the surplus is cut off."""
+    """The arguments of ffmpeg. The filter returns nothing after the second-last frame, so the last
+    one is repeated and the surplus is cut off."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]
     size = f"{window.shape[2]}x{window.shape[1]}"
     filters = (
@@ -214,10 +212,10 @@ def _arguments(window: Frames, shown: int, rate: _Rate) -> list[str]:
 
 
 def _windows_at_once(window: Frames, shown: int) -> int:
-    """As many as there are cores, within the memory that they may take. On a large machine, a clip
-    that renders for a minute should not wait for three cores."""
+    """As many as there are cores, within the memory limit. On a large machine, a clip that renders
+    in a minute should not wait for three cores."""
     frame = window[0]
-    raw = 2 * (len(window) + shown) * frame.nbytes  # here, and as YUV in ffmpeg's queues
+    raw = 2 * (len(window) + shown) * frame.nbytes  # in this process, and as YUV in ffmpeg's queues
     filtering = frame.shape[0] * frame.shape[1] * _FILTER_BYTES_A_PIXEL
     working = max(_WORKING_BYTES, memory.host_bytes() * _WORKING_SHARE)
     fitting = int(working // (raw + filtering))

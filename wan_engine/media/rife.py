@@ -1,7 +1,7 @@
-"""RIFE 4.26 through ccvfi: a small network that makes frames between two, on the engine's device.
+"""RIFE 4.26 through ccvfi: a small network that interpolates between two frames, on the engine's
+device.
 
-torch and ccvfi are imported when they are used. The weights come from a file that the operator
-names.
+torch and ccvfi are imported on first use. The weights come from a file that the operator names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rife:
     half a pixel of a 1080p frame."""
 
     def __init__(self, weights: Path, device: str) -> None:
-        """Raises `ConfigurationError` when the file does not hold this network."""
+        """Raises `ConfigurationError` if the file does not contain this network."""
         import torch
         from ccvfi import AutoModel, ConfigType  # type: ignore[import-not-found,unused-ignore]
         from ccvfi.config.rife_config import (  # type: ignore[import-not-found,unused-ignore]
@@ -55,11 +55,11 @@ class Rife:
         try:
             self._model: Any = AutoModel.from_config(config, self._device, fp16=False)
             names = {name.replace("module.", "") for name in self._model.get_state_dict()}
-        except Exception as error:  # torch.load answers a foreign file with almost any exception
+        except Exception as error:  # torch.load raises almost any exception for a foreign file
             if is_out_of_memory(error):
                 raise OutOfMemory("The worker has too little GPU memory for RIFE") from error
             raise _not_rife(weights) from error
-        # The package loads whatever fits and leaves the rest as it was made, at random.
+        # The package loads the weights that fit, and leaves the others random.
         if missing := set(self._model.model.state_dict()) - names:
             raise _not_rife(weights) from KeyError(min(missing))
 
@@ -75,7 +75,7 @@ class Rife:
         try:
             pixels = torch.from_numpy(np.stack([earlier, later])).to(self._device)
             pair = pixels.permute(0, 3, 1, 2).float().div(255)  # [2, 3, h, w]
-            # The package would stretch to the multiple instead, which blurs every frame it makes.
+            # The package would stretch frames to the multiple, which blurs them.
             pair = pad(pair, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="replicate")
             made = self._model.inference(pair[None], weight, 1.0)[0, :, :height, :width]
             require_finite(made, "RIFE")

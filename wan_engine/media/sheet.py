@@ -32,7 +32,7 @@ class SheetFrame:
 
 
 def choose_frames(frames: int, fps: int, cut_seconds: Sequence[float]) -> list[SheetFrame]:
-    """Two frames a second, the last one, and both frames at each cut."""
+    """Two frames per second, the last one, and both frames at each cut."""
     cuts = {round(second * fps) for second in cut_seconds}
     numbers = set(range(0, frames, max(1, fps // 2))) | {frames - 1} | cuts
     numbers |= {cut - 1 for cut in cuts}

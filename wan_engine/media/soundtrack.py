@@ -89,8 +89,8 @@ def read(track: AudioTrack) -> Samples:
 
 
 def after(first: AudioTrack, then: AudioTrack, seconds: float, path: Path) -> AudioTrack:
-    """Write to `path` what is heard of `first` for so many `seconds`, and then of `then`, which has
-    begun at the same time. They are cross-faded. Raises `EncodeFailed`."""
+    """Write to `path` the sound of `first` for `seconds`, and then that of `then`, which begins at
+    the same time. They are cross-faded. Raises `EncodeFailed`."""
     end = round(seconds * SAMPLE_RATE_HZ)
     fade = min(end, round(_FADE_SECONDS * SAMPLE_RATE_HZ))
     heard = np.zeros((end, _CHANNELS), np.int16)

@@ -46,9 +46,9 @@ _DECODERS = (
 _MAX_SIDE = 4096
 _MAX_PIXELS = 4096 * 2304
 SQUARE_WIDTH = f"'clip(round(iw*sar),1,{_MAX_SIDE})'"
-"""The width of a frame with square pixels. A file can claim that its pixels are a thousand times as
-wide as high."""
-_MAX_BLOCK_BYTES = 256 * 2**20  # of one allocation of ffmpeg: a file can claim huge tables
+"""The width of a frame with square pixels, limited because a file can claim that its pixels are a
+thousand times as wide as high."""
+_MAX_BLOCK_BYTES = 256 * 2**20  # per allocation of ffmpeg, because a file can claim huge tables
 _THREADS = 4  # each thread holds frames
 _MAX_FPS = 240  # slow motion of phones
 _LENIENT = 0.05  # of a second, and a part of the frames: containers round
@@ -56,7 +56,8 @@ _PADDING_SECONDS = 0.2
 _DECODE_SECONDS = 120.0
 _LOOK_PIXELS = 384  # the longest side of a small frame
 UNDECODABLE = "the video is damaged, or cannot be decoded"
-# ITU-T H.273: what cameras write of sRGB and its kin. Frames are taken as players show them.
+# ITU-T H.273: transfer functions that cameras write for sRGB-like video. Frames are decoded as
+# players show them.
 _PLAIN_TRANSFERS, _SRGB, _HDR_TRANSFERS = (1, 6, 14, 15), 13, (16, 18)
 
 
@@ -116,7 +117,7 @@ class UntrustedVideo:
         return [open_image(_as_players_show(png.SIGNATURE + file), sides) for file in files]
 
     def small(self, spacing: float, most: int) -> Iterator[Image.Image]:
-        """Small frames, one in `spacing` seconds, for what looks at them."""
+        """Small frames, one every `spacing` seconds, for checks and statistics."""
         longest = f"min(1,{_LOOK_PIXELS}/max(iw*sar,ih))"
         sides = (f"'max(3,round({side}*{longest}))'" for side in ("iw*sar", "ih"))
         shown = f"{every(spacing)},scale={':'.join(sides)}:flags=area"
@@ -126,12 +127,12 @@ class UntrustedVideo:
                 yield frame
 
     def sound(self, seconds: float, name: str, *, start: float = 0.0) -> AudioTrack | None:
-        """So many `seconds` of the sound from `start` on, in a file of ours. If it cannot be
-        decoded, the video counts as silent."""
+        """The sound from `start` on, for `seconds`, in a file of ours. If it cannot be decoded, the
+        video counts as silent."""
         path = self._folder / f"{self._name}.{name}.wav"
         arguments = (
             *("-map", "0:a:0", "-t", f"{seconds:g}", "-map_metadata", "-1"),
-            # It may begin after the picture, or before it.
+            # The sound may begin after the picture, or before it.
             *("-af", f"aresample=async=1:first_pts=0,atrim={start:.6f},asetpts=PTS-STARTPTS"),
             *("-ac", "2", "-ar", str(SAMPLE_RATE_HZ), "-c:a", "pcm_s16le", "-f", "wav"),
         )
@@ -201,8 +202,9 @@ class UntrustedVideo:
 
     @contextmanager
     def decoded(self, what: str, shown: str, most: int, codec: str) -> Iterator[Path]:
-        """At most `most` frames that the filter `shown` passes, one after another in a file."""
-        # It ends at the first frame with errors: others would be mended with what was there before.
+        """At most `most` frames that the filter `shown` passes, in one file."""
+        # It ends at the first frame with errors, because ffmpeg would repair the others from
+        # earlier ones.
         arguments = [
             *("-xerror", "-map", "0:V:0", "-t", f"{self._limits.max_seconds + 1:g}", "-vf", shown),
             *("-fps_mode", "passthrough", "-frames:v", f"{most}", "-pix_fmt", "rgb24"),
@@ -244,7 +246,7 @@ class UntrustedVideo:
 
 
 def input_arguments(source: Path) -> list[str]:
-    """ffmpeg's arguments for opening an untrusted MP4 or MOV, and nothing that it points to."""
+    """ffmpeg's arguments for opening an untrusted MP4 or MOV, without opening any other file."""
     return [
         *("-nostdin", "-max_alloc", str(_MAX_BLOCK_BYTES), "-protocol_whitelist", "file"),
         *("-format_whitelist", _FORMAT, "-codec_whitelist", ",".join(_DECODERS)),
@@ -254,8 +256,8 @@ def input_arguments(source: Path) -> list[str]:
 
 
 def every(seconds: float) -> str:
-    """The filter that passes one frame in so many seconds, the first one first."""
-    least = seconds - 0.001  # times are fractions of all kinds
+    """The filter that passes one frame per interval of seconds, beginning with the first frame."""
+    least = seconds - 0.001  # times may be any fraction
     return f"select='isnan(prev_selected_t)+gte(t-prev_selected_t,{least:.6f})'"
 
 
@@ -278,7 +280,7 @@ def _stream(packets: str) -> Stream:
 
 
 def _portable_pixmaps(path: Path) -> Iterator[Image.Image]:
-    """The frames in a row of ffmpeg's binary PPM files (libavcodec/pnmenc.c)."""
+    """The frames in a sequence of ffmpeg's binary PPM files (libavcodec/pnmenc.c)."""
     with path.open("rb") as file:
         while file.readline() == b"P6\n":
             width, height = (int(side) for side in file.readline().split())
@@ -290,14 +292,14 @@ def _portable_pixmaps(path: Path) -> Iterator[Image.Image]:
 
 
 def _transfer(picture: bytes) -> int | None:
-    """The transfer function that a PNG of ours names, by the numbers of H.273."""
+    """The transfer function in a PNG of ours, by its number in H.273."""
     at = picture.find(b"cICP")
     return None if at < 0 else picture[at + 5]
 
 
 def _as_players_show(picture: bytes) -> bytes:
-    """A PNG of ours with the transfer of plain video called sRGB's, which is how a player takes it.
-    HDR and wide colours keep theirs."""
+    """A PNG of ours in which the transfer of standard video is named sRGB, because players treat it
+    so. HDR and wide colours keep theirs."""
     at = picture.find(b"cICP")
     if _transfer(picture) not in _PLAIN_TRANSFERS:
         return picture

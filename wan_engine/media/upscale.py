@@ -1,8 +1,8 @@
 """Enlarges the model's frames with a network, a few at a time.
 
-It is a stage of the stream: its frames have exactly the clip's size, and no frame is made from two
-shots. Without a network the encoder scales (Lanczos), and this module has nothing to do.
-`weights/upscaler.py` decides which network. torch and the packages are imported when they are used.
+Its frames have exactly the clip's size, and no frame is made from two shots. Without a network, the
+encoder scales (Lanczos) and this module does nothing. `weights/upscaler.py` decides which network.
+torch and the packages are imported on first use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _STAGE = "upscale"
 _NO_ROOM = "The worker has too little GPU memory for the larger picture"
 _TILE_PIXELS = 640  # a tile of this side takes about half a gigabyte in half precision
-_TILE_MARGIN = 16  # pixels around a tile that are made and thrown away, against seams
+_TILE_MARGIN = 16  # pixels around a tile that are computed and discarded, against seams
 
 
 class Upscaler(Protocol):
@@ -51,8 +51,8 @@ class Upscaler(Protocol):
 
 
 def load(kind: str, weights: Path, device: str) -> Upscaler:
-    """Load the network of a `kind`, `realesrgan` or `kandinsky-sr`. Raises `ConfigurationError`
-    when the weights are of another kind, and `OutOfMemory`."""
+    """Load the network of a `kind`, `realesrgan` or `kandinsky-sr`. Raises `ConfigurationError` if
+    the weights are of another kind, and `OutOfMemory`."""
     try:
         return (KandinskySr if kind == "kandinsky-sr" else RealEsrgan)(weights, device)
     except RuntimeError as error:
@@ -78,8 +78,8 @@ def upscale(
     frames: Iterable[Frames], plan: Plan, upscaler: Upscaler, control: Control
 ) -> Generator[Frames, None, None]:
     """The middle of each frame as the plan crops it, enlarged to `plan.width` x `plan.height`. The
-    number of frames stays. Raises `EncodeFailed` if there are not as many as planned, `OutOfMemory`
-    and `NotFinite`."""
+    number of frames stays the same. Raises `EncodeFailed` for another number than planned,
+    `OutOfMemory` and `NotFinite`."""
     with closing(one_by_one(frames)) as source:
         for shot in plan.shots:
             own = of_shot(source, shot)
@@ -92,7 +92,7 @@ def upscale(
 def _windows(
     source: Iterator[Frame], count: int, plan: Plan, upscaler: Upscaler, control: Control
 ) -> Iterator[Frames]:
-    """Windows fade into each other over the frames that they share."""
+    """Cross-fade windows over the frames that they share."""
     overlap, held = upscaler.overlap, list[Frame]()
     before: list[Frame] = []
     for start in range(0, max(1, count - overlap), upscaler.window - overlap):
@@ -127,7 +127,7 @@ def _enlarged(frames: Frames, plan: Plan, upscaler: Upscaler) -> Frames:
 
 
 def _to_target(frame: torch.Tensor, plan: Plan) -> Frame:
-    """Crop [3, H, W] as the plan crops the render, scale the rest to the clip's size."""
+    """Crop [3, H, W] as the plan crops the render, and scale it to the clip's size."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -149,18 +149,20 @@ def _to_target(frame: torch.Tensor, plan: Plan) -> Frame:
 
 
 class RealEsrgan:
-    """Any checkpoint of an image network that spandrel knows: ESRGAN, Compact, SPAN, DAT, HAT."""
+    """Any checkpoint of an image network that spandrel supports: ESRGAN, Compact, SPAN, DAT,
+    HAT."""
 
     window, overlap = 1, 0
 
     def __init__(self, weights: Path, device: str) -> None:
-        """Raises `ConfigurationError` when the file holds no network that enlarges colours."""
+        """Raises `ConfigurationError` if the file contains no network that enlarges colour
+        pictures."""
         import torch
 
         loader = import_module("spandrel").ModelLoader(device=device)
         try:
             self._model: Any = loader.load_from_file(weights)
-        except Exception as error:  # spandrel, torch and pickle answer with almost any exception
+        except Exception as error:  # spandrel, torch and pickle raise almost any exception
             if is_out_of_memory(error):
                 raise
             raise ConfigurationError(
@@ -178,7 +180,7 @@ class RealEsrgan:
         self._model.to(self.device, self._dtype).eval()
 
     def enlarge(self, frames: torch.Tensor, scale: float) -> torch.Tensor:
-        """Each frame in tiles; by the network's own scale, whatever is wanted."""
+        """Enlarge each frame in tiles, by the network's own scale."""
         import torch
 
         factor = self._model.scale
@@ -206,7 +208,7 @@ class RealEsrgan:
 
 
 def _tiles(length: int) -> list[tuple[int, int]]:
-    """Start and end of equal parts of `length`, each at most a tile."""
+    """Start and end of equal parts of `length`, each at most one tile long."""
     count = ceil(length / _TILE_PIXELS)
     edges = [index * length // count for index in range(count + 1)]
     return list(pairwise(edges))
@@ -216,10 +218,10 @@ def _tiles(length: int) -> list[tuple[int, int]]:
 
 
 class KandinskySr:
-    """Kandinsky 6 SR, the stock pipeline of diffusers, on windows of 33 frames: a whole clip of
+    """Kandinsky 6 SR, the stock pipeline of diffusers, on windows of 33 frames. A whole clip of
     1080p would take 3 GB of the device for every 5 s."""
 
-    window, overlap = 33, 4  # 1 + 4k frames, and one latent frame of them shared
+    window, overlap = 33, 4  # 1 + 4k frames, one latent frame of which is shared
 
     def __init__(self, weights: Path, device: str) -> None:
         import torch
@@ -233,12 +235,12 @@ class KandinskySr:
         ).to(self.device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._compiled = False
-        if cuda:  # eager flex attention holds the whole attention matrix
+        if cuda:  # eager flex attention allocates the whole attention matrix
             self.compile()
 
     def compile(self) -> None:
-        """Have the blocks compiled when they are first called. Where that fails, then or now, they
-        run as they are, with a warning."""
+        """Compile the blocks at their first call. If that fails, then or now, they run uncompiled,
+        with a warning."""
         try:
             self._pipeline.transformer.compile_repeated_blocks(fullgraph=True)
             self._compiled = True
@@ -251,7 +253,7 @@ class KandinskySr:
         self._compiled = False
 
     def enlarge(self, frames: torch.Tensor, scale: float) -> torch.Tensor:
-        """By 2, 2.25 or 4, whichever is enough. The last frames are repeated to 1 + 4k."""
+        """Enlarge by 2, 2.25 or 4, whichever is enough. The last frames are repeated to 1 + 4k."""
         import torch
         from torch.nn.functional import pad
 

@@ -29,7 +29,7 @@ _BT709 = (
 )
 
 Sound = AudioTrack | Literal["silence"] | None
-"""What is heard: a track, a track without any sound in it, or no track at all."""
+"""The sound of the clip: a track, a silent track, or no track at all."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ def encode(
     """Write exactly `plan.frames` frames to `path`, H.264 High yuv420p BT.709, together with
     `audio`.
 
-    `frames` yields chunks of the rendered size as the model makes them; nothing is kept. They come
-    `after` the `plan.given_frames` of a clip, if there is one. The sound
-    is cut or padded with silence to the length of the picture. If it fails, no file stays behind;
-    raises `EncodeFailed`, or what `frames` or `control` raised.
+    `frames` yields chunks of the rendered size as the model makes them, and none is kept in memory.
+    They follow the `plan.given_frames` of the clip `after`, if there is one. The sound is cut or
+    padded with silence to the length of the picture. After a failure, no file is left. Raises
+    `EncodeFailed`, or the errors of `frames` and `control`.
     """
     count, shape = 0, (plan.render_height, plan.render_width, 3)
     try:
         with ffmpeg.running(_arguments(plan, audio, path, options, after), control) as pipe:
             for chunk in frames:
-                control.enter("encode")  # until another stage says that it goes on
+                control.enter("encode")  # until another stage begins
                 assert chunk.shape[1:] == shape, f"a chunk of {chunk.shape}, not {shape}"
                 count += len(chunk)
                 try:
@@ -84,8 +84,8 @@ def encode(
 
 
 def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -> EncodedVideo:
-    """`video` with `audio` beside its frames, which stay as they are to the bit: for sound that is
-    made with them, and so is whole only after the last one. Raises `EncodeFailed`."""
+    """`video` with `audio` and its frames unchanged, to the bit. For sound that is made together
+    with the frames, and so is complete only after the last one. Raises `EncodeFailed`."""
     if audio is None:
         return video
     control.enter("encode")
@@ -107,7 +107,7 @@ def add_sound(video: EncodedVideo, audio: Sound, plan: Plan, control: Control) -
 
 
 def _sound(audio: AudioTrack | Literal["silence"]) -> list[str]:
-    """The input that is heard."""
+    """The input with the sound."""
     if isinstance(audio, AudioTrack):
         return ["-protocol_whitelist", "file", "-f", "wav", "-i", str(audio.path)]
     return ["-f", "lavfi", "-i", f"anullsrc=r={SAMPLE_RATE_HZ}:cl=stereo"]
@@ -160,7 +160,7 @@ def _picture(plan: Plan) -> list[str]:
 
 
 def _picture_after_clip(plan: Plan) -> list[str]:
-    """The frames of the first clip, input 1, and then those that are made."""
+    """The frames of the first clip, input 1, followed by those of the model."""
     graph = f"[0:v]{_made(plan)}[made];[1:v]{_given(plan)}[given];[given][made]concat[picture]"
     return ["-filter_complex", graph, "-map", "[picture]"]
 
@@ -174,8 +174,8 @@ def _made(plan: Plan) -> str:
 
 
 def _given(plan: Plan) -> str:
-    """Bring a clip to the fps, the length and the size of the plan. What is left over at the sides
-    is cut off, and the last frame repeats if one is missing at the end."""
+    """Convert a clip to the fps, length and size of the plan. The sides are cropped if needed, and
+    the last frame repeats if one is missing at the end."""
     fills = f"{_scaled(plan)}:force_original_aspect_ratio=increase"
     return (
         f"setpts=PTS-STARTPTS,fps={plan.fps}:start_time=0,"

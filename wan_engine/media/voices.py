@@ -1,4 +1,4 @@
-"""Finds where in a sound somebody may be speaking. Plain statistics of the band that voices are in,
+"""Finds where in a sound anyone may be speaking. Plain statistics of the frequency band of voices,
 no model."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wan_engine.schema import AudioTrack
 
 _FRAME_SECONDS = 0.02
-_VOICE_HZ = (300, 3400)  # the band of the telephone (ITU-T G.712)
+_VOICE_HZ = (300, 3400)  # the telephone band (ITU-T G.712)
 _LEAST_DB = -50.0  # of full scale
 _BELOW_LOUDEST_DB = 30.0
 _LEAST_SECONDS = 0.5
@@ -19,8 +19,9 @@ _LEAD_SECONDS = 0.1
 
 
 def keep_voice(track: AudioTrack, most_seconds: float) -> AudioTrack | None:
-    """Cut the file of `track` down to the window of at most `most_seconds` that has the most sound
-    where voices are, without silence at its ends. None, and no file, where there is none."""
+    """Cut the file of `track` to the window of at most `most_seconds` with the most sound in the
+    band of voices, without silence at its ends. Returns None, and leaves no file, if there is no
+    such sound."""
     with wave.open(str(track.path)) as file:
         rate = file.getframerate()
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
@@ -44,7 +45,7 @@ def _heard(mono: NDArray[np.float32], rate: int) -> NDArray[np.bool_]:
     length = round(_FRAME_SECONDS * rate)
     frames = mono[: len(mono) // length * length].reshape(-1, length)
     low, high = (round(edge * _FRAME_SECONDS) for edge in _VOICE_HZ)
-    spectra = np.fft.rfft(frames * np.hanning(length), axis=1)  # hum leaks without a window
+    spectra = np.fft.rfft(frames * np.hanning(length), axis=1)  # hum would leak without a window
     bands = np.abs(spectra[:, low:high]) / length
     levels = 10 * np.log10((2 * bands**2).sum(axis=1) + 1e-12)
     loudest = np.quantile(levels, 0.95) if len(levels) else 0.0
@@ -52,7 +53,7 @@ def _heard(mono: NDArray[np.float32], rate: int) -> NDArray[np.bool_]:
 
 
 def _window(heard: NDArray[np.bool_], most: int) -> tuple[int, int] | None:
-    """First and last frame, exclusive, of the `most` frames in a row in which most are heard."""
+    """First and last frame (exclusive) of the `most` consecutive frames with the most voice."""
     counts = np.concatenate([[0], np.cumsum(heard)])
     starts = np.arange(max(1, len(heard) - most + 1))
     ends = np.minimum(starts + most, len(heard))

@@ -118,7 +118,7 @@ class _Limit:
 def _inputs(
     task: Task, image: Image.Image | None, tokenizer: Any, images: Any, model: Any
 ) -> dict[str, Any]:
-    """The inputs that `Qwen3VLProcessor` would make: the image's place is filled with one token per
+    """The inputs that `Qwen3VLProcessor` would make. The image's place is filled with one token per
     merged patch, and marked as an image for the positions."""
     content = [{"type": "text", "text": task.wish}]
     pixels: Any = {}

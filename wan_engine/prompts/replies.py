@@ -19,8 +19,8 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, Framing, ScriptShot
 _REPLY_MAX_CHARACTERS = 20_000
 _CAMERA_MAX_CHARACTERS = 200
 _SOUND_MAX_CHARACTERS = 400
-_SHARE_THAT_COUNTS = 0.2  # of the letters; a script with less is no language of the prompt
-_ECHO_CHARACTERS = 50  # a longer quote from our instructions is no accident
+_SHARE_THAT_COUNTS = 0.2  # of the letters; a script with less is not a language of the prompt
+_ECHO_CHARACTERS = 50  # a longer quote of our instructions is no accident
 _LATER_FRAMINGS: tuple[Framing, ...] = ("closer", "detail")
 
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
@@ -42,9 +42,9 @@ _REFUSAL = re.compile(
 
 
 def shots_of(reply: str, task: Task) -> tuple[ScriptShot, ...]:
-    """The shots in a writer's answer, repaired where that changes no meaning. Each has text in the
+    """The shots in a writer's answer, repaired if that changes no meaning. Each has text in the
     prompt's language, and the whole seconds add up to the duration. Raises `WriterFailed` with the
-    fault."""
+    reason."""
     found = _object(reply)
     entries = found.get("shots") if task.multi else [found]
     if not isinstance(entries, list) or not entries:
@@ -64,7 +64,7 @@ def shots_of(reply: str, task: Task) -> tuple[ScriptShot, ...]:
 
 
 class _Shot(NamedTuple):
-    """One shot of an answer. `weight` is its length as it was wanted."""
+    """One shot of an answer. `weight` is its requested length."""
 
     prompt: str
     camera: str
@@ -174,12 +174,12 @@ def _entry(entry: Any, task: Task) -> _Shot:
 
 
 def _sound(value: Any, task: Task) -> str:
-    """What is to be heard; nothing where that cannot be used, for the clip can do without."""
+    """The description of the sound. Empty if it is unusable, because the clip does not need it."""
     if not task.heard or not isinstance(value, str):
         return ""
     sound = cut_at_sentence(_spaced(value), _SOUND_MAX_CHARACTERS)
     try:
-        _check(sound, replace(task, prompt=""))  # noises may be told in any language
+        _check(sound, replace(task, prompt=""))  # sounds may be described in any language
     except WriterFailed:
         return ""
     return sound
@@ -201,7 +201,7 @@ def _sentence(text: str) -> str:
 
 
 def _weight(seconds: object) -> float:
-    """The wanted length as a positive number, or 3 if the answer has none."""
+    """The requested length as a positive number, or 3 if the answer has none."""
     if isinstance(seconds, str):
         number = re.search(r"\d{1,4}(?:\.\d{1,4})?", seconds)
         seconds = float(number.group()) if number else 0

@@ -1,5 +1,5 @@
 """Expands prompts without a model: the caller's words first, then fixed phrases for image-to-video
-models. The same words for the same request."""
+models. The same request always gives the same words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wan_engine.schema import PROMPT_MAX_CHARACTERS, ScriptShot
 
 @dataclass(frozen=True)
 class _Words:
-    """The phrases of one language, and the words by which a prompt shows that it already covers
-    one."""
+    """The phrases of one language, and the words that show that a prompt already covers a
+    phrase."""
 
     motion: str
     camera: str
@@ -56,7 +56,7 @@ _CHINESE = _Words(
         ("特写，最能说明问题的细节。", "镜头轻轻推近。"),  # noqa: RUF001
     ),
 )
-_TWO_SHOTS, _THREE_SHOTS = 4, 9  # seconds; of 2 to 5 s each, as every shot is a run of the model
+_TWO_SHOTS, _THREE_SHOTS = 4, 9  # seconds; 2 to 5 s each, because every shot is a separate run
 
 
 def expand(task: Task) -> tuple[ScriptShot, ...]:

@@ -1,8 +1,8 @@
 """Tells from an exception of torch whether the accelerator ran out of memory or may be broken, and
 checks whether it still computes.
 
-A CUDA context that failed once fails everything after it, so its process has to end. cuBLAS, cuDNN,
-NCCL and Triton raise a plain RuntimeError, so only its text tells.
+A CUDA context that failed once fails everything after it, so its process must end. cuBLAS, cuDNN,
+NCCL and Triton raise a plain RuntimeError, so only the text tells the fault.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Kills this process from a second one when no Python thread runs any more: a library can hold the
-interpreter's lock for ever, and then no code inside can act.
+"""Kills this process from a second one if no Python thread runs any more. A library can hold the
+interpreter's lock for ever, and then no code in this process can act.
 
-It counts seconds without a sign, and only those that this process could have used. A process that
-was stopped (Ctrl-Z, `docker pause`) goes on afterwards as if nothing had happened.
+It counts the seconds without a sign of life in which this process could have run. A process that
+was paused (Ctrl-Z, `docker pause`) simply continues afterwards.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 
 _STDERR = 2
 _TICK_SECONDS = 0.5
-_DUMP_SECONDS = 5.0  # a process that does not end at the signal by then is killed
+_DUMP_SECONDS = 5.0  # a process that the signal does not end by then is killed
 _END = signal.SIGUSR2
 _STOPPED = ("T", "t")  # proc(5): stopped by a signal, stopped by a debugger
 
 
 class FreezeGuard:
-    """Ends this process, with all stacks on stderr, when `allow` is not called in time."""
+    """Ends this process, with all stacks on stderr, if `allow` is not called in time."""
 
     def __init__(self) -> None:
         _end_at_signal()
@@ -36,18 +36,18 @@ class FreezeGuard:
         self._beside = _begin()
 
     def allow(self, seconds: float | None) -> None:
-        """Allow `seconds` until the next call; None: any number."""
+        """Allow `seconds` until the next call. None sets no limit."""
         line = f"{seconds or 0:g}\n".encode()
         with self._lock:
             if self._beside.poll() is not None:  # the guard was killed
                 self._beside = _begin()
             assert self._beside.stdin is not None
-            # The guard may be stopped, or be ending now.
+            # The guard may be paused, or ending.
             with suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._beside.stdin.fileno(), line)
 
 
-@cache  # a second call would put the handler that kills in place of the one that writes stacks
+@cache  # a second call would replace the handler that writes stacks by the one that kills
 def _end_at_signal() -> None:
     """Install two handlers in C, because Python's would wait for the lock. The first writes the
     stacks. The second, which it calls, ends even the first process of a container, which no SIGKILL
@@ -67,8 +67,8 @@ def _begin() -> subprocess.Popen[bytes]:
 
 
 def watch(process: int, signs: int) -> None:
-    """Read lines from the descriptor `signs`. Each says how many seconds may pass until the next
-    (0: any number). End `process` when they have passed. Returns when `signs` ends."""
+    """Read lines from the descriptor `signs`. Each contains the seconds that may pass until the
+    next (0: no limit). Ends `process` if it does not write in time. Returns when `signs` ends."""
     allowed = silent = 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(signs, selectors.EVENT_READ)
@@ -80,7 +80,7 @@ def watch(process: int, signs: int) -> None:
                     return
                 allowed, silent = float(lines[-1]), 0.0
             now = time.monotonic()
-            # If all of a container is stopped, this process is stopped as well.
+            # If the whole container is paused, this process is paused as well.
             silent += 0 if _is_stopped(process) else min(now - before, 2 * _TICK_SECONDS)
             before = now
             if allowed and silent > allowed:

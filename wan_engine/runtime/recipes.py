@@ -1,7 +1,7 @@
 """Chooses how a model runs on this machine: precision, attention, compilation, and which weights
 stay on the device.
 
-Every choice comes with its reason, and has a leaner one behind it for when memory does not suffice.
+Every choice has a reason, and a leaner choice to fall back to if memory does not suffice.
 """
 
 from __future__ import annotations

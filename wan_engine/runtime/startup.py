@@ -1,7 +1,6 @@
-"""Measures where the seconds of a process's start go, stage by stage, and lets SIGTERM end it
-meanwhile.
+"""Measures the stages of a process's start, and lets SIGTERM end the process meanwhile.
 
-It does not know what the stages are.
+The caller names the stages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sets how long a render may go without progress, and how long it may take if you set no limit.
 
-The limits are far above what a render should take: only what hangs, or never ends, meets them.
+The limits are far above the time of any render, so only a render that hangs reaches them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _COMPILING_TIMES = 3  # a step may compile kernels for another shape
 _LAYERED_TIMES = 12  # a step copies 28 GB over a slow bus
 _ON_A_CPU_TIMES = 48  # 27,000 tokens through 5e9 weights take an hour at 100 GFLOP/s
 _LARGE_GB = 1.0  # of weights: smaller models are quick anywhere
-_FIRST_SEGMENT_TIMES = 24  # with 300 s: two hours for five seconds, as no clip was measured yet
+_FIRST_SEGMENT_TIMES = 24  # with 300 s: two hours for five seconds, before a clip was measured
 _JOB_TIMES = 10  # of the time that the last clip of its kind took
 _SHORTEST_JOB_TIMES = 6  # with 300 s: half an hour
 
@@ -38,7 +38,8 @@ def set_limits(
 
 
 def allow_steps(control: Control, settings: Settings, spec: ModelSpec, recipe: Recipe) -> None:
-    """Let a step of another model of the job be silent for as long as its recipe may take."""
+    """Let a step of another model of the job go without progress for as long as its recipe may
+    take."""
     seconds = settings.hang_seconds * slowness(spec, recipe)
     control.step_seconds = max(control.step_seconds, seconds)
 

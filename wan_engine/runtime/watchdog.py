@@ -1,8 +1,9 @@
-"""Watches every job of this process from a thread of its own, and reports a job that shows no sign
-of life for longer than its stage may take.
+"""Watches every job of this process from a separate thread, and reports a job without progress for
+longer than its stage may take.
 
 Every call of `Control` is a sign of life. A job that waits for the device calls it all the time, so
-a silent job is one at work. The watchdog knows neither the work nor what is done about a hang.
+a silent job is a working one. The watchdog knows nothing about the work, or about what is done
+after a hang.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ LOAD_TIMES = 6
 half an hour for 126 GB at 70 MB/s."""
 
 _FROZEN_SECONDS = 60.0
-"""Longest time that all of Python may stand still (a library that holds the interpreter's lock)
-while a job runs, except during a load."""
+"""The longest time that all of Python may stand still during a job, because a library holds the
+interpreter's lock. Loads are excepted."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Watchdog:
     """Calls `on_hang` once for each job that hangs, from its own thread.
 
     A job hangs when it is silent for longer than `limit_seconds`, or when it still works that long
-    after it was told to end. `frozen` also ends the process when no thread of Python runs any more,
-    with all stacks on stderr.
+    after it was told to end. `frozen` also ends the process if no Python thread runs any more, with
+    all stacks on stderr.
     """
 
     def __init__(self, on_hang: Callable[[Hang], None], *, frozen: bool = False) -> None:
@@ -79,7 +80,7 @@ class Watchdog:
             while self._some.is_set():
                 time.sleep(_TICK_SECONDS)
                 now = time.monotonic()
-                # The gap is not the jobs' fault: this process was stopped or starved.
+                # The gap is not the jobs' fault: this process was paused or got no CPU time.
                 self._tick(min(now - before, 2 * _TICK_SECONDS))
                 before = now
 

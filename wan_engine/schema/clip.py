@@ -126,8 +126,8 @@ class Shot:
     """The part of the clip between two cuts. Its first segment starts from `crop` of the request's
     image.
 
-    The model of `task` makes each of its segments in `steps`. They keep `source_frames` of the
-    model; `frames` of the clip are made of them. `sound` says what is to be heard.
+    The model of `task` makes each of its segments in `steps`. Together they have `source_frames` of
+    the model, from which `frames` of the clip are made. `sound` describes the sound.
     `ends_on_picture`: its last frame is the model's last one, which is a picture of the caller.
     """
 
@@ -151,8 +151,8 @@ class Plan:
 
     The model renders `render_width` x `render_height`. The middle `crop_width` x `crop_height` of
     that is scaled to `width` x `height`. `frames` at `fps` are exactly the duration. The first
-    `given_frames` of them are of the caller's clip; the rest is made from the `source_frames` at
-    `source_fps` of the segments.
+    `given_frames` of them come from the caller's clip. The others are made from the segments'
+    `source_frames` at `source_fps`.
     """
 
     width: int
@@ -183,12 +183,12 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of all segments."""
+        """The number of steps of all segments."""
         return sum(shot.steps * len(shot.segments) for shot in self.shots)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Those whose models make the clip, the first shot's first."""
+        """The tasks of the models that make the clip, the first shot's first."""
         return tuple(dict.fromkeys(shot.task for shot in self.shots))
 
     @property
@@ -255,7 +255,7 @@ Condition = FirstPicture | LastPicture | References | DrivingSound | Carry
 
 OnPreview = Callable[[int, Callable[[], Frames | None]], None]
 """Gets the number of finished steps of a segment, and a function that makes small frames of it. The
-function is called only if somebody looks, and may fail."""
+function is called only if anyone looks at previews, and may fail."""
 
 C = TypeVar("C", FirstPicture, LastPicture, References, DrivingSound, Carry)
 
@@ -266,7 +266,7 @@ class SegmentInput:
     that all segments of a shot share.
 
     `continued`: another segment continues from the last frames of this one. `folder` is the job's
-    folder, for the sound that a model makes. `on_preview` may be told how to make a preview.
+    folder, for the sound that a model makes. `on_preview` gets a function that makes a preview.
     """
 
     prompt: str
@@ -303,8 +303,8 @@ class Clip:
 class SoundInput:
     """A window of a finished clip, for which a model makes the sound.
 
-    `frames` has 4n + 1 of them at the model's fps and size; `prompt` says what is seen, `sound`
-    what is to be heard, where a writer has thought of that.
+    `frames` has 4n + 1 of them at the model's fps and size; `prompt` describes the picture. `sound`
+    describes the sound, if a prompt writer has done so.
     """
 
     prompt: str
@@ -315,7 +315,7 @@ class SoundInput:
 
 @dataclass(frozen=True)
 class Waveform:
-    """Sound as numbers: float32 [n, channels] between -1 and 1."""
+    """Sound as samples: float32 [n, channels] in -1..1."""
 
     samples: NDArray[np.float32]
     rate_hz: int
@@ -326,7 +326,7 @@ class Waveform:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A finished mp4 in the job's scratch folder. `warnings` says what could not be made of it."""
+    """A finished mp4 in the job's scratch folder. `warnings` says what could not be done."""
 
     path: Path
     frames: int

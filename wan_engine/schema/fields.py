@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 Size = Literal["1280*720", "1920*1080"]
 TextSize = Literal["1280*720", "720*1280", "1920*1080", "1080*1920"]
-"""Where no picture decides the shape: Runpod's `wan-2-6-t2v`."""
+"""The sizes of clips without a first picture, as in Runpod's `wan-2-6-t2v`."""
 
 Duration = Literal[5, 10, 15]
 ShotType = Literal["single", "multi"]
@@ -28,12 +28,12 @@ REFERENCES_MAX = 5
 """The limit of DashScope's `wan2.6-r2v` for pictures and videos together."""
 
 SECONDS = range(2, 16)
-"""Lengths that a clip can have; `Duration` has those that the documented pages name."""
+"""The lengths that a clip can have. `Duration` has those that the documented pages name."""
 
 SEED_MAX = 2**31 - 1
 _SIZE_NAMES = {"720p": "1280*720", "1080p": "1920*1080"}
 PORTRAITS: Mapping[str, Size] = {"720*1280": "1280*720", "1080*1920": "1920*1080"}
-"""Sizes that say 9:16 too, and their pixel budgets."""
+"""Portrait sizes, which also mean 9:16, and their pixel budgets."""
 
 _SHOWN_CHARACTERS = 60
 _INTEGRAL = re.compile(r" *[+-]?[0-9]{1,18} *")
@@ -52,7 +52,7 @@ def described(value: object) -> str:
         return f"number {shown}"
     if isinstance(value, str):
         shown = json.dumps(value[: _SHOWN_CHARACTERS + 1])
-        if len(shown) > _SHOWN_CHARACTERS + 2:  # also if few characters become long escapes
+        if len(shown) > _SHOWN_CHARACTERS + 2:  # even if a few characters become long escapes
             shown = shown[: _SHOWN_CHARACTERS + 1].rstrip("\\") + '..."'
         return f"string {shown}"
     if isinstance(value, list | tuple):

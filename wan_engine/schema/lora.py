@@ -15,7 +15,7 @@ LoraExpert = Literal["both", "high", "low"]
 
 LORAS_MAX = 4
 LORA_SCALE_MAX = 4.0
-"""Larger scales, and smaller ones than its negative, give noise."""
+"""Larger scales, and their negatives, give noise."""
 
 LORA_NAME_MAX_CHARACTERS = 200
 _ENDING = ".safetensors"
@@ -25,8 +25,8 @@ _NAME = "a name without its folder's path, such as style or people/anna"
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA of the operator's folder, by its `name`. Without an `expert` the files decide: each
-    half of a pair goes into its own expert, any other file into both."""
+    """A LoRA of the operator's folder, by its `name`. Without an `expert`, each half of a pair goes
+    into its own expert, and any other file into both."""
 
     name: str
     scale: float = 1.0
@@ -93,7 +93,7 @@ def _name(field: str, value: object) -> str:
 
 
 def is_lora_name(name: str) -> bool:
-    """Whether a request can name a LoRA so."""
+    """Whether `name` is valid in a request."""
     return (
         0 < len(name) <= LORA_NAME_MAX_CHARACTERS
         and name == name.strip()
@@ -104,7 +104,7 @@ def is_lora_name(name: str) -> bool:
 
 
 def _scale(field: str, value: object) -> float:
-    most = LORA_SCALE_MAX  # neither is NaN between the two
+    most = LORA_SCALE_MAX  # NaN is not between the two
     if isinstance(value, bool) or not (isinstance(value, int | float) and -most <= value <= most):
         allowed = f"a number from {-most:g} to {most:g}"
         raise refusal(f'field "{field}" must be {allowed}, got {described(value)}')

@@ -25,15 +25,15 @@ Input = Literal["first_picture", "last_picture", "first_clip", "references", "dr
 class Order:
     """A clip to make. Media are URLs or data URIs that have not been fetched.
 
-    `references`, the order of which is the subjects' identity, is None where the clip begins with
-    `image` or `first_clip`; without any it is text-to-video. `first_clip` is a clip that the new
-    one continues. With `keep_first_clip` the output begins with it, and `duration` is the length of
-    both. `sound` is for an order without `audio`: a track with sound in it (True), no track
-    (False), or what the operator has set (None). `duration` is in whole seconds, 2 to 15.
-    `aspect_ratio` is the clip's where no picture decides it. `seed` is -1 until the engine settles
-    it. `cuts` says what was left out of the caller's request, a sentence each. `any_frames`: the
-    first frame of an animated image is taken, instead of refusing it.
-    `loras` are fused into the models that make its frames, for this clip alone.
+    `references` is None if the clip begins with `image` or `first_clip`. Its order identifies the
+    subjects, and an empty one means text-to-video. `first_clip` is a clip that the new one
+    continues. With `keep_first_clip` the output begins with it, and `duration` is the length of
+    both. `sound` is for an order without `audio`: a track with sound (True), no track (False), or
+    the operator's setting (None). `duration` is in whole seconds, 2 to 15. `aspect_ratio` is the
+    clip's if no picture decides it. `seed` is -1 until the engine chooses one. `cuts` has one
+    sentence for each text of the request that was cut. `any_frames`: use the first frame of an
+    animated image instead of refusing it. `loras` are fused into the models that make its frames,
+    for this clip alone.
     """
 
     prompt: str

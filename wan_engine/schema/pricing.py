@@ -1,5 +1,5 @@
 """Computes the price of a clip from the hosted price table (seed page "Cost calculation"), so that
-clients can go on accounting as before."""
+clients can keep their accounting."""
 
 from __future__ import annotations
 

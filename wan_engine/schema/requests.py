@@ -68,15 +68,15 @@ SafetyCheck = Annotated[
 
 # Not documented on the hosted pages, so not in the schemas, but accepted.
 GenerateAudio = SkipJsonSchema[Annotated[bool, fields.boolean("generate_audio")] | None]
-"""Whether a clip without `audio` gets sound; false: it has no track."""
+"""Whether a clip without `audio` gets sound. If false, it has no track."""
 FirstFrame = SkipJsonSchema[Annotated[bool, fields.boolean("first_frame")]]
-"""Whether an animated image, GIF too, gives its first frame instead of being refused."""
+"""Whether the first frame of an animated image is used, including GIF, instead of refusing it."""
 LastImage = SkipJsonSchema[Annotated[str, fields.source("last_image")] | None]
 """The picture that the clip ends with."""
 Loras = SkipJsonSchema[Annotated[tuple[Lora, ...], BeforeValidator(loras)]]
 """The LoRA files of the operator's folder to make the clip with."""
 WholeSeconds = SkipJsonSchema[Annotated[int, BeforeValidator(fields.seconds)] | None]
-"""Any length that a clip can have, for APIs whose pages name no three; goes before `duration`."""
+"""Any length that a clip can have, for APIs that allow more than three. It overrides `duration`."""
 
 
 class ClipRequest(BaseModel):
@@ -251,8 +251,9 @@ class ReferenceRequest(ClipRequest):
 
 
 class ContinuationRequest(ClipRequest):
-    """One clip that continues another one, in the style of the hosted `wan-2-6-i2v` page. No hosted
-    Runpod page has it. The inputs are those of DashScope's `wan2.7-i2v` with a `first_clip`."""
+    """One clip that continues another clip, in the style of the hosted `wan-2-6-i2v` page. No
+    hosted Runpod page has it. The inputs are those of DashScope's `wan2.7-i2v` with a
+    `first_clip`."""
 
     model_config = ConfigDict(
         title="wan-2-6-i2v input with a first clip",

@@ -1,7 +1,7 @@
 """Stores finished clips in a bucket or a folder, and finds them again by their job id.
 
 It owns keys, URLs, the record that makes a job id idempotent, and the spool in which clips wait for
-a bucket that is away. It does not know what a clip shows or what a record says.
+a bucket that is away. It reads neither clips nor the caller's part of a record.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Translates boto's errors into what they mean for the caller and for the operator.
 
-Neither text has anything of a request in it: its headers hold the signature of the key.
+Neither text contains parts of a request, because its headers contain the signature of the key.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from wan_engine.storage.records import NOT_STORED
 
 _FOR_NOW = (408, 429)
 _FOR_NOW_SAID = ("RequestTimeout", "SlowDown", "TooManyRequests", "RequestTimeTooSkewed")
-"""Answers below 500 that are no refusal: the store is busy, or a clock is wrong, maybe ours."""
+"""Answers below 500 that are not refusals: the store is busy, or a clock is wrong, maybe ours."""
 
 
 class BucketFailed(StorageFailed):
@@ -38,7 +38,8 @@ class BucketFailed(StorageFailed):
 
     @property
     def refused(self) -> bool:
-        """Whether the store understood and said no, so that asking again changes nothing."""
+        """Whether the store understood the request and refused it, so that a retry changes
+        nothing."""
         return 300 <= self.status < 500 and not (
             self.status in _FOR_NOW or self.said in _FOR_NOW_SAID
         )
@@ -77,7 +78,7 @@ def boto_errors() -> Iterator[None]:
         raise BucketFailed(away, f"{advice} ({error})", reached=False) from error
     except boto.HTTPClientError as error:
         raise BucketFailed(broke, _told(error)) from error
-    except KeyError as error:  # s3transfer on an answer that ended before what it names
+    except KeyError as error:  # s3transfer, if an answer ends early
         raise BucketFailed(broke, f"the store's answer has no {error}") from error
     except TimeoutError as error:
         raise BucketFailed("the object store did not answer in time", str(error)) from error
@@ -86,7 +87,7 @@ def boto_errors() -> Iterator[None]:
 
 
 def _told(error: Exception) -> str:
-    """Name only the kind of an error from outside of boto: an `http.client` that refuses a header
-    shows the whole header."""
+    """Name only the kind of an error that is not boto's. An `http.client` error about an invalid
+    header contains the whole header."""
     inner = getattr(error, "kwargs", {}).get("error")
     return f"{type(error).__name__}: {type(inner).__name__}" if inner else str(error)

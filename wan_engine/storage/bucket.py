@@ -20,7 +20,7 @@ class Bucket:
     addressing: str
 
 
-# Hosts whose first label, before what is matched here, is a bucket; they tell their region as well.
+# Hosts whose first label, before the matched part, is a bucket. They also contain the region.
 _BUCKET_HOST = re.compile(
     r"(?:(?P<bucket>.+)\.)?(?:"
     r"s3(?:-accelerate|-fips)?(?:\.dualstack)?(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d+))?"
@@ -36,8 +36,8 @@ def find_bucket(
 ) -> Bucket:
     """Read an endpoint: plain, or with the bucket as its first host label or in its path.
 
-    Without `name`, only a known host tells a bucket. With it, any host of three or more labels that
-    starts with it does, unless `addressing` is "path".
+    Without `name`, the bucket is taken from known hosts only. With `name`, it is also recognised in
+    any host of three or more labels that starts with it, unless `addressing` is "path".
     """
     base, host, path = _split_endpoint(url)
     known = _BUCKET_HOST.fullmatch(host)

@@ -1,11 +1,11 @@
 """Makes sure that a job is rendered once, even if its sender submits it twice.
 
-A gateway that dies after an endpoint took a job, but before it noted the job's id, sends the job
-again. So it names the render in the input of the job. The first job with that name claims it in the
-storage and renders. The others answer at once with the id of the first.
+A gateway that dies after an endpoint accepted a job, but before it stored the job's id, sends the
+job again. So it names the render in the input of the job. The first job with that name claims it in
+the storage and renders. The others answer at once with the id of the first.
 
-It does not know what is rendered. Only the worker of an endpoint listens to the name, because
-whoever may call the endpoint may see everything that it made.
+This module knows nothing about rendering. Only the worker of an endpoint uses the name, because
+anyone who may call the endpoint may see everything that it made.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from wan_engine.storage.base import Storage
 log = logging.getLogger(__name__)
 
 FIELD = "wan_claim"
-"""In a job's input: the name of its render."""
+"""The key in a job's input with the name of its render."""
 
 ERROR_CODE = "error_code"
-"""Beside a failed job's sentence, for a sender that names its renders: `EngineError.code`."""
+"""The key beside a failed job's sentence, for a sender that names its renders:
+`EngineError.code`."""
 
 _DUPLICATE_OF = "duplicate_of"
 _NAME = re.compile(r"[!-~]{1,200}")  # printable ASCII without blanks
@@ -58,12 +59,12 @@ def once(
     """Call `render` with the storage to use and return its result, or the id of the job that
     renders it already. Raises `Cancelled`, `DeadlineExceeded`, and whatever `render` raises.
 
-    A job that is handed to another worker keeps its id, and with it what it has claimed. If nothing
-    can be claimed, it is rendered.
+    A job that moves to another worker keeps its id, and so its claim. If nothing can be claimed, it
+    is rendered.
     """
     own = _Claimed(storage, claim)
     holder = own.claim(claim, control.job_id, control)
-    # The result of a job that has ended is soon forgotten where it ran, its clip is not.
+    # The endpoint soon forgets the result of an ended job, but its clip remains.
     if holder in (None, control.job_id) or own.finished(claim, control) is not None:
         return render(own)
     log.info("job %s is rendered as job %s already", control.job_id, holder)
@@ -71,18 +72,17 @@ def once(
 
 
 def duplicate_of(output: object) -> str | None:
-    """From the output of a job, the id of the job that renders it already. None for any other
-    output."""
+    """The id, in a job's output, of the job that already renders it. None for any other output."""
     found = output.get(_DUPLICATE_OF) if isinstance(output, Mapping) else None
     return found if isinstance(found, str) and _REMOTE_ID.fullmatch(found) else None
 
 
 class _Claimed:
-    """`storage`, which knows the clip by the name of its render instead of the id of its job."""
+    """`storage`, which finds the clip by the name of its render instead of the id of its job."""
 
     def __init__(self, storage: Storage, claim: str) -> None:
         self._storage = storage
-        self._name = f"claim/{claim}"  # no job's id
+        self._name = f"claim/{claim}"  # no job has such an id
 
     def put(self, path: Path, _job_id: str, record: Mapping[str, Any], control: Control) -> str:
         return self._storage.put(path, self._name, record, control)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 CLIP_BYTES = 256 * 1024 * 1024
-"""Room for a clip: 15 s of 1080p at the best quality that can be set are about as much."""
+"""Room for a clip: about 15 s of 1080p at the best quality setting."""
 
 
 @contextmanager
@@ -43,8 +43,8 @@ def whole_file(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def first_file(target: Path, data: bytes) -> bool:
-    """Write `data` to `target` if there is no such file yet. Returns whether it did. The file has
-    its data from its first moment on. Its folder must exist. Raises `OSError`."""
+    """Write `data` to `target` if there is no such file yet. Returns whether it did. The file is
+    complete as soon as it exists. Its folder must exist. Raises `OSError`."""
     made = target.with_name(f".{uuid4().hex}{HALF}")
     try:
         with whole_file(made) as file:
@@ -97,7 +97,7 @@ def require_writable(folder: Path, room_bytes: int = 0) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """The entries of a folder. If it cannot be read, that is logged and there are none."""
+    """The entries of a folder. An error is logged, and the result is then empty."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a file itself, not a link that leads out of the folder."""
+    """Whether it is a file, not a link that leads out of the folder."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -126,7 +126,7 @@ def age_seconds(path: Path) -> float:
 def read(path: Path, count: int = -1) -> bytes | None:
     """Its bytes. None if it was just removed or, with a line in the log, if it cannot be read."""
     try:
-        # A link is refused, and a pipe does not hold us.
+        # A link is refused, and a pipe does not block.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags)
         with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
@@ -139,7 +139,7 @@ def read(path: Path, count: int = -1) -> bytes | None:
 
 
 def remove(*paths: Path) -> None:
-    """Remove it. Links are removed, not followed. What cannot be removed is logged."""
+    """Remove it. Links are removed, not followed. Failures are logged."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)

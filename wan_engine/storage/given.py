@@ -2,7 +2,7 @@
 
 docs.runpod.io, serverless/endpoints/send-requests: `accessId`, `accessSecret`, `bucketName` and
 `endpointUrl`, "passed directly to your worker but not included in responses". They stay in memory
-for the time of the job, and nowhere else.
+during the job, and are stored nowhere.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _UNDO_SECONDS = 10.0
 def unknown_fields(envelope: Mapping[str, Any]) -> list[str]:
     """The names beside `input` that are unknown here, ready to be logged.
 
-    Raises `InvalidRequest` for an `s3Config` that is spelled differently or is inside of `input`,
-    where the SDK puts it if there is no `input`: the clip would go elsewhere.
+    Raises `InvalidRequest` for an `s3Config` that is spelled differently or is inside `input`,
+    where the SDK puts it if there is no `input`. The clip would be stored elsewhere.
     """
     inner = envelope.get("input")
     if isinstance(inner, dict) and any(_means_bucket(name) for name in inner):
@@ -60,7 +60,7 @@ def _means_bucket(name: object) -> bool:
 
 
 def given_bucket(value: object) -> dict[str, str] | None:
-    """The settings for an `s3Config`; None if there is none or an empty one.
+    """The settings for an `s3Config`; None if it is missing or empty.
 
     Raises `InvalidRequest`, whose sentence contains none of the values.
     """
@@ -81,7 +81,7 @@ def given_bucket(value: object) -> dict[str, str] | None:
             )
     for name in ("endpointUrl", "accessId", "accessSecret"):
         if name not in given:
-            # Without both keys, boto would look for the worker's own.
+            # Without both keys, boto would search for the worker's own.
             raise InvalidRequest(f'field "{FIELD}.{name}" is required')
     bucket = {_FIELDS[name]: found for name, found in given.items()}
     _check_address(bucket["bucket_endpoint_url"], bucket.get("bucket_name"))
@@ -111,8 +111,8 @@ def open_given(
     allowed: Callable[[str], bool],
     patience: Patience | None = None,
 ) -> Iterator[S3Storage | None]:
-    """The storage for a job with this `s3Config`, which takes its clip and makes its link; None if
-    the job brings none. `allowed` says which addresses it may have.
+    """The storage for a job with this `s3Config`, or None if it has none. `allowed` decides which
+    addresses it may have.
 
     It spools nothing and keeps no record: a job that is sent again is rendered again. Raises
     `InvalidRequest` and `StorageFailed` before anything is rendered, and what `control` raises.
@@ -130,7 +130,7 @@ def open_given(
         _require_usable(storage, control)
         yield storage
     finally:
-        # What takes back the clip of a cancelled job has this long.
+        # The time limit for removing the clip of a cancelled job.
         end = threading.Timer(_UNDO_SECONDS, session.close)
         end.daemon = True
         end.start()
@@ -144,7 +144,7 @@ def _opened(own: Settings, patience: Patience, session: PinnedSession) -> S3Stor
 
 
 def _own(settings: Settings, bucket: Mapping[str, str]) -> Settings:
-    """Settings without anything of the operator's bucket."""
+    """Settings without any value of the operator's bucket."""
     fields = ("bucket_name", "s3_region", "s3_addressing", "s3_prefix", "public_base_url")
     plain = {name: Settings.model_fields[name].default for name in fields}
     keys = {name: SecretStr(bucket[name]) for name in _KEYS}

@@ -84,11 +84,10 @@ class LocalStorage:
             return None
 
     def flush(self) -> None:
-        """Do nothing: a folder takes a clip at once or not at all."""
+        """Do nothing, because a folder stores a clip at once or not at all."""
 
     def forget(self, job_id: str) -> None:
-        """Remove the clip and the record of a finished job, if they are there. Logs what cannot be
-        removed."""
+        """Remove the clip and the record of a finished job, if they exist. Logs failures."""
         record = self._record_path(job_id)
         found = decode_record(data, job_id) if (data := read(record)) is not None else None
         if found is not None and Path(found[0]).name == found[0]:

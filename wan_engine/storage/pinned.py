@@ -2,9 +2,9 @@
 size limit.
 
 The endpoint comes from a caller. It may name this machine or its neighbours, change its address
-between two look-ups, or answer for ever. The address that is checked is the one that is dialled;
-TLS still checks the host's name. Proxies of the environment are not used, because they would look
-the name up again.
+between two look-ups, or answer for ever. Requests connect to the checked address, and TLS still
+checks the host's name. Proxies of the environment are not used, because they would resolve the name
+again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from wan_engine.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
-_ANSWER_BYTES = 1024 * 1024  # the largest that S3 says of what is asked here is a few kB
+_ANSWER_BYTES = 1024 * 1024  # the largest S3 answers to these requests are a few kB
 
 
 class PinnedSession:
     """Connects to addresses that `allowed` accepts; it must accept all addresses of a host.
 
-    A client gets it by `before-send`. `close` ends all connections, whatever they wait for.
+    A client uses it through `before-send`. `close` ends all connections in any state.
     """
 
     def __init__(self, allowed: Callable[[str], bool], timeout: tuple[float, float]) -> None:
@@ -47,7 +47,7 @@ class PinnedSession:
         itself."""
         from botocore.awsrequest import AWSResponse
 
-        request.stream_output = True  # else all of the answer is read before it is returned
+        request.stream_output = True  # otherwise the whole answer is read before it is returned
         answer = self._session.send(request)
         body = _bounded(answer.raw)
         return AWSResponse(answer.url, answer.status_code, answer.headers, body)
@@ -98,7 +98,7 @@ class PinnedSession:
         private = [address for address in addresses if not self._allowed(address)]
         if private:
             log.info("%r is %s, which is not public", host, private[0])
-            # Not an `OSError`, which is asked again.
+            # Not an `OSError`, which is retried.
             raise InvalidRequest('field "s3Config.endpointUrl": the address is not public')
         failure: OSError = OSError("the host has no address")
         for address in addresses:
@@ -109,7 +109,7 @@ class PinnedSession:
         raise failure
 
     def _keep(self, connection: socket.socket) -> socket.socket:
-        """Remember a connection so that `close` can end it. A duplicate, because TLS takes over the
+        """Record a connection so that `close` can end it. A duplicate, because TLS takes over the
         descriptor itself."""
         with self._lock:
             if self._closed:
@@ -135,7 +135,7 @@ def _bounded(raw: Any) -> _Body:
     except HTTPError as error:
         raise ConnectionAbortedError from error
     finally:
-        raw.close()  # the connection too, unless all of the answer was read
+        raw.close()  # the connection too, unless the whole answer was read
     if len(data) > _ANSWER_BYTES:
         raise OSError("the answer is too large")
     return _Body(data)

@@ -1,7 +1,7 @@
 """Tries everything that a job needs from a bucket with one small object, before the first job.
 
-A key may be good for half of it. What a clip or its link needs must work; the rest becomes a
-caveat.
+A key may have only some of the rights. Rights that a clip or its link needs are required; missing
+others become a caveat.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from wan_engine.storage.answers import BucketFailed, boto_errors
 from wan_engine.storage.retries import Ask, Patience, beside
 
 Get = Callable[[str], tuple[int, bytes]]
-"""Fetches a link as a client does: status and the begin of the body. Raises `OSError`."""
+"""Fetches a link as a client does. Returns the status and the beginning of the body. Raises
+`OSError`."""
 
-_ATTEMPTS = 3  # some stores show a new object a moment after they have taken it
+_ATTEMPTS = 3  # some stores show a new object with a delay
 _MOST_BYTES = 1024
 _NOT_FETCHED = "could not be fetched from here"
 _GET_SECONDS = (5.0, 10.0)  # to connect, and between two pieces
 
 
 class Unusable(EngineError):
-    """The store takes clips, but callers could not fetch them."""
+    """The store accepts clips, but callers could not fetch them."""
 
 
 def get(url: str) -> tuple[int, bytes]:
     """Fetch a URL as clients do, without a key. Raises `OSError`, as all errors of requests are."""
     import requests
 
-    def no_auth(request: Any) -> Any:  # else requests takes one from .netrc
+    def no_auth(request: Any) -> Any:  # otherwise requests takes one from .netrc
         return request
 
     with closing(requests.get(url, timeout=_GET_SECONDS, stream=True, auth=no_auth)) as answer:
@@ -46,8 +47,8 @@ def get(url: str) -> tuple[int, bytes]:
 class Probe:
     """One object below `prefix` that is written, read, linked to and deleted.
 
-    `caveats` says, in words for the operator, what works less well than it could. `link` makes the
-    URL that a client would get for a key; `public` says that it is not signed.
+    `caveats` are sentences for the operator about missing optional rights. `link` makes the URL
+    that a client would get for a key; `public` says that it is not signed.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class Probe:
         `control`."""
         self._backoff_seconds = patience.backoff_seconds
         call = partial(self._look, get)
-        # What is left of an object that may have been written is removed in the end, in any case.
-        with boto_errors():  # the time that is over, that is
+        # In the end, any object that may have been written is removed.
+        with boto_errors():  # translates the timeout, too
             beside(call, control, patience.find_seconds, self._delete)
 
     def _look(self, get: Get, ask: Ask) -> None:
@@ -91,13 +92,13 @@ class Probe:
             with boto_errors():
                 self._client.put_object(**self._at, Body=self._body, ContentType="text/plain")
         except BucketFailed as error:
-            # An answer that was lost may have been a yes.
+            # A lost answer may have been a success.
             self._written = error.reached and error.status == 0
             raise
 
     def _read(self, ask: Ask) -> None:
-        """Read the object. Signed links need this, because a signature allows only what its key may
-        do."""
+        """Read the object. Signed links need this right, because a signature allows only what its
+        key may do."""
         try:
             found = self._patiently(ask, self._own_copy)
         except BucketFailed as error:

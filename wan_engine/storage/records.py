@@ -1,6 +1,6 @@
 """Names jobs and their clips, and writes the record that makes a job id idempotent.
 
-It does not know where any of them is kept, nor what the caller's part of a record says.
+It neither stores them nor reads the caller's part of a record.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uuid import uuid4
 log = logging.getLogger(__name__)
 
 NOT_STORED = "The finished clip could not be stored"
-NO_RECORD = "no record of job %s, so a repeat would render again: %s"  # its clip is stored, though
+NO_RECORD = "no record of job %s, so a repeat would render again: %s"  # but its clip is stored
 NO_CLAIM = "job %s not claimed, so if it was sent twice it is rendered twice: %s"
 NOT_READ = "record of job %s not read, so it is rendered: %s"
 
@@ -26,7 +26,8 @@ NOT_READ = "record of job %s not read, so it is rendered: %s"
 def job_name(job_id: str) -> str:
     """A name of at most 64 of [A-Za-z0-9_-] for any job id. Two ids never share a name."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)
-    # An id that looks like a name with a digest gets one too, or it could be another id's name.
+    # An id that looks like a name with a digest gets a digest too, because it could equal another
+    # id's name.
     if name == job_id and 0 < len(name) <= 64 and not re.search(r"-[0-9a-f]{16}$", name):
         return name
     digest = hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).hexdigest()
@@ -35,7 +36,8 @@ def job_name(job_id: str) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """One rendering of one job. A store makes its key from this alone, and always the same key."""
+    """One rendering of one job. A store derives its key from this alone, and always gets the same
+    key."""
 
     job_id: str
     made: datetime  # UTC, whole seconds
@@ -55,7 +57,7 @@ def encode_record(record: Mapping[str, Any], key: str) -> bytes:
 
 
 def decode_record(data: bytes, job_id: str) -> tuple[str, dict[str, Any]] | None:
-    """The clip's key and the caller's part of the record. None, and a line in the log, if it is
+    """The clip's key and the caller's part of the record. None, with a line in the log, if it is
     damaged."""
     try:
         stored = json.loads(data)
@@ -72,7 +74,7 @@ def encode_claim(holder: str) -> bytes:
 
 
 def decode_claim(data: bytes, job_id: str) -> str | None:
-    """Who holds the claim. None, and a line in the log, if it is damaged."""
+    """The holder of the claim. None, with a line in the log, if it is damaged."""
     try:
         holder = json.loads(data)["holder"]
     except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """Decides how long and how often to retry a store, and lets a job end while its store does not
 answer.
 
-It knows botocore's retry events, and nothing of buckets or clips.
+It uses botocore's retry events, and knows nothing about buckets or clips.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ Answer = TypeVar("Answer")
 Ask = Callable[[], None]
 
 _POLL_SECONDS = 0.05
-_UNDO_SECONDS = 0.5  # a store that does not answer is not waited for
+_UNDO_SECONDS = 0.5  # the longest wait for an undo
 _LONGEST_BACKOFF_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class Patience:
-    """A store that is away costs at most `attempts` times the time of one attempt, and never more
-    than `put_seconds` for a clip and `find_seconds` for anything else."""
+    """The limits of retries. An unreachable store costs at most `attempts` times the time of one
+    attempt, and never more than `put_seconds` for a clip and `find_seconds` for anything else."""
 
     attempts: int = 5
-    """Of one request; each part of a multipart upload is one."""
+    """Attempts for one request. Each part of a multipart upload is one request."""
 
     connect_seconds: float = 10.0
-    """To connect; urllib3 gives a block of the body as long on a new connection."""
+    """Seconds to connect. urllib3 uses the same limit for a block of the body on a new
+    connection."""
 
     read_seconds: float = 30.0
-    """From the end of the request to the answer, or between two pieces of the answer."""
+    """Seconds from the end of the request to the answer, or between two parts of the answer."""
 
     backoff_seconds: float = 0.5
-    """After the first attempt, then doubled; half to all of it is waited."""
+    """The wait after the first attempt, doubled after each. Half to all of it is waited."""
 
     put_seconds: float = 300.0
     find_seconds: float = 60.0
 
 
-# S3 answers 400 for some of what passes; the other names are those of stores that speak S3.
+# S3 answers 400 for some temporary failures. The other names are those of compatible stores.
 _PASSING_CODES = (
     "RequestTimeout",
     "RequestTimeoutException",
     "PriorRequestNotComplete",
-    "ConditionalRequestConflict",  # two write what only the first may, at the same moment
+    "ConditionalRequestConflict",  # two conditional writes at the same moment
     "SlowDown",
     "Throttling",
     "ThrottlingException",
@@ -64,7 +65,7 @@ _PASSING_CODES = (
 _REDIRECTS = (301, 302, 307, 308)
 _PASSING_STATUS = (408, 429)
 _LASTING_STATUS = (501, 505, 507)  # not implemented, wrong HTTP version, quota used up
-# A connection that ends within an answer leaves a success without what the next request needs.
+# If the connection ends within an answer, the success lacks data that the next request needs.
 _NEEDED = {
     "CreateMultipartUpload": "UploadId",
     "UploadPart": "ETag",
@@ -77,8 +78,8 @@ class Retries:
     None.
 
     botocore's own standard mode retries the same failures, but it waits 50 ms at first and less
-    than a second in all, and stops retrying when a client has used up its quota. It would give up a
-    store that restarts at once, and in a long-lived worker for good.
+    than a second in all, and stops retrying when a client has used up its quota. It would give up
+    at once on a store that restarts, and for good in a long-lived worker.
     """
 
     def __init__(self, patience: Patience) -> None:
@@ -92,8 +93,7 @@ class Retries:
         caught_exception: Exception | None,
         **_: object,
     ) -> float | None:
-        # botocore takes what a callback of ours raises for a broken connection, and would send
-        # again.
+        # botocore takes an exception of our callback for a broken connection, and would retry.
         cause = getattr(caught_exception, "kwargs", {}).get("error")
         if isinstance(cause, EngineError):
             raise cause
@@ -139,8 +139,8 @@ def _passes(operation: str, answer: dict[str, Any]) -> bool:
 
 
 def _leads_nowhere(operation: str, answer: dict[str, Any]) -> bool:
-    """Whether it is a redirect without a region. botocore asks for the region by `HeadBucket`, and
-    would ask a server that redirects everything for ever."""
+    """Whether it is a redirect without a region. botocore asks for the region with `HeadBucket`,
+    and would do so for ever if a server redirects everything."""
     told = answer.get("ResponseMetadata", {})
     redirected = told.get("HTTPStatusCode") in _REDIRECTS
     region = "x-amz-bucket-region" in told.get("HTTPHeaders", {})
@@ -148,7 +148,7 @@ def _leads_nowhere(operation: str, answer: dict[str, Any]) -> bool:
 
 
 class _AskedByThread(threading.local):
-    """What the job of this thread wants to have called; nothing outside of `beside`."""
+    """The function that the job of this thread wants called; none outside `beside`."""
 
     def __init__(self) -> None:
         self.ask: Ask = lambda: None
@@ -163,11 +163,11 @@ def beside(
     seconds: float,
     undo: Callable[[], object] | None = None,
 ) -> Answer:
-    """Run `call` on a thread of its own, so that a job can end while its store is silent.
+    """Run `call` in a separate thread, so that a job can end while its store is silent.
 
-    `call` gets a function to call now and then; it raises once nobody waits any more. If the job
-    ends first, or `seconds` pass, `undo` runs as soon as `call` has returned; after a moment nobody
-    waits for that. Raises `TimeoutError` after `seconds`.
+    `call` gets a function to call regularly, which raises once nobody waits any more. If the job
+    ends first, or `seconds` pass, `undo` runs as soon as `call` has returned, which is awaited for
+    a moment only. Raises `TimeoutError` after `seconds`.
     """
     answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
     left = threading.Event()
@@ -190,7 +190,7 @@ def beside(
         answer, error = _wait(answers, worker, control, seconds)
         if isinstance(error, Cancelled | DeadlineExceeded):
             raise error
-        control.checkpoint()  # a small clip has arrived before anything is asked
+        control.checkpoint()  # a small clip arrives before the first check
     except (Cancelled, DeadlineExceeded, TimeoutError):
         left.set()
         if undo is not None:

@@ -1,6 +1,6 @@
 """Stores clips in a bucket of S3 or a compatible service, with signed or public URLs.
 
-`answers.py` says what the answers of a store mean.
+`answers.py` translates the store's errors.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from wan_engine.storage.retries import Ask, Patience, Retries, beside
 
 log = logging.getLogger(__name__)
 
-URL_SECONDS = 604800  # the longest that signature v4 allows, and what the hosted API promises
+URL_SECONDS = 604800  # the maximum of signature v4, and the promise of the hosted API
 BUCKET_KEYS = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
 _PART_BYTES = 16 * 1024 * 1024
 
 
 class S3Storage:
-    """The bucket that `settings` name. The constructor contacts nothing. `session` reaches a
-    stranger's bucket; no record is kept there, because what it returns is not trusted.
+    """The bucket that `settings` name. The constructor contacts nothing. `session` is for a
+    stranger's bucket. No record is stored there, because its answers are not trusted.
 
-    Raises `ConfigurationError` for settings that name no bucket.
+    Raises `ConfigurationError` for settings without a bucket.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class S3Storage:
             return None
 
     def flush(self) -> None:
-        """Do nothing: a bucket takes a clip at once or not at all."""
+        """Do nothing, because a bucket stores a clip at once or not at all."""
 
     def check(self) -> str:
         probe = self._probe()
@@ -178,15 +178,15 @@ class S3Storage:
         except BucketFailed as error:
             if error.said == "NoSuchUpload" and self._holds(key, control):
                 return
-            # A clip that is gone was stored by another process with the same spool.
+            # A missing clip was stored by another process with the same spool.
             level = logging.ERROR if path.exists() else logging.INFO
             log.log(level, "clip of job %s not stored: %s", clip.job, error.advice)
             raise
 
     def _holds(self, key: str, control: Control) -> bool:
         """Whether the clip is at its key. The answer to the last request of a multipart upload may
-        be lost, and a repeat of that request is told that there is no such upload. Nothing but this
-        clip is ever at its key."""
+        be lost, and the retry is then told that there is no such upload. Nothing else is ever
+        stored at the key."""
 
         def look(ask: Ask) -> bool:
             self._client.head_object(**self._at(key))
@@ -214,7 +214,7 @@ class S3Storage:
             beside(send, control, self._patience.find_seconds, undo)
 
     def _holder(self, job_id: str, ask: Ask) -> str | None:
-        """Who holds the claim. Asked before claiming, because a store that does not know
+        """The holder of the claim. Checked before claiming, because a store that does not support
         `If-None-Match` may ignore it."""
         try:
             with boto_errors():
@@ -225,10 +225,10 @@ class S3Storage:
             raise
 
     def _first(self, job_id: str, holder: str, ask: Ask) -> str | None:
-        """`holder` once it has the claim, or whoever was faster.
+        """`holder` once it has the claim, or the one that was faster.
 
-        docs.aws.amazon.com, S3, "Conditional writes": 412 if the object exists. A store that
-        refuses such a write (501) gets a plain one, which two jobs may do at the same moment.
+        docs.aws.amazon.com, S3, "Conditional writes": 412 if the object exists. A store that does
+        not support this (501) gets a plain write, which two jobs may do at the same moment.
         """
         put = partial(
             self._client.put_object, **self._at(self._claim_key(job_id)), Body=encode_claim(holder)
@@ -246,8 +246,8 @@ class S3Storage:
         return holder
 
     def _read(self, key: str, ask: Ask) -> bytes:
-        """Read a whole object. botocore retries until an answer begins. An answer that breaks is
-        asked for again here."""
+        """Read a whole object. botocore retries until an answer begins. An answer that breaks off
+        is requested again here."""
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
         left = self._patience.attempts
@@ -325,7 +325,7 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"The bucket's settings are wrong: {error}") from None
     client.meta.events.register_first("needs-retry.s3", Retries(patience))
-    # So the callback runs, and raises, on the thread that uploads, which `Retries` asks for.
+    # With these options, the callback runs and raises on the uploading thread, as `Retries` needs.
     transfer = TransferConfig(
         multipart_threshold=_PART_BYTES,
         multipart_chunksize=_PART_BYTES,

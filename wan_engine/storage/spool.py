@@ -1,9 +1,9 @@
-"""Keeps clips in a folder that outlives the worker until the bucket has them. It keeps clips that
-their store did not take, and counts jobs that killed their worker.
+"""Keeps clips that the bucket did not accept in a folder that outlives the worker, until the bucket
+has them. It also counts jobs that killed their worker.
 
 Workers share it without locks, because network volumes do not keep locks. Each file is written
-once, under a name of its own, and whatever is done to a file may be done twice. It does not know
-where the store puts a clip.
+once, under a unique name, and every operation on a file may be repeated. It does not know where the
+store puts a clip.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from wan_engine.storage.records import Clip, job_name
 log = logging.getLogger(__name__)
 
 _KEPT = "it is kept and will be uploaded later"
-_MODE, _FOLDER_MODE = 0o600, 0o700  # a clip is its caller's business alone
+_MODE, _FOLDER_MODE = 0o600, 0o700  # only its caller may see a clip
 _STARTS = "starts"
 _STAMP = "%Y%m%d-%H%M%S"
 _NAME = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{8}-\d{6})\.([0-9a-f]{32})")
-_LEFTOVER_SECONDS = 3600  # nobody writes one file for so long
+_LEFTOVER_SECONDS = 3600  # no file takes so long to write
 _DAY_SECONDS = 86400
 
 
@@ -62,7 +62,7 @@ class _Kept:
 
 
 class SpooledStorage:
-    """`store`, with `folder` for the clips that it does not take. Each is kept for at most
+    """`store`, with `folder` for the clips that it does not accept. Each is kept for at most
     `keep_days`."""
 
     def __init__(self, store: Store, folder: Path, keep_days: float = 7) -> None:
@@ -72,9 +72,10 @@ class SpooledStorage:
         self._flushing = threading.Lock()
 
     def put(self, path: Path, job_id: str, record: Mapping[str, Any], control: Control) -> str:
-        """Do what `Storage.put` does. If `StorageFailed` says that the clip is kept, it is.
+        """Do what `Storage.put` does. If `StorageFailed` says that the clip is kept, it is in the
+        spool.
 
-        A clip whose job ran out of time while it was stored is kept too: it is finished.
+        A clip whose job ran out of time while it was stored is kept too, because it is finished.
         """
         try:
             url = self._store.put(path, job_id, record, control)
@@ -85,14 +86,14 @@ class SpooledStorage:
             if self._keep(path, job_id, record):
                 raise StorageFailed(f"{error}; {_KEPT}") from error
             raise
-        if self._waiting():  # or a worker that lives for days would let them grow too old
+        if self._waiting():  # otherwise a worker that lives for days would let them grow too old
             threading.Thread(target=self.flush, name="flush", daemon=True).start()
         return url
 
     def finished(self, job_id: str, control: Control) -> tuple[str, dict[str, Any]] | None:
-        """Do what `Storage.finished` does, after storing a clip that waits here."""
-        # Looked for first: what another worker delivers from now on is missing here or there,
-        # never in both places.
+        """Do what `Storage.finished` does, after storing a clip of the job that waits here."""
+        # Look here first: a clip that another worker delivers meanwhile may be missing here or
+        # there, but not in both places.
         kept = self._waiting(job_name(job_id))
         done = self._store.finished(job_id, control)
         if done is not None or not kept:
@@ -133,7 +134,7 @@ class SpooledStorage:
                 "set WAN_SPOOL_DIR to a folder that this user may write and that has room"
             ) from error
         count = len(self._waiting())
-        found = self._store.check()  # a warning stays one
+        found = self._store.check()  # a warning stays a warning
         return type(found)(f"{found}; what it does not take waits in {folder}, now {count} clips")
 
     def _flush_one(self, kept: _Kept) -> bool:
@@ -160,15 +161,15 @@ class SpooledStorage:
         return url
 
     def _keep(self, path: Path, job_id: str, record: Mapping[str, Any]) -> bool:
-        """Write clip and record to the disk. Returns whether that worked. Does not ask whether the
-        job is cancelled: this is short, and the end of the job may be the reason for it."""
+        """Write clip and record to the disk. Returns whether that worked. Does not check for a
+        cancel, because the write is short, and the end of the job may be its reason."""
         clip = Clip.new(job_id)
         target = self._folder / f"{_Name(clip.job, clip.made, clip.token)}.mp4"
         try:
             self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             with path.open("rb") as source, whole_file(target, _MODE) as copy:
                 shutil.copyfileobj(source, copy)
-            # After the clip: who finds a record finds its clip.
+            # After the clip, so that every record has its clip.
             with whole_file(target.with_suffix(".json"), _MODE) as file:
                 file.write(json.dumps({"job_id": job_id, "record": dict(record)}).encode())
         except OSError as error:
@@ -213,11 +214,11 @@ class SpooledStorage:
 
 
 class CrashCounts:
-    """Counts the starts of a job that did not end, in any process: these killed a worker.
+    """Counts the starts of a job that did not end, in any process. Such a start killed a worker.
 
     Without a `folder`, nothing is counted. `limit` such starts are forgiven for `keep_days`. Marks
     are empty files, one per start, so nothing in them can be damaged. A folder that cannot be used
-    is logged and refuses nobody.
+    is logged, and no job is refused.
     """
 
     def __init__(self, folder: Path | None, limit: int = 2, keep_days: float = 7) -> None:
@@ -265,7 +266,7 @@ class CrashCounts:
 
 @dataclass(frozen=True)
 class _Name:
-    """What the name of a spooled file says."""
+    """The data in the name of a spooled file."""
 
     job: str
     made: datetime
@@ -281,7 +282,7 @@ class _Name:
             return found and cls(
                 found[1], datetime.strptime(found[2], _STAMP).replace(tzinfo=UTC), found[3]
             )
-        except ValueError:  # a month 13
+        except ValueError:  # month 13
             return None
 
 

@@ -32,7 +32,7 @@ _WORDS = ("forbidden", "risque", "elections")
 """Unsafe and violent; controversial and sexual; unsafe, politically sensitive and nothing else."""
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_ADDED = ("<think>", "</think>")  # not special, but the real tokenizer parses them as well
+_ADDED = ("<think>", "</think>")  # not special, but the real tokenizer finds them as well
 
 # How Qwen2 and Qwen3 split text into words (tokenizer.json of either).
 _WORD_PATTERN = (
@@ -40,8 +40,8 @@ _WORD_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# The shape of Qwen3Guard-Gen's: the task is part of the user's turn, the prompt stands in the
-# middle of it, and the guard's turn is open at the end whatever add_generation_prompt says.
+# The structure of Qwen3Guard-Gen's template: the task is part of the user's turn, the prompt is in
+# the middle of it, and the guard's turn is open at the end whatever add_generation_prompt says.
 _CHAT_TEMPLATE = """\
 {%- if messages[-1].role != 'user' %}{{ raise_exception('prompts only') }}{% endif -%}
 <|im_start|>user
@@ -73,10 +73,10 @@ _CONSTANT = 0  # the same in every token
 _WORD = 1  # three: which of _WORDS this token is
 _SHARE = 4  # three: the share of each word among all tokens so far
 _FOUND = 7  # three: the same, but only after a colon, where a verdict or a category follows
-_MORE = 10  # after the last token of politics: there is something else to list
-_TOKEN = 11  # one for each token that something certain follows, and for the colon
+_MORE = 10  # after the last token of politics, when a list continues
+_TOKEN = 11  # one for each token with a fixed successor, and for the colon
 
-_ROLE = 3.0  # each new turn hides what was said before it; the empty thought makes up for two
+_ROLE = 3.0  # each new turn hides the words before it; the empty thought compensates for two
 
 
 def prompt_guard(folder: Path) -> None:
@@ -126,8 +126,8 @@ def _counting_model(tokenizer: Any) -> Any:
     """Uniform attention (queries and keys are zero) gives every position the share of each word so
     far, the MLP lets it pass only after a colon, and the head turns it into verdict and category.
 
-    A turn that a prompt opens for itself takes away from the share: a guard that can be fooled by
-    special tokens, so that tests can show that they never reach it.
+    A turn that a prompt opens itself reduces the share. So special tokens can fool this guard, and
+    tests can show that they never reach it.
     """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -197,7 +197,7 @@ def _counting_model(tokenizer: Any) -> Any:
 
 _SIDE = 32
 _PATCH = 8
-_LARGE = 8.0  # beside it a colour hardly changes what a layer norm divides by
+_LARGE = 8.0  # next to it, a colour hardly changes the divisor of a layer norm
 _MAGENTA = 3.0  # of 4 at most; pure red and pure blue are 2, photographs below 1
 _STEEPNESS = 300.0
 

@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
     for name, part in parts.items():
         part.save_pretrained(folder / name)
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    # The real tokenizers have pictures and videos too. Prompts here have none.
+    # The real tokenizers also have tokens for pictures and videos, which prompts here do not use.
     index["tokenizer"] = ["transformers", "Qwen2_5_VLProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 

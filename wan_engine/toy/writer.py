@@ -115,7 +115,7 @@ def _model(tokenizer: Any) -> Any:
         vision_end_token_id=ids["<|vision_end|>"],
     )
     model = Qwen3VLForConditionalGeneration(config).eval()
-    # Like the real checkpoint's, which is why the engine has its own.
+    # As in the real checkpoint, which is why the engine has its own configuration.
     model.generation_config.update(
         eos_token_id=[end, pad], pad_token_id=pad, do_sample=True, temperature=0.7
     )

@@ -1,8 +1,8 @@
 """Downloads pinned revisions from the Hub into its cache, and shows size, licence and free disk
 space first.
 
-Resuming, locks between processes and renames of whole files are huggingface_hub's, as are HF_TOKEN,
-HF_ENDPOINT (a mirror) and HF_HOME (where the cache is).
+huggingface_hub resumes downloads, locks files between processes and renames complete files. It
+reads HF_TOKEN, HF_ENDPOINT (a mirror) and HF_HOME (the folder of the cache).
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ def discard(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _source(name: str, wanted: Wanted[Any] | None) -> _Source:
-    """The repository of a name. The Hub's client refuses a name that is no Hub id."""
+    """The repository of a name. The Hub's client refuses a name that is not a Hub id."""
     return _Source(wanted.repo or name, wanted.revision) if wanted else _Source(name)
 
 
 def _others(parts: Sequence[Part]) -> list[_Source]:
-    """The repositories that a row has parts of, each with these parts alone."""
+    """The repositories with parts of a row, each with these parts alone."""
     found: dict[tuple[str, str | None], list[str]] = {}
     for part in parts:
         if part.repo is not None:
@@ -180,7 +180,7 @@ def _announce(title: str, licence: str, sources: Sequence[_Source], tell: Tell) 
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for folder in chain(*(at_revision(one.repo, one.revision or "main") for one in sources)):
-        # The client takes an existing file as complete, whatever its length.
+        # The client considers an existing file complete, whatever its length.
         if cut := discard(folder, cut_off(folder)):
             tell(f"removed what was cut off: {', '.join(cut)}")
     needed = sum(

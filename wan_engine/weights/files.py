@@ -1,7 +1,7 @@
 """Checks folders of weights for missing and incomplete files, and reads the layout of the Hub's
 cache.
 
-It knows nothing of the catalogue.
+It knows nothing about the catalogue.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class Wanted(Generic[R]):
-    """The meaning of a name that is no folder: a row of the catalogue or a Hub repository, both at
-    a `revision`. `named`: the name has it after `@`, as a branch, a tag or a commit. A commit may
-    be shortened for lookups."""
+    """The meaning of a name that is not a folder: a row of the catalogue or a Hub repository, both
+    at a `revision`. `named`: the name has it after `@`, as a branch, a tag or a commit. Lookups
+    accept a shortened commit."""
 
     row: R | None
     repo: str | None

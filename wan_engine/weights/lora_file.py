@@ -1,4 +1,4 @@
-"""Reads a LoRA file: its tensors by name, its metadata, or why it is not one.
+"""Reads a LoRA file: its tensors by name and its metadata, or the reason why it is not one.
 
 Only the header is read, without torch.
 """
@@ -133,7 +133,7 @@ def _where_cut(file: Any, size: int) -> str | None:
     header_bytes = int.from_bytes(file.read(8), "little")
     if size < 8 or size < 8 + header_bytes < size + 100_000_000:  # the format's longest header
         return f"it is cut off in its header, after {size} bytes. Fetch it again"
-    if 8 + header_bytes > size:  # no length at all: it must not be read, even to be refused
+    if 8 + header_bytes > size:  # not a length, so it must not be read, even for an error
         return None
     try:
         header = json.loads(file.read(header_bytes))
@@ -145,8 +145,8 @@ def _where_cut(file: Any, size: int) -> str | None:
 
 
 def _adapter(path: Path, metadata: Mapping[str, str]) -> Adapter:
-    # `ss_network_alpha` of kohya's trainers is left out on purpose: their converters multiply it
-    # into the weights and keep the line, and where it was not, each layer has its `.alpha`.
+    # `ss_network_alpha` of kohya's trainers is ignored on purpose. Their converters multiply it
+    # into the weights and keep the entry; in other files, each layer has its `.alpha`.
     written = metadata.get("lora_adapter_metadata")
     beside = path.with_name(_PEFT_CONFIG)
     try:

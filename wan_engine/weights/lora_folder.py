@@ -1,6 +1,5 @@
 """Finds the LoRA files that a request names in the operator's folder, and matches them with a
-model. A caller's name is looked up in the list of the folder, so that it never becomes a path.
-"""
+model. A caller's name is looked up in the list of the folder, and never becomes a path."""
 
 from __future__ import annotations
 
@@ -22,21 +21,21 @@ from wan_engine.weights.lora_plan import Parameters, Plan, parameters_in, plan
 from wan_engine.weights.models import Located, LocatedLora
 
 _ENDING = ".safetensors"
-_DEPTH = 3  # folders of the root's own tree, so that a volume full of models is no long search
-_SHOWN = 10  # names in a sentence
-_KEPT = 16  # plans; one of a large model is 1 MB
+_DEPTH = 3  # levels of subfolders, so that a volume full of models is not searched for long
+_SHOWN = 10  # names in an error
+_KEPT = 16  # plans; that of a large model is 1 MB
 
 _HALF = re.compile(
     r"(?:^|[ ._-])(?P<expert>high|low)(?:[ ._-]?noise)?(?:[ ._-]?model)?(?=$|[ ._-])", re.IGNORECASE
 )
-"""How publishers name the halves of a pair: lightx2v (`x_high_noise`, `high_noise_model`), Kijai
-(`Wan22_HIGH_x`), and trainers (`x_high`)."""
+"""The names that publishers give to the halves of a pair: lightx2v (`x_high_noise`,
+`high_noise_model`), Kijai (`Wan22_HIGH_x`), and trainers (`x_high`)."""
 
 
 @dataclass(frozen=True)
 class FoundLora:
-    """What a name of the folder stands for: one file, or the two of a pair. `expert` is that of a
-    file that has its other half beside it."""
+    """The files of a name in the folder: one file, or the two of a pair. `expert` is set for a file
+    whose other half is beside it."""
 
     files: Mapping[Expert, Path]
 
@@ -48,7 +47,7 @@ class FoundLora:
 @dataclass(frozen=True)
 class ChosenLora:
     """A LoRA of a request with its changes to one model. Two are equal if they were chosen in the
-    same way from files that are still the same."""
+    same way from unchanged files."""
 
     lora: Lora
     stamp: tuple[object, ...]
@@ -59,9 +58,9 @@ class ChosenLora:
 
 
 class LoraFolder:
-    """The folder of WAN_LORA_DIR. Raises `ConfigurationError` if that names none.
+    """The folder of WAN_LORA_DIR. Raises `ConfigurationError` if there is no such folder.
 
-    Plans of the latest files are kept, without their weights. Several threads may ask.
+    Plans of the latest files are cached, without their weights. Thread-safe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -74,7 +73,7 @@ class LoraFolder:
         self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 
     def found(self) -> dict[str, FoundLora]:
-        """Every LoRA of the folder by name, sorted: its files, and its pairs under the name that
+        """Every LoRA of the folder by name, sorted: single files, and pairs under the name that
         both halves share."""
         files = {} if self._root is None else dict(_files(self._root))
         pairs = {name: pair for name, pair in _pairs(files).items() if name not in files}
@@ -140,7 +139,7 @@ class LoraFolder:
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """The files in and below `root` by name, without hidden ones, links that lead out, and names
+    """The files in and below `root` by name, without hidden files, links that lead out, and names
     that no request can have, such as those that are not UTF-8."""
     inside = root.resolve()
     for folder, below, names in os.walk(root):
@@ -157,8 +156,8 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _pairs(files: Mapping[str, Path]) -> dict[str, dict[Expert, Path]]:
-    """The pairs among files, by the name without the part that tells the halves apart; in a folder
-    of their own, they may have the folder's."""
+    """The pairs among files, by their name without the part that differs between the halves. A pair
+    in its own folder may have the folder's name."""
     halves: dict[str, dict[Expert, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for name, path in files.items():
         folder, _, stem = name.rpartition("/")
@@ -177,8 +176,8 @@ def _pairs(files: Mapping[str, Path]) -> dict[str, dict[Expert, Path]]:
 def _files_of(
     index: int, lora: Lora, known: Mapping[str, FoundLora], model: str, *, two: bool
 ) -> Mapping[Expert, Path]:
-    """The files that a LoRA stands for, by the expert that each goes into. `two`: the model has two
-    experts. Raises `InvalidRequest`."""
+    """The files of a LoRA, by the expert that each goes into. `two`: the model has two experts.
+    Raises `InvalidRequest`."""
     name, got = f'field "loras[{index}].name"', f"got {described(lora.name)}"
     if lora.name not in known:
         raise InvalidRequest(f"{name} must be {_names(known)}, {got}")
@@ -212,7 +211,7 @@ def _names(known: Mapping[str, FoundLora]) -> str:
 
 
 def _refuse_twice(new: ChosenLora, before: Sequence[ChosenLora]) -> None:
-    """Raise `InvalidRequest` for a file that an expert gets already, under another name."""
+    """Raise `InvalidRequest` for a file that an expert already gets under another name."""
     for place, other in enumerate(before):
         for one in new.plans:
             for two in other.plans:

@@ -68,7 +68,7 @@ _UNKNOWN = (
     (r"\.(?:set_weight|weight|bias|modulation|scale_shift_table)$", "a whole weight, not a change"),
     (r"scale", "a scale of quantized numbers, which is not supported"),
 )
-"""What a key without a known role is, by its ending."""
+"""The description of a key without a known role, by its ending."""
 
 _ORIGINAL = tuple(
     (re.compile(pattern), name)
@@ -175,7 +175,7 @@ def side_of(key: str) -> Side:
 
 
 def is_weight(key: str) -> bool:
-    """Whether the key is counted: an alpha or a rank is no weight."""
+    """Whether the key counts as a weight. An alpha or a rank does not."""
     return _split(key)[1] not in _NO_WEIGHTS
 
 

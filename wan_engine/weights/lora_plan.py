@@ -1,6 +1,6 @@
 """Matches LoRA files with a checkpoint by their headers: which layers of which expert each changes,
-and why a file cannot be used. Without torch, so that an error shows before minutes of loading.
-"""
+and why a file cannot be used. It does not import torch, so errors appear before minutes of
+loading."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def parameters_in(folder: Path) -> dict[Expert, Parameters]:
 
 
 def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> Plan:
-    """Match a file with the experts' parameters. Raises `LoraRefused` if it is no LoRA file,
+    """Match a file with the experts' parameters. Raises `LoraRefused` if it is not a LoRA file,
     matches nothing, or exceeds the allowed share of unused weights."""
     targets: tuple[Expert, ...] = ("high", "low") if lora.expert == "both" else (lora.expert,)
     experts = [expert for expert in targets if expert in parameters]
@@ -112,8 +112,7 @@ def _refuse_float8(lora: LocatedLora, parameters: Parameters) -> None:
 def _refusal(
     lora: LocatedLora, counted: Sequence[str], unused: Sequence[str], why: Mapping[str, str]
 ) -> LoraRefused:
-    """The error about the keys that match nothing, with the reasons and what the operator may
-    do."""
+    """The error for keys that match nothing, with the reasons and advice for the operator."""
     name, reasons = lora.path.name, _reasons(unused, why)
     if not counted:
         return LoraRefused(f"{name} is not a LoRA: it has no weights, only {shown(why)}")

@@ -66,7 +66,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest | None:
-    """Read the manifest in `folder`. None if there is none, or none of ours.
+    """Read the manifest in `folder`. None if there is none, or if another program wrote it.
 
     Raises `ModelMissing` if it cannot be read.
     """
@@ -105,7 +105,7 @@ def list_files(folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -
     read.
 
     In the Hub's cache a large file is a link whose target is named by its hash on the Hub. That
-    hash is taken, which avoids reading 100 GB.
+    hash is used, which avoids reading 100 GB.
     """
     return tuple(_files(folder, on_bytes))
 

@@ -38,8 +38,8 @@ class LocatedLora:
 
 @dataclass(frozen=True)
 class Located:
-    """A model that is complete on this machine. `fetched` is the folder of its repository, where
-    `folder` is made of links to that and to others."""
+    """A model that is complete on this machine. `fetched` is the folder of its repository, if
+    `folder` consists of links to that and to others."""
 
     spec: ModelSpec
     folder: Path
@@ -84,7 +84,7 @@ def resolve(name: str, settings: Settings, variable: str = "WAN_MODEL") -> Locat
 
 
 def wanted_model(name: str) -> Wanted[ModelSpec] | None:
-    """The meaning of a `name` that is no folder. A row gets the revision that is named."""
+    """The meaning of a `name` that is not a folder. A row gets the named revision."""
     wanted = Wanted.read(name, {**known_models(), **toy.MODELS})
     if wanted is None or wanted.row is None:
         return None if Path(name).expanduser().is_dir() else wanted

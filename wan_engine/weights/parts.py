@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def composed(spec: ModelSpec, own: Path, settings: Settings) -> Path | None:
-    """Return the folder with the parts of `spec`, of which the row's own are in `own`. Returns None
+    """Return the folder with the parts of `spec`. The row's own parts are in `own`. Returns None
     while a part is missing or incomplete. Copies nothing."""
     if not spec.parts or manifest.absent(own):
         return None

@@ -40,12 +40,12 @@ class LocatedWriter:
 
 
 def wanted_writer(name: str) -> Wanted[WriterSpec] | None:
-    """What `name` means that is no folder."""
+    """The meaning of a `name` that is not a folder."""
     return Wanted.read(name, {**WRITERS, **toy.WRITERS})
 
 
 def wanted_classifier(name: str) -> Wanted[ClassifierSpec] | None:
-    """What `name` means that is no folder."""
+    """The meaning of a `name` that is not a folder."""
     return Wanted.read(name, {**CLASSIFIERS, **toy.CLASSIFIERS})
 
 
@@ -161,7 +161,7 @@ def missing_classifier_files(folder: Path, kind: ClassifierKind) -> list[str]:
     if kind == "image":
         needed = ["preprocessor_config.json"]
     missing += [name for name in needed if not (folder / name).is_file()]
-    # Newer repositories have the template in a file of its own, others in the configuration.
+    # Newer repositories have the template in a separate file, others in the configuration.
     if kind == "prompt" and not missing and not (folder / "chat_template.jinja").is_file():
         config = read_json(folder / "tokenizer_config.json")
         missing += [] if config.get("chat_template") else ["chat_template.jinja"]

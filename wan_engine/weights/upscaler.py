@@ -1,4 +1,4 @@
-"""Chooses how clips are enlarged, and checks that the weights for it are complete.
+"""Chooses the method of upscaling, and checks that its weights are complete.
 
 `media/upscale.py` loads them.
 """
@@ -17,8 +17,8 @@ Upscaling = Literal["lanczos", "realesrgan", "kandinsky-sr", "native"]
 
 
 def choose_upscaling(settings: Settings) -> tuple[Upscaling, str]:
-    """The way to enlarge frames, and the reason. Raises `ConfigurationError` if the settings name
-    one that cannot work."""
+    """The method of upscaling, and the reason. Raises `ConfigurationError` if the settings name a
+    method that cannot work."""
     wanted, weights = settings.upscale, settings.upscale_weights
     if wanted in ("lanczos", "native"):
         return wanted, "WAN_UPSCALE"

@@ -131,7 +131,7 @@ def test_references_have_the_prices_of_their_task(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_model_whose_task_is_not_served_is_unknown(serve: Serve) -> None:
+def test_a_model_whose_task_is_not_configured_is_unknown(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.models = {"image-to-video": "a model"}
@@ -193,7 +193,7 @@ def test_a_wrong_body_is_refused_at_once(
     "body",
     [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'{"a": 1e999}'],
 )
-def test_what_is_no_json_object_is_refused(shared: Shared, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(shared: Shared, body: bytes) -> None:
     async def line() -> None:
         served = shared.served
         assert_failure(await served.http.post(PATH, content=body), 400)
@@ -226,7 +226,7 @@ def test_half_a_surrogate_pair_does_no_harm(serve: Serve) -> None:
         ("fail:out_of_memory:Too little memory", "InternalError", "Too little memory"),
     ],
 )
-def test_what_goes_wrong_later_is_an_error_of_the_generation(
+def test_a_later_failure_is_an_error_of_the_generation(
     serve: Serve, prompt: str, name: str, message: str
 ) -> None:
     async def line() -> None:
@@ -252,7 +252,7 @@ def test_an_unknown_generation_is_not_found(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_no_key_and_a_bad_key_are_refused_in_this_api_s_words(serve: Serve) -> None:
+def test_a_missing_and_a_wrong_key_are_refused_in_this_api_s_words(serve: Serve) -> None:
     key, entry = new_entry("ann")
 
     async def line() -> None:
@@ -309,7 +309,7 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_methods_and_bodies_beyond_the_bounds_are_refused_in_this_api_s_shape(
+def test_wrong_methods_and_too_large_bodies_are_refused_in_this_api_s_shape(
     serve: Serve,
 ) -> None:
     async def line() -> None:

@@ -1,4 +1,4 @@
-"""The AI/ML API's words against its documented examples."""
+"""The AI/ML API's requests and answers compared with its documented examples."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_wrong_references_are_refused(videos: object, hint: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["alibaba/wan-2-6-i2v", "alibaba/nope", None])
-def test_only_models_that_are_served_are_known(model: str | None) -> None:
+def test_only_configured_models_are_known(model: str | None) -> None:
     with pytest.raises(wire.BodyError) as refused:
         wire.parse({**SAMPLE, "model": model}, lambda task: task == "reference-to-video")
     received = "undefined" if model is None else f"'{model}'"
@@ -204,11 +204,11 @@ def test_the_audio_switch_does_not_mute_a_given_sound() -> None:
     assert request(audio_url=url, generate_audio=False).audio == url
 
 
-def test_keys_that_the_schema_does_not_have_are_ignored() -> None:
+def test_unknown_keys_are_ignored() -> None:
     assert request(tail_image_url="https://example.com/t.png", size="640*480") == request()
 
 
-def test_null_is_absent() -> None:
+def test_null_means_absent() -> None:
     names = ("resolution", "duration", "seed", "audio_url", "enhance_prompt", "shot_type")
     found = request(**dict.fromkeys(names))
     assert (found.duration, found.size, found.enable_prompt_expansion) == (10, "1920*1080", True)
@@ -232,7 +232,7 @@ def test_another_kind_of_link_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompt", "image_url"])
-def test_what_is_required_is_named(name: str) -> None:
+def test_a_missing_required_field_is_named(name: str) -> None:
     for body in (
         {key: value for key, value in SAMPLE.items() if key != name},
         {**SAMPLE, name: None},
@@ -299,7 +299,7 @@ def test_a_body_that_is_no_object_is_refused(body: object) -> None:
         wire.parse(body)
 
 
-def test_a_long_value_is_not_repeated_whole() -> None:
+def test_a_long_value_is_shortened_in_the_error() -> None:
     with pytest.raises(wire.BodyError) as refused:
         wire.parse({**SAMPLE, "shot_type": "x" * 10_000})
     assert len(str(refused.value)) < 250
@@ -376,7 +376,7 @@ def test_a_failure_is_an_error_with_name_and_message(code: str, name: str) -> No
 
 
 @pytest.mark.parametrize("state", ["cancelled", "expired"])
-def test_what_was_stopped_is_an_error_too(state: Any) -> None:
+def test_a_stopped_generation_is_an_error_too(state: Any) -> None:
     answer = wire.generation(job(state=state), None)
     assert answer["status"] == "error"
     assert answer["error"]["message"]
@@ -429,7 +429,7 @@ def test_the_schema_is_the_page_s() -> None:
     assert properties["enhance_prompt"]["default"] is True
 
 
-def test_what_could_not_be_done_is_told_with_the_video() -> None:
+def test_what_could_not_be_done_is_reported_with_the_video() -> None:
     done = job(state="completed", result={"warnings": ["the clip has a silent track"]})
     told = wire.generation(done, "https://example.com/clip.mp4")
     assert told["warnings"] == ["the clip has a silent track"]

@@ -37,7 +37,8 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}")
 
 
 def sample(model: str = "wan2.6-i2v", **more: dict[str, Any]) -> dict[str, Any]:
-    """The sample with other fields in `input` or `parameters`; None is left out."""
+    """The documented sample with other fields in `input` or `parameters`. Fields that are None are
+    left out."""
     base = REFERENCES if "r2v" in model else SAMPLE
     return {
         "model": model,
@@ -68,7 +69,7 @@ async def ended(served: Served, body: object) -> dict[str, Any]:
 
 
 async def told(served: Served, body: object) -> dict[str, Any]:
-    """What the engine is told of a request."""
+    """The request that reaches the engine."""
     found = await ended(served, body)
     request: Any = served.backend.requests[found["output"]["task_id"]]
     return {name: value for name, value in request.items() if value is not None}
@@ -120,7 +121,7 @@ def test_a_task_goes_from_pending_to_the_video(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_task_that_there_is_not_is_unknown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_task_is_unknown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def line() -> None:
         async with serve(api_keys={name: digest(name) for name in ("ann", "bob")}) as served:
             served.http.headers["Authorization"] = "Bearer ann"
@@ -132,13 +133,13 @@ def test_a_task_that_there_is_not_is_unknown(serve: Serve, monkeypatch: pytest.M
             unknown = {"task_id": task_id, "task_status": "UNKNOWN"}
             assert other.json()["output"] == unknown
             assert (await task(served, "none"))["output"]["task_status"] == "UNKNOWN"
-            monkeypatch.setattr(wire, "LIFE_SECONDS", -1)  # as if a day had gone
+            monkeypatch.setattr(wire, "LIFE_SECONDS", -1)  # as after a day
             assert (await task(served, task_id))["output"] == unknown
 
     asyncio.run(line())
 
 
-def test_only_a_task_that_waits_can_be_cancelled(serve: Serve) -> None:
+def test_only_a_waiting_task_can_be_cancelled(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -171,7 +172,7 @@ def test_the_tasks_are_listed_a_page_at_a_time(serve: Serve) -> None:
             assert (body["total"], body["total_page"]) == (3, 2)
             body = (await served.http.get(TASKS, params={"model_name": "wan2.6-i2v"})).json()
             assert body["total"] == 4 and body["data"][0]["task_id"] == failed
-            for odd in ("wan9", "\0"):  # no question to Postgres, which takes no NUL
+            for odd in ("wan9", "\0"):  # Postgres is not asked, because it accepts no NUL
                 body = (await served.http.get(TASKS, params={"model_name": odd})).json()
                 assert (body["data"], body["total"]) == ([], 0)
             assert (await served.http.get(TASKS, params={"page_size": 1000})).status_code == 400
@@ -187,7 +188,7 @@ def test_the_engine_gets_the_defaults_of_this_api(serve: Serve) -> None:
         async with serve() as served:
             minimal = {"model": "wan2.6-i2v", "input": {"img_url": PICTURE}}
             request = await told(served, minimal)
-            assert request.pop("prompt")  # its page has a prompt as optional
+            assert request.pop("prompt")  # its page says that the prompt is optional
             assert request == {
                 "image": PICTURE,
                 "size": "1920*1080",
@@ -256,7 +257,7 @@ def test_2_7_has_its_media_in_one_array(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_no_audio_goes_before_the_sound_that_is_given(serve: Serve) -> None:
+def test_audio_false_wins_over_a_given_sound(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             silent = {
@@ -271,7 +272,7 @@ def test_no_audio_goes_before_the_sound_that_is_given(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_picture_may_be_bare_base64_as_a_client_sends_it(serve: Serve) -> None:
+def test_bare_base64_from_a_client_is_accepted_as_a_picture(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             picture = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
@@ -281,7 +282,7 @@ def test_a_picture_may_be_bare_base64_as_a_client_sends_it(serve: Serve) -> None
     asyncio.run(line())
 
 
-def test_a_watermark_is_taken_and_told_not_to_be_there(serve: Serve) -> None:
+def test_a_watermark_is_accepted_with_a_warning_that_there_is_none(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             done = await ended(served, sample(parameters={"watermark": True}))
@@ -400,7 +401,7 @@ def test_a_wrong_request_is_refused_at_once(
     shared.run(line())
 
 
-def test_who_waits_for_the_video_is_refused(serve: Serve) -> None:
+def test_a_synchronous_call_is_refused(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             sentence = "current user api does not support synchronous calls."
@@ -410,7 +411,7 @@ def test_who_waits_for_the_video_is_refused(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_keys(serve: Serve) -> None:
+def test_every_route_needs_a_key(serve: Serve) -> None:
     async def line() -> None:
         async with serve(api_keys={"ann": digest("ann")}) as served:
             answer = await create(served, SAMPLE)
@@ -421,7 +422,7 @@ def test_keys(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_without_a_model_for_references_there_is_none(serve: Serve) -> None:
+def test_without_a_reference_model_references_are_refused(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.models = {"image-to-video": "wan-tiny"}

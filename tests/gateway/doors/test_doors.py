@@ -1,4 +1,5 @@
-"""One engine behind all doors: the same request is the same clip, and what is not said differs."""
+"""One engine behind all doors: the same request gives the same clip, and each API has its own
+defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ OPENAI = "/v1/videos"
 
 
 async def rendered(served: Served, path: str, body: dict[str, Any]) -> Order:
-    """What the engine is told of a request that is sent to a door."""
+    """The request that reaches the engine from a door."""
     before = set(served.backend.requests)
     answer = await served.http.post(path, json=body, headers={"X-DashScope-Async": "enable"})
     assert answer.status_code == 200, answer.text
@@ -106,7 +107,7 @@ def test_the_same_request_is_the_same_clip_at_every_door(serve: Serve) -> None:
                     "enable_prompt_expansion": True,
                 },
             )
-            # With a sound of the caller's, `sound` says nothing; one page takes GIF.
+            # With the caller's own sound, `sound` has no effect. One page accepts GIF.
             same_clip = {
                 replace(order, sound=None, any_frames=False)
                 for order in (runpod, aiml, oxen, dashscope, openai)
@@ -116,7 +117,7 @@ def test_the_same_request_is_the_same_clip_at_every_door(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_what_is_not_said_is_as_each_api_has_it(serve: Serve) -> None:
+def test_defaults_are_those_of_each_api(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             runpod = await rendered(served, RUNPOD, {"input": {"prompt": PROMPT, "image": IMAGE}})

@@ -1,4 +1,4 @@
-"""What a caller is told of many jobs: its own counts, and lists that hold nobody up."""
+"""Answers about many jobs: a caller's own counts, and lists that delay nobody."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_health_counts_the_callers_jobs_and_what_the_worker_does_for_any_door(
     asyncio.run(line())
 
 
-def test_counts_are_those_of_the_database_also_after_a_restart_and_when_jobs_are_forgotten(
+def test_counts_match_the_database_also_after_a_restart_and_after_jobs_are_deleted(
     serve: Serve,
 ) -> None:
     async def line() -> None:
@@ -77,7 +77,7 @@ def test_a_list_has_each_job_once_the_newest_first(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
-            for _ in range(3):  # the jobs of each were made in one millisecond or two
+            for _ in range(3):  # the jobs of each caller were made within a millisecond or two
                 await served.jobs.submit(*(new(door="oxen", owner="local") for _ in range(40)))
             answer = await served.http.get("/api/ai/queue")
             body = answer.json()
@@ -92,8 +92,8 @@ def test_a_list_has_each_job_once_the_newest_first(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_ten_large_lists_hold_nobody_up(serve: Serve) -> None:
-    """All that is computed between two looks at what else there is to do."""
+def test_ten_large_lists_delay_nobody(serve: Serve) -> None:
+    """Measures the longest time that the loop computes without a break."""
 
     async def line() -> None:
         async with serve() as served:
@@ -114,7 +114,7 @@ def test_ten_large_lists_hold_nobody_up(serve: Serve) -> None:
                     longest = max(longest, time.thread_time() - begun)
 
             gc.collect()
-            gc.disable()  # what other tests left in this process would count as well
+            gc.disable()  # so that collecting objects of earlier tests does not count
             looker = asyncio.create_task(look())
             asked = [served.http.get("/api/ai/queue") for _ in range(10)]
             for answer in await asyncio.gather(*asked):
@@ -127,7 +127,7 @@ def test_ten_large_lists_hold_nobody_up(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_purge_takes_all_that_wait_however_many(serve: Serve) -> None:
+def test_a_purge_removes_all_waiting_jobs_however_many(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=200) as served:
             served.backend.hold()
@@ -142,7 +142,7 @@ def test_a_purge_takes_all_that_wait_however_many(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_what_ended_long_ago_is_not_counted(serve: Serve) -> None:
+def test_jobs_that_ended_long_ago_are_not_counted(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             await ended(served, await submitted(served))

@@ -45,14 +45,14 @@ async def ended(served: Served, video_id: str) -> dict[str, Any]:
 
 
 async def made(served: Served, **options: Any) -> dict[str, Any]:
-    """A finished video: `json`, or `data` and `files` of a form."""
+    """A finished video, from `json`, or from `data` and `files` of a form."""
     answer = await served.http.post(PATH, **options)
     assert answer.status_code == 200, answer.text
     return await ended(served, answer.json()["id"])
 
 
 async def told(served: Served, **options: Any) -> dict[str, Any]:
-    """What the engine is told of a request."""
+    """The request that reaches the engine."""
     request: Any = served.backend.requests[(await made(served, **options))["id"]]
     return {name: value for name, value in request.items() if value is not None}
 
@@ -108,7 +108,7 @@ def test_a_video_goes_from_queued_to_its_content(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_pictures_of_a_video(serve: Serve, tmp_path: Path) -> None:
+def test_pictures_of_a_video_are_served(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.clip = small_clip(tmp_path / "clip.mp4").read_bytes()
@@ -204,7 +204,7 @@ def test_a_deleted_video_is_gone_with_its_file(serve: Serve, tmp_path: Path) -> 
     asyncio.run(line())
 
 
-def test_a_video_that_is_deleted_by_many_at_once_is_counted_out_once(serve: Serve) -> None:
+def test_a_video_deleted_by_many_callers_at_once_is_subtracted_once(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             await made(served, json={"prompt": "A fox"})
@@ -250,7 +250,7 @@ def test_videos_are_listed_a_page_at_a_time(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_another_key_s_videos_are_not_there(serve: Serve) -> None:
+def test_videos_of_another_key_are_not_found(serve: Serve) -> None:
     async def line() -> None:
         async with serve(api_keys=KEYS) as served:
             served.http.headers["Authorization"] = "Bearer ann"
@@ -365,7 +365,9 @@ def test_a_form_and_json_are_the_same_request(serve: Serve) -> None:
         {"json": {"image_reference": {"image_url": {"url": "https://a.io/a.png"}}}},
     ],
 )
-def test_a_picture_comes_in_the_ways_of_the_clients(serve: Serve, options: dict[str, Any]) -> None:
+def test_a_picture_is_accepted_in_every_form_that_clients_send(
+    serve: Serve, options: dict[str, Any]
+) -> None:
     async def line() -> None:
         async with serve() as served:
             options[next(iter(options))]["prompt"] = "A fox"
@@ -389,7 +391,7 @@ def test_videos_and_several_pictures_are_references(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve) -> None:
+def test_frames_and_rate_become_seconds_and_unused_fields_are_reported(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             body = {"prompt": "A fox", "num_frames": 81, "fps": 16, "guidance_scale": 4.0}
@@ -400,7 +402,7 @@ def test_frames_at_a_rate_are_seconds_and_what_is_not_used_is_told(serve: Serve)
     asyncio.run(line())
 
 
-def test_lora_is_vllm_omnis_object_or_list_by_name(serve: Serve) -> None:
+def test_loras_have_the_form_of_vllm_omni_or_are_a_list_of_names(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             for lora, loras in (
@@ -509,7 +511,7 @@ def test_a_broken_form_is_refused(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("field", ["image", "prompt", "extra_params", "size"])
-def test_a_file_where_none_belongs_is_refused(serve: Serve, field: str) -> None:
+def test_a_file_in_a_text_field_is_refused(serve: Serve, field: str) -> None:
     async def line() -> None:
         async with serve() as served:
             answer = await served.http.post(
@@ -521,10 +523,12 @@ def test_a_file_where_none_belongs_is_refused(serve: Serve, field: str) -> None:
     asyncio.run(line())
 
 
-def test_jobs_are_not_counted_by_names_that_callers_choose(serve: Serve) -> None:
+def test_jobs_are_counted_by_our_model_names_and_not_by_those_that_callers_send(
+    serve: Serve,
+) -> None:
     async def line() -> None:
         async with serve() as served:
-            for name in ("mine", "a\0b"):  # Postgres takes no NUL in a text
+            for name in ("mine", "a\0b"):  # Postgres accepts no NUL in a text
                 assert (await made(served, json={"prompt": "A", "model": name}))["model"] == name
             groups = served.jobs.counts("openai", None, "wan-2-6-t2v")
             assert (await groups)[0] == {"completed": 2}
@@ -567,7 +571,7 @@ def test_a_form_has_the_limits_of_any_body(serve: Serve, tmp_path: Path) -> None
             assert request["image"] == uri(PNG + bytes(2 * 2**20))
             served.backend.hold()
             kept = {"input_reference": ("a.png", PNG + bytes(2**20))}
-            for status in (200, 429):  # what waits fills the quota of the key
+            for status in (200, 429):  # waiting jobs fill the quota of the key
                 answer = await served.http.post(PATH, data={"prompt": "hang"}, files=kept)
                 kept = {"input_reference": ("a.png", PNG + bytes(2 * 2**20) + b"1")}
                 assert answer.status_code == status, answer.text

@@ -144,7 +144,7 @@ def test_parameters_are_checked_at_once(serve: Serve, changes: dict[str, Any], w
         ),
     ],
 )
-def test_a_failure_tells_whose_fault_it_is(
+def test_a_failure_says_whose_fault_it_is(
     serve: Serve, prompt: str, status: int, message: str
 ) -> None:
     async def line() -> None:
@@ -155,7 +155,7 @@ def test_a_failure_tells_whose_fault_it_is(
     asyncio.run(line())
 
 
-def test_who_waits_is_not_in_the_queue(serve: Serve) -> None:
+def test_a_synchronous_request_is_not_in_the_queue(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -170,7 +170,7 @@ def test_who_waits_is_not_in_the_queue(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_who_waits_is_told_when_the_gateway_ends(serve: Serve) -> None:
+def test_waiting_callers_are_answered_when_the_gateway_ends(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             body = {**SAMPLE, "prompt": "hang"}
@@ -250,7 +250,7 @@ def test_a_generation_that_fails_says_why(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 13, "many", 1.5, True])
-def test_other_than_one_to_twelve_generations_are_refused(shared: Shared, number: object) -> None:
+def test_only_one_to_twelve_generations_are_accepted(shared: Shared, number: object) -> None:
     async def line() -> None:
         served = shared.served
         answer = await served.http.post(QUEUE, json={**SAMPLE, "num_generations": number})
@@ -260,7 +260,7 @@ def test_other_than_one_to_twelve_generations_are_refused(shared: Shared, number
 
 
 @pytest.mark.parametrize("path", [GENERATE, QUEUE])
-def test_a_model_that_is_not_here_is_not_found(shared: Shared, path: str) -> None:
+def test_an_unavailable_model_is_not_found(shared: Shared, path: str) -> None:
     async def line() -> None:
         served = shared.served
         answer = await served.http.post(path, json={**SAMPLE, "model": "bad-model-name"})
@@ -273,7 +273,7 @@ def test_a_model_that_is_not_here_is_not_found(shared: Shared, path: str) -> Non
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"model": null}', b"\xff", b"[" * 100_000, b'{"a": 1e999}']
 )
-def test_what_is_no_request_is_refused(shared: Shared, path: str, body: bytes) -> None:
+def test_an_invalid_request_is_refused(shared: Shared, path: str, body: bytes) -> None:
     async def line() -> None:
         served = shared.served
         answer = await served.http.post(path, content=body)
@@ -300,7 +300,7 @@ def test_odd_values_are_queued_and_shown(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_prompt_comes_back_as_it_came_whatever_is_beside_it(serve: Serve) -> None:
+def test_a_prompt_is_returned_unchanged_whatever_is_beside_it(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             crowd = {f"key {number}": "z" * 1500 for number in range(10)}
@@ -358,7 +358,7 @@ def test_all_generations_are_listed_with_what_they_cost(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_no_word_of_a_caller_hides_a_generation_from_its_queue(serve: Serve) -> None:
+def test_no_field_of_a_caller_hides_a_generation_from_its_queue(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -369,7 +369,7 @@ def test_no_word_of_a_caller_hides_a_generation_from_its_queue(serve: Serve) -> 
     asyncio.run(line())
 
 
-def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
+def test_the_list_shows_unfinished_generations_the_newest_first(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             (done,) = await enqueue(served)
@@ -377,7 +377,7 @@ def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
             served.backend.hold()
             (running,) = await enqueue(served)
             await eventually(lambda: running in served.backend.requests)
-            await asyncio.sleep(0.002)  # another millisecond, by which they are sorted
+            await asyncio.sleep(0.002)  # at another millisecond, because the list is sorted by time
             (waiting,) = await enqueue(served, target_namespace="team")
             found = (await served.http.get(QUEUE)).json()
             assert found["count"] == 2
@@ -405,7 +405,7 @@ def test_the_list_has_what_goes_on_the_newest_first(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_generation_is_cancelled_where_it_stands(serve: Serve) -> None:
+def test_a_generation_can_be_cancelled_in_any_state(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -454,7 +454,7 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve) -> None:
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def test_every_route_wants_a_key(serve: Serve) -> None:
+def test_every_route_needs_a_key(serve: Serve) -> None:
     _, entry = new_entry("ann")
     routes = [
         ("POST", GENERATE),
@@ -591,7 +591,7 @@ def test_a_model_has_the_prices_of_its_task(serve: Serve) -> None:
     ("task", "here", "away"),
     [("image-to-video", MODEL, REFERENCES), ("reference-to-video", REFERENCES, MODEL)],
 )
-def test_a_model_whose_task_is_not_served_is_not_found(
+def test_a_model_whose_task_is_not_configured_is_not_found(
     serve: Serve, task: str, here: str, away: str
 ) -> None:
     async def line() -> None:
@@ -610,7 +610,7 @@ def test_a_model_whose_task_is_not_served_is_not_found(
     asyncio.run(line())
 
 
-def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
+def test_an_unavailable_model_has_no_description(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             answer = await served.http.get("/api/ai/models/bad-model-name")
@@ -622,7 +622,7 @@ def test_a_model_that_is_not_here_has_no_description(serve: Serve) -> None:
 # --- disconnects ---------------------------------------------------------------------------------
 
 
-def test_a_caller_that_goes_away_ends_the_work(
+def test_a_caller_that_disconnects_ends_the_work(
     listen: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wan_engine.gateway.doors.context._WAIT_SECONDS", 0.1)

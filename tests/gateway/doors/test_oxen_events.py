@@ -1,4 +1,4 @@
-"""The stream `/api/events`, byte for byte as it comes over the wire."""
+"""The stream `/api/events`, byte by byte as sent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stream:
         self._received = b""
 
     def until(self, part: bytes, seconds: float = 10) -> bytes:
-        """All that comes up to and with `part`."""
+        """Everything received up to and including `part`."""
         deadline = time.monotonic() + seconds
         while part not in self._received:
             assert self._connection.sock is not None
@@ -86,7 +86,7 @@ def ended(url: str, generation_id: str, key: str = KEY) -> dict[str, Any]:
         time.sleep(0.02)
 
 
-def test_a_subscriber_is_told_of_what_ends(listen: Listen) -> None:
+def test_a_subscriber_receives_the_end_of_a_generation(listen: Listen) -> None:
     here = listen(api_keys=ENTRY)
     with subscribed(here.url) as stream:
         assert stream.answer.status == 200
@@ -112,7 +112,7 @@ def test_a_subscriber_is_told_of_what_ends(listen: Listen) -> None:
         assert "duration: Input should be 5, 10 or 15" in found["error"]
 
 
-def test_a_new_subscriber_is_told_of_what_has_just_ended(listen: Listen) -> None:
+def test_a_new_subscriber_receives_what_has_just_ended(listen: Listen) -> None:
     here = listen(api_keys=ENTRY)
     ids = [enqueue(here.url) for _ in range(3)]
     for one in ids:
@@ -121,7 +121,7 @@ def test_a_new_subscriber_is_told_of_what_has_just_ended(listen: Listen) -> None
         assert [stream.event()["generation_id"] for _ in ids] == ids
 
 
-def test_a_reader_of_blocks_sees_an_event_at_once(listen: Listen) -> None:
+def test_a_client_that_reads_in_blocks_sees_an_event_at_once(listen: Listen) -> None:
     here = listen(api_keys=ENTRY)
     ended(here.url, enqueue(here.url))
     with subscribed(here.url) as stream:
@@ -130,7 +130,9 @@ def test_a_reader_of_blocks_sees_an_event_at_once(listen: Listen) -> None:
         assert len(after) > 4096
 
 
-def test_nobody_is_told_of_a_cancelled_generation_or_of_who_waits(listen: Listen) -> None:
+def test_there_is_no_event_for_a_cancelled_generation_or_a_synchronous_request(
+    listen: Listen,
+) -> None:
     here = listen(api_keys=ENTRY)
     with subscribed(here.url) as stream:
         cancelled = enqueue(here.url, prompt="hang")
@@ -148,7 +150,7 @@ def test_nobody_is_told_of_a_cancelled_generation_or_of_who_waits(listen: Listen
         assert stream.event()["generation_id"] == done
 
 
-def test_callers_are_told_of_their_own_generations_only(listen: Listen) -> None:
+def test_callers_receive_events_of_their_own_generations_only(listen: Listen) -> None:
     other, other_entry = new_entry("bob")
     here = listen(api_keys=f"{ENTRY},{other_entry}")
     ended(here.url, enqueue(here.url, other), other)

@@ -1,4 +1,4 @@
-"""Oxen's words against its documented examples."""
+"""Oxen's requests and answers compared with its documented examples."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_prompt_alone_is_text_to_video_at_1080p_16_to_9() -> None:
     assert found.shot_type == "multi"
 
 
-def test_what_is_passed_on_with_references_is_honoured() -> None:
+def test_fields_passed_on_with_references_are_honoured() -> None:
     found = reference_request(
         input_videos=["https://example.com/a.mp4", "data:video/mp4;base64,AAAA"],
         duration="15",
@@ -132,11 +132,11 @@ def test_the_first_frame_of_a_gif_is_taken() -> None:
 
 
 @pytest.mark.parametrize("duration", [10, "10", 10.0])
-def test_a_duration_may_be_an_integral_string(duration: object) -> None:
+def test_a_duration_may_be_a_string_of_an_integer(duration: object) -> None:
     assert request(duration=duration).duration == 10
 
 
-def test_what_is_passed_on_to_the_provider_is_honoured() -> None:
+def test_fields_passed_on_to_the_provider_are_honoured() -> None:
     found = request(
         audio_url="https://example.com/a.mp3",
         resolution="720p",
@@ -167,7 +167,7 @@ def test_an_array_of_one_image_is_that_image() -> None:
     assert request(input_image=[SAMPLE["input_image"]]) == request()
 
 
-def test_null_is_absent() -> None:
+def test_null_means_absent() -> None:
     assert request(duration=None, seed=None, audio_url=None) == request()
 
 
@@ -215,7 +215,7 @@ def test_one_to_four_generations(asked: object, expected: int) -> None:
 
 
 @pytest.mark.parametrize("asked", [0, 13, -1, "many", 1.5, True, [], {}])
-def test_other_numbers_of_generations_are_none(asked: object) -> None:
+def test_other_numbers_of_generations_are_refused(asked: object) -> None:
     assert parameters.number_of_generations({"num_generations": asked}) is None
 
 
@@ -263,7 +263,7 @@ def test_a_generation_has_ten_keys_and_what_was_submitted() -> None:
     }
 
 
-def test_what_was_submitted_replaces_none_of_the_ten_keys() -> None:
+def test_submitted_fields_replace_none_of_the_ten_keys() -> None:
     forged = job(payload={**SAMPLE, "status": "succeeded", "result_url": "https://evil.example"})
     shown = wire.generation(forged, None)
     assert (shown["status"], shown["result_url"]) == ("queued", None)
@@ -311,11 +311,11 @@ def test_the_event_of_a_failure_has_the_error_and_no_model() -> None:
 
 
 @pytest.mark.parametrize("state", ["cancelled", "queued", "running"])
-def test_there_is_no_event_for_what_was_cancelled_or_goes_on(state: Any) -> None:
+def test_there_is_no_event_for_cancelled_or_unfinished_generations(state: Any) -> None:
     assert wire.event(job(state=state), None) is None
 
 
-def test_an_unknown_generation_is_the_documented_body() -> None:
+def test_an_unknown_generation_gets_the_documented_body() -> None:
     assert wire.failure("resource_not_found") == {
         "error": {
             "type": "resource_not_found",
@@ -326,7 +326,7 @@ def test_an_unknown_generation_is_the_documented_body() -> None:
     }
 
 
-def test_wrong_parameters_of_the_api_itself_are_the_documented_body() -> None:
+def test_wrong_parameters_of_the_api_itself_get_the_documented_body() -> None:
     assert wire.failure("invalid_params", "Specific error details") == {
         "error": {
             "type": "invalid_params",
@@ -338,7 +338,7 @@ def test_wrong_parameters_of_the_api_itself_are_the_documented_body() -> None:
     }
 
 
-def test_an_unknown_model_is_the_documented_body() -> None:
+def test_an_unknown_model_gets_the_documented_body() -> None:
     assert wire.model_not_found("bad-model-name") == {
         "error": {"message": "Model not found: bad-model-name"}
     }
@@ -381,12 +381,12 @@ def test_prices_are_the_gateway_s() -> None:
     assert found["pricing"]["cost_per_second_high_res"] == 0.02
 
 
-def test_models_are_found_by_a_part_of_their_name() -> None:
+def test_models_are_found_by_part_of_their_name() -> None:
     assert [model.name for model in models.found("IMAGE-to")] == ["wan-v2-6-image-to-video"]
     assert models.found("kling") == []
 
 
-def test_the_schema_of_references_has_the_page_s_texts_and_takes_what_it_shows() -> None:
+def test_the_schema_of_references_has_the_page_s_texts_and_accepts_its_examples() -> None:
     shown = models.MODELS[models.REFERENCE_TO_VIDEO].schema
     assert shown["required"] == ReferenceParameters.model_json_schema()["required"] == ["prompt"]
     videos = shown["properties"]["input_videos"]
@@ -395,18 +395,18 @@ def test_the_schema_of_references_has_the_page_s_texts_and_takes_what_it_shows()
     assert reference_request(**examples).references == tuple(videos["default"])
 
 
-def test_the_schema_that_is_shown_and_the_one_that_is_checked_agree() -> None:
+def test_the_published_schema_and_the_checked_one_agree() -> None:
     shown = models.MODELS[models.IMAGE_TO_VIDEO].schema
     checked = VideoParameters.model_json_schema()
     assert checked["required"] == shown["required"]
     for name, field in shown["properties"].items():
         assert name in checked["properties"]
-        # Defaults of what is required are the page's examples, and nothing that is taken for it.
+        # A default of a required field is the page's example, and is not used for a missing field.
         for key in ("enum", "default") if name not in shown["required"] else ("enum",):
             assert field.get(key) == checked["properties"][name].get(key)
 
 
-def test_what_could_not_be_done_is_told_in_every_answer() -> None:
+def test_what_could_not_be_done_is_reported_in_every_answer() -> None:
     url, said = "https://example.com/clip.mp4", ["the clip has a silent track"]
     done = job(state="completed", result={"warnings": said})
     assert wire.generation(done, url)["warnings"] == said

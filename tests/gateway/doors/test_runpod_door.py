@@ -1,4 +1,4 @@
-"""Runpod's endpoint API over HTTP, as its pages show it and its SDKs read it."""
+"""Runpod's endpoint API over HTTP, as its pages describe it and its SDKs use it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def status_of(served: Served, job_id: str, *states: str) -> dict[str, Any]
 # --- life cycle of a job -------------------------------------------------------------------------
 
 
-def test_run_answers_at_once_and_status_tells_the_rest(serve: Serve) -> None:
+def test_run_answers_at_once_and_status_has_the_rest(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -56,7 +56,7 @@ def test_run_answers_at_once_and_status_tells_the_rest(serve: Serve) -> None:
             assert (status, set(body)) == (200, {"id", "status"})
             assert re.fullmatch(f"{UUID}-u1", body["id"]) and body["status"] == "IN_QUEUE"
             running = await status_of(served, body["id"], "IN_PROGRESS")
-            while "output" not in running:  # it has begun, and has not told how far it is
+            while "output" not in running:  # it has begun, and has not reported progress
                 running = await status_of(served, body["id"], "IN_PROGRESS")
             assert running["workerId"] == "worker-1"
             assert running["output"] == {"stage": "denoise", "step": 1, "steps": 4}
@@ -73,7 +73,7 @@ def test_run_answers_at_once_and_status_tells_the_rest(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_runsync_answers_with_the_end(serve: Serve) -> None:
+def test_runsync_answers_with_the_result(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             status, body = await post(served, "/runsync", {"input": wish()})
@@ -85,13 +85,13 @@ def test_runsync_answers_with_the_end(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_runsync_that_waits_long_enough_gives_the_id(serve: Serve) -> None:
+def test_runsync_that_waits_too_long_answers_with_the_id(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
             begun = time.monotonic()
             status, body = await post(served, "/runsync?wait=1000", {"input": wish()})
-            assert 0.9 < time.monotonic() - begun < 60  # not the 300 s of the default
+            assert 0.9 < time.monotonic() - begun < 60  # not the default of 300 s
             assert (status, body["status"]) == (200, "IN_PROGRESS")
             held = asyncio.create_task(get(served, f"/status-sync/{body['id']}?wait=5000"))
             await asyncio.sleep(0.02)
@@ -102,7 +102,7 @@ def test_runsync_that_waits_long_enough_gives_the_id(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_lora_files_by_name_reach_the_engine_and_a_path_is_refused_at_once(serve: Serve) -> None:
+def test_lora_names_reach_the_engine_and_a_path_is_refused_at_once(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             loras = [{"name": "people/anna", "scale": 0.5, "expert": "low"}, "style"]
@@ -117,7 +117,7 @@ def test_lora_files_by_name_reach_the_engine_and_a_path_is_refused_at_once(serve
 
 
 @pytest.mark.parametrize("wait", ["soon", "-1", "1.5", "", "9" * 40])
-def test_a_wait_that_is_no_number_is_refused(shared: Shared, wait: str) -> None:
+def test_a_wait_that_is_not_a_number_is_refused(shared: Shared, wait: str) -> None:
     async def line() -> None:
         served = shared.served
         status, body = await post(served, f"/runsync?wait={wait}", {"input": wish()})
@@ -163,7 +163,7 @@ def test_a_callers_fault_is_400_on_runsync_and_200_on_status(
         ({"image": "file:///etc/passwd"}, "Invalid image URL"),
     ],
 )
-def test_a_wrong_field_fails_at_once_also_behind_a_full_queue(
+def test_an_invalid_field_fails_at_once_even_behind_a_full_queue(
     serve: Serve, fields: dict[str, Any], sentence: str
 ) -> None:
     async def line() -> None:
@@ -208,7 +208,7 @@ def test_a_wrong_field_fails_at_once_also_behind_a_full_queue(
     ],
 )
 @pytest.mark.parametrize("path", ["/run", "/runsync"])
-def test_a_body_that_is_no_request_is_refused_in_one_sentence(
+def test_a_body_that_is_not_a_request_is_refused_in_one_sentence(
     shared: Shared, path: str, body: bytes, sentence: str
 ) -> None:
     async def line() -> None:
@@ -273,7 +273,7 @@ def test_stream_gives_the_output_once_and_then_only_the_end(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("wrong", [{"image": 5}, {"prompt": None}, {"duration": 7}])
-def test_a_wrong_request_is_rendered_by_no_retry(serve: Serve, wrong: dict[str, Any]) -> None:
+def test_no_retry_renders_an_invalid_request(serve: Serve, wrong: dict[str, Any]) -> None:
     async def line() -> None:
         async with serve() as served:
             _, failed = await post(served, "/runsync", {"input": wish(**wrong)})
@@ -300,7 +300,7 @@ def test_retry_queues_a_failed_job_again_and_no_other(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_purge_queue_removes_what_waits_and_leaves_what_runs(serve: Serve) -> None:
+def test_purge_queue_removes_waiting_jobs_and_leaves_running_ones(serve: Serve) -> None:
     async def line() -> None:
         async with serve(endpoints="wan-2-6-i2v,other") as served:
             served.backend.hold()
@@ -391,7 +391,7 @@ def test_an_unknown_endpoint_or_job_is_404_in_json(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_job_beyond_its_time_to_live_is_404_and_can_be_retried(serve: Serve) -> None:
+def test_a_job_past_its_time_to_live_is_404_and_can_be_retried(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job_id = await queued(served, "hang")
@@ -407,7 +407,7 @@ def test_a_job_beyond_its_time_to_live_is_404_and_can_be_retried(serve: Serve) -
     asyncio.run(line())
 
 
-def test_policy_is_handed_on(serve: Serve) -> None:
+def test_policy_is_passed_on(serve: Serve) -> None:
     async def line() -> None:
         async with serve(job_seconds=9) as served:
             policy = {"executionTimeout": 6000, "ttl": 20_000, "lowPriority": True}
@@ -434,13 +434,13 @@ def test_bodies_have_the_documented_limits(serve: Serve, path: str, mebibytes: i
                 if status == 413:
                     assert answer.status_code == 413
                     assert answer.json()["error"] == f"The body is larger than {mebibytes} MB"
-                else:  # read and understood: the picture is no URL
+                else:  # The body was read: the error is about the picture's URL.
                     assert answer.status_code in (200, 400) and "id" in answer.json()
 
     asyncio.run(line())
 
 
-def test_a_full_queue_is_429_with_when_to_come_again(serve: Serve) -> None:
+def test_a_full_queue_is_429_with_a_time_to_retry(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=1) as served:
             served.backend.hold()
@@ -476,7 +476,7 @@ S3_CONFIG = {
         ({"webhookV2": "https://example.com/hook"}, 'field "webhookV2" is not supported: use'),
     ],
 )
-def test_what_is_not_done_is_refused(
+def test_unsupported_features_are_refused(
     shared: Shared,
     caplog: pytest.LogCaptureFixture,
     operation: str,
@@ -495,7 +495,7 @@ def test_what_is_not_done_is_refused(
     shared.run(line())
 
 
-def test_what_is_empty_or_unknown_is_no_reason_to_refuse(
+def test_empty_or_unknown_fields_are_not_refused(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def line() -> None:
@@ -520,7 +520,7 @@ async def runsync(served: Served, endpoint: str, **fields: Any) -> tuple[int, di
     return answer.status_code, answer.json()
 
 
-def test_the_endpoint_for_references_takes_them_in_their_order(serve: Serve) -> None:
+def test_the_endpoint_for_references_keeps_their_order(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             fields = {"prompt": PROMPT, "references": VIDEOS, "aspect_ratio": "9:16"}
@@ -569,7 +569,7 @@ def test_the_endpoint_for_references_says_what_is_wrong(
     asyncio.run(line())
 
 
-def test_the_endpoint_for_text_needs_a_prompt_only(serve: Serve) -> None:
+def test_the_endpoint_for_text_needs_only_a_prompt(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             status, body = await runsync(served, "wan-2-6-t2v", prompt="Rain")
@@ -581,7 +581,7 @@ def test_the_endpoint_for_text_needs_a_prompt_only(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_endpoints_whose_task_is_not_served_are_not_found(serve: Serve) -> None:
+def test_endpoints_whose_task_is_not_configured_are_not_found(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.models = {"image-to-video": "a model"}

@@ -1,4 +1,4 @@
-"""The bytes and seconds of a request, whatever part of it they come in: over real connections."""
+"""Limits of bytes and seconds for a request, in every part of it, over real connections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def connected(listening: Listening, stack: ExitStack, source: str = "127.0.0.1")
 
 
 def answer(connection: socket.socket) -> bytes:
-    """What comes until the other side ends the connection."""
+    """Everything received until the other side closes the connection."""
     whole = b""
     with suppress(ConnectionError):
         while more := connection.recv(65_536):
@@ -47,19 +47,19 @@ def answer(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize(
     "sent", [b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n\r\n", b"\r\n\r\nG"]
 )
-def test_a_head_that_does_not_end_is_408(listen: Listen, sent: bytes) -> None:
+def test_an_endless_head_is_408(listen: Listen, sent: bytes) -> None:
     with ExitStack() as stack:
         connection = connected(listen(head_seconds=0.3), stack)
         connection.sendall(sent)
         assert status(answer(connection)) == 408
 
 
-def test_a_connection_on_which_nothing_is_asked_is_closed(listen: Listen) -> None:
+def test_an_idle_connection_is_closed(listen: Listen) -> None:
     with ExitStack() as stack:
         assert answer(connected(listen(head_seconds=0.3), stack)) == b""
 
 
-def test_a_second_head_that_does_not_end_does_not_take_the_first_answer(listen: Listen) -> None:
+def test_an_endless_second_head_does_not_discard_the_first_answer(listen: Listen) -> None:
     listening = listen(head_seconds=0.2)
     listening.backend.hold()
     timer = threading.Timer(1, listening.backend.release)
@@ -73,7 +73,7 @@ def test_a_second_head_that_does_not_end_does_not_take_the_first_answer(listen: 
     timer.join()
 
 
-def test_a_caller_that_does_not_read_its_answers_is_cut(
+def test_a_caller_that_does_not_read_its_answers_is_disconnected(
     listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "_UNREAD_SECONDS", 0.3)
@@ -107,14 +107,14 @@ def test_a_body_that_stops_is_408_in_the_words_of_the_door(
         assert status(told) == 408 and b'"FAILED"' in told
 
 
-def test_a_body_that_nobody_reads_does_not_stay_either(listen: Listen) -> None:
+def test_a_stopped_body_that_nobody_reads_ends_too(listen: Listen) -> None:
     with ExitStack() as stack:
         connection = connected(listen(head_seconds=0.3), stack)
         connection.sendall(asked("POST", "/healthz", "Content-Length: 9"))
         assert status(connection.recv(65_536)) == 405
 
 
-def test_who_was_fast_may_not_rest_longer() -> None:
+def test_a_fast_start_does_not_allow_a_longer_pause() -> None:
     deadline = Deadline(Pace(head_seconds=10, body_rate=1000), now=0)
     deadline.extend(1_000_000, now=1)
     assert deadline.at == 11
@@ -138,10 +138,10 @@ def test_trailers_count_with_the_head(listen: Listen) -> None:
                     connection.sendall(head + part)
                     for _ in range(100):
                         connection.sendall(part)
-                answer(connection)  # which ends
+                answer(connection)  # the trailer that ends
 
 
-def test_what_chunks_say_beside_their_size_counts_too(listen: Listen) -> None:
+def test_chunk_extensions_count_too(listen: Listen) -> None:
     with ExitStack() as stack:
         connection = connected(listen(), stack)
         connection.sendall(asked("POST", f"{BASE}/run", "Transfer-Encoding: chunked"))
@@ -152,17 +152,17 @@ def test_what_chunks_say_beside_their_size_counts_too(listen: Listen) -> None:
         assert status(told) in (0, 431)
 
 
-def test_a_body_in_chunks_of_one_byte_is_taken_with_its_trailers(listen: Listen) -> None:
+def test_a_body_in_chunks_of_one_byte_is_accepted_with_its_trailers(listen: Listen) -> None:
     body = json.dumps({"input": wish(prompt="x" * 1000, duration=7)}).encode()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nX-End: y\r\n\r\n"
     head = asked("POST", f"{BASE}/runsync", "Transfer-Encoding: chunked")
     listening = listen()
     assert status(said(listening.url, head + chunks)) == 400
-    padded = b"1\r\n \r\n" * 60_000  # 360 kB of which 300 are no body
+    padded = b"1\r\n \r\n" * 60_000  # 360 kB, of which 300 are not the body
     assert status(said(listening.url, head + padded + chunks)) == 400
 
 
-def test_a_trailer_is_no_header(listen: Listen) -> None:
+def test_a_trailer_does_not_become_a_header(listen: Listen) -> None:
     with ExitStack() as stack:
         connection = connected(listen(api_keys=KEYS), stack)
         head = asked("POST", f"{BASE}/run", "Transfer-Encoding: chunked")
@@ -170,7 +170,7 @@ def test_a_trailer_is_no_header(listen: Listen) -> None:
         assert status(connection.recv(65_536)) == 401
 
 
-def test_there_may_be_a_hundred_headers_and_eight_requests_ahead(listen: Listen) -> None:
+def test_a_hundred_headers_and_eight_pipelined_requests_are_accepted(listen: Listen) -> None:
     listening = listen()
     many = asked("GET", "/healthz", *(f"X-{number}: y" for number in range(200)))
     assert status(said(listening.url, many)) == 431
@@ -181,7 +181,7 @@ def test_there_may_be_a_hundred_headers_and_eight_requests_ahead(listen: Listen)
 
 
 def test_half_a_body_is_no_request(listen: Listen) -> None:
-    """A caller that goes away before the end has not asked for anything."""
+    """A caller that disconnects early has not sent a request."""
     listening = listen()
     body = json.dumps({"input": wish()}).encode()
     with ExitStack() as stack:
@@ -194,7 +194,7 @@ def test_half_a_body_is_no_request(listen: Listen) -> None:
     assert health["inQueue"] == health["completed"] == health["inProgress"] == 0
 
 
-def test_the_bytes_of_a_key_are_bounded_and_others_are_served(listen: Listen) -> None:
+def test_the_bytes_of_a_key_are_limited_and_others_are_served(listen: Listen) -> None:
     listening = listen(api_keys=KEYS, in_flight_key_bytes=3 * MB, in_flight_max_bytes=100 * MB)
     half = asked("POST", f"{BASE}/run", f"Content-Length: {2 * MB}", f"Authorization: {ANN}")
     with ExitStack() as stack:
@@ -205,7 +205,7 @@ def test_the_bytes_of_a_key_are_bounded_and_others_are_served(listen: Listen) ->
         assert status(refused) == 429 and b"retry-after: 1" in refused.lower()
         body = {"input": wish(image="data:image/png;base64," + "A" * (2 * MB))}
         with httpx.Client(base_url=listening.url, headers=bearer(BOB)) as http:
-            for _ in range(3):  # what has been stored counts no longer
+            for _ in range(3):  # stored bytes no longer count
                 assert http.post(f"{BASE}/run", json=body).status_code == 200
 
 
@@ -217,7 +217,7 @@ def _first(connection: socket.socket) -> bytes:
         return b""
 
 
-def test_the_bytes_of_all_keys_are_bounded() -> None:
+def test_the_bytes_of_all_keys_are_limited() -> None:
     flying = InFlight(most=100, most_of_owner=60)
     ann, bob, eve = (Held(flying, owner) for owner in ("ann", "bob", "eve"))
     ann.grow(60)
@@ -232,13 +232,13 @@ def test_the_bytes_of_all_keys_are_bounded() -> None:
     ann.release()
     eve.grow(20)
     bob.release()
-    eve.grow(1000)  # alone
+    eve.grow(1000)  # when it is the only one
     eve.release()
     assert flying.bytes == 0
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MB])
-def test_a_large_body_is_read_as_a_small_one_is(serve: Serve, tmp_path: Path, size: int) -> None:
+def test_a_large_body_is_read_like_a_small_one(serve: Serve, tmp_path: Path, size: int) -> None:
     async def line() -> None:
         async with serve(scratch_dir=tmp_path) as served:
             for body, right in (
@@ -261,7 +261,7 @@ def test_a_large_body_is_read_as_a_small_one_is(serve: Serve, tmp_path: Path, si
 # --- connections ---------------------------------------------------------------------------------
 
 
-def test_an_address_has_so_many_connections_and_another_its_own(listen: Listen) -> None:
+def test_each_address_has_its_own_limit_of_connections(listen: Listen) -> None:
     listening = listen(connections_per_address=3)
     with ExitStack() as stack:
         for _ in range(3):
@@ -284,7 +284,7 @@ def test_proxies_have_no_limit_and_an_ipv6_network_is_one_address() -> None:
     assert connections.crowd("2001:db8::1") == 1
 
 
-def test_half_sent_heads_do_not_take_all_descriptors(tmp_path: Path) -> None:
+def test_incomplete_heads_do_not_use_up_all_descriptors(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     port = free_port()
     with ExitStack() as stack:

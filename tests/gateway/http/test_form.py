@@ -1,4 +1,4 @@
-"""Forms: what is in them, what is no form, and what a hostile one costs."""
+"""Forms: their fields, bodies that are not forms, and the cost of hostile ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parsed(*parts: bytes) -> Form:
     return parse_form(TYPE, b"".join(parts) + b"--xyz--\r\n")
 
 
-def test_texts_and_files_come_by_their_names() -> None:
+def test_texts_and_files_have_their_names() -> None:
     form = parsed(
         part("prompt", "Grüße".encode()),
         part("input_reference", b"\x89PNG\r\n\x1a\n", "a.png"),
@@ -41,13 +41,13 @@ def test_texts_and_files_come_by_their_names() -> None:
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(data=st.binary(max_size=300).filter(lambda data: b"\r\n--xyz" not in data))
-def test_a_file_comes_as_it_was(data: bytes) -> None:
+def test_a_file_arrives_unchanged(data: bytes) -> None:
     (upload,) = parsed(part("file", data, "a"))["file"]
     assert isinstance(upload, Upload)
     assert base64.b64decode(upload.url.partition(",")[2]) == data
 
 
-def test_what_a_caller_says_that_a_file_is_does_not_come_through() -> None:
+def test_the_media_type_that_a_caller_claims_is_ignored() -> None:
     head = b'--xyz\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n'
     (upload,) = parsed(head + b"Content-Type: text/html,<b>\r\n\r\nx\r\n")["a"]
     assert upload == Upload("data:application/octet-stream;base64,eA==")
@@ -76,15 +76,15 @@ def test_a_form_may_be_urlencoded() -> None:
         ("application/x-www-form-urlencoded", b"\xff=1"),
     ],
 )
-def test_what_is_no_form_is_refused(kind: str, body: bytes) -> None:
+def test_a_body_that_is_not_a_form_is_refused(kind: str, body: bytes) -> None:
     with pytest.raises(Refusal) as refused:
         parse_form(kind, body)
     assert (refused.value.status, refused.value.message) == (400, "The body is not a valid form")
 
 
 @pytest.mark.parametrize("filling", [b"\r", b"\r\n", b"\r\n--xy", b"-", b"\n"])
-def test_no_filling_makes_a_form_slow(filling: bytes) -> None:
-    """A megabyte of what a boundary could begin with; in minutes where it is quadratic."""
+def test_no_content_makes_a_form_slow(filling: bytes) -> None:
+    """A megabyte of possible beginnings of a boundary takes minutes with a quadratic search."""
     begun = time.process_time()
     (upload,) = parsed(part("file", filling * (2**20 // len(filling)), "a"))["file"]
     assert isinstance(upload, Upload) and time.process_time() - begun < 10

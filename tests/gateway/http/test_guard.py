@@ -1,4 +1,4 @@
-"""Keys, rates, sizes and pages: what is refused before a door is reached."""
+"""Keys, rates, sizes and origins: requests that are refused before a door sees them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("header", [f"Bearer {ANN}", f"bearer  {ANN} ", ANN])
-def test_a_key_is_taken_with_and_without_bearer(serve: Serve, header: str) -> None:
+def test_a_key_is_accepted_with_and_without_bearer(serve: Serve, header: str) -> None:
     async def line() -> None:
         async with serve(api_keys=KEYS) as served:
             answer = await served.http.get(f"{BASE}/health", headers={"Authorization": header})
@@ -38,7 +38,7 @@ def test_a_key_is_taken_with_and_without_bearer(serve: Serve, header: str) -> No
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wan_eve", "Basic YTpi", "wan_annx"])
-def test_no_key_or_a_wrong_one_is_401_on_every_route(serve: Serve, header: str | None) -> None:
+def test_a_missing_or_wrong_key_is_401_on_every_route(serve: Serve, header: str | None) -> None:
     async def line() -> None:
         async with serve(api_keys=KEYS) as served:
             headers = {} if header is None else {"Authorization": header}
@@ -81,7 +81,7 @@ def test_a_key_finds_its_own_jobs_only(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_what_is_no_door_needs_no_key(serve: Serve) -> None:
+def test_routes_without_a_door_need_no_key(serve: Serve) -> None:
     async def line() -> None:
         async with serve(api_keys=KEYS) as served:
             for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
@@ -117,7 +117,7 @@ TAILS = ("%0A", "%0a", "%0D", "%0d%0A", "%00", "%7f", "%ff", "%C2%85", "%E2%80%A
 
 
 def said(url: str, *parts: bytes) -> bytes:
-    """The answer's head to what is sent on a connection of its own; nothing where it is silent."""
+    """The head of the answer to these bytes on a new connection; empty without an answer."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         with suppress(ConnectionError):
@@ -146,12 +146,12 @@ def test_a_path_with_a_line_break_is_400_and_nobody_reads_its_body(
     for path in (*DOOR_PATHS, "/healthz", "/metrics", "/", "/results/x", "/nobody"):
         for tail in TAILS:
             for method in ("GET", "POST", "HEAD", "OPTIONS"):
-                # The body does not come: who waited for it would say nothing.
+                # The body is never sent, so code that waits for it would not answer.
                 head = asked(method, path + tail, "Content-Length: 1000000")
                 assert status(said(listening.url, head)) == 400, (method, path, tail)
 
 
-def test_however_a_door_is_spelled_it_wants_a_key(listen: Callable[..., Listening]) -> None:
+def test_a_door_needs_a_key_however_its_path_is_spelled(listen: Callable[..., Listening]) -> None:
     listening = listen(api_keys=KEYS)
     host = listening.url.removeprefix("http://")
     for path in DOOR_PATHS:
@@ -181,14 +181,14 @@ def test_however_a_door_is_spelled_it_wants_a_key(listen: Callable[..., Listenin
                 assert status(said(listening.url, head)) in allowed, (method, target)
 
 
-def test_what_belongs_to_nobody_is_404_without_its_body(listen: Callable[..., Listening]) -> None:
+def test_unknown_paths_are_404_without_reading_the_body(listen: Callable[..., Listening]) -> None:
     listening = listen(api_keys=KEYS)
     for target in ("/nobody", "/results", "/v3/x/run", "/playground/", "/openapi.json/"):
         head = asked("POST", target, "Transfer-Encoding: chunked")
         assert status(said(listening.url, head)) == 404, target
 
 
-def test_an_open_route_answers_before_a_body_has_come(listen: Callable[..., Listening]) -> None:
+def test_an_open_route_answers_before_the_body_arrives(listen: Callable[..., Listening]) -> None:
     listening = listen(api_keys=KEYS)
     for method, target, right in (
         ("GET", "/healthz", 200),
@@ -202,7 +202,7 @@ def test_an_open_route_answers_before_a_body_has_come(listen: Callable[..., List
 
 
 def test_every_route_of_the_application_is_open_or_a_door(serve: Serve) -> None:
-    """By what it answers to somebody without a key."""
+    """Decided by its answer to a caller without a key."""
 
     async def line() -> None:
         open_paths = {"/healthz", "/readyz", "/metrics", "/results/{name}", "/openapi.json", "/"}
@@ -220,7 +220,7 @@ def test_every_route_of_the_application_is_open_or_a_door(serve: Serve) -> None:
 # --- rates ---------------------------------------------------------------------------------------
 
 
-def test_a_rate_is_kept_for_each_key_by_itself() -> None:
+def test_each_key_has_its_own_rate() -> None:
     now = [0.0]
     rate = RateLimit(2, clock=lambda: now[0])
     for _ in range(20):  # ten seconds' worth
@@ -235,13 +235,13 @@ def test_a_rate_is_kept_for_each_key_by_itself() -> None:
         rate.count("ann")
 
 
-def test_no_limit_counts_nothing() -> None:
+def test_without_a_limit_nothing_is_counted() -> None:
     rate = RateLimit(0)
     for _ in range(1000):
         rate.count("ann")
 
 
-def test_too_many_requests_are_429_with_when_to_come_again(serve: Serve) -> None:
+def test_too_many_requests_are_429_with_a_time_to_retry(serve: Serve) -> None:
     async def line() -> None:
         async with serve(rate_limit=0.1) as served:
             assert (await served.http.get(f"{BASE}/health")).status_code == 200
@@ -261,7 +261,7 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large_is_refused_and_the_refusal_arrives(
+def test_the_refusal_of_a_too_large_body_arrives(
     listen: Callable[..., Listening], chunked: bool
 ) -> None:
     listening = listen(request_max_bytes=1_000_000)
@@ -293,7 +293,7 @@ def test_a_body_one_byte_too_large_in_its_last_chunk_is_answered_at_once(
     asyncio.run(line())
 
 
-def test_who_asks_before_sending_is_refused_without_sending(
+def test_expect_100_continue_is_refused_before_the_body_is_sent(
     listen: Callable[..., Listening],
 ) -> None:
     listening = listen()
@@ -310,7 +310,7 @@ def test_who_asks_before_sending_is_refused_without_sending(
 def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
     listen: Callable[..., Listening], value: str
 ) -> None:
-    """Parsed, they take a hundred times their size and seconds in which nobody is answered."""
+    """Parsed, they take a hundred times their size, and seconds in which nobody gets an answer."""
     listening = listen()
     junk = ",".join([value] * (4_000_000 // len(value)))
     body = f'{{"input":{{"prompt":"x","image":"https://a.example/a.png","junk":[{junk}]}}}}'
@@ -331,7 +331,7 @@ def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
         ({"Host": "127.0.0.2"}, 200),
         ({"Host": "LOCALHOST.:8000"}, 200),
         ({"Host": "wan.localhost"}, 200),
-        ({"Host": "ip6-localhost"}, 403),  # an attacker's, where no hosts file says otherwise
+        ({"Host": "ip6-localhost"}, 403),  # an attacker's, unless a hosts file has it
         ({"Host": "localhost.evil.example"}, 403),
         ({"Host": "evillocalhost"}, 403),
         ({"Host": "evil@localhost"}, 403),
@@ -351,7 +351,7 @@ def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
         ({"Sec-Fetch-Site": "none"}, 200),
     ],
 )
-def test_without_keys_other_peoples_pages_are_refused(
+def test_without_keys_pages_of_other_origins_are_refused(
     shared: Shared, headers: dict[str, str], status: int
 ) -> None:
     async def line() -> None:
@@ -371,7 +371,7 @@ HANDED_ON = (
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
-def test_without_keys_nobody_is_answered_through_a_proxy(shared: Shared, name: str) -> None:
+def test_without_keys_requests_through_a_proxy_are_refused(shared: Shared, name: str) -> None:
     async def line() -> None:
         for path in (f"{BASE}/health", "/api/events", "/video/generations", "/metrics", "/no"):
             answer = await shared.served.http.get(path, headers={name: "203.0.113.9"})
@@ -380,7 +380,7 @@ def test_without_keys_nobody_is_answered_through_a_proxy(shared: Shared, name: s
     shared.run(line())
 
 
-def test_with_keys_a_proxy_is_welcome(serve: Serve) -> None:
+def test_with_keys_requests_through_a_proxy_are_accepted(serve: Serve) -> None:
     async def line() -> None:
         async with serve(api_keys=KEYS) as served:
             for name in HANDED_ON:
@@ -391,7 +391,7 @@ def test_with_keys_a_proxy_is_welcome(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_pages_may_call_when_their_origin_is_named(serve: Serve) -> None:
+def test_pages_of_named_origins_may_call(serve: Serve) -> None:
     async def line() -> None:
         origin = "https://app.example"
         ask = {

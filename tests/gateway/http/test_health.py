@@ -1,4 +1,4 @@
-"""Health, readiness and what Prometheus reads."""
+"""Health, readiness and the metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 async def numbers(served: Served) -> dict[tuple[str, ...], float]:
-    """Each sample by its name and the values of its labels, in the order of their names."""
+    """Each sample by its name and the values of its labels, sorted by label name."""
     text = (await served.http.get("/metrics")).text
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -70,7 +70,7 @@ def test_metrics_follow_the_queue_the_stages_and_the_failures(serve: Serve) -> N
     asyncio.run(line())
 
 
-def test_answers_are_counted_by_door_and_status_and_not_by_what_strangers_send(
+def test_answers_are_counted_by_door_and_status_and_not_by_values_that_strangers_send(
     serve: Serve,
 ) -> None:
     async def line() -> None:
@@ -97,7 +97,7 @@ def test_it_is_not_ready_without_room_for_a_jobs_files(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_it_is_not_ready_where_no_clip_could_be_stored_and_ready_again_once_it_could(
+def test_it_is_not_ready_while_no_clip_can_be_stored_and_ready_again_afterwards(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wan_engine.gateway.readiness._DISK_SECONDS", 0.05)
@@ -117,7 +117,7 @@ def test_it_is_not_ready_where_no_clip_could_be_stored_and_ready_again_once_it_c
     asyncio.run(line())
 
 
-def test_what_fails_stays_failing_while_it_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_failed_check_stays_failed_while_it_runs_again(tmp_path: Path) -> None:
     readiness = Readiness(Settings(output_dir=tmp_path, scratch_min_gb=1e9), here=True)
     [disk, _] = readiness._looks
     seen: list[list[str]] = []
@@ -137,7 +137,7 @@ def test_what_fails_stays_failing_while_it_is_looked_at_again(tmp_path: Path) ->
     assert seen == [[], ["there is no room for a job's files"]]
 
 
-def test_a_bucket_that_hangs_does_not_delay_the_look_at_the_disk(tmp_path: Path) -> None:
+def test_a_bucket_that_hangs_does_not_delay_the_check_of_the_disk(tmp_path: Path) -> None:
     readiness = Readiness(Settings(output_dir=tmp_path, scratch_min_gb=1e9), here=True)
     [disk, storage] = readiness._looks
     hanging, over = threading.Event(), threading.Event()
@@ -147,7 +147,7 @@ def test_a_bucket_that_hangs_does_not_delay_the_look_at_the_disk(tmp_path: Path)
         over.wait(30)
 
     storage.check = hang
-    readiness._looks.reverse()  # whichever is begun first
+    readiness._looks.reverse()  # whichever starts first
 
     async def line() -> None:
         watch = asyncio.create_task(readiness.watch())

@@ -1,4 +1,4 @@
-"""The database: migrated to the tables of the code, and one gateway's alone."""
+"""The database: migrated to the tables of the code, and used by one gateway only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def differences(connection: sa.Connection) -> list[Any]:
     return list(compare_metadata(context, database.metadata))
 
 
-def test_a_difference_would_be_seen(tmp_path: Path) -> None:
+def test_a_difference_would_be_found(tmp_path: Path) -> None:
     asyncio.run(_open(Settings(output_dir=tmp_path)))
     with closing(sqlite3.connect(tmp_path / "gateway.db")) as connection, connection:
         connection.execute("ALTER TABLE jobs DROP COLUMN worker")
@@ -56,7 +56,7 @@ async def _open(settings: Settings) -> None:
         pass
 
 
-def test_a_database_is_opened_again_with_what_is_in_it(tmp_path: Path) -> None:
+def test_a_database_is_opened_again_with_its_contents(tmp_path: Path) -> None:
     settings = Settings(output_dir=tmp_path)
     for _ in range(2):
         asyncio.run(_open(settings))
@@ -88,26 +88,26 @@ def test_another_kind_of_database_is_refused(url: str) -> None:
         asyncio.run(_open(Settings(database_url=url)))
 
 
-def test_a_database_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported_without_its_password(tmp_path: Path) -> None:
     url = "postgresql://wan:hunter2@127.0.0.1:1/wan"
     with pytest.raises(ConfigurationError, match="WAN_DATABASE_URL") as raised:
         asyncio.run(_open(Settings(database_url=url)))
     assert "hunter2" not in str(raised.value) and "hunter2" not in repr(Settings(database_url=url))
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="WAN_OUTPUT_DIR"):
         asyncio.run(_open(Settings(output_dir=tmp_path / "file" / "outputs")))
 
 
-def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """Prompts, pictures and the secret of the links are in it."""
+def test_only_the_owner_can_read_the_database(tmp_path: Path) -> None:
+    """It holds prompts, pictures and the secret of the links."""
     asyncio.run(_open(Settings(output_dir=tmp_path)))
     assert stat.S_IMODE((tmp_path / "gateway.db").stat().st_mode) & 0o077 == 0
 
 
-def test_a_failure_of_the_database_logs_no_words_of_a_caller(
+def test_an_error_of_the_database_logs_no_text_of_a_caller(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def line() -> None:
@@ -205,7 +205,7 @@ def test_jobs_live_in_postgres_as_well(
         '{"input":{"prompt":"x","image":"https://a.example/","junk":[1e999]}}',
     ],
 )
-def test_what_postgres_cannot_store_is_the_callers_fault(
+def test_text_that_postgres_cannot_store_is_the_callers_fault(
     serve: Serve, postgres: str, body: str
 ) -> None:
     async def line() -> None:
@@ -217,7 +217,7 @@ def test_what_postgres_cannot_store_is_the_callers_fault(
 
 
 @pytest.mark.system
-def test_connections_that_postgres_ends_are_made_again_and_the_lock_is_taken_again(
+def test_closed_connections_to_postgres_are_replaced_and_the_lock_is_taken_again(
     serve: Serve, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_LOCK_SECONDS", 0.3)
@@ -238,7 +238,7 @@ def test_connections_that_postgres_ends_are_made_again_and_the_lock_is_taken_aga
     asyncio.run(line())
 
 
-def test_a_database_on_a_disk_without_locks_is_refused_with_what_to_do(
+def test_a_database_on_a_disk_without_locks_is_refused_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(_descriptor: int, _how: int) -> None:

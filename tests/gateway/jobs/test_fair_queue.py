@@ -1,4 +1,4 @@
-"""What each key has of the queue: turns by weight, places, and limits in its entry."""
+"""The share of each key in the queue: turns by weight, places, and limits in its entry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = {name: digest(name) for name in ("ann", "bob", "cleo")}
 
 
 def begun(served: Served) -> list[str]:
-    """Ids of jobs in the order in which they were begun."""
+    """Ids of jobs in the order in which they began."""
     return list(served.backend.requests)
 
 
@@ -41,12 +41,12 @@ def test_a_job_does_not_wait_for_another_keys_thousand(serve: Serve) -> None:
             served.backend.release()
             assert (await ended(served, one)).state == "completed"
             served.backend.hold()
-            assert begun(served).index(one.id) == 1  # after the one that was at work
+            assert begun(served).index(one.id) == 1  # after the one that was running
 
     asyncio.run(line())
 
 
-def test_nor_after_a_restart(serve: Serve) -> None:
+def test_nor_does_it_wait_after_a_restart(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=2000, api_keys=KEYS) as served:
             served.backend.hold()
@@ -61,25 +61,26 @@ def test_nor_after_a_restart(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_job_does_not_wait_for_what_another_key_has_at_the_endpoint(tmp_path: Path) -> None:
-    """The queue there is first come, first served, so what is in it is beyond anybody's turn."""
+def test_a_job_does_not_wait_for_another_keys_jobs_at_the_endpoint(tmp_path: Path) -> None:
+    """The endpoint's queue is first come, first served, so the gateway cannot reorder the jobs in
+    it."""
 
     async def test(pair: Pair) -> None:
         far = pair.far.backend
         far.hold()
         await pair.near.jobs.submit(*(new() for _ in range(400)))
-        await eventually(lambda: len(far.requests) == 5)  # as many as it works at
+        await eventually(lambda: len(far.requests) == 5)  # as many as it runs
         one = await submitted(pair.near, owner="bob")
         far.release()
         one = await ended(pair.near, one)
         far.hold()
-        # Five at work, three for each and four that wait there.
+        # Five run, three for each, and four wait there.
         assert list(far.requests).index(str(one.remote_id)) <= 5 + 3 * 5 + 4
 
     paired(tmp_path, test, api_keys=KEYS, queue_max=1000)
 
 
-def test_jobs_that_the_endpoint_does_not_take_are_not_in_the_way_of_others(
+def test_jobs_that_the_endpoint_refuses_do_not_block_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wan_engine.gateway.jobs.handed_over._ARRIVE_SECONDS", 0.2)
@@ -113,7 +114,7 @@ def test_keys_have_turns_by_their_weight() -> None:
     assert (turns.count("a"), turns.count("b"), turns.count("c")) == (40, 20, 10)
 
 
-def test_who_was_away_has_saved_nothing_up_and_who_comes_and_goes_gains_nothing() -> None:
+def test_an_idle_key_saves_up_no_turns_and_coming_back_often_gains_none() -> None:
     queue = filled({"a": Share(), "b": Share()}, 1)
     assert order(queue, 2) == "ab"
     for number in range(100):
@@ -124,12 +125,12 @@ def test_who_was_away_has_saved_nothing_up_and_who_comes_and_goes_gains_nothing(
     turns = order(queue, 20)
     assert (turns.count("a"), turns.count("b")) == (10, 10)
     queue = filled({"a": Share()})
-    for number in range(10):  # one at a time, again as soon as it has been taken
+    for number in range(10):  # one at a time, submitted again as soon as it is taken
         queue.put(f"b {number}", "b")
         assert "b" in order(queue, 2)
 
 
-def test_what_comes_back_is_before_all_and_what_was_dropped_is_not_taken() -> None:
+def test_returned_jobs_go_first_and_dropped_jobs_are_not_taken() -> None:
     queue = filled({"a": Share(), "b": Share()}, 3)
     first = queue.take()
     queue.put_back(first, "a")
@@ -140,7 +141,7 @@ def test_what_comes_back_is_before_all_and_what_was_dropped_is_not_taken() -> No
         queue.take()
 
 
-def test_a_queue_of_whatever_happens_loses_and_doubles_nothing() -> None:
+def test_random_operations_neither_lose_nor_duplicate_jobs() -> None:
     chance = random.Random(7)
     queue, waiting = FairQueue(10**6, {"a": Share(3), "b": Share(0.1)}), set[str]()
     for number in range(20_000):
@@ -160,7 +161,7 @@ def test_a_queue_of_whatever_happens_loses_and_doubles_nothing() -> None:
     assert not queue._lines and not queue._places._taken and not queue._places._common_taken
 
 
-def test_a_turn_costs_the_same_however_many_wait() -> None:
+def test_a_turn_costs_the_same_however_many_jobs_wait() -> None:
     queue = FairQueue(10**6, {})
     begun_at = time.process_time()
     for number in range(100_000):
@@ -173,7 +174,7 @@ def test_a_turn_costs_the_same_however_many_wait() -> None:
 # --- places --------------------------------------------------------------------------------------
 
 
-def test_a_key_that_fills_the_queue_leaves_places_for_the_others(serve: Serve) -> None:
+def test_a_key_that_fills_the_queue_leaves_places_for_others(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=12, api_keys=KEYS) as served:
             served.backend.hold()
@@ -191,14 +192,14 @@ def test_a_key_that_fills_the_queue_leaves_places_for_the_others(serve: Serve) -
     asyncio.run(line())
 
 
-def test_a_key_that_is_alone_has_the_whole_queue() -> None:
+def test_a_key_alone_has_the_whole_queue() -> None:
     for known in ({}, {"a": Share()}, {"a": Share(0.1)}):
         queue = FairQueue(7, known)
         assert [queue.reserve("a", 1) for _ in range(8)] == [None] * 7 + ["queue"]
 
 
 @pytest.mark.parametrize("keys", [2, 3, 10, 499, 500])
-def test_every_key_has_a_place_however_greedy_all_others_are(keys: int) -> None:
+def test_every_key_has_a_place_however_greedy_the_others_are(keys: int) -> None:
     names = [str(number) for number in range(keys)]
     queue = FairQueue(1000, {name: Share() for name in names})
     for greedy in names[:-1]:
@@ -208,7 +209,7 @@ def test_every_key_has_a_place_however_greedy_all_others_are(keys: int) -> None:
     assert sum(queue._places._taken.values()) <= 1000
 
 
-def test_a_limit_in_a_keys_entry_is_the_most_that_wait(serve: Serve) -> None:
+def test_the_limit_in_a_keys_entry_bounds_its_waiting_jobs(serve: Serve) -> None:
     async def line() -> None:
         async with serve(api_keys=KEYS | {"bob": f"{digest('bob')}:max=2"}) as served:
             served.backend.hold()
@@ -244,7 +245,7 @@ def test_a_refused_group_takes_no_places() -> None:
         (":max=1:weight=12.25", Share(12.25, 1)),
     ],
 )
-def test_an_entry_may_say_a_keys_share(
+def test_an_entry_may_set_a_keys_share(
     options: str, share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAN_API_KEYS", f"ann:{digest('secret')}{options},bob:{digest('b')}")
@@ -262,12 +263,10 @@ def test_an_entry_may_say_a_keys_share(
         *(":max=1:weight=1:max=2", ":weight=nan", ":weight=2 ", ":max=1000000", "=2"),
     ],
 )
-def test_an_entry_that_is_not_understood_is_told(
-    options: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_entry_is_reported(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAN_API_KEYS", f"ann:{digest('secret')}{options},bob:{digest('b')}")
     if options.endswith(" "):
-        Settings.load()  # spaces around an entry are nobody's words
+        Settings.load()  # spaces around an entry are ignored
         return
     with pytest.raises(ConfigurationError, match="WAN_API_KEYS is wrong: it must be name:hash"):
         Settings.load()

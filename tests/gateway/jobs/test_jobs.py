@@ -1,4 +1,4 @@
-"""The state machine of jobs, on a real database and the instant backend."""
+"""The state machine of jobs, with a real database and the instant backend."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HUGE = "data:image/png;base64," + "A" * 1_000_000
 
 @pytest.mark.parametrize("webhook", [None, "http://127.0.0.1:9/hook"])
 @pytest.mark.parametrize("ending", ["completed", "cancelled"])
-def test_a_picture_is_not_kept_once_nobody_can_need_it(
+def test_a_picture_is_deleted_once_nobody_can_need_it(
     serve: Serve, ending: str, webhook: str | None
 ) -> None:
     async def line() -> None:
@@ -60,7 +60,7 @@ def test_a_picture_is_not_kept_once_nobody_can_need_it(
                 await served.jobs.cancel(job)
             served.backend.release()
             assert (await ended(served, job)).state == ending
-            # With a webhook it is, until that has been told or given up.
+            # With a webhook it is kept until the webhook was delivered or given up.
             for _ in range(400):
                 if not await served.jobs.request(job.id):
                     break
@@ -80,8 +80,8 @@ def test_a_job_that_can_be_retried_keeps_its_picture(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_request_that_is_refused_is_kept_as_well(serve: Serve) -> None:
-    """So that its webhook tells all of it, and a retry fails in the same way."""
+def test_an_invalid_request_is_kept_as_well(serve: Serve) -> None:
+    """Its webhook then has all of it, and a retry fails in the same way."""
 
     async def line() -> None:
         async with serve() as served:
@@ -96,7 +96,7 @@ def test_a_request_that_is_refused_is_kept_as_well(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_retries_at_once_do_not_pass_the_bound_of_the_queue(serve: Serve) -> None:
+def test_concurrent_retries_do_not_exceed_the_limit_of_the_queue(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=2) as served:
             failed = [
@@ -115,20 +115,20 @@ def test_retries_at_once_do_not_pass_the_bound_of_the_queue(serve: Serve) -> Non
     asyncio.run(line())
 
 
-def test_a_clip_that_cannot_be_removed_does_not_end_the_sweep(serve: Serve) -> None:
+def test_a_clip_that_cannot_be_removed_does_not_end_the_cleanup(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job = await ended(served, await submitted(served))
             clip = Path(urlsplit(str((job.result or {})["video_url"])).path)
             clip.unlink()
-            clip.mkdir()  # as little to be removed as a file in a folder that is read only
+            clip.mkdir()  # like a file in a read-only folder, it cannot be removed
             store, links = served.gateway.store, served.gateway.context.links
             assert await forget(served.jobs, store, links, now_ms() + 1000) == 1
 
     asyncio.run(line())
 
 
-def test_a_sentence_with_nul_is_stored_without_as_postgres_takes_none(serve: Serve) -> None:
+def test_nul_is_removed_from_a_sentence_because_postgres_accepts_none(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job = await ended(served, await submitted(served, "fail:disk_full:no\0room"))
@@ -138,7 +138,7 @@ def test_a_sentence_with_nul_is_stored_without_as_postgres_takes_none(serve: Ser
     asyncio.run(line())
 
 
-def test_a_job_is_queued_runs_and_completes(serve: Serve) -> None:
+def test_a_job_is_queued_then_runs_and_completes(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -161,7 +161,7 @@ def running_one(served: Served, job: Job) -> Job | None:
     return now if now.state == "running" else None
 
 
-def test_a_wrong_request_has_failed_before_it_reaches_the_backend(serve: Serve) -> None:
+def test_an_invalid_request_fails_before_it_reaches_the_backend(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job = await submitted(served, request=wish(duration=7))
@@ -185,7 +185,7 @@ def test_a_failure_keeps_its_class_and_sentence(serve: Serve, code: str) -> None
     asyncio.run(line())
 
 
-def test_a_waiting_job_is_cancelled_without_being_begun(serve: Serve) -> None:
+def test_a_waiting_job_is_cancelled_without_being_started(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -199,7 +199,7 @@ def test_a_waiting_job_is_cancelled_without_being_begun(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_running_job_is_cancelled_at_once_and_its_work_stopped(serve: Serve) -> None:
+def test_a_running_job_is_cancelled_at_once_and_its_work_is_stopped(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job = await submitted(served, "hang")
@@ -212,7 +212,7 @@ def test_a_running_job_is_cancelled_at_once_and_its_work_stopped(serve: Serve) -
     asyncio.run(line())
 
 
-def test_what_has_ended_stays_as_it_ended(serve: Serve) -> None:
+def test_an_ended_job_never_changes(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             done = await ended(served, await submitted(served))
@@ -225,7 +225,7 @@ def test_what_has_ended_stays_as_it_ended(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_failed_job_can_be_retried_and_begins_anew(serve: Serve) -> None:
+def test_a_failed_job_can_be_retried_and_starts_again(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             failed = await ended(served, await submitted(served, "fail:encode_failed:no"))
@@ -266,7 +266,7 @@ def test_a_running_job_is_stopped_when_its_time_is_over(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_the_queue_is_bounded_and_a_group_is_taken_whole_or_not_at_all(serve: Serve) -> None:
+def test_the_queue_is_bounded_and_a_group_is_accepted_whole_or_not_at_all(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=3) as served:
             served.backend.hold()
@@ -278,12 +278,12 @@ def test_the_queue_is_bounded_and_a_group_is_taken_whole_or_not_at_all(serve: Se
             assert raised.value.code == "queue_full"
             assert (raised.value.retry_after_seconds or 0) >= 1
             assert (await served.jobs.counts())[0] == {"running": 1, "queued": 2}
-            await submitted(served)  # one still fits
+            await submitted(served)  # one more fits
 
     asyncio.run(line())
 
 
-def test_a_wrong_request_takes_no_place_in_the_queue(serve: Serve) -> None:
+def test_an_invalid_request_takes_no_place_in_the_queue(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=1) as served:
             served.backend.hold()
@@ -295,7 +295,7 @@ def test_a_wrong_request_takes_no_place_in_the_queue(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_many_submits_at_once_do_not_pass_the_bound(serve: Serve) -> None:
+def test_concurrent_submits_do_not_exceed_the_limit(serve: Serve) -> None:
     async def line() -> None:
         async with serve(queue_max=5) as served:
             served.backend.hold()
@@ -310,7 +310,7 @@ def test_many_submits_at_once_do_not_pass_the_bound(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_nobody_sees_the_jobs_of_another(serve: Serve) -> None:
+def test_callers_do_not_see_the_jobs_of_others(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             job = await submitted(served, owner="ann")
@@ -323,7 +323,7 @@ def test_nobody_sees_the_jobs_of_another(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("job_id", ["", "x" * 65, "ä", "\0", "no such job", "'; drop table jobs"])
-def test_an_id_that_is_nobodys_is_not_found(serve: Serve, job_id: str) -> None:
+def test_an_id_without_a_job_is_not_found(serve: Serve, job_id: str) -> None:
     async def line() -> None:
         async with serve() as served:
             assert await served.jobs.find("runpod", "ann", job_id) is None
@@ -331,7 +331,7 @@ def test_an_id_that_is_nobodys_is_not_found(serve: Serve, job_id: str) -> None:
     asyncio.run(line())
 
 
-def test_waiting_ends_with_the_time_or_with_the_gateway(serve: Serve) -> None:
+def test_waiting_ends_when_its_time_is_over_or_the_gateway_ends(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -348,7 +348,9 @@ def test_waiting_ends_with_the_time_or_with_the_gateway(serve: Serve) -> None:
 # --- events --------------------------------------------------------------------------------------
 
 
-def test_a_subscriber_is_told_of_its_own_jobs_and_of_the_last_minute(serve: Serve) -> None:
+def test_a_subscriber_receives_its_own_jobs_including_those_of_the_last_minute(
+    serve: Serve,
+) -> None:
     async def line() -> None:
         async with serve() as served:
             before = await ended(served, await submitted(served))
@@ -365,7 +367,7 @@ def test_a_subscriber_is_told_of_its_own_jobs_and_of_the_last_minute(serve: Serv
     asyncio.run(line())
 
 
-def test_a_subscriber_that_does_not_read_is_cut_off(serve: Serve) -> None:
+def test_a_subscriber_that_does_not_read_is_dropped(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             failed = await submitted(served, request={})
@@ -381,7 +383,7 @@ def test_a_subscriber_that_does_not_read_is_cut_off(serve: Serve) -> None:
 # --- restarts ------------------------------------------------------------------------------------
 
 
-def test_jobs_of_a_gateway_that_ended_go_on_in_the_next(serve: Serve) -> None:
+def test_jobs_of_a_gateway_that_ended_continue_in_the_next(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             done = await ended(served, await submitted(served))
@@ -393,14 +395,14 @@ def test_jobs_of_a_gateway_that_ended_go_on_in_the_next(serve: Serve) -> None:
             assert await served.jobs.find("runpod", "ann", done.id) == done
             assert await anext(served.jobs.events("ann")) == done
             again = await eventually(lambda: running_one(served, running))
-            assert again.workers_lost == 0  # it was not its fault that the gateway ended
+            assert again.workers_lost == 0  # the end of the gateway was not the job's fault
             await served.jobs.cancel(again)
             assert (await ended(served, waiting)).state == "completed"
 
     asyncio.run(line())
 
 
-def test_a_job_that_ends_its_workers_is_not_run_for_ever(serve: Serve) -> None:
+def test_a_job_that_kills_its_workers_is_not_run_for_ever(serve: Serve) -> None:
     async def line() -> None:
         async with serve(job_starts=2) as served:
             job = await ended(served, await submitted(served, "lose:"))
@@ -411,7 +413,7 @@ def test_a_job_that_ends_its_workers_is_not_run_for_ever(serve: Serve) -> None:
     asyncio.run(line())
 
 
-def test_a_job_whose_worker_ends_for_another_one_is_not_blamed(serve: Serve) -> None:
+def test_a_job_whose_worker_ends_because_of_another_job_is_not_blamed(serve: Serve) -> None:
     async def line() -> None:
         async with serve(job_starts=1) as served:
             job = await ended(served, await submitted(served, "spare:"))
@@ -420,7 +422,7 @@ def test_a_job_whose_worker_ends_for_another_one_is_not_blamed(serve: Serve) -> 
     asyncio.run(line())
 
 
-def test_old_jobs_are_forgotten_with_their_clips(serve: Serve) -> None:
+def test_old_jobs_are_deleted_with_their_clips(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             old = await ended(served, await submitted(served))

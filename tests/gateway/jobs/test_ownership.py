@@ -1,4 +1,5 @@
-"""Two gateways at one Postgres whose lock is cut: one owns the jobs, each is rendered once."""
+"""Two gateways on one Postgres whose lock is cut: one owns the jobs, and each job is rendered
+once."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def gateways(tmp_path: Path, postgres: str) -> Iterator[Gateways]:
         process.wait()
 
 
-def test_a_gateway_whose_lock_another_took_ends_and_no_job_is_rendered_twice(
+def test_a_gateway_that_loses_its_lock_ends_and_no_job_is_rendered_twice(
     gateways: Gateways, postgres: str
 ) -> None:
     first, url = gateways.start("first")
@@ -95,7 +96,7 @@ def test_a_gateway_whose_lock_another_took_ends_and_no_job_is_rendered_twice(
     second, other = gateways.start("second")
     _until(lambda: len(gateways.renders()) >= 2)
     asked(postgres, CUT)
-    assert first.wait(90) == 1  # says why, and has ended its work
+    assert first.wait(90) == 1  # it says why, and its work has ended
     _until(lambda: _answers(other), 60)
     with httpx.Client(base_url=other, timeout=30) as http:
 
@@ -109,10 +110,10 @@ def test_a_gateway_whose_lock_another_took_ends_and_no_job_is_rendered_twice(
     assert second.poll() is None
 
 
-def test_a_stopped_gateway_finds_its_jobs_taken_and_changes_none(
+def test_a_paused_gateway_finds_its_jobs_taken_and_changes_none(
     gateways: Gateways, postgres: str
 ) -> None:
-    """It slept through the loss: what it knows is old, and the database says so."""
+    """It was paused during the loss. Its state is old, and the database shows that."""
     first, url = gateways.start("first")
     _until(lambda: _answers(url))
     job = httpx.post(url + RUN, json={"input": wish(prompt="sleep 1")}).json()["id"]
@@ -126,7 +127,7 @@ def test_a_stopped_gateway_finds_its_jobs_taken_and_changes_none(
     assert first.wait(90) == 1
 
 
-def test_a_gateway_that_cannot_confirm_its_lock_stops_and_goes_on_when_it_can(
+def test_a_gateway_that_cannot_confirm_its_lock_stops_and_continues_when_it_can(
     serve: Serve, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ownership, "_CONFIRM_SECONDS", 0.05)
@@ -162,10 +163,10 @@ def test_a_gateway_that_cannot_confirm_its_lock_stops_and_goes_on_when_it_can(
     asyncio.run(line())
 
 
-def test_a_gateway_whose_jobs_another_has_neither_writes_nor_removes_long_texts(
+def test_a_gateway_that_lost_its_jobs_neither_writes_nor_removes_long_texts(
     serve: Serve, postgres: str
 ) -> None:
-    """The other one has accepted a job with the same picture meanwhile, and needs it."""
+    """The new owner has accepted a job with the same picture meanwhile, and needs it."""
     taken = "UPDATE facts SET value = (value::int + 1)::text WHERE name = 'epoch'"
 
     async def line() -> None:
@@ -184,7 +185,7 @@ def test_a_gateway_whose_jobs_another_has_neither_writes_nor_removes_long_texts(
     asyncio.run(line())
 
 
-def test_a_gateway_that_ended_well_is_followed_at_once(
+def test_after_a_clean_end_the_next_gateway_starts_at_once(
     serve: Serve, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ownership, "_TAKEOVER_SECONDS", 3600)

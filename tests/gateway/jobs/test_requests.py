@@ -1,4 +1,5 @@
-"""Requests of jobs: whole while somebody needs them, their pictures once, within a key's bounds."""
+"""Stored requests: complete while someone needs them, each picture once, within the limits of a
+key."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 def picture(name: str, size: int = MB // 2) -> str:
-    """A data URI of `size` characters that is another for each name."""
+    """A data URI of `size` characters, different for each name."""
     return f"data:image/png;base64,{name}".ljust(size, "A")
 
 
@@ -62,7 +63,7 @@ values = st.recursive(
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(max_size=9) | long_strings, values, max_size=12))
-def test_a_request_that_was_taken_apart_is_made_whole_again(request: dict[str, Any]) -> None:
+def test_a_request_stored_in_parts_is_restored(request: dict[str, Any]) -> None:
     parts = split_at_once(request)
     row = json.loads(json.dumps(parts.row))
     texts = {place: verified_text(one.hash, one.data()) for place, one in parts.long_texts.items()}
@@ -82,9 +83,7 @@ def test_a_request_that_was_taken_apart_is_made_whole_again(request: dict[str, A
         ({"a": [[{"b" * 600: LONG}]]}, 1),
     ],
 )
-def test_few_parts_are_made_of_a_request_and_its_row_is_small(
-    request_: dict[str, Any], most: int
-) -> None:
+def test_a_request_has_few_parts_and_a_small_row(request_: dict[str, Any], most: int) -> None:
     parts = split_at_once(request_)
     assert 1 <= len(parts.long_texts) <= most
     assert len(json.dumps(parts.row)) < 10_000
@@ -93,7 +92,7 @@ def test_few_parts_are_made_of_a_request_and_its_row_is_small(
     )
 
 
-def test_what_is_nested_deeper_than_anybody_means_is_refused(serve: Serve) -> None:
+def test_a_request_that_is_nested_too_deep_is_refused(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             deep: Any = "x"
@@ -125,7 +124,7 @@ def test_failed_jobs_with_one_picture_keep_it_once_and_not_in_the_database(
     asyncio.run(line())
 
 
-def test_pictures_are_for_the_gateways_user_alone(serve: Serve, tmp_path: Path) -> None:
+def test_only_the_user_of_the_gateway_can_read_the_pictures(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve() as served:
             await failed(served, picture("a"))
@@ -135,7 +134,7 @@ def test_pictures_are_for_the_gateways_user_alone(serve: Serve, tmp_path: Path) 
     asyncio.run(line())
 
 
-def test_a_picture_goes_with_the_last_job_that_needs_it(serve: Serve, tmp_path: Path) -> None:
+def test_a_picture_is_deleted_with_the_last_job_that_needs_it(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -156,7 +155,7 @@ def test_a_picture_goes_with_the_last_job_that_needs_it(serve: Serve, tmp_path: 
 # --- quotas --------------------------------------------------------------------------------------
 
 
-def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
+def test_a_new_picture_replaces_those_of_failed_jobs_the_oldest_first(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wan_engine.gateway.jobs.requests._CUT_AT_ONCE", 1)
@@ -174,13 +173,13 @@ def test_for_a_new_picture_those_of_failed_jobs_go_the_oldest_first(
             with pytest.raises(Refusal, match="no longer stored") as raised:
                 await served.jobs.retry(jobs[0])
             assert raised.value.code == "conflict"
-            shown = await served.jobs.request(jobs[0].id)  # for what its webhook is told
+            shown = await served.jobs.request(jobs[0].id)  # for the body of its webhook
             assert shown["image"].startswith("data:image/png;base64,0AA")
 
     asyncio.run(line())
 
 
-def test_what_waits_or_runs_keeps_its_picture_and_the_next_is_refused_in_the_doors_words(
+def test_waiting_and_running_jobs_keep_their_pictures_and_the_next_is_refused_in_the_doors_words(
     serve: Serve,
 ) -> None:
     async def line() -> None:
@@ -202,7 +201,7 @@ def test_what_waits_or_runs_keeps_its_picture_and_the_next_is_refused_in_the_doo
             answer = await served.http.post("/api/ai/queue", json=oxen)
             assert answer.status_code == 429
             assert answer.json()["error"]["type"] == "too_many_requests"
-            # The same picture again takes nothing, and another key has room of its own.
+            # The same picture again takes no room, and another key has its own room.
             jobs.append(await submitted(served, request=wish(image=picture("1")), owner="local"))
             await submitted(served, request=wish(image=picture("new")), owner="bob")
             served.backend.release()
@@ -212,7 +211,7 @@ def test_what_waits_or_runs_keeps_its_picture_and_the_next_is_refused_in_the_doo
     asyncio.run(line())
 
 
-def test_nothing_goes_for_a_picture_that_is_refused_all_the_same(serve: Serve) -> None:
+def test_nothing_is_deleted_for_a_picture_that_is_refused_anyway(serve: Serve) -> None:
     async def line() -> None:
         async with serve(media_max_bytes=2 * MB) as served:
             old = await failed(served, picture("old"))
@@ -226,7 +225,7 @@ def test_nothing_goes_for_a_picture_that_is_refused_all_the_same(serve: Serve) -
     asyncio.run(line())
 
 
-def test_a_picture_that_is_larger_than_all_that_a_key_may_keep_is_too_large(serve: Serve) -> None:
+def test_a_picture_larger_than_the_quota_of_a_key_is_too_large(serve: Serve) -> None:
     async def line() -> None:
         async with serve(media_max_bytes=MB) as served:
             body = {"input": wish(image=picture("a", 2 * MB))}
@@ -248,7 +247,7 @@ def test_a_refused_job_without_room_is_told_why_it_is_refused(serve: Serve) -> N
     asyncio.run(line())
 
 
-def test_many_at_once_do_not_pass_the_bound(serve: Serve, tmp_path: Path) -> None:
+def test_concurrent_requests_do_not_exceed_the_limit(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve(media_max_bytes=2 * MB) as served:
             served.backend.hold()
@@ -259,7 +258,9 @@ def test_many_at_once_do_not_pass_the_bound(serve: Serve, tmp_path: Path) -> Non
     asyncio.run(line())
 
 
-def test_a_failed_jobs_picture_goes_after_some_time(serve: Serve, tmp_path: Path) -> None:
+def test_the_picture_of_a_failed_job_is_deleted_after_some_time(
+    serve: Serve, tmp_path: Path
+) -> None:
     async def line() -> None:
         async with serve() as served:
             old = await failed(served, picture("a"))
@@ -277,7 +278,7 @@ def test_a_failed_jobs_picture_goes_after_some_time(serve: Serve, tmp_path: Path
 # --- crashes -------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_and_nothing_half_is_left(
+def test_a_full_disk_is_reported_and_no_partial_file_is_left(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def line() -> None:
@@ -306,7 +307,7 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(
     asyncio.run(line())
 
 
-def test_on_a_full_disk_the_pictures_of_failed_jobs_go_first(
+def test_on_a_full_disk_the_pictures_of_failed_jobs_are_deleted_first(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def line() -> None:
@@ -329,7 +330,7 @@ def test_on_a_full_disk_the_pictures_of_failed_jobs_go_first(
     asyncio.run(line())
 
 
-def test_bytes_whose_job_could_not_be_stored_are_removed(serve: Serve, tmp_path: Path) -> None:
+def test_bytes_of_a_job_that_could_not_be_stored_are_removed(serve: Serve, tmp_path: Path) -> None:
     async def line() -> None:
         async with serve() as served:
             engine = served.gateway.store._engine
@@ -349,7 +350,7 @@ def test_bytes_whose_job_could_not_be_stored_are_removed(serve: Serve, tmp_path:
     asyncio.run(line())
 
 
-def test_the_next_gateway_goes_on_with_the_pictures_and_without_what_is_nobodys(
+def test_the_next_gateway_keeps_the_needed_pictures_and_removes_the_others(
     serve: Serve, tmp_path: Path
 ) -> None:
     async def line() -> None:
@@ -393,12 +394,12 @@ def test_a_job_whose_picture_is_damaged_fails(serve: Serve, tmp_path: Path, how:
             job = await ended(served, job)
             assert (job.state, job.error) == ("failed", "The job's request is no longer stored")
             job = await ended(served, await submitted(served, request=wish(image=picture("a"))))
-            assert job.state == "completed"  # it was stored anew
+            assert job.state == "completed"  # it was stored again
 
     asyncio.run(line())
 
 
-def test_whatever_comes_and_goes_at_once_nothing_that_is_needed_is_removed(serve: Serve) -> None:
+def test_concurrent_jobs_never_remove_a_file_that_is_needed(serve: Serve) -> None:
     chance = random.Random(3)
 
     async def line() -> None:
@@ -426,7 +427,7 @@ def test_whatever_comes_and_goes_at_once_nothing_that_is_needed_is_removed(serve
     asyncio.run(line())
 
 
-def test_requests_of_an_older_gateway_are_whole(serve: Serve, tmp_path: Path) -> None:
+def test_requests_stored_by_an_older_gateway_are_complete(serve: Serve, tmp_path: Path) -> None:
     async def line() -> Job:
         async with serve() as served:
             return await failed(served, "https://example.com/a.png")
@@ -450,8 +451,8 @@ def test_requests_of_an_older_gateway_are_whole(serve: Serve, tmp_path: Path) ->
     asyncio.run(next_line())
 
 
-def test_a_large_request_does_not_hold_up_the_others(serve: Serve) -> None:
-    """Its hash and its file are made beside the loop."""
+def test_a_large_request_does_not_delay_the_others(serve: Serve) -> None:
+    """It is hashed and written outside the event loop."""
 
     async def line() -> None:
         async with serve() as served:
@@ -492,7 +493,7 @@ def opened(served: Served) -> database.Database:
 
 
 @pytest.mark.system
-def test_with_postgres_the_pictures_are_there_for_a_gateway_elsewhere(
+def test_with_postgres_the_pictures_are_there_for_a_gateway_on_another_machine(
     serve: Serve, postgres: str, tmp_path: Path
 ) -> None:
     options = {"database_url": postgres, "media_max_bytes": 3 * MB}

@@ -1,4 +1,4 @@
-"""Webhooks, over real HTTP to a receiver in this process."""
+"""Webhooks over real HTTP, to a receiver in this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 class Receiver:
-    """Answers with the next of `statuses`, and then with 200."""
+    """Answers with each of `statuses` in turn, and then with 200."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -89,7 +89,7 @@ def test_the_end_of_a_job_is_posted_with_its_request(
 
 
 @pytest.mark.parametrize(("statuses", "tries"), [([500], 2), ([302, 404], 3), ([500] * 9, 3)])
-def test_what_is_not_taken_is_posted_twice_more(
+def test_a_refused_webhook_is_posted_twice_more(
     serve: Serve, receiver: Receiver, statuses: list[int], tries: int
 ) -> None:
     async def line() -> None:
@@ -103,15 +103,12 @@ def test_what_is_not_taken_is_posted_twice_more(
                 while await store.due_webhooks(2**60, 10):
                     await asyncio.sleep(0.02)
             await asyncio.sleep(0.7)
-            assert len(receiver.bodies) == tries
-            assert all(body == receiver.bodies[0] for body in receiver.bodies)
+            assert receiver.bodies == [receiver.bodies[0]] * tries
 
     asyncio.run(line())
 
 
-def test_a_webhook_that_waits_is_posted_by_the_next_gateway(
-    serve: Serve, receiver: Receiver
-) -> None:
+def test_a_waiting_webhook_is_posted_by_the_next_gateway(serve: Serve, receiver: Receiver) -> None:
     async def line() -> None:
         receiver.statuses = [503]
         options = {"allow_private_urls": True, "webhook_again_seconds": 1.0}
@@ -135,10 +132,10 @@ def test_a_receiver_that_does_not_answer_is_given_up_in_time() -> None:
         assert time.monotonic() - begun < 5
 
 
-def test_receivers_that_do_not_answer_are_not_waited_for_by_other_callers(
+def test_receivers_that_do_not_answer_delay_no_webhooks_of_other_callers(
     serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each takes a second here, ten in service, and is tried three times."""
+    """Each attempt takes one second here, ten in production, and there are three."""
     monkeypatch.setattr("wan_engine.gateway.jobs.webhooks._ANSWER_SECONDS", 1.0)
 
     async def line() -> None:
@@ -156,7 +153,7 @@ def test_receivers_that_do_not_answer_are_not_waited_for_by_other_callers(
     asyncio.run(line())
 
 
-def test_a_webhook_that_cannot_be_made_does_not_end_the_others(
+def test_a_webhook_that_cannot_be_built_does_not_stop_the_others(
     serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def line() -> None:
@@ -165,8 +162,8 @@ def test_a_webhook_that_cannot_be_made_does_not_end_the_others(
             (bad,) = await served.jobs.submit(new(**refused))
             await eventually(lambda: receiver.bodies)
             while await served.gateway.store.due_webhooks(2**60, 10):
-                await asyncio.sleep(0.01)  # until its row is gone, which is after its body has come
-            # A row that this version of the gateway does not understand.
+                await asyncio.sleep(0.01)  # until its row is deleted
+            # A row that this version of the gateway cannot read.
             await served.gateway.store.change(replace(bad, state="completed"), ("failed",))
             served.jobs._recent[bad.id] = replace(bad, state="completed")
             await served.jobs.submit(new(**refused))
@@ -176,7 +173,7 @@ def test_a_webhook_that_cannot_be_made_does_not_end_the_others(
 
 
 def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Receiver) -> None:
-    """Nor where the address was not seen when it was given, as that of a name is not."""
+    """Not even if the address was unknown when the webhook was set, because it is a name."""
 
     async def line() -> None:
         async with serve() as served:
@@ -224,9 +221,7 @@ def test_a_webhook_is_not_sent_to_a_private_address(serve: Serve, receiver: Rece
         "http://%31%32%37.1/",
     ],
 )
-def test_a_webhook_to_an_address_that_is_not_public_is_refused_when_it_is_given(
-    shared: Shared, url: str
-) -> None:
+def test_a_webhook_to_a_private_address_is_refused_when_it_is_set(shared: Shared, url: str) -> None:
     async def line() -> None:
         served = shared.served
         for operation in ("run", "runsync"):
@@ -241,7 +236,7 @@ def test_a_webhook_to_an_address_that_is_not_public_is_refused_when_it_is_given(
 @pytest.mark.parametrize(
     "url", ["https://example.com/hook", "http://8.8.8.8/", "http://134744072/", "http://10.example"]
 )
-def test_a_webhook_to_a_name_or_a_public_address_is_taken(serve: Serve, url: str) -> None:
+def test_a_webhook_to_a_name_or_a_public_address_is_accepted(serve: Serve, url: str) -> None:
     async def line() -> None:
         async with serve() as served:
             served.backend.hold()
@@ -252,7 +247,7 @@ def test_a_webhook_to_a_name_or_a_public_address_is_taken(serve: Serve, url: str
     asyncio.run(line())
 
 
-def test_private_webhooks_are_taken_where_the_operator_allows_them(serve: Serve) -> None:
+def test_private_webhooks_are_accepted_where_the_operator_allows_them(serve: Serve) -> None:
     async def line() -> None:
         async with serve(allow_private_urls=True) as served:
             served.backend.hold()
@@ -262,9 +257,7 @@ def test_private_webhooks_are_taken_where_the_operator_allows_them(serve: Serve)
     asyncio.run(line())
 
 
-def test_a_receiver_that_does_not_answer_holds_up_no_other(
-    serve: Serve, receiver: Receiver
-) -> None:
+def test_a_receiver_that_does_not_answer_delays_no_other(serve: Serve, receiver: Receiver) -> None:
     async def line() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -272,9 +265,9 @@ def test_a_receiver_that_does_not_answer_holds_up_no_other(
                 hang = {"input": wish(duration=7), "webhook": silent_url}
                 await served.http.post(f"{BASE}/run", json=hang)
                 connection, _ = await asyncio.to_thread(silent.accept)
-                with connection:  # it is being told, for ten seconds
+                with connection:  # this one is being delivered, for ten seconds
                     begun = time.monotonic()
-                    for _ in range(12):  # more than are told at once
+                    for _ in range(12):  # more than are delivered at once
                         quick = {"input": wish(duration=7), "webhook": receiver.url}
                         await served.http.post(f"{BASE}/run", json=quick)
                     await eventually(lambda: len(receiver.bodies) == 12)

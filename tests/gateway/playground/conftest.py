@@ -1,4 +1,4 @@
-"""The page in the system's Chromium. Whatever the browser complains about fails the test."""
+"""The page in the system's Chromium. A test fails if the browser logs an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA = Path(__file__).parents[2] / "data"
 PHOTO = DATA / "rocket_640x360.jpg"
 SOUND = DATA / "chime_4s.mp3"
 NO_CLIP = ("DEMUXER", "Failed to load resource")
-"""What the browser says of the instant backend's clip, which is no video."""
+"""Chromium's message about the instant backend's clip, which is no video."""
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 Open = Callable[..., Page]
@@ -24,15 +24,16 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """For one file of tests: while it is open, this thread has a running loop, and other tests want
-    one of their own."""
-    expect.set_options(timeout=20_000)  # on two busy cores five seconds are not much
+    """Has the scope of a module: while it is open, this thread has a running loop, and other tests
+    want their own."""
+    expect.set_options(timeout=20_000)  # five seconds are too short on two busy cores
     with chromium() as browser:
         yield browser
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
+    """The browser of this machine."""
     found = [path for name in PROGRAMS if (path := shutil.which(name))]
     assert found, "apt-get install chromium"
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -44,8 +45,8 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """`open_page(url, viewport=..., allowed=("401",))`: a window of its own, without history. What
-    is `allowed` may be in a complaint of the browser."""
+    """`open_page(url, viewport=..., allowed=("401",))` opens a window of its own, without history.
+    Messages of the browser that contain an `allowed` text do not fail the test."""
     complaints: list[str] = []
     contexts = []
 
@@ -77,7 +78,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 
 
 def fill(page: Page, prompt: str = "Leaves sway", picture: Path | None = PHOTO) -> None:
-    """What a request needs at least."""
+    """Fills in the required fields."""
     if picture is not None:
         page.locator("#image-file").set_input_files(picture)
         page.locator("#image .preview").wait_for()

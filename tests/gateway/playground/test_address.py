@@ -1,4 +1,4 @@
-"""A job has an address of its own, for whoever has the key."""
+"""A job has its own address, for everyone who has its key."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_job_s_address_survives_a_reload_and_is_shown_in_another_browser(
     expect(phone.locator("#result-title")).to_be_in_viewport()
 
 
-def test_a_job_that_runs_is_followed_by_its_address(listen: Listen, open_page: Open) -> None:
+def test_a_running_job_can_be_followed_by_its_address(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.hold()
     page = open_page(here.url, allowed=NO_CLIP)

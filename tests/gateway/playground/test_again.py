@@ -1,4 +1,4 @@
-"""A request is kept whole in the browser that sent it, and so is the form."""
+"""The browser that sent a request keeps all of it, and the state of the form."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def content(data_uri: str) -> bytes:
 
 
 def newest(here: Listening, count: int) -> dict[str, Any]:
-    """The last of `count` requests."""
+    """The last of `count` requests that the page sent."""
     _until(lambda: len(here.backend.requests) == count)
     request = list(here.backend.requests.values())[-1]
     assert isinstance(request, dict)
@@ -58,7 +58,7 @@ def choose(page: Page, picture: Path, sound: Path) -> None:
     expect(page.locator("#image-note")).to_contain_text(picture.name)
 
 
-def test_a_job_s_own_picture_and_sound_are_sent_again_and_not_those_of_now(
+def test_a_job_s_own_picture_and_sound_are_sent_again_and_not_those_of_the_form(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen()
@@ -100,7 +100,7 @@ def test_a_job_without_a_sound_is_sent_again_without_one(listen: Listen, open_pa
     assert newest(here, 2) == {**first, "seed": 7}
 
 
-def test_a_picture_that_was_made_smaller_is_sent_again_as_it_was(
+def test_a_picture_that_was_made_smaller_is_sent_again_unchanged(
     listen: Listen, open_page: Open, tmp_path: Path
 ) -> None:
     Image.new("RGB", (8400, 1200), "teal").save(tmp_path / "long.png")
@@ -119,7 +119,7 @@ def test_a_picture_that_was_made_smaller_is_sent_again_as_it_was(
     assert isinstance(again, dict) and first["image"] == again["image"]
 
 
-def test_what_this_browser_no_longer_has_is_said_and_nothing_else_is_sent(
+def test_media_that_the_browser_no_longer_has_is_reported_and_nothing_else_is_sent(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen()
@@ -164,7 +164,7 @@ def test_the_form_survives_a_reload(listen: Listen, open_page: Open) -> None:
     assert request["size"] == "1920*1080"
 
 
-def test_jobs_that_are_removed_leave_nothing_behind(listen: Listen, open_page: Open) -> None:
+def test_removed_jobs_leave_nothing_behind(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, allowed=NO_CLIP)
     fill(page)
     generate(page)

@@ -1,4 +1,4 @@
-"""What the page asks beside the public APIs, as HTTP sees it."""
+"""The page's own API over HTTP."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def shown(served: Served, job_id: str, key: str = "") -> dict[str, Any]:
     return {**answer.json(), "code": answer.status_code}
 
 
-def test_a_waiting_job_has_its_place_and_its_seconds(serve: Serve) -> None:
+def test_a_waiting_job_has_its_place_and_its_expected_seconds(serve: Serve) -> None:
     async def line(served: Served) -> None:
         first = await sent(served)
         await eventually(lambda: served.backend.rendered)
@@ -70,7 +70,7 @@ def test_a_waiting_job_has_its_place_and_its_seconds(serve: Serve) -> None:
     told(serve, line)
 
 
-def test_nothing_is_expected_before_a_first_job_has_ended(serve: Serve) -> None:
+def test_nothing_is_estimated_before_a_first_job_has_ended(serve: Serve) -> None:
     async def line(served: Served) -> None:
         served.backend.hold()
         job_id = await sent(served)
@@ -81,7 +81,7 @@ def test_nothing_is_expected_before_a_first_job_has_ended(serve: Serve) -> None:
     told(serve, line)
 
 
-def test_no_key_sees_the_job_of_another(serve: Serve) -> None:
+def test_a_key_does_not_see_jobs_of_others(serve: Serve) -> None:
     ann, ann_entry = new_entry("ann")
     bob, bob_entry = new_entry("bob")
 
@@ -100,7 +100,7 @@ def test_no_key_sees_the_job_of_another(serve: Serve) -> None:
     told(serve, line, api_keys=f"{ann_entry},{bob_entry}")
 
 
-def test_the_server_tells_what_its_models_take_and_prices_that_were_set(serve: Serve) -> None:
+def test_the_server_says_what_its_models_accept_and_the_prices_that_were_set(serve: Serve) -> None:
     async def line(served: Served) -> None:
         served.backend.models = {
             "image-to-video": "wan-tiny",
@@ -114,7 +114,7 @@ def test_the_server_tells_what_its_models_take_and_prices_that_were_set(serve: S
     told(serve, line, prices={"1280*720": "0.02"})
 
 
-def test_without_a_price_of_the_operator_s_none_is_told(serve: Serve) -> None:
+def test_without_a_price_of_the_operator_none_is_shown(serve: Serve) -> None:
     async def line(served: Served) -> None:
         assert (await served.http.get(f"{API}/server")).json()["prices"] is None
 
@@ -123,7 +123,7 @@ def test_without_a_price_of_the_operator_s_none_is_told(serve: Serve) -> None:
 
 @pytest.mark.parametrize("model", ["wan-tiny", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"])
 @pytest.mark.parametrize("picture", [(640, 360), (1000, 1000), (333, 999), (3000, 1000)])
-def test_the_size_that_is_told_is_that_of_the_plan(model: str, picture: tuple[int, int]) -> None:
+def test_the_size_shown_is_that_of_the_plan(model: str, picture: tuple[int, int]) -> None:
     row = known_models()[model]
     for size in ("1280*720", "1920*1080"):
         order = Order(prompt="a", image="a", size=size, duration=5, seed=1)  # type: ignore[arg-type]
@@ -134,13 +134,13 @@ def test_the_size_that_is_told_is_that_of_the_plan(model: str, picture: tuple[in
         assert (found["width"], found["height"]) == (plan.width, plan.height)
         assert found["rendered"] == [plan.render_width, plan.render_height]
         wide, high = found["shown"]
-        # What is shown has the clip's shape, and touches two sides of the render at least.
+        # The clip's shape, which touches at least two sides of the render.
         shape = wide * picture[0] / (high * picture[1])
         assert shape == pytest.approx(plan.width / plan.height, rel=0.03)
         assert 0.8 < min(wide, high) <= max(wide, high) <= 1
 
 
-def test_sizes_that_cannot_be_are_refused(serve: Serve) -> None:
+def test_impossible_sizes_are_refused(serve: Serve) -> None:
     async def line(served: Served) -> None:
         for query in ("width=0&height=5&task=image-to-video", "width=5&height=5&task=other", ""):
             assert (await served.http.get(f"{API}/sizes?{query}")).status_code == 400
@@ -148,7 +148,7 @@ def test_sizes_that_cannot_be_are_refused(serve: Serve) -> None:
     told(serve, line)
 
 
-def test_the_order_that_is_told_is_the_order_in_which_jobs_are_taken() -> None:
+def test_the_places_shown_are_the_order_in_which_jobs_run() -> None:
     queue = FairQueue(100, {"ann": Share(weight=2), "bob": Share(), "eve": Share()})
     for number in range(5):
         for owner in ("ann", "bob", "eve"):
@@ -167,7 +167,7 @@ def test_the_order_that_is_told_is_the_order_in_which_jobs_are_taken() -> None:
     assert queue.before("ann0", 100) is None
 
 
-def test_what_is_left_shrinks_with_each_stage() -> None:
+def test_the_remaining_time_shrinks_with_each_stage() -> None:
     times = RunTimes()
     assert times.whole("a") is None and times.left("a", None, 3) is None
     times.learn("a", {"prepare": 1, "denoise": 10, "decode": 4, "encode": 1, "load": 60}, 80)

@@ -1,5 +1,5 @@
 """The code that the page shows is what a user runs: each text is taken from the page and run as it
-is, but for the key, and what arrives at the gateway is compared with what the page would send."""
+is, except for the key. The request that arrives is compared with the page's own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HOSTILE = 'It\'s "$HOME" `id` $(id) \\n \\ ${x}\nJSON\n%s {a} — 你好 🎬'
 
 
 def code(page: Page, api: str, language: str) -> str:
-    """The text, with a key in it."""
+    """The code, with a real key in it."""
     pick(page, "API", api)
     pick(page, "Language", language)
     text = page.locator("#code").text_content() or ""
@@ -46,13 +46,13 @@ def code(page: Page, api: str, language: str) -> str:
 
 
 def printed_url(text: str) -> str:
-    """The clip's address in what a client printed: itself, or somewhere in an answer."""
+    """The clip's URL in the output of a client: the output itself, or part of an answer."""
     (url,) = set(re.findall(r"http://[^\s\"]+/results/[^\s\"]+", text))
     return url
 
 
 def clip_of(api: str, printed: str, folder: Path) -> bytes:
-    """OpenAI's API has no link, so its code stores the clip."""
+    """OpenAI's API has no link, so its code saves the clip."""
     if api == "OpenAI":
         return (folder / "clip.mp4").read_bytes()
     return httpx.get(printed_url(printed)).content
@@ -66,7 +66,7 @@ def the_request(here: Listening) -> dict[str, Any]:
 
 @pytest.mark.parametrize("language", PROGRAMS)
 @pytest.mark.parametrize("api", ALL_APIS)
-def test_with_a_url_and_every_option_it_runs(
+def test_it_runs_with_a_url_and_every_option(
     listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
 ) -> None:
     here = listen(api_keys=ENTRY)
@@ -103,7 +103,7 @@ def test_with_a_url_and_every_option_it_runs(
 
 @pytest.mark.parametrize("language", PROGRAMS)
 @pytest.mark.parametrize("api", APIS)
-def test_with_files_it_runs_beside_them(
+def test_it_runs_with_files_beside_it(
     listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
 ) -> None:
     here = listen(api_keys=ENTRY)
@@ -115,7 +115,7 @@ def test_with_files_it_runs_beside_them(
     page.locator("#audio-file").set_input_files(SOUND)
     page.locator("audio.preview").wait_for()
     text = code(page, api, language)
-    assert len(text) < 3000  # the files themselves are not in it
+    assert len(text) < 3000  # the files themselves are not in the code
     command, suffix = PROGRAMS[language]
     printed = run(command, text, tmp_path, suffix)
     assert httpx.get(printed_url(printed)).content == CLIP
@@ -123,7 +123,7 @@ def test_with_files_it_runs_beside_them(
     for name, path, kind in (("image", PHOTO, "image/jpeg"), ("audio", SOUND, "audio/mpeg")):
         assert request[name] == f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
     assert request["prompt"] == HOSTILE
-    # What the form says, and not what an API has where nothing is said.
+    # Every option has the form's value, even where an API has another default.
     assert (request["size"], request["duration"], request["seed"]) == ("1280*720", 5, -1)
     assert request["shot_type"] == "single" and request["enable_prompt_expansion"] is False
 
@@ -136,7 +136,7 @@ def test_with_files_it_runs_beside_them(
         ("OpenAI", "JavaScript"),
     ],
 )
-def test_a_failure_is_printed_and_ends_it(
+def test_a_failure_is_printed_and_ends_the_program(
     listen: Listen, open_page: Open, tmp_path: Path, api: str, language: str
 ) -> None:
     here = listen(api_keys=ENTRY)
@@ -201,7 +201,7 @@ def test_a_clip_and_references_are_in_the_code(
         assert (request["aspect_ratio"], request["size"]) == ("3:4", "1280*720")
 
 
-def test_it_is_copied(listen: Listen, open_page: Open) -> None:
+def test_the_code_is_copied(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, permissions=["clipboard-read", "clipboard-write"])
     pick(page, "Language", "Python")
     page.get_by_role("button", name="Copy the code").click()
@@ -212,7 +212,7 @@ def test_it_is_copied(listen: Listen, open_page: Open) -> None:
     expect(page.locator("#copy")).to_have_text("Copy")
 
 
-def test_it_names_the_host_that_the_page_was_reached_by(listen: Listen, open_page: Open) -> None:
+def test_the_code_names_the_host_of_the_page(listen: Listen, open_page: Open) -> None:
     port = listen(api_keys=ENTRY).url.rpartition(":")[2]
     page = open_page(f"http://localhost:{port}/")
     for api in ALL_APIS:
@@ -221,7 +221,7 @@ def test_it_names_the_host_that_the_page_was_reached_by(listen: Listen, open_pag
             assert hosts == {f"http://localhost:{port}", "https://example.com"}
 
 
-def test_what_does_not_fit_in_a_request_is_said(
+def test_what_does_not_fit_in_a_request_is_reported(
     listen: Listen, open_page: Open, tmp_path: Path
 ) -> None:
     large = tmp_path / "large.bmp"

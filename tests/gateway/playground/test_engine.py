@@ -1,4 +1,4 @@
-"""A whole generation in the browser, by `wan-tiny` in the real engine's process."""
+"""A whole generation in the browser, with `wan-tiny` in the real engine process."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def test_a_picture_becomes_a_video(gateway: str, open_page: Open, tmp_path: Path
     _until(lambda: video.evaluate("video => video.readyState") >= 1)
 
 
-def test_a_picture_that_the_engine_refuses_is_said_why(
+def test_the_page_shows_why_the_engine_refuses_a_picture(
     gateway: str, open_page: Open, tmp_path: Path
 ) -> None:
-    """The browser shows its first frame; the contract takes no animated picture."""
+    """The browser shows its first frame. The contract accepts no animated pictures."""
     animated = tmp_path / "animated.png"
     frames = [Image.open(PHOTO), Image.new("RGB", (640, 360))]
     frames[0].save(animated, save_all=True, append_images=frames[1:])

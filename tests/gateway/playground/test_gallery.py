@@ -39,7 +39,7 @@ def made(page: Page, *prompts: str) -> None:
         finished(page)
 
 
-def test_a_clip_is_seen_by_its_first_frame_which_is_made_once(
+def test_a_clip_is_shown_by_its_first_frame_which_is_made_once(
     here: Listening, open_page: Open
 ) -> None:
     page = open_page(here.url)
@@ -52,7 +52,7 @@ def test_a_clip_is_seen_by_its_first_frame_which_is_made_once(
         "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
     )
     assert size == [480, 270]
-    expect(page.locator("#history li")).to_contain_text("640 × 360")  # as it turned out
+    expect(page.locator("#history li")).to_contain_text("640 × 360")  # the actual size of the clip
     page.reload()
     still.wait_for()
     assert len([url for url in asked if url.endswith("/still")]) == 1

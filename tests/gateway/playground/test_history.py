@@ -1,4 +1,4 @@
-"""What the browser remembers: jobs in its history, and a key in a tab."""
+"""What the browser keeps: the jobs of its history, and a key for one tab."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_history_survives_a_reload_and_entries_are_removed(
     expect(page.locator("#history-empty")).to_be_visible()
 
 
-def test_a_job_that_runs_is_followed_again_after_a_reload(listen: Listen, open_page: Open) -> None:
+def test_a_running_job_is_followed_again_after_a_reload(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.hold()
     page = open_page(here.url, allowed=NO_CLIP)
@@ -82,9 +82,7 @@ def test_another_tab_sees_the_same_history(listen: Listen, open_page: Open) -> N
     expect(other.locator("#history li")).to_contain_text("Seen by both")
 
 
-def test_a_job_that_the_server_no_longer_keeps_is_said_to_be_gone(
-    listen: Listen, open_page: Open
-) -> None:
+def test_a_job_that_the_server_deleted_is_shown_as_gone(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, allowed=("404",))
     page.evaluate(
         """() => localStorage.setItem("wan-playground-history", JSON.stringify([
@@ -127,7 +125,7 @@ def test_a_finished_job_is_asked_for_once_while_the_server_is_away(
 # --- the key -------------------------------------------------------------------------------------
 
 
-def test_a_key_is_asked_for_used_and_never_written_down(listen: Listen, open_page: Open) -> None:
+def test_a_key_is_asked_for_and_used_and_never_stored(listen: Listen, open_page: Open) -> None:
     key, entry = new_entry("ann")
     here = listen(api_keys=entry)
     page = open_page(here.url, allowed=(*NO_CLIP, "401"))

@@ -1,4 +1,4 @@
-"""How the page is used by keyboard, read by a screen reader, and looks in dark and on a phone."""
+"""The page with a keyboard, for a screen reader, in dark mode and on a phone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ pytestmark = pytest.mark.system
 
 Listen = Callable[..., Listening]
 
-# What has the focus: its name, and whether that can be seen on it or on the label that stands for
-# it.
+# The focused element: its name, and whether the focus is visible on it or on its label.
 FOCUSED = """() => {
     const field = document.activeElement;
     const hidden = field.matches(".visually-hidden, .segments input");
@@ -31,7 +30,7 @@ FOCUSED = """() => {
     };
 }"""
 
-# Every text that is seen, with its colour and the colour behind it.
+# Every visible text, with its colour and the colour behind it.
 CONTRASTS = """() => {
     const rgb = colour => colour.match(/[\\d.]+/g).map(Number);
     const light = channel => {
@@ -61,7 +60,7 @@ CONTRASTS = """() => {
 
 
 def everything_shown(page: Page) -> None:
-    """A job that was cancelled, one that failed, one that runs, and what is wrong in the form."""
+    """A page with a cancelled, a failed and a running job, and an error in the form."""
     for prompt, state in (("fail:internal_error:Out of film", "failed"), ("hang", "working")):
         fill(page, prompt)
         generate(page)
@@ -88,7 +87,7 @@ def test_every_text_has_contrast(
     assert [one for one in found if one[0] < 4.5] == []
 
 
-def test_it_is_dark_where_the_system_is(listen: Listen, open_page: Open) -> None:
+def test_it_is_dark_where_the_system_is_dark(listen: Listen, open_page: Open) -> None:
     here = listen()
     grounds = {}
     for scheme in ("light", "dark"):
@@ -99,7 +98,7 @@ def test_it_is_dark_where_the_system_is(listen: Listen, open_page: Open) -> None
 
 
 @pytest.mark.parametrize("width", [320, 360, 768])
-def test_nothing_sticks_out_of_a_narrow_screen(listen: Listen, open_page: Open, width: int) -> None:
+def test_nothing_is_wider_than_a_narrow_screen(listen: Listen, open_page: Open, width: int) -> None:
     page = open_page(
         listen().url, viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True
     )
@@ -121,14 +120,14 @@ def test_nothing_sticks_out_of_a_narrow_screen(listen: Listen, open_page: Open, 
     assert small == []
 
 
-def test_on_a_phone_the_result_comes_into_view(listen: Listen, open_page: Open) -> None:
+def test_on_a_phone_the_result_scrolls_into_view(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, viewport={"width": 360, "height": 740})
     fill(page, "hang")
     generate(page)
     expect(page.locator("#stage")).to_be_in_viewport()
 
 
-def test_a_video_is_made_with_the_keyboard_alone(listen: Listen, open_page: Open) -> None:
+def test_a_video_can_be_made_with_the_keyboard_alone(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url, allowed=NO_CLIP, viewport={"width": 1280, "height": 700})
     reached = []
@@ -165,7 +164,7 @@ def test_a_video_is_made_with_the_keyboard_alone(listen: Listen, open_page: Open
     page.keyboard.press("Enter")
     expect(page.locator("#result")).to_be_focused()
     finished(page)
-    page.wait_for_load_state("networkidle")  # the card is drawn anew once its size is known
+    page.wait_for_load_state("networkidle")  # the card is drawn again once its size is known
     tab_to("download")
     tab_to("again")
     page.keyboard.press("Enter")
@@ -177,9 +176,7 @@ def test_a_video_is_made_with_the_keyboard_alone(listen: Listen, open_page: Open
     assert chosen == {"prompt": "By hand", "size": "1920*1080", "duration": 10, "seed": 5}
 
 
-def test_removing_from_the_history_keeps_the_keyboard_s_place(
-    listen: Listen, open_page: Open
-) -> None:
+def test_removing_from_the_history_keeps_the_focus(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url)
     for number in range(3):
         fill(page, f"fail:internal_error:Number {number}")

@@ -1,4 +1,4 @@
-"""What the page does, on a gateway whose backend is instant."""
+"""The page on a gateway with the instant backend."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def content(data_uri: str) -> bytes:
 # --- requests ------------------------------------------------------------------------------------
 
 
-def test_all_options_are_sent_as_they_are_chosen(listen: Listen, open_page: Open) -> None:
+def test_all_options_are_sent_as_chosen(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url, allowed=NO_CLIP)
     fill(page, "She said “go” \\ $5\nsecond line 🎬")
@@ -105,7 +105,7 @@ def test_untouched_options_are_the_contract_s_defaults(listen: Listen, open_page
     )
 
 
-def test_the_price_is_told_before_anything_is_sent(listen: Listen, open_page: Open) -> None:
+def test_the_price_is_shown_before_anything_is_sent(listen: Listen, open_page: Open) -> None:
     here = listen(prices={"1280*720": "0.02"})
     page = open_page(here.url)
     values = page.locator("input[name=size], input[name=duration]").evaluate_all(
@@ -121,7 +121,7 @@ def test_the_price_is_told_before_anything_is_sent(listen: Listen, open_page: Op
     assert here.backend.requests == {}
 
 
-def test_what_is_missing_is_said_and_gone_to(listen: Listen, open_page: Open) -> None:
+def test_a_missing_field_is_named_and_focused(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url)
     page.get_by_label("Seed").fill("3.5")
@@ -138,9 +138,7 @@ def test_what_is_missing_is_said_and_gone_to(listen: Listen, open_page: Open) ->
     assert here.backend.requests == {}
 
 
-def test_characters_are_counted_as_the_contract_counts_them(
-    listen: Listen, open_page: Open
-) -> None:
+def test_characters_are_counted_as_in_the_contract(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url)
     prompt = page.get_by_label("Prompt", exact=True)
     prompt.fill("🎬" * 1500)
@@ -172,7 +170,7 @@ def test_a_picture_larger_than_a_request_is_made_smaller(
     image = Image.open(io.BytesIO(content(request["image"])))
     assert image.format == "JPEG" and 1900 < image.width <= 3840
     assert image.width / image.height == pytest.approx(2, rel=0.01)
-    # Noise is hardest on JPEG; that it is the same noise, its mean over large squares shows.
+    # Noise is the hardest picture for JPEG. Its means over large squares show that it is the same.
     small = np.asarray(image.resize((8, 4), Image.Resampling.BOX), float)
     expected = np.asarray(Image.fromarray(noise).resize((8, 4), Image.Resampling.BOX), float)
     assert np.abs(small - expected).max() < 4
@@ -187,7 +185,7 @@ def test_a_picture_larger_than_a_request_is_made_smaller(
         ("animation.gif", (400, 300), (400, 300)),
     ],
 )
-def test_a_picture_with_sides_or_a_format_that_are_not_taken_is_made_one_that_is(
+def test_a_picture_of_a_wrong_size_or_format_is_converted(
     listen: Listen,
     open_page: Open,
     tmp_path: Path,
@@ -212,7 +210,7 @@ def test_a_picture_on_its_side_is_sent_upright_when_it_is_made_smaller(
 ) -> None:
     path = tmp_path / "side.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn it right
+    exif[0x0112] = 6  # to be turned right
     Image.new("RGB", (8400, 1200)).save(path, exif=exif)
     here = listen()
     page = open_page(here.url, allowed=NO_CLIP)
@@ -223,7 +221,7 @@ def test_a_picture_on_its_side_is_sent_upright_when_it_is_made_smaller(
 
 
 def save_tone(path: Path, seconds: float, rate: int = 44_100, channels: int = 2) -> None:
-    """440 Hz, in any format that ffmpeg knows by the file's name."""
+    """A sound of 440 Hz, in the format of the file's name."""
     source = f"sine=440:duration={seconds}:sample_rate={rate}"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source]
     options = ["-rf64", "always"] if "RF64" in path.name else []
@@ -243,7 +241,7 @@ def save_tone(path: Path, seconds: float, rate: int = 44_100, channels: int = 2)
         ("large.wav", 29, 6, "its first 15 s are sent as a WAV file", 15),
     ],
 )
-def test_a_sound_of_a_length_or_a_format_that_is_not_taken_is_made_one_that_is(
+def test_a_sound_of_a_wrong_length_or_format_is_converted(
     listen: Listen,
     open_page: Open,
     tmp_path: Path,
@@ -272,9 +270,7 @@ def test_a_sound_of_a_length_or_a_format_that_is_not_taken_is_made_one_that_is(
     assert loudest == pytest.approx(440, abs=1)
 
 
-def test_a_sound_that_is_taken_is_sent_as_it_is(
-    listen: Listen, open_page: Open, tmp_path: Path
-) -> None:
+def test_a_valid_sound_is_sent_unchanged(listen: Listen, open_page: Open, tmp_path: Path) -> None:
     here = listen()
     page = open_page(here.url, allowed=NO_CLIP)
     save_tone(tmp_path / "a.mp3", 29)
@@ -286,7 +282,7 @@ def test_a_sound_that_is_taken_is_sent_as_it_is(
     assert content(only_request(here)["audio"]) == (tmp_path / "a.mp3").read_bytes()
 
 
-def test_files_that_cannot_be_used_are_refused_at_once(
+def test_unusable_files_are_refused_at_once(
     listen: Listen, open_page: Open, tmp_path: Path
 ) -> None:
     small, text, narrow = tmp_path / "small.png", tmp_path / "text.png", tmp_path / "narrow.png"
@@ -373,7 +369,7 @@ def test_a_data_uri_in_the_url_field_is_a_file(listen: Listen, open_page: Open) 
 # --- progress and errors -------------------------------------------------------------------------
 
 
-def test_a_failing_job_s_sentence_is_shown_as_text(listen: Listen, open_page: Open) -> None:
+def test_the_sentence_of_a_failed_job_is_shown_as_text(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url)
     fill(page, "fail:out_of_memory:The GPU is <b>full</b>: take 720p")
@@ -401,7 +397,9 @@ def test_progress_is_live_and_a_job_can_be_cancelled(listen: Listen, open_page: 
     assert here.backend.stopped == [job_id]
 
 
-def test_what_the_gateway_refuses_is_said_below_the_button(listen: Listen, open_page: Open) -> None:
+def test_the_refusal_of_the_gateway_is_shown_below_the_button(
+    listen: Listen, open_page: Open
+) -> None:
     here = listen(queue_max=1)
     page = open_page(here.url, allowed=("429",))
     fill(page, "hang")
@@ -425,7 +423,7 @@ def test_a_server_that_is_away_is_asked_again(listen: Listen, open_page: Open) -
     expect(page.locator("#away")).to_be_empty()
 
 
-# What an engine tells of a clip of two segments, some of it missed between two polls.
+# Progress of a clip of two segments, of which two polls miss a part.
 TOLD = [
     ("prepare", 0, 1),
     ("denoise", 1, 8),
@@ -440,7 +438,7 @@ TOLD = [
 ]
 
 
-def test_the_bar_never_goes_back(listen: Listen, open_page: Open) -> None:
+def test_the_progress_bar_never_goes_back(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url)
     values = page.evaluate(
         """async (told) => {

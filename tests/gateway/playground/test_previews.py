@@ -1,4 +1,4 @@
-"""Previews in the gateway: made while their owner looks, and shown to nobody else."""
+"""Previews in the gateway: made while their owner looks, and shown to no other key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wan_engine.gateway.keys import new_entry
 WEBP = "data:image/webp;base64,AAAA"
 
 
-def test_a_preview_is_told_once_to_its_owner_who_looks(serve: Serve) -> None:
+def test_a_preview_is_shown_once_to_its_owner_while_the_owner_looks(serve: Serve) -> None:
     ann, ann_entry = new_entry("ann")
     bob, bob_entry = new_entry("bob")
 
@@ -27,7 +27,7 @@ def test_a_preview_is_told_once_to_its_owner_who_looks(serve: Serve) -> None:
         await asked(f"jobs/{job_id}")
         await asked(f"jobs/{job_id}?preview=-1", bob)
         assert not jobs.wants_preview(job_id)
-        jobs.put_preview(job_id, Preview(WEBP, 1))  # nobody has looked: it is not kept
+        jobs.put_preview(job_id, Preview(WEBP, 1))  # nobody looks, so it is not kept
         assert "preview" not in await asked(f"jobs/{job_id}?preview=-1")
         assert jobs.wants_preview(job_id)
         jobs.put_preview(job_id, Preview(WEBP, 1))
@@ -52,7 +52,7 @@ def test_a_preview_is_told_once_to_its_owner_who_looks(serve: Serve) -> None:
     told(serve, line, api_keys=f"{ann_entry},{bob_entry}")
 
 
-def test_one_preview_of_a_job_is_kept_and_none_that_is_too_large() -> None:
+def test_each_job_keeps_one_preview_and_none_that_is_too_large() -> None:
     previews = Previews()
     assert previews.look("a", -1) is None
     for step in range(100):
@@ -65,7 +65,7 @@ def test_one_preview_of_a_job_is_kept_and_none_that_is_too_large() -> None:
     assert previews._newest == {} and not previews.wanted("a")
 
 
-def test_a_look_lasts_some_seconds() -> None:
+def test_a_look_counts_for_some_seconds() -> None:
     previews = Previews()
     previews.look("a", -1)
     assert previews.wanted("a")

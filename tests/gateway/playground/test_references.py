@@ -1,4 +1,4 @@
-"""The page where clips can be made of references, or of text alone."""
+"""The page where clips can be made from references, or from text alone."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BOTH: Any = {"image-to-video": "wan-tiny", "reference-to-video": "wan-tiny-vace"
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    """What the page takes for a video; it looks at no more than its type."""
+    """A file that the page takes for a video, because it checks only the type."""
     path = tmp_path / "anna.mp4"
     path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(2000))
     return path
 
 
 def begun(open_page: Open, here: Listening) -> Page:
-    """The page with references chosen."""
+    """The page with references selected."""
     here.backend.models = BOTH
     page = open_page(here.url, allowed=NO_CLIP)
     page.get_by_label("Text or references", exact=True).check()
@@ -45,7 +45,7 @@ def the_request(here: Listening) -> dict[str, Any]:
     return request
 
 
-def test_references_are_offered_where_a_model_takes_them(listen: Listen, open_page: Open) -> None:
+def test_references_are_offered_if_a_model_accepts_them(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.models = {"image-to-video": "wan-tiny"}
     page = open_page(here.url)
@@ -109,7 +109,7 @@ def test_text_alone_is_enough(listen: Listen, open_page: Open) -> None:
     assert request["references"] == [] and "image" not in request
 
 
-def test_a_video_that_does_not_fit_in_a_request_is_told_at_once(
+def test_a_video_that_does_not_fit_in_a_request_is_reported_at_once(
     listen: Listen, open_page: Open, film: Path
 ) -> None:
     page = begun(open_page, listen())
@@ -126,7 +126,7 @@ def test_a_video_that_does_not_fit_in_a_request_is_told_at_once(
 @pytest.mark.parametrize(
     ("api", "language"), [("Runpod", "curl"), ("AI/ML API", "Python"), ("Oxen", "JavaScript")]
 )
-def test_the_code_of_it_runs(
+def test_the_code_of_the_page_runs(
     listen: Listen, open_page: Open, film: Path, tmp_path: Path, api: str, language: str
 ) -> None:
     here = listen(api_keys=ENTRY)

@@ -1,4 +1,4 @@
-"""The page at `/` as HTTP sees it. What it does, a real browser shows in the tests beside this."""
+"""The page at `/` over HTTP. Other tests open it in a real browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assets_of(text: str) -> str:
 def get(
     serve: Serve, *paths: str, known: Mapping[str, str] | None = None, **settings: Any
 ) -> list[httpx.Response]:
-    """The page, then each of `paths`, in which `{assets}` is the folder that the page names."""
+    """The page, then each of `paths`, where `{assets}` is the folder that the page names."""
 
     async def line() -> list[httpx.Response]:
         async with serve(**settings) as served:
@@ -47,7 +47,7 @@ def get(
     return asyncio.run(line())
 
 
-def test_the_page_is_asked_for_anew_and_its_files_are_kept_for_ever(serve: Serve) -> None:
+def test_the_page_is_revalidated_and_its_files_are_cached_for_ever(serve: Serve) -> None:
     files = [path for path in sorted(STATIC.iterdir()) if path.suffix != ".html"]
     index, *assets = get(serve, *(f"{{assets}}/{path.name}" for path in files))
     assert index.status_code == 200
@@ -60,7 +60,7 @@ def test_the_page_is_asked_for_anew_and_its_files_are_kept_for_ever(serve: Serve
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
-def test_head_is_understood(serve: Serve) -> None:
+def test_head_is_supported(serve: Serve) -> None:
     async def line() -> None:
         async with serve() as served:
             whole, head = await served.http.get("/"), await served.http.head("/")
@@ -98,7 +98,7 @@ def test_only_scripts_and_styles_of_this_server_run(serve: Serve) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
+def test_nothing_is_loaded_from_other_hosts_and_nothing_is_inline() -> None:
     texts = {
         path.name: path.read_text("utf-8") for path in STATIC.iterdir() if path.suffix != ".jpg"
     }
@@ -110,14 +110,14 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
     assert all(".innerHTML" not in text and "eval(" not in text for text in texts.values())
 
 
-def test_the_page_knows_this_gateway_s_limits(serve: Serve) -> None:
+def test_the_page_has_this_gateway_s_limits(serve: Serve) -> None:
     settings = {"endpoints": ("mine", "other"), "image_min_side": 99, "audio_max_seconds": 7.5}
     known = limits_of(get(serve, **settings)[0].text)
     assert (known["endpoint"], known["imageMinSide"], known["audioMaxSeconds"]) == ("mine", 99, 7.5)
     assert known["requestMaxBytes"] == RUN_MAX_BYTES and known["asksForKey"] is False
 
 
-def test_the_page_is_shown_without_a_key_for_that_is_given_there(serve: Serve) -> None:
+def test_the_page_needs_no_key_because_it_asks_for_one(serve: Serve) -> None:
     (answer,) = get(serve, request_max_bytes=1 << 20, api_keys=new_entry("ann")[1])
     known = limits_of(answer.text)
     assert answer.status_code == 200
@@ -132,6 +132,6 @@ def test_a_setting_cannot_break_out_of_the_page(serve: Serve) -> None:
     assert limits_of(answer.text)["endpoint"] == name
 
 
-def test_the_page_is_not_in_the_document_of_the_apis(serve: Serve) -> None:
+def test_the_page_is_not_part_of_the_openapi_document(serve: Serve) -> None:
     paths = get(serve, "/openapi.json")[1].json()["paths"]
     assert "/" not in paths and not any(path.startswith("/playground") for path in paths)

@@ -1,4 +1,5 @@
-"""Before anything is sent: the example, the size and the crop, the part of a sound, the price."""
+"""The page before a request is sent: the example, the size and crop, the part of a sound, the
+price."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def test_the_example_can_be_changed_before_it_is_sent(listen: Listen, open_page:
     assert here.backend.requests == {}
 
 
-def test_the_real_size_and_the_crop_are_seen_before_it_is_sent(
+def test_the_real_size_and_the_crop_are_shown_before_a_request_is_sent(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen(frame="exact")
@@ -92,8 +93,8 @@ def test_the_pixels_are_those_of_the_plan(listen: Listen, open_page: Open) -> No
         expect(button).to_have_attribute("data-pixels", f"{width}×{height}")
 
 
-def test_a_part_of_a_sound_is_chosen(listen: Listen, open_page: Open, tmp_path: Path) -> None:
-    """Silence and a tone: what is sent begins in the tone."""
+def test_a_part_of_a_sound_can_be_chosen(listen: Listen, open_page: Open, tmp_path: Path) -> None:
+    """Silence and then a tone: the part that is sent begins in the tone."""
     source = "aevalsrc='if(gte(t,20),sin(2*PI*440*t),0)':d=40"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source]
     path = tmp_path / "late.m4a"
@@ -125,7 +126,7 @@ def test_a_part_of_a_sound_is_chosen(listen: Listen, open_page: Open, tmp_path: 
     expect(page.locator("#audio-note")).to_contain_text("late.m4a, 2.0 s")
 
 
-def test_no_price_is_told_where_the_operator_has_set_none(listen: Listen, open_page: Open) -> None:
+def test_no_price_is_shown_if_the_operator_has_set_none(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, allowed=NO_CLIP)
     fill(page)
     generate(page)
@@ -134,7 +135,7 @@ def test_no_price_is_told_where_the_operator_has_set_none(listen: Listen, open_p
         assert "$" not in page.locator(f"#{place}").inner_text()
 
 
-def test_the_operator_s_price_is_told(listen: Listen, open_page: Open) -> None:
+def test_the_operator_s_price_is_shown(listen: Listen, open_page: Open) -> None:
     page = open_page(listen(prices={"1280*720": "0.02"}).url, allowed=NO_CLIP)
     expect(page.locator("#price")).to_have_text("$0.10")
     fill(page)
@@ -144,7 +145,7 @@ def test_the_operator_s_price_is_told(listen: Listen, open_page: Open) -> None:
     expect(page.locator("#history li")).to_contain_text("$0.50 · seed 7")
 
 
-def test_no_key_is_asked_for_or_shown_where_the_server_has_none(
+def test_no_key_is_asked_for_or_shown_if_the_server_has_none(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen()

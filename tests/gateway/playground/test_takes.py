@@ -1,4 +1,4 @@
-"""The form shows what the server's models take: a last picture, a clip to continue, sound."""
+"""The form shows what the server's models accept: a last picture, a clip to continue, sound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAKES_A_CLIP: Any = {"image-to-video": "wan2.2-ti2v-5b"}
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`short.mp4` of 1 s and `right.mp4` of 3 s, 320 x 240."""
+    """`short.mp4` of 1 s and `right.mp4` of 3 s, both 320x240."""
     folder = tmp_path_factory.mktemp("films")
     for name, seconds in (("short", 1), ("right", 3)):
         source = f"testsrc=duration={seconds}:size=320x240:rate=12"
@@ -45,7 +45,7 @@ def only_request(here: Listening) -> dict[str, Any]:
     return request
 
 
-def test_a_last_picture_is_offered_where_a_model_takes_one_and_sent(
+def test_a_last_picture_is_offered_if_a_model_accepts_one_and_is_sent(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen()
@@ -54,7 +54,7 @@ def test_a_last_picture_is_offered_where_a_model_takes_one_and_sent(
     expect(page.locator("#begin-clip")).to_be_visible()
     expect(page.locator("#last")).to_be_hidden()
     here.backend.models = TAKES_ALL
-    expect(page.locator("#last")).to_be_visible()  # seen with the next look at the server
+    expect(page.locator("#last")).to_be_visible()  # shown after the next poll of the server
     fill(page)
     page.locator("#last-file").set_input_files(LAST)
     expect(page.locator("#last-note")).to_contain_text("astronaut_360x480.png, 360 × 480")
@@ -69,7 +69,7 @@ def test_a_last_picture_is_offered_where_a_model_takes_one_and_sent(
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_clip_is_continued(listen: Listen, open_page: Open, films: Path, kept: bool) -> None:
+def test_a_clip_can_be_continued(listen: Listen, open_page: Open, films: Path, kept: bool) -> None:
     here = listen()
     here.backend.models = TAKES_A_CLIP
     page = open_page(here.url, allowed=NO_CLIP)
@@ -90,9 +90,7 @@ def test_a_clip_is_continued(listen: Listen, open_page: Open, films: Path, kept:
     assert request["keep_first_clip"] is kept and "image" not in request
 
 
-def test_no_clip_is_offered_where_no_model_is_known_to_take_one(
-    listen: Listen, open_page: Open
-) -> None:
+def test_no_clip_is_offered_if_no_known_model_accepts_one(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.models = {"image-to-video": "a checkpoint of mine"}
     page = open_page(here.url)
@@ -102,14 +100,14 @@ def test_no_clip_is_offered_where_no_model_is_known_to_take_one(
     expect(page.locator("#image")).to_be_visible()
 
 
-def test_it_is_said_where_lips_move_by_the_sound(listen: Listen, open_page: Open) -> None:
+def test_the_page_says_so_if_lips_follow_the_sound(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.models = {"speech-to-video": "wan2.2-s2v-14b"}
     page = open_page(here.url)
     expect(page.locator("#audio-why")).to_have_text("not needed; the lips move by it")
 
 
-def test_references_may_end_on_a_picture_too(listen: Listen, open_page: Open) -> None:
+def test_references_may_end_with_a_picture_too(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
     page = open_page(here.url, allowed=NO_CLIP)

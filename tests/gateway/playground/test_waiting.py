@@ -1,4 +1,4 @@
-"""What is told while a job waits and runs, and whether the server is there."""
+"""What the page shows while a job waits and runs, and whether the server answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONE_JOB = re.compile(r"/playground/api/jobs/[^/]+$")
 
 
 def told(**changes: Any) -> Callable[[Route], None]:
-    """An answer of the gateway with some of it changed."""
+    """A route handler that changes fields of the gateway's answer."""
 
     def answer(route: Route) -> None:
         response = route.fetch()
@@ -30,7 +30,7 @@ def told(**changes: Any) -> Callable[[Route], None]:
     return answer
 
 
-def test_a_job_s_place_in_the_queue_and_its_seconds_are_told(
+def test_a_job_s_place_in_the_queue_and_its_expected_seconds_are_shown(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen()
@@ -52,7 +52,7 @@ def test_a_job_s_place_in_the_queue_and_its_seconds_are_told(
     finished(page)
 
 
-def test_what_a_waiting_job_waits_for_is_told(listen: Listen, open_page: Open) -> None:
+def test_the_reason_why_a_job_waits_is_shown(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url)
     here.backend.hold()
@@ -63,7 +63,7 @@ def test_what_a_waiting_job_waits_for_is_told(listen: Listen, open_page: Open) -
     here.backend.release()
 
 
-def test_the_form_tells_how_long_such_a_clip_took(listen: Listen, open_page: Open) -> None:
+def test_the_form_shows_how_long_such_a_clip_took(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url, allowed=NO_CLIP)
     fill(page)
@@ -75,7 +75,7 @@ def test_the_form_tells_how_long_such_a_clip_took(listen: Listen, open_page: Ope
     expect(page.locator("#price-note")).to_have_text("15 s at 1280 × 720")
 
 
-def test_every_tab_tells_the_same_time(listen: Listen, open_page: Open) -> None:
+def test_every_tab_shows_the_same_time(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.hold()
     page = open_page(here.url, allowed=NO_CLIP)
@@ -86,14 +86,14 @@ def test_every_tab_tells_the_same_time(listen: Listen, open_page: Open) -> None:
     page.route(ONE_JOB, lambda route: late(route, minutes))
     expect(page.locator("#elapsed")).to_have_text(re.compile(r"11:\d\d"))
     other = page.context.new_page()
-    other.clock.set_system_time("2020-01-01T00:00:00")  # its own clock is wrong
+    other.clock.set_system_time("2020-01-01T00:00:00")  # the tab's clock is wrong
     other.route(ONE_JOB, lambda route: late(route, minutes))
     other.goto(page.url)
     expect(other.locator("#elapsed")).to_have_text(re.compile(r"11:\d\d"))
 
 
 def late(route: Route, milliseconds: int) -> None:
-    """A job that was begun earlier."""
+    """A job that began earlier."""
     response = route.fetch()
     body = response.json()
     if body["started"] is not None:
@@ -101,7 +101,7 @@ def late(route: Route, milliseconds: int) -> None:
     route.fulfill(response=response, body=json.dumps(body))
 
 
-def test_a_live_preview_is_shown_while_it_renders(listen: Listen, open_page: Open) -> None:
+def test_a_live_preview_is_shown_during_the_render(listen: Listen, open_page: Open) -> None:
     here = listen()
     here.backend.hold()
     page = open_page(here.url, allowed=NO_CLIP)
@@ -123,7 +123,7 @@ def test_a_live_preview_is_shown_while_it_renders(listen: Listen, open_page: Ope
     page.unroute(ONE_JOB)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.wait_for_timeout(1000)  # polls without a newer one: the last one stays
+    page.wait_for_timeout(1000)  # polls without a newer preview keep the last one
     assert any(url.endswith("?preview=3") for url in asked)
     expect(page.locator("#live-preview")).to_be_visible()
     here.backend.release()
@@ -131,7 +131,7 @@ def test_a_live_preview_is_shown_while_it_renders(listen: Listen, open_page: Ope
     expect(page.locator("#live-preview")).to_be_hidden()
 
 
-def test_the_badge_follows_the_server(listen: Listen, open_page: Open) -> None:
+def test_the_badge_follows_the_state_of_the_server(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url, allowed=("ERR_CONNECTION", "503", "ERR_EMPTY_RESPONSE"))
     expect(page.locator("#ready")).to_have_text("Ready")
@@ -144,12 +144,12 @@ def test_the_badge_follows_the_server(listen: Listen, open_page: Open) -> None:
     expect(page.locator("#ready")).to_have_attribute("data-state", "away")
 
 
-def test_the_badge_is_at_once_away_when_anything_is_not_answered(
+def test_the_badge_shows_an_outage_as_soon_as_any_request_gets_no_answer(
     listen: Listen, open_page: Open
 ) -> None:
     here = listen()
     page = open_page(here.url, allowed=("ERR_CONNECTION",))
-    page.clock.install()  # nothing is asked by the clock any more
+    page.clock.install()  # stops the clock, so the page no longer polls by itself
     fill(page)
     here.stop()
     generate(page)

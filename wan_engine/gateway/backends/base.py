@@ -22,9 +22,9 @@ class Work:
     same name, a retry has another.
 
     `remote_id` is the id that an earlier start passed to `remote`. Await `begin` when the work
-    really begins, with the worker's name if it has one; call `progress` at any time. If the run is
+    begins, with the worker's name if it has one; call `progress` at any time. If the run is
     cancelled, `leaving` says whether the gateway is ending and the job will run again. Call
-    `preview` only while `wants_preview` says that somebody looks.
+    `preview` only while `wants_preview` says that anyone looks.
     """
 
     job_id: str

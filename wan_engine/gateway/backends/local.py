@@ -222,7 +222,7 @@ class LocalBackend:
                 self._hear(what, told)
 
     async def _order_previews(self) -> None:
-        """Order previews of the jobs that somebody looks at, again and again."""
+        """Order previews of the jobs that anyone looks at, at regular times."""
         now = time.monotonic()
         for job_id, (work, _) in list(self._works.items()):
             due = now >= self._watched.get(job_id, 0.0) + _WATCHED_SECONDS

@@ -87,8 +87,8 @@ class FairQueue:
         return job_id
 
     def before(self, job_id: str, most: int) -> list[str] | None:
-        """The jobs that would be taken before this one if none came, next first, `most` of them at
-        most. None if it does not wait."""
+        """The jobs that would be taken before this one if no more came, next first, at most `most`.
+        None if it is not waiting."""
         if job_id not in self._owners:
             return None
         found: list[str] = []
@@ -99,7 +99,7 @@ class FairQueue:
         return found
 
     def _order(self) -> Iterator[str]:
-        """All jobs in the order in which `take` would give them."""
+        """All jobs in the order in which `take` would return them."""
         yield from self._returned
         turns = list(self._valid.values())
         heapq.heapify(turns)
@@ -110,7 +110,7 @@ class FairQueue:
                 continue
             yield job_id
             later = turn + 1 / self._shares.get(owner, _NO_SHARE).weight
-            # Whoever comes again waits behind those that were there.
+            # An owner that returns waits behind those that are already waiting.
             heapq.heappush(turns, (later, count + len(self._owners) + 1, owner))
 
     def drop(self, job_id: str) -> None:
@@ -132,7 +132,7 @@ class FairQueue:
         self._places.add(owner, 1)
 
     def _wait_for(self, owner: str, turn: float) -> None:
-        # Of two with the same turn, the one that has waited longer.
+        # Of two owners with the same turn, the one that has waited longer.
         self._valid[owner] = entry = (turn, next(self._count), owner)
         heapq.heappush(self._turns, entry)
 

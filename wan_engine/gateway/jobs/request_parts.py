@@ -1,8 +1,8 @@
-"""Splits a request in two parts: a small one, which is a row of the database, and its long texts,
-mostly pictures, each of which is kept once by its hash.
+"""Splits a request into a small part, which is a row of the database, and its long texts, mostly
+pictures, each stored once by its hash.
 
-The small part does not say which texts were in it: a caller could write the hash of another
-caller's picture there.
+The small part does not name the texts, because a caller could write the hash of another caller's
+picture into it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DEEPEST = 64
 _PLACE_MAX_CHARACTERS = 512
 _ENCODING = ("utf-8", "surrogatepass")
 _ALL = "[]"
-"""The place of the small part, where even that is too large for a row."""
+"""The place of the small part itself, if it is too large for a row."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,22 @@ class LongText:
         return cls(text, hashlib.sha256(data).hexdigest(), len(data))
 
     def data(self) -> bytes:
-        """Return the bytes. They are made anew, so that they are not kept together with the
-        text."""
+        """Return the bytes. They are encoded again each time, so that memory does not hold them in
+        addition to the text."""
         return self.text.encode(*_ENCODING)
 
 
 def verified_text(name: str, data: bytes) -> str | None:
-    """The text of the bytes that are kept as `name`, or None when they were damaged."""
+    """The text of the bytes stored as `name`, or None if they are damaged."""
     right = hashlib.sha256(data).hexdigest() == name
     return data.decode(*_ENCODING) if right else None
 
 
 @dataclass(frozen=True)
 class RequestParts:
-    """`shown` is the request with long texts cut to their beginnings, `row` as much of that as fits
-    into a row of the database, `long_texts` the texts that are kept elsewhere, by their places."""
+    """`shown` is the request with long texts cut to their beginnings. `row` is the part of it that
+    fits into a row of the database. `long_texts` are the texts that are stored elsewhere, by their
+    places."""
 
     shown: dict[str, Any]
     row: dict[str, Any]
@@ -63,7 +64,8 @@ class RequestParts:
 
 
 async def split(request: Mapping[str, Any]) -> RequestParts:
-    """The parts of a request. Raises `Refusal` for one that is nested more than 64 deep."""
+    """The parts of a request. Raises `Refusal` for a request that is nested more than 64 levels
+    deep."""
     plain = len(request) <= 50 and all(map(_is_plain, request.values()))
     return split_at_once(request) if plain else await asyncio.to_thread(split_at_once, request)
 
@@ -100,8 +102,8 @@ def joined(row: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _shortened(value: Any, way: tuple[str | int, ...], long: dict[str, str], only: Any) -> Any:
-    """A copy of `value` in which long texts are cut to their beginnings; `long` gets them, by their
-    place. With `only`, just those at these places are cut."""
+    """A copy of `value` with long texts cut to their beginnings. `long` gets the long texts by
+    place. With `only`, only the texts at these places are cut."""
     if isinstance(value, str) and len(value) > _LONG_CHARACTERS:
         place = json.dumps(way)
         if only is not None and place not in only:

@@ -1,8 +1,8 @@
 """Keeps the whole requests of jobs for as long as they may be needed, within the quota of each key.
 
-A request that a waiting or running job needs is never removed. When a key has no room, the requests
-of its failed jobs go first, then those of its oldest ended jobs. After some time, those of all
-ended jobs go.
+A request that a waiting or running job needs is never removed. If a key has no room, the requests
+of its failed jobs are removed first, then those of its oldest ended jobs. After some time, those of
+all ended jobs are removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _CUT_AT_ONCE = 20
 _UNUSED_AT_ONCE = 1000
-_AT_ONCE = 4  # written or read: each has its bytes in memory, and one of eight Postgres connections
+_AT_ONCE = 4  # each needs memory, and one of eight Postgres connections
 _AGAIN_SECONDS = 60
 
 
@@ -187,7 +187,7 @@ class Requests:
             if data is None:
                 return None
             if (text := await asyncio.to_thread(verified_text, name, data)) is None:
-                async with self._lock(name):  # the next request with it stores it anew
+                async with self._lock(name):  # the next request with it stores it again
                     await self._long_texts.remove(name)
             return text
 

@@ -1,7 +1,7 @@
-"""Remembers how long jobs took, so that a waiting caller can be told how long the rest takes.
+"""Records how long jobs took, to estimate the remaining time of a job.
 
-It learns from the jobs that this process has seen end, and forgets with it: until a first job has
-ended it knows nothing, and says so.
+It uses only the jobs that ended in this process. Until a first job has ended, there are no
+estimates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from wan_engine.control import Progress
 
 _KINDS = 200
-_WAITING = "queue"  # the stage in which a job waits for another one
-_NOT_ITS_OWN = (_WAITING, "load")  # what is loaded once is there for the next job
+_WAITING = "queue"  # the stage in which a job waits for another
+_NOT_ITS_OWN = (_WAITING, "load")  # later jobs do not load again
 _LINE = ("prepare", "expand", "safety", "denoise", "decode", "encode", "sound", "publish")
 
 
@@ -25,7 +25,7 @@ class RunTimes:
         self._last: dict[str, float] = {}
 
     def learn(self, kind: str | None, stage_seconds: Mapping[str, float], seconds: float) -> None:
-        """Note a job that took `seconds`; `stage_seconds` are empty if they are not known."""
+        """Record a job that took `seconds`. `stage_seconds` is empty if unknown."""
         stages = {name: took for name, took in stage_seconds.items() if name not in _NOT_ITS_OWN}
         self._last = stages or {"": seconds}
         if kind is not None:
@@ -35,18 +35,18 @@ class RunTimes:
                 self._stages.popitem(last=False)
 
     def known(self) -> dict[str, float]:
-        """Seconds by kind, of the kinds that are known."""
+        """Seconds by kind, for the known kinds."""
         return {kind: sum(stages.values()) for kind, stages in self._stages.items()}
 
     def whole(self, kind: str | None) -> float | None:
-        """Expected seconds of a job: those of its kind, else those of the last job of any kind.
-        None before the first."""
+        """Expected seconds of a job: those of the last job of its kind, otherwise of any kind. None
+        before the first."""
         stages = self._of(kind)
         return sum(stages.values()) if stages else None
 
     def left(self, kind: str | None, progress: Progress | None, seconds: float) -> float | None:
-        """Expected seconds to the end of a job that has run for `seconds`. None before the first
-        job has ended."""
+        """Expected remaining seconds of a job that has run for `seconds`. None before the first job
+        has ended."""
         stages = self._of(kind)
         if not stages:
             return None
@@ -59,7 +59,7 @@ class RunTimes:
         place = _LINE.index(progress.stage)
         left = sum(took for name, took in stages.items() if name in _LINE[place + 1 :])
         left += stages[progress.stage] * (1 - share)
-        if progress.stage == "decode":  # what is decoded was rendered before; the rest is not yet
+        if progress.stage == "decode":  # the decoded part is rendered already, and the rest is not
             left += stages.get("denoise", 0.0) * (1 - share)
         return left
 

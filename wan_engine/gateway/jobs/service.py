@@ -51,7 +51,7 @@ _LIST_LIMIT = 1000
 _PAGE = 50
 _LONGEST_RETRY_AFTER_SECONDS = 600
 _FIRST_RUN_SECONDS = 30.0  # a guess, until a job has run
-_COUNTED_BEFORE = 1000  # jobs before a waiting one, whose place is told
+_COUNTED_BEFORE = 1000  # the largest number of jobs counted before a waiting one
 _FULL: dict[Full, str] = {
     "queue": "The queue is full",
     "share": "This key has its limit of waiting jobs",
@@ -168,19 +168,19 @@ class Jobs:
         return len(set(self._at_work.values()))
 
     def before(self, job: Job) -> int | None:
-        """The number of jobs, of all owners, that are to begin before this one. None if it does not
-        wait."""
+        """The number of jobs, of all owners, that will begin before this one. None if it is not
+        waiting."""
         if job.state != "queued":
             return None
         before = self._queue.before(job.id, _COUNTED_BEFORE)
         if before is None:
-            return 0  # it was taken, and its backend has not begun
+            return 0  # taken, but its backend has not begun
         taken = len(self._live) - len(self._queue) - len(self._at_work)
         return len(before) + max(0, taken)
 
     def seconds_left(self, job: Job) -> float | None:
-        """Expected seconds to the end of a job that waits or runs. None where nothing is known to
-        tell it from."""
+        """Expected seconds to the end of a queued or running job. None without earlier jobs to
+        estimate from."""
         its_own = self._own_left(job)
         if its_own is None:
             return None
@@ -193,7 +193,7 @@ class Jobs:
         others = sum(self._own_left(one) or 0.0 for one in first)
         workers = max(1, self.workers())
         if job.state == "running" and workers > 1:
-            return its_own  # it has a machine for itself
+            return its_own  # it has a worker for itself
         return others / workers + its_own
 
     def _own_left(self, job: Job) -> float | None:
@@ -203,8 +203,8 @@ class Jobs:
         return self.run_times.left(job.kind, job.progress, seconds)
 
     def preview(self, job: Job, known: int) -> Preview | None:
-        """Return the newest preview of a running job, unless its step is `known`. Previews are made
-        for some seconds after each call."""
+        """Return the newest preview of a running job, unless its step is `known`. After each call,
+        previews are made for some seconds."""
         return None if job.id not in self._live else self._previews.look(job.id, known)
 
     async def cancel(self, job: Job) -> Job:
@@ -350,7 +350,7 @@ class Jobs:
         return self._live.get(job.id) or self._recent.get(job.id) or job
 
     async def _remove(self, jobs: Collection[Job]) -> None:
-        # Each is counted out once, however many callers remove it at the same time.
+        # Each is subtracted once, even if several callers remove it at the same time.
         removed = await self._store.remove([job.id for job in jobs])
         for job in jobs:
             if job.id in removed:

@@ -1,1 +1,2 @@
-"""The page at `/`, which lets you try the gateway in a browser. It uses the public APIs only."""
+"""The page at `/`, where you can try the gateway in a browser. It uses the public APIs, and a few
+routes of its own."""

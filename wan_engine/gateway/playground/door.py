@@ -1,8 +1,8 @@
-"""Answers what the page asks beside the public APIs: what the server makes and for what price, how
-a picture is cut, and how a job stands in the queue.
+"""Defines the routes that the page needs in addition to the public APIs: models and prices, the
+crop of a picture, and a job's place in the queue.
 
-Clips are ordered and cancelled by Runpod's API like anybody's, so these routes show the jobs of
-that door. The guard checks the key before, and no key sees another key's jobs.
+The page submits and cancels jobs with Runpod's API, so these routes show the jobs of that door. The
+guard has checked the key before, and no key sees another key's jobs.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class _Routes:
         router.get("/jobs/{job_id}/still")(self.still)
 
     async def server(self) -> JSONResponse:
-        """Return the models with the inputs that they take, the prices if the operator has set any,
-        and the seconds that the last job of each kind took."""
+        """Return the models with their inputs, the prices if the operator has set any, and the
+        seconds that the last job of each kind took."""
         prices = self._context.settings.prices
         rows, takes = self._rows(), self._context.takes()
         return JSONResponse(
@@ -80,33 +80,34 @@ class _Routes:
         )
 
     async def sizes(self, width: Side, height: Side, task: Task) -> JSONResponse:
-        """Return the size of the clip of a picture, and the part of the picture that it shows."""
+        """Return the size of the clip of a picture, and the part of the picture that the clip
+        shows."""
         row = self._rows().get(task)
         frame = self._context.settings.frame
         return JSONResponse({size: sizes_of(width, height, size, row, frame) for size in _SIZES})
 
     async def job(self, job_id: str, request: Request, preview: int | None = None) -> JSONResponse:
-        """Return a job with its times, its place in the queue, and the seconds it still needs.
-        Whoever gives the step of the last `preview` (-1: none yet) gets newer ones too."""
+        """Return a job with its times, its place in the queue, and its expected remaining seconds.
+        A request with the step of its last `preview` (-1 for none) also gets a newer preview."""
         job = await self._found(job_id, request)
         newer = None if preview is None else self._context.jobs.preview(job, preview)
         shown = {"preview": newer.uri, "preview_step": newer.step} if newer else {}
         return JSONResponse({**self._body(job), **shown})
 
     async def still(self, job_id: str, request: Request) -> Response:
-        """Return the first frame of a clip, small."""
+        """Return the first frame of a clip as a small picture."""
         job = await self._found(job_id, request)
         if job.state != "completed":
             raise Refusal("not_found", "There is no clip yet")
-        # One at a time, as pictures leave the machine free for clips; those of one key wait for
-        # each other first, so that other keys need not wait for all of them.
+        # One at a time, so that pictures leave the machine free for clips. Pictures of one key wait
+        # for each other first, so that other keys need not wait for all of them.
         async with self._still_of.setdefault(job.owner, asyncio.Lock()), self._stills:
             if await request.is_disconnected():
                 raise Refusal("timeout", "Nobody waits for the picture any longer")
             picture = await self._still(job)
         return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
 
-    # --- what the routes share -------------------------------------------------------------------
+    # --- shared by the routes --------------------------------------------------------------------
 
     async def _found(self, job_id: str, request: Request) -> Job:
         job = await self._context.jobs.find(RUNPOD, request.state.owner, job_id)
@@ -115,7 +116,7 @@ class _Routes:
         return job
 
     def _rows(self) -> Mapping[Task, ModelSpec]:
-        """The rows of the models that are served and in the catalogue, as the engine uses them."""
+        """The catalogue rows of the served models, with the engine's settings applied."""
         known = known_models()
         served = self._context.models() or {}
         return {

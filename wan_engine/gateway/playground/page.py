@@ -1,7 +1,7 @@
-"""Serves the page: the files of `static/`, read once, as they are, without a build step.
+"""Serves the page: the files of `static/`, read once and unchanged. There is no build step.
 
-The page is asked for anew each time and names the others by a version, the hash of them all, so
-that a browser keeps those for ever and never mixes two releases.
+A browser requests the page each time. The URLs of the other files contain a version, the hash of
+all files, so a browser caches them for ever and never mixes two releases.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _TYPES: Mapping[str, str] = {
     ".jpg": "image/jpeg",
 }
 
-# Clips and pictures may lie in any bucket; whatever runs, and whatever it talks to, is ours.
+# Clips and pictures may be in any bucket. Scripts, styles and connections are limited to this
+# server.
 _POLICY = (
     "default-src 'none'",
     "script-src 'self'",
@@ -76,7 +77,7 @@ class _File:
 
 
 def router(settings: Settings) -> APIRouter:
-    """The page and its files, none of them in the document of the APIs."""
+    """The routes of the page and its files, which are not in the OpenAPI document."""
     files = {
         path.name: _File(path.read_bytes(), _TYPES[path.suffix])
         for path in sorted(_STATIC.iterdir())
@@ -100,7 +101,8 @@ def router(settings: Settings) -> APIRouter:
 
 
 def limits(settings: Settings) -> dict[str, Any]:
-    """What the page checks before it sends, as this gateway and its engine will."""
+    """The limits that the page checks before it sends a request. The gateway and its engine check
+    the same."""
     return {
         "endpoint": settings.endpoints[0] if settings.endpoints else "wan-2-6-i2v",
         "asksForKey": bool(settings.api_keys),
@@ -131,7 +133,7 @@ def _version(files: Mapping[str, _File]) -> str:
 
 
 def _page(index: _File, version: str, known: Mapping[str, Any]) -> _File:
-    """Addresses are relative, as a proxy may have put the gateway below a path of its own."""
+    """URLs are relative, because a proxy may serve the gateway below a path."""
     text = index.content.decode("utf-8")
     text = text.replace("{{assets}}", f"{ASSETS.lstrip('/')}/{version}")
     text = text.replace("{{limits}}", html.escape(json.dumps(known)))

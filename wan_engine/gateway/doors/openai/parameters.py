@@ -86,7 +86,7 @@ class ParameterError(Exception):
 class Asked:
     """A request: the fields of a `Request`, and the values that its answers repeat (`payload`).
 
-    `payload` also keeps the caller's own name of the model, because jobs are counted by ours.
+    `payload` also keeps the caller's own name of the model, because jobs are counted by our names.
     """
 
     model: str
@@ -166,8 +166,8 @@ def parse(body: object, serves: Callable[[Task], bool] = lambda task: True) -> A
 
 
 def _loras(value: object) -> object:
-    """Return the entries of `loras`, with the keys of a `Request`. A key that is there under two
-    names is left, and refused there."""
+    """Return the entries of `loras`, with the keys of a `Request`. A key with two names stays, and
+    is refused later."""
     if value is None or value == "":
         return None
     return [

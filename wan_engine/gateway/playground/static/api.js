@@ -1,12 +1,12 @@
-// What the page asks of the gateway: Runpod's API to order and to cancel, as anybody does, and routes
-// of the page's own for what no such API tells: place in the queue, real size, first frame.
+// Calls of the gateway: Runpod's API to submit and cancel jobs, and the page's own routes for what no
+// public API tells: place in the queue, real size, first frame.
 
 const KEY = "wan-playground-key";
 const OWN = "playground/api";
-const SILENT_MS = 15000; // a server that has not answered by then is away
+const SILENT_MS = 15000; // after this, a server counts as away
 const STILL_MS = 120000; // pictures of clips are made one at a time
 
-/** An answer of 400 or more, with the API's own sentence. Status 0: no answer at all. */
+/** An answer of 400 or more, with the API's own sentence. Status 0 means no answer. */
 export class Refused extends Error {
   constructor(status, sentence, retryAfterSeconds = null) {
     super(sentence);
@@ -15,11 +15,11 @@ export class Refused extends Error {
   }
 }
 
-/** Tells "away" when there is no answer. */
+/** Dispatches "away" when there is no answer. */
 export class Gateway extends EventTarget {
   #asksForKey;
 
-  /** `base` is where the page is, with a slash at its end. */
+  /** `base` is the URL of the page, with a slash at its end. */
   constructor(base, { endpoint, asksForKey }) {
     super();
     this.base = base;
@@ -27,12 +27,12 @@ export class Gateway extends EventTarget {
     this.#asksForKey = asksForKey;
   }
 
-  /** None where the server asks for none. */
+  /** Empty if the server needs no key. */
   get key() {
     return this.#asksForKey ? sessionStorage.getItem(KEY) ?? "" : "";
   }
 
-  /** Whether there is a key where one is asked for. */
+  /** Whether a key is present, or none is needed. */
   get isOpen() {
     return !this.#asksForKey || this.key !== "";
   }
@@ -42,17 +42,17 @@ export class Gateway extends EventTarget {
     else sessionStorage.removeItem(KEY);
   }
 
-  /** What the models take, the prices, and what jobs took. Refused with 401 where a key is asked for. */
+  /** The inputs of the models, the prices, and the times of earlier jobs. 401 without a needed key. */
   server() {
     return this.#ask("GET", `${OWN}/server`);
   }
 
-  /** The sizes of a clip of a picture of so many pixels, by the contract's sizes. */
+  /** The clip sizes for a picture of these pixels, by the contract's sizes. */
   sizes(width, height, task) {
     return this.#ask("GET", `${OWN}/sizes?width=${width}&height=${height}&task=${task}`);
   }
 
-  /** What rendering waits for, empty when it can begin, and the models by what they do. */
+  /** What rendering waits for (empty if it can begin), and the models by task. */
   async readiness() {
     const { waiting_for: reasons, models } = await (await this.#fetch("GET", "readyz")).json();
     return { reasons, models: models ?? {} };
@@ -64,15 +64,15 @@ export class Gateway extends EventTarget {
   }
 
   /**
-   * A job of this key, whichever browser has sent it. With `preview`, the step of the preview that is
-   * there (-1: none), the server makes previews and tells those that are newer.
+   * A job of this key, from any browser. With `preview`, the step of the present preview (-1: none),
+   * the server makes previews and returns newer ones.
    */
   job(id, preview = null) {
     const wanted = preview === null ? "" : `?preview=${preview}`;
     return this.#ask("GET", `${OWN}/jobs/${encodeURIComponent(id)}${wanted}`);
   }
 
-  /** The first frame of a clip, as a blob; null where there is none. */
+  /** The first frame of a clip as a blob, or null. */
   async still(id) {
     const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, STILL_MS);
     return answer.ok ? answer.blob() : null;
@@ -88,7 +88,7 @@ export class Gateway extends EventTarget {
     try {
       told = await answer.json();
     } catch {
-      // A proxy in between may answer with a page of its own.
+      // A proxy may answer with its own page.
     }
     if (answer.ok && told !== null) return told;
     const wait = Number.parseInt(answer.headers.get("Retry-After") ?? "", 10);

@@ -43,7 +43,7 @@ function askForKey(sentence) {
   byId("key").ariaInvalid = gateway.key ? "true" : null;
 }
 
-/** The first question, which also says whether the key is valid. */
+/** The first request, which also shows whether the key is valid. */
 async function connect() {
   if (!gateway.isOpen) {
     askForKey("This server asks for a key. It stays in this tab, and goes with it.");
@@ -72,7 +72,7 @@ async function connect() {
   }
 }
 
-/** What the server makes, and for what price. */
+/** Load what the server makes, and the prices. */
 async function learn() {
   const server = await gateway.server();
   takes = server.takes;
@@ -95,7 +95,7 @@ async function useKey() {
 byId("key-use").addEventListener("click", useKey);
 byId("key").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;
-  event.preventDefault(); // it would send the form
+  event.preventDefault(); // otherwise it submits the form
   event.stopPropagation();
   useKey();
 });
@@ -108,7 +108,7 @@ jobs.addEventListener("key", connect);
 ready.addEventListener("models", ({ detail }) => {
   if (Object.keys(detail).length) models = detail; // a server that starts again does not know them yet
   form.offer(models, takes);
-  if (gateway.isOpen) learn().catch(() => {}); // the badge says who is away
+  if (gateway.isOpen) learn().catch(() => {}); // the badge shows an outage
 });
 ready.addEventListener("back", () => {
   if (unsent) byId("form-error").textContent = "";
@@ -169,7 +169,7 @@ byId("example-make").addEventListener("click", async () => {
 
 const asked = () => new URLSearchParams(location.search).get("job");
 
-/** The page's address with a job in it. */
+/** The page's address for a job. */
 function addressOf(id) {
   const address = new URL(location.href);
   address.search = new URLSearchParams({ job: id });
@@ -235,10 +235,10 @@ jobs.addEventListener("change", ({ detail }) => {
   comparison.check();
   gallery.draw(result.id, comparison.ids);
 });
-jobs.addEventListener("ended", () => learn().catch(() => {})); // how long it took, for the next one
+jobs.addEventListener("ended", () => learn().catch(() => {})); // its time is an estimate for the next one
 jobs.addEventListener("removed", forget);
 
-/** The files of jobs that are no longer in the history. */
+/** Removes the files of jobs that are no longer in the history. */
 function forget() {
   kept.only(new Set(jobs.entries.map(({ id }) => id)));
 }

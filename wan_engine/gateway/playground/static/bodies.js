@@ -1,6 +1,6 @@
-// The form's request as the body of each API's.
+// The form's request as a body of each API.
 
-/** A file in a request: the code reads it. */
+/** A file in a request, which the code reads. */
 export class LocalFile {
   constructor({ file, type }) {
     this.name = file.name;
@@ -10,7 +10,7 @@ export class LocalFile {
 
 export const source = (media) => media?.url ?? (media?.file ? new LocalFile(media) : undefined);
 
-/** The body of a request by API. What a `wish` has is told in `snippets.js`; media are sources. */
+/** The body of a request, by API. `snippets.js` describes a `wish`; media are sources. */
 export const BODIES = {
   runpod: (wish) => ({
     input: given({

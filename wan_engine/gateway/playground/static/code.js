@@ -1,4 +1,4 @@
-// The card with the form's request as code.
+// The card that shows the form's request as code.
 
 import { announce, byId, chosen, megabytes } from "./dom.js";
 import { filesMaxBytes } from "./media.js";
@@ -56,7 +56,7 @@ export class Code {
   }
 }
 
-/** Copies, and says so on the button. Where there is no clipboard, `shown` is selected. */
+/** Copies, and says so on the button. Without a clipboard, it selects `shown`. */
 export async function copyInto(button, text, shown = null) {
   const before = button.dataset.label ?? button.textContent;
   button.dataset.label = before;
@@ -68,7 +68,7 @@ export async function copyInto(button, text, shown = null) {
   }, COPIED_MS);
 }
 
-/** The clipboard is there on https and localhost only; elsewhere the text is at least selected. */
+/** Browsers have a clipboard on https and localhost only. Elsewhere, the text is selected. */
 async function copy(text, shown) {
   try {
     await navigator.clipboard.writeText(text);

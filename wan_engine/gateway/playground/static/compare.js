@@ -2,7 +2,7 @@
 
 import { byId, element, keepingFocus } from "./dom.js";
 
-/** Tells "change" when other clips are compared. */
+/** Dispatches "change" when other clips are compared. */
 export class Comparison extends EventTarget {
   #jobs;
   #ids = [];
@@ -19,12 +19,12 @@ export class Comparison extends EventTarget {
     return this.#ids;
   }
 
-  /** Takes a clip in, or out again; of three, the first goes. */
+  /** Adds or removes a clip. A third one replaces the first. */
   toggle(id) {
     this.#set(this.#ids.includes(id) ? this.#ids.filter((one) => one !== id) : [...this.#ids, id].slice(-2));
   }
 
-  /** Takes out what is no longer in the history. */
+  /** Removes clips that are no longer in the history. */
   check() {
     const there = this.#ids.filter((id) => this.#jobs.entry(id)?.state === "COMPLETED");
     if (there.length < this.#ids.length) this.#set(there);
@@ -69,7 +69,7 @@ export class Comparison extends EventTarget {
     byId("compare-play").textContent = this.#playing ? "Pause both" : "Play both";
   }
 
-  /** From the beginning, at the same moment; only one of them is heard. */
+  /** Plays both from the beginning at the same moment, one of them muted. */
   #play() {
     const videos = this.#videos;
     if (this.#playing) {

@@ -1,16 +1,16 @@
-// The few things that every part of the page does with its elements.
+// Helpers for elements of the page.
 
-/** @returns {HTMLElement} the element with this id, which is there. */
+/** @returns {HTMLElement} the element with this id, which must exist. */
 export const byId = (id) => document.getElementById(id);
 
-/** A new element. `properties` are set as they are; text goes in as text, never as HTML. */
+/** Creates an element. `properties` are assigned to it. Text is added as text, never as HTML. */
 export function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
   return made;
 }
 
-/** The value of the radio button that is chosen. */
+/** The value of the selected radio button. */
 export const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
 export function choose(name, value) {
@@ -19,12 +19,12 @@ export function choose(name, value) {
   }
 }
 
-/** Text of an element that screen readers announce: the same once more is not said twice. */
+/** Sets the text of an element that screen readers announce. An equal text is not announced again. */
 export function say(place, text) {
   if (place.textContent !== text) place.textContent = text;
 }
 
-/** Does `act`, which may hide what has the focus: then `fallback` has it. */
+/** Calls `act`. If it hides or removes the element with the focus, `fallback` gets the focus. */
 export function keepingFocus(act, fallback) {
   const held = document.activeElement;
   const was = held !== null && held !== document.body;
@@ -32,14 +32,14 @@ export function keepingFocus(act, fallback) {
   if (was && !held.checkVisibility()) fallback.focus({ preventScroll: true });
 }
 
-/** Shows `sentence` below a field and marks the field as wrong; an empty one clears it. */
+/** Shows `sentence` below a field and marks the field as invalid. An empty one clears it. */
 export function fault(field, place, sentence) {
   say(place, sentence);
   if (sentence) field.setAttribute("aria-invalid", "true");
   else field.removeAttribute("aria-invalid");
 }
 
-/** Said by screen readers once they have time. */
+/** Announces a text to screen readers, politely. */
 export function announce(sentence) {
   say(byId("live"), sentence);
 }
@@ -51,7 +51,7 @@ export const dollars = (amount) => `$${amount.toFixed(2)}`;
 
 export const sizeName = (size) => `${Math.min(...size.split("*"))}p`;
 
-/** Seconds in words that promise no more than is known. */
+/** Seconds in words, rounded to what is known. */
 export function roughly(seconds) {
   if (seconds < 10) return "under 10 s";
   if (seconds < 90) return `about ${Math.round(seconds / 10) * 10} s`;

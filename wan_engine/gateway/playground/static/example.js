@@ -1,8 +1,8 @@
-// The example to start from: a picture of this page, and what happens in it.
+// The example: a picture of this page, and a prompt for it.
 
 import { byId } from "./dom.js";
 
-/** Puts it into the form, in place of what is there. */
+/** Puts it into the form, replacing the contents. */
 export async function fillExample(form, assets) {
   const answer = await fetch(`${assets}/example.jpg`);
   const file = new File([await answer.blob()], "example.jpg", { type: "image/jpeg" });

@@ -1,4 +1,4 @@
-// The form: what is wanted, what is wrong with it, and what it costs.
+// The form: the options of a request, their errors, and the price.
 
 import { byId, choose, chosen, dollars, fault, roughly, say, sizeName } from "./dom.js";
 import { Part } from "./part.js";
@@ -11,7 +11,7 @@ import { Beginning } from "./takes.js";
 /** The pickers by their field of a request. */
 const FIELDS = { image: "image", last: "last_image", clip: "first_clip", audio: "audio", references: "references" };
 
-/** Tells "change" when anything of it is another, and "media" when a file or an address is. */
+/** Dispatches "change" when anything in it changes, and "media" when a file or a URL does. */
 export class Form extends EventTarget {
   #limits;
   #sizes;
@@ -49,19 +49,19 @@ export class Form extends EventTarget {
     this.#changed();
   }
 
-  /** Lets the user choose between what the models take. */
+  /** Offers the inputs that the models accept. */
   offer(models, takes) {
     this.beginning.offer(models, takes);
     this.#changed();
   }
 
-  /** With a "picture", a "clip" or "references". */
+  /** The beginning: "picture", "clip" or "references". */
   begin(what) {
     this.beginning.choose(what);
     this.#changed();
   }
 
-  /** All options, in the contract's names and order, without the media. */
+  /** All options except the media, with the contract's names and order. */
   get options() {
     return {
       prompt: byId("prompt").value,
@@ -78,7 +78,7 @@ export class Form extends EventTarget {
     };
   }
 
-  /** Options as an earlier request had them. */
+  /** Sets the options of an earlier request. */
   set options(wanted) {
     byId("prompt").value = wanted.prompt;
     byId("negative-prompt").value = wanted.negative_prompt ?? "";
@@ -94,7 +94,7 @@ export class Form extends EventTarget {
     this.#changed();
   }
 
-  /** The media that would be sent, by their field. */
+  /** The media that would be sent, by field. */
   get media() {
     const found = {};
     for (const [name, picker] of Object.entries(this.pickers)) {
@@ -103,14 +103,14 @@ export class Form extends EventTarget {
     return found;
   }
 
-  /** The whole form as it was: what is not in `media` is not chosen. */
+  /** Restores the whole form. Media that are not in `media` are cleared. */
   restore({ begin, options, media }) {
     this.options = options;
     this.begin(begin);
     for (const [name, picker] of Object.entries(this.pickers)) picker.restore(media[FIELDS[name]] ?? null);
   }
 
-  /** Says what an earlier request had and this browser has no longer, below its picker. */
+  /** Shows below a picker which file of an earlier request this browser no longer has. */
   missing(names) {
     for (const [name, picker] of Object.entries(this.pickers)) {
       const gone = names[FIELDS[name]];
@@ -118,14 +118,14 @@ export class Form extends EventTarget {
     }
   }
 
-  /** What the server tells of prices and times; `why` where it tells nothing. */
+  /** Sets prices and times from the server, or `why` there are none. */
   tell({ prices = null, seconds = {} }, why = "") {
     this.#prices = prices;
     this.#seconds = seconds;
     this.#cost(why);
   }
 
-  /** Whether it can be sent; else it says what is wrong and goes there. */
+  /** Whether it can be sent. If not, shows the error and focuses its field. */
   check() {
     const { prompt, seed } = this.options;
     const { seedMax } = this.#limits;
@@ -153,19 +153,19 @@ export class Form extends EventTarget {
     return requestInput(this.options, this.media, this.#limits);
   }
 
-  /** Width and height of the clip in pixels; null while they are not known. */
+  /** Width and height of the clip in pixels, or null if unknown. */
   get pixels() {
     return this.#sizes.of(chosen("size"));
   }
 
-  /** The bytes that all media but that of `name` take of a request. */
+  /** The bytes of all media of a request except that of `name`. */
   #taken(name) {
     const others = Object.entries(this.pickers).filter(([other, picker]) => other !== name && picker.shown);
     const values = others.flatMap(([, picker]) => picker.values ?? [picker.value]);
     return values.reduce((sum, value) => sum + (value?.blob?.size ?? 0), 0);
   }
 
-  /** What is chosen, perhaps by a request of another server, and cannot be sent here. */
+  /** The names of the chosen media that no model of this server takes. An earlier request may have had them. */
   get #unused() {
     const { image, clip, references, last } = this.pickers;
     const { beginning } = this;
@@ -177,7 +177,7 @@ export class Form extends EventTarget {
     ].filter(Boolean);
   }
 
-  // --- what is said of it ----------------------------------------------------------------------
+  // --- texts about the request -----------------------------------------------------------------
 
   #clear(field) {
     fault(field, byId(`${field.id}-error`), "");
@@ -190,7 +190,7 @@ export class Form extends EventTarget {
     say(byId("shots-note"), idle ? "Several shots are only made with “Expand the prompt”." : "");
     const unused = this.#unused;
     say(byId("left-out"), unused.length ? `Left out, as no model of this server takes it: ${unused.join(", ")}.` : "");
-    // The example is for an empty form: nothing of anybody's is lost by it.
+    // The example is offered for an empty form only, so that nothing is lost.
     const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
     byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
     this.#part.draw();
@@ -199,7 +199,7 @@ export class Form extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** The contract counts characters, not UTF-16 units, and cuts what is too long. */
+  /** The contract counts characters, not UTF-16 units, and cuts longer texts. */
   #count(id, most) {
     const length = [...byId(id).value].length;
     const count = byId(`${id}-count`);
@@ -208,13 +208,13 @@ export class Form extends EventTarget {
     count.classList.toggle("over", over > 0);
   }
 
-  /** The price where the operator has set one, else what is made and how long it takes. */
+  /** The price if the operator has set one, otherwise the size and the expected time. */
   #cost(why = "") {
     const { size, duration, shot_type, enable_prompt_expansion } = this.options;
     const task = this.beginning.now === "references" ? "reference-to-video" : "image-to-video";
     const price = this.#prices?.[task]?.[size];
     const several = shot_type === "multi" && enable_prompt_expansion;
-    // The same words as the gateway's `kind_of`.
+    // The same text as the gateway's `kind_of`.
     const kind = [task, size, `${duration} s`, several ? "several shots" : "one shot", this.audio.value ? "a sound" : "no sound"];
     const seconds = this.#seconds[kind.join(", ")];
     const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];

@@ -1,4 +1,4 @@
-// The gallery of what this browser has generated.
+// The gallery of the clips that this browser has generated.
 
 import { byId, dollars, element, keepingFocus, sizeName } from "./dom.js";
 import { isFinal } from "./jobs.js";
@@ -13,7 +13,7 @@ const STATES = {
   GONE: "no longer kept",
 };
 
-/** `show(id)`, `use(entry)` and `compare(id)` are what the buttons of an entry do. */
+/** `show(id)`, `use(entry)` and `compare(id)` are called by the buttons of an entry. */
 export class History {
   #jobs;
   #stills;
@@ -39,7 +39,7 @@ export class History {
   draw(current, compared = []) {
     const entries = this.#jobs.entries;
     const drawn = JSON.stringify([current, compared, this.#priced, entries]);
-    if (drawn === this.#drawn) return; // a poll must not take the focus off a button
+    if (drawn === this.#drawn) return; // a poll must not take the focus from a button
     this.#drawn = drawn;
     const focused = focusedButton();
     byId("history-empty").hidden = entries.length > 0;
@@ -78,7 +78,7 @@ export class History {
     return made;
   }
 
-  /** The first frame of the clip, and the chosen picture until it is there. */
+  /** The first frame of the clip, or the chosen picture until that is loaded. */
   #picture(entry) {
     const holder = element("div", { className: "still" });
     holder.addEventListener("click", () => this.#acts.show(entry.id)); // the button "Show" for a mouse
@@ -119,7 +119,7 @@ function thumb({ media, picture, references }) {
 const when = (milliseconds) =>
   new Date(milliseconds).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 
-/** The button that has the focus and its place in the list, for when the list is made anew. */
+/** The focused button and its place, to restore the focus when the list is drawn again. */
 function focusedButton() {
   const held = document.activeElement?.closest?.("#history button");
   if (!held) return null;

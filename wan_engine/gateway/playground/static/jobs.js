@@ -1,4 +1,4 @@
-// The jobs of this browser: sent, followed to their end, and remembered without any key.
+// The jobs of this browser: submitted, polled to their end, and stored without any key.
 
 import { Refused } from "./api.js";
 
@@ -6,7 +6,7 @@ const STORED = "wan-playground-history";
 const MOST = 50;
 const FINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT", "GONE"];
 const ASK_MS = 700;
-const FIRST_MS = [100, 200, 400]; // many jobs fail at once, or are done
+const FIRST_MS = [100, 200, 400]; // many jobs fail or finish at once
 const HIDDEN_MS = 4000;
 const AWAY_MS = [1000, 2000, 4000, 8000, 15000];
 
@@ -14,7 +14,7 @@ export const isFinal = (entry) => FINAL.includes(entry.state);
 
 const isEntry = (one) => typeof one?.id === "string" && typeof one.options?.prompt === "string";
 
-/** What is kept in localStorage, the newest first. Other tabs write it too, so it is read each time. */
+/** The history in localStorage, newest first. Other tabs write it too, so it is read each time. */
 class Store {
   all() {
     try {
@@ -29,7 +29,7 @@ class Store {
     this.#write([entry, ...this.all().filter(({ id }) => id !== entry.id)]);
   }
 
-  /** No effect where the entry was removed meanwhile. */
+  /** Does nothing if the entry was removed meanwhile. */
   update(id, changes) {
     this.#write(this.all().map((entry) => (entry.id === id ? { ...entry, ...changes } : entry)));
   }
@@ -45,23 +45,23 @@ class Store {
         localStorage.setItem(STORED, JSON.stringify(entries.slice(0, count)));
         return;
       } catch {
-        if (count === 0) return; // storage is off: the page works, it only does not remember
+        if (count === 0) return; // storage is off, and the page works without a history
       }
     }
   }
 }
 
 /**
- * Tells "change" with the job's id, "ended" when a job has, "removed", and "key" when the gateway
- * refuses the key.
+ * Dispatches "change" with the job's id, "ended" after a job's end, "removed", and "key" when the
+ * gateway refuses the key.
  */
 export class Jobs extends EventTarget {
   #gateway;
   #store = new Store();
   #live = new Map();
-  #visited = new Map(); // jobs that another browser has sent
+  #visited = new Map(); // jobs of other browsers
   #following = new Set();
-  /** The id of the job that is looked at, for which previews are made. */
+  /** The id of the shown job, for which previews are made. */
   watched = null;
 
   constructor(gateway) {
@@ -80,12 +80,12 @@ export class Jobs extends EventTarget {
     return this.entries.find((entry) => entry.id === id) ?? this.#visited.get(id);
   }
 
-  /** Whether it was sent by another browser. */
+  /** Whether another browser submitted it. */
   isVisited(id) {
     return this.#visited.has(id) && !this.entries.some((entry) => entry.id === id);
   }
 
-  /** Shows a job that is not in the history, by its id alone. */
+  /** Shows a job that is not in the history, by its id. */
   visit(id) {
     if (!this.entry(id) || (this.isVisited(id) && this.entry(id).state === "GONE")) {
       this.#visited.set(id, { id, at: Date.now(), state: "IN_QUEUE", options: null });
@@ -93,12 +93,12 @@ export class Jobs extends EventTarget {
     if (!isFinal(this.entry(id))) this.follow(id);
   }
 
-  /** What is known of a job in this tab only: progress, times, the link, whether the server is away. */
+  /** The state of a job in this tab: progress, times, the link, whether the server is away. */
   live(id) {
     return this.#live.get(id) ?? {};
   }
 
-  /** Sends `input`; `about` is what the history keeps of it. Refused. @returns the id. */
+  /** Submits `input`; the history stores `about`. Throws `Refused`. @returns the id. */
   async send(input, about) {
     const { endpoint } = this.#gateway;
     const id = await this.#gateway.run(input);
@@ -109,7 +109,7 @@ export class Jobs extends EventTarget {
     return id;
   }
 
-  /** Follows every job of the history that has not ended. */
+  /** Polls every job of the history that has not ended. */
   resume() {
     for (const entry of this.entries) if (!isFinal(entry)) this.follow(entry.id);
   }
@@ -120,7 +120,7 @@ export class Jobs extends EventTarget {
     await this.#ask(id);
   }
 
-  /** Asks once, for a job that has ended: its link is not kept here. */
+  /** Polls an ended job once, because its link is not stored here. */
   async refresh(id) {
     try {
       await this.#ask(id);
@@ -130,7 +130,7 @@ export class Jobs extends EventTarget {
     }
   }
 
-  /** Notes the width and height in pixels that a clip turned out to have. */
+  /** Stores the actual width and height of a clip in pixels. */
   measured(id, pixels) {
     if (`${this.entry(id)?.pixels}` === `${pixels}`) return;
     this.#update(id, { pixels });
@@ -199,7 +199,7 @@ export class Jobs extends EventTarget {
     else this.#store.update(id, changes);
   }
 
-  /** Whether it makes sense to ask again. */
+  /** Whether to poll again. */
   #refused(id, error, next = "; trying again") {
     if (error.status === 401) {
       this.dispatchEvent(new Event("key"));

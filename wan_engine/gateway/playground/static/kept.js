@@ -1,18 +1,18 @@
-// What this browser keeps in IndexedDB: the files of the requests that it sent, those of the form,
-// and the first frames of clips. Nothing of the server's is kept there but these frames.
+// Storage in IndexedDB: the files of submitted requests, the files of the form, and the first frames
+// of clips. These frames are the only data from the server.
 //
-// Storage may be off or full. Then nothing is kept, and the page says what is missing.
+// Storage may be off or full. Then nothing is stored, and the page says what is missing.
 
 const NAME = "wan-playground";
 const STORES = ["requests", "forms", "stills"];
-const FORMS = 4; // of tabs, the newest
+const FORMS = 4; // of the newest tabs
 const TAB = "wan-playground-tab";
 
 export class Kept {
   #opened = null;
   #tab = tabName();
 
-  /** The media of a job, as `packed` made them; null where they are not kept. */
+  /** The media of a job, as `packed` made them, or null. */
   request(id) {
     return this.#do("requests", "readonly", (store) => store.get(id));
   }
@@ -29,7 +29,7 @@ export class Kept {
     return this.#do("stills", "readwrite", (store) => store.put(blob, id));
   }
 
-  /** The form of this tab as it was; of the newest tab where this one is new. */
+  /** The form of this tab, or of the newest tab if this one is new. */
   async form() {
     const own = await this.#do("forms", "readonly", (store) => store.get(this.#tab));
     if (own) return own;
@@ -44,7 +44,7 @@ export class Kept {
     for (const { tab } of old) await this.#do("forms", "readwrite", (store) => store.delete(tab));
   }
 
-  /** Forgets the jobs that are not among `ids`. */
+  /** Removes jobs whose id is not in `ids`. */
   async only(ids) {
     for (const name of ["requests", "stills"]) {
       const keys = (await this.#do(name, "readonly", (store) => store.getAllKeys())) ?? [];
@@ -52,7 +52,7 @@ export class Kept {
     }
   }
 
-  /** @returns what the request gives, once the transaction is complete; null where it fails. */
+  /** @returns the result of the request once the transaction is complete, or null if it fails. */
   async #do(name, mode, act) {
     try {
       this.#opened ??= open();
@@ -81,23 +81,23 @@ function open() {
   });
 }
 
-/** A reload is the same tab. A copy of a tab is one too until it is closed. */
+/** A reload is the same tab. So is a copy of a tab until it is closed. */
 function tabName() {
   const found = sessionStorage.getItem(TAB) ?? Math.random().toString(36).slice(2);
   sessionStorage.setItem(TAB, found);
   return found;
 }
 
-/** What can be kept of a picker's value: the bytes that are sent, and what is known of them. */
+/** The storable form of a picker's value: the bytes that are sent, with their description. */
 export function packed(value) {
   if (!value?.file) return value;
   const { file, blob, heard, ...known } = value;
-  // Of a sound that was cut only the part is kept, and is the whole from then on.
+  // Of a cut sound only the part is stored, which then counts as the whole.
   const whole = heard ? { from: known.seconds, start: 0 } : {};
   return { ...known, ...whole, name: file.name, bytes: known.bytes ?? file.size, blob };
 }
 
-/** The picker's value again; null where it was none. */
+/** The picker's value, or null if there was none. */
 export function unpacked(value) {
   if (!value?.blob) return value ?? null;
   const { name, ...known } = value;

@@ -1,4 +1,4 @@
-// Pictures from this computer: read, checked against the contract, and made to fit.
+// Pictures from this computer: read, checked against the contract, and made smaller if needed.
 
 /** A file that cannot be used. The message is a sentence for the user. */
 export class Unusable extends Error {}
@@ -10,8 +10,8 @@ const SMALLER = 0.8;
 const THUMB_PX = 192;
 
 /**
- * A picture of at most `maxBytes`, in a format and of a size that the engine takes: the file as it
- * is where that holds, else a smaller JPEG of it, upright and on white.
+ * A picture of at most `maxBytes`, in a format and size that the engine accepts: the unchanged file
+ * if possible, otherwise a smaller JPEG of it, upright and on white.
  */
 export async function readPicture(file, maxBytes, limits) {
   const bitmap = await decode(file);
@@ -41,7 +41,7 @@ async function decode(file) {
   }
 }
 
-/** The type by content, where it is one that the engine takes. */
+/** The type by content, if the engine accepts it. */
 async function kindOf(file) {
   const bytes = new Uint8Array(await file.slice(0, 12).arrayBuffer());
   const text = String.fromCharCode(...bytes);
@@ -51,7 +51,7 @@ async function kindOf(file) {
   return text.startsWith("RIFF") && text.endsWith("WEBP") ? KINDS.webp : null;
 }
 
-/** A JPEG of the bitmap. `urlHelps` where the file could be fetched as it is. */
+/** A JPEG of the bitmap. `urlHelps`: the file would be accepted by URL. */
 async function shrink(bitmap, maxBytes, limits, urlHelps) {
   const sides = [bitmap.width, bitmap.height];
   const least = limits.imageMinSide / Math.min(...sides);
@@ -90,7 +90,7 @@ function canvasOf(bitmap, scale) {
   return canvas;
 }
 
-/** `data:TYPE;base64,...`, by content and not by what the system thinks of the file's name. */
+/** `data:TYPE;base64,...`, with the type of the content and not of the file's name. */
 export function dataUri({ blob, type }) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
@@ -100,7 +100,7 @@ export function dataUri({ blob, type }) {
   });
 }
 
-/** The bytes of files whose base64 fits in a request of `requestMaxBytes` beside its other fields. */
+/** The bytes of files whose base64 fits in a request of `requestMaxBytes` with its other fields. */
 export function filesMaxBytes(requestMaxBytes) {
   const others = Math.min(64 * 1024, requestMaxBytes / 8);
   return Math.floor(((requestMaxBytes - others) * 3) / 4);

@@ -1,9 +1,9 @@
-// The part of a sound that is sent: where it begins, and how long it is.
+// The part of a sound that is sent: its start and its length.
 
 import { byId } from "./dom.js";
 
 const LEAST_SECONDS = 0.5;
-const STILL_MS = 300; // a slider that is not moved for so long is let go
+const STILL_MS = 300; // a slider that rests for so long counts as released
 
 export class Part {
   #audio;
@@ -18,7 +18,7 @@ export class Part {
     this.#most = limits.audioMaxSeconds;
     for (const field of [this.#start, this.#seconds]) {
       field.addEventListener("input", (event) => {
-        event.stopPropagation(); // nothing of the form is another until the slider is let go
+        event.stopPropagation(); // the form does not change before the slider is released
         this.#moved = true;
         this.#tell();
         clearTimeout(this.#timer);
@@ -27,7 +27,7 @@ export class Part {
     }
   }
 
-  /** Shows the part that is chosen now. */
+  /** Shows the chosen part. */
   draw() {
     const { value } = this.#audio;
     const whole = value?.file ? value.from ?? value.seconds : 0;

@@ -1,11 +1,11 @@
-// A picture, a sound or a clip, chosen by file, drop, paste or URL. What is wrong with it is said below it.
+// A picker for a picture, a sound or a clip, by file, drop, paste or URL. Errors are shown below it.
 
 import { byId, fault } from "./dom.js";
 import { Unusable } from "./media.js";
 
 /**
- * `value` is null, `{url}`, or what `read` made of a file. Tells "change" when it is another, and
- * "seen" when the preview knows its size.
+ * `value` is null, `{url}`, or the result of `read` for a file. Dispatches "change" when it changes,
+ * and "seen" when the preview knows its size.
  */
 export class Picker extends EventTarget {
   #root;
@@ -62,7 +62,7 @@ export class Picker extends EventTarget {
     this.#root.hidden = !shown;
   }
 
-  /** Width and height in pixels of what is sent; null while they are not known. */
+  /** Width and height of the sent picture in pixels, or null if unknown. */
   get pixels() {
     if (this.value?.width) return [this.value.width, this.value.height];
     const { naturalWidth, naturalHeight, videoWidth, videoHeight } = this.#preview;
@@ -70,7 +70,7 @@ export class Picker extends EventTarget {
     return this.value && width ? [width, height] : null;
   }
 
-  /** Where a screen reader and a keyboard go when something is wrong here. */
+  /** The element that gets the focus after an error. */
   get field() {
     return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
   }
@@ -92,11 +92,11 @@ export class Picker extends EventTarget {
     }
   }
 
-  /** A value of earlier, as it was. */
+  /** Restores an earlier value. */
   restore(value) {
     this.#turn++;
     this.#fail("");
-    this.#file.value = ""; // or the same file, chosen once more, would be no change
+    this.#file.value = ""; // otherwise choosing the same file again is no change
     if (value?.url) this.useUrl(value.url);
     else if (value) this.#use(value);
     else this.clear();
@@ -107,7 +107,7 @@ export class Picker extends EventTarget {
     this.#set(value, URL.createObjectURL(value.heard ?? value.file), this.describe(value));
   }
 
-  /** A web address, or a data URI, which is a file. */
+  /** Sets a URL, or a data URI, which counts as a file. */
   useUrl(text) {
     const turn = ++this.#turn;
     this.#fail("");
@@ -144,12 +144,12 @@ export class Picker extends EventTarget {
     this.#set(null, "", "");
   }
 
-  /** Says that it is needed, until one is chosen. */
+  /** Shows that a file is needed, until one is chosen. */
   need(sentence) {
     this.#fail(sentence);
   }
 
-  /** Says that it is wrong, until another is chosen or none is wanted. */
+  /** Shows that the file is wrong, until another is chosen or it is cleared. */
   fail(sentence) {
     this.#fail(sentence);
     this.#remove.hidden = false;
@@ -180,8 +180,8 @@ export class Picker extends EventTarget {
 }
 
 /**
- * Files and addresses that are dropped anywhere, and files that are pasted, find their picker:
- * the one below them, else what `first()` says, or the sound's for a sound.
+ * Passes dropped files and URLs, and pasted files, to a picker: the one under the pointer, otherwise
+ * the sound's for a sound, or the one of `first()`.
  */
 export function receive(pickers, first) {
   const { audio } = pickers;

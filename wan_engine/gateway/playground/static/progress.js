@@ -1,6 +1,6 @@
-// One bar of a job's stages. Pure: told what the gateway says, it says how far that is.
+// The progress of a job over all stages, computed from the gateway's reports. Pure.
 
-/** The stages in their order: how long each takes of a usual job, and its name for people. */
+/** The stages in order: the share of each in a usual job, and its name for users. */
 export const STAGES = [
   { name: "prepare", weight: 0.04, title: "Picture and prompt" },
   { name: "denoise", weight: 0.56, title: "Rendering" },
@@ -11,9 +11,9 @@ export const STAGES = [
 ];
 
 /**
- * Follows one job. Clips of several segments go back and forth between rendering and decoding,
- * with steps that count over the whole clip, so each stage's share is remembered. Steps may pass
- * between two polls: what is decoded was rendered before.
+ * The progress of one job. Clips of several segments alternate between rendering and decoding, with
+ * steps that count over the whole clip, so each stage's share is kept. Polls may miss steps, but
+ * decoded frames were rendered before.
  */
 export class Bar {
   #shares = new Map();

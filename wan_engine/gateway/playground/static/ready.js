@@ -6,7 +6,7 @@ import { byId } from "./dom.js";
 const LOOK_MS = 3000;
 const HIDDEN_MS = 30000;
 
-/** Tells "models" when the server serves others than before, and "back" when it answers again. */
+/** Dispatches "models" when the server's models change, and "back" when it answers again. */
 export class Ready extends EventTarget {
   #gateway;
   #models = "";
@@ -20,7 +20,7 @@ export class Ready extends EventTarget {
     document.addEventListener("visibilitychange", () => document.hidden || this.look());
   }
 
-  /** Asks now, and again and again. */
+  /** Polls from now on. */
   async look() {
     clearTimeout(this.#timer);
     const turn = (this.#timer = setTimeout(() => {}, 0));
@@ -32,7 +32,7 @@ export class Ready extends EventTarget {
     } catch (error) {
       this.#show("away", error instanceof Refused ? error.message : "The server does not answer");
     }
-    if (turn !== this.#timer) return; // asked again meanwhile
+    if (turn !== this.#timer) return; // polled again meanwhile
     this.#timer = setTimeout(() => this.look(), document.hidden ? HIDDEN_MS : LOOK_MS);
   }
 

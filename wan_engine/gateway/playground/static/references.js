@@ -1,10 +1,9 @@
-// Whom and what a clip shows, where it does not begin with a picture: pictures and videos, whose
-// order is their name.
+// The references of a clip without a first picture: pictures and videos, named by their order.
 
 import { byId, element, fault, megabytes } from "./dom.js";
 import { Unusable, filesMaxBytes, readPicture } from "./media.js";
 
-/** `values` are `{url}`, or what was made of a file. Tells "change" when they are others. */
+/** `values` are `{url}`, or the result of reading a file. Dispatches "change" when they change. */
 export class References extends EventTarget {
   #limits;
   #url = byId("references-url");
@@ -21,7 +20,7 @@ export class References extends EventTarget {
     byId("references-add").addEventListener("click", () => this.useUrl(this.#url.value.trim()));
     this.#url.addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
-      event.preventDefault(); // it would send the form
+      event.preventDefault(); // otherwise it submits the form
       this.useUrl(this.#url.value.trim());
     });
   }
@@ -38,7 +37,7 @@ export class References extends EventTarget {
     this.#set(values ?? []);
   }
 
-  /** Says that something is wrong. */
+  /** Shows an error. */
   fail(sentence) {
     this.#fail(sentence, this.#file);
   }
@@ -72,7 +71,7 @@ export class References extends EventTarget {
     this.#set([]);
   }
 
-  /** What is left in a request beside those that are there. */
+  /** The bytes left in a request beside the present references. */
   #room() {
     const taken = this.values.reduce((sum, { blob }) => sum + (blob?.size ?? 0), 0);
     return Math.min(filesMaxBytes(this.#limits.requestMaxBytes) - taken, this.#limits.imageMaxBytes);

@@ -5,11 +5,11 @@ import { megabytes } from "./dom.js";
 import { Unusable, dataUri, filesMaxBytes, readPicture } from "./media.js";
 import { readSound } from "./sound.js";
 
-const LEAST_PICTURE_BYTES = 256 * 1024; // what a sound leaves to the picture at least
-const CLIP_SECONDS = [2, 10]; // what the engine takes
-const CLIP_SLACK_SECONDS = 0.1; // a browser's length of a video may differ by some frames
+const LEAST_PICTURE_BYTES = 256 * 1024; // the least that a sound leaves for the picture
+const CLIP_SECONDS = [2, 10]; // the range that the engine accepts
+const CLIP_SLACK_SECONDS = 0.1; // browsers may report some frames more or less
 
-/** What reads and describes the files of each picker; `taken(name)` are the bytes of the others. */
+/** Functions that read and describe the files of each picker. `taken(name)`: bytes of the others. */
 export function readers(limits, taken) {
   const room = filesMaxBytes(limits.requestMaxBytes);
   const picture = (name) => (file) => readPicture(file, Math.min(room - taken(name), limits.imageMaxBytes), limits);
@@ -42,11 +42,11 @@ async function sourceOf(name, value, media, limits) {
   const taken = others.reduce((sum, [, one]) => sum + (one?.blob?.size ?? 0), 0);
   const room = filesMaxBytes(limits.requestMaxBytes) - taken;
   if (value.blob.size <= room || name === "first_clip") return dataUri(value);
-  // Something came after it, and has taken its room.
+  // A file chosen later has taken its room.
   return dataUri(await readPicture(value.file, Math.min(room, limits.imageMaxBytes), limits));
 }
 
-/** A clip to continue, as it is. What the browser cannot read, the server may. */
+/** A clip to continue, unchanged. The server may read files that the browser cannot. */
 async function readClip(file, room) {
   if (file.size > room) {
     throw new Unusable(`This clip has ${megabytes(file.size)}; ${megabytes(room)} are left: give its URL`);

@@ -1,11 +1,11 @@
-// Keeps the form as it is, and brings forms and requests of earlier back.
+// Saves the form, and restores earlier forms and requests.
 
 import { packed, unpacked } from "./kept.js";
 
 const OPTIONS = "wan-playground-form";
 const LATER_MS = 300;
 
-/** Keeps the form over a reload, and for the next tab. Begins once `restored`. */
+/** Saves the form for a reload and for the next tab. Starts after `restored`. */
 export class Keeper {
   #form;
   #kept;
@@ -16,7 +16,7 @@ export class Keeper {
     this.#kept = kept;
   }
 
-  /** The form of before, and from now on every change of it. */
+  /** Restores the saved form, and saves every change from now on. */
   async start() {
     const before = await this.#kept.form();
     const written = JSON.parse(sessionStorage.getItem(OPTIONS) ?? "null");
@@ -37,12 +37,12 @@ export class Keeper {
   }
 }
 
-/** What the history keeps of the form's request: no file, and no key. */
+/** The part of the form's request for the history, without files and key. */
 export function about({ beginning, options, media, pixels }) {
   return { begin: beginning.now, options, media: each(media, described), pixels };
 }
 
-/** Puts a job's request into the form: all of it, and nothing else. Says what is missing. */
+/** Puts a job's whole request into the form, and nothing else. Shows what is missing. */
 export async function bringBack(entry, form, kept, options = {}) {
   const told = toldOf(entry);
   const files = (await kept.request(entry.id)) ?? {};
@@ -68,7 +68,7 @@ const each = (media, act) =>
 
 const described = ({ url, file, thumb }) => (url ? { url } : { name: file.name, thumb });
 
-/** An entry of an earlier release has its media under other names. */
+/** Entries of earlier releases have other names for media. */
 function toldOf({ begin, media, picture, references, sound }) {
   if (media) return { begin, media };
   const found = { image: picture, references, audio: sound };

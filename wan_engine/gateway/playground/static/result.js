@@ -1,4 +1,4 @@
-// The card of one job: how far it is, then the video, or the sentence of its failure.
+// The card of one job: its progress, then the video, or the sentence of its failure.
 
 import { announce, byId, clock, dollars, element, keepingFocus, roughly, say, sizeName } from "./dom.js";
 import { isFinal } from "./jobs.js";
@@ -27,7 +27,7 @@ export class Result {
     return this.#id;
   }
 
-  /** Whether the operator has set prices, so that costs are told. */
+  /** Whether costs are shown, because the operator has set prices. */
   set priced(priced) {
     this.#priced = priced;
     if (this.#source) this.#drawFacts();
@@ -79,7 +79,7 @@ export class Result {
       bar.value = this.#bar.at(progress);
       document.title = `${Math.round(bar.value * 100)} % · ${TITLE}`;
     } else {
-      // Its engine may have died: it begins again.
+      // Its engine may have died, and the job starts again.
       this.#bar = new Bar();
       bar.removeAttribute("value");
     }
@@ -97,7 +97,7 @@ export class Result {
     this.#elapsed();
   }
 
-  /** By the server's clock, so that every tab tells the same. */
+  /** By the server's clock, so that every tab shows the same. */
   #elapsed() {
     const entry = this.#jobs.entry(this.#id);
     if (!entry || isFinal(entry)) return;
@@ -123,7 +123,7 @@ export class Result {
     announce("The video is finished");
   }
 
-  /** The link is not kept, and asked for once each time that the job is shown. */
+  /** The link is not stored. It is requested once each time the job is shown. */
   #askForLink(entry, away) {
     this.#drawFacts();
     byId("warnings").replaceChildren(...(away ? [element("li", { textContent: away })] : []));
@@ -170,7 +170,7 @@ const WORDS = {
 
 const isPreview = (preview) => typeof preview === "string" && /^data:image\/(jpeg|webp|png);base64,/.test(preview);
 
-/** Its place and how long it still takes. Nothing where neither is known. */
+/** Its place and its remaining time. Empty if both are unknown. */
 function waiting({ before, waiting_for: reason }, seconds) {
   const place = { 0: "Next in the queue", 1: "1 job is before it" }[before] ?? (before > 1 ? `${before} jobs are before it` : "");
   const soon = before == null ? "nearly done" : "";

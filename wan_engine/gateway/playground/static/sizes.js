@@ -1,11 +1,11 @@
-// The size of the clip in pixels, and the part of the picture that it shows, before it is sent. The
-// gateway works them out as it plans clips; nothing of that is repeated here.
+// The size of the clip in pixels, and the part of the picture that it shows, before a request is
+// sent. The gateway computes them as for a plan; nothing of that is repeated here.
 
 import { byId, chosen, say } from "./dom.js";
 
-const SEEN_CUT = 0.995; // what is cut off less than this is not seen
+const SEEN_CUT = 0.995; // a smaller crop is not visible
 
-/** Tells "change" when the gateway has answered. */
+/** Dispatches "change" when the gateway has answered. */
 export class Sizes extends EventTarget {
   #limits;
   #gateway;
@@ -19,12 +19,12 @@ export class Sizes extends EventTarget {
     this.#form = form;
   }
 
-  /** Forgets what was told, as another server or model may answer. */
+  /** Drops earlier answers, because another server or model may answer now. */
   forget() {
     this.#known.clear();
   }
 
-  /** Width and height of a clip of `size`; null while they are not known. */
+  /** Width and height of a clip of `size`, or null if unknown. */
   of(size) {
     const { beginning } = this.#form;
     if (beginning.now === "references") return this.#limits.namedSizes[size][chosen("aspect_ratio")];
@@ -64,7 +64,7 @@ export class Sizes extends EventTarget {
     try {
       this.#known.set(key, await this.#gateway.sizes(...source, this.#form.beginning.task));
     } catch {
-      this.#known.delete(key); // nobody there, or the key is not valid: asked again with the next change
+      this.#known.delete(key); // no answer, or an invalid key: ask again after the next change
       return;
     }
     this.draw();
@@ -81,7 +81,7 @@ export class Sizes extends EventTarget {
     return parts.length ? `${sentence} ${parts.join(" and ")} is cut off.` : `${sentence} The whole ${now} is seen.`;
   }
 
-  /** Draws the part that is kept over the preview, where anything is cut. */
+  /** Draws the kept part over the preview, if the picture is cropped. */
   #frame(told) {
     const mark = byId("kept-part");
     mark.hidden = !told || Math.min(...told.shown) > SEEN_CUT;

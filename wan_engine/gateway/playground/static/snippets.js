@@ -1,7 +1,7 @@
 // The form's request as code, for each API in each language. Pure text: `python`, `node` and `sh`
 // run it as it is, with a key in place of YOUR_API_KEY.
 //
-// Each API has defaults of its own, so every option is said; files are read by the code itself.
+// Each API has its own defaults, so every option is written out. The code reads files itself.
 
 import { BODIES, LocalFile, source } from "./bodies.js";
 
@@ -12,9 +12,9 @@ const FIRST_PROMPT = "A person walking through a sunny park, leaves gently swayi
 /**
  * @param api "runpod", "aiml", "oxen", "dashscope" or "openai"
  * @param language "curl", "python" or "javascript"
- * @param wish `{base, endpoint, keyed, options, media, shape}`: the options by the contract's names, the
- *   media by theirs as their pickers have them; `base` without a slash at its end; `keyed` where
- *   the server asks for a key; `shape` the width and height of a clip without a picture
+ * @param wish `{base, endpoint, keyed, options, media, shape}`: options and media by the contract's
+ *   names, media as their pickers have them; `base` without a slash at its end; `keyed` if the
+ *   server needs a key; `shape` the width and height of a clip without a picture
  */
 export function snippet(api, language, wish) {
   const { image, last_image, first_clip, references, audio } = wish.media;
@@ -33,7 +33,7 @@ export function snippet(api, language, wish) {
 
 // --- a value in each language --------------------------------------------------------------------
 
-/** `value` over several lines. `leaf(value)` writes what is no object, `name(key)` a key. */
+/** `value` over several lines. `leaf(value)` writes a value that is not an object, `name(key)` a key. */
 function written(value, indent, { leaf, name, step, trailing }) {
   if (value === null || typeof value !== "object" || value instanceof LocalFile) return leaf(value);
   const inner = indent + step;
@@ -63,7 +63,7 @@ const javaScriptLeaf = (value) =>
     ? `await dataUri(${JSON.stringify(value.name)}, "${value.type}")`
     : JSON.stringify(value);
 
-/** The body on curl's standard input, which has no limit of length as an argument has. */
+/** The body on curl's standard input, because an argument has a limit of length. */
 function hereDocument(body) {
   const files = hasFile(body);
   const escaped = (json) => (files ? json.replace(/[\\$`]/g, "\\$&") : json);

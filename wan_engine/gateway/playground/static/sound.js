@@ -1,5 +1,5 @@
-// Sounds from this computer: sent as they are where the contract takes them, else a part of them as a
-// WAV file.
+// Sounds from this computer: sent unchanged if the contract accepts them, otherwise a part as a WAV
+// file.
 
 import { Unusable } from "./media.js";
 
@@ -7,21 +7,21 @@ const WAV = "audio/wav";
 const MP3 = "audio/mpeg";
 const HEADER_BYTES = 44;
 const SAMPLE_BYTES = 2;
-// The best that fits is sent.
+// The best quality that fits is used.
 const QUALITIES = [
   { rate: 48000, channels: 2 },
   { rate: 48000, channels: 1 },
   { rate: 24000, channels: 1 },
   { rate: 16000, channels: 1 },
 ];
-const MOST_BYTES = 128 * 2 ** 20; // what is decoded takes ten times as much
+const MOST_BYTES = 128 * 2 ** 20; // a decoded sound takes ten times as much
 const MOST_SECONDS = 600;
 const STEP_SECONDS = 0.1; // of the sliders
 
 /**
- * A sound of at most `maxBytes` that the engine takes, with its length in seconds: the file as it is
- * where that holds, else `part` of it, `{start, seconds}`, as a WAV file; without one, what the
- * longest clip can hold of its beginning. `heard` is what a player plays: what is sent.
+ * A sound of at most `maxBytes` that the engine accepts, with its length in seconds: the unchanged
+ * file if possible, otherwise its `part`, `{start, seconds}`, as a WAV file. Without a `part`, its
+ * beginning, as long as the longest clip. `heard` is the sent sound, for the player.
  */
 export async function readSound(file, maxBytes, limits, part = null) {
   const type = await kindOf(file);
@@ -39,7 +39,7 @@ export async function readSound(file, maxBytes, limits, part = null) {
   return { blob, type: WAV, file, heard: blob, seconds, start, changed: true, from };
 }
 
-/** The type by content, where it is one that the engine takes and this browser reads. */
+/** The type by content, if the engine accepts it and this browser can read it. */
 async function kindOf(file) {
   const bytes = new Uint8Array(await file.slice(0, 12).arrayBuffer());
   const text = String.fromCharCode(...bytes);
@@ -48,7 +48,7 @@ async function kindOf(file) {
   return text.startsWith("ID3") || layerThree ? MP3 : null;
 }
 
-/** Null where the browser does not know before it has decoded it. */
+/** Null if the browser does not know it before decoding. */
 function secondsOf(file) {
   const audio = document.createElement("audio");
   const url = URL.createObjectURL(file);
@@ -59,7 +59,7 @@ function secondsOf(file) {
   }).finally(() => URL.revokeObjectURL(url));
 }
 
-/** The samples, and how many seconds the file has. */
+/** The samples, and the length of the file in seconds. */
 async function decode(file, known) {
   const seconds = known ?? (await secondsOf(file));
   if (seconds > MOST_SECONDS || file.size > MOST_BYTES) {
@@ -74,7 +74,7 @@ async function decode(file, known) {
   }
 }
 
-/** Its bytes. A WAV of the kind for large files differs in its first letters, for a browser. */
+/** Its bytes. For a browser, a WAV in the format for large files needs other first letters. */
 async function asPlain(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const text = String.fromCharCode(...bytes.slice(0, 12));
@@ -94,7 +94,7 @@ async function wavOf(buffer, start, seconds, maxBytes) {
   return encode(await context.startRendering());
 }
 
-/** PCM of 16 bits. */
+/** 16-bit PCM. */
 function encode(buffer) {
   const { numberOfChannels, sampleRate, length } = buffer;
   const frameBytes = numberOfChannels * SAMPLE_BYTES;

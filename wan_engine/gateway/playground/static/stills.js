@@ -1,4 +1,4 @@
-// The first frames of clips, asked for one at a time and kept, as making one is work for the server.
+// The first frames of clips, requested one at a time and stored, because each is work for the server.
 
 export class Stills {
   #gateway;
@@ -11,7 +11,7 @@ export class Stills {
     this.#kept = kept;
   }
 
-  /** Its address in this page; null where there is none. */
+  /** Its URL in this page, or null. */
   of(id) {
     if (!this.#urls.has(id)) {
       this.#turn = this.#turn.then(() => this.#find(id));
@@ -29,7 +29,7 @@ export class Stills {
       this.#kept.keepStill(id, made);
       return URL.createObjectURL(made);
     } catch {
-      this.#urls.delete(id); // nobody there: asked again when the list is drawn again
+      this.#urls.delete(id); // no answer: ask again when the list is drawn again
       return null;
     }
   }

@@ -1,10 +1,10 @@
-// What the server's models take, and so which parts of the form are there.
+// The inputs of the server's models, which decide the parts of the form.
 
 import { byId, choose, chosen } from "./dom.js";
 
 const PICTURE_TASKS = ["image-to-video", "image-to-video-with-sound", "speech-to-video"];
 
-/** What the clip is made of: "picture", "clip" or "references". */
+/** The beginning of the clip: "picture", "clip" or "references". */
 export class Beginning {
   #pickers;
   #takes = {};
@@ -19,13 +19,13 @@ export class Beginning {
     return chosen("begin");
   }
 
-  /** The task whose model begins the clip. */
+  /** The task of the model that begins the clip. */
   get task() {
     if (this.now === "references") return "reference-to-video";
     return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
   }
 
-  /** `models` are names by task, `takes` the inputs by task, of the models that are known. */
+  /** `models` are names by task, `takes` the inputs by task. */
   offer(models, takes) {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
@@ -38,12 +38,12 @@ export class Beginning {
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
   }
 
-  /** Whether a clip can be made of this here. */
+  /** Whether a model of this server begins a clip with this. */
   offers(what) {
     return this.#tasks === null || this.#offered.includes(what);
   }
 
-  /** Shows what belongs to a beginning that is offered, and hides the rest. */
+  /** Shows the fields of one beginning that is offered, and hides the others. */
   choose(wanted) {
     const what = this.offers(wanted) ? wanted : this.#offered[0];
     choose("begin", what);
@@ -55,7 +55,7 @@ export class Beginning {
     last.shown = this.takesLast(what);
   }
 
-  /** Whether what begins so may end on a picture. */
+  /** Whether a clip that begins with this may end on a picture. */
   takesLast(what) {
     if (what === "references") return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
     const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
