@@ -19,8 +19,8 @@ CLIP = bytes(range(256)) * 40
 class InstantBackend:
     """`hold()` makes jobs wait for `release()`. A prompt that begins with "fail:" or "lose:" ends
     that way; "spare:" loses its worker three times without blame; "hang" ends only when it is
-    cancelled. `models` are what the engine offers; without them, nothing is known. `clip` is the
-    file that it writes."""
+    cancelled. `models` and `loras` are what the engine offers; without `models`, nothing is known.
+    `clip` is the file that it writes."""
 
     def __init__(self, folder: Path, slots: int = 1) -> None:
         self.slots = slots
@@ -35,6 +35,7 @@ class InstantBackend:
         self.at = Progress("denoise", 1, 4)  # while it is held, and so is the preview
         self.preview: Preview | None = None
         self.models: Mapping[Task, str] | None = None
+        self.loras: Mapping[Task, Collection[str]] | None = {}
         self._folder = folder
         self._go = asyncio.Event()
         self._go.set()

@@ -13,6 +13,7 @@ from subprocess import PIPE
 import httpx
 
 from tests.gateway.conftest import wish
+from tests.gateway.test_lora_names import lora
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.media.fetch import data_uri
 from wan_engine.settings import Settings
@@ -21,9 +22,12 @@ BASE = "/v2/wan-2-6-i2v"
 
 
 def test_a_clip_is_rendered_stopped_and_rendered_again(
-    make_settings: Callable[..., Settings], data: Path
+    make_settings: Callable[..., Settings], data: Path, tmp_path: Path
 ) -> None:
-    settings = make_settings(render_area=4096, preset="superfast", safety="off")
+    lora(tmp_path / "loras" / "people" / "anna.safetensors")
+    lora(tmp_path / "loras" / "other.safetensors", width=48)
+    short = {"render_area": 4096, "preset": "superfast", "safety": "off"}
+    settings = make_settings(**short, lora_dir=tmp_path / "loras")
     request = wish(image=data_uri(data / "rocket_640x360.jpg"), seed=3)
 
     async def line() -> None:
@@ -34,6 +38,8 @@ def test_a_clip_is_rendered_stopped_and_rendered_again(
                 bad = await http.post(f"{BASE}/runsync", json={"input": hopeless}, timeout=120)
                 assert bad.status_code == 400
                 assert bad.json()["error"].startswith("Invalid image URL: ")
+                told = (await http.get("/playground/api/server")).json()
+                assert told["loras"] == {"image-to-video": ["people/anna"]}
 
                 stopped = (await http.post(f"{BASE}/run", json={"input": request})).json()["id"]
                 await in_stage(http, stopped, "denoise", "decode", "encode")

@@ -135,6 +135,7 @@ async def open_gateway(
             waiting_for=lambda: ownership.why_not or backend.waiting_for(),
             models=lambda: backend.models,
             takes=lambda: backend.takes,
+            loras=lambda: backend.loras,
         )
         doors = [door(context) for door in DOORS]
 

@@ -37,6 +37,11 @@ def beginning(value: object) -> object:
     return value if len(value) <= most else f"{value[:most]}..."
 
 
+def is_cut(value: str) -> bool:
+    """Whether a data URI is what `beginning` has left of a longer one."""
+    return len(value) == _DATA_URI_CHARACTERS + 3 and value.endswith("...")
+
+
 def _count(value: object) -> int:
     """The number of values, including nested ones."""
     count, left = 0, [value]

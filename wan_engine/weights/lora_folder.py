@@ -13,7 +13,7 @@ from threading import Lock
 
 from wan_engine.catalog import Expert
 from wan_engine.errors import ConfigurationError, InvalidRequest, LoraRefused, NotServed
-from wan_engine.schema import Lora
+from wan_engine.schema import Lora, Task
 from wan_engine.schema.fields import described
 from wan_engine.schema.lora import is_lora_name
 from wan_engine.settings import Settings
@@ -80,6 +80,27 @@ class LoraFolder:
         sides = {path: side for pair in pairs.values() for side, path in pair.items()}
         alone = {name: {sides.get(path, "both"): path} for name, path in files.items()}
         return {name: FoundLora(of) for name, of in sorted({**alone, **pairs}.items())}
+
+    def stamps(self) -> frozenset[tuple[object, ...]]:
+        """What changes when a file of the folder comes, goes or is replaced."""
+        found = [path for one in self.found().values() for path in one.files.values()]
+        return frozenset(_stamp(path) for path in found)
+
+    def fitting(self, models: Mapping[Task, Located]) -> dict[Task, list[str]]:
+        """The names that each model takes, sorted. A model that takes no LoRA at all is left
+        out."""
+        taking = {task: located for task, located in models.items() if located.spec.wan_blocks}
+        names = list(self.found())
+        return {
+            task: [name for name in names if self._fits(name, located)]
+            for task, located in taking.items()
+        }
+
+    def _fits(self, name: str, located: Located) -> bool:
+        try:
+            return bool(self.chosen([Lora(name)], located))
+        except InvalidRequest:
+            return False
 
     def chosen(self, loras: Sequence[Lora], located: Located) -> tuple[ChosenLora, ...]:
         """The LoRA files that a request names, for the model `located`. Only headers are read.

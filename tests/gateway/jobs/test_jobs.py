@@ -48,7 +48,7 @@ HUGE = "data:image/png;base64," + "A" * 1_000_000
 @pytest.mark.parametrize("webhook", [None, "http://127.0.0.1:9/hook"])
 @pytest.mark.parametrize("ending", ["completed", "cancelled"])
 def test_a_picture_is_deleted_once_nobody_can_need_it(
-    serve: Serve, ending: str, webhook: str | None
+    serve: Serve, tmp_path: Path, ending: str, webhook: str | None
 ) -> None:
     async def line() -> None:
         async with serve() as served:
@@ -62,10 +62,13 @@ def test_a_picture_is_deleted_once_nobody_can_need_it(
             assert (await ended(served, job)).state == ending
             # With a webhook it is kept until the webhook was delivered or given up.
             for _ in range(400):
-                if not await served.jobs.request(job.id):
+                if await served.jobs.whole_request(job.id) is None:
                     break
                 await asyncio.sleep(0.01)
-            assert await served.jobs.request(job.id) == {}
+            kept = await served.jobs.request(job.id)
+            assert kept["prompt"] == request["prompt"] and len(kept["image"]) < 100
+            await served.gateway.requests.remove_unused()
+            assert list((tmp_path / "outputs/gateway.db.media").iterdir()) == []
 
     asyncio.run(line())
 

@@ -12,9 +12,11 @@ from PIL import Image
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from wan_engine.catalog import known_models
 from wan_engine.control import Progress
+from wan_engine.gateway.excerpt import beginning
 from wan_engine.gateway.jobs.fair_queue import FairQueue
 from wan_engine.gateway.jobs.run_times import RunTimes
 from wan_engine.gateway.keys import Share, new_entry
+from wan_engine.gateway.playground.made_from import file_of, made_from
 from wan_engine.gateway.playground.sizes import sizes_of
 from wan_engine.plan import PlanLimits, make_plan
 from wan_engine.schema import Media, Order, Script, ScriptShot
@@ -89,7 +91,8 @@ def test_a_key_does_not_see_jobs_of_others(serve: Serve) -> None:
         job_id = await sent(served, key=ann)
         await eventually(lambda: served.backend.rendered)
         assert (await shown(served, job_id, ann))["code"] == 200
-        for path in (f"{API}/jobs/{job_id}", f"{API}/jobs/{job_id}/still"):
+        one = f"{API}/jobs/{job_id}"
+        for path in (one, f"{one}/still", f"{one}/request", f"{one}/request/image"):
             other = await served.http.get(path, headers={"Authorization": f"Bearer {bob}"})
             assert other.status_code == 404
             assert other.json() == {"error": "There is no job of yours with this id"}
@@ -98,6 +101,66 @@ def test_a_key_does_not_see_jobs_of_others(serve: Serve) -> None:
             assert (await served.http.get(f"{API}/{path}")).status_code == 401
 
     told(serve, line, api_keys=f"{ann_entry},{bob_entry}")
+
+
+def test_a_job_tells_what_it_was_made_from_and_its_file_until_it_has_a_clip(serve: Serve) -> None:
+    picture = "data:image/png;base64," + "A" * 100_000
+
+    async def line(served: Served) -> None:
+        served.backend.hold()
+        loras = [{"name": "anna", "scale": 0.8}, "motion"]
+        rest = {"negative_prompt": "blur", "duration": 10, "loras": loras, "webhookV2": "secret"}
+        job_id = await sent(served, image=picture, audio="https://example.com/a.mp3", **rest)
+        one = f"{API}/jobs/{job_id}/request"
+        seen = (await served.http.get(one)).json()
+        assert seen["options"] == {
+            "prompt": "Leaves sway",
+            "negative_prompt": "blur",
+            "duration": 10,
+            "loras": [{"name": "anna", "scale": 0.8}, {"name": "motion"}],
+        }
+        sound = {"url": "https://example.com/a.mp3"}
+        assert seen["media"] == {"image": {"type": "image/png", "kept": True}, "audio": sound}
+        file = await served.http.get(f"{one}/image")
+        assert file.text == picture and file.headers["content-type"].startswith("text/plain")
+        for other in ("audio", "prompt", "references", "references?at=3"):
+            assert (await served.http.get(f"{one}/{other}")).status_code == 404
+        served.backend.release()
+        await eventually(lambda: served.backend.rendered)
+        while (await served.http.get(f"{one}/image")).status_code == 200:
+            await asyncio.sleep(0.01)
+        assert (await served.http.get(one)).json() == {
+            "options": seen["options"],
+            "media": {"image": {"type": "image/png", "kept": False}, "audio": sound},
+        }
+
+    told(serve, line)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"prompt": 7, "image": None, "references": "x", "loras": {"a": 1}, "seed": True},
+        {"prompt": ["a"], "loras": [1, {}, {"name": ""}, None], "references": [None, 3, ""]},
+    ],
+)
+def test_what_is_wrong_in_a_request_is_not_told(request_: dict[str, Any]) -> None:
+    found = made_from(request_, whole=True)
+    assert found["options"] == {"prompt": ""}
+    assert set(found["media"]) <= {"references"} and found["media"].get("references", []) == []
+
+
+def test_references_are_told_in_their_order() -> None:
+    short, cut = "data:image/webp;base64,AA", beginning("data:video/mp4," + "x" * 100)
+    request = {"prompt": "a", "references": [short, "https://a/b.png", cut]}
+    assert made_from(request, whole=False)["media"]["references"] == [
+        {"type": "image/webp", "kept": True},
+        {"url": "https://a/b.png"},
+        {"type": "video/mp4", "kept": False},
+    ]
+    files = [file_of(request, "references", at) for at in range(4)]
+    assert files == [short, None, None, None]
 
 
 def test_the_server_says_what_its_models_accept_and_the_prices_that_were_set(serve: Serve) -> None:
@@ -112,6 +175,16 @@ def test_the_server_says_what_its_models_accept_and_the_prices_that_were_set(ser
         assert body["prices"]["image-to-video"] == {"1280*720": 0.02, "1920*1080": 0.15}
 
     told(serve, line, prices={"1280*720": "0.02"})
+
+
+def test_the_loras_are_told_by_task_or_that_nobody_knows_them(serve: Serve) -> None:
+    async def line(served: Served) -> None:
+        known: list[Any] = [{}, {"image-to-video": ["people/anna"]}, None]
+        for loras in known:
+            served.backend.loras = loras
+            assert (await served.http.get(f"{API}/server")).json()["loras"] == loras
+
+    told(serve, line)
 
 
 def test_without_a_price_of_the_operator_none_is_shown(serve: Serve) -> None:

@@ -99,12 +99,13 @@ def test_only_scripts_and_styles_of_this_server_run(serve: Serve) -> None:
 
 
 def test_nothing_is_loaded_from_other_hosts_and_nothing_is_inline() -> None:
+    media = (".jpg", ".mp4")
     texts = {
-        path.name: path.read_text("utf-8") for path in STATIC.iterdir() if path.suffix != ".jpg"
+        path.name: path.read_text("utf-8") for path in STATIC.iterdir() if path.suffix not in media
     }
     index = texts["index.html"]
     assert re.findall(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=", index) == []
-    assert re.findall(r'(?:src|href)="(?!#|{{assets}}/)[^"]*"', index) == []
+    assert re.findall(r'(?:src|href|poster)="(?!#|{{assets}}/)[^"]*"', index) == []
     sheets = [text for name, text in texts.items() if name.endswith(".css")]
     assert len(sheets) == 4 and re.findall(r"url\(|@import", "".join(sheets)) == []
     assert all(".innerHTML" not in text and "eval(" not in text for text in texts.values())

@@ -54,6 +54,24 @@ def test_one_click_makes_a_clip_of_the_example(listen: Listen, open_page: Open) 
     assert request["prompt"].startswith("The rocket lifts off")
 
 
+def test_the_clip_of_the_example_is_seen_before_it_is_made(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen().url)
+    clip = page.get_by_label("The video of the example")
+    expect(clip).to_have_js_property("ended", True)
+    assert clip.evaluate("clip => [clip.videoWidth, clip.videoHeight]") == [640, 360]
+    assert 4.5 < clip.evaluate("clip => clip.duration") < 5.5
+    expect(page.locator("#example")).to_contain_text("Made by wan-tiny")
+
+
+def test_the_clip_of_the_example_stands_still_for_who_wants_little_motion(
+    listen: Listen, open_page: Open
+) -> None:
+    page = open_page(listen().url, reduced_motion="reduce")
+    clip = page.get_by_label("The video of the example")
+    expect(clip).to_have_js_property("readyState", 4)
+    assert clip.evaluate("clip => clip.paused && clip.currentTime === 0")
+
+
 def test_the_example_can_be_changed_before_it_is_sent(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url)

@@ -81,6 +81,9 @@ class Backend(Protocol):
     """The names of its models by task, once they are known."""
     takes: Mapping[Task, Collection[Input]] | None
     """The inputs of these models besides the prompt, once they are known."""
+    loras: Mapping[Task, Collection[str]] | None
+    """The names of the LoRA files that a request may have, by the task of the model that takes
+    them. None if the backend cannot tell them."""
 
     async def start(self) -> None:
         """Start, without waiting until it is ready."""

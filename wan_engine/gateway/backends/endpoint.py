@@ -72,6 +72,7 @@ class EndpointBackend:
         self.outlives = True
         self.models: Mapping[Task, str] | None = None  # the API does not tell them
         self.takes: Mapping[Task, Collection[Input]] | None = None
+        self.loras: Mapping[Task, Collection[str]] | None = None
         self._settings = settings
         self._claims = settings.runpod_claims
         self._poll_seconds = poll_seconds

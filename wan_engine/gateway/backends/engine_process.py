@@ -2,9 +2,9 @@
 wan_engine.gateway.backends.engine_process`).
 
 It reads lines: first the settings, then orders (`run`, `cancel`, `watch`). It answers `ready`,
-`progress`, `preview`, `done`, `failed`, and `unusable` with what the operator has to change.
-`alive` comes every few seconds during any work. `ending` comes before a process with a broken
-device ends, and `hangs` before one whose job or start makes no progress.
+`loras`, `progress`, `preview`, `done`, `failed`, and `unusable` with what the operator has to
+change. `alive` comes every few seconds during any work. `ending` comes before a process with a
+broken device ends, and `hangs` before one whose job or start makes no progress.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from wan_engine.choice import served
 from wan_engine.control import Control, Preview, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
+from wan_engine.gateway.backends.lora_names import LoraNames
 from wan_engine.runtime import logs
 from wan_engine.runtime.faults import BROKEN_EXIT, Device
 from wan_engine.runtime.startup import Startup
@@ -231,6 +232,9 @@ def _started(
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
+    if settings.lora_dir is not None:
+        located = {task: model.located for task, model in engine.pool.models.items()}
+        LoraNames(settings, located, tell).watch()
     takes = {task: list(row.takes) for task, row in engine.pool.rows.items()}
     tell({"told": "ready", "models": served(engine.pool.rows), "takes": takes})
     return engine

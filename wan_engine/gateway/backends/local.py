@@ -51,6 +51,7 @@ class LocalBackend:
         self.outlives = False
         self.models: Mapping[Task, str] | None = None
         self.takes: Mapping[Task, Collection[Input]] | None = None
+        self.loras: Mapping[Task, Collection[str]] | None = {}
         self.slots = 2 if settings.prefetch else 1
         self._settings = settings
         self._metrics = metrics
@@ -214,6 +215,8 @@ class LocalBackend:
                 self._ready.set()
                 self.models, self.takes = told["models"], told["takes"]
                 log.info("the engine is ready: %s", ", ".join(told["models"].values()))
+            elif what == "loras":
+                self.loras = told["loras"]
             elif what == "unusable":
                 self._unusable(told["error"])
             elif what in ("ending", "hangs"):

@@ -39,6 +39,8 @@ class Context:
     """The names of the models by task, if they are known."""
     takes: Callable[[], Mapping[Task, Collection[Input]] | None] = lambda: None
     """The inputs of these models besides the prompt, if they are known."""
+    loras: Callable[[], Mapping[Task, Collection[str]] | None] = lambda: None
+    """The names of the LoRA files that each model takes, if they are known."""
 
     async def submit(self, request: Request, *new: NewJob) -> tuple[Job, ...]:
         """Call `jobs.submit`. Once the jobs are stored, the request no longer counts as in

@@ -1,8 +1,9 @@
 """Keeps the whole requests of jobs for as long as they may be needed, within the quota of each key.
 
-A request that a waiting or running job needs is never removed. If a key has no room, the requests
-of its failed jobs are removed first, then those of its oldest ended jobs. After some time, those of
-all ended jobs are removed.
+A request without its long texts, mostly media, is kept as long as its job. The long texts are
+removed when the job is completed or cancelled. Those that a waiting or running job needs are never
+removed. If a key has no room, those of its failed jobs are removed first, then those of its oldest
+ended jobs. After some time, those of all ended jobs are removed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ class Requests:
         """Return the request as it was made, or the parts of it that are kept."""
         stored = await self._store.request(job_id)
         return {} if stored is None else await self._whole(job_id, stored) or stored.row
+
+    async def row(self, job_id: str) -> tuple[dict[str, Any], bool]:
+        """Return the request with its long texts cut to their beginnings, and whether `whole`
+        returns it uncut."""
+        stored = await self._store.request(job_id)
+        return ({}, False) if stored is None else (stored.row, stored.whole)
 
     async def whole(self, job_id: str) -> dict[str, Any] | None:
         """The request as it was made. None if it is no longer kept."""

@@ -135,6 +135,11 @@ class Jobs:
         megabytes."""
         return await self._requests.shown(job_id)
 
+    async def cut_request(self, job_id: str) -> tuple[dict[str, Any], bool]:
+        """Return the request with long texts cut to their beginnings, which is kept as long as the
+        job, and whether `whole_request` returns it uncut."""
+        return await self._requests.row(job_id)
+
     async def whole_request(self, job_id: str) -> dict[str, Any] | None:
         """Return the request, or None if a part of it is no longer kept."""
         return await self._requests.whole(job_id)

@@ -204,7 +204,7 @@ class Store:
                 return False
             if job.final:
                 await _note_webhook(connection, job)
-                await _drop_request(connection, job.id)
+                await _drop_long_texts(connection, job.id)
             else:
                 await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job.id))
         return True
@@ -304,7 +304,7 @@ class Store:
     async def drop_webhook(self, job_id: str) -> None:
         async with self._write() as connection:
             await connection.execute(sa.delete(webhooks).where(webhooks.c.job_id == job_id))
-            await _drop_request(connection, job_id)
+            await _drop_long_texts(connection, job_id)
 
     @always_uncancelled
     async def fact(self, name: str, new: str) -> str:
@@ -348,14 +348,15 @@ def _unused() -> sa.ColumnElement[bool]:
     return ~sa.exists().where(request_parts.c.hash == long_texts.c.hash)
 
 
-async def _drop_request(connection: AsyncConnection, job_id: str) -> None:
-    """Remove a request that no run, retry or webhook needs."""
+async def _drop_long_texts(connection: AsyncConnection, job_id: str) -> None:
+    """Remove the long texts, mostly media, of a request that no run, retry or webhook needs. The
+    rest of the request stays with its job."""
     over = sa.select(jobs.c.id).where(
         jobs.c.id == job_id,
         jobs.c.state.in_(_OVER),
         jobs.c.id.not_in(sa.select(webhooks.c.job_id)),
     )
-    await connection.execute(sa.delete(requests).where(requests.c.job_id.in_(over)))
+    await connection.execute(sa.delete(request_parts).where(request_parts.c.job_id.in_(over)))
 
 
 _OVER = tuple(state for state in FINAL if state not in RETRYABLE)

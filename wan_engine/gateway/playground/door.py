@@ -1,5 +1,5 @@
 """Defines the routes that the page needs in addition to the public APIs: models and prices, the
-crop of a picture, and a job's place in the queue.
+crop of a picture, a job's place in the queue, and what a job was made from.
 
 The page submits and cancels jobs with Runpod's API, so these routes show the jobs of that door. The
 guard has checked the key before, and no key sees another key's jobs.
@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args
 from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from wan_engine.catalog import ModelSpec, known_models
 from wan_engine.catalog.with_settings import with_overrides
@@ -25,6 +25,7 @@ from wan_engine.gateway.doors.context import Context
 from wan_engine.gateway.doors.runpod.door import NAME as RUNPOD
 from wan_engine.gateway.doors.runpod.door import STATUS
 from wan_engine.gateway.job import Job, now_ms
+from wan_engine.gateway.playground.made_from import FIELDS, file_of, made_from
 from wan_engine.gateway.playground.sizes import sizes_of
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.media import stills
@@ -35,8 +36,10 @@ PREFIX = "/playground/api"
 _SIZES: tuple[str, ...] = get_args(Size)
 _STILL_WIDTH = 480
 _STILLS_AT_ONCE = 1
+_FILES_AT_ONCE = 2
 
 Side = Annotated[int, Query(ge=1, le=100_000)]
+Place = Annotated[int, Query(ge=0, le=99)]
 
 
 def door(context: Context) -> Door:
@@ -53,21 +56,28 @@ class _Routes:
         self._context = context
         self._stills = asyncio.Semaphore(_STILLS_AT_ONCE)
         self._still_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._files = asyncio.Semaphore(_FILES_AT_ONCE)
+        self._file_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.router = router = APIRouter(prefix=PREFIX, include_in_schema=False)
         router.get("/server")(self.server)
         router.get("/sizes")(self.sizes)
         router.get("/jobs/{job_id}")(self.job)
         router.get("/jobs/{job_id}/still")(self.still)
+        router.get("/jobs/{job_id}/request")(self.request)
+        router.get("/jobs/{job_id}/request/{field}")(self.file)
 
     async def server(self) -> JSONResponse:
-        """Return the models with their inputs, the prices if the operator has set any, and the
-        seconds that the last job of each kind took."""
+        """Return the models with their inputs and LoRA files, the prices if the operator has set
+        any, and the seconds that the last job of each kind took."""
         prices = self._context.settings.prices
-        rows, takes = self._rows(), self._context.takes()
+        rows, takes, loras = self._rows(), self._context.takes(), self._context.loras()
         return JSONResponse(
             {
                 "models": dict(self._context.models() or {}),
                 "takes": {task: list(inputs) for task, inputs in (takes or {}).items()},
+                "loras": None
+                if loras is None
+                else {task: list(names) for task, names in loras.items()},
                 "makes_sound": any(row.gives_sound for row in rows.values()),
                 "prices": {
                     task: {size: float(price_a_second(size, prices, task)) for size in _SIZES}
@@ -106,6 +116,25 @@ class _Routes:
                 raise Refusal("timeout", "Nobody waits for the picture any longer")
             picture = await self._still(job)
         return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
+
+    async def request(self, job_id: str, request: Request) -> JSONResponse:
+        """Return what a job was made from, without its files."""
+        job = await self._found(job_id, request)
+        return JSONResponse(made_from(*await self._context.jobs.cut_request(job.id)))
+
+    async def file(self, job_id: str, field: str, request: Request, at: Place = 0) -> Response:
+        """Return a file of a request, as the data URI that was sent."""
+        job = await self._found(job_id, request)
+        jobs = self._context.jobs
+        async with self._file_of.setdefault(job.owner, asyncio.Lock()), self._files:
+            if await request.is_disconnected():
+                raise Refusal("timeout", "Nobody waits for the file any longer")
+            known = await jobs.whole_request(job.id) or (await jobs.cut_request(job.id))[0]
+            found = file_of(known, field, at) if field in FIELDS else None
+        if found is None:
+            raise Refusal("not_found", "The gateway does not keep this file any longer")
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return PlainTextResponse(found, headers=headers)
 
     # --- shared by the routes --------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from wan_engine.gateway.doors.runpod.door import RUN_MAX_BYTES
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.plan import NAMED_SIZES
 from wan_engine.schema import (
+    LORA_SCALE_MAX,
+    LORAS_MAX,
     NEGATIVE_PROMPT_MAX_CHARACTERS,
     PROMPT_MAX_CHARACTERS,
     REFERENCES_MAX,
@@ -39,6 +41,7 @@ _TYPES: Mapping[str, str] = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
     ".jpg": "image/jpeg",
+    ".mp4": "video/mp4",
 }
 
 # Clips and pictures may be in any bucket. Scripts, styles and connections are limited to this
@@ -117,6 +120,8 @@ def limits(settings: Settings) -> dict[str, Any]:
         "promptMaxCharacters": PROMPT_MAX_CHARACTERS,
         "negativePromptMaxCharacters": NEGATIVE_PROMPT_MAX_CHARACTERS,
         "referencesMax": REFERENCES_MAX,
+        "lorasMax": LORAS_MAX,
+        "loraScaleMax": LORA_SCALE_MAX,
         "seedMax": SEED_MAX,
         "namedSizes": {
             size: {f"{wide}:{high}": pixels for (wide, high), pixels in shapes.items()}

@@ -78,6 +78,18 @@ export class Gateway extends EventTarget {
     return answer.ok ? answer.blob() : null;
   }
 
+  /** The options and media of a job's request, as far as they are kept. */
+  madeFrom(id) {
+    return this.#ask("GET", `${OWN}/jobs/${encodeURIComponent(id)}/request`);
+  }
+
+  /** A file of a job's request as a data URI; null where it is not kept. */
+  async file(id, field, at) {
+    const path = `${OWN}/jobs/${encodeURIComponent(id)}/request/${field}?at=${at}`;
+    const answer = await this.#fetch("GET", path, undefined, STILL_MS);
+    return answer.ok ? answer.text() : null;
+  }
+
   async cancel(endpoint, id) {
     return this.#ask("POST", `v2/${endpoint}/cancel/${encodeURIComponent(id)}`);
   }

@@ -4,7 +4,7 @@ import { Gateway, Refused } from "./api.js";
 import { Code, copyInto } from "./code.js";
 import { Comparison } from "./compare.js";
 import { byId } from "./dom.js";
-import { fillExample } from "./example.js";
+import { fillExample, showExample } from "./example.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
 import { Jobs } from "./jobs.js";
@@ -13,6 +13,7 @@ import { Unusable } from "./media.js";
 import { Ready } from "./ready.js";
 import { Keeper, about, bringBack, packedAll } from "./restore.js";
 import { Result } from "./result.js";
+import { SentFiles, Shared } from "./shared.js";
 import { Stills } from "./stills.js";
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`).content;
@@ -23,6 +24,8 @@ const kept = new Kept();
 const form = new Form(limits, gateway);
 const jobs = new Jobs(gateway);
 const result = new Result(jobs);
+const sent = new SentFiles(gateway);
+const shared = new Shared(jobs, sent, use);
 const comparison = new Comparison(jobs);
 const gallery = new History(jobs, new Stills(gateway, kept), { show, use, compare: (id) => comparison.toggle(id) });
 const ready = new Ready(gateway);
@@ -31,6 +34,7 @@ const ready = new Ready(gateway);
 
 let models = {};
 let takes = {};
+let loras = {};
 let unreached = false;
 let unsent = false; // as the server did not answer
 
@@ -75,9 +79,9 @@ async function connect() {
 /** Load what the server makes, and the prices. */
 async function learn() {
   const server = await gateway.server();
-  takes = server.takes;
+  ({ takes, loras } = server);
   if (Object.keys(server.models).length) models = server.models;
-  form.offer(models, takes);
+  form.offer(models, takes, loras);
   form.tell(server);
   result.priced = gallery.priced = Boolean(server.prices);
   draw();
@@ -107,7 +111,7 @@ byId("key-forget").addEventListener("click", () => {
 jobs.addEventListener("key", connect);
 ready.addEventListener("models", ({ detail }) => {
   if (Object.keys(detail).length) models = detail; // a server that starts again does not know them yet
-  form.offer(models, takes);
+  form.offer(models, takes, loras);
   if (gateway.isOpen) learn().catch(() => {}); // the badge shows an outage
 });
 ready.addEventListener("back", () => {
@@ -179,6 +183,7 @@ function addressOf(id) {
 
 function draw() {
   result.draw();
+  shared.draw(result.id);
   gallery.draw(result.id, comparison.ids);
 }
 
@@ -207,7 +212,7 @@ function showAgain() {
 }
 
 async function use(entry) {
-  await bringBack(entry, form, kept);
+  await bringBack(entry, form, kept, sent);
   byId("form-error").textContent = "";
   byId("prompt").focus();
 }
@@ -224,14 +229,17 @@ byId("cancel").addEventListener("click", async () => {
 });
 byId("again").addEventListener("click", async () => {
   const entry = jobs.entry(result.id);
-  await bringBack(entry, form, kept, { seed: entry.seed });
+  await bringBack(entry, form, kept, sent, { seed: entry.seed });
   byId("form-error").textContent = "";
   byId("seed").focus();
 });
 byId("share").addEventListener("click", () => copyInto(byId("share"), addressOf(result.id)));
 comparison.addEventListener("change", draw);
 jobs.addEventListener("change", ({ detail }) => {
-  if (detail === null || detail === result.id) result.draw();
+  if (detail === null || detail === result.id) {
+    result.draw();
+    shared.draw(result.id);
+  }
   comparison.check();
   gallery.draw(result.id, comparison.ids);
 });
@@ -246,6 +254,7 @@ function forget() {
 // --- the start -----------------------------------------------------------------------------------
 
 new Code(form, limits, base);
+showExample(meta("assets"));
 ready.look();
 await new Keeper(form, kept).start();
 document.body.dataset.restored = "true";

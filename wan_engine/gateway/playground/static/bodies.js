@@ -30,6 +30,7 @@ export const BODIES = {
       enable_prompt_expansion: wish.enable_prompt_expansion,
       enable_safety_checker: wish.enable_safety_checker,
       generate_audio: wish.generate_audio,
+      loras: wish.loras,
     }),
   }),
   aiml: (wish) =>
@@ -105,6 +106,7 @@ export const BODIES = {
       enable_prompt_expansion: wish.enable_prompt_expansion,
       enable_safety_checker: wish.enable_safety_checker,
       generate_sound: wish.generate_audio,
+      lora: wish.loras,
     }),
 };
 

@@ -45,6 +45,7 @@ export class Code {
     if (bytes > most) notes.push(`The file as it is does not fit in a request (${megabytes(most)}): make it smaller, or give a URL.`);
     if (files.some(({ changed }) => changed)) notes.push("The page converts the file for itself; this code sends it as it is.");
     if (api === "aiml" && references && (references.length < 1 || references.length > 3)) notes.push("The AI/ML API wants one to three references.");
+    if (["aiml", "oxen", "dashscope"].includes(api) && options.loras) notes.push(`${NAMES[api]} takes no LoRA.`);
     if (["aiml", "oxen"].includes(api) && media.first_clip) notes.push(`${NAMES[api]} takes no clip to continue.`);
     if (api === "dashscope" && options.keep_first_clip === false) notes.push("DashScope always begins with the clip.");
     if (["dashscope", "openai"].includes(api) && references && media.last_image) {

@@ -1,6 +1,7 @@
 // The form: the options of a request, their errors, and the price.
 
 import { byId, choose, chosen, dollars, fault, roughly, say, sizeName } from "./dom.js";
+import { Loras } from "./loras.js";
 import { Part } from "./part.js";
 import { Picker, receive } from "./picker.js";
 import { readers, requestInput } from "./request.js";
@@ -29,6 +30,7 @@ export class Form extends EventTarget {
     this.references = new References(limits);
     this.pickers = { image: this.image, last: this.last, clip: this.clip, audio: this.audio, references: this.references };
     this.beginning = new Beginning(this.pickers);
+    this.loras = new Loras(limits);
     this.#sizes = new Sizes(limits, gateway, this);
     this.#part = new Part(this.audio, limits);
     receive(this.pickers, () => this.pickers[{ picture: "image", clip: "clip", references: "references" }[this.beginning.now]]);
@@ -49,9 +51,9 @@ export class Form extends EventTarget {
     this.#changed();
   }
 
-  /** Offers the inputs that the models accept. */
-  offer(models, takes) {
-    this.beginning.offer(models, takes);
+  /** Offers the inputs and the LoRA files that the models accept. */
+  offer(models, takes, loras) {
+    this.beginning.offer(models, takes, loras);
     this.#changed();
   }
 
@@ -75,6 +77,7 @@ export class Form extends EventTarget {
       enable_prompt_expansion: byId("expansion").checked,
       enable_safety_checker: byId("safety").checked,
       generate_audio: byId("generate-audio").checked ? undefined : false,
+      loras: this.loras.values,
     };
   }
 
@@ -89,6 +92,7 @@ export class Form extends EventTarget {
     byId("expansion").checked = wanted.enable_prompt_expansion ?? false;
     byId("safety").checked = wanted.enable_safety_checker ?? true;
     byId("generate-audio").checked = wanted.generate_audio !== false;
+    this.loras.restore(wanted.loras);
     this.#clear(byId("prompt"));
     this.#clear(byId("seed"));
     this.#changed();
@@ -110,11 +114,11 @@ export class Form extends EventTarget {
     for (const [name, picker] of Object.entries(this.pickers)) picker.restore(media[FIELDS[name]] ?? null);
   }
 
-  /** Shows below a picker which file of an earlier request this browser no longer has. */
-  missing(names) {
+  /** Shows below a picker which file of an earlier request `who` no longer has. */
+  missing(names, who) {
     for (const [name, picker] of Object.entries(this.pickers)) {
       const gone = names[FIELDS[name]];
-      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: this browser does not have it any longer`);
+      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: ${who} does not have it any longer`);
     }
   }
 
@@ -144,6 +148,7 @@ export class Form extends EventTarget {
       fault(byId("seed"), byId("seed-error"), `An integer from -1 to ${seedMax}`);
       wrong.push(byId("seed"));
     }
+    wrong.push(...[this.loras.check()].filter(Boolean));
     wrong[0]?.focus();
     return wrong.length === 0;
   }
@@ -193,6 +198,7 @@ export class Form extends EventTarget {
     // The example is offered for an empty form only, so that nothing is lost.
     const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
     byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
+    this.loras.offer(this.beginning.loras);
     this.#part.draw();
     this.#sizes.draw();
     this.#cost();

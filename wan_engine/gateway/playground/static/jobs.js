@@ -171,6 +171,16 @@ export class Jobs extends EventTarget {
     if (!this.entry(id)) return;
     const looks = id === this.watched && !document.hidden && !isFinal(this.entry(id));
     this.#note(id, await this.#gateway.job(id, looks ? this.live(id).preview_step ?? -1 : null));
+    const { state, learnt } = this.entry(id) ?? {};
+    if (this.isVisited(id) && learnt !== state) await this.#learn(id, state);
+  }
+
+  /** What a job of another browser was made from. Its files go when it ends. */
+  async #learn(id, state) {
+    const { options, media } = await this.#gateway.madeFrom(id);
+    const begin = media.references ? "references" : media.first_clip ? "clip" : "picture";
+    this.#update(id, { begin, options: options.prompt ? options : null, media, learnt: state });
+    this.#tell(id);
   }
 
   #note(id, told) {

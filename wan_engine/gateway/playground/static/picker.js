@@ -92,14 +92,16 @@ export class Picker extends EventTarget {
     }
   }
 
-  /** Restores an earlier value. */
+  /** Restores an earlier value, or reads a file. */
   restore(value) {
     this.#turn++;
     this.#fail("");
     this.#file.value = ""; // otherwise choosing the same file again is no change
+    if (value instanceof File) return this.useFile(value);
     if (value?.url) this.useUrl(value.url);
     else if (value) this.#use(value);
     else this.clear();
+    return undefined;
   }
 
   #use(value) {

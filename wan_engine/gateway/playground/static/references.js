@@ -33,8 +33,17 @@ export class References extends EventTarget {
     byId("references").hidden = !shown;
   }
 
-  restore(values) {
-    this.#set(values ?? []);
+  /** Values of earlier, as they were, or files. */
+  async restore(values) {
+    const files = (values ?? []).some((one) => one instanceof File);
+    this.#set(files ? [] : values ?? []);
+    if (!files) return;
+    try {
+      this.#set(await Promise.all(values.map((one) => (one instanceof File ? this.#read(one) : one))));
+    } catch (error) {
+      if (!(error instanceof Unusable)) throw error;
+      this.#fail(error.message, this.#file);
+    }
   }
 
   /** Shows an error. */
@@ -48,13 +57,17 @@ export class References extends EventTarget {
 
   async useFile(file) {
     try {
-      const room = this.#room();
-      const value = file.type.startsWith("video/") ? video(file, room) : await readPicture(file, room, this.#limits);
-      this.#add({ ...value, file });
+      this.#add(await this.#read(file));
     } catch (error) {
       if (!(error instanceof Unusable)) throw error;
       this.#fail(error.message, this.#file);
     }
+  }
+
+  async #read(file) {
+    const room = this.#room();
+    const value = file.type.startsWith("video/") ? video(file, room) : await readPicture(file, room, this.#limits);
+    return { ...value, file };
   }
 
   useUrl(text) {

@@ -1,9 +1,11 @@
 // Saves the form, and restores earlier forms and requests.
 
 import { packed, unpacked } from "./kept.js";
+import { nameOf } from "./shared.js";
 
 const OPTIONS = "wan-playground-form";
 const LATER_MS = 300;
+const OVER = ["COMPLETED", "CANCELLED", "GONE"]; // the server keeps no file of these
 
 /** Saves the form for a reload and for the next tab. Starts after `restored`. */
 export class Keeper {
@@ -42,20 +44,30 @@ export function about({ beginning, options, media, pixels }) {
   return { begin: beginning.now, options, media: each(media, described), pixels };
 }
 
-/** Puts a job's whole request into the form, and nothing else. Shows what is missing. */
-export async function bringBack(entry, form, kept, options = {}) {
+/**
+ * Puts a job's whole request into the form, and nothing else. Files that this browser no longer has
+ * are fetched from the server (`sent`), if it still has them. Shows what is missing.
+ */
+export async function bringBack(entry, form, kept, sent, options = {}) {
   const told = toldOf(entry);
   const files = (await kept.request(entry.id)) ?? {};
   const media = {};
   const missing = {};
   for (const [field, known] of Object.entries(told.media)) {
     const own = unpackedOne(files[field]);
-    const found = Array.isArray(known) ? own ?? known.filter(({ url }) => url) : own ?? (known.url ? known : null);
-    media[field] = found;
-    missing[field] = own ? [] : [known].flat().filter(({ url }) => !url).map(({ name }) => name);
+    const all = own ? [own].flat() : await Promise.all([known].flat().map((one, at) => found(entry, one, field, at, sent)));
+    media[field] = Array.isArray(known) ? all.filter(Boolean) : all[0];
+    missing[field] = [known].flat().filter((_, at) => !own && !all[at]).map(({ name }, at) => name ?? `the ${nameOf(field, at)}`);
   }
   form.restore({ begin: told.begin, options: { ...entry.options, ...options }, media });
-  form.missing(missing);
+  form.missing(missing, "learnt" in entry ? "the server" : "this browser");
+}
+
+/** An address, or a file that the server keeps; null for one that it does not. */
+async function found({ id, state }, known, field, at, sent) {
+  if (known.url) return known;
+  const kept = known.kept ?? !OVER.includes(state);
+  return kept || sent.has(id, field, at) ? sent.of(id, field, at) : null;
 }
 
 export const packedAll = (media) => each(media, packed);

@@ -54,7 +54,6 @@ export class Result {
     const live = this.#jobs.live(this.#id);
     document.title = TITLE;
     byId("shown").textContent = entry?.options ? `“${short(entry.options.prompt)}”` : "";
-    byId("shared-note").hidden = !entry || entry.state === "GONE" || !this.#jobs.isVisited(this.#id);
     byId("again").hidden = byId("retry").hidden = !entry?.options;
     if (!entry) this.#part("idle");
     else if (!isFinal(entry)) this.#drawRunning(live);
@@ -186,6 +185,7 @@ function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, vide
     ["Length", `${length} s`],
     ["Seed", String(seed)],
   ];
+  if (options?.loras) rows.push(["LoRA", options.loras.map(({ name, scale }) => `${name} at ${scale}`).join(", ")]);
   if (priced) rows.push(["Cost", dollars(cost)]);
   if (milliseconds !== undefined) rows.push(["Made in", clock(milliseconds)]);
   return rows.map(([name, value]) =>

@@ -9,6 +9,7 @@ export class Beginning {
   #pickers;
   #takes = {};
   #tasks = null; // not known yet
+  #loras = {};
   takesPicture = true;
 
   constructor(pickers) {
@@ -25,10 +26,11 @@ export class Beginning {
     return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
   }
 
-  /** `models` are names by task, `takes` the inputs by task. */
-  offer(models, takes) {
+  /** `models` are names by task, `takes` the inputs and `loras` the LoRA files by task. */
+  offer(models, takes, loras) {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
+    this.#loras = loras;
     const offered = this.#offered;
     byId("begin").hidden = offered.length < 2;
     byId("begin-clip").hidden = !offered.includes("clip");
@@ -41,6 +43,15 @@ export class Beginning {
   /** Whether a model of this server begins a clip with this. */
   offers(what) {
     return this.#tasks === null || this.#offered.includes(what);
+  }
+
+  /** The LoRA files of the model that would make the clip; null where the server cannot tell. */
+  get loras() {
+    if (this.#loras === null) return null;
+    const sound = byId("generate-audio").checked ? ["image-to-video-with-sound"] : [];
+    const picture = this.#pickers.audio.value ? ["speech-to-video"] : sound;
+    const tasks = this.now === "references" ? ["reference-to-video"] : [...picture, ...PICTURE_TASKS.slice(0, 2)];
+    return this.#loras[tasks.find((task) => task in this.#loras)] ?? [];
   }
 
   /** Shows the fields of one beginning that is offered, and hides the others. */

@@ -1,0 +1,152 @@
+"""What a job was made from, in a browser that did not send it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.gateway.conftest import Listening, _until
+from tests.gateway.playground.conftest import (
+    DATA,
+    NO_CLIP,
+    PHOTO,
+    SOUND,
+    Open,
+    fill,
+    finished,
+    generate,
+    pick,
+)
+
+pytestmark = pytest.mark.system
+
+Listen = Callable[..., Listening]
+LAST = DATA / "astronaut_360x480.png"
+
+
+def content(data_uri: str) -> bytes:
+    return base64.b64decode(data_uri.partition(";base64,")[2])
+
+
+def newest(here: Listening, count: int) -> dict[str, Any]:
+    _until(lambda: len(here.backend.requests) == count)
+    request = list(here.backend.requests.values())[-1]
+    assert isinstance(request, dict)
+    return request
+
+
+def send(page: Page, prompt: str) -> None:
+    fill(page, prompt)
+    page.locator("#audio-file").set_input_files(SOUND)
+    expect(page.locator("#audio-note")).to_contain_text(SOUND.name)
+    page.get_by_label("Not to be seen").fill("blur")
+    pick(page, "Length", "10 s")
+    row = page.get_by_role("combobox", name="LoRA 1", exact=True)
+    row.select_option("anna")
+    generate(page)
+
+
+def use_again(page: Page) -> None:
+    page.locator("#shared").get_by_role("button", name="Use again").click()
+    expect(page.locator("#prompt")).to_be_focused()
+
+
+def test_a_job_that_failed_is_sent_again_by_another_browser_with_the_same_files(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.loras = {"image-to-video": ["anna"]}
+    page = open_page(here.url)
+    send(page, "fail:internal_error:Out of film")
+    expect(page.locator("#failure")).to_be_visible()
+    first = newest(here, 1)
+    elsewhere = open_page(page.url)
+    expect(elsewhere.locator("#failure")).to_have_text("Out of film")
+    shared = elsewhere.locator("#shared")
+    expect(shared.locator("#shared-prompt")).to_have_text("fail:internal_error:Out of film")
+    expect(shared.locator("#shared-options")).to_have_text(
+        "720p, 10 s, one shot, a random seed, LoRA anna at 1, not to be seen: blur"
+    )
+    picture = shared.get_by_alt_text("Its picture")
+    expect(picture).to_have_js_property("naturalWidth", 640)
+    expect(shared.locator("#shared-missing")).to_be_empty()
+    use_again(elsewhere)
+    expect(elsewhere.locator("#image-note")).to_contain_text("picture.jpeg, 640 × 360")
+    expect(elsewhere.locator("#audio-note")).to_contain_text("sound.mpeg, 4.0 s")
+    generate(elsewhere)
+    assert newest(here, 2) == first
+
+
+def test_what_the_gateway_no_longer_has_of_a_finished_job_must_be_chosen_again(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.loras = {"image-to-video": ["anna"]}
+    page = open_page(here.url, allowed=NO_CLIP)
+    send(page, "Finished")
+    finished(page)
+    first = newest(here, 1)
+    elsewhere = open_page(page.url, allowed=NO_CLIP)
+    finished(elsewhere)
+    expect(elsewhere.locator("#shared-prompt")).to_have_text("Finished")
+    expect(elsewhere.locator("#shared-missing")).to_have_text(
+        "The server keeps files only until a clip is finished, "
+        "so its picture and its sound must be chosen again."
+    )
+    use_again(elsewhere)
+    for kind, name in (("image", "picture"), ("audio", "sound")):
+        expect(elsewhere.locator(f"#{kind}-error")).to_have_text(
+            f"Choose the {name} again: the server does not have it any longer"
+        )
+    generate(elsewhere)
+    assert len(here.backend.requests) == 1
+    elsewhere.locator("#image-file").set_input_files(PHOTO)
+    elsewhere.locator("#audio-file").set_input_files(SOUND)
+    expect(elsewhere.locator("#audio-note")).to_contain_text(SOUND.name)
+    generate(elsewhere)
+    assert newest(here, 2) == first
+
+
+def test_a_picture_that_was_seen_while_the_job_ran_is_used_again_after_its_end(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.hold()
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page, "Watched")
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    elsewhere = open_page(page.url, allowed=NO_CLIP)
+    expect(elsewhere.get_by_alt_text("Its picture")).to_have_js_property("naturalWidth", 640)
+    here.backend.release()
+    finished(elsewhere)
+    expect(elsewhere.get_by_alt_text("Its picture")).to_be_visible()
+    elsewhere.get_by_role("button", name="Same seed again").click()
+    expect(elsewhere.locator("#image-note")).to_contain_text("640 × 360")
+    generate(elsewhere)
+    request = newest(here, 2)
+    assert content(request["image"]) == PHOTO.read_bytes() and request["seed"] == 7
+
+
+def test_references_come_back_in_their_order(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    page = open_page(here.url)
+    for file in (PHOTO, LAST):
+        page.locator("#references-file").set_input_files(file)
+        expect(page.locator("#references-list")).to_contain_text(file.name)
+    page.get_by_label("Prompt", exact=True).fill("fail:internal_error:No")
+    pick(page, "Shape", "1:1")
+    generate(page)
+    expect(page.locator("#failure")).to_be_visible()
+    first = newest(here, 1)
+    elsewhere = open_page(page.url)
+    expect(elsewhere.get_by_alt_text("Its character2")).to_have_js_property("naturalWidth", 360)
+    use_again(elsewhere)
+    expect(elsewhere.locator("#references-list li")).to_have_count(2)
+    generate(elsewhere)
+    assert newest(here, 2) == first
