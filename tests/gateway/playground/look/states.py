@@ -214,6 +214,20 @@ def several_shots(stand: Stand) -> None:
     expect(stand.page.locator("#shots-note")).not_to_be_empty()
 
 
+@state("section[aria-labelledby=options-title]")
+def loras(stand: Stand) -> None:
+    here = stand.serve()
+    here.backend.models = ALL
+    here.backend.loras = {"image-to-video": ["motion", "people/anna in a long red coat, 2026"]}
+    page = stand.open()
+    page.get_by_role("combobox", name="LoRA 1").select_option(index=2)
+    page.get_by_role("combobox", name="LoRA 2").select_option(index=2)
+    page.get_by_label("Scale of LoRA 2").fill("9")
+    fill(page)
+    generate(page)
+    expect(page.locator("#loras-error")).not_to_be_empty()
+
+
 @state(MEDIA)
 def not_taken(stand: Stand) -> None:
     """A request of a server that took a last picture, brought back where none is taken."""
@@ -362,11 +376,18 @@ def job_expired(stand: Stand) -> None:
     expect(page.locator("#failed-title")).to_have_text("Not found")
 
 
-@state(PAGE)
+@state(JOB)
 def shared_finished(stand: Stand) -> None:
-    make(stand.open())
+    make(stand.open(), LONG)
     stand.open("/?job=" + stand.page.url.rpartition("job=")[2])
     finished(stand.page)
+
+
+@state(JOB)
+def shared_failed(stand: Stand) -> None:
+    failed(stand)
+    stand.open("/?job=" + stand.page.url.rpartition("job=")[2])
+    expect(stand.page.locator("#shared-prompt")).not_to_be_empty()
 
 
 @state(PAGE)

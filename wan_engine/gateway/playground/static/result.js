@@ -54,7 +54,8 @@ export class Result {
     const live = this.#jobs.live(this.#id);
     document.title = TITLE;
     byId("shown").textContent = entry?.options ? `“${short(entry.options.prompt)}”` : "";
-    byId("again").hidden = byId("retry").hidden = !entry?.options;
+    byId("again").hidden = !entry?.options;
+    byId("retry").hidden = !entry?.options || this.#jobs.isVisited(this.#id);
     if (!entry) this.#part("idle");
     else if (!isFinal(entry)) this.#drawRunning(live);
     else if (entry.state === "COMPLETED") this.#drawDone(entry, live);
