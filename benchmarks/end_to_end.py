@@ -212,12 +212,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     durations = get_args(Duration)
     parser.add_argument(
-        "--durations", type=int, nargs="+", choices=durations, default=list(durations)
+        "--durations",
+        type=int,
+        nargs="+",
+        choices=durations,
+        default=list(durations),
+        help="seconds of the clips; default all three",
     )
     parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
-    parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
-    parser.add_argument("--preset", default="medium", help="of x264, on both sides")
-    parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
+    parser.add_argument("--render-area", type=int, help="pixels to render; default the model's own")
+    parser.add_argument(
+        "--preset", default="medium", help="x264 preset of both sides; default medium"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line per case, no table"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -206,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         epilog='example: python benchmarks/gateway_hostile.py "400 MB of trailers"',
     )
-    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument(
+        "cases", nargs="*", default=list(CASES), help=f"default all: {', '.join(map(repr, CASES))}"
+    )
     parser.add_argument("--probe", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.probe:

@@ -97,9 +97,13 @@ def percentile(values: list[float], percent: int) -> float:
 def main(arguments: list[str] | None = None) -> None:
     example = "example: python benchmarks/gateway_load.py --clients 50 --jobs 2000"
     parser = argparse.ArgumentParser(description=__doc__, epilog=example)
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--poll-seconds", type=float, default=1.0)
+    parser.add_argument("--clients", type=int, default=50, help="default 50")
+    parser.add_argument(
+        "--jobs", type=int, default=2000, help="of all clients together; default 2000"
+    )
+    parser.add_argument(
+        "--poll-seconds", type=float, default=1.0, help="between two polls of a client; default 1"
+    )
     asked = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory() as folder,

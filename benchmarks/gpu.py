@@ -206,11 +206,19 @@ def main(words: Sequence[str] | None = None) -> None:
         "         python benchmarks/gpu.py --scale tiny      on any machine: does it run?",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=_DEFAULT)
-    parser.add_argument("--cases", nargs="+", default=[], help="only these, by name")
-    parser.add_argument("--scale", default="a14b", help="a14b, small or tiny")
-    parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
-    parser.add_argument("--limit", type=float, help="seconds for each part, instead of its own")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=_DEFAULT, help="default all but loading_full"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=[], help="only these cases of the parts, by name"
+    )
+    parser.add_argument(
+        "--scale", default="a14b", help="size of the networks: a14b (default), small or tiny"
+    )
+    parser.add_argument("--out", type=Path, help="file to add JSON lines to")
+    parser.add_argument(
+        "--limit", type=float, help="seconds for each part, instead of its own limit"
+    )
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if arguments.inside:

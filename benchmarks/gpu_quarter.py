@@ -315,14 +315,20 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     packing = verbs.add_parser("pack", help="fill a folder with what the parts need")
-    packing.add_argument("--to", type=Path, default=PACK)
-    packing.add_argument("--python", default="3.12", help="version on the machine with the GPU")
+    packing.add_argument("--to", type=Path, default=PACK, help="folder to fill; default build/pack")
+    packing.add_argument(
+        "--python", default="3.12", help="Python of the machine with the GPU; default 3.12"
+    )
     running = verbs.add_parser("run", help="measure, and continue an earlier run")
     running.add_argument("--out", type=Path, required=True, help="file to add JSON lines to")
-    running.add_argument("--scale", default="a14b", help="a14b, small or tiny")
-    running.add_argument("--seconds", type=float, default=840)
-    running.add_argument("--pack", type=Path, default=PACK)
-    running.add_argument("--steps", nargs="+", help="only these")
+    running.add_argument(
+        "--scale", default="a14b", help="size of the networks: a14b (default), small or tiny"
+    )
+    running.add_argument(
+        "--seconds", type=float, default=840, help="time for all steps; default 840"
+    )
+    running.add_argument("--pack", type=Path, default=PACK, help="folder that pack filled")
+    running.add_argument("--steps", nargs="+", help="only these steps, by name")
     given = parser.parse_args(words)
     if given.verb == "pack":
         size = pack(given.to, given.python)

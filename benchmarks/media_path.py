@@ -1,4 +1,4 @@
-"""Measures the engine's way from latents to mp4 against plain diffusers: wall time and host memory.
+"""Measures the engine from latents to mp4 against plain diffusers: wall time and host memory.
 
 Ours is `Engine.render` with existing latents: a streamed decode into one ffmpeg, with the
 convolutions by oneDNN whatever their size (families/convolution.py). Plain is the code of
@@ -284,12 +284,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/media_path.py --frames 81 241 --repeats 5",
     )
-    parser.add_argument("--frames", type=int, nargs="+", default=[81, 241], help="4n + 1 each")
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[81, 241], help="frames of the clips, 4n + 1 each"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
-    parser.add_argument("--render", type=_size, default=(256, 144), help="multiples of 8")
-    parser.add_argument("--output", type=_size, default=(512, 288), help="size of the mp4")
-    parser.add_argument("--preset", default="medium", help="of x264, on both sides")
-    parser.add_argument("--json", action="store_true", help="no table: one JSON line a case")
+    parser.add_argument(
+        "--render", type=_size, default=(256, 144), help="WIDTHxHEIGHT to decode, multiples of 8"
+    )
+    parser.add_argument("--output", type=_size, default=(512, 288), help="WIDTHxHEIGHT of the mp4")
+    parser.add_argument(
+        "--preset", default="medium", help="x264 preset of both sides; default medium"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line per case, no table"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

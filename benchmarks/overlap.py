@@ -144,10 +144,14 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/overlap.py --jobs 8 --delay 2",
     )
-    parser.add_argument("--jobs", type=int, default=8, help="of each mode")
-    parser.add_argument("--delay", type=float, default=2, help="seconds of each fetch and upload")
-    parser.add_argument("--duration", type=int, default=5, choices=(5, 10, 15), help="of a clip")
-    parser.add_argument("--repeats", type=int, default=1, help="turns of both modes")
+    parser.add_argument("--jobs", type=int, default=8, help="jobs of each mode; default 8")
+    parser.add_argument(
+        "--delay", type=float, default=2, help="seconds of each fetch and upload; default 2"
+    )
+    parser.add_argument(
+        "--duration", type=int, default=5, choices=(5, 10, 15), help="seconds of a clip"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="turns of both modes; default 1")
     given = parser.parse_args(arguments)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line per request to the bucket
     print(json.dumps({"python": platform.python_version(), "machine": platform.machine()}))

@@ -147,9 +147,16 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/safety.py --threads 1 --repeats 3",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    parser.add_argument("--repeats", type=int, default=3, help="of each; the median is told")
-    parser.add_argument("--small", action="store_true", help="tiny classifiers: a test of this")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="runs of each check, whose median is printed; default 3",
+    )
+    parser.add_argument("--small", action="store_true", help="tiny classifiers, to test the script")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     quiet_libraries(bars=False)

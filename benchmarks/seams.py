@@ -178,13 +178,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         '--prompt "She turns and smiles" --duration 15',
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--video", type=Path, help="a clip that is there already; needs --joins")
-    source.add_argument("--image", type=Path, help="render a clip from it; joins are the plan's")
-    parser.add_argument("--joins", type=int, nargs="+", help="first new frame of each segment")
-    parser.add_argument("--overlap", type=int, default=1, help="frames faded before; default 1")
-    parser.add_argument("--prompt", default="slow motion of the scene", help="with --image")
-    parser.add_argument("--duration", type=int, choices=(10, 15), default=10, help="with --image")
-    parser.add_argument("--seed", type=int, default=7, help="with --image")
+    source.add_argument("--video", type=Path, help="measure this clip; needs --joins")
+    source.add_argument("--image", type=Path, help="render a clip from this picture")
+    parser.add_argument(
+        "--joins", type=int, nargs="+", help="number of the first new frame of each segment"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=1,
+        help="frames that are cross-faded before a join; default 1",
+    )
+    parser.add_argument("--prompt", default="slow motion of the scene", help="prompt for --image")
+    parser.add_argument(
+        "--duration", type=int, choices=(10, 15), default=10, help="seconds, for --image"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="seed for --image; default 7")
     given = parser.parse_args(arguments)
     if given.video and not given.joins:
         parser.error("--video needs --joins")

@@ -288,12 +288,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/stages.py --render-area 12288 --preset veryfast",
     )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--durations", nargs="+", type=int, choices=DURATIONS, default=DURATIONS)
-    parser.add_argument("--model", default="wan-tiny")
-    parser.add_argument("--render-area", type=int, help="pixels; default the model's own")
-    parser.add_argument("--preset", default="medium", help="of x264")
-    parser.add_argument("--costs", action="store_true", help="of each way, without a model")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES, help="default both")
+    parser.add_argument(
+        "--durations",
+        nargs="+",
+        type=int,
+        choices=DURATIONS,
+        default=DURATIONS,
+        help="seconds of the clips; default all three",
+    )
+    parser.add_argument("--model", default="wan-tiny", help="default wan-tiny")
+    parser.add_argument("--render-area", type=int, help="pixels to render; default the model's own")
+    parser.add_argument("--preset", default="medium", help="x264 preset; default medium")
+    parser.add_argument(
+        "--costs", action="store_true", help="interpolation and upscaling alone, without a model"
+    )
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # what a child process runs
     return parser.parse_args(arguments)
 

@@ -9,6 +9,7 @@ A table is between `<!-- name -->` and `<!-- /name -->`, once, in README.md or a
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import sys
@@ -203,8 +204,18 @@ def write(root: Path = ROOT) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
-        if old := stale():
-            sys.exit(f"not what the code makes: {', '.join(old)}; `make docs` writes them")
-    else:
+    _parser = argparse.ArgumentParser(
+        prog="python -m builder.docs",
+        description="Writes every generated file: tables and drawings of the pages, and the files "
+        "of Runpod's Hub.",
+        epilog="example: python -m builder.docs --check",
+    )
+    _parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; name the outdated files, with exit code 1",
+    )
+    if not _parser.parse_args().check:
         write()
+    elif old := stale():
+        sys.exit(f"outdated: {', '.join(old)}; `make docs` writes them")

@@ -489,7 +489,9 @@ def test_every_wrong_variable_is_reported_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WAN_STEPS", "zero")
     monkeypatch.setenv("WAN_CRF", "99")
     monkeypatch.setenv("WAN_LORA", "not json")
+    monkeypatch.setenv("WAN_FPS", "1000")
     told = refusal()
+    assert told.count("WAN_FPS is wrong: ") == 1 and "60, or 'native'." in told
     assert "WAN_STEPS is wrong: " in told and "WAN_LORA is wrong: it must be JSON." in told
     assert "WAN_CRF is wrong: Input should be less than or equal to 40." in told
 

@@ -11,15 +11,17 @@ from wan_engine.control import Control, Progress
 from wan_engine.engine import Engine
 from wan_engine.errors import EngineError
 from wan_engine.media.fetch import data_uri
-from wan_engine.schema import VideoRequest, VideoResult
+from wan_engine.schema import ContinuationRequest, ReferenceRequest, VideoRequest, VideoResult
 from wan_engine.settings import VERSION as __version__
 from wan_engine.settings import Settings
 
 __all__ = [
+    "ContinuationRequest",
     "Control",
     "Engine",
     "EngineError",
     "Progress",
+    "ReferenceRequest",
     "Settings",
     "VideoRequest",
     "VideoResult",

@@ -44,11 +44,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="the file of weights to write")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--vae-steps", type=int, default=1600)
-    parser.add_argument("--expert-steps", type=int, default=2500)
-    parser.add_argument("--scale", type=float, default=0.25, help="of batch sizes; 1 for a GPU")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default cuda if there is one",
+    )
+    parser.add_argument("--seed", type=int, default=2026, help="default 2026")
+    parser.add_argument("--vae-steps", type=int, default=1600, help="default 1600")
+    parser.add_argument("--expert-steps", type=int, default=2500, help="default 2500")
+    parser.add_argument(
+        "--scale", type=float, default=0.25, help="of batch sizes: 1 for a GPU, default 0.25"
+    )
     return parser
 
 

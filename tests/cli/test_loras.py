@@ -48,7 +48,7 @@ def test_loras_lists_names_pairs_and_the_models_that_take_them(wan: Wan, folder:
 
 
 def test_without_a_folder_or_files_it_says_so(wan: Wan, tmp_path: Path) -> None:
-    assert wan("loras").stdout == "WAN_LORA_DIR is not set\n"
+    assert wan("loras").stdout == "WAN_LORA_DIR is not set: set it to a folder of LoRA files\n"
     (tmp_path / "empty").mkdir()
     assert wan("loras", WAN_LORA_DIR="empty").stdout == "empty has no LoRA files\n"
     assert json.loads(wan("loras", "--json").stdout) == []

@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Turn a photo and a prompt into an mp4, on this machine.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `COMMAND --help` has an "
+    "example of each command.",
 )
 
 

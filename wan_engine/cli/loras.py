@@ -30,7 +30,8 @@ def loras(as_json: AsJson = False, model: Model = "") -> None:
         return
     if not rows:
         folder = settings.lora_dir
-        print("WAN_LORA_DIR is not set" if folder is None else f"{folder} has no LoRA files")
+        unset = "WAN_LORA_DIR is not set: set it to a folder of LoRA files"
+        print(unset if folder is None else f"{folder} has no LoRA files")
         return
     table = Table(Column("name", no_wrap=True), "files", "fits", "not", show_edge=False)
     for row in rows:

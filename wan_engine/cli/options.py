@@ -26,7 +26,8 @@ class RequestOptions:
         str,
         typer.Option(
             help="Path, URL or data URI of an MP4 or MOV to continue, instead of --image. "
-            "--duration is then the length of both."
+            "--duration is then the length of both, or of the new part with "
+            "--no-keep-first-clip."
         ),
     ] = ""
     keep_first_clip: Annotated[
@@ -39,8 +40,8 @@ class RequestOptions:
     reference: Annotated[
         list[str],
         typer.Option(
-            help="Path, URL or data URI of a picture of a subject, instead of --image. Repeat it "
-            "for the next subject."
+            help="Path, URL or data URI of a picture or video of a subject, instead of --image. "
+            "Repeat it for the next subject."
         ),
     ] = field(default_factory=list)
     lora: Annotated[
@@ -51,11 +52,17 @@ class RequestOptions:
         ),
     ] = field(default_factory=list)
     audio: Annotated[str, typer.Option(help="Path, URL or data URI of a WAV or MP3.")] = ""
-    size: Annotated[str, typer.Option(help="`1280*720` (`720p`) or `1920*1080` (`1080p`).")] = (
-        "1280*720"
-    )
+    size: Annotated[
+        str,
+        typer.Option(
+            help="`1280*720` (`720p`) or `1920*1080` (`1080p`): a number of pixels. The clip keeps "
+            "the shape of the picture."
+        ),
+    ] = "1280*720"
     duration: Annotated[str, typer.Option(help="2 to 15 seconds.")] = "5"
-    shot_type: Annotated[str, typer.Option(help="`single` or `multi`.")] = "single"
+    shot_type: Annotated[str, typer.Option(help="`single`, or `multi` with --expand-prompt.")] = (
+        "single"
+    )
     seed: Annotated[str, typer.Option(help="0 to 2147483647; -1 is random.")] = "-1"
     negative_prompt: Annotated[str, typer.Option(help="What you do not want to see.")] = ""
     generate_audio: Annotated[

@@ -10,7 +10,7 @@ from wan_engine.cli.plan_table import tables
 from wan_engine.cli.terminal import failing_clearly, load_settings, out
 from wan_engine.engine import Engine
 
-EXAMPLE = '--image photo.jpg --duration 15 --size 1080p --prompt "Leaves sway" --json'
+EXAMPLE = '--image photo.jpg --duration 15 --prompt "Leaves sway"'
 
 
 @with_request_options

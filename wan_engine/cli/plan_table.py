@@ -22,7 +22,7 @@ def tables(found: Mapping[str, Any]) -> tuple[Table, Table]:
     rendered = "x".join(str(side) for side in found["rendered"])
     facts = Table("", "", show_header=False, show_edge=False)
     facts.add_row(
-        "model", f"{found['model']}, {found['steps']} steps, goes on by {found['continuation']}"
+        "model", f"{found['model']}, {found['steps']} steps, continued by {found['continuation']}"
     )
     facts.add_row("why", f"{found['task']}: {found['reason']}")
     if later := found.get("later_shots"):

@@ -88,16 +88,16 @@ class Settings(
             _check_hub()
             settings = cls()
         except ValidationError as error:
-            wrong = [
-                f"{env_name(str(one['loc'][0]))} is wrong: {one['msg'].removeprefix(_OURS)}."
-                for one in error.errors(include_url=False)
-            ]
+            reasons: dict[str, list[str]] = {}  # several for a setting of several types
+            for one in error.errors(include_url=False):
+                told = reasons.setdefault(env_name(str(one["loc"][0])), [])
+                told.append(one["msg"].removeprefix(_OURS if not told else "Input should be "))
+            wrong = [f"{name} is wrong: {', or '.join(told)}." for name, told in reasons.items()]
             where = "`python -m wan_engine settings` describes each setting."
             raise ConfigurationError(f"{' '.join(wrong)} {where}") from None
         for name, field in RetiredSettings.model_fields.items():
             if getattr(settings, name) is not None:
-                told = (env_name(name), field.description)
-                log.warning("%s is deprecated: %s", *told)
+                log.warning("%s is deprecated: %s", env_name(name), field.description)
         return settings
 
     @property
