@@ -31,8 +31,8 @@ test-system: .venv/test.ok
 		{ echo "test-system needs Chromium: apt-get install chromium"; exit 1; }
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
 		{ echo "test-system needs PostgreSQL: apt-get install postgresql"; exit 1; }
-	@test -d tests/system/node_modules/runpod-sdk || \
-		{ echo "test-system needs Runpod's JavaScript client: npm ci --prefix tests/system"; exit 1; }
+	@for name in runpod-sdk axe-core; do test -d tests/system/node_modules/$$name || \
+		{ echo "test-system needs $$name from npm: npm ci --prefix tests/system"; exit 1; }; done
 	$(BIN)/python -m pytest -m "system and not gpu"
 
 docs: .venv/run.ok

@@ -106,49 +106,59 @@ def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
     stops: list[Callable[[], None]] = []
 
     def begin(tls: tuple[Path, Path] | None = None, **settings: Any) -> Listening:
-        values = {"output_dir": tmp_path / "outputs", "shutdown_seconds": 0.1, **settings}
-        known = Settings(**values)
-        backend = InstantBackend(tmp_path / "outputs")
-        certificate, key = tls or (None, None)
-        found: list[uvicorn.Server] = []
-        ends: list[Callable[[], object]] = []
-
-        async def run() -> None:
-            async with open_gateway(known, backend) as gateway:
-                loop, close = asyncio.get_running_loop(), gateway.context.jobs.close
-                ends.append(partial(loop.call_soon_threadsafe, close))
-                config = uvicorn.Config(
-                    create_app(gateway),
-                    port=0,
-                    http=protocol_of(known),
-                    ws="none",
-                    log_config=None,
-                    lifespan="off",
-                    ssl_certfile=certificate,
-                    ssl_keyfile=key,
-                )
-                found.append(uvicorn.Server(config))
-                await found[0].serve()
-
-        thread = threading.Thread(target=lambda: asyncio.run(run()))
-        thread.start()
-
-        def stop() -> None:
-            for end in ends if thread.is_alive() else []:
-                end()
-            for server in found:
-                server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
-
-        stops.append(stop)
-        _until(lambda: bool(found) and found[0].started)
-        port = found[0].servers[0].sockets[0].getsockname()[1]
-        return Listening(f"http{'s' if tls else ''}://127.0.0.1:{port}", backend, stop)
+        return listening(tmp_path, stops, tls, **settings)
 
     yield begin
     for stop in stops:
         stop()
+
+
+def listening(
+    folder: Path,
+    stops: list[Callable[[], None]],
+    tls: tuple[Path, Path] | None = None,
+    **settings: Any,
+) -> Listening:
+    """`listen` without a test: all files are in `folder`, and what ends it comes to `stops`."""
+    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
+    known = Settings(**values)
+    backend = InstantBackend(folder / "outputs")
+    certificate, key = tls or (None, None)
+    found: list[uvicorn.Server] = []
+    ends: list[Callable[[], object]] = []
+
+    async def run() -> None:
+        async with open_gateway(known, backend) as gateway:
+            loop, close = asyncio.get_running_loop(), gateway.context.jobs.close
+            ends.append(partial(loop.call_soon_threadsafe, close))
+            config = uvicorn.Config(
+                create_app(gateway),
+                port=0,
+                http=protocol_of(known),
+                ws="none",
+                log_config=None,
+                lifespan="off",
+                ssl_certfile=certificate,
+                ssl_keyfile=key,
+            )
+            found.append(uvicorn.Server(config))
+            await found[0].serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+
+    def stop() -> None:
+        for end in ends if thread.is_alive() else []:
+            end()
+        for server in found:
+            server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+    stops.append(stop)
+    _until(lambda: bool(found) and found[0].started)
+    port = found[0].servers[0].sockets[0].getsockname()[1]
+    return Listening(f"http{'s' if tls else ''}://127.0.0.1:{port}", backend, stop)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from wan_engine.catalog import known_models
-from wan_engine.control import Progress
+from wan_engine.control import Preview, Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.schema import Input, Task
 
@@ -31,6 +31,9 @@ class InstantBackend:
         self.spared = 0
         self.why: str | None = None
         self.clip = CLIP
+        self.more: Mapping[str, object] = {}  # what its output has besides
+        self.at = Progress("denoise", 1, 4)  # while it is held, and so is the preview
+        self.preview: Preview | None = None
         self.models: Mapping[Task, str] | None = None
         self.loras: Mapping[Task, Collection[str]] | None = {}
         self._folder = folder
@@ -65,9 +68,9 @@ class InstantBackend:
         await work.begin("worker-1")
         self.requests[work.job_id] = request
         prompt = str(request["prompt"])
-        work.progress(Progress("denoise", 1, 4))
+        work.progress(self.at)
         try:
-            await self._go.wait()
+            await self._held(work)
             if prompt.startswith("hang"):
                 await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -85,5 +88,12 @@ class InstantBackend:
         path.write_bytes(self.clip)
         self.rendered.append(work.job_id)
         url = path.resolve().as_uri()
-        output = {"video_url": url, "result": url, "cost": 0.5, "seed": 7}
+        output = {"video_url": url, "result": url, "cost": 0.5, "seed": 7, **self.more}
         return Done(output, {"denoise": 0.01})
+
+    async def _held(self, work: Work) -> None:
+        while self.preview is not None and not self._go.is_set():
+            if work.wants_preview():
+                work.preview(self.preview)
+            await asyncio.sleep(0.05)
+        await self._go.wait()

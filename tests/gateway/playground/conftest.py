@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,17 @@ Open = Callable[..., Page]
 def browser() -> Iterator[Browser]:
     """Has the scope of a module: while it is open, this thread has a running loop, and other tests
     want their own."""
+    expect.set_options(timeout=20_000)  # five seconds are too short on two busy cores
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser of this machine."""
     found = [path for name in PROGRAMS if (path := shutil.which(name))]
     assert found, "apt-get install chromium"
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    expect.set_options(timeout=20_000)  # five seconds are too short on two busy cores
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found[0], args=arguments)
         yield browser

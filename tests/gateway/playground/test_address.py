@@ -50,6 +50,9 @@ def test_a_job_s_address_survives_a_reload_and_is_shown_in_another_browser(
     expect(elsewhere.locator("#shared-prompt")).to_have_text("Shared")
     expect(page.locator("#shared")).to_be_hidden()
     expect(elsewhere.locator("#history li")).to_have_count(0)
+    phone = open_page(address, allowed=NO_CLIP, viewport={"width": 360, "height": 740})
+    finished(phone)
+    expect(phone.locator("#result-title")).to_be_in_viewport()
 
 
 def test_a_running_job_can_be_followed_by_its_address(listen: Listen, open_page: Open) -> None:

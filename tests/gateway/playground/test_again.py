@@ -65,7 +65,7 @@ def test_a_job_s_own_picture_and_sound_are_sent_again_and_not_those_of_the_form(
     page = open_page(here.url, allowed=NO_CLIP)
     choose(page, PHOTO, SOUND)
     page.get_by_label("Prompt", exact=True).fill("The first")
-    page.get_by_label("Not to be seen").fill("blur")
+    page.get_by_label("Negative prompt").fill("blur")
     pick(page, "Length", "10 s")
     generate(page)
     finished(page)
@@ -74,7 +74,7 @@ def test_a_job_s_own_picture_and_sound_are_sent_again_and_not_those_of_the_form(
     finished(page)
     for count, (button, seed) in enumerate([("Use again: The first", -1), ("Same seed", 7)]):
         choose(page, OTHER_PHOTO, OTHER_SOUND)
-        page.get_by_label("Not to be seen").fill("")
+        page.get_by_label("Negative prompt").fill("")
         pick(page, "Length", "15 s")
         page.get_by_role("button", name=button).first.click()
         expect(page.locator("#image-note")).to_contain_text("rocket_640x360.jpg, 640 × 360")

@@ -74,7 +74,7 @@ def test_it_runs_with_a_url_and_every_option(
     page.get_by_label("URL of the picture").fill(f"{here.url}/none.jpg?a='1'&b=\"2\"")
     page.get_by_label("URL of the sound").fill(f"{here.url}/none.mp3")
     fill(page, HOSTILE, picture=None)
-    page.get_by_label("Not to be seen").fill("it's $blur")
+    page.get_by_label("Negative prompt").fill("it's $blur")
     pick(page, "Size", "1080p")
     pick(page, "Length", "10 s")
     pick(page, "Shots", "Several")
@@ -171,7 +171,7 @@ def test_a_last_picture_is_in_the_code(
 
 
 @pytest.mark.parametrize("api", ["DashScope", "OpenAI"])
-@pytest.mark.parametrize("begin", ["Clip", "References"])
+@pytest.mark.parametrize("begin", ["Clip", "Text or references"])
 def test_a_clip_and_references_are_in_the_code(
     listen: Listen, open_page: Open, tmp_path: Path, api: str, begin: str
 ) -> None:
@@ -204,7 +204,7 @@ def test_a_clip_and_references_are_in_the_code(
 def test_the_code_is_copied(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, permissions=["clipboard-read", "clipboard-write"])
     pick(page, "Language", "Python")
-    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copy the code").click()
     expect(page.locator("#copy")).to_have_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == page.locator("#code").text_content()

@@ -56,6 +56,9 @@ def test_a_clip_is_shown_by_its_first_frame_which_is_made_once(
     page.reload()
     still.wait_for()
     assert len([url for url in asked if url.endswith("/still")]) == 1
+    made(page, "Another")
+    still.last.click()
+    expect(page.locator("#shown")).to_have_text("“Blue”")
 
 
 def test_two_clips_are_played_side_by_side(here: Listening, open_page: Open) -> None:

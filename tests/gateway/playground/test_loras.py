@@ -120,5 +120,5 @@ def test_each_kind_of_clip_has_the_loras_of_its_model(listen: Listen, open_page:
     here.backend.loras = {"image-to-video": ["motion"], "reference-to-video": []}
     page = open_page(here.url)
     expect(page.locator("#loras")).to_be_visible()
-    page.get_by_label("References", exact=True).check()
+    page.get_by_label("Text or references", exact=True).check()
     expect(page.locator("#loras")).to_be_hidden()

@@ -58,7 +58,7 @@ def test_all_options_are_sent_as_chosen(listen: Listen, open_page: Open) -> None
     page = open_page(here.url, allowed=NO_CLIP)
     fill(page, "She said “go” \\ $5\nsecond line 🎬")
     page.locator("#audio-file").set_input_files(SOUND)
-    page.get_by_label("Not to be seen").fill("blur")
+    page.get_by_label("Negative prompt").fill("blur")
     pick(page, "Size", "1080p")
     pick(page, "Length", "15 s")
     pick(page, "Shots", "Several")
@@ -304,7 +304,7 @@ def test_unusable_files_are_refused_at_once(
     )
     picture.set_input_files(text)
     expect(page.locator("#image-error")).to_have_text(
-        "This browser cannot read text.png as a picture"
+        "This browser cannot read “text.png” as a picture"
     )
     sound.set_input_files(long)
     expect(page.locator("#audio-error")).to_have_text(
@@ -312,7 +312,7 @@ def test_unusable_files_are_refused_at_once(
     )
     sound.set_input_files(text)
     expect(page.locator("#audio-error")).to_have_text(
-        "This browser cannot read text.png as a sound"
+        "This browser cannot read “text.png” as a sound"
     )
     fill(page)
     generate(page)
@@ -375,7 +375,7 @@ def test_the_sentence_of_a_failed_job_is_shown_as_text(listen: Listen, open_page
     fill(page, "fail:out_of_memory:The GPU is <b>full</b>: take 720p")
     generate(page)
     expect(page.locator("#failure")).to_have_text("The GPU is <b>full</b>: take 720p")
-    expect(page.locator("#failed")).to_have_attribute("role", "alert")
+    expect(page.locator("#trouble")).to_have_attribute("role", "alert")
     expect(page.locator("#history .state")).to_have_text("failed")
     assert page.title() == "WAN playground"
 
@@ -407,7 +407,7 @@ def test_the_refusal_of_the_gateway_is_shown_below_the_button(
         generate(page)
         expect(page.locator("#history .state").first).to_have_text(waiting)
     generate(page)
-    expect(page.locator("#form-error")).to_have_text(re.compile(r"queue.*Try again in \d+ s$"))
+    expect(page.locator("#form-error")).to_have_text(re.compile(r"queue.*\(in \d+ s\)$"))
     expect(page.locator("#history li")).to_have_count(2)
 
 

@@ -43,7 +43,7 @@ def send(page: Page, prompt: str) -> None:
     fill(page, prompt)
     page.locator("#audio-file").set_input_files(SOUND)
     expect(page.locator("#audio-note")).to_contain_text(SOUND.name)
-    page.get_by_label("Not to be seen").fill("blur")
+    page.get_by_label("Negative prompt").fill("blur")
     pick(page, "Length", "10 s")
     row = page.get_by_role("combobox", name="LoRA 1", exact=True)
     row.select_option("anna")
@@ -69,7 +69,7 @@ def test_a_job_that_failed_is_sent_again_by_another_browser_with_the_same_files(
     shared = elsewhere.locator("#shared")
     expect(shared.locator("#shared-prompt")).to_have_text("fail:internal_error:Out of film")
     expect(shared.locator("#shared-options")).to_have_text(
-        "720p, 10 s, one shot, a random seed, LoRA anna at 1, not to be seen: blur"
+        "720p, 10 s, one shot, a random seed, LoRA anna at 1, negative prompt: blur"
     )
     picture = shared.get_by_alt_text("Its picture")
     expect(picture).to_have_js_property("naturalWidth", 640)

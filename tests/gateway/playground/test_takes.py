@@ -119,3 +119,21 @@ def test_references_may_end_with_a_picture_too(listen: Listen, open_page: Open) 
     finished(page)
     request = only_request(here)
     assert request["references"] == [] and content(request["last_image"]) == LAST.read_bytes()
+
+
+def test_what_no_model_takes_any_longer_is_named_and_left_out(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.models = TAKES_ALL
+    page = open_page(here.url, allowed=NO_CLIP)
+    fill(page)
+    page.locator("#last-file").set_input_files(LAST)
+    expect(page.locator("#last-note")).to_contain_text("360 × 480")
+    expect(page.locator("#left-out")).to_be_empty()
+    here.backend.models = TAKES_A_CLIP
+    left_out = "Left out, as no model of this server takes it: the last picture."
+    expect(page.locator("#left-out")).to_have_text(left_out)
+    generate(page)
+    finished(page)
+    assert "last_image" not in only_request(here)

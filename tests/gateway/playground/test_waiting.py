@@ -155,3 +155,16 @@ def test_the_badge_shows_an_outage_as_soon_as_any_request_gets_no_answer(
     generate(page)
     expect(page.locator("#form-error")).to_have_text("The server does not answer")
     expect(page.locator("#ready")).to_have_text("The server does not answer")
+
+
+def test_that_nobody_answered_is_no_longer_told_once_somebody_does(
+    listen: Listen, open_page: Open
+) -> None:
+    page = open_page(listen().url, allowed=("ERR_FAILED",))
+    fill(page)
+    page.route("**/*", lambda route: route.abort())
+    generate(page)
+    expect(page.locator("#form-error")).to_have_text("The server does not answer")
+    page.unroute("**/*")
+    expect(page.locator("#ready")).to_have_text("Ready")
+    expect(page.locator("#form-error")).to_be_empty()

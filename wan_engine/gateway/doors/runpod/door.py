@@ -32,9 +32,10 @@ NAME = "runpod"
 
 REFERENCES = "wan-2-6-r2v"
 TEXT = "wan-2-6-t2v"
-_MEDIA = ("image", "last_image", "first_clip", "references")
 """Endpoints that take the input of the hosted API. Any other endpoint takes the input of the
 worker."""
+
+_MEDIA = ("image", "last_image", "first_clip", "references")
 
 RUN_MAX_BYTES = 10 * 2**20
 _RUNSYNC_MAX_BYTES = 20 * 2**20

@@ -36,6 +36,7 @@ let models = {};
 let takes = {};
 let loras = {};
 let unreached = false;
+let unsent = false; // as the server did not answer
 
 function askForKey(sentence) {
   byId("key-card").hidden = false;
@@ -43,6 +44,7 @@ function askForKey(sentence) {
   const note = byId("key-note");
   note.textContent = sentence;
   note.classList.toggle("bad", Boolean(gateway.key));
+  byId("key").ariaInvalid = gateway.key ? "true" : null;
 }
 
 /** The first request, which also shows whether the key is valid. */
@@ -58,6 +60,7 @@ async function connect() {
     if (limits.asksForKey) {
       askForKey("The key is used in this tab, and goes with it.");
       byId("key-note").classList.remove("bad");
+      byId("key").ariaInvalid = null;
     }
     jobs.resume();
     return true;
@@ -107,11 +110,14 @@ byId("key-forget").addEventListener("click", () => {
 });
 jobs.addEventListener("key", connect);
 ready.addEventListener("models", ({ detail }) => {
-  models = detail;
+  if (Object.keys(detail).length) models = detail; // a server that starts again does not know them yet
   form.offer(models, takes, loras);
   if (gateway.isOpen) learn().catch(() => {}); // the badge shows an outage
 });
-ready.addEventListener("back", () => unreached && connect());
+ready.addEventListener("back", () => {
+  if (unsent) byId("form-error").textContent = "";
+  if (unreached) connect();
+});
 
 // --- sending -------------------------------------------------------------------------------------
 
@@ -129,6 +135,7 @@ async function send() {
   const button = byId("send");
   if (button.getAttribute("aria-disabled") === "true" || !form.check()) return;
   byId("form-error").textContent = "";
+  unsent = false;
   button.setAttribute("aria-disabled", "true");
   button.textContent = "Sending …";
   try {
@@ -139,7 +146,8 @@ async function send() {
     show(id);
   } catch (error) {
     if (!(error instanceof Refused || error instanceof Unusable)) throw error;
-    const wait = error.retryAfterSeconds ? `. Try again in ${error.retryAfterSeconds} s` : "";
+    unsent = error.status === 0;
+    const wait = error.retryAfterSeconds ? ` (in ${error.retryAfterSeconds} s)` : "";
     byId("form-error").textContent = error.message + wait;
     if (error.status === 401) {
       await connect();
@@ -157,6 +165,7 @@ byId("example-use").addEventListener("click", async () => {
 });
 byId("example-make").addEventListener("click", async () => {
   await fillExample(form, meta("assets"));
+  byId("send").focus({ preventScroll: true }); // the example is gone
   send();
 });
 
@@ -182,10 +191,16 @@ function show(id) {
   if (asked() !== id) window.history.pushState(null, "", addressOf(id));
   result.show(id);
   draw();
+  toResult();
+  byId("result").focus({ preventScroll: true });
+}
+
+/** In a narrow window it is below the form. */
+function toResult() {
   const card = byId("result");
+  const below = card.getBoundingClientRect().top >= byId("form").getBoundingClientRect().bottom;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  card.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
-  card.focus({ preventScroll: true });
+  card.scrollIntoView({ block: below ? "start" : "nearest", behavior: calm ? "auto" : "smooth" });
 }
 
 /** The job of the address, or the newest. */
@@ -202,6 +217,7 @@ async function use(entry) {
   byId("prompt").focus();
 }
 
+byId("retry").addEventListener("click", () => use(jobs.entry(result.id)));
 addEventListener("popstate", showAgain);
 byId("cancel").addEventListener("click", async () => {
   try {
@@ -244,4 +260,5 @@ await new Keeper(form, kept).start();
 document.body.dataset.restored = "true";
 await connect();
 showAgain();
+if (asked()) toResult(); // a shared clip is below the form of a phone
 forget();

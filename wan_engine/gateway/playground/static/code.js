@@ -1,6 +1,6 @@
 // The card that shows the form's request as code.
 
-import { byId, chosen, megabytes } from "./dom.js";
+import { announce, byId, chosen, megabytes } from "./dom.js";
 import { filesMaxBytes } from "./media.js";
 import { snippet } from "./snippets.js";
 
@@ -62,7 +62,11 @@ export async function copyInto(button, text, shown = null) {
   const before = button.dataset.label ?? button.textContent;
   button.dataset.label = before;
   button.textContent = (await copy(text, shown)) ? "Copied" : "Press Ctrl+C";
-  setTimeout(() => (button.textContent = before), COPIED_MS);
+  announce(button.textContent);
+  setTimeout(() => {
+    button.textContent = before;
+    announce("");
+  }, COPIED_MS);
 }
 
 /** Browsers have a clipboard on https and localhost only. Elsewhere, the text is selected. */

@@ -1,6 +1,6 @@
 // Two clips side by side, played together.
 
-import { byId, element } from "./dom.js";
+import { byId, element, keepingFocus } from "./dom.js";
 
 /** Dispatches "change" when other clips are compared. */
 export class Comparison extends EventTarget {
@@ -11,6 +11,7 @@ export class Comparison extends EventTarget {
     super();
     this.#jobs = jobs;
     byId("compare-end").addEventListener("click", () => this.#set([]));
+    byId("compare").addEventListener("keydown", ({ key }) => key === "Escape" && this.#set([]));
     byId("compare-play").addEventListener("click", () => this.#play());
   }
 
@@ -30,9 +31,11 @@ export class Comparison extends EventTarget {
   }
 
   async #set(ids) {
+    const [before] = this.#ids;
     this.#ids = ids;
     this.dispatchEvent(new Event("change"));
-    byId("compare").hidden = ids.length < 2;
+    const opener = document.querySelector(`[data-of="Compare ${before}"]`) ?? byId("history-title");
+    keepingFocus(() => (byId("compare").hidden = ids.length < 2), opener);
     if (ids.length < 2) {
       byId("compared").replaceChildren();
       return;

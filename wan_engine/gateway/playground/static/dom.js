@@ -19,17 +19,29 @@ export function choose(name, value) {
   }
 }
 
+/** Sets the text of an element that screen readers announce. An equal text is not announced again. */
+export function say(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+/** Calls `act`. If it hides or removes the element with the focus, `fallback` gets the focus. */
+export function keepingFocus(act, fallback) {
+  const held = document.activeElement;
+  const was = held !== null && held !== document.body;
+  act();
+  if (was && !held.checkVisibility()) fallback.focus({ preventScroll: true });
+}
+
 /** Shows `sentence` below a field and marks the field as invalid. An empty one clears it. */
 export function fault(field, place, sentence) {
-  place.textContent = sentence;
+  say(place, sentence);
   if (sentence) field.setAttribute("aria-invalid", "true");
   else field.removeAttribute("aria-invalid");
 }
 
 /** Announces a text to screen readers, politely. */
 export function announce(sentence) {
-  const live = byId("live");
-  if (live.textContent !== sentence) live.textContent = sentence;
+  say(byId("live"), sentence);
 }
 
 export const megabytes = (bytes) =>

@@ -1,6 +1,6 @@
 // The form: the options of a request, their errors, and the price.
 
-import { byId, choose, chosen, dollars, fault, roughly, sizeName } from "./dom.js";
+import { byId, choose, chosen, dollars, fault, roughly, say, sizeName } from "./dom.js";
 import { Loras } from "./loras.js";
 import { Part } from "./part.js";
 import { Picker, receive } from "./picker.js";
@@ -136,7 +136,7 @@ export class Form extends EventTarget {
     const wrong = [];
     const needed = { picture: [this.image, "A picture is needed: choose a file or give a URL"], clip: [this.clip, "A clip is needed: choose a file or give a URL"] };
     const [picker, sentence] = needed[this.beginning.now] ?? [];
-    if (picker && !picker.value) picker.fail(sentence);
+    if (picker && !picker.value && !byId(`${picker.name}-error`).textContent) picker.need(sentence);
     for (const [name, one] of Object.entries(this.pickers)) {
       if (one.shown && byId(`${name}-error`).textContent) wrong.push(one.field);
     }
@@ -170,6 +170,18 @@ export class Form extends EventTarget {
     return values.reduce((sum, value) => sum + (value?.blob?.size ?? 0), 0);
   }
 
+  /** The names of the chosen media that no model of this server takes. An earlier request may have had them. */
+  get #unused() {
+    const { image, clip, references, last } = this.pickers;
+    const { beginning } = this;
+    return [
+      image.value && !beginning.offers("picture") && "the picture",
+      clip.value && !beginning.offers("clip") && "the clip",
+      references.values.length > 0 && !beginning.offers("references") && "the references",
+      last.value && !["picture", "clip", "references"].some((what) => beginning.offers(what) && beginning.takesLast(what)) && "the last picture",
+    ].filter(Boolean);
+  }
+
   // --- texts about the request -----------------------------------------------------------------
 
   #clear(field) {
@@ -180,7 +192,9 @@ export class Form extends EventTarget {
     this.#count("prompt", this.#limits.promptMaxCharacters);
     this.#count("negative-prompt", this.#limits.negativePromptMaxCharacters);
     const idle = chosen("shot_type") === "multi" && !byId("expansion").checked;
-    byId("shots-note").textContent = idle ? "Several shots are only made with prompt expansion." : "";
+    say(byId("shots-note"), idle ? "Several shots are only made with “Expand the prompt”." : "");
+    const unused = this.#unused;
+    say(byId("left-out"), unused.length ? `Left out, as no model of this server takes it: ${unused.join(", ")}.` : "");
     // The example is offered for an empty form only, so that nothing is lost.
     const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
     byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
@@ -196,7 +210,7 @@ export class Form extends EventTarget {
     const length = [...byId(id).value].length;
     const count = byId(`${id}-count`);
     const over = length - most;
-    count.textContent = over > 0 ? `${length} / ${most}, the last ${over} are cut` : `${length} / ${most}`;
+    count.textContent = over > 0 ? `${length} / ${most}, the last ${over === 1 ? "is" : `${over} are`} cut` : `${length} / ${most}`;
     count.classList.toggle("over", over > 0);
   }
 
@@ -212,7 +226,7 @@ export class Form extends EventTarget {
     const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];
     if (price !== undefined) notes.push(`${dollars(price)} a second`);
     if (seconds !== undefined) notes.push(`made in ${roughly(seconds)}`);
-    byId("price").textContent = price === undefined ? "" : dollars(price * duration);
+    say(byId("price"), price === undefined ? "" : dollars(price * duration));
     byId("price-note").textContent = why || notes.join(", ");
   }
 }

@@ -1,6 +1,6 @@
 // The gallery of the clips that this browser has generated.
 
-import { byId, dollars, element, sizeName } from "./dom.js";
+import { byId, dollars, element, keepingFocus, sizeName } from "./dom.js";
 import { isFinal } from "./jobs.js";
 
 const STATES = {
@@ -26,7 +26,8 @@ export class History {
     this.#stills = stills;
     this.#acts = acts;
     byId("clear").addEventListener("click", () => {
-      for (const entry of this.#jobs.entries) if (isFinal(entry)) this.#jobs.remove(entry.id);
+      const finals = this.#jobs.entries.filter(isFinal);
+      keepingFocus(() => finals.forEach(({ id }) => this.#jobs.remove(id)), byId("history-title"));
       byId("history-title").scrollIntoView({ block: "nearest" });
     });
   }
@@ -55,7 +56,7 @@ export class History {
       "div",
       { className: "history-text" },
       element("p", { className: "history-prompt", textContent: options.prompt }),
-      element("p", { className: "note" }, badge(entry), ` ${facts.join(" · ")}`),
+      element("p", { className: "note" }, badge(entry), ...facts.flatMap((fact, place) => [place ? " · " : " ", element("span", { className: "fact", textContent: fact })])),
     );
     if (entry.error) text.append(element("p", { className: "note bad", textContent: entry.error }));
     const actions = element(
@@ -80,6 +81,7 @@ export class History {
   /** The first frame of the clip, or the chosen picture until that is loaded. */
   #picture(entry) {
     const holder = element("div", { className: "still" });
+    holder.addEventListener("click", () => this.#acts.show(entry.id)); // the button "Show" for a mouse
     holder.append(thumb(entry));
     if (entry.state === "COMPLETED") {
       this.#stills.of(entry.id).then((url) => {

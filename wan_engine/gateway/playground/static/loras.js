@@ -1,6 +1,6 @@
 // The LoRA files of a request: those that the server has for the model, each with a scale.
 
-import { byId, element, fault } from "./dom.js";
+import { byId, element, fault, say } from "./dom.js";
 
 /** Up to so many as a request may have; the next row is there once the one before it is used. */
 export class Loras {
@@ -39,7 +39,7 @@ export class Loras {
   check() {
     const fields = this.#rows.map((row) => row.wrong(this.#names, this.#most));
     const said = this.#rows.map((row) => row.sentence).find(Boolean) ?? this.#twice();
-    byId("loras-error").textContent = said ?? "";
+    say(byId("loras-error"), said ?? "");
     return said ? fields.find(Boolean) ?? this.#rows[0].field : undefined;
   }
 

@@ -37,7 +37,7 @@ async function decode(file) {
   try {
     return await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    throw new Unusable(`This browser cannot read ${file.name || "the file"} as a picture`);
+    throw new Unusable(`This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a picture`);
   }
 }
 

@@ -45,8 +45,10 @@ export class Part {
   }
 
   #tell() {
-    byId("part-start-told").textContent = `${Number(this.#start.value).toFixed(1)} s`;
-    byId("part-seconds-told").textContent = `${Number(this.#seconds.value).toFixed(1)} s`;
+    for (const field of [this.#start, this.#seconds]) {
+      field.ariaValueText = `${Number(field.value).toFixed(1)} s`;
+      byId(`${field.id}-told`).textContent = field.ariaValueText;
+    }
   }
 
   #cut() {

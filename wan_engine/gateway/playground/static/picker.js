@@ -146,7 +146,12 @@ export class Picker extends EventTarget {
     this.#set(null, "", "");
   }
 
-  /** Shows that a file is needed or wrong, until another is chosen or it is cleared. */
+  /** Shows that a file is needed, until one is chosen. */
+  need(sentence) {
+    this.#fail(sentence);
+  }
+
+  /** Shows that the file is wrong, until another is chosen or it is cleared. */
   fail(sentence) {
     this.#fail(sentence);
     this.#remove.hidden = false;

@@ -117,8 +117,14 @@ export class References extends EventTarget {
       this.#file.focus();
     });
     const text = element("span", { className: "grow" }, element("b", { textContent: `character${index + 1}` }), ` ${name}`);
-    return element("li", { className: "row" }, text, remove);
+    return element("li", {}, tile(value), text, remove);
   }
+}
+
+/** A small picture of it, or what it is. */
+function tile({ thumb, url }) {
+  if (thumb) return element("img", { className: "tile", src: thumb, alt: "" });
+  return element("span", { className: "tile", ariaHidden: "true", textContent: url ? "URL" : "Video" });
 }
 
 function video(file, room) {

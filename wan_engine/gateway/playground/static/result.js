@@ -1,6 +1,6 @@
 // The card of one job: its progress, then the video, or the sentence of its failure.
 
-import { announce, byId, clock, dollars, element, roughly, sizeName } from "./dom.js";
+import { announce, byId, clock, dollars, element, keepingFocus, roughly, say, sizeName } from "./dom.js";
 import { isFinal } from "./jobs.js";
 import { Bar, STAGES, titleOf } from "./progress.js";
 
@@ -46,11 +46,16 @@ export class Result {
   }
 
   draw() {
+    keepingFocus(() => this.#draw(), byId("result"));
+  }
+
+  #draw() {
     const entry = this.#jobs.entry(this.#id);
     const live = this.#jobs.live(this.#id);
     document.title = TITLE;
     byId("shown").textContent = entry?.options ? `“${short(entry.options.prompt)}”` : "";
     byId("again").hidden = !entry?.options;
+    byId("retry").hidden = !entry?.options || this.#jobs.isVisited(this.#id);
     if (!entry) this.#part("idle");
     else if (!isFinal(entry)) this.#drawRunning(live);
     else if (entry.state === "COMPLETED") this.#drawDone(entry, live);
@@ -69,7 +74,7 @@ export class Result {
     const title = progress ? titleOf(progress.stage) : begun;
     const steps = progress?.steps > 1 ? `, ${progress.step} of ${progress.steps}` : "";
     byId("stage").textContent = title + steps;
-    byId("away").textContent = away ?? "";
+    say(byId("away"), away ?? "");
     if (progress) {
       bar.value = this.#bar.at(progress);
       document.title = `${Math.round(bar.value * 100)} % · ${TITLE}`;
@@ -140,24 +145,27 @@ export class Result {
 
   #drawFailed(entry) {
     const [title, sentence] = WORDS[entry.state] ?? WORDS.FAILED;
-    byId("failed-title").textContent = title;
-    byId("failure").textContent = entry.state === "GONE" ? sentence : entry.error ?? sentence;
+    byId("trouble").classList.toggle("calm", entry.state === "CANCELLED");
     this.#part("failed");
+    announce(""); // the card says it
+    say(byId("failed-title"), title);
+    const other = byId("key-card").hidden ? "" : ", or another key sent it";
+    say(byId("failure"), entry.state === "GONE" ? `${sentence}${other}.` : entry.error ?? sentence);
   }
 
   #lost() {
     if (!this.#source) return;
-    byId("warnings").replaceChildren(
-      element("li", { textContent: "The video cannot be played here: its link may have ended, or its place is not reached." }),
-    );
+    const sentence = "The video cannot be played: the server may have deleted it, or this browser does not reach it.";
+    byId("warnings").replaceChildren(element("li", { textContent: sentence }));
+    announce(sentence);
   }
 }
 
 const WORDS = {
   FAILED: ["It did not work", "The server gave no reason."],
-  CANCELLED: ["Cancelled", "Nothing was charged."],
+  CANCELLED: ["Cancelled", "No clip was made."],
   TIMED_OUT: ["Too late", "It was not begun in time."],
-  GONE: ["Not found", "The server does not keep this job any more, or it is not of this key."],
+  GONE: ["Not found", "The server does not keep this job any more"],
 };
 
 const isPreview = (preview) => typeof preview === "string" && /^data:image\/(jpeg|webp|png);base64,/.test(preview);
@@ -167,7 +175,8 @@ function waiting({ before, waiting_for: reason }, seconds) {
   const place = { 0: "Next in the queue", 1: "1 job is before it" }[before] ?? (before > 1 ? `${before} jobs are before it` : "");
   const soon = before == null ? "nearly done" : "";
   const rest = seconds === null ? "" : seconds > 3 ? `${roughly(seconds)} left` : soon;
-  return [place, reason, rest].filter(Boolean).join(", ");
+  const told = [place, reason, rest].filter(Boolean).join(", ");
+  return told.charAt(0).toUpperCase() + told.slice(1);
 }
 
 function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
@@ -185,4 +194,5 @@ function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, vide
   );
 }
 
-const short = (text) => (text.length > 160 ? `${text.slice(0, 160)}…` : text);
+/** Whole words of a long text. */
+const short = (text) => (text.length > 160 ? `${text.slice(0, 160).replace(/[^\p{L}\p{N}]+\S*$/u, "")}…` : text);

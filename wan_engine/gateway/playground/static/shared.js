@@ -113,7 +113,7 @@ function inWords(options) {
     options.enable_prompt_expansion && "the prompt expanded",
     options.generate_audio === false && "no sound track",
     loras && `LoRA ${loras.map(({ name, scale }) => `${name} at ${scale ?? 1}`).join(" and ")}`,
-    negative_prompt && `not to be seen: ${negative_prompt}`,
+    negative_prompt && `negative prompt: ${negative_prompt}`,
   ];
   return parts.filter(Boolean).join(", ");
 }

@@ -1,7 +1,7 @@
 // The size of the clip in pixels, and the part of the picture that it shows, before a request is
 // sent. The gateway computes them as for a plan; nothing of that is repeated here.
 
-import { byId, chosen } from "./dom.js";
+import { byId, chosen, say } from "./dom.js";
 
 const SEEN_CUT = 0.995; // a smaller crop is not visible
 
@@ -39,7 +39,7 @@ export class Sizes extends EventTarget {
       input.nextElementSibling.dataset.pixels = this.of(input.value)?.join("×") ?? "";
     }
     const told = beginning.now === "references" ? null : this.#told?.[chosen("size")];
-    byId("size-note").textContent = this.#note(told);
+    say(byId("size-note"), this.#note(told));
     this.#frame(beginning.now === "picture" ? told : null);
   }
 
@@ -74,7 +74,7 @@ export class Sizes extends EventTarget {
   #note(told) {
     const { now } = this.#form.beginning;
     if (now === "references") return "";
-    if (!told) return `The ${now} keeps its shape: the size is how many pixels there are.`;
+    if (!told) return `The video has the shape of the ${now}; the size says how many pixels.`;
     const cut = told.shown.map((share) => Math.round((1 - share) * 100));
     const parts = [cut[0] && `${cut[0]} % of its width`, cut[1] && `${cut[1]} % of its height`].filter(Boolean);
     const sentence = `The video has ${told.width} × ${told.height} pixels.`;

@@ -70,7 +70,7 @@ async function decode(file, known) {
     const buffer = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await asPlain(file));
     return { buffer, from: buffer.duration };
   } catch {
-    throw new Unusable(`This browser cannot read ${file.name || "the file"} as a sound`);
+    throw new Unusable(`This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a sound`);
   }
 }
 

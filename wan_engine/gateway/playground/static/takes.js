@@ -40,6 +40,11 @@ export class Beginning {
     byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
   }
 
+  /** Whether a model of this server begins a clip with this. */
+  offers(what) {
+    return this.#tasks === null || this.#offered.includes(what);
+  }
+
   /** The LoRA files of the model that would make the clip; null where the server cannot tell. */
   get loras() {
     if (this.#loras === null) return null;
@@ -49,18 +54,20 @@ export class Beginning {
     return this.#loras[tasks.find((task) => task in this.#loras)] ?? [];
   }
 
-  /** Shows the fields of one beginning, and hides the others. */
-  choose(what) {
+  /** Shows the fields of one beginning that is offered, and hides the others. */
+  choose(wanted) {
+    const what = this.offers(wanted) ? wanted : this.#offered[0];
     choose("begin", what);
     const { image, last, clip, references } = this.#pickers;
     image.shown = what === "picture";
     clip.shown = what === "clip";
     references.shown = what === "references";
     byId("shape").hidden = what !== "references";
-    last.shown = this.#takesLast(what);
+    last.shown = this.takesLast(what);
   }
 
-  #takesLast(what) {
+  /** Whether a clip that begins with this may end on a picture. */
+  takesLast(what) {
     if (what === "references") return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
     const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
     return PICTURE_TASKS.some((task) => wanted.every((input) => this.#takes[task]?.includes(input)));
