@@ -115,7 +115,7 @@ def test_three_references_and_no_picture_make_a_clip_in_their_order(
     result = engine.generate(request)
     assert colours(local(result.video_url)) == ["blue", "lime", "red"]
     assert result.plan is not None
-    assert (result.plan.width, result.plan.height) == (720, 1280)
+    assert (result.plan.width, result.plan.height) == (180, 320)
     assert (result.model, result.cost) == ("probe-collage", engine.generate(request).cost)
 
 

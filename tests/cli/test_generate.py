@@ -18,7 +18,6 @@ def test_a_clip_from_local_files(wan: Wan, data: Path, tmp_path: Path) -> None:
         *("generate", "--prompt", "lift-off", "--seed", "5", "--out", "clip.mp4"),
         *("--image", str(data / "rocket_640x360.jpg"), "--audio", str(data / "chime_4s.mp3")),
         cold=True,
-        whole=True,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
