@@ -13,6 +13,7 @@ from PIL import Image
 from tests.cli.conftest import Wan
 
 
+@pytest.mark.system
 def test_a_clip_from_local_files(wan: Wan, data: Path, tmp_path: Path) -> None:
     done = wan(
         *("generate", "--prompt", "lift-off", "--seed", "5", "--out", "clip.mp4"),

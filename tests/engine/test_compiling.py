@@ -45,6 +45,7 @@ def test_without_an_importable_compiler_blocks_run_uncompiled(
         engine.load()
 
 
+@pytest.mark.system
 def test_blocks_that_stop_compiling_in_a_later_job_run_uncompiled(
     engine: Engine, request_for: RequestFor, caplog: pytest.LogCaptureFixture
 ) -> None:

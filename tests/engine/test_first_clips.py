@@ -53,6 +53,7 @@ def thirty_fps(make_settings: MakeSettings, loaded: Engine) -> Engine:
     return engine
 
 
+@pytest.mark.system
 @pytest.mark.full_size
 def test_a_clip_is_continued_twice_without_a_repeated_frame(
     thirty_fps: Engine, tmp_path: Path

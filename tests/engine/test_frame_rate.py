@@ -100,6 +100,7 @@ class Doubler:
         return frames.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
+@pytest.mark.system
 @pytest.mark.full_size
 def test_frames_are_enlarged_before_new_ones_are_interpolated(
     make_settings: MakeSettings, request_for: RequestFor, caplog: pytest.LogCaptureFixture

@@ -115,6 +115,7 @@ def test_each_shot_equals_to_the_bit_what_its_model_makes_alone_and_all_have_one
     assert found.shape == (20, *size[::-1], 3)
 
 
+@pytest.mark.system
 def test_with_room_for_one_model_the_first_is_released_before_the_second_is_read(
     two: Callable[..., Engine], order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_with_room_for_one_model_the_first_is_released_before_the_second_is_read
     assert frames(narrow, order) == wanted  # back to the first model, and on
 
 
+@pytest.mark.system
 def test_a_job_cancelled_between_the_two_models_leaves_the_device_free(
     two: Callable[..., Engine], order: Order
 ) -> None:
@@ -182,6 +184,7 @@ def test_out_of_memory_in_the_later_shots_releases_the_first_model(
     assert engine.pool.models[LATER].alone and not engine.pool.models[FIRST].alone
 
 
+@pytest.mark.system
 def test_out_of_memory_of_the_later_model_alone_makes_only_that_one_leaner(
     two: Callable[..., Engine], order: Order, cards: Callable[..., Card]
 ) -> None:

@@ -67,6 +67,7 @@ def test_several_shots_need_prompt_expansion(
     assert (family.asked[0].prompt == "lift-off") is not expanded
 
 
+@pytest.mark.system
 def test_shots_of_a_real_model_are_cut_hard_at_the_planned_times(
     whole: Engine, request_for: RequestFor
 ) -> None:
