@@ -6,7 +6,7 @@
 # check  runs linters, formatter and types, and checks Dockerfile, compose file, workflows, generated files and pages
 
 PYTHON ?= python3
-WORKERS ?= 3# on two cores, because a third of the time is spent waiting
+WORKERS ?= 4# on two cores, because half of the time is spent waiting
 BIN := .venv/bin
 
 .PHONY: run test test-system soak docs site check format clean help

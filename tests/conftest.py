@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow files first: after every two files that compute, one that mostly waits for processes
-    and clocks. Three workers that get whole files in this order (`--no-loadscope-reorder`) then
+    and clocks. Four workers that get whole files in this order (`--no-loadscope-reorder`) then
     keep two cores busy and end at about the same time."""
     files = list(dict.fromkeys(item.nodeid.split("::")[0] for item in items))
     waiting = [file for start in _WAITING for file in files if file.startswith(start)]

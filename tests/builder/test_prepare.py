@@ -102,6 +102,7 @@ def frames(family: Any) -> np.ndarray[Any, Any]:
     return np.concatenate(list(family.decode(latents)))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_prepared_set_gives_the_frames_of_loading_and_fusing(
     row: ModelSpec, settings: Settings, dtype: prepare.Precision
@@ -152,6 +153,7 @@ def test_an_fp8_set_equals_to_the_bit_what_a_worker_makes_of_the_weights(
     assert any(one.dtype == torch.float8_e4m3fn for one in found.values())
 
 
+@pytest.mark.system
 def test_an_fp8_set_takes_half_the_bytes_and_is_widened_for_bfloat16(
     row: ModelSpec, settings: Settings
 ) -> None:

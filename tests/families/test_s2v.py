@@ -147,6 +147,7 @@ def test_frames_equal_the_end_of_the_whole_decode(family: Any, speech: AudioTrac
     assert max(len(chunk) for chunk in found) == 4  # memory does not grow with the clip
 
 
+@pytest.mark.system
 def test_a_seed_gives_the_same_frames_and_another_sound_gives_others(
     family: Any, speech: AudioTrack, tmp_path: Path
 ) -> None:
@@ -270,6 +271,7 @@ def test_loudness_is_reported_for_each_frame(tmp_path: Path) -> None:
 # --- other recipes and layouts -------------------------------------------------------------------
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("offload", ["stream", "layer"])
 def test_moved_blocks_give_the_same_frames(
     family: Any, load: Load, speech: AudioTrack, offload: Any
@@ -309,6 +311,7 @@ def other_name(name: str) -> str:
     return name
 
 
+@pytest.mark.system
 def test_the_other_layout_gives_the_same_frames(
     family: Any, tiny_cache: Path, speech: AudioTrack, tmp_path: Path
 ) -> None:
