@@ -282,8 +282,8 @@ class Engine:
         self, choice: Choice, plan: Plan, media: Media, video: EncodedVideo, control: Control
     ) -> EncodedVideo:
         """Return the clip with the sound that a model makes for its frames, after the sound of the
-        clip that it continues. If that fails, whatever the reason, the clip gets a silent track and
-        a warning, because the frames are already rendered."""
+        clip that it continues. If the model fails, the clip gets a silent track and a warning,
+        because the frames are already rendered."""
         if choice.sound_spec is None:
             return video
         first = media.first_clip.sound if media.first_clip and plan.given_frames else None

@@ -11,8 +11,12 @@ from wan_engine.schema import Colours
 
 _MATRIX, _TRANSFER, _PRIMARIES = b"\x55\xb1", b"\x55\xba", b"\x55\xbb"
 _CLUSTER = b"\x1f\x43\xb6\x75"
-READ = ("-vf", "crop=16:16:0:0", "-frames:v", "1", "-c:v", "ffv1", "-f", "matroska")
-"""ffmpeg's arguments for a file that `of` understands."""
+READ = (
+    *("-vf", "crop=16:16:0:0", "-frames:v", "1", "-map_metadata", "-1", "-map_chapters", "-1"),
+    *("-c:v", "ffv1", "-f", "matroska"),
+)
+"""ffmpeg's arguments for a file that `of` understands. It has no text of the given video, which
+might look like a header."""
 
 # ITU-T H.273, tables 2 to 4.
 _BT709, _SMPTE170M, _SRGB, _UNKNOWN = 1, 6, 13, 2

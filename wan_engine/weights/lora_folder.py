@@ -7,6 +7,7 @@ import os
 import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -84,26 +85,36 @@ class LoraFolder:
     def stamps(self) -> frozenset[tuple[object, ...]]:
         """What changes when a file of the folder comes, goes or is replaced."""
         found = [path for one in self.found().values() for path in one.files.values()]
-        return frozenset(_stamp(path) for path in found)
+        stamps = set[tuple[object, ...]]()
+        for path in found:
+            with suppress(FileNotFoundError):  # it went meanwhile
+                stamps.add(_stamp(path))
+        return frozenset(stamps)
 
     def fitting(self, models: Mapping[Task, Located]) -> dict[Task, list[str]]:
         """The names that each model takes, sorted. A model that takes no LoRA at all is left
         out."""
         taking = {task: located for task, located in models.items() if located.spec.wan_blocks}
-        names = list(self.found())
+        known = self.found()
         return {
-            task: [name for name in names if self._fits(name, located)]
+            task: [name for name in known if self._fits(name, located, known)]
             for task, located in taking.items()
         }
 
-    def _fits(self, name: str, located: Located) -> bool:
+    def _fits(self, name: str, located: Located, known: Mapping[str, FoundLora]) -> bool:
         try:
-            return bool(self.chosen([Lora(name)], located))
+            return bool(self.chosen([Lora(name)], located, known))
         except InvalidRequest:
             return False
 
-    def chosen(self, loras: Sequence[Lora], located: Located) -> tuple[ChosenLora, ...]:
+    def chosen(
+        self,
+        loras: Sequence[Lora],
+        located: Located,
+        known: Mapping[str, FoundLora] | None = None,
+    ) -> tuple[ChosenLora, ...]:
         """The LoRA files that a request names, for the model `located`. Only headers are read.
+        `known` is what `found` returned a moment ago.
 
         Raises `NotServed` and `InvalidRequest` with one sentence for the caller, without a path.
         """
@@ -111,7 +122,7 @@ class LoraFolder:
             return ()
         if self._root is None:
             raise NotServed('field "loras" cannot be used: this worker has no folder of LoRA files')
-        known = self.found()
+        known = self.found() if known is None else known
         parameters = self._parameters_of(located)
         found: list[ChosenLora] = []
         for index, lora in enumerate(loras):

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -150,3 +151,33 @@ def test_references_come_back_in_their_order(listen: Listen, open_page: Open) ->
     expect(elsewhere.locator("#references-list li")).to_have_count(2)
     generate(elsewhere)
     assert newest(here, 2) == first
+
+
+def test_a_portrait_of_a_program_is_used_again_with_its_size_and_shape(
+    listen: Listen, open_page: Open
+) -> None:
+    """The form has such a size as a size and a shape, and the request has no seed and no shots."""
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    wanted = {"prompt": "fail:internal_error:No", "size": "1080*1920", "duration": 10}
+    job_id = httpx.post(f"{here.url}/v2/wan-2-6-t2v/run", json={"input": wanted}).json()["id"]
+    page = open_page(f"{here.url}/?job={job_id}")
+    expect(page.locator("#failure")).to_be_visible()
+    use_again(page)
+    for name in ("1080p", "10 s", "9:16"):
+        expect(page.get_by_label(name, exact=False).and_(page.locator(":checked"))).to_have_count(1)
+    generate(page)
+    request = newest(here, 2)
+    assert (request["prompt"], request["duration"]) == (wanted["prompt"], 10)
+    assert (request["size"], request["aspect_ratio"]) == ("1920*1080", "9:16")
+
+
+def test_the_facts_of_a_clip_whose_request_named_no_size(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    picture = f"data:image/jpeg;base64,{base64.b64encode(PHOTO.read_bytes()).decode()}"
+    wanted = {"prompt": "x", "image": picture}
+    job_id = httpx.post(f"{here.url}/v2/wan-2-6-i2v/run", json={"input": wanted}).json()["id"]
+    page = open_page(f"{here.url}/?job={job_id}", allowed=NO_CLIP)
+    finished(page)
+    expect(page.locator("#facts")).to_contain_text("Length")
+    expect(page.locator("#shared-options")).to_contain_text("720p, 5 s")

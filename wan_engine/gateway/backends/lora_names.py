@@ -4,10 +4,12 @@ again whenever the folder changes.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from wan_engine.schema import Task
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 10.0
 _FIRST_SECONDS = 5.0
-_MOST = 1000  # names of a model; all of them have to fit into a line
+_MOST_BYTES = 100_000  # of a model's names as JSON: those of all models have to fit into a line
 _UNREADABLE: frozenset[tuple[object, ...]] = frozenset({("unreadable",)})
 Tell = Callable[[dict[str, Any]], None]
 
@@ -40,14 +42,15 @@ class LoraNames:
             folder = LoraFolder(self._settings)
             if (now := folder.stamps()) == self._seen:
                 return
-            fitting = folder.fitting(self._models).items()
+            fitting = folder.fitting(self._models)
         except Exception:  # jobs do without this list, whatever the folder has become
             if self._seen == _UNREADABLE:
                 return
             log.exception("the LoRA files cannot be listed")
-            fitting, now = dict[Task, list[str]]().items(), _UNREADABLE
+            fitting, now = {}, _UNREADABLE
         self._seen = now
-        self._tell({"told": "loras", "loras": {task: names[:_MOST] for task, names in fitting}})
+        names = {task: _first_names(found) for task, found in fitting.items()}
+        self._tell({"told": "loras", "loras": names})
 
     def watch(self) -> None:
         """Look now and then, in a thread of its own. Returns after the first look, which may take
@@ -60,3 +63,8 @@ class LoraNames:
             self.look()
             self._looked.set()
             time.sleep(_LOOK_SECONDS)
+
+
+def _first_names(names: Sequence[str]) -> list[str]:
+    ends = accumulate(len(json.dumps(name)) + 2 for name in names)
+    return [name for name, end in zip(names, ends, strict=True) if end <= _MOST_BYTES]

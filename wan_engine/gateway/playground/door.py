@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from wan_engine.catalog import ModelSpec, known_models
 from wan_engine.catalog.with_settings import with_overrides
@@ -125,16 +126,22 @@ class _Routes:
     async def file(self, job_id: str, field: str, request: Request, at: Place = 0) -> Response:
         """Return a file of a request, as the data URI that was sent."""
         job = await self._found(job_id, request)
+        if field not in FIELDS:
+            raise Refusal("not_found", "A request has no such file")
+        return _FileOfRequest(self, job, field, at, request)
+
+    async def file_text(self, job: Job, field: str, at: int) -> str:
         jobs = self._context.jobs
-        async with self._file_of.setdefault(job.owner, asyncio.Lock()), self._files:
-            if await request.is_disconnected():
-                raise Refusal("timeout", "Nobody waits for the file any longer")
+        async with self._files:
             known = await jobs.whole_request(job.id) or (await jobs.cut_request(job.id))[0]
-            found = file_of(known, field, at) if field in FIELDS else None
+            found = file_of(known, field, at)
         if found is None:
             raise Refusal("not_found", "The gateway does not keep this file any longer")
-        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        return PlainTextResponse(found, headers=headers)
+        return found
+
+    def turn(self, owner: str) -> asyncio.Lock:
+        """The lock under which files of requests are read for this key, and sent."""
+        return self._file_of.setdefault(owner, asyncio.Lock())
 
     # --- shared by the routes --------------------------------------------------------------------
 
@@ -193,3 +200,21 @@ async def _still(path: Path) -> bytes:
         return await asyncio.to_thread(stills.thumbnail, path, _STILL_WIDTH)
     except EngineError as error:
         raise Refusal("not_found", str(error)) from error
+
+
+class _FileOfRequest(Response):
+    """Reads a file of a request when it is its key's turn, and holds the turn until it is sent.
+    The files may have megabytes, so that a key has only one of them in memory."""
+
+    def __init__(self, routes: _Routes, job: Job, field: str, at: int, request: Request) -> None:
+        super().__init__()
+        self._routes, self._job, self._field, self._at = routes, job, field, at
+        self._request = request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._routes.turn(self._job.owner):
+            if await self._request.is_disconnected():
+                raise Refusal("timeout", "Nobody waits for the file any longer")
+            text = await self._routes.file_text(self._job, self._field, self._at)
+            headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+            await PlainTextResponse(text, headers=headers)(scope, receive, send)

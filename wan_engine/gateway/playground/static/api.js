@@ -4,7 +4,7 @@
 const KEY = "wan-playground-key";
 const OWN = "playground/api";
 const SILENT_MS = 15000; // after this, a server counts as away
-const STILL_MS = 120000; // pictures of clips are made one at a time
+const TURN_MS = 120000; // stills of clips are made, and files of requests sent, one at a time
 
 /** An answer of 400 or more, with the API's own sentence. Status 0 means no answer. */
 export class Refused extends Error {
@@ -74,7 +74,7 @@ export class Gateway extends EventTarget {
 
   /** The first frame of a clip as a blob, or null. */
   async still(id) {
-    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, STILL_MS);
+    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, TURN_MS);
     return answer.ok ? answer.blob() : null;
   }
 
@@ -86,7 +86,7 @@ export class Gateway extends EventTarget {
   /** A file of a job's request as a data URI; null where it is not kept. */
   async file(id, field, at) {
     const path = `${OWN}/jobs/${encodeURIComponent(id)}/request/${field}?at=${at}`;
-    const answer = await this.#fetch("GET", path, undefined, STILL_MS);
+    const answer = await this.#fetch("GET", path, undefined, TURN_MS);
     return answer.ok ? answer.text() : null;
   }
 

@@ -14,9 +14,9 @@ export function element(name, properties = {}, ...children) {
 export const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
 export function choose(name, value) {
-  for (const input of document.querySelectorAll(`input[name="${name}"]`)) {
-    input.checked = input.value === String(value);
-  }
+  const inputs = [...document.querySelectorAll(`input[name="${name}"]`)];
+  const wanted = inputs.find((input) => input.value === String(value));
+  if (wanted) wanted.checked = true;
 }
 
 /** Sets the text of an element that screen readers announce. An equal text is not announced again. */

@@ -10,6 +10,8 @@ import { Sizes } from "./sizes.js";
 import { Beginning } from "./takes.js";
 
 /** The pickers by their field of a request. */
+/** Sizes of text-to-video that the form has as a size and a shape. */
+const PORTRAITS = { "720*1280": "1280*720", "1080*1920": "1920*1080" };
 const FIELDS = { image: "image", last: "last_image", clip: "first_clip", audio: "audio", references: "references" };
 
 /** Dispatches "change" when anything in it changes, and "media" when a file or a URL does. */
@@ -85,8 +87,10 @@ export class Form extends EventTarget {
   set options(wanted) {
     byId("prompt").value = wanted.prompt;
     byId("negative-prompt").value = wanted.negative_prompt ?? "";
-    for (const name of ["size", "duration", "shot_type"]) choose(name, wanted[name] ?? chosen(name));
-    choose("aspect_ratio", wanted.aspect_ratio ?? "16:9");
+    for (const name of ["duration", "shot_type"]) choose(name, wanted[name] ?? chosen(name));
+    const portrait = PORTRAITS[wanted.size];
+    choose("size", portrait ?? wanted.size ?? chosen("size"));
+    choose("aspect_ratio", wanted.aspect_ratio ?? (portrait ? "9:16" : "16:9"));
     byId("keep-clip").checked = wanted.keep_first_clip !== false;
     byId("seed").value = wanted.seed ?? -1;
     byId("expansion").checked = wanted.enable_prompt_expansion ?? false;

@@ -1,5 +1,5 @@
 // Storage in IndexedDB: the files of submitted requests, the files of the form, and the first frames
-// of clips. These frames are the only data from the server.
+// of clips. From the server are only these frames, and the files of a shared job that is used again.
 //
 // Storage may be off or full. Then nothing is stored, and the page says what is missing.
 

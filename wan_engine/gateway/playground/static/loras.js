@@ -91,8 +91,8 @@ class Row {
   }
 
   restore(value, names) {
-    this.#expert = value?.expert ? { of: value.name, is: value.expert } : null;
-    const name = value?.name ?? "";
+    this.#expert = value?.expert ? { of: value.name.replace(/\.safetensors$/, ""), is: value.expert } : null;
+    const name = (value?.name ?? "").replace(/\.safetensors$/, "");
     const known = [...(names ?? [])];
     const others = name && !known.includes(name) ? [name] : [];
     this.#select.replaceChildren(

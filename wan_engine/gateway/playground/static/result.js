@@ -182,11 +182,11 @@ function waiting({ before, waiting_for: reason }, seconds) {
 function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
   const length = options?.duration ?? (Number.isFinite(duration) ? duration.toFixed(1) : "–");
   const rows = [
-    ["Size", (videoWidth ? [videoWidth, videoHeight] : pixels)?.join(" × ") ?? (options ? sizeName(options.size) : "–")],
+    ["Size", (videoWidth ? [videoWidth, videoHeight] : pixels)?.join(" × ") ?? (options ? sizeName(options.size ?? "1280*720") : "–")],
     ["Length", `${length} s`],
     ["Seed", String(seed)],
   ];
-  if (options?.loras) rows.push(["LoRA", options.loras.map(({ name, scale }) => `${name} at ${scale}`).join(", ")]);
+  if (options?.loras) rows.push(["LoRA", options.loras.map(({ name, scale = 1 }) => `${name} at ${scale}`).join(", ")]);
   if (priced) rows.push(["Cost", dollars(cost)]);
   if (milliseconds !== undefined) rows.push(["Made in", clock(milliseconds)]);
   return rows.map(([name, value]) =>

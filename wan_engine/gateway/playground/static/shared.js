@@ -4,7 +4,7 @@ import { byId, element, sizeName } from "./dom.js";
 
 const NAMES = { image: "picture", last_image: "last picture", first_clip: "clip", audio: "sound" };
 
-/** The files of requests that the server keeps, fetched once. They stay in this tab. */
+/** The files of requests that the server keeps, fetched once. "Use again" stores them with the request. */
 export class SentFiles {
   #gateway;
   #found = new Map();
@@ -89,7 +89,8 @@ export class Shared {
     picture.addEventListener("error", () => picture.remove()); // a video, or an address that has ended
     byId("shared-pictures").append(picture);
     if (known.url) {
-      picture.src = known.url;
+      if (/^https?:/i.test(known.url)) picture.src = known.url;
+      else picture.remove();
       return;
     }
     const file = await this.#files.of(id, field, at);

@@ -19,11 +19,6 @@ export class Sizes extends EventTarget {
     this.#form = form;
   }
 
-  /** Drops earlier answers, because another server or model may answer now. */
-  forget() {
-    this.#known.clear();
-  }
-
   /** Width and height of a clip of `size`, or null if unknown. */
   of(size) {
     const { beginning } = this.#form;
