@@ -164,7 +164,8 @@ export class Jobs extends EventTarget {
 
   #goesOn(id) {
     const entry = this.entry(id);
-    return entry !== undefined && !isFinal(entry);
+    if (entry === undefined) return false;
+    return !isFinal(entry) || (this.isVisited(id) && entry.learnt !== entry.state);
   }
 
   async #ask(id) {
