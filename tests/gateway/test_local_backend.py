@@ -1,95 +1,15 @@
-"""The engine process: real processes and pipes, with an engine that renders nothing."""
+"""The engine process and its jobs."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.gateway.conftest import PICTURE, eventually
-from wan_engine.control import Preview, Progress
-from wan_engine.gateway.backends import local
-from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
-from wan_engine.gateway.backends.local import LocalBackend
-from wan_engine.gateway.metrics import Metrics
-from wan_engine.settings import Settings
-
-FAKE = ("-m", "tests.gateway.fake_engine")
-
-
-@dataclass
-class Asked:
-    """One job, and its reports. Without `begins`, its `begin` does not return."""
-
-    backend: LocalBackend
-    progress: list[Progress] = field(default_factory=list)
-    previews: list[Preview] = field(default_factory=list)
-    looks: bool = False
-    begun_count: int = 0
-    begins: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.begins.set()
-
-    def run(self, prompt: str, job_id: str = "job-1", seconds: float | None = None) -> Any:
-        async def begin(worker: str | None) -> None:
-            self.begun_count += 1
-            await self.begins.wait()
-
-        async def request() -> dict[str, Any]:
-            return {"prompt": prompt, "image": PICTURE}
-
-        async def remote(remote_id: str | None) -> None:
-            raise AssertionError("there is no queue but the gateway's")
-
-        return self.backend.run(
-            Work(
-                render="",
-                job_id=job_id,
-                task="image-to-video",
-                request=request,
-                seconds=seconds,
-                remote_id=None,
-                begin=begin,
-                progress=self.progress.append,
-                remote=remote,
-                preview=self.previews.append,
-                wants_preview=lambda: self.looks,
-            )
-        )
-
-
-@asynccontextmanager
-async def opened(
-    tmp_path: Path, on_fatal: Callable[[str], None] | None = None, **settings: Any
-) -> AsyncIterator[Asked]:
-    values = {"output_dir": tmp_path / "outputs", **settings}
-    backend = LocalBackend(Settings(**values), Metrics(), on_fatal, command=FAKE)
-    await backend.start()
-    try:
-        yield Asked(backend)
-    finally:
-        await backend.close()
-
-
-def pid_of(asked: Asked) -> int:
-    assert asked.backend._process is not None
-    return asked.backend._process.pid
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+from tests.gateway.conftest import eventually
+from tests.gateway.engine_jobs import opened, pid_of
+from wan_engine.gateway.backends.base import Done, WorkFailed
 
 
 def test_a_clip_is_rendered_with_progress(tmp_path: Path) -> None:
@@ -219,154 +139,10 @@ def test_a_job_cancelled_before_the_engine_has_it_costs_neither_time_nor_the_eng
     asyncio.run(line())
 
 
-@pytest.mark.parametrize("why", ["killed", "killed by its job"])
-def test_an_engine_that_dies_loses_its_job_and_is_restarted(tmp_path: Path, why: str) -> None:
-    async def line() -> None:
-        async with opened(tmp_path) as asked:
-            run = asyncio.create_task(asked.run("die" if why != "killed" else "sleep 30"))
-            if why == "killed":
-                await eventually(lambda: asked.progress)
-                os.kill(pid_of(asked), signal.SIGKILL)
-            with pytest.raises(WorkerLost):
-                await run
-            assert await asked.run("sleep 0", "job-2")
-
-    asyncio.run(line())
-
-
-def test_an_engine_that_does_not_stop_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wan_engine.gateway.backends.local._GRACE_SECONDS", 0.3)
-
-    async def line() -> None:
-        async with opened(tmp_path) as asked:
-            with pytest.raises(WorkFailed):
-                await asked.run("deaf", seconds=0.1)
-            run = asyncio.create_task(asked.run("deaf", "job-2"))
-            await eventually(lambda: "job-2" in asked.backend._works)
-            await asyncio.sleep(0.2)
-            run.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await run
-            assert await asked.run("sleep 0", "job-3")
-
-    asyncio.run(line())
-
-
-def test_an_engine_that_can_never_start_says_why(tmp_path: Path) -> None:
-    async def line() -> None:
-        fatal: list[str] = []
-        async with opened(tmp_path, fatal.append, model="missing") as asked:
-            await eventually(lambda: fatal)
-            assert fatal == ["There is no model here"]
-            assert asked.backend.waiting_for() is not None
-
-    asyncio.run(line())
-
-
-def test_the_process_ends_with_its_pipe_even_during_a_job(tmp_path: Path) -> None:
-    async def line() -> None:
-        async with opened(tmp_path) as asked:
-            run = asyncio.create_task(asked.run("deaf"))
-            await eventually(lambda: asked.begun_count)
-            pid = pid_of(asked)
-        with pytest.raises(WorkerLost):
-            await run
-        assert not alive(pid)
-
-    asyncio.run(line())
-
-
 def test_two_jobs_overlap_if_the_settings_say_so(tmp_path: Path) -> None:
     async def line() -> None:
         async with opened(tmp_path, prefetch=True) as asked:
             assert asked.backend.slots == 2
             await asyncio.gather(asked.run("sleep 0.1"), asked.run("sleep 0.1", "job-2"))
-
-    asyncio.run(line())
-
-
-# --- hangs ---------------------------------------------------------------------------------------
-
-HANG_SECONDS = 3.0  # longer than a busy machine delays a process
-
-
-def test_a_job_that_hangs_loses_its_engine_and_the_waiting_one_is_not_blamed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def line() -> None:
-        async with opened(tmp_path, hang_seconds=HANG_SECONDS, prefetch=True) as asked:
-            hangs = asyncio.create_task(asked.run("hang"))
-            waits = asyncio.create_task(asked.run("wait", "job-2"))
-            with pytest.raises(WorkerLost) as lost:
-                await asyncio.wait_for(hangs, 60)
-            assert lost.value.blamed
-            with pytest.raises(WorkerLost) as lost:
-                await waits
-            assert not lost.value.blamed
-            assert asked.backend.waiting_for() is not None
-            assert await asked.run("sleep 0", "job-3")
-        assert "the engine hangs in denoise, with job-1" in caplog.text
-
-    asyncio.run(line())
-
-
-@pytest.mark.parametrize("busy", [True, False], ids=["with a job", "idle"])
-def test_a_paused_engine_is_not_ready_and_is_killed(tmp_path: Path, busy: bool) -> None:
-    async def line() -> None:
-        async with opened(tmp_path, hang_seconds=HANG_SECONDS) as asked:
-            await eventually(lambda: asked.backend.waiting_for() is None, 30)
-            run = asyncio.create_task(asked.run("sleep 30")) if busy else None
-            if busy:
-                await eventually(lambda: asked.progress)
-            pid = pid_of(asked)
-            os.kill(pid, signal.SIGSTOP)
-            why = await eventually(asked.backend.waiting_for, 30)
-            assert why.startswith("the engine has said nothing for ") and alive(pid)
-            if run is not None:
-                with pytest.raises(WorkerLost):
-                    await asyncio.wait_for(run, 30)
-            await eventually(lambda: asked.backend.waiting_for() is None, 30)
-            assert not alive(pid) and await asked.run("sleep 0", "job-2")
-
-    asyncio.run(line())
-
-
-@pytest.mark.parametrize("stopped", [False, True], ids=["it hangs", "it is stopped"])
-def test_an_engine_whose_start_hangs_is_restarted(
-    tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "LOAD_TIMES", 2)
-
-    async def line() -> None:
-        async with opened(tmp_path, hang_seconds=1, model="slow") as asked:
-            await eventually((tmp_path / "outputs" / "started").exists, 30)
-            pid = pid_of(asked)
-            if stopped:
-                os.kill(pid, signal.SIGSTOP)
-            await eventually(lambda: asked.backend.waiting_for() is None, 60)
-            assert not alive(pid)
-
-    asyncio.run(line())
-
-
-def test_an_engine_with_a_broken_device_fails_its_job_alone_and_is_restarted(
-    tmp_path: Path,
-) -> None:
-    async def line() -> None:
-        async with opened(tmp_path, prefetch=True) as asked:
-            waits = asyncio.create_task(asked.run("wait", "job-2"))
-            await eventually(lambda: asked.progress, 30)
-            pid = pid_of(asked)
-            with pytest.raises(WorkFailed) as failed:
-                await asked.run("break")
-            assert failed.value.sentence.startswith("Internal error, reference ")
-            assert asked.backend.waiting_for() is not None
-            with pytest.raises(WorkerLost) as lost:
-                await waits
-            assert not lost.value.blamed
-            assert await asked.run("sleep 0", "job-3")
-            assert not alive(pid)
 
     asyncio.run(line())
