@@ -130,6 +130,8 @@ def test_on_a_phone_the_result_scrolls_into_view(listen: Listen, open_page: Open
 def test_a_video_can_be_made_with_the_keyboard_alone(listen: Listen, open_page: Open) -> None:
     here = listen()
     page = open_page(here.url, allowed=NO_CLIP, viewport={"width": 1280, "height": 700})
+    # Chromium hands over file choosers a moment after the first listener asks for them.
+    page.on("filechooser", lambda _chooser: None)
     page.wait_for_load_state("networkidle")  # the form shows what the server's models take
     reached = []
 
