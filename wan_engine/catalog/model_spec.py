@@ -51,7 +51,7 @@ class Networks:
     experts: int
     text_encoder_gb: float
     vae_gb: float
-    working_bytes: int
+    working_bytes_per_pixel: int
     never_float8_gb: float = 0.0
 
 
@@ -131,7 +131,7 @@ class ModelSpec:
     wan_blocks: bool = True
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
-    networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes=1000)
+    networks: Networks = Networks(0.02, 2, 0.01, 0.01, working_bytes_per_pixel=1000)
 
     @property
     def taken(self) -> str:
@@ -141,4 +141,4 @@ class ModelSpec:
     @property
     def working_gb(self) -> float:
         """GPU memory in GB besides the weights, at the largest area that is rendered."""
-        return self.networks.working_bytes * self.max_area / 1e9
+        return self.networks.working_bytes_per_pixel * self.max_area / 1e9

@@ -36,7 +36,7 @@ _I2V_A14B = ModelSpec(
     repo="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     revision="596658fd9ca6b7b71d5057529bbf319ecbc61d74",
     download_gb=126.2,
-    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes=18_200),  # docs/results.md
+    networks=Networks(28.64, 2, 11.36, 0.25, working_bytes_per_pixel=18_200),  # docs/results.md
 )
 
 _TI2V_5B = ModelSpec(
@@ -57,7 +57,7 @@ _TI2V_5B = ModelSpec(
     repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     revision="b8fff7315c768468a5333511427288870b2e9635",
     download_gb=34.2,
-    networks=Networks(10.02, 1, 11.36, 1.41, working_bytes=10_000),
+    networks=Networks(10.02, 1, 11.36, 1.41, working_bytes_per_pixel=10_000),
 )
 
 _VACE_FUN_A14B = ModelSpec(
@@ -82,7 +82,7 @@ _VACE_FUN_A14B = ModelSpec(
     download_gb=81.0,  # by the number of parameters, in bfloat16
     # 17.34e9 parameters per expert (40 blocks and 8 of VACE). Its memory is that of I2V A14B
     # and the hints of the eight blocks.
-    networks=Networks(34.68, 2, 11.36, 0.25, working_bytes=20_000),
+    networks=Networks(34.68, 2, 11.36, 0.25, working_bytes_per_pixel=20_000),
 )
 
 _VACE_14B = replace(
@@ -93,7 +93,7 @@ _VACE_14B = replace(
     flow_shift_480p=3.0,  # huggingface/diffusers#11582
     repo="Wan-AI/Wan2.1-VACE-14B-diffusers",
     download_gb=75.0,  # by the listing of Wan-AI/Wan2.1-VACE-14B
-    networks=Networks(34.68, 1, 11.36, 0.25, working_bytes=20_000),
+    networks=Networks(34.68, 1, 11.36, 0.25, working_bytes_per_pixel=20_000),
 )
 
 _T2V = "wan2.2_t2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1217.safetensors"
@@ -166,7 +166,7 @@ _S2V_14B = ModelSpec(
     # 16.30e9 parameters, of which 1.89e9 inject sound; the speech model has 0.315e9. Its working
     # memory is estimated from I2V A14B's: 1.12 times its tokens per pixel, and 76 frames in float32
     # for the next segment.
-    networks=Networks(32.59, 1, 11.36, 0.88, working_bytes=21_300, never_float8_gb=3.78),
+    networks=Networks(32.59, 1, 11.36, 0.88, working_bytes_per_pixel=21_300, never_float8_gb=3.78),
 )
 
 _KIJAI = (
@@ -229,7 +229,7 @@ _KANDINSKY_LITE_SOUND = ModelSpec(
     wan_blocks=False,
     # By the number of parameters: 3e9, Qwen2.5-VL 7B (8.29e9), CLIP-L, the two VAEs, the vocoder.
     download_gb=24.0,
-    networks=Networks(6.0, 1, 16.9, 0.5, working_bytes=15_000),
+    networks=Networks(6.0, 1, 16.9, 0.5, working_bytes_per_pixel=15_000),
 )
 
 _ROWS = (
@@ -275,7 +275,7 @@ _ROWS = (
         caveat="a toy trained on drawings, for tests only: the clip is soft, and only the camera "
         "moves",
         download_gb=0.0,
-        networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
+        networks=Networks(0.02, 2, 0.01, 0.01, working_bytes_per_pixel=10_000),
     ),
 )
 

@@ -21,7 +21,7 @@ _TI2V = replace(
     built=True,
     caveat="a toy with random weights: the clip shows texture, not the image",
     download_gb=0.0,
-    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
+    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes_per_pixel=10_000),
 )
 
 _VACE = replace(
@@ -35,7 +35,7 @@ _VACE = replace(
     built=True,
     caveat="a toy with random weights: the clip shows texture, not the references",
     download_gb=0.0,
-    networks=Networks(0.02, 2, 0.01, 0.01, working_bytes=10_000),
+    networks=Networks(0.02, 2, 0.01, 0.01, working_bytes_per_pixel=10_000),
 )
 
 _SOUND = replace(
@@ -50,7 +50,7 @@ _SOUND = replace(
     caveat="a toy with random weights: its sound is noise that changes with the picture",
     licence="Apache-2.0",
     download_gb=0.0,
-    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
+    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes_per_pixel=10_000),
 )
 
 _S2V = replace(
@@ -64,7 +64,7 @@ _S2V = replace(
     built=True,
     caveat="a toy with random weights: the clip shows texture, and no lips",
     download_gb=0.0,
-    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes=10_000),
+    networks=Networks(0.02, 1, 0.01, 0.01, working_bytes_per_pixel=10_000),
 )
 
 MODELS: Mapping[str, ModelSpec] = {row.name: row for row in (_TI2V, _VACE, _S2V, _SOUND)}
