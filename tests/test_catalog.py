@@ -18,8 +18,8 @@ from wan_engine.families import FAMILIES
 
 LISTED = list(CATALOG.values())
 ROWS = [*LISTED, *toy.MODELS.values()]
-REAL = [row for row in ROWS if not row.built]
-BUILT = [row for row in ROWS if row.built]
+REAL = [row for row in ROWS if not row.is_toy]
+TOYS = [row for row in ROWS if row.is_toy]
 NAMES = "{.name}".format
 
 
@@ -59,14 +59,14 @@ def test_built_models_come_after_all_real_ones() -> None:
 
 
 def test_the_fallback_is_a_row_that_can_be_built() -> None:
-    assert CATALOG[FALLBACK].built
+    assert CATALOG[FALLBACK].is_toy
 
 
 def test_every_real_kind_has_a_tiny_one() -> None:
     def kinds(rows: list[ModelSpec]) -> set[tuple[object, ...]]:
         return {(row.family, row.fps, row.max_frames, row.size_multiple) for row in rows}
 
-    assert kinds(BUILT) == kinds(REAL)
+    assert kinds(TOYS) == kinds(REAL)
 
 
 @each(ROWS)
@@ -180,7 +180,7 @@ def test_a_single_expert_has_no_svi_pair() -> None:
     assert spec.continuations == ("last_frames",)
 
 
-@each(BUILT)
+@each(TOYS)
 def test_a_built_model_is_not_downloaded(spec: ModelSpec) -> None:
     assert (spec.repo, spec.revision, spec.loras, spec.download_gb) == (None, None, (), 0)
 
@@ -265,7 +265,7 @@ def test_an_own_checkpoint_claims_nothing_that_only_its_row_can_claim() -> None:
     index = {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
     spec = infer("/models/mine", index)
     assert (spec.name, spec.repo, spec.revision) == ("/models/mine", None, None)
-    assert (spec.loras, spec.built, spec.licence) == ((), False, "unknown")
+    assert (spec.loras, spec.is_toy, spec.licence) == ((), False, "unknown")
     assert "/models/mine" in spec.title
 
 

@@ -95,7 +95,7 @@ def scripts(draw: st.DrawFn) -> tuple[tuple[str, int], ...]:
 sizes = st.sampled_from(list(AREAS))
 frames = st.sampled_from(["image", "exact"])
 rows = st.sampled_from(ROWS)
-real_rows = st.sampled_from([row for row in ROWS if not row.built])
+real_rows = st.sampled_from([row for row in ROWS if not row.is_toy])
 seeds = st.integers(0, SEED_MAX)
 clip_fps = st.one_of(st.none(), st.sampled_from([24, 25, 30, 60]), st.integers(8, 60))
 

@@ -197,7 +197,7 @@ def _locate(
     """The models by task, or None, with a line about the first."""
 
     def fits(spec: ModelSpec) -> bool:
-        return recipes.fits(spec, gpu) if seen else not spec.built
+        return recipes.fits(spec, gpu) if seen else not spec.is_toy
 
     def tell(found: Configured) -> str:
         located, reason = next(iter(found.values()))

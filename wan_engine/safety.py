@@ -170,7 +170,7 @@ class Safety:
             f"{located.spec.name} is a safety classifier for tests: {_WHAT[kind]} were not "
             "really checked"
             for kind, located in self._found.items()
-            if located.spec.built
+            if located.spec.is_toy
         ]
 
     def describe(self) -> str:

@@ -50,7 +50,7 @@ CARDS = [
     for major, minor in KINDS
 ]
 ROWS = [*CATALOG.values(), *toy.MODELS.values()]
-REAL = [row for row in ROWS if not row.built]
+REAL = [row for row in ROWS if not row.is_toy]
 LARGE = Host(memory_gb=251.0)
 SMALL = Host(memory_gb=46.0)
 
@@ -97,7 +97,7 @@ def test_the_fast_tier_runs_on_every_card_from_24_gb(gpu: Gpu) -> None:
 
 @every_row
 def test_only_a_tiny_model_fits_a_card_without_bfloat16(spec: ModelSpec) -> None:
-    assert fits(spec, Gpu("old", 141.0, (7, 5)), LARGE) == spec.built
+    assert fits(spec, Gpu("old", 141.0, (7, 5)), LARGE) == spec.is_toy
 
 
 @every_row
@@ -230,7 +230,7 @@ def test_bfloat16_is_used_where_the_card_computes_in_it(spec: ModelSpec) -> None
 @every_row
 def test_the_fastest_attention_is_used(spec: ModelSpec) -> None:
     # The toy's heads are too small for 8 bits, and only Wan's blocks support it.
-    hopper = "float8" if spec.wan_blocks and not spec.built else "_native_cudnn"
+    hopper = "float8" if spec.wan_blocks and not spec.is_toy else "_native_cudnn"
     known = {(7, 5): "native", (9, 0): hopper, (10, 0): "_native_cudnn"}
     for gpu in CARDS:
         assert chosen(spec, gpu).attention == known.get(gpu.capability, "_native_flash"), gpu.name
@@ -246,7 +246,7 @@ def test_without_a_compiler_nothing_is_compiled(spec: ModelSpec) -> None:
         recipe, reason = choose(spec, card, Settings(compile=wanted), bare)
         assert recipe.compiled is False
         said = reason.endswith("; blocks run uncompiled, slower: there is no C compiler")
-        assert said == (spec.wan_blocks and (wanted == "on" or not spec.built))
+        assert said == (spec.wan_blocks and (wanted == "on" or not spec.is_toy))
     assert "uncompiled" not in choose(spec, card, Settings(compile="off"), bare)[1]
     if not spec.wan_blocks:
         assert not chosen(spec, card, bare, compile="required").compiled
@@ -363,7 +363,7 @@ def test_the_cpu_computes_in_float32(spec: ModelSpec) -> None:
 
 @every_row
 def test_the_cpu_runs_only_built_models(spec: ModelSpec) -> None:
-    assert fits(spec, None) == spec.built
+    assert fits(spec, None) == spec.is_toy
 
 
 def test_the_cpu_can_be_requested() -> None:

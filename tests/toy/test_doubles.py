@@ -18,11 +18,11 @@ DOUBLES = {**toy.MODELS, **toy.CLASSIFIERS, **toy.WRITERS}
 def test_no_list_shows_a_double() -> None:
     listed = {**CATALOG, **CLASSIFIERS, **WRITERS}
     assert [name for name in DOUBLES if name in listed] == []
-    assert [name for name, row in listed.items() if row.built] == ["wan-tiny"]
+    assert [name for name, row in listed.items() if row.is_toy] == ["wan-tiny"]
 
 
 def test_each_double_has_a_unique_name_and_can_be_built() -> None:
-    assert [name for name, row in DOUBLES.items() if name != row.name or not row.built] == []
+    assert [name for name, row in DOUBLES.items() if name != row.name or not row.is_toy] == []
     assert set(DOUBLES) < set(NAMES)
 
 

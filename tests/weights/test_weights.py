@@ -123,7 +123,7 @@ def test_an_own_folder_gets_the_settings_of_its_kind(
 ) -> None:
     located = weights.resolve(str(checkpoint), make_settings())
     assert located.folder == checkpoint
-    assert (located.spec.steps, located.spec.flow_shift, located.spec.built) == (40, 5.0, False)
+    assert (located.spec.steps, located.spec.flow_shift, located.spec.is_toy) == (40, 5.0, False)
 
 
 def test_an_incomplete_own_folder_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -378,5 +378,5 @@ def test_a_writer_whose_weights_are_missing_is_not_found(
 def test_the_tiny_writer_is_built_once(make_settings: MakeSettings) -> None:
     settings = make_settings(prompt_model="tiny-prompt-writer")
     first = weights.resolve_writer(settings)
-    assert first.built and (first.folder / "config.json").is_file()
+    assert first.is_toy and (first.folder / "config.json").is_file()
     assert weights.download_writer("tiny-prompt-writer", settings, print) == first.folder

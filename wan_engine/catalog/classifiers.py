@@ -48,7 +48,8 @@ class ClassifierSpec:
     """One classifier of the safety checker, in transformers layout.
 
     `flagged` has the labels of an image classifier in lower case, each with its lowest unsafe
-    probability. A prompt guard has none: it uses GUARD_FLAGGED.
+    probability. A prompt guard has none: it uses GUARD_FLAGGED. `is_toy`: it is written on this
+    machine instead of downloaded.
     """
 
     name: str
@@ -57,7 +58,7 @@ class ClassifierSpec:
     flagged: Mapping[str, float] = field(default_factory=dict)
     repo: str | None = None
     revision: str | None = None
-    built: bool = False
+    is_toy: bool = False
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
 

@@ -92,10 +92,11 @@ class ModelSpec:
     4n + 1 or 0, that a segment shares with the previous one. `full_segments`: each of several
     segments has the trained length; without it, all have the same length and are as short as
     possible. `text_tokens`: the number of prompt tokens that the text encoder reads. `parts`: where
-    the networks are, if the repository has a layout of its own. `caveat`: a warning for users of a
-    model that is built on this machine instead of downloaded. `opt_in`: the reason why `auto` never
-    takes the row, so that you have to name it. `wan_blocks`: its blocks are Wan's, so they can be
-    compiled and computed in 8 bits.
+    the networks are, if the repository has a layout of its own. `is_toy`: a tiny checkpoint that
+    `wan_engine.toy` writes on this machine, so nothing is downloaded, and it runs on any CPU.
+    `caveat`: a warning for users of a toy. `opt_in`: the reason why `auto` never takes the row, so
+    that you have to name it. `wan_blocks`: its blocks are Wan's, so they can be compiled and
+    computed in 8 bits.
     """
 
     name: str
@@ -125,7 +126,7 @@ class ModelSpec:
     revision: str | None = None
     parts: tuple[Part, ...] = ()
     loras: tuple[HubLora, ...] = ()
-    built: bool = False
+    is_toy: bool = False
     caveat: str = ""
     opt_in: str = ""
     wan_blocks: bool = True

@@ -271,7 +271,7 @@ _ROWS = (
         sampler="distilled-euler",
         repo=None,
         revision=None,
-        built=True,
+        is_toy=True,
         caveat="a toy trained on drawings, for tests only: the clip is soft, and only the camera "
         "moves",
         download_gb=0.0,

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WriterSpec:
-    """A vision-language model that expands prompts. `resident_gb`: GPU memory with one answer in
-    progress."""
+    """A vision-language model that expands prompts. `is_toy`: it is written on this machine
+    instead of downloaded. `resident_gb`: GPU memory with one answer in progress."""
 
     name: str
     title: str
     repo: str | None = None
     revision: str | None = None
-    built: bool = False
+    is_toy: bool = False
     licence: str = "Apache-2.0"
     download_gb: float = 0.0
     resident_gb: float = 0.0

@@ -29,7 +29,7 @@ def models(as_json: AsJson = False) -> None:
                 "title": spec.title,
                 "task": spec.task,
                 "used": spec.name in used,
-                "present": spec.built or weights.locate(spec, settings) is not None,
+                "present": spec.is_toy or weights.locate(spec, settings) is not None,
                 "fits": recipes.fits(spec, gpu),
                 "download_gb": spec.download_gb,
                 "gpu_gb": round(recipes.least_gb(spec), 1),

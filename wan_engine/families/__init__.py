@@ -35,7 +35,7 @@ def import_family(spec: ModelSpec) -> Any:
     """Import the class of a row's family and its libraries, which takes seconds, or many on a cold
     disk."""
     tell_libraries()
-    quiet_libraries(bars=not spec.built)
+    quiet_libraries(bars=not spec.is_toy)
     module, _, name = FAMILIES.get(spec.family, spec.family).partition(":")
     with _without_collector():
         return getattr(importlib.import_module(module), name)

@@ -176,7 +176,7 @@ def choose(settings: Settings, device: str) -> tuple[Backend, str]:
     if located is None:
         return "template", f"auto: no WAN_PROMPT_URL, and {settings.prompt_model} is not here"
     # a 4B model takes minutes for 512 tokens on a CPU
-    if device == "cpu" and not located.built:
+    if device == "cpu" and not located.is_toy:
         return "template", f"auto: {settings.prompt_model} is here, but no GPU to run it in time"
     return "transformers", f"auto: {settings.prompt_model} is here"
 

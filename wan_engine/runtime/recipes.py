@@ -247,7 +247,7 @@ def _precisions(spec: ModelSpec, settings: Settings, able8: bool, offload: Offlo
         return [False]
     if settings.precision == "float8":
         return [True]
-    if settings.precision == "bfloat16" or not able8 or spec.built or offload == "layer":
+    if settings.precision == "bfloat16" or not able8 or spec.is_toy or offload == "layer":
         return [False]
     # Resident float8 is faster with compiled blocks. Streamed, it only saves host memory.
     return [True, False] if offload == "none" else [False, True]
@@ -265,7 +265,7 @@ def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bo
     if not spec.wan_blocks:
         return False
     if settings.compile == "auto":
-        return not spec.built and offload == "none"
+        return not spec.is_toy and offload == "none"
     # With offload `auto`, only `none` compiles. A set offload that cannot compile is an error.
     return settings.compile != "off" and (settings.offload != "auto" or offload == "none")
 
@@ -294,7 +294,7 @@ def _attention(spec: ModelSpec, gpu: Gpu, dtype: str, settings: Settings) -> str
         return names[settings.attention]
     if dtype == "float32":
         return "native"
-    if gpu.capability in _FLOAT8_ATTENTION and spec.wan_blocks and not spec.built:
+    if gpu.capability in _FLOAT8_ATTENTION and spec.wan_blocks and not spec.is_toy:
         return "float8"
     return names["cudnn" if gpu.capability in _CUDNN_ATTENTION else "flash"]
 
@@ -397,7 +397,7 @@ def smaller(spec: ModelSpec, gpu: Gpu | None) -> str:
     """The end of a sentence: a model that needs less memory than `spec` and should fit on `gpu`."""
     area = f"a WAN_RENDER_AREA below {spec.max_area} needs less"
     same_task = (row for row in known_models().values() if row.task == spec.task)
-    rows = (row for row in same_task if not row.built and least_gb(row) < least_gb(spec))
+    rows = (row for row in same_task if not row.is_toy and least_gb(row) < least_gb(spec))
     names = [row.name for row in rows if fits(row, gpu)]
     return f"{' or '.join(names)} would fit, or {area}" if names else area
 
@@ -412,8 +412,8 @@ def beside(spec: ModelSpec, gpu: Gpu | None, recipe: Recipe) -> str:
 
 def fits(spec: ModelSpec, gpu: Gpu | None, host: Host | None = None) -> bool:
     """Whether this machine can make a clip of this model in useful time."""
-    if gpu is None or spec.built:
-        return spec.built
+    if gpu is None or spec.is_toy:
+        return spec.is_toy
     if gpu.capability < _BFLOAT16_SINCE:
         return False
     host = host or detect_host()  # compilation does not change the memory

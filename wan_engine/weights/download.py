@@ -68,7 +68,7 @@ def download(name: str, settings: Settings, tell: Tell) -> Located:
     if wanted and spec is not None:
         located = locate(spec, settings, named=wanted.named)
         fetched = located and (located.fetched or located.folder)
-        if spec.built or (fetched and _is_pinned(fetched, spec.revision, settings, tell)):
+        if spec.is_toy or (fetched and _is_pinned(fetched, spec.revision, settings, tell)):
             return resolve(name, settings)
     loras = spec.loras if spec else ()
     source = _source(name, wanted)
@@ -115,7 +115,7 @@ def download_classifier(
     used as it is. Raises `ModelMissing` as `download` does."""
     wanted = wanted_classifier(name)
     spec = wanted.row if wanted else None
-    if spec.built if spec else Path(name).expanduser().is_dir():
+    if spec.is_toy if spec else Path(name).expanduser().is_dir():
         return resolve_classifier(name, kind, settings)
     if spec is not None and has_classifier(name, settings):
         located = resolve_classifier(name, kind, settings)

@@ -128,7 +128,7 @@ def select(
         _require_task(located.spec, task, variable)
         return located, f"named by {variable}"
     for spec in known_models().values():
-        if spec.task == task and not (spec.built or spec.opt_in) and fits(spec):
+        if spec.task == task and not (spec.is_toy or spec.opt_in) and fits(spec):
             located_row = locate(spec, settings)
             if located_row is not None:
                 why = "auto: the best model whose files are here and that fits this GPU"
@@ -157,7 +157,7 @@ def _require_task(spec: ModelSpec, task: Task, variable: str) -> None:
 def locate(spec: ModelSpec, settings: Settings, *, named: bool = False) -> Located | None:
     """The files of a catalogue row, or None if one is missing. With `named`, only files of the
     row's revision count."""
-    if spec.built:
+    if spec.is_toy:
         return Located(spec, toy.cached(spec.name, settings), own_loras(settings, spec))
     loras: tuple[LocatedLora, ...] | None = None
     ready: Path | None = None

@@ -36,7 +36,7 @@ class LocatedWriter:
 
     folder: Path
     resident_gb: float
-    built: bool = False
+    is_toy: bool = False
 
 
 def wanted_writer(name: str) -> Wanted[WriterSpec] | None:
@@ -54,8 +54,8 @@ def locate_writer(settings: Settings) -> LocatedWriter | None:
     name = settings.prompt_model
     wanted = wanted_writer(name)
     spec = (wanted and wanted.row) or WriterSpec(name, f"own checkpoint {name}")
-    if spec.built:
-        return LocatedWriter(toy.cached(name, settings), spec.resident_gb, built=True)
+    if spec.is_toy:
+        return LocatedWriter(toy.cached(name, settings), spec.resident_gb, is_toy=True)
     folder = _plain_checkpoint(name, wanted, settings)
     if folder is None:
         return None
@@ -108,7 +108,7 @@ def resolve_classifier(name: str, kind: ClassifierKind, settings: Settings) -> L
     if spec is not None and spec.kind != kind:
         raise ConfigurationError(f"{variable} is {name}, which is a classifier of {spec.kind}s")
     own = settings.models_dir / name if spec is not None else Path(name).expanduser()
-    if spec is not None and spec.built:
+    if spec is not None and spec.is_toy:
         folder: Path | None = toy.cached(name, settings)
     elif own.is_dir() and (spec is None or not missing_classifier_files(own, kind)):
         folder = own
