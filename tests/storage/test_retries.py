@@ -31,7 +31,7 @@ from tests.storage.stores import (
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, StorageFailed
 from wan_engine.settings import Settings
-from wan_engine.storage import Clip, Patience, S3Storage
+from wan_engine.storage import ClipId, Patience, S3Storage
 
 PASSING = [
     Fault("answer", status=500, code="InternalError"),
@@ -299,7 +299,9 @@ def test_the_total_time_is_bounded(proxy: FaultProxy, behind: Settings, clip: Pa
 
 CALLS: dict[str, Callable[[S3Storage, Path, Control], object]] = {
     "put": lambda storage, clip, control: storage.put(clip, "job-1", RECORD, control),
-    "store": lambda storage, clip, control: storage.store(clip, Clip.new("job-1"), RECORD, control),
+    "store": lambda storage, clip, control: storage.store(
+        clip, ClipId.new("job-1"), RECORD, control
+    ),
     "finished": lambda storage, clip, control: storage.finished("job-1", control),
 }
 
@@ -423,14 +425,14 @@ def test_a_record_that_cannot_be_stored_fails_store_and_not_put(
     assert fetch(storage.put(clip, "job-1", RECORD, Control())) == clip.read_bytes()
     assert "no record of job job-1" in caplog.text
     with pytest.raises(StorageFailed, match="is not available"):
-        storage.store(clip, Clip.new("job-1"), RECORD, Control())
+        storage.store(clip, ClipId.new("job-1"), RECORD, Control())
 
 
 def test_storing_a_clip_twice_is_the_same_as_once(
     bucket_settings: dict[str, Any], s3: Any, clip: Path
 ) -> None:
     store = s3_store(s3, bucket_settings)
-    name = Clip.new("job-1")
+    name = ClipId.new("job-1")
     assert isinstance(store.storage, S3Storage)
     for _ in range(2):
         store.storage.store(clip, name, RECORD, Control())

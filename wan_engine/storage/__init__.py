@@ -14,7 +14,7 @@ from wan_engine.storage.base import Storage, Store
 from wan_engine.storage.bucket import Bucket, find_bucket
 from wan_engine.storage.given import given_bucket, open_given, unknown_fields
 from wan_engine.storage.local import LocalStorage
-from wan_engine.storage.records import Clip, job_name
+from wan_engine.storage.records import ClipId, job_name
 from wan_engine.storage.retries import Patience
 from wan_engine.storage.s3 import BUCKET_KEYS, URL_SECONDS, S3Storage
 from wan_engine.storage.spool import CrashCounts, SpooledStorage
@@ -22,7 +22,7 @@ from wan_engine.storage.spool import CrashCounts, SpooledStorage
 __all__ = [
     "URL_SECONDS",
     "Bucket",
-    "Clip",
+    "ClipId",
     "CrashCounts",
     "LocalStorage",
     "Patience",

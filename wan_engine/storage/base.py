@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wan_engine.control import Control
-from wan_engine.storage.records import Clip
+from wan_engine.storage.records import ClipId
 
 
 class Storage(Protocol):
@@ -41,7 +41,7 @@ class Storage(Protocol):
 class Store(Storage, Protocol):
     """A storage that may be asked for the same clip more than once."""
 
-    def store(self, path: Path, clip: Clip, record: Mapping[str, Any], control: Control) -> str:
+    def store(self, path: Path, clip: ClipId, record: Mapping[str, Any], control: Control) -> str:
         """Do what `put` does. Repeating it replaces the same object, so several workers may do it
         at once.
 

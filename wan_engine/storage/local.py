@@ -23,7 +23,7 @@ from wan_engine.storage.records import (
     NO_RECORD,
     NOT_READ,
     NOT_STORED,
-    Clip,
+    ClipId,
     decode_claim,
     decode_record,
     encode_claim,
@@ -41,7 +41,7 @@ class LocalStorage:
         self._folder = folder.expanduser()
 
     def put(self, path: Path, job_id: str, record: Mapping[str, Any], control: Control) -> str:
-        clip = Clip.new(job_id)
+        clip = ClipId.new(job_id)
         target = self._copy(path, clip, control)
         try:
             self._write_record(target, job_id, record)
@@ -49,7 +49,7 @@ class LocalStorage:
             log.warning(NO_RECORD, clip.job, error)
         return target.resolve().as_uri()
 
-    def store(self, path: Path, clip: Clip, record: Mapping[str, Any], control: Control) -> str:
+    def store(self, path: Path, clip: ClipId, record: Mapping[str, Any], control: Control) -> str:
         target = self._copy(path, clip, control)
         try:
             self._write_record(target, clip.job_id, record)
@@ -106,7 +106,7 @@ class LocalStorage:
             ) from error
         return f"clips go to the folder {folder}"
 
-    def _copy(self, path: Path, clip: Clip, control: Control) -> Path:
+    def _copy(self, path: Path, clip: ClipId, control: Control) -> Path:
         target = self._folder / f"{clip.made:%Y%m%d-%H%M%S}-{clip.job}-{clip.token[:8]}.mp4"
         control.checkpoint()
         try:
@@ -119,7 +119,7 @@ class LocalStorage:
             raise self._failed(clip, error) from error
         return target
 
-    def _failed(self, clip: Clip, error: OSError) -> StorageFailed:
+    def _failed(self, clip: ClipId, error: OSError) -> StorageFailed:
         log.error("clip of job %s not stored in %s: %s", clip.job, self._folder, error)
         full = ": no space left on the device" if error.errno == errno.ENOSPC else ""
         return StorageFailed(NOT_STORED + full)

@@ -35,16 +35,16 @@ def job_name(job_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One rendering of one job. A store derives its key from this alone, and always gets the same
-    key."""
+class ClipId:
+    """Tells one rendering of a job from any other. A store derives the clip's key from this alone,
+    and always gets the same key."""
 
     job_id: str
     made: datetime  # UTC, whole seconds
     token: str  # 32 hexadecimal digits
 
     @classmethod
-    def new(cls, job_id: str) -> Clip:
+    def new(cls, job_id: str) -> ClipId:
         return cls(job_id, datetime.now(UTC).replace(microsecond=0), uuid4().hex)
 
     @property

@@ -24,7 +24,7 @@ from wan_engine.storage.records import (
     NO_CLAIM,
     NO_RECORD,
     NOT_READ,
-    Clip,
+    ClipId,
     decode_claim,
     decode_record,
     encode_claim,
@@ -82,7 +82,7 @@ class S3Storage:
             )
 
     def put(self, path: Path, job_id: str, record: Mapping[str, Any], control: Control) -> str:
-        clip = Clip.new(job_id)
+        clip = ClipId.new(job_id)
         discard = partial(self._discard, self._key(clip))
         self._upload(path, clip, control, discard)
         try:
@@ -92,7 +92,7 @@ class S3Storage:
             log.warning(NO_RECORD, clip.job, error.advice)
         return self._url(self._key(clip))
 
-    def store(self, path: Path, clip: Clip, record: Mapping[str, Any], control: Control) -> str:
+    def store(self, path: Path, clip: ClipId, record: Mapping[str, Any], control: Control) -> str:
         self._upload(path, clip, control)
         try:
             self._write_record(clip, record, control)
@@ -156,7 +156,7 @@ class S3Storage:
         return Probe(self._client, self._bucket.name, self._prefix, self._url, public=public)
 
     def _upload(
-        self, path: Path, clip: Clip, control: Control, undo: Callable[[], object] | None = None
+        self, path: Path, clip: ClipId, control: Control, undo: Callable[[], object] | None = None
     ) -> None:
         key = self._key(clip)
 
@@ -200,7 +200,7 @@ class S3Storage:
 
     def _write_record(
         self,
-        clip: Clip,
+        clip: ClipId,
         record: Mapping[str, Any],
         control: Control,
         undo: Callable[[], object] | None = None,
@@ -272,7 +272,7 @@ class S3Storage:
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket.name, "Key": key}
 
-    def _key(self, clip: Clip) -> str:
+    def _key(self, clip: ClipId) -> str:
         return f"{self._prefix}{clip.made:%Y/%m/%d}/{clip.job}/{clip.token}.mp4"
 
     def _record_key(self, job_id: str) -> str:

@@ -35,7 +35,7 @@ from wan_engine.storage.files import (
     require_writable,
     whole_file,
 )
-from wan_engine.storage.records import Clip, job_name
+from wan_engine.storage.records import ClipId, job_name
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ _DAY_SECONDS = 86400
 class _Kept:
     """A clip in the spool, and the record for its store."""
 
-    clip: Clip
+    clip: ClipId
     path: Path
     record: dict[str, Any]
 
@@ -163,7 +163,7 @@ class SpooledStorage:
     def _keep(self, path: Path, job_id: str, record: Mapping[str, Any]) -> bool:
         """Write clip and record to the disk. Returns whether that worked. Does not check for a
         cancel, because the write is short, and the end of the job may be its reason."""
-        clip = Clip.new(job_id)
+        clip = ClipId.new(job_id)
         target = self._folder / f"{_Name(clip.job, clip.made, clip.token)}.mp4"
         try:
             self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
@@ -305,4 +305,4 @@ def _read_record(path: Path, name: _Name) -> _Kept | None:
     except (ValueError, KeyError, TypeError) as error:
         log.error("%s is damaged, so its clip stays there: %s", path, error)
         return None
-    return _Kept(Clip(job_id, name.made, name.token), path.with_suffix(".mp4"), record)
+    return _Kept(ClipId(job_id, name.made, name.token), path.with_suffix(".mp4"), record)
