@@ -30,7 +30,7 @@ from wan_engine.runtime.scratch import NO_LOCKS
 from wan_engine.settings import VERSION, Settings
 from wan_engine.weights import LocatedLora, manifest
 from wan_engine.weights.files import read_json, sha256
-from wan_engine.weights.lora_plan import COMPONENTS, Plan, plans_for
+from wan_engine.weights.lora_plan import COMPONENTS, LoraPlan, plans_for
 from wan_engine.weights.manifest import Fused, Manifest
 
 Precision = Literal["bfloat16", "float32"]
@@ -125,7 +125,7 @@ def _load(folder: Path, entry: Sequence[str], precision: Precision) -> Any:
     return loader.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
 
 
-def _fuse(network: Any, component: str, plans: Sequence[Plan]) -> None:
+def _fuse(network: Any, component: str, plans: Sequence[LoraPlan]) -> None:
     from wan_engine.families.lora import fuse
 
     fuse(network, COMPONENTS[component], plans)

@@ -34,7 +34,7 @@ from wan_engine.runtime.recipes import Recipe
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 from wan_engine.weights.lora_keys import shown
-from wan_engine.weights.lora_plan import COMPONENTS, Plan, plans_for, tell_fused
+from wan_engine.weights.lora_plan import COMPONENTS, LoraPlan, plans_for, tell_fused
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def load_networks(
     recipe: Recipe,
     assembled: Callable[[Mapping[str, Any]], Any],
     pipeline_class: Any = None,
-    plans: Sequence[Plan] = (),
+    plans: Sequence[LoraPlan] = (),
     on_bytes: OnBytes = lambda _done, _all: None,
 ) -> Any:
     """Load the networks that `pipeline_class` or `model_index.json` names, convert and place each
@@ -101,7 +101,7 @@ def _load(
     recipe: Recipe,
     parts: Sequence[_Part],
     assembled: Callable[[Mapping[str, Any]], Any],
-    plans: Sequence[Plan],
+    plans: Sequence[LoraPlan],
     on_bytes: OnBytes,
 ) -> Any:
     progress = _Progress(sum(part.size_bytes for part in parts), on_bytes)
@@ -116,7 +116,9 @@ def _load(
     return pipeline
 
 
-def _one_network(part: _Part, recipe: Recipe, plans: Sequence[Plan], progress: _Progress) -> Any:
+def _one_network(
+    part: _Part, recipe: Recipe, plans: Sequence[LoraPlan], progress: _Progress
+) -> Any:
     expert = COMPONENTS.get(part.name)
 
     def fuse(parameters: Mapping[str, Any]) -> None:

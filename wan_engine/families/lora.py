@@ -28,7 +28,7 @@ from wan_engine.errors import LoraRefused, Warned
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_file import read_header
 from wan_engine.weights.lora_keys import Change, axis_of, original
-from wan_engine.weights.lora_plan import Plan, plans_for
+from wan_engine.weights.lora_plan import LoraPlan, plans_for
 
 _CPU = torch.device("cpu")
 _OF_BIAS = {"bias", "up_bias"}
@@ -48,13 +48,13 @@ def describe(folder: Path, lora: LocatedLora) -> str:
     return Warned(planned.describe()) if planned.unused else planned.describe()
 
 
-def fuse(network: Any, expert: Expert, plans: Sequence[Plan]) -> None:
+def fuse(network: Any, expert: Expert, plans: Sequence[LoraPlan]) -> None:
     """Apply the plans to a network. Raises `LoraRefused` for a file with a number that is not
     finite. The network is then unusable."""
     fuse_into(dict(network.named_parameters()), expert, plans)
 
 
-def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[Plan]) -> None:
+def fuse_into(parameters: Mapping[str, Any], expert: Expert, plans: Sequence[LoraPlan]) -> None:
     """`fuse` for a part of a network's parameters that contains whole layers."""
     with Fusing(plans, expert) as fusing:
         for layer in fusing.layers:
@@ -67,8 +67,8 @@ class Fusing:
     """The changes that plans make to an expert, by layer. Their files are open inside the `with`
     block."""
 
-    def __init__(self, plans: Sequence[Plan], expert: Expert) -> None:
-        self.layers: dict[str, list[tuple[Plan, Change]]] = {}
+    def __init__(self, plans: Sequence[LoraPlan], expert: Expert) -> None:
+        self.layers: dict[str, list[tuple[LoraPlan, Change]]] = {}
         for one in plans:
             for change in one.changes.get(expert, ()):
                 self.layers.setdefault(change.layer, []).append((one, change))
@@ -132,7 +132,7 @@ class _Factors:
     """The tensors of an open file, multiplied by the formula of its kind, in float32 and in
     place."""
 
-    def __init__(self, file: Any, planned: Plan, device: torch.device) -> None:
+    def __init__(self, file: Any, planned: LoraPlan, device: torch.device) -> None:
         self._file, self._plan, self._device = file, planned, device
         self._scale = planned.lora.scale
 

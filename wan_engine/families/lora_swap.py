@@ -30,7 +30,7 @@ from wan_engine.runtime import memory
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_folder import ChosenLora
-from wan_engine.weights.lora_plan import COMPONENTS, Plan, plans_for, tell_fused
+from wan_engine.weights.lora_plan import COMPONENTS, LoraPlan, plans_for, tell_fused
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class _Weights:
         self._at_load = at_load
         self._native: Callable[[str], str] = getattr(type(network), "native_name", str)
 
-    def layers_of(self, plans: Sequence[Plan]) -> Layers:
+    def layers_of(self, plans: Sequence[LoraPlan]) -> Layers:
         """The parameters that the plans change."""
         fusing = Fusing(plans, self._expert)
         return {layer: fusing.names(layer) for layer in fusing.layers}
@@ -157,7 +157,7 @@ class _Weights:
 
     def put_in(
         self,
-        plans: Sequence[Plan],
+        plans: Sequence[LoraPlan],
         layers: Layers,
         *,
         keep: bool,

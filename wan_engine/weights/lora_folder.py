@@ -18,7 +18,7 @@ from wan_engine.schema import Lora, Task
 from wan_engine.schema.fields import described
 from wan_engine.schema.lora import is_lora_name
 from wan_engine.settings import Settings
-from wan_engine.weights.lora_plan import Parameters, Plan, parameters_in, plan
+from wan_engine.weights.lora_plan import LoraPlan, Parameters, parameters_in, plan
 from wan_engine.weights.models import Located, LocatedLora
 
 _ENDING = ".safetensors"
@@ -52,7 +52,7 @@ class ChosenLora:
 
     lora: Lora
     stamp: tuple[object, ...]
-    plans: tuple[Plan, ...] = field(compare=False)
+    plans: tuple[LoraPlan, ...] = field(compare=False)
 
     def __str__(self) -> str:
         return str(self.lora)
@@ -71,7 +71,7 @@ class LoraFolder:
             raise ConfigurationError(f"WAN_LORA_DIR names {self._root}, which is not a folder")
         self._lock = Lock()
         self._parameters: dict[Path, Mapping[Expert, Parameters]] = {}
-        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[object, ...], LoraPlan] = OrderedDict()
 
     def found(self) -> dict[str, FoundLora]:
         """Every LoRA of the folder by name, sorted: single files, and pairs under the name that
@@ -150,7 +150,7 @@ class LoraFolder:
             ) from error
         return ChosenLora(lora, stamps, tuple(plans))
 
-    def _plan(self, lora: LocatedLora, located: Located) -> Plan:
+    def _plan(self, lora: LocatedLora, located: Located) -> LoraPlan:
         key = (lora, _stamp(lora.path), located.folder)
         with self._lock:
             if key in self._plans:

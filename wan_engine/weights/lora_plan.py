@@ -28,7 +28,7 @@ _LISTED = 3  # number of keys and reasons in a message
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoraPlan:
     """The changes that a file makes to each expert, and the keys that match nothing."""
 
     lora: LocatedLora
@@ -50,13 +50,13 @@ class Plan:
         )
 
 
-def tell_fused(plans: Sequence[Plan]) -> None:
+def tell_fused(plans: Sequence[LoraPlan]) -> None:
     """Log one line per fused file."""
     for one in plans:
         log.log(logging.WARNING if one.unused else logging.INFO, "fused %s", one.describe())
 
 
-def plans_for(folder: Path, loras: Sequence[LocatedLora]) -> list[Plan]:
+def plans_for(folder: Path, loras: Sequence[LocatedLora]) -> list[LoraPlan]:
     """Plan the changes of LoRA files to the checkpoint in `folder`. Only headers are read. Raises
     `LoraRefused`."""
     if not loras:
@@ -75,7 +75,7 @@ def parameters_in(folder: Path) -> dict[Expert, Parameters]:
     }
 
 
-def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> Plan:
+def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> LoraPlan:
     """Match a file with the experts' parameters. Raises `LoraRefused` if it is not a LoRA file,
     matches nothing, or exceeds the allowed share of unused weights."""
     targets: tuple[Expert, ...] = ("high", "low") if lora.expert == "both" else (lora.expert,)
@@ -97,7 +97,7 @@ def plan(lora: LocatedLora, parameters: Mapping[Expert, Parameters]) -> Plan:
     changes = {expert: one.changes for expert, one in readings.items() if one.changes}
     if not changes or len(unused) > lora.unused * len(counted):
         raise _refusal(lora, counted, unused, why)
-    return Plan(lora, changes, header.adapter, len(counted), unused)
+    return LoraPlan(lora, changes, header.adapter, len(counted), unused)
 
 
 def _refuse_float8(lora: LocatedLora, parameters: Parameters) -> None:
