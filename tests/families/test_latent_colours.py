@@ -41,7 +41,7 @@ def test_colours_are_close_to_the_decoder_s(family: Any, name: str) -> None:
         mean, std = latent_moments(vae, latents)
         last = list(stream_decode(vae, latents))[-1].mean(2)[0]
     decoded = torch.nn.functional.adaptive_avg_pool2d(last, (12, 16)).permute(1, 2, 0)
-    shown = previews.Colours.learnt(vae).of((latents - mean) / std)
+    shown = previews.LatentColours.learnt(vae).of((latents - mean) / std)
     assert shown.shape == (2, 12, 16, 3) and shown.dtype == np.uint8
     assert np.corrcoef(shown[-1].ravel(), decoded.numpy().ravel())[0, 1] > 0.95
 
@@ -71,7 +71,7 @@ def test_a_preview_changes_nothing_and_if_nobody_looks_nothing_is_computed(
 
     family._colours = None
     monkeypatch.setattr(previews, "estimate", refuse)
-    monkeypatch.setattr(previews.Colours, "learnt", refuse)
+    monkeypatch.setattr(previews.LatentColours, "learnt", refuse)
     not_looked_at = family.denoise(asked(on_preview=lambda _step, _make: None), lambda _step: None)
     alone = family.denoise(asked(), lambda _step: None)
     assert torch.equal(looked_at, not_looked_at) and torch.equal(looked_at, alone)

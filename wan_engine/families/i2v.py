@@ -130,7 +130,7 @@ class ImageToVideo:
         self._decoder = pipeline.vae
         if recipe.decode_dtype != "float32" and not self._offloaded:
             self._decoder = _decoder_only(pipeline.vae, getattr(torch, recipe.decode_dtype))
-        self._colours: previews.Colours | None = None
+        self._colours: previews.LatentColours | None = None
 
     @classmethod
     def load(
@@ -246,7 +246,7 @@ class ImageToVideo:
             segment.on_preview(done, lambda: colours.of(self._shown(latents, segment)))
 
     def _learn_colours(self) -> None:
-        self._colours = previews.Colours.learnt(self.pipeline.vae)
+        self._colours = previews.LatentColours.learnt(self.pipeline.vae)
         self.pipeline.maybe_free_model_hooks()
 
     def _shown(self, latents: torch.Tensor, segment: SegmentInput) -> torch.Tensor:

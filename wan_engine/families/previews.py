@@ -27,7 +27,7 @@ _STRIDE = 4  # frames per latent, except the first
 _RIDGE = 1e-3  # keeps the weights of unimportant channels small
 
 
-class Colours:
+class LatentColours:
     """The linear map of a VAE. `weights` are [channels + 1, 3], the last row the bias, for colours
     in -1..1."""
 
@@ -36,7 +36,7 @@ class Colours:
 
     @classmethod
     @torch.no_grad()
-    def learnt(cls, vae: Any) -> Colours:
+    def learnt(cls, vae: Any) -> LatentColours:
         """Fit the map to a loaded `vae`."""
         side = _LEARNT_POSITIONS * vae.config.scale_factor_spatial
         frames = _moving_picture(side)
