@@ -238,9 +238,9 @@ def _back(x: float, to_x: float, y: float) -> str:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Latents of a segment, the first four and the last: the content of each (a key of `CELLS`),
-    and the part of its frames that the model is told to be known."""
+class MaskRow:
+    """A row of the drawing: the first four latents of a segment and its last, with the content of
+    each (a key of `CELLS`) and the part of its frames that the model is told to be known."""
 
     kind: str
     way: str
@@ -260,13 +260,13 @@ CELLS = {
 _SHOWN = 5  # of 21: the others are like the last of these
 
 MASKS = (
-    Segment("A14B", "first segment", ("image", *["grey"] * 4), (1, 0, 0, 0, 0)),
-    Segment("A14B", "last_frames", (*["frames"] * 2, *["grey"] * 3), (1, 1, 0, 0, 0)),
-    Segment("A14B", "last picture", ("image", *["grey"] * 3, "end"), (1, 0, 0, 0, 0.25)),
-    Segment("A14B", "svi", ("image", "latent", *["zero"] * 3), (1, 0, 0, 0, 0)),
-    Segment("TI2V", "first segment", ("image", *["noise"] * 4), (1, 0, 0, 0, 0)),
-    Segment("TI2V", "last_frames", (*["frames"] * 2, *["noise"] * 3), (1, 1, 0, 0, 0)),
-    Segment("TI2V", "latents", (*["latent"] * 2, *["noise"] * 3), (1, 1, 0, 0, 0)),
+    MaskRow("A14B", "first segment", ("image", *["grey"] * 4), (1, 0, 0, 0, 0)),
+    MaskRow("A14B", "last_frames", (*["frames"] * 2, *["grey"] * 3), (1, 1, 0, 0, 0)),
+    MaskRow("A14B", "last picture", ("image", *["grey"] * 3, "end"), (1, 0, 0, 0, 0.25)),
+    MaskRow("A14B", "svi", ("image", "latent", *["zero"] * 3), (1, 0, 0, 0, 0)),
+    MaskRow("TI2V", "first segment", ("image", *["noise"] * 4), (1, 0, 0, 0, 0)),
+    MaskRow("TI2V", "last_frames", (*["frames"] * 2, *["noise"] * 3), (1, 1, 0, 0, 0)),
+    MaskRow("TI2V", "latents", (*["latent"] * 2, *["noise"] * 3), (1, 1, 0, 0, 0)),
 )
 """`families/continuation.py` fills these; its tests compare it with this table."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from builder.drawings import MASKS, Segment
+from builder.drawings import MASKS, MaskRow
 from tests.rows import ROWS
 from wan_engine import toy
 from wan_engine.families import load_family
@@ -19,7 +19,7 @@ NAMES = {"A14B": "wan-tiny", "TI2V": "wan-tiny-ti2v"}
 SIZE, FRAMES = 64, 17  # five latents
 
 
-def start_of(segment: Segment, clean: torch.Tensor) -> Start | None:
+def start_of(segment: MaskRow, clean: torch.Tensor) -> Start | None:
     """The start of the segment, for the continuation that is drawn."""
     if segment.way == "last_frames":
         frames = np.random.default_rng(3).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
@@ -55,7 +55,7 @@ def condition_and_mask(
 
 
 @pytest.mark.parametrize("segment", MASKS, ids=lambda segment: f"{segment.kind} {segment.way}")
-def test_the_drawing_shows_the_inputs_of_the_pipeline(segment: Segment, tiny_cache: Path) -> None:
+def test_the_drawing_shows_the_inputs_of_the_pipeline(segment: MaskRow, tiny_cache: Path) -> None:
     name = NAMES[segment.kind]
     folder = toy.build(name, tiny_cache / name)
     pipeline = load_family(ROWS[name], folder, Recipe("cpu", "float32", "none")).pipeline
