@@ -13,18 +13,18 @@ from typing import Any
 
 from wan_engine.control import Control
 from wan_engine.settings import Settings
-from wan_engine.storage import LocalStorage, Patience, S3Storage, SpooledStorage, job_name
+from wan_engine.storage import LocalStorage, RetryLimits, S3Storage, SpooledStorage, job_name
 
 MIB = 1024 * 1024
 BUCKET, PREFIX = "clips-bucket", "wan clips/v1"
 ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE0000TEST", "secret/EXAMPLE+key"
-ONCE = Patience(attempts=1)
+ONCE = RetryLimits(attempts=1)
 # A busy machine must not look like a stall, except where only stalls are tested.
-QUICK = Patience(
+QUICK = RetryLimits(
     connect_seconds=0.8, read_seconds=8, backoff_seconds=0.02, put_seconds=30, find_seconds=10
 )
 HASTY = replace(QUICK, connect_seconds=0.4, read_seconds=0.4)
-SLOW = Patience(backoff_seconds=0.02)  # the times of production, except for the gaps
+SLOW = RetryLimits(backoff_seconds=0.02)  # the times of production, except for the gaps
 RECORD = {"cost": 0.5, "seed": 7, "warnings": ["texture é"]}
 ODD_IDS = [
     "a/b", "a-b", "a.b", "a b", "../../etc/passwd", "..", ".", "", "/", "é", "日本", "\ud800",

@@ -70,7 +70,7 @@ def names(s3: Any) -> list[str]:
 def test_one_object_goes_the_way_of_a_clip_and_nothing_is_left(
     proxy: FaultProxy, behind: Settings, s3: Any
 ) -> None:
-    assert S3Storage(behind, patience=QUICK).check().endswith("links signed for 7 days")
+    assert S3Storage(behind, limits=QUICK).check().endswith("links signed for 7 days")
     asked = (is_put, is_read, is_link, is_begin_of_parts, is_abort, is_delete)
     assert all(any(when(request) for request in proxy.seen) for when in asked)
     keys = {request.target.partition("?")[0] for request in proxy.seen if not is_look(request)}
@@ -94,7 +94,7 @@ def test_a_key_that_lacks_a_needed_right_is_refused_at_start(
 ) -> None:
     denied(proxy, when)
     with pytest.raises(ConfigurationError) as caught:
-        S3Storage(behind, patience=QUICK).check()
+        S3Storage(behind, limits=QUICK).check()
     sentence = str(caught.value)
     assert sentence.startswith("The bucket cannot be used: ") and why in sentence
     assert "\n" not in sentence and "Signature=" not in sentence
@@ -119,7 +119,7 @@ def test_a_key_that_lacks_an_optional_right_is_a_warning(
     caveat: str,
 ) -> None:
     denied(proxy, when)
-    line = S3Storage(behind, patience=QUICK).check()
+    line = S3Storage(behind, limits=QUICK).check()
     assert f"links signed for 7 days; but the key {caveat}" in line
     assert isinstance(line, Warned)
     assert all(name in line for name in names(s3)), "what is left is named"
@@ -129,7 +129,7 @@ def test_a_key_that_lacks_an_optional_right_is_a_warning(
 def test_a_warning_stays_a_warning_with_a_spool(
     proxy: FaultProxy, behind: Settings, tmp_path: Path
 ) -> None:
-    storage = SpooledStorage(S3Storage(behind, patience=QUICK), tmp_path / "spool")
+    storage = SpooledStorage(S3Storage(behind, limits=QUICK), tmp_path / "spool")
     assert not isinstance(storage.check(), Warned)
     denied(proxy, is_delete)
     assert isinstance(storage.check(), Warned)
@@ -141,7 +141,7 @@ def test_an_object_that_a_refused_key_leaves_is_named(
     denied(proxy, is_link)
     denied(proxy, is_delete)
     with pytest.raises(ConfigurationError) as caught:
-        S3Storage(behind, patience=QUICK).check()
+        S3Storage(behind, limits=QUICK).check()
     (left,) = names(s3)
     assert f"{left} is left" in str(caught.value)
 
@@ -151,14 +151,14 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(
     proxy: FaultProxy, behind: Settings, s3: Any, when: When
 ) -> None:
     proxy.inject(Fault("answer", times=2, when=when, status=503, code="SlowDown"))
-    assert "; but" not in S3Storage(behind, patience=QUICK).check()
+    assert "; but" not in S3Storage(behind, limits=QUICK).check()
     assert names(s3) == []
 
 
 def test_a_lost_answer_leaves_nothing(proxy: FaultProxy, behind: Settings, s3: Any) -> None:
     proxy.inject(Fault("reset-answer", times=1000, when=is_put))
     with pytest.raises(ConfigurationError, match="The bucket cannot be used"):
-        S3Storage(behind, patience=QUICK).check()
+        S3Storage(behind, limits=QUICK).check()
     assert names(s3) == []
 
 
@@ -166,14 +166,14 @@ def test_a_link_that_cannot_be_reached_from_here_is_a_warning(behind: Settings) 
     def away(url: str) -> tuple[int, bytes]:
         raise TimeoutError
 
-    storage = S3Storage(behind, patience=QUICK)
+    storage = S3Storage(behind, limits=QUICK)
     storage._get = away
     assert "could not be fetched from here (TimeoutError)" in storage.check()
 
 
 def test_the_check_of_a_silent_store_ends(proxy: FaultProxy, behind: Settings) -> None:
     proxy.inject(Fault("stall", times=1000, when=is_read))
-    storage = S3Storage(behind, patience=replace(QUICK, find_seconds=0.5))
+    storage = S3Storage(behind, limits=replace(QUICK, find_seconds=0.5))
     with pytest.raises(ConfigurationError, match=r"no answer for 0\.5 seconds"):
         storage.check()
 
@@ -197,7 +197,7 @@ def test_a_key_that_may_only_write_is_enough_for_a_public_bucket(
     s3.put_bucket_acl(Bucket=BUCKET, ACL="public-read")
     denied(proxy, is_read)
     urls = {"bucket_endpoint_url": proxy.url, "public_base_url": f"{endpoint}/{BUCKET}"}
-    line = S3Storage(settings(**{**bucket_settings, **urls}), patience=QUICK).check()
+    line = S3Storage(settings(**{**bucket_settings, **urls}), limits=QUICK).check()
     assert line.endswith("a job that is sent again is rendered again (AccessDenied)")
     assert line.count("; but ") == 1
 
@@ -208,7 +208,7 @@ def test_a_header_that_cannot_be_sent_is_not_shown(
     key = {"bucket_access_key_id": SecretStr(f"{ACCESS_KEY}\n")}
     unchecked = settings(**bucket_settings).model_copy(update=key)
     with pytest.raises(ConfigurationError) as caught:
-        S3Storage(unchecked, patience=QUICK).check()
+        S3Storage(unchecked, limits=QUICK).check()
     assert "ValueError" in str(caught.value)
     assert ACCESS_KEY not in str(caught.value) and "Signature" not in str(caught.value)
 

@@ -110,14 +110,14 @@ def test_a_claim_whose_answer_is_lost_still_belongs_to_its_worker(
     behind: Settings, proxy: FaultProxy
 ) -> None:
     proxy.inject(Fault("reset-answer", when=puts))
-    assert S3Storage(behind, patience=QUICK).claim("job", "a", Control()) == "a"
+    assert S3Storage(behind, limits=QUICK).claim("job", "a", Control()) == "a"
     assert proxy.injected == {"reset-answer": 1}
 
 
 def test_conflicting_writes_are_tried_again(behind: Settings, proxy: FaultProxy) -> None:
     fault = Fault("answer", when=puts, status=409, code="ConditionalRequestConflict")
     proxy.inject(fault)
-    assert S3Storage(behind, patience=QUICK).claim("job", "a", Control()) == "a"
+    assert S3Storage(behind, limits=QUICK).claim("job", "a", Control()) == "a"
 
 
 def test_a_claim_made_by_another_after_the_check_wins(
@@ -130,14 +130,14 @@ def test_a_claim_made_by_another_after_the_check_wins(
 
     fault = Fault("answer", when=gets, status=404, code="NoSuchKey", then=claim)
     proxy.inject(fault)
-    assert S3Storage(behind, patience=QUICK).claim("job", "a", Control()) == "b"
+    assert S3Storage(behind, limits=QUICK).claim("job", "a", Control()) == "b"
     assert s3_store(s3, bucket_settings).storage.claim("job", "a", Control()) == "b"
 
 
 def test_a_key_without_the_right_to_list_can_claim(behind: Settings, proxy: FaultProxy) -> None:
     """S3 then answers 403 instead of 404."""
     proxy.inject(Fault("answer", when=gets, status=403, code="AccessDenied"))
-    storage = S3Storage(behind, patience=QUICK)
+    storage = S3Storage(behind, limits=QUICK)
     assert storage.claim("job", "a", Control()) == "a"
     assert storage.claim("job", "b", Control()) == "a"
 
@@ -149,7 +149,7 @@ def test_claims_work_in_a_store_without_conditional_writes(
     if refuses:
         proxy.inject(Fault("answer", when=puts, status=501, code="NotImplemented"))
     proxy.unknown = ("if-none-match",)
-    storage = S3Storage(behind, patience=QUICK)
+    storage = S3Storage(behind, limits=QUICK)
     assert [storage.claim("job", who, Control()) for who in ("a", "b", "a")] == ["a"] * 3
     assert proxy.injected == ({"answer": 1} if refuses else {})
 
@@ -158,7 +158,7 @@ def test_an_unreachable_store_claims_nothing(
     bucket_settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     values = {**bucket_settings, "bucket_endpoint_url": "http://127.0.0.1:1"}
-    assert S3Storage(settings(**values), patience=ONCE).claim("job", "a", Control()) is None
+    assert S3Storage(settings(**values), limits=ONCE).claim("job", "a", Control()) is None
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "if it was sent twice it is rendered twice" in caplog.text
 

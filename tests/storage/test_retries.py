@@ -31,7 +31,7 @@ from tests.storage.stores import (
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, ConfigurationError, DeadlineExceeded, StorageFailed
 from wan_engine.settings import Settings
-from wan_engine.storage import ClipId, Patience, S3Storage
+from wan_engine.storage import ClipId, RetryLimits, S3Storage
 
 PASSING = [
     Fault("answer", status=500, code="InternalError"),
@@ -100,7 +100,7 @@ def test_temporary_failures_are_retried(
     proxy: FaultProxy, behind: Settings, clip: Path, fault: Fault
 ) -> None:
     proxy.inject(again(fault, 3, is_clip))
-    url = S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
+    url = S3Storage(behind, limits=QUICK).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert count(proxy, is_clip) == 4
     assert proxy.injected[fault.kind] == 3
@@ -113,7 +113,7 @@ def test_there_are_at_most_five_attempts(
     proxy.inject(again(fault, 1000))
     started = time.monotonic()
     with pytest.raises(StorageFailed):
-        S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
+        S3Storage(behind, limits=QUICK).put(clip, "job-1", RECORD, Control())
     assert time.monotonic() - started < 5
     assert [request.method for request in proxy.seen] == ["PUT"] * 5
     assert proxy.injected[fault.kind] == 5
@@ -124,7 +124,7 @@ def test_permanent_failures_are_tried_once(
     proxy: FaultProxy, behind: Settings, clip: Path, fault: Fault
 ) -> None:
     proxy.inject(again(fault, 1000))
-    storage = S3Storage(behind, patience=QUICK)
+    storage = S3Storage(behind, limits=QUICK)
     with pytest.raises(StorageFailed):
         storage.put(clip, "job-1", RECORD, Control())
     assert len(proxy.seen) == proxy.injected["answer"] == 1
@@ -154,7 +154,7 @@ def test_the_longest_gap_is_bounded_and_gaps_differ(
     monkeypatch.setattr("botocore.endpoint.time.sleep", gaps.append)
     proxy.inject(Fault("answer", times=1000))
     with pytest.raises(StorageFailed):
-        S3Storage(behind, patience=Patience(attempts=12)).put(clip, "j", RECORD, Control())
+        S3Storage(behind, limits=RetryLimits(attempts=12)).put(clip, "j", RECORD, Control())
     assert len(gaps) == 11 and max(gaps) <= 8
     assert len(set(gaps[6:])) == 5  # without jitter they would all be 8
 
@@ -162,7 +162,7 @@ def test_the_longest_gap_is_bounded_and_gaps_differ(
 def test_retries_do_not_end_with_botos_quota(
     proxy: FaultProxy, behind: Settings, clip: Path
 ) -> None:
-    storage = S3Storage(behind, patience=Patience(backoff_seconds=0))
+    storage = S3Storage(behind, limits=RetryLimits(backoff_seconds=0))
     proxy.inject(Fault("reset-body", times=100))
     for _ in range(20):
         with pytest.raises(StorageFailed):
@@ -172,8 +172,8 @@ def test_retries_do_not_end_with_botos_quota(
 
 def test_a_stall_is_retried(proxy: FaultProxy, behind: Settings, clip: Path) -> None:
     proxy.inject(Fault("stall", when=is_clip))
-    patience = replace(QUICK, read_seconds=1)
-    url = S3Storage(behind, patience=patience).put(clip, "job-1", RECORD, Control())
+    limits = replace(QUICK, read_seconds=1)
+    url = S3Storage(behind, limits=limits).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert count(proxy, is_clip) == 2
 
@@ -187,7 +187,7 @@ def test_a_fault_in_the_second_part_repeats_that_part_only(
 ) -> None:
     clip = make_clip(tmp_path, 18 * MIB)
     proxy.inject(again(fault, 2, is_part(2)))
-    url = S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
+    url = S3Storage(behind, limits=QUICK).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert (count(proxy, is_part(1)), count(proxy, is_part(2))) == (1, 3)
     assert proxy.injected[fault.kind] == 2
@@ -199,8 +199,8 @@ def test_a_stall_in_the_second_part_is_retried(
 ) -> None:
     clip = make_clip(tmp_path, 18 * MIB)
     proxy.inject(Fault("stall-body", after_bytes=MIB, when=is_part(2)))
-    patience = replace(QUICK, read_seconds=1)
-    url = S3Storage(behind, patience=patience).put(clip, "job-1", RECORD, Control())
+    limits = replace(QUICK, read_seconds=1)
+    url = S3Storage(behind, limits=limits).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert proxy.injected["stall-body"] == 1 and count(proxy, is_part(2)) >= 2
 
@@ -211,7 +211,7 @@ def test_half_an_answer_to_the_first_and_last_request_of_a_multipart_upload_is_r
 ) -> None:
     clip = make_clip(tmp_path, 17 * MIB)
     proxy.inject(Fault("half-answer", after_bytes=after_bytes, when=is_post(word)))
-    url = S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
+    url = S3Storage(behind, limits=QUICK).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert proxy.injected["half-answer"] == 1
 
@@ -223,7 +223,7 @@ def test_a_lost_answer_to_the_last_request_is_not_a_failure(
     proxy.inject(Fault("reset-answer", when=is_post("uploadId")))
     # Amazon then answers with an error; moto completes the upload once more.
     proxy.inject(Fault("answer", 1, is_post("uploadId"), 0, 404, "NoSuchUpload"))
-    url = S3Storage(behind, patience=QUICK).put(clip, "job-1", RECORD, Control())
+    url = S3Storage(behind, limits=QUICK).put(clip, "job-1", RECORD, Control())
     assert digest(fetch(url)) == digest(clip.read_bytes())
     assert count(proxy, is_post("uploadId")) == 2
     assert len(s3.list_objects_v2(Bucket=BUCKET)["Contents"]) == 2
@@ -235,7 +235,7 @@ def test_an_upload_that_the_store_lost_is_a_failure(
     fault = Fault("answer", status=404, code="NoSuchUpload", when=is_post("uploadId"))
     proxy.inject(fault)
     with pytest.raises(StorageFailed):
-        S3Storage(behind, patience=QUICK).put(
+        S3Storage(behind, limits=QUICK).put(
             make_clip(tmp_path, 17 * MIB), "job-1", RECORD, Control()
         )
     assert proxy.injected["answer"] == 1
@@ -246,7 +246,7 @@ def test_a_failed_multipart_upload_leaves_no_parts(
 ) -> None:
     proxy.inject(Fault("answer", times=1000, when=is_part(2)))
     with pytest.raises(StorageFailed):
-        S3Storage(behind, patience=QUICK).put(
+        S3Storage(behind, limits=QUICK).put(
             make_clip(tmp_path, 17 * MIB), "job-1", RECORD, Control()
         )
     assert proxy.injected["answer"] == 5
@@ -258,7 +258,7 @@ def test_an_answer_without_its_tag_is_a_failure_in_the_end(
 ) -> None:
     proxy.inject(Fault("half-answer", times=1000, after_bytes=17, when=is_part(1)))
     with pytest.raises(StorageFailed, match="the connection to the object store broke"):
-        S3Storage(behind, patience=QUICK).put(
+        S3Storage(behind, limits=QUICK).put(
             make_clip(tmp_path, 17 * MIB), "job-1", RECORD, Control()
         )
     assert proxy.injected["half-answer"] == 5
@@ -277,7 +277,7 @@ def test_stalls_are_bounded_by_the_number_of_attempts(
     clip = make_clip(tmp_path, 12 * MIB)  # more than the sockets' buffers hold
     started = time.monotonic()
     with pytest.raises(StorageFailed):
-        S3Storage(behind, patience=HASTY).put(clip, "job-1", RECORD, Control())
+        S3Storage(behind, limits=HASTY).put(clip, "job-1", RECORD, Control())
     took = time.monotonic() - started
     assert proxy.injected[fault.kind] == 5
     assert 5 * 0.4 <= took < 5 * 0.4 + 4
@@ -285,8 +285,8 @@ def test_stalls_are_bounded_by_the_number_of_attempts(
 
 def test_the_total_time_is_bounded(proxy: FaultProxy, behind: Settings, clip: Path) -> None:
     proxy.inject(Fault("stall", times=1000))
-    patience = replace(SLOW, put_seconds=0.4, find_seconds=0.3)
-    storage = S3Storage(behind, patience=patience)
+    limits = replace(SLOW, put_seconds=0.4, find_seconds=0.3)
+    storage = S3Storage(behind, limits=limits)
     started = time.monotonic()
     with pytest.raises(StorageFailed, match="the object store did not answer in time"):
         storage.put(clip, "job-1", RECORD, Control())
@@ -337,7 +337,7 @@ def test_a_job_ends_at_once_while_its_store_is_silent(
     control = Ending(end)
     proxy.inject(Fault("stall", times=1000, then=control.soon))
     with pytest.raises(Cancelled if end == "cancel" else DeadlineExceeded):
-        CALLS[call](S3Storage(behind, patience=SLOW), clip, control)
+        CALLS[call](S3Storage(behind, limits=SLOW), clip, control)
     assert control.seconds_late < 3
     assert proxy.injected["stall"] == 1
 
@@ -350,7 +350,7 @@ def test_a_cancel_in_any_request_of_an_upload_ends_it(
     fault = Fault("stall", when=lambda request: target in request.target, then=control.soon)
     proxy.inject(fault)
     with pytest.raises(Cancelled):
-        S3Storage(behind, patience=replace(QUICK, read_seconds=0.5)).put(
+        S3Storage(behind, limits=replace(QUICK, read_seconds=0.5)).put(
             make_clip(tmp_path, 17 * MIB), "job-1", RECORD, control
         )
     assert control.seconds_late < 3
@@ -369,7 +369,7 @@ def test_a_cancelled_job_sends_nothing_again(
     control = Ending()
     proxy.inject(Fault("stall", times=1000, when=is_clip, then=control.soon))
     with pytest.raises(Cancelled):
-        S3Storage(behind, patience=HASTY).put(clip, "job-1", RECORD, control)
+        S3Storage(behind, limits=HASTY).put(clip, "job-1", RECORD, control)
     assert eventually(lambda: not working())
     assert [request.method for request in proxy.seen] == ["PUT", "DELETE"]
     assert proxy.injected["stall"] == 1
@@ -379,7 +379,7 @@ def test_a_clip_that_was_given_up_is_not_sent_again(
     proxy: FaultProxy, behind: Settings, clip: Path
 ) -> None:
     proxy.inject(Fault("stall", times=1000, when=is_clip))
-    storage = S3Storage(behind, patience=replace(HASTY, read_seconds=0.5, put_seconds=0.3))
+    storage = S3Storage(behind, limits=replace(HASTY, read_seconds=0.5, put_seconds=0.3))
     with pytest.raises(StorageFailed, match="did not answer in time"):
         storage.put(clip, "job-1", RECORD, Control())
     assert eventually(lambda: not working())
@@ -390,7 +390,7 @@ def test_a_clip_that_arrives_too_late_is_removed(
     proxy: FaultProxy, behind: Settings, s3: Any, clip: Path
 ) -> None:
     proxy.inject(Fault("stall-answer", after_bytes=30, when=is_clip))
-    storage = S3Storage(behind, patience=replace(QUICK, put_seconds=0.5, read_seconds=1))
+    storage = S3Storage(behind, limits=replace(QUICK, put_seconds=0.5, read_seconds=1))
     with pytest.raises(StorageFailed, match="did not answer in time"):
         storage.put(clip, "job-1", RECORD, Control())
     assert "Contents" in s3.list_objects_v2(Bucket=BUCKET)
@@ -405,7 +405,7 @@ def test_a_clip_that_arrives_too_late_is_removed(
 def test_a_truncated_record_is_read_again(
     proxy: FaultProxy, behind: Settings, clip: Path, kind: str
 ) -> None:
-    storage = S3Storage(behind, patience=HASTY)
+    storage = S3Storage(behind, limits=HASTY)
     storage.put(clip, "job-1", RECORD, Control())
 
     def is_record(request: Request) -> bool:
@@ -420,7 +420,7 @@ def test_a_truncated_record_is_read_again(
 def test_a_record_that_cannot_be_stored_fails_store_and_not_put(
     proxy: FaultProxy, behind: Settings, clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = S3Storage(behind, patience=QUICK)
+    storage = S3Storage(behind, limits=QUICK)
     proxy.inject(Fault("answer", times=1000, when=lambda request: "jobs/" in request.target))
     assert fetch(storage.put(clip, "job-1", RECORD, Control())) == clip.read_bytes()
     assert "no record of job job-1" in caplog.text

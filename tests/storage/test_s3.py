@@ -104,7 +104,7 @@ def test_a_refused_connection_is_a_failure(
 ) -> None:
     storage = S3Storage(
         settings(**{**bucket_settings, "bucket_endpoint_url": "http://127.0.0.1:1"}),
-        patience=ONCE,
+        limits=ONCE,
     )
     started = time.monotonic()
     with pytest.raises(StorageFailed) as caught:
@@ -183,9 +183,7 @@ def answering() -> Iterator[Callable[[int, str], tuple[Answering, S3Storage]]]:
         servers.append(server)
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        return server, S3Storage(
-            settings(bucket_endpoint_url=url, bucket_name=BUCKET), patience=ONCE
-        )
+        return server, S3Storage(settings(bucket_endpoint_url=url, bucket_name=BUCKET), limits=ONCE)
 
     yield start
     for server in servers:
@@ -257,7 +255,7 @@ def test_a_silent_store_does_not_hold_a_cancelled_job(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         values = settings(**{**bucket_settings, "bucket_endpoint_url": address})
-        store = S3Storage(values, patience=SLOW)
+        store = S3Storage(values, limits=SLOW)
         control = Control()
         Timer(0.3, control.cancel).start()
         started = time.monotonic()

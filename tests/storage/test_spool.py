@@ -63,7 +63,7 @@ def bucket(s3: Any, bucket_settings: dict[str, Any]) -> Store:
 
 
 def worker(behind: Settings, folder: Path, keep_days: float = 7) -> SpooledStorage:
-    return SpooledStorage(S3Storage(behind, patience=QUICK), folder, keep_days)
+    return SpooledStorage(S3Storage(behind, limits=QUICK), folder, keep_days)
 
 
 def outage(proxy: FaultProxy, fault: Fault = OUTAGE) -> None:

@@ -15,7 +15,7 @@ from wan_engine.storage.bucket import Bucket, find_bucket
 from wan_engine.storage.given import given_bucket, open_given, unknown_fields
 from wan_engine.storage.local import LocalStorage
 from wan_engine.storage.records import ClipId, job_name
-from wan_engine.storage.retries import Patience
+from wan_engine.storage.retries import RetryLimits
 from wan_engine.storage.s3 import BUCKET_KEYS, URL_SECONDS, S3Storage
 from wan_engine.storage.spool import CrashCounts, SpooledStorage
 
@@ -25,7 +25,7 @@ __all__ = [
     "ClipId",
     "CrashCounts",
     "LocalStorage",
-    "Patience",
+    "RetryLimits",
     "S3Storage",
     "SpooledStorage",
     "Storage",

@@ -22,7 +22,7 @@ from wan_engine.storage.answers import BucketFailed
 from wan_engine.storage.bucket import find_bucket, serves_no_signed_links
 from wan_engine.storage.pinned import PinnedSession
 from wan_engine.storage.probe import Unusable
-from wan_engine.storage.retries import Patience
+from wan_engine.storage.retries import RetryLimits
 from wan_engine.storage.s3 import S3Storage
 
 FIELD = "s3Config"
@@ -109,7 +109,7 @@ def open_given(
     settings: Settings,
     control: Control,
     allowed: Callable[[str], bool],
-    patience: Patience | None = None,
+    limits: RetryLimits | None = None,
 ) -> Iterator[S3Storage | None]:
     """The storage for a job with this `s3Config`, or None if it has none. `allowed` decides which
     addresses it may have.
@@ -121,12 +121,12 @@ def open_given(
     if bucket is None:
         yield None
         return
-    patience = patience or Patience()
+    limits = limits or RetryLimits()
     if settings.allow_private_urls:
         allowed = _any
-    session = PinnedSession(allowed, (patience.connect_seconds, patience.read_seconds))
+    session = PinnedSession(allowed, (limits.connect_seconds, limits.read_seconds))
     try:
-        storage = _opened(_own(settings, bucket), patience, session)
+        storage = _opened(_own(settings, bucket), limits, session)
         _require_usable(storage, control)
         yield storage
     finally:
@@ -136,9 +136,9 @@ def open_given(
         end.start()
 
 
-def _opened(own: Settings, patience: Patience, session: PinnedSession) -> S3Storage:
+def _opened(own: Settings, limits: RetryLimits, session: PinnedSession) -> S3Storage:
     try:
-        return S3Storage(own, patience=patience, session=session)
+        return S3Storage(own, limits=limits, session=session)
     except ConfigurationError:  # its sentence is for the operator
         raise InvalidRequest(f'field "{FIELD}" does not name a bucket') from None
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from wan_engine.control import Control
 from wan_engine.errors import EngineError
 from wan_engine.storage.answers import BucketFailed, boto_errors
-from wan_engine.storage.retries import Ask, Patience, beside
+from wan_engine.storage.retries import Ask, RetryLimits, beside
 
 Get = Callable[[str], tuple[int, bytes]]
 """Fetches a link as a client does. Returns the status and the beginning of the body. Raises
@@ -64,15 +64,15 @@ class Probe:
         self._written = False
         self._backoff_seconds = 0.0
 
-    def run(self, get: Get, patience: Patience, control: Control) -> None:
+    def run(self, get: Get, limits: RetryLimits, control: Control) -> None:
         """Try everything. Raises `BucketFailed` if the store does not answer or refuses a clip,
         `Unusable` if a client could not fetch it, and `Cancelled` and `DeadlineExceeded` of
         `control`."""
-        self._backoff_seconds = patience.backoff_seconds
+        self._backoff_seconds = limits.backoff_seconds
         call = partial(self._look, get)
         # In the end, any object that may have been written is removed.
         with boto_errors():  # translates the timeout, too
-            beside(call, control, patience.find_seconds, self._delete)
+            beside(call, control, limits.find_seconds, self._delete)
 
     def _look(self, get: Get, ask: Ask) -> None:
         try:

@@ -27,7 +27,7 @@ _LONGEST_BACKOFF_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryLimits:
     """The limits of retries. An unreachable store costs at most `attempts` times the time of one
     attempt, and never more than `put_seconds` for a clip and `find_seconds` for anything else."""
 
@@ -82,8 +82,8 @@ class Retries:
     at once on a store that restarts, and for good in a long-lived worker.
     """
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, limits: RetryLimits) -> None:
+        self._limits = limits
 
     def __call__(
         self,
@@ -104,7 +104,7 @@ class Retries:
                 "perhaps",
                 status=301,
             )
-        if attempts >= self._patience.attempts:
+        if attempts >= self._limits.attempts:
             return None
         passes = (
             _is_transport(caught_exception)
@@ -114,7 +114,7 @@ class Retries:
         if not passes:
             return None
         _asked_by_thread.ask()  # a job that has ended sends nothing again
-        doubled: float = self._patience.backoff_seconds * 2 ** (attempts - 1)
+        doubled: float = self._limits.backoff_seconds * 2 ** (attempts - 1)
         return min(doubled, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1)
 
 

@@ -31,7 +31,7 @@ from wan_engine.storage.records import (
     encode_record,
     job_name,
 )
-from wan_engine.storage.retries import Ask, Patience, Retries, beside
+from wan_engine.storage.retries import Ask, Retries, RetryLimits, beside
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class S3Storage:
         self,
         settings: Settings,
         *,
-        patience: Patience | None = None,
+        limits: RetryLimits | None = None,
         session: PinnedSession | None = None,
     ) -> None:
         missing = [env_name(key) for key in BUCKET_KEYS if not getattr(settings, key)]
@@ -69,8 +69,8 @@ class S3Storage:
             )
         self._prefix = f"{settings.s3_prefix.strip('/ ')}/".lstrip("/")
         self._public = (settings.public_base_url or "").rstrip("/")
-        self._patience = patience or Patience()
-        self._client, self._transfer = _open_client(settings, self._bucket, self._patience)
+        self._limits = limits or RetryLimits()
+        self._client, self._transfer = _open_client(settings, self._bucket, self._limits)
         self._get, self._records = (get, True) if session is None else (session.get, False)
         if session is not None:
             self._client.meta.events.register("before-send.s3", session.send_instead)
@@ -112,7 +112,7 @@ class S3Storage:
             return None
         try:
             with boto_errors():
-                found = beside(find, control, self._patience.find_seconds)
+                found = beside(find, control, self._limits.find_seconds)
         except BucketFailed as error:
             if not error.absent:
                 log.warning(NOT_READ, job_name(job_id), error.advice)
@@ -127,7 +127,7 @@ class S3Storage:
             return None
         try:
             with boto_errors():
-                return beside(take, control, self._patience.find_seconds)
+                return beside(take, control, self._limits.find_seconds)
         except BucketFailed as error:
             log.warning(NO_CLAIM, job_name(job_id), error.advice)
             return None
@@ -138,7 +138,7 @@ class S3Storage:
     def check(self) -> str:
         probe = self._probe()
         try:
-            probe.run(self._get, self._patience, Control())
+            probe.run(self._get, self._limits, Control())
         except (BucketFailed, Unusable) as error:
             why = error.advice if isinstance(error, BucketFailed) else str(error)
             sentence = "; ".join([f"The bucket cannot be used: {why}", *probe.caveats])
@@ -149,7 +149,7 @@ class S3Storage:
 
     def require(self, control: Control) -> None:
         """Do what `check` does, for one job. Raises what `Probe.run` raises."""
-        self._probe().run(self._get, self._patience, control)
+        self._probe().run(self._get, self._limits, control)
 
     def _probe(self) -> Probe:
         public = bool(self._public)
@@ -174,7 +174,7 @@ class S3Storage:
         control.checkpoint()
         try:
             with boto_errors():
-                beside(send, control, self._patience.put_seconds, undo)
+                beside(send, control, self._limits.put_seconds, undo)
         except BucketFailed as error:
             if error.said == "NoSuchUpload" and self._holds(key, control):
                 return
@@ -194,7 +194,7 @@ class S3Storage:
 
         try:
             with boto_errors():
-                return beside(look, control, self._patience.find_seconds)
+                return beside(look, control, self._limits.find_seconds)
         except BucketFailed:
             return False
 
@@ -211,7 +211,7 @@ class S3Storage:
             self._client.put_object(**at, Body=body)
 
         with boto_errors():
-            beside(send, control, self._patience.find_seconds, undo)
+            beside(send, control, self._limits.find_seconds, undo)
 
     def _holder(self, job_id: str, ask: Ask) -> str | None:
         """The holder of the claim. Checked before claiming, because a store that does not support
@@ -250,7 +250,7 @@ class S3Storage:
         is requested again here."""
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-        left = self._patience.attempts
+        left = self._limits.attempts
         while True:
             left -= 1
             ask()
@@ -295,7 +295,7 @@ def _keys(settings: Settings) -> tuple[str, str]:
     return access_key.get_secret_value(), secret_key.get_secret_value()
 
 
-def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tuple[Any, Any]:
+def _open_client(settings: Settings, bucket: Bucket, limits: RetryLimits) -> tuple[Any, Any]:
     """The client, and the options of its uploads."""
     import boto3  # type: ignore[import-untyped]
     from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
@@ -309,8 +309,8 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         retries={"mode": "standard", "total_max_attempts": 1},  # `Retries` decides
-        connect_timeout=patience.connect_seconds,
-        read_timeout=patience.read_seconds,
+        connect_timeout=limits.connect_seconds,
+        read_timeout=limits.read_seconds,
     )
     access_key, secret_key = _keys(settings)
     try:
@@ -324,7 +324,7 @@ def _open_client(settings: Settings, bucket: Bucket, patience: Patience) -> tupl
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"The bucket's settings are wrong: {error}") from None
-    client.meta.events.register_first("needs-retry.s3", Retries(patience))
+    client.meta.events.register_first("needs-retry.s3", Retries(limits))
     # With these options, the callback runs and raises on the uploading thread, as `Retries` needs.
     transfer = TransferConfig(
         multipart_threshold=_PART_BYTES,
