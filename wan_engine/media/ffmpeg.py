@@ -86,10 +86,10 @@ class Filter:
     def result(self, control: Control) -> bytes:
         """The output of ffmpeg, once it has ended. Raises `Failed`, or what `control.checkpoint`
         raises."""
-        patience = _Patience(control)
+        timer = _HangTimer(control)
         while not self.done:
             self._thread.join(_POLL_SECONDS)
-            if patience.ended(_ticks(self._process)):
+            if timer.expired(_ticks(self._process)):
                 self.close()
                 raise _hangs(control)
         if status := self._process.returncode:
@@ -118,27 +118,27 @@ class Input:
     def write(self, data: memoryview) -> None:
         """Write all of `data`, of any shape. Raises BrokenPipeError if ffmpeg takes no more,
         `Failed` if it hangs, or what `control.checkpoint` raises."""
-        rest, patience = data.cast("B") if data.nbytes else data, _Patience(self._control)
+        rest, timer = data.cast("B") if data.nbytes else data, _HangTimer(self._control)
         room = select.poll()
         room.register(self._pipe.fileno(), select.POLLOUT)
         while rest.nbytes:
             if not room.poll(_POLL_SECONDS * 1000):
-                if patience.ended(_ticks(self._process)):
+                if timer.expired(_ticks(self._process)):
                     raise _hangs(self._control)
                 continue
             with suppress(BlockingIOError):  # room for less than a page
                 rest = rest[os.write(self._pipe.fileno(), rest[:_PART_BYTES]) :]
-                patience = _Patience(self._control)
+                timer = _HangTimer(self._control)
         self._control.checkpoint()
 
     def finish(self) -> int:
         """Close it, wait for ffmpeg to end and return its status. Raises what `write` raises."""
         with suppress(BrokenPipeError):  # it ended early; its status says why
             self._pipe.close()
-        patience = _Patience(self._control)
+        timer = _HangTimer(self._control)
         while (status := self._process.poll()) is None:
             time.sleep(_POLL_SECONDS / 5)
-            if patience.ended(_ticks(self._process)):
+            if timer.expired(_ticks(self._process)):
                 raise _hangs(self._control)
         return status
 
@@ -154,7 +154,7 @@ def _hangs(control: Control) -> Failed:
     return Failed(f"it did nothing for {control.hang_seconds:g} seconds", here=True)
 
 
-class _Patience:
+class _HangTimer:
     """Watches whether a process has done nothing for `Control.hang_seconds`."""
 
     def __init__(self, control: Control) -> None:
@@ -163,7 +163,7 @@ class _Patience:
         self._waited_seconds = 0.0
         self._looked_at = time.monotonic()
 
-    def ended(self, ticks: int) -> bool:
+    def expired(self, ticks: int) -> bool:
         """`ticks` is how much it has worked. Raises what `control.checkpoint` says."""
         self._control.checkpoint()
         now = time.monotonic()
