@@ -14,7 +14,7 @@ from PIL import Image
 from tests.media.odd_pictures import encoded
 from wan_engine.errors import InvalidMedia
 from wan_engine.media.images import ImageLimits, open_image
-from wan_engine.media.jpeg import outline
+from wan_engine.media.jpeg import read_structure
 
 DAMAGED = "Invalid image URL: the image is damaged"
 END = b"\xff\xd9"
@@ -124,9 +124,9 @@ def test_every_component_needs_its_scan() -> None:
     two = (
         b"\xff\xc0\0\x0e" + grey[frame + 4 : frame + 9] + b"\2" + grey[frame + 10 : frame + segment]
     )
-    parts = outline(grey[:frame] + two + b"\2\x11\0" + grey[frame + segment : -2])
+    parts = read_structure(grey[:frame] + two + b"\2\x11\0" + grey[frame + segment : -2])
     assert (len(parts.scans), parts.complete, parts.has_end) == (1, False, False)
-    assert outline(grey[:-2]).complete
+    assert read_structure(grey[:-2]).complete
 
 
 def test_films_after_the_picture_are_ignored() -> None:

@@ -100,12 +100,12 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
 
 def _whole_jpeg(data: bytes) -> Image.Image:
     """Decode a JPEG that is whole. Its end marker may be missing, but nothing before it."""
-    outline = jpeg.outline(data)
-    if len(outline.scans) > jpeg.MAX_SCANS:
+    structure = jpeg.read_structure(data)
+    if len(structure.scans) > jpeg.MAX_SCANS:
         raise InvalidMedia("image", "the image is damaged")
-    image = Image.open(io.BytesIO(jpeg.ended(data, outline)), formats=["JPEG"])
+    image = Image.open(io.BytesIO(jpeg.ended(data, structure)), formats=["JPEG"])
     image.load()
-    jpeg.check_whole(image, data, outline)
+    jpeg.check_whole(image, data, structure)
     return image
 
 

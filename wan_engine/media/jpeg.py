@@ -54,7 +54,7 @@ class Scan:
 
 
 @dataclass
-class Outline:
+class Structure:
     """The structure of a JPEG: the passes over the picture, and the end of the last one."""
 
     scans: list[Scan] = field(default_factory=list)
@@ -127,10 +127,10 @@ class Outline:
         return int((columns * rows - 1) // self._interval)
 
 
-def outline(data: bytes) -> Outline:
+def read_structure(data: bytes) -> Structure:
     """Read up to the end of the picture; other pictures or films may follow it. Raises IndexError,
     KeyError or ValueError if a segment is cut."""
-    found = Outline()
+    found = Structure()
     for marker, at in _segments(data):
         found.segment(marker, at, data[at : at + int.from_bytes(data[at : at + 2])])
         if marker == _END[1]:
@@ -142,7 +142,7 @@ def outline(data: bytes) -> Outline:
     return found
 
 
-def check_whole(image: Image.Image, data: bytes, found: Outline) -> None:
+def check_whole(image: Image.Image, data: bytes, found: Structure) -> None:
     """Raise `InvalidMedia` if bits of `image`, the decoded `data`, are missing or damaged."""
     whole = found.complete and all(_has_its_restarts(data, scan) for scan in found.scans)
     if whole and found.has_end:  # a file with an end marker is rarely truncated, so check less
@@ -163,7 +163,7 @@ def _has_its_restarts(data: bytes, scan: Scan) -> bool:
     return in_order and len(found) - scan.restarts in (0, 1)
 
 
-def _is_made_of_damage(image: Image.Image, data: bytes, found: Outline) -> bool:
+def _is_made_of_damage(image: Image.Image, data: bytes, found: Structure) -> bool:
     """Whether the picture depends on an HTML page, or on many zeros but not on all the bytes after
     them."""
     for scan, start in _first_mark(_PAGE, data, found.scans):
@@ -188,7 +188,7 @@ def _first_mark(
             return
 
 
-def _needs(image: Image.Image, data: bytes, found: Outline, scan: Scan, start: int) -> bool:
+def _needs(image: Image.Image, data: bytes, found: Structure, scan: Scan, start: int) -> bool:
     """Whether the picture looks different without the bits of `scan` from `start` on."""
     rest = data[scan.end : found.end] + _end(data, found)
     for first in _FIRST_BYTES[:2]:
@@ -198,7 +198,7 @@ def _needs(image: Image.Image, data: bytes, found: Outline, scan: Scan, start: i
     return False
 
 
-def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline:
+def _without_padding(image: Image.Image, data: bytes, found: Structure) -> Structure:
     """Remove the zeros of a file that was created at full length and not filled. Flat pictures also
     end with zeros, but need the last of them."""
     bare = len(data[: found.end].rstrip(b"\0"))
@@ -209,13 +209,13 @@ def _without_padding(image: Image.Image, data: bytes, found: Outline) -> Outline
 
 
 def _needs_no_more(
-    image: Image.Image, data: bytes, found: Outline, first_bytes: Sequence[int] = _FIRST_BYTES
+    image: Image.Image, data: bytes, found: Structure, first_bytes: Sequence[int] = _FIRST_BYTES
 ) -> bool:
     """Whether the picture stays the same with other bits after the end of each scan."""
     return all(_shows(image, _filled(data, found, first)) for first in first_bytes)
 
 
-def _filled(data: bytes, found: Outline, first: int) -> bytes:
+def _filled(data: bytes, found: Structure, first: int) -> bytes:
     parts, at = [], 0
     for scan in found.scans:
         end = found.end if scan is found.scans[-1] else scan.end
@@ -244,12 +244,12 @@ def _next_restart(data: bytes, start: int, end: int) -> int:
     return (places.index(max(places)) + 1) % 8 if max(places) >= 0 else 0
 
 
-def ended(data: bytes, found: Outline) -> bytes:
+def ended(data: bytes, found: Structure) -> bytes:
     """`data` with an end marker."""
     return data[: found.end] + _end(data, found)
 
 
-def _end(data: bytes, found: Outline) -> bytes:
+def _end(data: bytes, found: Structure) -> bytes:
     return data[found.end :] if found.has_end else _END
 
 
