@@ -389,7 +389,7 @@ class Engine:
             warnings.append(expansion.warning)
         callers = expansion.in_the_callers_words
         limit = self._token_limits[spec.task]
-        warnings += limit.warnings(order, spec, self.settings, whole=callers)
+        warnings += limit.warnings(order, spec, self.settings, as_written=callers)
         if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
             warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
         return [*warnings, *media.warnings, *choice.warnings]

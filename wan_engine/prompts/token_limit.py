@@ -51,15 +51,15 @@ class TokenLimit:
         return cut_sentence(name, read, len(text), why) if read < len(text) else None
 
     def warnings(
-        self, order: Order, spec: ModelSpec, settings: Settings, *, whole: bool
+        self, order: Order, spec: ModelSpec, settings: Settings, *, as_written: bool
     ) -> Iterator[str]:
-        """Warnings about the words that the model does not read. `whole`: the model gets the prompt
-        as the caller wrote it."""
+        """Warnings about the words that the model does not read. `as_written`: the model gets the
+        prompt as the caller wrote it."""
         guided = spec.guidance_scale > 1
         yield from order.cuts
         if order.negative_prompt and not guided:
             yield f"{spec.name} works without CFG: no negative prompt is used"
-        texts = {"prompt": order.prompt} if whole else {}
+        texts = {"prompt": order.prompt} if as_written else {}
         if order.negative_prompt and guided:
             texts["negative prompt"] = negative_prompt(order.negative_prompt, spec, settings)
         for name, text in texts.items():

@@ -146,7 +146,7 @@ def test_a_job_tells_what_it_was_made_from_and_its_file_until_it_has_a_clip(serv
     ],
 )
 def test_what_is_wrong_in_a_request_is_not_told(request_: dict[str, Any]) -> None:
-    found = made_from(request_, whole=True)
+    found = made_from(request_, all_kept=True)
     assert found["options"] == {"prompt": ""}
     assert set(found["media"]) <= {"references"} and found["media"].get("references", []) == []
 
@@ -154,7 +154,7 @@ def test_what_is_wrong_in_a_request_is_not_told(request_: dict[str, Any]) -> Non
 def test_references_are_told_in_their_order() -> None:
     short, cut = "data:image/webp;base64,AA", beginning("data:video/mp4," + "x" * 100)
     request = {"prompt": "a", "references": [short, "https://a/b.png", cut]}
-    assert made_from(request, whole=False)["media"]["references"] == [
+    assert made_from(request, all_kept=False)["media"]["references"] == [
         {"type": "image/webp", "kept": True},
         {"url": "https://a/b.png"},
         {"type": "video/mp4", "kept": False},
@@ -242,9 +242,9 @@ def test_the_places_shown_are_the_order_in_which_jobs_run() -> None:
 
 def test_the_remaining_time_shrinks_with_each_stage() -> None:
     times = RunTimes()
-    assert times.whole("a") is None and times.left("a", None, 3) is None
+    assert times.expected_seconds("a") is None and times.left("a", None, 3) is None
     times.learn("a", {"prepare": 1, "denoise": 10, "decode": 4, "encode": 1, "load": 60}, 80)
-    assert times.whole("a") == 16 and times.whole("unheard of") == 16
+    assert times.expected_seconds("a") == 16 and times.expected_seconds("unheard of") == 16
     seen = [
         times.left("a", progress, 5)
         for progress in (

@@ -57,36 +57,36 @@ class Requests:
         """
         long_texts = {one.hash: one for _, parts in new for one in parts.long_texts.values()}
         if not long_texts:
-            await self._store.add(_row(job, parts, whole=True) for job, parts in new)
+            await self._store.add(_row(job, parts, keep_texts=True) for job, parts in new)
             return
         try:
             async with self._kept(owner, long_texts):
-                await self._store.add(_row(job, parts, whole=True) for job, parts in new)
+                await self._store.add(_row(job, parts, keep_texts=True) for job, parts in new)
         except Refusal:
             if not all(job.final for job, _ in new):
                 raise
-            await self._store.add(_row(job, parts, whole=False) for job, parts in new)
+            await self._store.add(_row(job, parts, keep_texts=False) for job, parts in new)
 
     async def shown(self, job_id: str) -> dict[str, Any]:
         """Return the request as it was made, or the parts of it that are kept."""
         stored = await self._store.request(job_id)
-        return {} if stored is None else await self._whole(job_id, stored) or stored.row
+        return {} if stored is None else await self._joined(job_id, stored) or stored.row
 
     async def row(self, job_id: str) -> tuple[dict[str, Any], bool]:
-        """Return the request with its long texts cut to their beginnings, and whether `whole`
-        returns it uncut."""
+        """Return the request with its long texts cut to their beginnings, and whether all
+        of them are kept as they were sent."""
         stored = await self._store.request(job_id)
-        return ({}, False) if stored is None else (stored.row, stored.whole)
+        return ({}, False) if stored is None else (stored.row, stored.all_kept)
 
-    async def whole(self, job_id: str) -> dict[str, Any] | None:
+    async def whole_request(self, job_id: str) -> dict[str, Any] | None:
         """The request as it was made. None if it is no longer kept."""
         stored = await self._store.request(job_id)
-        return None if stored is None else await self._whole(job_id, stored)
+        return None if stored is None else await self._joined(job_id, stored)
 
-    async def is_whole(self, job_id: str) -> bool:
-        """Whether `whole` returns a request."""
+    async def is_all_kept(self, job_id: str) -> bool:
+        """Whether `whole_request` returns a request."""
         stored = await self._store.request(job_id)
-        return stored is not None and stored.whole
+        return stored is not None and stored.all_kept
 
     async def cut(self, before_ms: int) -> None:
         """Remove long texts of jobs that ended before, and texts that no request has."""
@@ -176,8 +176,8 @@ class Requests:
             await self.remove_unused()
         return size
 
-    async def _whole(self, job_id: str, stored: StoredRequest) -> dict[str, Any] | None:
-        if not stored.whole:
+    async def _joined(self, job_id: str, stored: StoredRequest) -> dict[str, Any] | None:
+        if not stored.all_kept:
             return None
         texts = {}
         for place, name in stored.places.items():
@@ -215,8 +215,8 @@ class Requests:
 _NO_ROOM = "Waiting jobs of this key have as many pictures and sounds as allowed, try again later"
 
 
-def _row(job: Job, parts: RequestParts, *, whole: bool) -> NewRow:
-    return job, parts.row, len(parts.long_texts), parts.long_texts if whole else {}
+def _row(job: Job, parts: RequestParts, *, keep_texts: bool) -> NewRow:
+    return job, parts.row, len(parts.long_texts), parts.long_texts if keep_texts else {}
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class RunTimes:
         """Seconds by kind, for the known kinds."""
         return {kind: sum(stages.values()) for kind, stages in self._stages.items()}
 
-    def whole(self, kind: str | None) -> float | None:
+    def expected_seconds(self, kind: str | None) -> float | None:
         """Expected seconds of a job: those of the last job of its kind, otherwise of any kind. None
         before the first."""
         stages = self._of(kind)

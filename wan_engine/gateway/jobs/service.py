@@ -142,7 +142,7 @@ class Jobs:
 
     async def whole_request(self, job_id: str) -> dict[str, Any] | None:
         """Return the request, or None if a part of it is no longer kept."""
-        return await self._requests.whole(job_id)
+        return await self._requests.whole_request(job_id)
 
     async def of_owner(
         self,
@@ -203,7 +203,7 @@ class Jobs:
 
     def _own_left(self, job: Job) -> float | None:
         if job.state != "running":
-            return self.run_times.whole(job.kind)
+            return self.run_times.expected_seconds(job.kind)
         seconds = (now_ms() - (job.started_ms or now_ms())) / 1000
         return self.run_times.left(job.kind, job.progress, seconds)
 
@@ -232,7 +232,7 @@ class Jobs:
             job = replace(queued_again(job), queued_ms=now, expires_ms=expires)
             return replace(job, workers_lost=0, retries=job.retries + 1)
 
-        if job.state in RETRYABLE and not await self._requests.is_whole(job.id):
+        if job.state in RETRYABLE and not await self._requests.is_all_kept(job.id):
             raise Refusal("conflict", "The job's request is no longer stored: send it again")
         with self._room(job.owner, 1):
             moved = await self._move(job.id, RETRYABLE, again)

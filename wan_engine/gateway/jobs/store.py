@@ -48,7 +48,7 @@ class StoredRequest:
 
     row: dict[str, Any]
     places: dict[str, str]
-    whole: bool
+    all_kept: bool
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ FIELDS = (*_MEDIA, REFERENCES)
 _LORA_KEYS = ("name", "scale", "expert")
 
 
-def made_from(request: Mapping[str, Any], whole: bool) -> dict[str, Any]:
-    """The `options` and `media` of a request, whose long texts may be cut. `whole`: they are kept
-    elsewhere. What the form of the page does not have is left out.
+def made_from(request: Mapping[str, Any], all_kept: bool) -> dict[str, Any]:
+    """The `options` and `media` of a request, whose long texts may be cut. `all_kept`: the uncut
+    texts are kept elsewhere. What the form of the page does not have is left out.
 
     A medium is its `url`, or the `type` of its file and whether it is `kept`.
     """
@@ -37,10 +37,10 @@ def made_from(request: Mapping[str, Any], whole: bool) -> dict[str, Any]:
     if loras := _loras(request.get("loras")):
         options["loras"] = loras
     given = {name: request[name] for name in _MEDIA if _is_text(request.get(name))}
-    media: dict[str, Any] = {name: _medium(value, whole) for name, value in given.items()}
+    media: dict[str, Any] = {name: _medium(value, all_kept) for name, value in given.items()}
     references = request.get(REFERENCES)
     if isinstance(references, list):
-        media[REFERENCES] = [_medium(one, whole) for one in references if _is_text(one)]
+        media[REFERENCES] = [_medium(one, all_kept) for one in references if _is_text(one)]
     return {"options": {"prompt": "", **options}, "media": media}
 
 
@@ -56,11 +56,11 @@ def file_of(request: Mapping[str, Any], field: str, at: int) -> str | None:
     return found
 
 
-def _medium(value: str, whole: bool) -> dict[str, Any]:
+def _medium(value: str, all_kept: bool) -> dict[str, Any]:
     if not _is_file(value):
         return {"url": value}
     kind = value[5:].partition(";")[0].partition(",")[0].lower()
-    return {"type": kind, "kept": whole or not is_cut(value)}
+    return {"type": kind, "kept": all_kept or not is_cut(value)}
 
 
 def _loras(value: object) -> list[dict[str, Any]]:
