@@ -106,7 +106,7 @@ def _sound(data: bytes) -> tuple[str, bytes | memoryview]:
         return "wav", plain
     start = mp3.first_frame(data)
     if start is not None:
-        mp3.check_whole(data, start)
+        mp3.check_complete(data, start)
         return "mp3", memoryview(data)[start:]
     if data[:3] == b"ID3" or mp3.is_frame(data[:4]):
         return "mp3", data  # ffmpeg cannot decode it, and the error says so

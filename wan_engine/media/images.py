@@ -71,7 +71,7 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
             image = _whole_jpeg(data)
         image.load()
         if image.format == "PNG":
-            png.check_whole(data)
+            png.check_complete(data)
         if png.has_grey_and_alpha(data):  # Pillow makes colours from 16-bit grey with alpha
             image = image.convert("LA")
         return _rgb(_upright(image), space or image.info.get("icc_profile") or _bmp_profile(data))
@@ -105,7 +105,7 @@ def _whole_jpeg(data: bytes) -> Image.Image:
         raise InvalidMedia("image", "the image is damaged")
     image = Image.open(io.BytesIO(jpeg.ended(data, structure)), formats=["JPEG"])
     image.load()
-    jpeg.check_whole(image, data, structure)
+    jpeg.check_complete(image, data, structure)
     return image
 
 

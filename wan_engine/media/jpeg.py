@@ -142,14 +142,14 @@ def read_structure(data: bytes) -> Structure:
     return found
 
 
-def check_whole(image: Image.Image, data: bytes, found: Structure) -> None:
+def check_complete(image: Image.Image, data: bytes, found: Structure) -> None:
     """Raise `InvalidMedia` if bits of `image`, the decoded `data`, are missing or damaged."""
-    whole = found.complete and all(_has_its_restarts(data, scan) for scan in found.scans)
-    if whole and found.has_end:  # a file with an end marker is rarely truncated, so check less
-        whole = _needs_no_more(image, data, found, _FIRST_BYTES[:2])
-    elif whole:
-        whole = _needs_no_more(image, data, _without_padding(image, data, found))
-    if not whole or _is_made_of_damage(image, data, found):
+    complete = found.complete and all(_has_its_restarts(data, scan) for scan in found.scans)
+    if complete and found.has_end:  # a file with an end marker is rarely truncated, so check less
+        complete = _needs_no_more(image, data, found, _FIRST_BYTES[:2])
+    elif complete:
+        complete = _needs_no_more(image, data, _without_padding(image, data, found))
+    if not complete or _is_made_of_damage(image, data, found):
         raise InvalidMedia("image", "the image is damaged")
 
 

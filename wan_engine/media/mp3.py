@@ -53,7 +53,7 @@ def first_frame(data: bytes) -> int | None:
     return None
 
 
-def check_whole(data: bytes, start: int) -> None:
+def check_complete(data: bytes, start: int) -> None:
     """Raise `InvalidMedia` if, from the frame at `start` on, more than a hundredth is not frames,
     or is missing according to the file's own header, or if the file contains a page with an
     error."""

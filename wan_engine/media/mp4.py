@@ -34,7 +34,7 @@ class Track:
 class _Box:
     kind: bytes
     body: memoryview
-    whole: bool
+    complete: bool
 
 
 def is_mp4(data: bytes) -> bool:
@@ -42,9 +42,9 @@ def is_mp4(data: bytes) -> bool:
     return data[4:8] in _BEGINS
 
 
-def is_whole(data: bytes) -> bool:
+def is_complete(data: bytes) -> bool:
     """Whether every box with pictures or sound ends within the file."""
-    return all(box.whole or box.kind not in _NEEDED for box in _boxes(memoryview(data)))
+    return all(box.complete or box.kind not in _NEEDED for box in _boxes(memoryview(data)))
 
 
 def tracks(data: bytes) -> list[Track]:

@@ -39,16 +39,16 @@ _PERCEPTUAL_TO_ABSOLUTE = range(4)  # the rendering intents of sRGB
 class _Chunk:
     kind: bytes
     body: memoryview
-    whole: memoryview
+    data: memoryview
 
     @property
     def complete(self) -> bool:
-        return len(self.whole) == _HEAD.size + len(self.body) + _CHECK_BYTES
+        return len(self.data) == _HEAD.size + len(self.body) + _CHECK_BYTES
 
     @property
     def sound(self) -> bool:
         return zlib.crc32(self.body, zlib.crc32(self.kind)) == int.from_bytes(
-            self.whole[-_CHECK_BYTES:]
+            self.data[-_CHECK_BYTES:]
         )
 
 
@@ -57,15 +57,15 @@ def picture_alone(data: bytes) -> bytes:
     is returned unchanged, because the end chunk would be read as data."""
     view, parts, at = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
     for chunk in _chunks(view):
-        at += len(chunk.whole)
+        at += len(chunk.data)
         if _belongs(chunk):
-            parts.append(chunk.whole)
+            parts.append(chunk.data)
     if data[at + 4 : at + 8] in (b"IDAT", b"fdAT"):
         return b"".join([*parts, view[at:]])
     return b"".join([*parts, memoryview(_END)])
 
 
-def check_whole(data: bytes) -> None:
+def check_complete(data: bytes) -> None:
     """Raise `InvalidMedia` if rows of a picture that Pillow has decoded are missing or damaged.
     Pillow leaves missing rows black."""
     missing = _row_bytes(data)

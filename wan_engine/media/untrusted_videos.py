@@ -147,7 +147,7 @@ class UntrustedVideo:
 
     def _checked_tracks(self) -> list[mp4.Track]:
         used = [track for track in mp4.tracks(self._data) if track.kind in (b"vide", b"soun")]
-        if not mp4.is_whole(self._data):
+        if not mp4.is_complete(self._data):
             raise refused("the video is damaged or cut")
         if not any(track.kind == b"vide" for track in used):
             raise refused("the file holds no video")

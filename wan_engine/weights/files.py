@@ -64,11 +64,13 @@ def missing_in(folder: Path) -> list[str]:
 def cut_off(folder: Path, pattern: str = "**/*.safetensors") -> list[str]:
     """The safetensors files in `folder` that are shorter or longer than their headers say."""
     return sorted(
-        path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not _is_whole(path)
+        path.relative_to(folder).as_posix()
+        for path in folder.glob(pattern)
+        if not _is_complete(path)
     )
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says: eight bytes with the header's
     length, the header, the tensors up to the largest offset (format description of safetensors)."""
     try:

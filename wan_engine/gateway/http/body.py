@@ -51,7 +51,7 @@ class Body:
         self._folder = folder
         announced = headers.get("content-length", "0")
         self._announced = int(announced[:20]) if re.fullmatch(r"[0-9]+", announced) else 0
-        self._whole = self._announced == 0 and "transfer-encoding" not in headers
+        self._complete = self._announced == 0 and "transfer-encoding" not in headers
         self._held: Held | None = None
         self._file: IO[bytes] | None = None
         self._recent: list[bytes] = []  # the part that is not in the file
@@ -94,7 +94,7 @@ class Body:
         self._forget()
 
     async def _next(self, deadline: Deadline) -> bytes | None:
-        if self._whole:
+        if self._complete:
             return None
         try:
             async with asyncio.timeout_at(deadline.at):
@@ -103,7 +103,7 @@ class Body:
             raise Refusal("timeout", "The body of the request arrived too slowly") from None
         if message["type"] == "http.disconnect":  # an incomplete body is not a request
             raise Refusal("invalid_request", "The body is incomplete")
-        self._whole = not message.get("more_body", False)
+        self._complete = not message.get("more_body", False)
         return bytes(message.get("body", b""))
 
     async def _keep(self, chunk: bytes) -> None:
