@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from wan_engine import weights
 from wan_engine.catalog import ModelSpec
-from wan_engine.catalog.with_settings import with_overrides
+from wan_engine.catalog.with_settings import with_settings
 from wan_engine.engine import Engine
 from wan_engine.errors import ConfigurationError, EngineError, Warned
 from wan_engine.media import ffmpeg, retime
@@ -73,13 +73,13 @@ def machine_checks(
         of = f" ({task})" if several else ""
         if several:
             yield Check(f"model{of}", "ok", f"{located.spec.name} ({reason})")
-        overrides = _checked(f"settings{of}", partial(_overrides, located.spec, settings))
-        yield overrides
+        applied = _checked(f"settings{of}", partial(_applied, located.spec, settings))
+        yield applied
         for lora in located.loras:
             yield _checked(f"lora{of}", partial(_lora, located, lora))
         if seen:
             yield _checked(f"memory{of}", partial(_memory, located.spec, gpu))
-        if seen and overrides.ok:
+        if seen and applied.ok:
             yield _checked(f"recipe{of}", partial(_recipe, located.spec, gpu, settings))
     if several and seen:
         yield _checked("pool", partial(_pool, found or {}, gpu, settings))
@@ -213,7 +213,7 @@ def _pool(found: Configured, gpu: recipes.Gpu | None, settings: Settings) -> str
     limit_gb = recipes.pool_gb(gpu, settings)
     kept_gb, most_gb = 0.0, 0.0
     for located, _ in found.values():
-        spec = with_overrides(located.spec, settings)
+        spec = with_settings(located.spec, settings)
         recipe, _ = recipes.choose(spec, gpu, settings)
         kept = recipes.kept_gb(spec, recipe)
         kept_gb += kept
@@ -227,8 +227,8 @@ def _pool(found: Configured, gpu: recipes.Gpu | None, settings: Settings) -> str
     )
 
 
-def _overrides(spec: ModelSpec, settings: Settings) -> str:
-    spec = with_overrides(spec, settings)
+def _applied(spec: ModelSpec, settings: Settings) -> str:
+    spec = with_settings(spec, settings)
     return f"{spec.steps} steps, guidance {spec.guidance_scale:g}, shift {spec.flow_shift:g}"
 
 
@@ -260,7 +260,7 @@ def _loras(settings: Settings) -> str:
 
 
 def _recipe(spec: ModelSpec, gpu: recipes.Gpu | None, settings: Settings) -> str:
-    recipe, why = recipes.choose(with_overrides(spec, settings), gpu, settings)
+    recipe, why = recipes.choose(with_settings(spec, settings), gpu, settings)
     line = f"{recipe} ({why})"
     return Warned(line) if recipes.NOT_COMPILED in why else line
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from wan_engine import weights
 from wan_engine.catalog import ModelSpec
-from wan_engine.catalog.with_settings import with_overrides
+from wan_engine.catalog.with_settings import with_settings
 from wan_engine.control import Control
 from wan_engine.errors import CompileFailed, InvalidRequest, LoraRefused, NotServed, OutOfMemory
 from wan_engine.families import OnBytes, import_family, load_family
@@ -52,7 +52,7 @@ class Model:
         self, located: weights.Located, reason: str, gpu: recipes.Gpu | None, settings: Settings
     ) -> None:
         self.located, self.reason = located, reason
-        self.spec = with_overrides(located.spec, settings)
+        self.spec = with_settings(located.spec, settings)
         self.recipe, self.recipe_reason = recipes.choose(self.spec, gpu, settings)
         self.family: Loaded | None = None
         self.away = False

@@ -14,7 +14,7 @@ from tests.engine.clips import (
 )
 from wan_engine import Engine
 from wan_engine.catalog import CATALOG
-from wan_engine.catalog.with_settings import with_overrides
+from wan_engine.catalog.with_settings import with_settings
 from wan_engine.errors import (
     ConfigurationError,
 )
@@ -51,7 +51,7 @@ def test_a_continuation_that_the_model_cannot_do_is_refused(make_settings: MakeS
         Engine(make_settings(continuation="latents"))
     row = CATALOG["wan2.2-i2v-a14b-4step-svi"]
     with pytest.raises(ConfigurationError, match="it takes auto or svi"):
-        with_overrides(row, make_settings(continuation="last_frames"))
+        with_settings(row, make_settings(continuation="last_frames"))
 
 
 def test_svi_needs_its_pair(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_svi_needs_its_pair(make_settings: MakeSettings, tmp_path: Path) -> None
     pair = tuple(OwnLora(path=path, expert=path.stem) for path in files)
     for given in ((), pair[:1], (OwnLora(path=files[0]),)):
         with pytest.raises(ConfigurationError, match="needs the Stable Video Infinity"):
-            with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=given))
-    spec = with_overrides(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=pair))
+            with_settings(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=given))
+    spec = with_settings(CATALOG["wan-tiny"], make_settings(continuation="svi", lora=pair))
     assert spec.continuation == "svi"
     row = CATALOG["wan2.2-i2v-a14b-4step-svi"]
-    assert with_overrides(row, make_settings(continuation="svi")).continuation == "svi"
+    assert with_settings(row, make_settings(continuation="svi")).continuation == "svi"
 
 
 def test_a_serverless_worker_needs_a_bucket(make_settings: MakeSettings) -> None:

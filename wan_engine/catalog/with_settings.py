@@ -12,7 +12,7 @@ from wan_engine.settings import Settings
 _FULL_AREA = 1920 * 1088  # 1080p with sides that are multiples of 16
 
 
-def with_overrides(spec: ModelSpec, settings: Settings) -> ModelSpec:
+def with_settings(spec: ModelSpec, settings: Settings) -> ModelSpec:
     """`spec` with these settings applied. All of them except the area apply to the model of
     WAN_MODEL only. Raises `ConfigurationError` for settings that contradict each other."""
     area = settings.render_area or (_FULL_AREA if settings.upscale == "native" else None)

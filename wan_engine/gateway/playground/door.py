@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from wan_engine.catalog import ModelSpec, known_models
-from wan_engine.catalog.with_settings import with_overrides
+from wan_engine.catalog.with_settings import with_settings
 from wan_engine.errors import EngineError
 from wan_engine.gateway.door import Door
 from wan_engine.gateway.doors.context import Context
@@ -156,7 +156,7 @@ class _Routes:
         known = known_models()
         served = self._context.models() or {}
         return {
-            task: with_overrides(known[name], self._context.settings)
+            task: with_settings(known[name], self._context.settings)
             for task, name in served.items()
             if name in known
         }
