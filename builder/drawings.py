@@ -162,7 +162,7 @@ GATEWAY = (
         "render",
         "one of the two",
         (
-            Box("engine, own process", "backends/local.py", then=False),
+            Box("engine, own process", "backends/own_engine.py", then=False),
             Box("Runpod endpoint", "backends/endpoint.py", then=False),
         ),
         _GREEN,

@@ -14,7 +14,7 @@ from typing import Any
 from tests.gateway.conftest import PICTURE
 from wan_engine.control import Preview, Progress
 from wan_engine.gateway.backends.base import Work
-from wan_engine.gateway.backends.local import LocalBackend
+from wan_engine.gateway.backends.own_engine import LocalBackend
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 

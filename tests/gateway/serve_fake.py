@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from wan_engine.gateway.backends.local import LocalBackend
+from wan_engine.gateway.backends.own_engine import LocalBackend
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.gateway.serve import serve
 from wan_engine.settings import Settings

@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.conftest import eventually
 from tests.gateway.engine_jobs import alive, opened, pid_of
-from wan_engine.gateway.backends import local
+from wan_engine.gateway.backends import own_engine
 from wan_engine.gateway.backends.base import WorkerLost, WorkFailed
 
 
@@ -33,7 +33,7 @@ def test_an_engine_that_dies_loses_its_job_and_is_restarted(tmp_path: Path, why:
 def test_an_engine_that_does_not_stop_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.backends.local._GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("wan_engine.gateway.backends.own_engine._GRACE_SECONDS", 0.3)
 
     async def line() -> None:
         async with opened(tmp_path) as asked:
@@ -122,7 +122,7 @@ def test_a_paused_engine_is_not_ready_and_is_killed(tmp_path: Path, busy: bool) 
 def test_an_engine_whose_start_hangs_is_restarted(
     tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOAD_TIMES", 2)
+    monkeypatch.setattr(own_engine, "LOAD_TIMES", 2)
 
     async def line() -> None:
         async with opened(tmp_path, hang_seconds=1, model="slow") as asked:

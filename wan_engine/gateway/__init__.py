@@ -2,5 +2,5 @@
 that render.
 
 `app.py` has a job's way through it on one page. It never imports torch: the engine runs in a
-separate process (`backends/local.py`), or on a Runpod endpoint (`backends/endpoint.py`).
+separate process (`backends/own_engine.py`), or on a Runpod endpoint (`backends/endpoint.py`).
 """

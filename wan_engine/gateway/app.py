@@ -9,7 +9,7 @@ POST /v2/wan-2-6-i2v/run
   jobs/store.py           `Store.add` stores job and request; from now on, the job will end
   jobs/fair_queue.py      the job waits for its turn
   jobs/dispatch.py        `Dispatcher._run` claims it and passes it to the backend as `Work`
-  backends/local.py       `LocalBackend.run` sends it to `engine_process.py`, which renders it,
+  backends/own_engine.py  `LocalBackend.run` sends it to `engine_process.py`, which renders it,
   backends/endpoint.py    or `EndpointBackend.run` sends it to Runpod and polls it
   jobs/service.py         `Jobs.complete` or `Jobs.fail` stores the result and wakes waiting callers
 GET /v2/wan-2-6-i2v/status/ID

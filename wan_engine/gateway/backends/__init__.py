@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from wan_engine.gateway.backends.base import Backend
 from wan_engine.gateway.backends.endpoint import EndpointBackend
-from wan_engine.gateway.backends.local import LocalBackend
+from wan_engine.gateway.backends.own_engine import LocalBackend
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
 

@@ -1,7 +1,7 @@
 """Defines the interface of a backend, and the work that the dispatcher hands to it.
 
 `Dispatcher._work` (`jobs/dispatch.py`) makes a `Work`, and its callables change the job. The
-backends are `LocalBackend` (`local.py`) and `EndpointBackend` (`endpoint.py`).
+backends are `LocalBackend` (`own_engine.py`) and `EndpointBackend` (`endpoint.py`).
 """
 
 from __future__ import annotations
