@@ -6,17 +6,6 @@ from wan_engine.weights.download import (
     download_writer,
     verify,
 )
-from wan_engine.weights.models import (
-    TASK_SETTINGS,
-    Located,
-    LocatedLora,
-    configured,
-    locate,
-    missing_files,
-    own_loras,
-    resolve,
-    select,
-)
 from wan_engine.weights.small_models import (
     LocatedClassifier,
     LocatedWriter,
@@ -28,6 +17,17 @@ from wan_engine.weights.small_models import (
     resolve_writer,
 )
 from wan_engine.weights.upscaler import choose_upscaling
+from wan_engine.weights.video_models import (
+    TASK_SETTINGS,
+    Located,
+    LocatedLora,
+    configured,
+    locate,
+    missing_files,
+    own_loras,
+    resolve,
+    select,
+)
 
 __all__ = [
     "TASK_SETTINGS",

@@ -22,7 +22,6 @@ from wan_engine.settings import Settings
 from wan_engine.weights import hub_errors, manifest
 from wan_engine.weights.files import Wanted, at_revision, cut_off, sha256
 from wan_engine.weights.manifest import Manifest
-from wan_engine.weights.models import Located, locate, resolve, wanted_model
 from wan_engine.weights.small_models import (
     LocatedClassifier,
     has_classifier,
@@ -32,6 +31,7 @@ from wan_engine.weights.small_models import (
     wanted_classifier,
     wanted_writer,
 )
+from wan_engine.weights.video_models import Located, locate, resolve, wanted_model
 
 log = logging.getLogger(__name__)
 Tell = Callable[[str], None]

@@ -19,7 +19,7 @@ from wan_engine.schema.fields import described
 from wan_engine.schema.lora import is_lora_name
 from wan_engine.settings import Settings
 from wan_engine.weights.lora_plan import LoraPlan, Parameters, parameters_in, plan
-from wan_engine.weights.models import Located, LocatedLora
+from wan_engine.weights.video_models import Located, LocatedLora
 
 _ENDING = ".safetensors"
 _DEPTH = 3  # levels of subfolders, so that a volume full of models is not searched for long

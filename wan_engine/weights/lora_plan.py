@@ -14,7 +14,7 @@ from wan_engine.catalog import Expert
 from wan_engine.errors import LoraRefused
 from wan_engine.weights.lora_file import Adapter, Tensor, read_header, shapes
 from wan_engine.weights.lora_keys import Change, is_weight, read_keys, shown
-from wan_engine.weights.models import LocatedLora
+from wan_engine.weights.video_models import LocatedLora
 
 log = logging.getLogger(__name__)
 
