@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.gateway.conftest import Serve, Served, eventually
 from tests.gateway.playground.test_answers import API, RUN, sent, told
 from wan_engine.control import Preview
-from wan_engine.gateway.jobs.previews import Previews
+from wan_engine.gateway.jobs.latest_previews import Previews
 from wan_engine.gateway.keys import new_entry
 
 WEBP = "data:image/webp;base64,AAAA"
