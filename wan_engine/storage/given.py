@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, InvalidRequest, StorageFailed
 from wan_engine.settings import Settings
-from wan_engine.storage.answers import BucketFailed
 from wan_engine.storage.bucket import find_bucket, serves_no_signed_links
+from wan_engine.storage.bucket_errors import BucketFailed
 from wan_engine.storage.pinned import PinnedSession
 from wan_engine.storage.probe import Unusable
 from wan_engine.storage.retries import RetryLimits

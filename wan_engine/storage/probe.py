@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from wan_engine.control import Control
 from wan_engine.errors import EngineError
-from wan_engine.storage.answers import BucketFailed, boto_errors
+from wan_engine.storage.bucket_errors import BucketFailed, boto_errors
 from wan_engine.storage.retries import Ask, RetryLimits, beside
 
 Get = Callable[[str], tuple[int, bytes]]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, DeadlineExceeded, EngineError
-from wan_engine.storage.answers import BucketFailed
+from wan_engine.storage.bucket_errors import BucketFailed
 
 Answer = TypeVar("Answer")
 Ask = Callable[[], None]

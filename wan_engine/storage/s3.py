@@ -16,8 +16,8 @@ from urllib.parse import quote
 from wan_engine.control import Control
 from wan_engine.errors import ConfigurationError, Warned
 from wan_engine.settings import Settings, env_name
-from wan_engine.storage.answers import BucketFailed, boto_errors
 from wan_engine.storage.bucket import Bucket, find_bucket, serves_no_signed_links
+from wan_engine.storage.bucket_errors import BucketFailed, boto_errors
 from wan_engine.storage.pinned import PinnedSession
 from wan_engine.storage.probe import Probe, Unusable, get
 from wan_engine.storage.records import (
