@@ -144,7 +144,7 @@ GATEWAY = (
         "stored before the answer",
         (
             Box("reserve a place", "jobs/service.py"),
-            Box("store its media", "jobs/requests.py"),
+            Box("store its media", "jobs/kept_requests.py"),
             Box("store the job", "jobs/store.py"),
         ),
         _PINK,

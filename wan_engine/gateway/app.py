@@ -5,7 +5,7 @@ POST /v2/wan-2-6-i2v/run
   http/guard.py           checks the key, its rate and the size of the body
   doors/runpod/door.py    `run` reads the body and submits a `NewJob`
   jobs/service.py         `Jobs.submit` checks the request and reserves a place in the queue
-  jobs/requests.py        `Requests.add` stores its media, within the quota of the key
+  jobs/kept_requests.py   `Requests.add` stores its media, within the quota of the key
   jobs/store.py           `Store.add` stores job and request; from now on, the job will end
   jobs/fair_queue.py      the job waits for its turn
   jobs/dispatch.py        `Dispatcher._run` claims it and passes it to the backend as `Work`
@@ -47,9 +47,9 @@ from wan_engine.gateway.http.guard import Guard, Rules
 from wan_engine.gateway.jobs.database import open_database
 from wan_engine.gateway.jobs.dispatch import Dispatcher
 from wan_engine.gateway.jobs.fair_queue import FairQueue
+from wan_engine.gateway.jobs.kept_requests import Requests
 from wan_engine.gateway.jobs.long_texts import open_long_texts
 from wan_engine.gateway.jobs.ownership import Ownership
-from wan_engine.gateway.jobs.requests import Requests
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.jobs.sweep import sweep

@@ -158,7 +158,7 @@ def test_a_picture_is_deleted_with_the_last_job_that_needs_it(serve: Serve, tmp_
 def test_a_new_picture_replaces_those_of_failed_jobs_the_oldest_first(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_engine.gateway.jobs.requests._CUT_AT_ONCE", 1)
+    monkeypatch.setattr("wan_engine.gateway.jobs.kept_requests._CUT_AT_ONCE", 1)
 
     async def line() -> None:
         async with serve(media_max_bytes=2 * MB) as served:

@@ -29,9 +29,9 @@ from wan_engine.gateway.job import (
 from wan_engine.gateway.jobs.counts import Counts
 from wan_engine.gateway.jobs.events import Events
 from wan_engine.gateway.jobs.fair_queue import FairQueue, Full
+from wan_engine.gateway.jobs.kept_requests import Requests
 from wan_engine.gateway.jobs.latest_previews import Previews
 from wan_engine.gateway.jobs.request_parts import split
-from wan_engine.gateway.jobs.requests import Requests
 from wan_engine.gateway.jobs.run_times import RunTimes
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.metrics import Metrics

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from wan_engine.gateway.job import DAY_SECONDS, Job, now_ms
-from wan_engine.gateway.jobs.requests import Requests
+from wan_engine.gateway.jobs.kept_requests import Requests
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.jobs.store import Store
 from wan_engine.gateway.links import Links
