@@ -219,7 +219,7 @@ class Carry:
     entry per convolution) belong to the family.
     """
 
-    frames: NDArray[np.uint8] | None = None
+    frames: Frames | None = None
     latents: Any = None
     pixels: Any = None
     decoder: list[Any] = field(default_factory=list)
