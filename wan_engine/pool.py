@@ -22,12 +22,12 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import with_settings
 from wan_engine.control import Control
 from wan_engine.errors import CompileFailed, InvalidRequest, LoraRefused, NotServed, OutOfMemory
-from wan_engine.families import OnBytes, import_family, load_family
+from wan_engine.families import import_family, load_family
 from wan_engine.plan import PlanLimits, rendered_sizes
 from wan_engine.runtime import compile_cache, memory, recipes
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.startup import Startup
-from wan_engine.schema import Task
+from wan_engine.schema import OnBytes, Task
 from wan_engine.settings import Settings
 from wan_engine.weights.lora_folder import ChosenLora
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from wan_engine.catalog import ModelSpec
 from wan_engine.runtime.logs import quiet_libraries
 from wan_engine.runtime.recipes import Recipe
+from wan_engine.schema import OnBytes
 from wan_engine.settings.environment import tell_libraries
 from wan_engine.weights import LocatedLora
 
 if TYPE_CHECKING:
     from wan_engine.families.base import Family
-
-OnBytes = Callable[[int, int], None]
-"""Called with the bytes loaded so far and the total. An error that it raises stops the load."""
 
 FAMILIES: Mapping[str, str] = {
     "i2v": "wan_engine.families.i2v:ImageToVideo",

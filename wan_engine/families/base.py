@@ -11,7 +11,6 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import NotServed
-from wan_engine.families import OnBytes
 from wan_engine.runtime.finite import not_finite
 from wan_engine.schema import (
     Clip,
@@ -21,6 +20,7 @@ from wan_engine.schema import (
     Frames,
     Input,
     LastPicture,
+    OnBytes,
     References,
     SegmentInput,
     SoundInput,

@@ -25,7 +25,7 @@ from PIL import Image
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import CompileFailed, OutOfMemory
-from wan_engine.families import OnBytes, previews
+from wan_engine.families import previews
 from wan_engine.families.base import refuse_others, stream_decode, to_frames
 from wan_engine.families.continuation import ContinuingPipeline, Start, latent_moments
 from wan_engine.families.loading import load_pipeline
@@ -44,6 +44,7 @@ from wan_engine.schema import (
     FirstPicture,
     Frames,
     LastPicture,
+    OnBytes,
     SegmentInput,
 )
 from wan_engine.weights import LocatedLora

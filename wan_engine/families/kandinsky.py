@@ -23,14 +23,13 @@ from transformers import AutoTokenizer
 
 from wan_engine.catalog import ModelSpec
 from wan_engine.errors import OutOfMemory
-from wan_engine.families import OnBytes
 from wan_engine.families.loading import load_networks
 from wan_engine.families.placement import EXACT_BESIDE_8_BITS
 from wan_engine.families.prompt_embeddings import in_place
 from wan_engine.runtime.faults import is_out_of_memory
 from wan_engine.runtime.finite import require_finite
 from wan_engine.runtime.recipes import Recipe
-from wan_engine.schema import Frames, SoundInput, Waveform
+from wan_engine.schema import Frames, OnBytes, SoundInput, Waveform
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 

@@ -23,7 +23,7 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 
 from wan_engine.errors import ConfigurationError
-from wan_engine.families import OnBytes, float8, tensors
+from wan_engine.families import float8, tensors
 from wan_engine.families.continuation import ContinuingPipeline
 from wan_engine.families.lora import fuse_into
 from wan_engine.families.placement import finish, settle, settle_block
@@ -31,6 +31,7 @@ from wan_engine.families.tokens import faithful
 from wan_engine.runtime import memory
 from wan_engine.runtime.faults import chain
 from wan_engine.runtime.recipes import Recipe
+from wan_engine.schema import OnBytes
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.files import read_json
 from wan_engine.weights.lora_keys import shown

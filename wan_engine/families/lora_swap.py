@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from wan_engine.catalog import Expert
-from wan_engine.families import OnBytes, tensors
+from wan_engine.families import tensors
 from wan_engine.families.float8 import Float8Linear, to_float8
 from wan_engine.families.lora import Fusing
 from wan_engine.runtime import memory
 from wan_engine.runtime.recipes import Recipe
+from wan_engine.schema import OnBytes
 from wan_engine.weights import LocatedLora
 from wan_engine.weights.lora_folder import ChosenLora
 from wan_engine.weights.lora_plan import COMPONENTS, LoraPlan, plans_for, tell_fused

@@ -267,6 +267,10 @@ OnPreview = Callable[[int, Callable[[], Frames | None]], None]
 """Gets the number of finished steps of a segment, and a function that makes small frames of it. The
 function is called only if anyone looks at previews, and may fail."""
 
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes of a model loaded so far and the total. An error that it raises stops the
+load."""
+
 C = TypeVar("C", FirstPicture, LastPicture, References, DrivingSound, Carry)
 
 
