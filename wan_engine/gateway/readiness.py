@@ -63,7 +63,7 @@ class Readiness:
             failing = True
             if not before:
                 log.error("not ready: %s: %s", look.lacking, error)
-        except Exception:
+        except Exception:  # of boto or the system; the watch must go on, whatever a check raises
             failing = True
             log.exception("not ready: %s", look.lacking)
         look.failing = failing  # only now, because a check may take a minute

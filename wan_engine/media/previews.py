@@ -66,7 +66,7 @@ class Previews:
             self._tell(step, [Image.fromarray(frame) for frame in frames])
         except (Cancelled, DeadlineExceeded):
             raise
-        except Exception:
+        except Exception:  # of torch or Pillow; a clip must not fail because of its preview
             log.exception("job %s goes on without previews", self._control.job_id)
             self._over = True
         self._spent_seconds += time.monotonic() - began

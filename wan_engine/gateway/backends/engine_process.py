@@ -228,7 +228,7 @@ def _started(
     except EngineError as error:
         tell({"told": "unusable", "error": str(error)})
         os._exit(1)
-    except Exception:
+    except Exception:  # of torch or a driver; the gateway starts this process again
         log.exception("the engine cannot start")
         os._exit(1)
     log.info("the engine takes jobs %s", startup)
