@@ -156,7 +156,8 @@ def from_engine(image: Path, prompt: str, duration: int, seed: int) -> list[Seam
     request = VideoRequest.parse(fields)
     with tempfile.TemporaryDirectory(prefix="seams-") as folder:
         order = request.order()
-        media, expansion = engine.prepare(order, engine.choose(order), Path(folder), control)
+        prepared = engine.prepare(order, engine.choose(order), Path(folder), control)
+        media, expansion = prepared.media, prepared.expansion
     limits = PlanLimits(engine.settings.frame)
     plan = make_plan(order, expansion.script, media, engine.spec, limits)
     family = engine.load()

@@ -262,7 +262,7 @@ def _loras(settings: Settings) -> str:
 def _recipe(spec: ModelSpec, gpu: recipes.Gpu | None, settings: Settings) -> str:
     recipe, why = recipes.choose(with_settings(spec, settings), gpu, settings)
     line = f"{recipe} ({why})"
-    return Warned(line) if recipes.NOT_COMPILED in why else line
+    return Warned(line) if isinstance(why, Warned) else line
 
 
 def _fps(settings: Settings) -> str:
@@ -274,7 +274,7 @@ def _fps(settings: Settings) -> str:
 
 def _prompts(settings: Settings, device: str) -> str:
     expander = open_expander(settings, device)
-    line = f"{expander.backend} ({expander.reason.partition(',')[0]})"
+    line = f"{expander.backend} ({expander.reason})"
     fallen_back = expander.backend == "template" and settings.prompt_backend == "auto"
     return Warned(f"{line}: fixed phrases are added") if fallen_back else line
 

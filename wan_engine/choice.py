@@ -67,6 +67,12 @@ class Choice:
         """The row of the later shots, if it is another one."""
         return self.later.spec if self.later else None
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why these models, and what the caller asked for and does not get, for the log."""
+        later = (f"later shots: {self.later.reason}",) if self.later else ()
+        return f"{self.spec.task}: {self.reason}", *later, *self.warnings
+
     def described(self) -> dict[str, Any]:
         """The choice in the JSON of a plan."""
         told: dict[str, Any] = {

@@ -18,26 +18,17 @@ from wan_engine.catalog import ModelSpec
 from wan_engine.catalog.with_settings import negative_prompt
 from wan_engine.choice import Choice, choose, without_later_model
 from wan_engine.control import Control
-from wan_engine.errors import (
-    Cancelled,
-    ConfigurationError,
-    DeadlineExceeded,
-    EngineError,
-    InvalidRequest,
-)
-from wan_engine.media.made_sound import make_sound
+from wan_engine.errors import InvalidRequest
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.previews import Previews
-from wan_engine.media.soundtrack import after
-from wan_engine.media.video import EncodeOptions, Sound, add_sound
+from wan_engine.media.video import EncodeOptions
 from wan_engine.plan import PlanLimits, described, make_plan
 from wan_engine.pool import Pool
-from wan_engine.prepare import Preparation
-from wan_engine.prompts import Expansion, open_expander
+from wan_engine.prepare import Preparation, Prepared
+from wan_engine.prompts import open_expander
 from wan_engine.prompts.token_limit import TokenLimit
-from wan_engine.render import RenderOptions, render
+from wan_engine.render import RenderOptions, render, with_made_sound
 from wan_engine.runtime import estimates, memory
-from wan_engine.runtime.faults import device_answers, is_device_fault
 from wan_engine.runtime.recipes import Recipe
 from wan_engine.runtime.scratch import clear_abandoned, job_folder
 from wan_engine.runtime.startup import Startup
@@ -45,7 +36,6 @@ from wan_engine.runtime.time_limits import allow_steps, set_limits, slowness
 from wan_engine.safety import open_safety
 from wan_engine.schema import (
     SEED_MAX,
-    AudioTrack,
     EncodedVideo,
     Media,
     Order,
@@ -64,9 +54,6 @@ if TYPE_CHECKING:
     from wan_engine.families.base import Family, SoundFamily
 
 log = logging.getLogger(__name__)
-
-_NO_SOUND = "The sound could not be made: the clip has a silent track"
-_SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is accepted with a warning
 
 
 class Engine:
@@ -165,19 +152,18 @@ class Engine:
         choice = self.choose(order)
         model = self.pool.models[choice.spec.task]
         with memory.measured():
-            # The count covers the whole job, or its render alone if jobs overlap, so that a
-            # waiting job is not blamed for the other one.
-            counted = nullcontext() if self.settings.prefetch else self._counted(control)
+            counted = self._counted(control, render_alone=False)
             with counted, job_folder(self.settings) as folder:
                 prepare = partial(self.prepare, order, choice, folder, control)
-                media, expansion = self.pool.run(model, prepare, beside=control)
+                prepared = self.pool.run(model, prepare, beside=control)
+                media, expansion = prepared.media, prepared.expansion
                 plan = self.plan(order, choice, expansion.script, media)
                 how = self._how(choice, plan)
                 estimates.refuse_if_too_long(self.settings, order, plan, how, control)
-                warnings = self._warnings(order, choice, plan, media, expansion)
+                warnings = self._warnings(choice, plan, prepared)
                 video = self.render(order, choice, plan, media, folder, control)
                 warnings += video.warnings
-                result = self.publish(order, choice, plan, warnings, video, control, storage)
+                result = self.publish(order, plan, warnings, video, control, storage)
             self._log_summary(order, choice, plan, video, control)
         if how == self._how(choice, plan):  # otherwise the clip was rendered twice
             estimates.remember(self.settings, plan, how, control.stage_seconds)
@@ -189,8 +175,8 @@ class Engine:
         order = replace(_settled(request), check_content=False)
         choice = self.choose(order)
         with job_folder(self.settings) as folder:
-            media, expansion = self.prepare(order, choice, folder, control or Control())
-            plan = self.plan(order, choice, expansion.script, media)
+            prepared = self.prepare(order, choice, folder, control or Control())
+            plan = self.plan(order, choice, prepared.expansion.script, prepared.media)
         return described(
             plan,
             choice.spec,
@@ -218,9 +204,7 @@ class Engine:
     def _loras(self, order: Order, task: Task) -> tuple[ChosenLora, ...]:
         return self.lora_folder.chosen(order.loras, self.pool.models[task].located)
 
-    def prepare(
-        self, order: Order, choice: Choice, folder: Path, control: Control
-    ) -> tuple[Media, Expansion]:
+    def prepare(self, order: Order, choice: Choice, folder: Path, control: Control) -> Prepared:
         """Fetch and check the media of the order, and expand the prompt if asked. Does not hold the
         device of the models."""
         preparation = Preparation(self.settings, self.safety, self.expander, self._token_limits)
@@ -264,6 +248,9 @@ class Engine:
                 control.enter("load")
             return self.pool.load(models[task], control, loras[task])
 
+        def load_sound() -> SoundFamily:
+            return cast("SoundFamily", self.pool.load(self.pool.models["sound-for-video"], control))
+
         def once() -> EncodedVideo:
             slowest = max(models.values(), key=lambda one: slowness(one.spec, one.recipe))
             how = self._how(choice, plan)
@@ -273,52 +260,18 @@ class Engine:
             load(choice.spec.task)  # before later stages wait for frames
             return render(load, plan, media, options, folder, control)
 
-        counted = self._counted(control) if self.settings.prefetch else nullcontext()
-        with self.pool.device(control), counted:
+        with self.pool.device(control), self._counted(control, render_alone=True):
             video = self.pool.run(first, once)
-            return self._with_sound(choice, plan, media, video, control)
-
-    def _with_sound(
-        self, choice: Choice, plan: Plan, media: Media, video: EncodedVideo, control: Control
-    ) -> EncodedVideo:
-        """Return the clip with the sound that a model makes for its frames, after the sound of the
-        clip that it continues. If the model fails, the clip gets a silent track and a warning,
-        because the frames are already rendered."""
-        if choice.sound_spec is None:
-            return video
-        first = media.first_clip.sound if media.first_clip and plan.given_frames else None
-        model = self.pool.models["sound-for-video"]
-        allow_steps(control, self.settings, model.spec, model.recipe)
-
-        def once() -> AudioTrack:
-            control.enter("load")
-            family = cast("SoundFamily", self.pool.load(model, control))
-            made = make_sound(family.hear, family.spec, plan, video, control)
-            if first is None:
-                return made
-            path = video.path.with_name("sound.wav")
-            return after(first, made, plan.given_frames / plan.fps, path)
-
-        try:
-            made: Sound = self.pool.run(model, once)
-        except (Cancelled, DeadlineExceeded, ConfigurationError):
-            raise
-        except Exception as error:
-            if is_device_fault(error) and not device_answers(self.settings.device):
-                raise  # no later job can work in this process
-            bug = not isinstance(error, EngineError)
-            log.error(
-                "the sound of job %s could not be made: %r", control.job_id, error, exc_info=bug
-            )
-            made = first or "silence"
-            video = replace(video, warnings=(*video.warnings, _NO_SOUND))
-        with_sound = add_sound(video, made, plan, control)
-        return replace(with_sound, warnings=video.warnings)
+            if choice.sound_spec is None:
+                return video
+            model = self.pool.models["sound-for-video"]
+            allow_steps(control, self.settings, model.spec, model.recipe)
+            run, device = partial(self.pool.run, model), self.settings.device
+            return with_made_sound(load_sound, run, plan, media, video, control, device)
 
     def publish(
         self,
         order: Order,
-        choice: Choice,
         plan: Plan,
         warnings: list[str],
         video: EncodedVideo,
@@ -342,8 +295,11 @@ class Engine:
 
     # --- helpers ---------------------------------------------------------------------------------
 
-    def _counted(self, control: Control) -> AbstractContextManager[None]:
-        """Refuse a job that has crashed workers before."""
+    def _counted(self, control: Control, *, render_alone: bool) -> AbstractContextManager[None]:
+        """Refuse a job that has crashed workers before. The count covers the whole job, or its
+        render alone if jobs overlap, so that a waiting job is not blamed for the other one."""
+        if render_alone != self.settings.prefetch:
+            return nullcontext()
         return self._crashes.counting(control.job_id)
 
     def _how(self, choice: Choice, plan: Plan) -> str:
@@ -374,29 +330,16 @@ class Engine:
         made_by = f"model {', '.join(named)}; {loras}seed {plan.seed}; wan_engine {VERSION}"
         return f"AI-generated video; {made_by}"
 
-    def _warnings(
-        self, order: Order, choice: Choice, plan: Plan, media: Media, expansion: Expansion
-    ) -> list[str]:
-        spec = choice.spec
-        warnings = self.postprocess.warnings(plan)
+    def _warnings(self, choice: Choice, plan: Plan, prepared: Prepared) -> list[str]:
         rows = [self.pool.models[task].spec for task in plan.tasks]
         if choice.sound_spec is not None:
             rows.append(choice.sound_spec)
-        warnings += [f"{row.name} is {row.caveat}" for row in rows if row.caveat]
-        if order.check_content:
-            warnings += self.safety.warnings()
-        if expansion.warning:
-            warnings.append(expansion.warning)
-        callers = expansion.in_the_callers_words
-        limit = self._token_limits[spec.task]
-        warnings += limit.warnings(order, spec, self.settings, as_written=callers)
-        if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
-            warnings.append(f"The audio is only {media.audio.seconds:.1f} seconds long")
-        return [*warnings, *media.warnings, *choice.warnings]
-
-    def _reasons(self, choice: Choice) -> tuple[str, ...]:
-        later = (f"later shots: {choice.later.reason}",) if choice.later else ()
-        return f"{choice.spec.task}: {choice.reason}", *later, *choice.warnings
+        return [
+            *self.postprocess.warnings(plan),
+            *(f"{row.name} is {row.caveat}" for row in rows if row.caveat),
+            *prepared.warnings,
+            *choice.warnings,
+        ]
 
     def _log_summary(
         self, order: Order, choice: Choice, plan: Plan, video: EncodedVideo, control: Control
@@ -412,7 +355,7 @@ class Engine:
             plan.height,
             plan.seed,
             " and ".join(self._names(plan)),
-            "; ".join(self._reasons(choice)),
+            "; ".join(choice.reasons),
             f", LoRA {_named(order)}" if order.loras else "",
             getattr(self.pool.models[choice.spec.task].family, "attention", "its own"),
             video.frames,

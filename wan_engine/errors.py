@@ -1,5 +1,5 @@
 """Defines every error of the engine, as one tree. `str(error)` is always the sentence for the
-caller: no path, host or traceback.
+caller: no path, host or traceback. `ConfigurationError` is for the operator, and may name paths.
 
 EngineError               an internal failure, not caused by the input
 |- InvalidRequest         a field of the request is wrong; the caller can correct it
@@ -42,29 +42,20 @@ from typing import ClassVar, Literal
 
 
 class EngineError(Exception):
-    """Base of all errors of this package. `code` is stable for programs. `begins` are the
-    beginnings of its sentences, which tell the code if only the sentence arrives."""
+    """Base of all errors of this package. `code` is stable for programs."""
 
     code: ClassVar[str] = "internal_error"
-    begins: ClassVar[tuple[str, ...]] = ()
 
 
 class InvalidRequest(EngineError):
     code = "invalid_request"
-    begins: ClassVar[tuple[str, ...]] = ('field "',)
 
 
 class InvalidMedia(InvalidRequest):
-    """`field` is "image", "last_image", "references[0]", "audio" or "webhook"; the sentence becomes
-    `Invalid image URL: <why>`."""
+    """`field` is "image", "last_image", "first_clip", "references[0]", "audio" or "webhook"; the
+    sentence becomes `Invalid image URL: <why>`."""
 
     code = "invalid_media"
-    begins = (
-        "Invalid image URL",
-        "Invalid last_image URL",
-        "Invalid references[",
-        "Invalid audio URL",
-    )
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"Invalid {field} URL: {why}")
@@ -81,7 +72,6 @@ class ContentPolicy(EngineError):
     evade the checker. The log has label and probability."""
 
     code = "content_policy"
-    begins = ("Content policy",)
 
     def __init__(self, flagged: Literal["prompt", "image", "video"]) -> None:
         super().__init__(f"Content policy: {flagged} was flagged")
@@ -107,7 +97,6 @@ class TimeLimitTooShort(EngineError):
     take less."""
 
     code = "time_limit_too_short"
-    begins = ("The clip should take about ",)
 
     def __init__(self, seconds: float, left: float, less: Sequence[str] = ()) -> None:
         advice = f"{' or '.join(less)} takes less" if less else "it needs a longer time limit"
@@ -188,12 +177,6 @@ def _kinds(kind: type[EngineError] = EngineError) -> Iterator[type[EngineError]]
 
 
 CODES = frozenset(kind.code for kind in _kinds())
-_BEGINS = tuple((kind.begins, kind.code) for kind in _kinds() if kind.begins)
-
-
-def code_of(sentence: str) -> str:
-    """The code of the error by the beginning of its sentence; `internal_error` if none matches."""
-    return next((code for begins, code in _BEGINS if sentence.startswith(begins)), EngineError.code)
 
 
 class Warned(str):

@@ -3,7 +3,7 @@ not the device of the models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,11 +32,21 @@ from wan_engine.safety import Safety
 from wan_engine.schema import AudioTrack, Media, Order, Task
 from wan_engine.settings import Settings
 
+_SHORT_AUDIO_SECONDS = 3  # the hosted page's minimum; shorter sound is accepted with a warning
 _LEAST_NEW_SECONDS = 1
 _SAME_SHAPE = 0.02
 _CUT_OFF = "The last picture has another shape than the clip: its edges are cut off"
 
 _SOUND_LOST = "The sound of first_clip cannot be decoded: it is left out"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an order points to, decoded and checked, its prompt, and the warnings about both."""
+
+    media: Media
+    expansion: Expansion
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,9 @@ class Preparation:
     expander: Expander
     token_limits: Mapping[Task, TokenLimit]
 
-    def of(
-        self, order: Order, choice: Choice, folder: Path, control: Control
-    ) -> tuple[Media, Expansion]:
-        """Return the media of `order` and its expanded prompt. Decoded sound is in the job's
-        `folder`. Raises `InvalidMedia`, `InvalidRequest` and `ContentPolicy`."""
+    def of(self, order: Order, choice: Choice, folder: Path, control: Control) -> Prepared:
+        """Fetch, open and check the media of `order`, and expand its prompt. Decoded sound is in
+        the job's `folder`. Raises `InvalidMedia`, `InvalidRequest` and `ContentPolicy`."""
         sources = order.references or ()
         steps = max(1, len(sources)) + bool(order.audio)
         control.progress("prepare", 0, steps)
@@ -81,7 +89,7 @@ class Preparation:
         expansion = self._expanded(order, choice, media, control)
         if len(expansion.script.shots) > 1 and media.image is not None:
             media = replace(media, subject=subject(media.image))
-        return media, expansion
+        return Prepared(media, expansion, tuple(self._warnings(order, choice, media, expansion)))
 
     def _picture(
         self, field: str, source: str | None, order: Order, control: Control
@@ -181,6 +189,19 @@ class Preparation:
             if order.check_content:
                 expansion = self._checked(expansion, order, control)
         return replace(expansion, script=with_words(expansion.script, order))
+
+    def _warnings(
+        self, order: Order, choice: Choice, media: Media, expansion: Expansion
+    ) -> Iterator[str]:
+        if order.check_content:
+            yield from self.safety.warnings()
+        if expansion.warning:
+            yield expansion.warning
+        limit, unchanged = self.token_limits[choice.spec.task], expansion.in_the_callers_words
+        yield from limit.warnings(order, choice.spec, self.settings, as_written=unchanged)
+        if media.audio and media.audio.seconds < _SHORT_AUDIO_SECONDS:
+            yield f"The audio is only {media.audio.seconds:.1f} seconds long"
+        yield from media.warnings
 
     def _checked(self, expansion: Expansion, order: Order, control: Control) -> Expansion:
         """The expansion, or the original prompt if the guard flags the writer's text."""

@@ -8,14 +8,15 @@
                                              second                  the last frame is in
 
 Everything after the latents is a generator, so that no more than one chunk of a clip is held. If a
-model makes sound for finished frames, `media/made_sound.py` continues from the mp4.
+model makes sound for finished frames, `with_made_sound` continues from the mp4.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,25 @@ import numpy as np
 from wan_engine.catalog import ModelSpec
 from wan_engine.choice import Track
 from wan_engine.control import Control
-from wan_engine.errors import EncodeFailed
+from wan_engine.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeadlineExceeded,
+    EncodeFailed,
+    EngineError,
+)
 from wan_engine.media.framing import cropped
 from wan_engine.media.images import fit
 from wan_engine.media.joins import Joined
 from wan_engine.media.loudness import levelled
+from wan_engine.media.made_sound import make_sound
 from wan_engine.media.postprocess import Postprocess
 from wan_engine.media.previews import Previews
-from wan_engine.media.soundtrack import Soundtrack
+from wan_engine.media.soundtrack import Soundtrack, after
 from wan_engine.media.video import EncodeOptions, Sound, add_sound, encode
+from wan_engine.runtime.faults import device_answers, is_device_fault
 from wan_engine.schema import (
+    AudioTrack,
     Carry,
     Clip,
     Condition,
@@ -53,7 +63,9 @@ from wan_engine.schema import (
 )
 
 if TYPE_CHECKING:
-    from wan_engine.families.base import Family
+    from wan_engine.families.base import Family, SoundFamily
+
+log = logging.getLogger(__name__)
 
 Watch = Callable[[Generator[Frames, None, None], int, Control], Generator[Frames, None, None]]
 """Passes frames through unchanged, given their fps, and raises if they are unsafe."""
@@ -64,6 +76,14 @@ model."""
 
 Negative = Callable[[ModelSpec], str]
 """Returns the negative prompt for a model."""
+
+LoadSound = Callable[[], "SoundFamily"]
+"""Returns the model that makes sound for frames, ready on the device."""
+
+RunSound = Callable[[Callable[[], AudioTrack]], AudioTrack]
+"""Runs work with that model, again with less on the device if memory runs out."""
+
+_NO_SOUND = "The sound could not be made: the clip has a silent track"
 
 
 @dataclass(frozen=True)
@@ -106,6 +126,48 @@ def render(
             raise EncodeFailed("The model returned no sound")
         video = add_sound(video, levelled(sound, control), plan, control)
     return video
+
+
+def with_made_sound(
+    load: LoadSound,
+    run: RunSound,
+    plan: Plan,
+    media: Media,
+    video: EncodedVideo,
+    control: Control,
+    device: str,
+) -> EncodedVideo:
+    """Return the clip with the sound that a model makes for its frames, after the sound of the clip
+    that it continues.
+
+    The frames are rendered already. If the model fails, the clip gets a silent track and a warning,
+    unless `device` is broken. Raises the errors of `control`, and `ConfigurationError`.
+    """
+    first = media.first_clip.sound if media.first_clip and plan.given_frames else None
+
+    def once() -> AudioTrack:
+        control.enter("load")
+        family = load()
+        made = make_sound(family.hear, family.spec, plan, video, control)
+        if first is None:
+            return made
+        path = video.path.with_name("sound.wav")
+        return after(first, made, plan.given_frames / plan.fps, path)
+
+    warnings = video.warnings
+    try:
+        sound: Sound = run(once)
+    except (Cancelled, DeadlineExceeded, ConfigurationError):
+        raise
+    except Exception as error:
+        if is_device_fault(error) and not device_answers(device):
+            raise  # no later job can work in this process
+        is_bug = not isinstance(error, EngineError)
+        log.error(
+            "the sound of job %s could not be made: %r", control.job_id, error, exc_info=is_bug
+        )
+        sound, warnings = first or "silence", (*warnings, _NO_SOUND)
+    return replace(add_sound(video, sound, plan, control), warnings=warnings)
 
 
 def model_frames(

@@ -110,7 +110,8 @@ class Double:
 
 def prepared(engine: Engine, request: VideoRequest, folder: Path) -> tuple[Media, Expansion]:
     order = request.order()
-    return engine.prepare(order, engine.choose(order), folder, Control())
+    made = engine.prepare(order, engine.choose(order), folder, Control())
+    return made.media, made.expansion
 
 
 def first_picture(segment: SegmentInput) -> Image.Image:

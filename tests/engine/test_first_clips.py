@@ -87,7 +87,8 @@ def test_the_segments_begin_with_the_last_frames_of_the_clip(
     asked = {"prompt": "x", "first_clip": data_uri(made(tmp_path)), "seconds": 10, "seed": 1}
     order = parse_request({**asked, "keep_first_clip": kept}).order()
     choice = thirty_fps.choose(order)
-    media, expansion = thirty_fps.prepare(order, choice, tmp_path, Control())
+    prepared = thirty_fps.prepare(order, choice, tmp_path, Control())
+    media, expansion = prepared.media, prepared.expansion
     plan = thirty_fps.plan(order, choice, expansion.script, media)
     first, *later = plan.segments
     assert first.repeated == len(media.first_clip.tail) == thirty_fps.spec.overlap_frames  # type: ignore[union-attr]

@@ -37,7 +37,8 @@ class Counting:
 def shown(engine: Engine, request: Any, folder: Path) -> tuple[Counting, Any]:
     order = replace(request.order(), seed=1)
     choice = engine.choose(order)
-    media, expansion = engine.prepare(order, choice, folder, Control())
+    prepared = engine.prepare(order, choice, folder, Control())
+    media, expansion = prepared.media, prepared.expansion
     plan = engine.plan(order, choice, expansion.script, media)
     family = Counting(engine.spec)
     engine.pool.main.family = family  # type: ignore[assignment]
@@ -90,7 +91,7 @@ def test_a_picture_of_another_shape_is_cropped_with_a_warning(
     cut = "The last picture has another shape than the clip: its edges are cut off"
     for last, warnings in ((end, (cut,)), (data_uri(data / "rocket_640x360.jpg"), ())):
         order = request_for(last_image=last).order()
-        media, _ = engine.prepare(order, engine.choose(order), tmp_path, Control())
+        media = engine.prepare(order, engine.choose(order), tmp_path, Control()).media
         assert media.warnings == warnings
 
 

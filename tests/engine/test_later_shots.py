@@ -96,7 +96,8 @@ def test_each_shot_equals_to_the_bit_what_its_model_makes_alone_and_all_have_one
     two: Callable[..., Engine], order: Order, tmp_path: Path
 ) -> None:
     engine = two()
-    media, expansion = engine.prepare(order, choice := engine.choose(order), tmp_path, Control())
+    prepared = engine.prepare(order, choice := engine.choose(order), tmp_path, Control())
+    media, expansion = prepared.media, prepared.expansion
     plan = engine.plan(order, choice, expansion.script, media)
     load = {task: engine.pool.load(model) for task, model in engine.pool.models.items()}
     chunks = model_frames(lambda task: load[task], plan, media, lambda _spec: "", Control())

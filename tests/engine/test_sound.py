@@ -26,6 +26,7 @@ from wan_engine import Control, Engine, data_uri
 from wan_engine.errors import Cancelled, DeadlineExceeded, ModelMissing, NotFinite, OutOfMemory
 from wan_engine.media import ffmpeg
 from wan_engine.plan import sound_windows
+from wan_engine.render import with_made_sound
 from wan_engine.schema import EncodedVideo, Media
 
 SOUND = {"sound_model": "wan-tiny-sound", "safety": "off"}
@@ -155,18 +156,16 @@ def test_if_no_sound_can_be_made_the_picture_is_kept(
     ],
 )
 def test_what_is_not_the_sounds_own_fault_ends_the_job(
-    heard: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken() -> Any:
         raise error
 
-    monkeypatch.setattr("wan_engine.engine.make_sound", broken)
-    monkeypatch.setattr("wan_engine.engine.device_answers", lambda _device: False)
-    plan = SimpleNamespace(given_frames=0, fps=16)
-    choice = SimpleNamespace(sound_spec=heard.pool.models["sound-for-video"].spec)
+    monkeypatch.setattr("wan_engine.render.device_answers", lambda _device: False)
     video = EncodedVideo(tmp_path / "clip.mp4", frames=80, bytes=1)
+    plan: Any = SimpleNamespace(given_frames=0, fps=16)
     with pytest.raises(type(error)) as caught:
-        heard._with_sound(choice, plan, Media(), video, Control())  # type: ignore[arg-type]
+        with_made_sound(broken, lambda work: work(), plan, Media(), video, Control(), "cpu")
     assert caught.value is error
 
 
@@ -196,7 +195,7 @@ def test_windows_cover_every_length_and_are_no_longer_than_the_model_supports(
     order = request_for().order()
     for seconds in range(2, 16):
         script = Script((ScriptShot("x", seconds),))
-        media, _ = engine.prepare(order, engine.choose(order), Path(), Control())
+        media = engine.prepare(order, engine.choose(order), Path(), Control()).media
         plan = engine.plan(replace(order, duration=seconds), engine.choose(order), script, media)
         windows = sound_windows(plan, spec)
         assert sum(one.shown for one in windows) == seconds * 24

@@ -49,6 +49,10 @@ class ImageLimits:
     max_side: int = 8000
 
 
+class NotAnImage(InvalidMedia):
+    """The file has no format that this project reads."""
+
+
 def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -> Image.Image:
     """The picture in `data`: EXIF or XMP orientation applied, in sRGB, alpha on white, mode RGB.
 
@@ -81,7 +85,7 @@ def open_image(data: bytes, limits: ImageLimits, *, first_frame: bool = False) -
         raise InvalidMedia("image", "the image has too many pixels") from error
     except UnidentifiedImageError as error:
         known = f"{', '.join(formats[:-1])} or {formats[-1]}"
-        raise InvalidMedia("image", f"the file is not a {known} image") from error
+        raise NotAnImage("image", f"the file is not a {known} image") from error
     except Exception as error:
         # Pillow raises almost any exception for damaged files: OSError, struct.error ...
         raise InvalidMedia("image", "the image is damaged") from error

@@ -1,11 +1,11 @@
-"""Decodes an untrusted image or video into pictures of its subject, and the sound of its voice."""
+"""Decodes an untrusted image or video into pictures of its subject."""
 
 from __future__ import annotations
 
 import logging
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
 from wan_engine.media import best_frames, mp4
-from wan_engine.media.images import ImageLimits, open_image
+from wan_engine.media.images import ImageLimits, NotAnImage, open_image
 from wan_engine.media.untrusted_videos import (
     UNDECODABLE,
     Stream,
@@ -23,15 +23,12 @@ from wan_engine.media.untrusted_videos import (
     every,
     refused,
 )
-from wan_engine.media.voices import keep_voice
-from wan_engine.schema import AudioTrack, Frames, Media
+from wan_engine.schema import Frames, Media
 
 log = logging.getLogger(__name__)
 
 MOST_PICTURES = 4
 """The number of pictures that models of this kind were trained with (Wan-Video/VACE, README)."""
-
-VOICE_SECONDS = 10.0
 
 _LEAST_SECONDS = 1.0
 _LOOKS, _LOOK_EVERY_SECONDS, _LEAST_LOOKS = 120, 0.25, 16
@@ -57,29 +54,26 @@ class ReferenceLimits:
 
 @dataclass(frozen=True)
 class Reference:
-    """One subject. `pictures`, best first, are upright 8-bit sRGB. `voice` is a part in which it
-    may speak, of at most `VOICE_SECONDS`. `samples` are small frames of the whole video, one per
-    second, uint8 [n, h, w, 3]; a picture has none."""
+    """One subject. `pictures`, best first, are upright 8-bit sRGB. `samples` are small frames of
+    the whole video, one per second, uint8 [n, h, w, 3]; a picture has none."""
 
     pictures: tuple[Image.Image, ...]
-    voice: AudioTrack | None = None
     samples: Frames = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pictures that are used, and the index of each one's reference. `left_out` are the indices
-    of references without a picture."""
+    """The pictures that are used. `left_out` are the indices of references without a picture."""
 
     pictures: tuple[Image.Image, ...]
-    subjects: tuple[int, ...]
     left_out: tuple[int, ...] = ()
 
 
 def open_reference(
     data: bytes, folder: Path, limits: ReferenceLimits, control: Control, field: str
 ) -> Reference:
-    """Open `data`, a picture or an MP4 or MOV. The voice is a file in `folder`.
+    """Open `data`, a picture or an MP4 or MOV. `folder` is for a video's
+    temporary file.
 
     Raises `InvalidMedia` of `field` for anything else, and `EncodeFailed` if this machine is to
     blame.
@@ -101,16 +95,8 @@ def best_pictures(references: Sequence[Reference], most: int = MOST_PICTURES) ->
         for index, one in enumerate(used):
             if sum(counts) < most and len(one.pictures) > rank:
                 counts[index] = rank + 1
-    taken = [
-        (picture, index)
-        for index, (one, count) in enumerate(zip(used, counts, strict=True))
-        for picture in one.pictures[:count]
-    ]
-    return Chosen(
-        pictures=tuple(picture for picture, _ in taken),
-        subjects=tuple(index for _, index in taken),
-        left_out=tuple(range(len(used), len(references))),
-    )
+    taken = (one.pictures[:count] for one, count in zip(used, counts, strict=True))
+    return Chosen(tuple(chain.from_iterable(taken)), tuple(range(len(used), len(references))))
 
 
 def with_references(media: Media, references: Sequence[Reference]) -> Media:
@@ -121,8 +107,6 @@ def with_references(media: Media, references: Sequence[Reference]) -> Media:
     return replace(
         media,
         references=chosen.pictures,
-        subjects=chosen.subjects,
-        voices=tuple(one.voice for one in references[:used]),
         warnings=(*media.warnings, warning) if chosen.left_out else media.warnings,
     )
 
@@ -134,9 +118,7 @@ def _open_picture(data: bytes, limits: ReferenceLimits) -> Image.Image:
         )
     try:
         return open_image(data, limits.image, first_frame=limits.first_frame)
-    except InvalidMedia as error:
-        if "is not a" not in error.why:
-            raise
+    except NotAnImage as error:
         raise InvalidMedia("image", f"{error.why}, or an MP4 or MOV video") from error
 
 
@@ -152,7 +134,7 @@ class _Video(UntrustedVideo):
             if not chosen:
                 raise refused("no frame of the video shows anything")
             pictures = self._full_size(spacing, chosen)
-            return Reference(pictures, self._voice() if stream.heard else None, samples)
+            return Reference(pictures, samples)
         finally:
             self.source.unlink(missing_ok=True)
 
@@ -178,15 +160,3 @@ class _Video(UntrustedVideo):
         picked = "+".join(f"eq(n,{index})" for index in ordered)
         pictures = self.pictures(f"{every(spacing)},select='{picked}'", len(ordered))
         return tuple(pictures[ordered.index(index)] for index in chosen)
-
-    def _voice(self) -> AudioTrack | None:
-        """A part in which it may speak."""
-        sound = self.sound(self._limits.max_seconds, "voice")
-        if sound is None:
-            return None
-        try:
-            return keep_voice(sound, VOICE_SECONDS)
-        except (wave.Error, EOFError) as error:
-            sound.path.unlink(missing_ok=True)
-            log.info("the sound of %s could not be read: %s", self._name, error)
-            return None

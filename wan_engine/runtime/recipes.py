@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wan_engine.catalog import ModelSpec, known_models
-from wan_engine.errors import ConfigurationError
+from wan_engine.errors import ConfigurationError, Warned
 from wan_engine.runtime import compiler, memory
 from wan_engine.settings import Settings
 from wan_engine.settings.environment import tell_libraries
@@ -170,7 +170,8 @@ def detect_host(settings: Settings | None = None) -> Host:
 def choose(
     spec: ModelSpec, gpu: Gpu | None, settings: Settings, host: Host | None = None
 ) -> tuple[Recipe, str]:
-    """The recipe for `spec` on `gpu`, and the reason. Settings other than `auto` are kept.
+    """The recipe for `spec` on `gpu`, and the reason, `Warned` if it is slower than it could be.
+    Settings other than `auto` are kept.
 
     Raises `ConfigurationError` for settings that contradict each other or that this machine cannot
     satisfy.
@@ -184,10 +185,10 @@ def choose(
         lacking = _lacking(spec, recipe, gpu, host)
         if not lacking:
             why = f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
-            return recipe, why + _not_compiled(spec, settings, host, recipe.offload)
+            return recipe, _reason(why, _not_compiled(spec, settings, host, recipe.offload))
     # Nothing fits by our figures. Try the leanest, because the figures err on the safe side.
     why = f"{where} is little for {spec.name}: {lacking}"
-    return recipes[-1], why + _not_compiled(spec, settings, host, recipes[-1].offload)
+    return recipes[-1], _reason(why, _not_compiled(spec, settings, host, recipes[-1].offload))
 
 
 def _on_cpu(spec: ModelSpec, settings: Settings) -> tuple[Recipe, str]:
@@ -203,9 +204,7 @@ def _on_cpu(spec: ModelSpec, settings: Settings) -> tuple[Recipe, str]:
         compiled=wanted and missing is None,
         step_cache=settings.step_cache if spec.wan_blocks else None,
     )
-    return recipe, "no GPU: float32 on the CPU" + (
-        f"; {NOT_COMPILED}: {missing}" if missing else ""
-    )
+    return recipe, _reason("no GPU: float32 on the CPU", missing)
 
 
 def _candidates(spec: ModelSpec, gpu: Gpu, settings: Settings, host: Host) -> Iterator[Recipe]:
@@ -270,11 +269,16 @@ def _wants_compiled(spec: ModelSpec, settings: Settings, offload: Offload) -> bo
     return settings.compile != "off" and (settings.offload != "auto" or offload == "none")
 
 
-def _not_compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> str:
-    """The end of a recipe's reason if the blocks should have been compiled."""
+def _not_compiled(spec: ModelSpec, settings: Settings, host: Host, offload: Offload) -> str | None:
+    """Why the blocks are not compiled although they should be. None if they are, or should not."""
     if not _wants_compiled(spec, settings, offload):
-        return f"; {NOT_COMPILED}: offload {offload} moves them" if settings.compile == "on" else ""
-    return f"; {NOT_COMPILED}: {host.no_compiler}" if host.no_compiler is not None else ""
+        return f"offload {offload} moves them" if settings.compile == "on" else None
+    return host.no_compiler
+
+
+def _reason(why: str, not_compiled: str | None) -> str:
+    """The reason for a recipe, `Warned` if its blocks should have been compiled."""
+    return Warned(f"{why}; {NOT_COMPILED}: {not_compiled}") if not_compiled else why
 
 
 def _require_nothing(settings: Settings, missing: str) -> None:

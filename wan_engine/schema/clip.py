@@ -66,9 +66,8 @@ class Media:
     is the last frame of that. `subject` is the point in it that closer shots show, as fractions of
     width and height. `aspect` is the clip's ratio of width to height if there is no image.
 
-    `references` are in the order of the subjects, and `subjects` has the subject's index of each. A
-    subject from a video may have several pictures, best first, and a voice in `voices`, which has
-    one entry per subject. `warnings` are those of all media, for the result.
+    `references` are in the order of the subjects. A subject from a video may have several pictures,
+    best first. `warnings` are those of all media, for the result.
     """
 
     image: Image.Image | None = None
@@ -76,8 +75,6 @@ class Media:
     subject: tuple[float, float] = (0.5, 0.5)
     last_image: Image.Image | None = None
     references: tuple[Image.Image, ...] = ()
-    subjects: tuple[int, ...] = ()
-    voices: tuple[AudioTrack | None, ...] = ()
     aspect: tuple[int, int] = (16, 9)
     first_clip: FirstClip | None = None
     warnings: tuple[str, ...] = ()

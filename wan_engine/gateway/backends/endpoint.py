@@ -19,7 +19,15 @@ from typing import Any
 import httpx
 
 from wan_engine.control import Preview, Progress
-from wan_engine.errors import CODES, ConfigurationError, DeadlineExceeded, code_of
+from wan_engine.errors import (
+    CODES,
+    ConfigurationError,
+    ContentPolicy,
+    DeadlineExceeded,
+    EngineError,
+    InvalidMedia,
+    InvalidRequest,
+)
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
 from wan_engine.gateway.uncancelled import uncancelled
@@ -40,7 +48,14 @@ _CANCEL_TRIES = 4
 _LONGEST_SENTENCE = 500
 _REFUSALS = (400, 413, 422)
 _PREVIEW = re.compile(r"data:image/(?:webp|jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
-_TIMED_OUT = "executionTimeout exceeded"  # Runpod's own text, with the status FAILED
+_SENTENCES = (
+    (re.compile("executionTimeout exceeded"), DeadlineExceeded),  # Runpod's own, with FAILED
+    (re.compile('field "'), InvalidRequest),
+    (re.compile(r"Invalid \S+ (URL|format)"), InvalidMedia),
+    (re.compile("Content policy"), ContentPolicy),
+)
+"""How the sentences of errors begin, at a worker that sends no code: those on Runpod's pages of
+hosted models ("Invalid image URL", "Invalid audio format"), and of their validation."""
 
 
 class _Away(Exception):
@@ -315,12 +330,13 @@ def _failure(told: Mapping[str, Any]) -> WorkFailed:
 
 
 def _code(said: str, output: object) -> str:
-    """The error code from the worker, or by its sentence if it sends none. The worker puts it next
-    to `error`, and the API returns it as the `output` of the failed job."""
+    """The error code. A worker of this project puts it next to `error`, and the API returns it as
+    the `output` of the failed job. Other workers send a sentence only."""
     code = output.get(claims.ERROR_CODE) if isinstance(output, dict) else None
     if isinstance(code, str) and code in CODES:
         return code
-    return DeadlineExceeded.code if said.startswith(_TIMED_OUT) else code_of(said)
+    found = (kind for begins, kind in _SENTENCES if begins.match(said))
+    return next(found, EngineError).code
 
 
 def _progress(output: object) -> Progress | None:
