@@ -28,8 +28,8 @@ _LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_
 
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
-    *("audio_max_bytes", "fetch_seconds", "scratch_min_gb", "progress_seconds"),
-    *("reference_max_bytes", "reference_max_seconds", "reference_min_fps"),
+    *("audio_max_bytes", "fetch_seconds", "scratch_min_gb"),
+    *("reference_max_bytes", "reference_max_seconds"),
     *("lora_unused", "reference_model", "speech_model", "video_sound_model", "pool_gb"),
     *("sound_model", "generate_audio", "lora_dir", "previews"),
 )

@@ -387,16 +387,23 @@ def test_another_process_gets_the_secrets(secretive: Settings) -> None:
     assert sent["runpod_key"] == SECRETS["WAN_RUNPOD_KEY"]
 
 
+@pytest.mark.parametrize("name", RetiredSettings.model_fields)
 def test_a_deprecated_setting_is_read_with_advice(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    assert Settings(in_flight_max_bytes=4096).in_flight_of_key_bytes == 1024
     Settings.load()
     assert caplog.text == ""
-    monkeypatch.setenv("WAN_IN_FLIGHT_KEY_BYTES", "2048")
-    assert Settings.load().in_flight_of_key_bytes == 2048
-    assert "WAN_IN_FLIGHT_KEY_BYTES is deprecated: " in caplog.text
-    assert "unset it" in caplog.text
+    monkeypatch.setenv(env_name(name), "0" if name == "runpod_claims" else "2048")
+    if name == "reference_min_fps":
+        monkeypatch.setenv(env_name(name), "12")
+    found = getattr(Settings.load(), name)
+    assert found == {"runpod_claims": False, "reference_min_fps": 12}.get(name, 2048)
+    assert f"{env_name(name)} is deprecated: unset it" in caplog.text
+
+
+def test_one_key_may_use_a_quarter_of_the_bytes_in_flight() -> None:
+    assert Settings(in_flight_max_bytes=4096).in_flight_of_key_bytes == 1024
+    assert Settings(in_flight_key_bytes=2048).in_flight_of_key_bytes == 2048
 
 
 def test_a_refusal_does_not_show_the_secret_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from wan_engine import Engine, VideoRequest, data_uri
 request = VideoRequest(prompt="Leaves sway gently", image=data_uri("photo.jpg"))
 print(Engine().generate(request).video_url)
 
-The names in `__all__` are public; every module below is private and may change in any release.
+The names in `__all__` are public. A family in another package also uses `wan_engine.catalog`,
+`wan_engine.families.base` and `wan_engine.schema`. All other modules are private and may
+change in any release.
 """
 
 from wan_engine.control import Control, Progress

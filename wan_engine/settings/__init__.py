@@ -96,7 +96,7 @@ class Settings(
             where = "`python -m wan_engine settings` describes each setting."
             raise ConfigurationError(f"{' '.join(wrong)} {where}") from None
         for name, field in RetiredSettings.model_fields.items():
-            if getattr(settings, name) is not None:
+            if name in settings.model_fields_set:
                 log.warning("%s is deprecated: %s", env_name(name), field.description)
         return settings
 

@@ -37,12 +37,6 @@ class GatewaySettings(BaseModel):
         default="https://api.runpod.ai/v2",
         description="Base URL of Runpod's API",
     )
-    runpod_claims: bool = Field(
-        default=True,
-        description="Whether the gateway sends an id for each render, as `wan_claim` in the "
-        "input. Workers then render a job only once if the gateway submits it twice. Set `0` "
-        "if the endpoint runs another worker that refuses unknown fields",
-    )
     api_keys: HashedKeys = Field(
         default={},
         description="API keys of the gateway, as `name:hash,name:hash`. `python -m wan_engine "
@@ -102,15 +96,6 @@ class GatewaySettings(BaseModel):
         ge=1024,
         description="Bytes of all requests that the gateway is receiving or storing. Above it, "
         "callers get 503. One key may use a quarter of it; above that, it gets 429",
-    )
-    head_seconds: float = Field(
-        default=10,
-        gt=0,
-        description="Time limit for the head of a request, and longest time that a body may be "
-        "slower than WAN_BODY_RATE, in seconds. After it, callers get 408",
-    )
-    body_rate: float = Field(
-        default=16 * 1024, gt=0, description="Slowest allowed upload of a body, in bytes per second"
     )
     connections_per_address: int = Field(
         default=64,

@@ -40,11 +40,6 @@ class JobSettings(BaseModel):
         "wait counts against WAN_JOB_SECONDS and the endpoint's execution timeout, and both "
         "jobs are lost if the worker dies",
     )
-    progress_seconds: float = Field(
-        default=2,
-        ge=0,
-        description="Shortest time between two progress updates to Runpod, in seconds",
-    )
     previews: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="Small moving pictures of the unfinished clip. `auto`: only while somebody "

@@ -71,12 +71,6 @@ class InputSettings(BaseModel):
     reference_max_seconds: float = Field(
         default=30, ge=1, le=120, description="Longest allowed reference video, in seconds"
     )
-    reference_min_fps: float = Field(
-        default=16,
-        gt=0,
-        le=60,
-        description="Lowest allowed frame rate of a reference video, in frames per second",
-    )
     fetch_seconds: float = Field(
         default=60,
         gt=0,

@@ -141,7 +141,7 @@ class EndpointBackend:
         if self._claims:
             log.warning(
                 "the endpoint's worker refuses the field %s, so it is no longer sent. If an "
-                "answer is lost, its job may be rendered twice. Set WAN_RUNPOD_CLAIMS to 0",
+                "answer is lost, its job may be rendered twice",
                 claims.FIELD,
             )
         self._claims = False
