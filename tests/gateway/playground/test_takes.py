@@ -78,7 +78,9 @@ def test_a_clip_can_be_continued(listen: Listen, open_page: Open, films: Path, k
     generate(page)
     expect(page.locator("#clip-error")).to_contain_text("A clip is needed")
     page.locator("#clip-file").set_input_files(films / "short.mp4")
-    expect(page.locator("#clip-error")).to_have_text("This clip is 1.0 s long; it may be 2 to 10 s long")
+    expect(page.locator("#clip-error")).to_have_text(
+        "This clip is 1.0 s long; it may be 2 to 10 s long"
+    )
     page.locator("#clip-file").set_input_files(films / "right.mp4")
     expect(page.locator("#clip-note")).to_contain_text("right.mp4, 3.0 s")
     expect(page.locator("#size-note")).to_contain_text("The video has 1108 × 832 pixels.")
