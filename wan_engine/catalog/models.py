@@ -237,8 +237,8 @@ _ROWS = (
     replace(
         _FOUR_STEP,
         name="wan2.2-i2v-a14b-4step-svi",
-        title="Wan2.2 I2V A14B with the four-step pair and the Stable Video Infinity 2.0 Pro LoRA "
-        "pair: for 10 and 15 s",
+        title="Wan2.2 I2V A14B with the four-step and the Stable Video Infinity 2.0 Pro pair: "
+        "for 10 and 15 s",
         continuation="svi",
         continuations=("svi",),  # the pair fails with any other condition
         takes=("first_picture", "first_clip"),
