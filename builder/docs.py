@@ -33,9 +33,9 @@ from wan_engine.settings.storage import StorageSettings
 ROOT = Path(__file__).parents[1]
 
 TIERS = {
-    "wan2.2-i2v-a14b-4step": "Fast: four steps",
-    "wan2.2-i2v-a14b": "Best quality: 40 steps",
-    "wan2.2-ti2v-5b": "Small: for 24 GB cards",
+    "wan2.2-i2v-a14b-4step": "Four steps",
+    "wan2.2-i2v-a14b": "40 steps with CFG",
+    "wan2.2-ti2v-5b": "Small: 5 billion weights",
 }
 """The models of the README, and what each is for."""
 
@@ -103,7 +103,7 @@ def models_table() -> str:
 
 def tiers_table() -> str:
     return table(
-        ["model", "what for", "download", "GPU memory"],
+        ["model", "what it is", "download", "GPU memory (estimated)"],
         [
             [f"`{name}`", use, f"{row.download_gb:g} GB", f"from {least_gb(row):.0f} GB"]
             for name, use in TIERS.items()

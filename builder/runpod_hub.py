@@ -23,15 +23,21 @@ from wan_engine.settings.retired import RetiredSettings
 _SHOWN = ("model", "safety", "fps", "upscale", "prompt_url", "public_base_url")
 """Shown at once, with the bucket. The others are under "advanced"."""
 
-_LEFT_OUT = ("cache_dir", "device", "output_dir", "scratch_dir", "allow_private_urls")
+_LEFT_OUT = ("device", "output_dir", "scratch_dir", "allow_private_urls")
 """Useless or harmful on an endpoint."""
+
+_CAPITALS = {word.lower(): word for word in ("API", "CRF", "FPS", "ID", "LoRA", "RIFE", "URL")}
+"""How the form writes these words of a setting's name."""
+
+_FINE = 0.01
+"""How far the form stays from a limit that a setting refuses, because the form includes limits."""
 
 _SELDOM = (
     *("image_min_side", "image_max_side", "image_max_bytes", "audio_max_seconds"),
     *("audio_max_bytes", "fetch_seconds", "scratch_min_gb"),
     *("reference_max_bytes", "reference_max_seconds"),
     *("lora_unused", "reference_model", "speech_model", "video_sound_model", "pool_gb"),
-    *("sound_model", "generate_audio", "lora_dir", "previews"),
+    *("sound_model", "generate_audio", "lora_dir", "previews", "cache_dir"),
 )
 """Left out, because Runpod's templates hold 50 variables. Their defaults are those of the hosted
 API, and you can add them to an endpoint by hand."""
@@ -48,7 +54,7 @@ _CUDA = ["13.0"]
 """The CUDA version of the wheels in requirements.lock."""
 
 _PRESETS = {
-    "Quality A14B": {"WAN_MODEL": "wan2.2-i2v-a14b"},
+    "40-step A14B": {"WAN_MODEL": "wan2.2-i2v-a14b"},
     "Fast four-step": {"WAN_MODEL": "wan2.2-i2v-a14b-4step"},
     "24 GB 5B": {"WAN_MODEL": "wan2.2-ti2v-5b"},
     "Smoke": {
@@ -63,7 +69,7 @@ _PRESETS = {
 def hub() -> dict[str, Any]:
     """The content of hub.json."""
     return {
-        "title": "WAN 2.6 image-to-video, self-hosted",
+        "title": "Wan 2.2 image-to-video with the WAN 2.6 API",
         "description": "The hosted wan-2-6-i2v API, request and answer, on open Wan 2.2 weights",
         "type": "serverless",
         "category": "video",
@@ -115,7 +121,7 @@ def _input(name: str, field: FieldInfo) -> dict[str, Any]:
     row = next(row for row in described() if row.variable == env_name(name))
     bucket = name.startswith("bucket_")
     shown: dict[str, Any] = {
-        "name": name.replace("_", " ").capitalize(),
+        "name": _label(name),
         "description": row.meaning,
         "required": False,
         "advanced": not bucket and name not in _SHOWN,
@@ -150,12 +156,22 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def _label(name: str) -> str:
+    """The name of a setting in words, with a capital at its start."""
+    words = " ".join(_CAPITALS.get(word, word) for word in name.split("_"))
+    return words[0].upper() + words[1:]
+
+
 def _limits(field: FieldInfo) -> dict[str, float]:
+    """The limits of the form, which are allowed values."""
     limits = {}
     for rule in field.metadata:
-        for mark, name in (("ge", "min"), ("gt", "min"), ("le", "max")):
+        for mark, name, inside in (
+            *(("ge", "min", 0.0), ("le", "max", 0.0)),
+            *(("gt", "min", _FINE), ("lt", "max", -_FINE)),
+        ):
             if (limit := getattr(rule, mark, None)) is not None:
-                limits[name] = limit
+                limits[name] = limit + inside if inside else limit
     return limits
 
 

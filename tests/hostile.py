@@ -21,7 +21,8 @@ JSON_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 FIELDS = (
     "prompt", "image", "audio", "negative_prompt", "size", "duration", "shot_type", "seed",
-    "enable_prompt_expansion", "enable_safety_checker", "first_frame",
+    "enable_prompt_expansion", "enable_safety_checker", "first_frame", "generate_audio",
+    "last_image", "first_clip", "keep_first_clip", "loras", "references", "seconds",
 )  # fmt: skip
 
 
@@ -66,11 +67,18 @@ def hostile_inputs(good: dict[str, Any], port: int) -> Iterator[tuple[str, Any]]
         for value in JSON_VALUES:
             if not _is_harmless(field, value):
                 yield f"{field} {str(value)[:20]!a}", {**good, field: value}
+    imageless = {name: value for name, value in good.items() if name != "image"}
+    for value in JSON_VALUES:  # it is read next to references only
+        asked = {**imageless, "references": [], "aspect_ratio": value}
+        yield f"aspect_ratio {str(value)[:20]!a}", asked
     for url in private_urls(port):
         yield f"image {url[:60]}", {**good, "image": url}
         yield f"audio {url[:60]}", {**good, "audio": url}
+        yield f"last_image {url[:60]}", {**good, "last_image": url}
+        yield f"first_clip {url[:60]}", {**imageless, "first_clip": url}
     for name, uri in bad_images().items():
         yield f"image {name}", {**good, "image": uri}
+        yield f"last_image {name}", {**good, "last_image": uri}
     for name, uri in bad_sounds(port).items():
         yield f"audio {name}", {**good, "audio": uri}
 
@@ -81,11 +89,13 @@ def _is_harmless(field: str, value: Any) -> bool:
         return field not in ("prompt", "image")
     if field == "prompt":
         return isinstance(value, str) and bool(value.strip())
-    if field in ("negative_prompt", "audio") and value == "":
+    if field in ("negative_prompt", "audio", "last_image") and value == "":
+        return True
+    if field in ("first_clip", "loras", "references") and value in ("", []):
         return True
     if field == "seed":
         return not isinstance(value, bool) and value in (0, -1)
-    if field.startswith("enable_") or field == "first_frame":
+    if field.startswith("enable_") or field in ("first_frame", "generate_audio"):
         return value is True
     return field == "negative_prompt" and isinstance(value, str)
 

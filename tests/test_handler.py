@@ -403,9 +403,11 @@ def test_a_worker_that_cannot_start_names_everything_that_is_missing_and_tells_r
     assert "status=unhealthy" in ping and "3 things are missing" in ping
 
 
-def test_the_readmes_python_example_runs(tmp_path: Path, data: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    example = text.partition("```python\n")[2].partition("```")[0]
+@pytest.mark.parametrize(("page", "tells"), [("README.md", False), ("docs/command-line.md", True)])
+def test_the_last_python_example_of_a_page_runs(
+    tmp_path: Path, data: Path, page: str, tells: bool
+) -> None:
+    example = (ROOT / page).read_text().split("```python\n")[-1].partition("```")[0]
     (tmp_path / "photo.jpg").write_bytes((data / "rocket_640x360.jpg").read_bytes())
     (tmp_path / "example.py").write_text(example)
     done = warm.shared().run(
@@ -415,7 +417,9 @@ def test_the_readmes_python_example_runs(tmp_path: Path, data: Path) -> None:
         | {"OMP_NUM_THREADS": "1", "WAN_RENDER_AREA": "3072", "WAN_PRESET": "superfast"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().startswith("file:///") and len(list(tmp_path.rglob("*.mp4"))) == 1
+    *progress, result = done.stdout.strip().splitlines()
+    assert result.startswith("file:///") and len(list(tmp_path.rglob("*.mp4"))) == 1
+    assert bool(progress) == tells
 
 
 def test_no_hostile_request_gets_more_than_a_sentence(engine: Engine, good: dict[str, Any]) -> None:

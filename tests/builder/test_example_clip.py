@@ -16,4 +16,4 @@ def test_it_was_made_by_the_model_that_the_page_names_from_the_picture_and_promp
         assert told.encode() in clip, "run `python -m builder.example_clip`"
     assert example_clip.MODEL in known_models()
     page = (example_clip.STATIC / "index.html").read_text("utf-8")
-    assert f"Made by {example_clip.MODEL}, the model for trying without a GPU." in page
+    assert f"Made by {example_clip.MODEL}, a toy model that needs no GPU." in page

@@ -75,9 +75,34 @@ def test_options_are_values_that_a_setting_accepts(monkeypatch: pytest.MonkeyPat
                 Settings.load()
 
 
+def test_the_limits_of_a_number_are_values_that_its_setting_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = {
+        entry["key"]: {name: entry["input"].get(name) for name in ("min", "max")}
+        for entry in ENTRIES
+        if entry["input"]["type"] == "number"
+    }
+    assert limits["WAN_STEPS"] == {"min": 1, "max": 200}
+    assert limits["WAN_STEP_CACHE"] == {"min": 0.01, "max": 0.99}  # it refuses 0 and 1
+    assert limits["WAN_FLOW_SHIFT"] == {"min": 0.01, "max": 50}
+    for key, pair in limits.items():
+        for limit in pair.values():
+            if limit is not None:
+                with monkeypatch.context() as patched:
+                    patched.setenv(key, str(limit))
+                    Settings.load()
+
+
+def test_a_label_has_the_usual_capitals() -> None:
+    labels = {entry["key"]: entry["input"]["name"] for entry in ENTRIES}
+    assert labels["WAN_LORA"] == "LoRA" and labels["WAN_PROMPT_API_KEY"] == "Prompt API key"
+    assert labels["WAN_PROMPT_URL"] == "Prompt URL" and labels["WAN_JOB_SECONDS"] == "Job seconds"
+
+
 def test_presets_name_models_of_the_catalogue_and_settings_that_exist() -> None:
     presets = {one["name"]: one["defaults"] for one in runpod_hub.hub()["config"]["presets"]}
-    assert list(presets) == ["Quality A14B", "Fast four-step", "24 GB 5B", "Smoke"]
+    assert list(presets) == ["40-step A14B", "Fast four-step", "24 GB 5B", "Smoke"]
     variables = {row.variable for row in described()}
     for defaults in presets.values():
         assert defaults["WAN_MODEL"] in CATALOG and set(defaults) <= variables

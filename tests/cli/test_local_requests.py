@@ -39,8 +39,8 @@ def test_a_valid_request_has_no_errors(good: dict[str, Any], tmp_path: Path) -> 
         ({"sheet": "/proc/a.png"}, "--sheet: the folder /proc cannot be written to"),
         ({"out": "nul\0.mp4"}, "--out: .* cannot be used .*null byte"),
         ({"out": 5}, "--out: it must be a path, got 5"),
-        ({"out": "a.mp4", "sheet": "./a.mp4"}, "--sheet: .* is where the clip goes"),
-        ({"size": "640x480"}, r'field "size" must be .*; 720p and 1080p will do too'),
+        ({"out": "a.mp4", "sheet": "./a.mp4"}, "--sheet: .* is the file of --out too"),
+        ({"size": "640x480"}, r'field "size" must be .*; 720p and 1080p also work'),
         ({"duration": 17}, 'field "duration" must be an integer from 2 to 15'),
     ],
 )

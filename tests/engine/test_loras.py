@@ -307,6 +307,15 @@ def test_a_worker_without_a_folder_says_so(unloaded: Engine, request_for: Reques
         unloaded.generate(request_for(loras=["anna"]))
 
 
+def test_a_worker_with_an_empty_folder_says_so(
+    make_settings: MakeSettings, request_for: RequestFor, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    engine = few_frames(make_settings(**SMALLEST, lora_dir=tmp_path / "empty"))
+    with pytest.raises(InvalidRequest, match=r"cannot be used: this worker has no LoRA files$"):
+        engine.generate(request_for(loras=["anna"]))
+
+
 def test_a_folder_that_does_not_exist_fails_the_start(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:

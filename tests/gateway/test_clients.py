@@ -49,7 +49,7 @@ def moved(text: str, url: str) -> str:
     count = 0
     for old, new in moves():
         whole = re.escape(old) + (r"\b" if old[-1].isalnum() else "")  # runpod, but not runpodSdk
-        here = re.sub(r"https?://localhost:8000", url, new)
+        here = re.sub(r"https?://localhost:(?:8000|8443)", url, new)
         text, found = re.subn(whole, lambda _, here=here: here, text)
         count += found
     assert count, "no line of the README's table is in this client"

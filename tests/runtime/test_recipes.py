@@ -276,7 +276,7 @@ def test_a_machine_that_is_too_small_is_tried_anyway_and_says_so() -> None:
         CATALOG["wan2.2-i2v-a14b"], Gpu("RTX 3050", 8.6, (8, 6)), Settings(), LARGE
     )
     assert recipe.offload == "layer"
-    assert "is little for wan2.2-i2v-a14b: it needs" in reason
+    assert "is not enough for wan2.2-i2v-a14b: it needs" in reason
 
 
 @pytest.mark.parametrize(

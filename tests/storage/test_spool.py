@@ -673,11 +673,11 @@ def test_any_job_id_stays_inside_and_is_found_again(
 def test_check_reports_waiting_clips(
     proxy: FaultProxy, storage: SpooledStorage, folder: Path, clip: Path
 ) -> None:
-    assert storage.check().endswith(f"waits in {folder}, now 0 clips")
+    assert storage.check().endswith(f"clips that it does not accept wait in {folder} (0 now)")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     spool(proxy, storage, clip, "job-1", "job-2")
     line = storage.check()
-    assert line.startswith("clips go to the bucket") and line.endswith("now 2 clips")
+    assert line.startswith("clips go to the bucket") and line.endswith("(2 now)")
     assert "\n" not in line
 
 

@@ -21,7 +21,7 @@ from wan_engine.errors import ConfigurationError
 
 _I2V_A14B = ModelSpec(
     name="wan2.2-i2v-a14b",
-    title="Wan2.2 I2V A14B, 40 steps with CFG: the quality tier",
+    title="Wan2.2 I2V A14B, 40 steps with CFG",
     family="i2v",
     fps=16,
     max_frames=81,
@@ -88,7 +88,7 @@ _VACE_FUN_A14B = ModelSpec(
 _VACE_14B = replace(
     _VACE_FUN_A14B,
     name="wan2.1-vace-14b",
-    title="Wan2.1 VACE 14B, 50 steps with CFG: as VACE-Fun, one expert",
+    title="Wan2.1 VACE 14B, 50 steps with CFG: like VACE-Fun, with one expert",
     guidance_scale_2=None,
     flow_shift_480p=3.0,  # huggingface/diffusers#11582
     repo="Wan-AI/Wan2.1-VACE-14B-diffusers",
@@ -101,7 +101,7 @@ _T2V = "wan2.2_t2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1217.safetensors"
 _VACE_FOUR_STEP = replace(
     _VACE_FUN_A14B,
     name="wan2.2-vace-fun-a14b-4step",
-    title="Wan2.2 VACE-Fun A14B with the lightx2v four-step LoRA pair of T2V (December 2025): fast",
+    title="Wan2.2 VACE-Fun A14B with the lightx2v four-step LoRA pair of T2V (December 2025)",
     steps=4,
     guidance_scale=1.0,
     guidance_scale_2=1.0,
@@ -180,7 +180,7 @@ _SVI = (
 _FOUR_STEP = replace(
     _I2V_A14B,
     name="wan2.2-i2v-a14b-4step",
-    title="Wan2.2 I2V A14B with the lightx2v four-step LoRA pair (April 2026): the fast tier",
+    title="Wan2.2 I2V A14B with the lightx2v four-step LoRA pair (April 2026)",
     steps=4,
     guidance_scale=1.0,
     guidance_scale_2=1.0,
@@ -237,7 +237,8 @@ _ROWS = (
     replace(
         _FOUR_STEP,
         name="wan2.2-i2v-a14b-4step-svi",
-        title="The fast tier with the Stable Video Infinity 2.0 Pro LoRA pair: for 10 and 15 s",
+        title="Wan2.2 I2V A14B with the four-step and the Stable Video Infinity 2.0 Pro pair: "
+        "for 10 and 15 s",
         continuation="svi",
         continuations=("svi",),  # the pair fails with any other condition
         takes=("first_picture", "first_clip"),
@@ -280,7 +281,7 @@ _ROWS = (
 )
 
 CATALOG: Mapping[str, ModelSpec] = {row.name: row for row in _ROWS}
-"""The models by name, best first. `auto` looks for their files in this order."""
+"""The models by name. `auto` looks for their files in this order."""
 
 ENTRY_POINTS = "wan_engine.models"
 

@@ -30,7 +30,9 @@ def download(
         typer.Option("--verify", help="Download nothing; compare each file with its hash."),
     ] = False,
 ) -> None:
-    """Download a model at its pinned revision into the Hugging Face cache (HF_HOME).
+    """Download a model into the Hugging Face cache (HF_HOME).
+
+    It takes the revision that the catalogue pins, or the newest if it pins none.
 
     Prints size, licence and free disk space first. Run it again to continue after an interruption.
     HF_TOKEN is your Hub token, HF_ENDPOINT a mirror.

@@ -38,7 +38,7 @@ def generate(
     ] = "",
     preview: Annotated[
         str,
-        typer.Option(help="Path of a small moving picture of the unfinished clip, as WEBP."),
+        typer.Option(help="Path of a small animated picture of the unfinished clip, as WEBP."),
     ] = "",
     jobs: Annotated[
         str,

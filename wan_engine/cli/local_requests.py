@@ -43,9 +43,10 @@ class LocalRequest:
         except InvalidRequest as error:
             return str(error)
         if preview is not None and preview in (out, sheet):
-            return f"--preview: {paths.shown(preview)} is where something else goes"
+            other = "--out" if preview == out else "--sheet"
+            return f"--preview: {paths.shown(preview)} is the file of {other} too"
         if sheet is not None and sheet == out:
-            return f"--sheet: {paths.shown(sheet)} is where the clip goes"
+            return f"--sheet: {paths.shown(sheet)} is the file of --out too"
         if sheet is not None and out is None and uses_bucket(settings):
             return "--sheet: the clip goes to the bucket; keep it here with --out"
         return None
@@ -71,7 +72,7 @@ class LocalRequest:
         except InvalidRequest as error:
             said = str(error).replace('field "seconds"', 'field "duration"', 1)
             if said.startswith('field "size"'):
-                said += f"; {' and '.join(_SIZES)} will do too"
+                said += f"; {' and '.join(_SIZES)} also work"
             raise InvalidRequest(said) from error
 
     @contextmanager

@@ -68,7 +68,7 @@ class RequestOptions:
     generate_audio: Annotated[
         bool | None,
         typer.Option(
-            help="Make a sound track if there is no --audio, or none. Default: WAN_GENERATE_AUDIO.",
+            help="Whether a clip without --audio gets a sound track. Default: WAN_GENERATE_AUDIO.",
             show_default=False,
         ),
     ] = None

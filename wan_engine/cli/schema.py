@@ -14,7 +14,7 @@ EXAMPLE = "> input.schema.json"
 
 def schema(
     references: Annotated[
-        bool, typer.Option("--references", help="Print that of reference-to-video.")
+        bool, typer.Option("--references", help="Print the schema of a request with references.")
     ] = False,
 ) -> None:
     """Print the JSON schema of a request's `input`."""

@@ -187,7 +187,7 @@ def choose(
             why = f"{where} has the {needs_gb(spec, recipe):.0f} GB that this needs"
             return recipe, _reason(why, _not_compiled(spec, settings, host, recipe.offload))
     # Nothing fits by our figures. Try the leanest, because the figures err on the safe side.
-    why = f"{where} is little for {spec.name}: {lacking}"
+    why = f"{where} is not enough for {spec.name}: {lacking}"
     return recipes[-1], _reason(why, _not_compiled(spec, settings, host, recipes[-1].offload))
 
 

@@ -23,7 +23,8 @@ class JobSettings(BaseModel):
         default=None,
         gt=0,
         description="Time limit of a job, in seconds. If not set, ten times what the last "
-        "similar clip took, and at least 6 times WAN_HANG_SECONDS",
+        "similar clip took, and at least 6 times WAN_HANG_SECONDS. Before the first such clip, at "
+        "least 24 times WAN_HANG_SECONDS for each segment",
     )
     hang_seconds: float = Field(
         default=300,

@@ -29,7 +29,7 @@ class ShapeSettings(BaseModel):
     )
     continuation: Literal["auto", "svi", "latents", "last_frames", "last_frame"] = Field(
         default="auto",
-        description="How to continue a clip past the length that the model was trained on. "
+        description="How WAN_MODEL continues a clip past the length that it was trained on. "
         "`auto`: as the catalogue says for the model. `svi`: Stable Video Infinity 2.0 Pro "
         "with its LoRA pair (A14B). `latents`: from the last latents (TI2V). `last_frames`: "
         "from the last five frames, with colour match and cross-fade. `last_frame`: from the "
@@ -66,7 +66,9 @@ class InputSettings(BaseModel):
         default=15 * MIB, ge=1, description="Largest allowed audio file, in bytes"
     )
     reference_max_bytes: int = Field(
-        default=100 * MIB, ge=1, description="Largest allowed reference video, in bytes"
+        default=100 * MIB,
+        ge=1,
+        description="Largest allowed reference video or first clip, in bytes",
     )
     reference_max_seconds: float = Field(
         default=30, ge=1, le=120, description="Longest allowed reference video, in seconds"
@@ -95,8 +97,9 @@ class OutputSettings(BaseModel):
         default="auto",
         description="How to make the frames between the model's. `rife`: RIFE (package ccvfi "
         "and WAN_RIFE_WEIGHTS). `mci`: ffmpeg's motion compensation, on the CPU. `blend`: the "
-        "mean of two frames, which is fast but doubles moving edges. `auto`: the first of "
-        "these that works",
+        "mean of two frames, which is fast but doubles moving edges. `auto`: `rife` "
+        "if WAN_RIFE_WEIGHTS is set, otherwise `mci`, or `blend` if this ffmpeg has no motion "
+        "compensation",
     )
     rife_weights: Path | None = Field(
         default=None,

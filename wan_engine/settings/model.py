@@ -25,7 +25,8 @@ class ModelSettings(BaseModel):
         default="auto",
         description="The model of image-to-video: a catalogue name or a Hub id in "
         "diffusers layout (both may have `@revision`), a folder, `auto` or `none`. `auto` "
-        "takes the best model whose files are present and that fits this GPU",
+        "takes the first model of the catalogue that is here and fits this GPU: four steps come "
+        "before 40",
     )
     reference_model: str = Field(
         default="auto", description="The model of reference-to-video. Same values as WAN_MODEL"
@@ -42,7 +43,8 @@ class ModelSettings(BaseModel):
     )
     video_sound_model: str = Field(
         default="auto",
-        description="The model that makes video and sound together. Same values as WAN_MODEL",
+        description="The model that makes video and sound together. Same values as WAN_MODEL. The "
+        "catalogue has none yet; you can name a row of another package",
     )
     pool_gb: float | None = Field(
         default=None,
@@ -62,13 +64,14 @@ class ModelSettings(BaseModel):
     )
     lora: tuple[OwnLora, ...] = Field(
         default=(),
-        description='LoRA files to fuse, as JSON: `[{"path": "/loras/a.safetensors", "scale": '
-        '0.8, "expert": "high"}]`. `expert` is `high`, `low` or `both`',
+        description="LoRA files to fuse into WAN_MODEL, as JSON: "
+        '`[{"path": "/loras/a.safetensors", "scale": 0.8, "expert": "high"}]`. `expert` is '
+        "`high`, `low` or `both`",
     )
     lora_dir: Path | None = Field(
         default=None,
         description="Folder of LoRA files that a request may name in `loras`, such as "
-        "`/runpod-volume/loras`. Not set, requests may name none",
+        "`/runpod-volume/loras`. If not set, requests cannot name LoRA files",
     )
     lora_unused: float = Field(
         default=0,
@@ -86,24 +89,24 @@ class ModelSettings(BaseModel):
         default=None,
         ge=1,
         le=200,
-        description="Number of denoising steps. If not set, the model's own",
+        description="Number of denoising steps of WAN_MODEL. If not set, the model's own",
     )
     guidance_scale: float | None = Field(
         default=None,
         ge=1,
         le=20,
-        description="CFG scale of the model, or of its high-noise expert if it has two. 1 "
+        description="CFG scale of WAN_MODEL, or of its high-noise expert if it has two. 1 "
         "disables CFG",
     )
     guidance_scale_2: float | None = Field(
         default=None,
         ge=1,
         le=20,
-        description="CFG scale of the low-noise expert, for models with two experts",
+        description="CFG scale of the low-noise expert of WAN_MODEL, if it has two experts",
     )
     flow_shift: float | None = Field(
         default=None,
         gt=0,
         le=50,
-        description="Shift of the noise schedule. If not set, the model's own",
+        description="Shift of the noise schedule of WAN_MODEL. If not set, the model's own",
     )

@@ -135,7 +135,7 @@ class SpooledStorage:
             ) from error
         count = len(self._waiting())
         found = self._store.check()  # a warning stays a warning
-        return type(found)(f"{found}; what it does not take waits in {folder}, now {count} clips")
+        return type(found)(f"{found}; clips that it does not accept wait in {folder} ({count} now)")
 
     def _flush_one(self, kept: _Kept) -> bool:
         try:

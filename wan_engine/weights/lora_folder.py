@@ -212,6 +212,8 @@ def _files_of(
     Raises `InvalidRequest`."""
     name, got = f'field "loras[{index}].name"', f"got {described(lora.name)}"
     if lora.name not in known:
+        if not known:
+            raise InvalidRequest(f"{name} cannot be used: this worker has no LoRA files")
         raise InvalidRequest(f"{name} must be {_names(known)}, {got}")
     files = known[lora.name].files
     if not two:
@@ -236,8 +238,6 @@ def _only(files: Mapping[Expert, Path]) -> Path:
 
 
 def _names(known: Mapping[str, FoundLora]) -> str:
-    if not known:
-        return "a LoRA of this worker, which has none"
     listed = ", ".join(f'"{name}"' for name in list(known)[:_SHOWN])
     return f"one of [{listed}{', ...' if len(known) > _SHOWN else ''}]"
 

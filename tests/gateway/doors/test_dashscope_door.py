@@ -376,7 +376,7 @@ SIZES = (
         (
             sample("wan2.7-i2v", given={"media": [{"type": "first_frame", "url": PICTURE}] * 2}),
             "InvalidParameter",
-            'field "input.media[1].type" must be another: there is a "first_frame" already',
+            'field "input.media[1].type": "first_frame" may occur only once',
         ),
         (
             sample(parameters={"seed": 2**31}),

@@ -201,6 +201,27 @@ def test_a_clip_and_references_are_in_the_code(
         assert (request["aspect_ratio"], request["size"]) == ("3:4", "1280*720")
 
 
+@pytest.mark.parametrize("api", ALL_APIS)
+def test_a_sound_with_references_is_in_the_code(
+    listen: Listen, open_page: Open, tmp_path: Path, api: str
+) -> None:
+    here = listen(api_keys=ENTRY)
+    here.backend.models = {"reference-to-video": "wan-tiny-vace"}
+    page = open_page(here.url, allowed=("Failed to load resource",))
+    field = page.get_by_role("textbox", name="API key")
+    field.fill(KEY)
+    field.press("Enter")
+    page.get_by_label("URL of a reference").fill(f"{here.url}/none.mp4")
+    page.get_by_role("button", name="Add the reference").click()
+    page.get_by_label("URL of the sound").fill(f"{here.url}/none.mp3")
+    fill(page, picture=None)
+    printed = run([sys.executable], code(page, api, "Python"), tmp_path, ".py")
+    assert clip_of(api, printed, tmp_path) == CLIP
+    request = the_request(here)
+    assert list(request["references"]) == [f"{here.url}/none.mp4"]
+    assert request["audio"] == f"{here.url}/none.mp3"
+
+
 def test_the_code_is_copied(listen: Listen, open_page: Open) -> None:
     page = open_page(listen().url, permissions=["clipboard-read", "clipboard-write"])
     pick(page, "Language", "Python")

@@ -78,7 +78,9 @@ def test_a_clip_can_be_continued(listen: Listen, open_page: Open, films: Path, k
     generate(page)
     expect(page.locator("#clip-error")).to_contain_text("A clip is needed")
     page.locator("#clip-file").set_input_files(films / "short.mp4")
-    expect(page.locator("#clip-error")).to_have_text("This clip has 1.0 s; it may have 2 to 10 s")
+    expect(page.locator("#clip-error")).to_have_text(
+        "This clip is 1.0 s long; it may be 2 to 10 s long"
+    )
     page.locator("#clip-file").set_input_files(films / "right.mp4")
     expect(page.locator("#clip-note")).to_contain_text("right.mp4, 3.0 s")
     expect(page.locator("#size-note")).to_contain_text("The video has 1108 × 832 pixels.")
@@ -104,7 +106,7 @@ def test_the_page_says_so_if_lips_follow_the_sound(listen: Listen, open_page: Op
     here = listen()
     here.backend.models = {"speech-to-video": "wan2.2-s2v-14b"}
     page = open_page(here.url)
-    expect(page.locator("#audio-why")).to_have_text("not needed; the lips move by it")
+    expect(page.locator("#audio-why")).to_have_text("optional; the lips move to it")
 
 
 def test_references_may_end_with_a_picture_too(listen: Listen, open_page: Open) -> None:

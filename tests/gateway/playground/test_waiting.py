@@ -70,7 +70,9 @@ def test_the_form_shows_how_long_such_a_clip_took(listen: Listen, open_page: Ope
     expect(page.locator("#price-note")).to_have_text("5 s at 1280 × 720")
     generate(page)
     finished(page)
-    expect(page.locator("#price-note")).to_have_text("5 s at 1280 × 720, made in under 10 s")
+    expect(page.locator("#price-note")).to_have_text(
+        "5 s at 1280 × 720, the last one took under 10 s"
+    )
     page.locator("input[value='15']").check()
     expect(page.locator("#price-note")).to_have_text("15 s at 1280 × 720")
 

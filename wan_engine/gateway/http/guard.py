@@ -192,7 +192,7 @@ def _check_page(headers: Headers, rules: Rules) -> None:
         return
     host = headers.get("host", "")
     if not _is_here(host):
-        raise Refusal("forbidden", "Without keys the gateway answers to this machine's name only")
+        raise Refusal("forbidden", "Without keys, the gateway accepts requests to localhost only")
     origin = headers.get("origin")
     if "*" in rules.origins or origin in rules.origins:
         return

@@ -223,7 +223,8 @@ class _Media:
             if one.get("type") not in _MEDIA[kind]:
                 raise _wrong(f"{name}.type", f"one of {', '.join(_MEDIA[kind])}")
             if one["type"] not in _REFERENCES and self.of(one["type"]) is not None:
-                raise _wrong(f"{name}.type", f'another: there is a "{one["type"]}" already')
+                sentence = f'field "{name}.type": "{one["type"]}" may occur only once'
+                raise ParameterError("InvalidParameter", sentence)
             if one.get("reference_voice"):
                 self.warnings.append(f"The voice of {name} is not used")
             self._found.append((one["type"], one["url"]))

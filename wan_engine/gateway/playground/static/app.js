@@ -50,7 +50,7 @@ function askForKey(sentence) {
 /** The first request, which also shows whether the key is valid. */
 async function connect() {
   if (!gateway.isOpen) {
-    askForKey("This server asks for a key. It stays in this tab, and goes with it.");
+    askForKey("This server asks for a key. It is kept in this tab until you close it.");
     form.tell({});
     return false;
   }
@@ -58,7 +58,7 @@ async function connect() {
   try {
     await learn();
     if (limits.asksForKey) {
-      askForKey("The key is used in this tab, and goes with it.");
+      askForKey("The key is kept in this tab until you close it.");
       byId("key-note").classList.remove("bad");
       byId("key").ariaInvalid = null;
     }

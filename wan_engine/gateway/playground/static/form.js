@@ -229,7 +229,7 @@ export class Form extends EventTarget {
     const seconds = this.#seconds[kind.join(", ")];
     const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];
     if (price !== undefined) notes.push(`${dollars(price)} a second`);
-    if (seconds !== undefined) notes.push(`made in ${roughly(seconds)}`);
+    if (seconds !== undefined) notes.push(`the last one took ${roughly(seconds)}`);
     say(byId("price"), price === undefined ? "" : dollars(price * duration));
     byId("price-note").textContent = why || notes.join(", ");
   }

@@ -9,7 +9,7 @@ const STATES = {
   COMPLETED: "finished",
   FAILED: "failed",
   CANCELLED: "cancelled",
-  TIMED_OUT: "too late",
+  TIMED_OUT: "expired",
   GONE: "no longer kept",
 };
 

@@ -54,7 +54,7 @@ async function readClip(file, room) {
   const { seconds, width, height } = await seen(file);
   const [least, most] = CLIP_SECONDS;
   if (seconds !== null && (seconds < least - CLIP_SLACK_SECONDS || seconds > most + CLIP_SLACK_SECONDS)) {
-    throw new Unusable(`This clip has ${seconds.toFixed(1)} s; it may have ${least} to ${most} s`);
+    throw new Unusable(`This clip is ${seconds.toFixed(1)} s long; it may be ${least} to ${most} s long`);
   }
   return { blob: file, type: file.type || "video/mp4", file, width, height, seconds, changed: false };
 }

@@ -164,7 +164,7 @@ export class Result {
 const WORDS = {
   FAILED: ["It did not work", "The server gave no reason."],
   CANCELLED: ["Cancelled", "No clip was made."],
-  TIMED_OUT: ["Too late", "It was not begun in time."],
+  TIMED_OUT: ["Expired", "The job did not start in time."],
   GONE: ["Not found", "The server does not keep this job any more"],
 };
 

@@ -37,7 +37,7 @@ export class Beginning {
     byId("begin-references").hidden = !offered.includes("references");
     this.takesPicture = offered.includes("picture");
     this.choose(offered.includes(this.now) ? this.now : offered[0]);
-    byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
+    byId("audio-why").textContent = this.#some("driving_sound") ? "optional; the lips move to it" : "optional";
   }
 
   /** Whether a model of this server begins a clip with this. */
