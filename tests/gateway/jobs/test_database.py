@@ -67,6 +67,15 @@ def test_a_database_is_opened_again_with_its_contents(tmp_path: Path) -> None:
         ]
 
 
+def test_the_database_of_a_newer_version_is_refused_with_advice(tmp_path: Path) -> None:
+    settings = Settings(output_dir=tmp_path)
+    asyncio.run(_open(settings))
+    with closing(sqlite3.connect(tmp_path / "gateway.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigurationError, match=r"gateway.db is of a newer version: start that"):
+        asyncio.run(_open(settings))
+
+
 def test_a_second_gateway_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "_LOCK_SECONDS", 0.3)
     settings = Settings(output_dir=tmp_path)

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -166,6 +167,12 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             async with engine.begin() as connection:
                 await connection.run_sync(_migrate)
             await stack.enter_async_context(ownership.held())
+        except CommandError as error:  # alembic does not know the revision that it is at
+            log.error("the database cannot be migrated: %s", error)
+            raise ConfigurationError(
+                f"The database {url.render_as_string(hide_password=True)} is of a newer version: "
+                "start that version, or the backup that you made before the upgrade"
+            ) from error
         except (SQLAlchemyError, OSError) as error:
             log.error("the database cannot be used: %s", error)
             raise ConfigurationError(
