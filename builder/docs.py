@@ -28,6 +28,7 @@ from wan_engine.settings.jobs import JobSettings
 from wan_engine.settings.media import InputSettings, OutputSettings, ShapeSettings
 from wan_engine.settings.model import ModelSettings
 from wan_engine.settings.prompts import PromptSettings, SafetySettings
+from wan_engine.settings.retired import RetiredSettings
 from wan_engine.settings.storage import StorageSettings
 
 ROOT = Path(__file__).parents[1]
@@ -67,12 +68,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def settings_tables() -> str:
-    """A table for each topic, in the order of the fields."""
+    """A table for each topic, in the order of the fields, and one of deprecated settings."""
     rows = {row.variable: row for row in described()}
-    return "\n\n".join(
+    retired = [
+        [f"`{env_name(name)}`", field.description or ""]
+        for name, field in RetiredSettings.model_fields.items()
+    ]
+    tables = [
         f"## {title}\n\n{settings_table([rows[env_name(field)] for field in topic.model_fields])}"
         for title, topic in TOPICS.items()
-    )
+    ]
+    still = "## Deprecated\n\nThese still work, and log a warning at the start."
+    return "\n\n".join([*tables, still, table(["variable", "what to do"], retired)])
 
 
 def settings_table(rows: Sequence[Described]) -> str:

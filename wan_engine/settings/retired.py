@@ -1,4 +1,4 @@
-"""Deprecated settings. They still work and log a warning if they are set; no table lists them.
+"""Deprecated settings. They still work and log a warning if they are set.
 
 A description says what is so without the setting, or what to set instead.
 """
