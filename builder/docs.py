@@ -71,7 +71,7 @@ def settings_tables() -> str:
     """A table for each topic, in the order of the fields, and one of deprecated settings."""
     rows = {row.variable: row for row in described()}
     retired = [
-        [f"`{env_name(name)}`", field.description or ""]
+        Described(env_name(name), str(field.default or ""), field.description or "")
         for name, field in RetiredSettings.model_fields.items()
     ]
     tables = [
@@ -79,7 +79,7 @@ def settings_tables() -> str:
         for title, topic in TOPICS.items()
     ]
     still = "## Deprecated\n\nThese still work, and log a warning at the start."
-    return "\n\n".join([*tables, still, table(["variable", "what to do"], retired)])
+    return "\n\n".join([*tables, still, settings_table(retired)])
 
 
 def settings_table(rows: Sequence[Described]) -> str:
