@@ -1,5 +1,5 @@
-// Calls of the gateway: Runpod's API to submit and cancel jobs, and the page's own routes for what no
-// public API tells: place in the queue, real size, first frame.
+// Calls of the gateway: Runpod's API to submit and cancel jobs, and the page's own routes for what
+// no public API tells: place in the queue, real size, first frame.
 
 const KEY = "wan-playground-key";
 const OWN = "playground/api";
@@ -29,7 +29,7 @@ export class Gateway extends EventTarget {
 
   /** Empty if the server needs no key. */
   get key() {
-    return this.#asksForKey ? sessionStorage.getItem(KEY) ?? "" : "";
+    return this.#asksForKey ? (sessionStorage.getItem(KEY) ?? "") : "";
   }
 
   /** Whether a key is present, or none is needed. */
@@ -42,7 +42,7 @@ export class Gateway extends EventTarget {
     else sessionStorage.removeItem(KEY);
   }
 
-  /** The inputs of the models, the prices, and the times of earlier jobs. 401 without a needed key. */
+  /** The inputs of the models, the prices, and the times of earlier jobs. */
   server() {
     return this.#ask("GET", `${OWN}/server`);
   }
@@ -64,8 +64,8 @@ export class Gateway extends EventTarget {
   }
 
   /**
-   * A job of this key, from any browser. With `preview`, the step of the present preview (-1: none),
-   * the server makes previews and returns newer ones.
+   * A job of this key, from any browser. With `preview`, the step of the present preview (-1:
+   * none), the server makes previews and returns newer ones.
    */
   job(id, preview = null) {
     const wanted = preview === null ? "" : `?preview=${preview}`;
@@ -74,7 +74,12 @@ export class Gateway extends EventTarget {
 
   /** The first frame of a clip as a blob, or null. */
   async still(id) {
-    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, TURN_MS);
+    const answer = await this.#fetch(
+      "GET",
+      `${OWN}/jobs/${encodeURIComponent(id)}/still`,
+      undefined,
+      TURN_MS,
+    );
     return answer.ok ? answer.blob() : null;
   }
 
@@ -110,15 +115,14 @@ export class Gateway extends EventTarget {
   async #fetch(method, path, body, silentMs = SILENT_MS) {
     const headers = new Headers();
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
-    if (body !== undefined) headers.set("Content-Type", "application/json");
+    const options = { method, headers, cache: "no-store" };
+    if (method === "GET") options.signal = AbortSignal.timeout(silentMs);
+    if (body !== undefined) {
+      headers.set("Content-Type", "application/json");
+      options.body = JSON.stringify(body);
+    }
     try {
-      return await fetch(new URL(path, this.base), {
-        method,
-        headers,
-        body: body === undefined ? undefined : JSON.stringify(body),
-        cache: "no-store",
-        signal: method === "GET" ? AbortSignal.timeout(silentMs) : undefined,
-      });
+      return await fetch(new URL(path, this.base), options);
     } catch {
       this.dispatchEvent(new Event("away"));
       throw new Refused(0, "The server does not answer");
@@ -128,6 +132,7 @@ export class Gateway extends EventTarget {
 
 function sentenceOf(told, answer) {
   const error = told?.error;
-  const sentence = typeof error === "string" ? error : error?.detail ?? error?.title ?? error?.message;
+  const sentence =
+    typeof error === "string" ? error : (error?.detail ?? error?.title ?? error?.message);
   return sentence ?? `The server answered ${answer.status} ${answer.statusText}`.trim();
 }

@@ -27,7 +27,11 @@ const result = new Result(jobs);
 const sent = new SentFiles(gateway);
 const shared = new Shared(jobs, sent, use);
 const comparison = new Comparison(jobs);
-const gallery = new History(jobs, new Stills(gateway, kept), { show, use, compare: (id) => comparison.toggle(id) });
+const gallery = new History(jobs, new Stills(gateway, kept), {
+  show,
+  use,
+  compare: (id) => comparison.toggle(id),
+});
 const ready = new Ready(gateway);
 
 // --- the key and the server ----------------------------------------------------------------------
@@ -110,7 +114,8 @@ byId("key-forget").addEventListener("click", () => {
 });
 jobs.addEventListener("key", connect);
 ready.addEventListener("models", ({ detail }) => {
-  if (Object.keys(detail).length) models = detail; // a server that starts again does not know them yet
+  // A server that starts again does not know them yet.
+  if (Object.keys(detail).length) models = detail;
   form.offer(models, takes, loras);
   if (gateway.isOpen) learn().catch(() => {}); // the badge shows an outage
 });
@@ -243,7 +248,8 @@ jobs.addEventListener("change", ({ detail }) => {
   comparison.check();
   gallery.draw(result.id, comparison.ids);
 });
-jobs.addEventListener("ended", () => learn().catch(() => {})); // its time is an estimate for the next one
+// Its time is an estimate for the next one.
+jobs.addEventListener("ended", () => learn().catch(() => {}));
 jobs.addEventListener("removed", forget);
 
 /** Removes the files of jobs that are no longer in the history. */

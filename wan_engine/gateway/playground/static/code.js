@@ -21,7 +21,9 @@ export class Code {
     for (const input of document.querySelectorAll('input[name="api"], input[name="language"]')) {
       input.addEventListener("change", () => this.draw());
     }
-    byId("copy").addEventListener("click", () => copyInto(byId("copy"), byId("code").textContent, byId("code")));
+    byId("copy").addEventListener("click", () =>
+      copyInto(byId("copy"), byId("code").textContent, byId("code")),
+    );
     this.draw();
   }
 
@@ -38,20 +40,37 @@ export class Code {
     const api = chosen("api");
     const { references } = media;
     const notes = keyed ? ["Put a key in place of YOUR_API_KEY."] : [];
-    const files = Object.values(media).flat().filter((one) => one?.file);
+    const files = Object.values(media)
+      .flat()
+      .filter((one) => one?.file);
     const bytes = files.reduce((sum, { file }) => sum + file.size, 0);
     const most = filesMaxBytes(this.#limits.requestMaxBytes);
     if (files.length) notes.push("It reads the file from the folder where it runs.");
-    if (bytes > most) notes.push(`The file as it is does not fit in a request (${megabytes(most)}): make it smaller, or give a URL.`);
-    if (files.some(({ changed }) => changed)) notes.push("The page converts the file for itself; this code sends it as it is.");
-    if (api === "aiml" && references && (references.length < 1 || references.length > 3)) notes.push("The AI/ML API wants one to three references.");
-    if (["aiml", "oxen", "dashscope"].includes(api) && options.loras) notes.push(`${NAMES[api]} takes no LoRA.`);
-    if (["aiml", "oxen"].includes(api) && media.first_clip) notes.push(`${NAMES[api]} takes no clip to continue.`);
-    if (api === "dashscope" && options.keep_first_clip === false) notes.push("DashScope always begins with the clip.");
+    if (bytes > most) {
+      const large = `The file as it is does not fit in a request (${megabytes(most)})`;
+      notes.push(`${large}: make it smaller, or give a URL.`);
+    }
+    if (files.some(({ changed }) => changed)) {
+      notes.push("The page converts the file for itself; this code sends it as it is.");
+    }
+    if (api === "aiml" && references && (references.length < 1 || references.length > 3)) {
+      notes.push("The AI/ML API wants one to three references.");
+    }
+    if (["aiml", "oxen", "dashscope"].includes(api) && options.loras) {
+      notes.push(`${NAMES[api]} takes no LoRA.`);
+    }
+    if (["aiml", "oxen"].includes(api) && media.first_clip) {
+      notes.push(`${NAMES[api]} takes no clip to continue.`);
+    }
+    if (api === "dashscope" && options.keep_first_clip === false) {
+      notes.push("DashScope always begins with the clip.");
+    }
     if (["dashscope", "openai"].includes(api) && references && media.last_image) {
       notes.push(`${NAMES[api]} takes no last picture with references.`);
     }
-    if (["aiml", "dashscope"].includes(api) && !options.enable_safety_checker) notes.push(`${NAMES[api]} always checks.`);
+    if (["aiml", "dashscope"].includes(api) && !options.enable_safety_checker) {
+      notes.push(`${NAMES[api]} always checks.`);
+    }
     if (JQ.includes(api) && chosen("language") === "curl") notes.push("It needs jq.");
     return notes;
   }

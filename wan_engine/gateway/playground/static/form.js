@@ -9,10 +9,16 @@ import { References } from "./references.js";
 import { Sizes } from "./sizes.js";
 import { Beginning } from "./takes.js";
 
-/** The pickers by their field of a request. */
 /** Sizes of text-to-video that the form has as a size and a shape. */
 const PORTRAITS = { "720*1280": "1280*720", "1080*1920": "1920*1080" };
-const FIELDS = { image: "image", last: "last_image", clip: "first_clip", audio: "audio", references: "references" };
+/** The pickers by their field of a request. */
+const FIELDS = {
+  image: "image",
+  last: "last_image",
+  clip: "first_clip",
+  audio: "audio",
+  references: "references",
+};
 
 /** Dispatches "change" when anything in it changes, and "media" when a file or a URL does. */
 export class Form extends EventTarget {
@@ -30,12 +36,24 @@ export class Form extends EventTarget {
       this[name] = new Picker(name, { read: read[name], describe: describe[name] });
     }
     this.references = new References(limits);
-    this.pickers = { image: this.image, last: this.last, clip: this.clip, audio: this.audio, references: this.references };
+    this.pickers = {
+      image: this.image,
+      last: this.last,
+      clip: this.clip,
+      audio: this.audio,
+      references: this.references,
+    };
     this.beginning = new Beginning(this.pickers);
     this.loras = new Loras(limits);
     this.#sizes = new Sizes(limits, gateway, this);
     this.#part = new Part(this.audio, limits);
-    receive(this.pickers, () => this.pickers[{ picture: "image", clip: "clip", references: "references" }[this.beginning.now]]);
+    receive(
+      this.pickers,
+      () =>
+        this.pickers[
+          { picture: "image", clip: "clip", references: "references" }[this.beginning.now]
+        ],
+    );
     byId("seed").max = limits.seedMax;
     for (const picker of Object.values(this.pickers)) {
       picker.addEventListener("change", () => {
@@ -106,7 +124,9 @@ export class Form extends EventTarget {
   get media() {
     const found = {};
     for (const [name, picker] of Object.entries(this.pickers)) {
-      if (picker.shown && (picker.value || picker.values)) found[FIELDS[name]] = picker.values ?? picker.value;
+      if (picker.shown && (picker.value || picker.values)) {
+        found[FIELDS[name]] = picker.values ?? picker.value;
+      }
     }
     return found;
   }
@@ -115,14 +135,18 @@ export class Form extends EventTarget {
   restore({ begin, options, media }) {
     this.options = options;
     this.begin(begin);
-    for (const [name, picker] of Object.entries(this.pickers)) picker.restore(media[FIELDS[name]] ?? null);
+    for (const [name, picker] of Object.entries(this.pickers)) {
+      picker.restore(media[FIELDS[name]] ?? null);
+    }
   }
 
   /** Shows below a picker which file of an earlier request `who` no longer has. */
   missing(names, who) {
     for (const [name, picker] of Object.entries(this.pickers)) {
       const gone = names[FIELDS[name]];
-      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: ${who} does not have it any longer`);
+      if (gone?.length) {
+        picker.fail(`Choose ${gone.join(" and ")} again: ${who} does not have it any longer`);
+      }
     }
   }
 
@@ -138,7 +162,10 @@ export class Form extends EventTarget {
     const { prompt, seed } = this.options;
     const { seedMax } = this.#limits;
     const wrong = [];
-    const needed = { picture: [this.image, "A picture is needed: choose a file or give a URL"], clip: [this.clip, "A clip is needed: choose a file or give a URL"] };
+    const needed = {
+      picture: [this.image, "A picture is needed: choose a file or give a URL"],
+      clip: [this.clip, "A clip is needed: choose a file or give a URL"],
+    };
     const [picker, sentence] = needed[this.beginning.now] ?? [];
     if (picker && !picker.value && !byId(`${picker.name}-error`).textContent) picker.need(sentence);
     for (const [name, one] of Object.entries(this.pickers)) {
@@ -169,12 +196,14 @@ export class Form extends EventTarget {
 
   /** The bytes of all media of a request except that of `name`. */
   #taken(name) {
-    const others = Object.entries(this.pickers).filter(([other, picker]) => other !== name && picker.shown);
+    const others = Object.entries(this.pickers).filter(
+      ([other, picker]) => other !== name && picker.shown,
+    );
     const values = others.flatMap(([, picker]) => picker.values ?? [picker.value]);
     return values.reduce((sum, value) => sum + (value?.blob?.size ?? 0), 0);
   }
 
-  /** The names of the chosen media that no model of this server takes. An earlier request may have had them. */
+  /** The names of the chosen media, as of an earlier request, that no model here takes. */
   get #unused() {
     const { image, clip, references, last } = this.pickers;
     const { beginning } = this;
@@ -182,7 +211,11 @@ export class Form extends EventTarget {
       image.value && !beginning.offers("picture") && "the picture",
       clip.value && !beginning.offers("clip") && "the clip",
       references.values.length > 0 && !beginning.offers("references") && "the references",
-      last.value && !["picture", "clip", "references"].some((what) => beginning.offers(what) && beginning.takesLast(what)) && "the last picture",
+      last.value &&
+        !["picture", "clip", "references"].some(
+          (what) => beginning.offers(what) && beginning.takesLast(what),
+        ) &&
+        "the last picture",
     ].filter(Boolean);
   }
 
@@ -198,9 +231,14 @@ export class Form extends EventTarget {
     const idle = chosen("shot_type") === "multi" && !byId("expansion").checked;
     say(byId("shots-note"), idle ? "Several shots are only made with “Expand the prompt”." : "");
     const unused = this.#unused;
-    say(byId("left-out"), unused.length ? `Left out, as no model of this server takes it: ${unused.join(", ")}.` : "");
+    say(
+      byId("left-out"),
+      unused.length ? `Left out, as no model of this server takes it: ${unused.join(", ")}.` : "",
+    );
     // The example is offered for an empty form only, so that nothing is lost.
-    const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
+    const blank =
+      !byId("prompt").value.trim() &&
+      !Object.keys(this.media).some((name) => name !== "references");
     byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
     this.loras.offer(this.beginning.loras);
     this.#part.draw();
@@ -214,7 +252,10 @@ export class Form extends EventTarget {
     const length = [...byId(id).value].length;
     const count = byId(`${id}-count`);
     const over = length - most;
-    count.textContent = over > 0 ? `${length} / ${most}, the last ${over === 1 ? "is" : `${over} are`} cut` : `${length} / ${most}`;
+    count.textContent =
+      over > 0
+        ? `${length} / ${most}, the last ${over === 1 ? "is" : `${over} are`} cut`
+        : `${length} / ${most}`;
     count.classList.toggle("over", over > 0);
   }
 
@@ -225,7 +266,13 @@ export class Form extends EventTarget {
     const price = this.#prices?.[task]?.[size];
     const several = shot_type === "multi" && enable_prompt_expansion;
     // The same text as the gateway's `kind_of`.
-    const kind = [task, size, `${duration} s`, several ? "several shots" : "one shot", this.audio.value ? "a sound" : "no sound"];
+    const kind = [
+      task,
+      size,
+      `${duration} s`,
+      several ? "several shots" : "one shot",
+      this.audio.value ? "a sound" : "no sound",
+    ];
     const seconds = this.#seconds[kind.join(", ")];
     const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];
     if (price !== undefined) notes.push(`${dollars(price)} a second`);

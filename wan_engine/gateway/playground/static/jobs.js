@@ -171,7 +171,7 @@ export class Jobs extends EventTarget {
   async #ask(id) {
     if (!this.entry(id)) return;
     const looks = id === this.watched && !document.hidden && !isFinal(this.entry(id));
-    this.#note(id, await this.#gateway.job(id, looks ? this.live(id).preview_step ?? -1 : null));
+    this.#note(id, await this.#gateway.job(id, looks ? (this.live(id).preview_step ?? -1) : null));
     const { state, learnt } = this.entry(id) ?? {};
     if (this.isVisited(id) && learnt !== state) await this.#learn(id, state);
   }
@@ -190,9 +190,13 @@ export class Jobs extends EventTarget {
     const wasFinal = isFinal(this.entry(id) ?? {});
     const { url, preview, preview_step } = this.live(id);
     const before = status === "IN_PROGRESS" ? { preview, preview_step } : {};
-    const live = { ...before, ...told, url, ahead: Date.now() - told.now, away: "" };
+    const live = { ...before, ...told, url, aheadMs: Date.now() - told.now, away: "" };
     if (status === "COMPLETED") {
-      Object.assign(changes, { cost: output.cost, seed: output.seed, warnings: output.warnings ?? [] });
+      Object.assign(changes, {
+        cost: output.cost,
+        seed: output.seed,
+        warnings: output.warnings ?? [],
+      });
       changes.milliseconds = finished - started;
       live.url = output.video_url;
     } else if (isFinal({ state: status }) && error) changes.error = error;
@@ -204,7 +208,9 @@ export class Jobs extends EventTarget {
 
   #update(id, changes) {
     const before = this.entry(id);
-    const news = Object.keys(changes).filter((key) => JSON.stringify(before?.[key]) !== JSON.stringify(changes[key]));
+    const news = Object.keys(changes).filter(
+      (key) => JSON.stringify(before?.[key]) !== JSON.stringify(changes[key]),
+    );
     if (!before || news.length === 0) return;
     if (this.isVisited(id)) this.#visited.set(id, { ...before, ...changes });
     else this.#store.update(id, changes);

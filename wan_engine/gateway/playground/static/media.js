@@ -19,13 +19,16 @@ export async function readPicture(file, maxBytes, limits) {
     const { width, height } = bitmap;
     const least = limits.imageMinSide;
     if (Math.min(width, height) < least) {
-      throw new Unusable(`This picture has ${width} × ${height} pixels; each side needs ${least} at least`);
+      throw new Unusable(
+        `This picture has ${width} × ${height} pixels; each side needs ${least} at least`,
+      );
     }
     const kind = await kindOf(file);
     const asItIs = kind && Math.max(width, height) <= limits.imageMaxSide;
-    const sent = asItIs && file.size <= maxBytes
-      ? { blob: file, type: kind, width, height }
-      : await shrink(bitmap, maxBytes, limits, asItIs && file.size <= limits.imageMaxBytes);
+    const sent =
+      asItIs && file.size <= maxBytes
+        ? { blob: file, type: kind, width, height }
+        : await shrink(bitmap, maxBytes, limits, asItIs && file.size <= limits.imageMaxBytes);
     const thumb = canvasOf(bitmap, scaleTo(bitmap, THUMB_PX)).toDataURL("image/jpeg", 0.7);
     return { ...sent, file, changed: sent.blob !== file, from: { width, height }, thumb };
   } finally {
@@ -37,7 +40,9 @@ async function decode(file) {
   try {
     return await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    throw new Unusable(`This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a picture`);
+    throw new Unusable(
+      `This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a picture`,
+    );
   }
 }
 
@@ -58,9 +63,8 @@ async function shrink(bitmap, maxBytes, limits, urlHelps) {
   const most = Math.min(1, limits.imageMaxSide / Math.max(...sides));
   if (least > most) {
     const times = Math.floor(limits.imageMaxSide / limits.imageMinSide);
-    throw new Unusable(
-      `This picture has ${sides.join(" × ")} pixels; one side may be ${times} times the other at most: crop it`,
-    );
+    const picture = `This picture has ${sides.join(" × ")} pixels`;
+    throw new Unusable(`${picture}; one side may be ${times} times the other at most: crop it`);
   }
   let scale = Math.min(most, Math.max(least, scaleTo(bitmap, ENOUGH_PX)));
   for (;;) {
@@ -70,7 +74,8 @@ async function shrink(bitmap, maxBytes, limits, urlHelps) {
       return { blob, type: KINDS.jpeg, width: canvas.width, height: canvas.height };
     }
     if (scale === least) {
-      throw new Unusable(`This picture cannot be made small enough to be sent: ${urlHelps ? "give its URL" : "crop it"}`);
+      const help = urlHelps ? "give its URL" : "crop it";
+      throw new Unusable(`This picture cannot be made small enough to be sent: ${help}`);
     }
     scale = Math.max(least, scale * SMALLER);
   }
@@ -94,7 +99,8 @@ function canvasOf(bitmap, scale) {
 export function dataUri({ blob, type }) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => resolve(`data:${type};base64,${reader.result.slice(reader.result.indexOf(",") + 1)}`);
+    reader.onload = () =>
+      resolve(`data:${type};base64,${reader.result.slice(reader.result.indexOf(",") + 1)}`);
     reader.onerror = () => reject(new Unusable("The file can no longer be read: choose it again"));
     reader.readAsDataURL(blob);
   });

@@ -30,7 +30,7 @@ export class Part {
   /** Shows the chosen part. */
   draw() {
     const { value } = this.#audio;
-    const whole = value?.file ? value.from ?? value.seconds : 0;
+    const whole = value?.file ? (value.from ?? value.seconds) : 0;
     byId("part").hidden = whole < 2 * LEAST_SECONDS;
     if (byId("part").hidden || this.#moved) return;
     this.#range(whole, value.start ?? 0, value.seconds);

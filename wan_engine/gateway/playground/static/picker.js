@@ -1,11 +1,11 @@
-// A picker for a picture, a sound or a clip, by file, drop, paste or URL. Errors are shown below it.
+// A picker for a picture, a sound or a clip, by file, drop, paste or URL. It shows errors below.
 
 import { byId, fault } from "./dom.js";
 import { Unusable } from "./media.js";
 
 /**
- * `value` is null, `{url}`, or the result of `read` for a file. Dispatches "change" when it changes,
- * and "seen" when the preview knows its size.
+ * `value` is null, `{url}`, or the result of `read` for a file. Dispatches "change" when it
+ * changes, and "seen" when the preview knows its size.
  */
 export class Picker extends EventTarget {
   #root;
@@ -133,7 +133,9 @@ export class Picker extends EventTarget {
     const [, type, data] = text.match(/^data:([^;,]*)[^,]*;base64,(.*)$/s) ?? [];
     try {
       const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-      await this.useFile(new File([bytes], `${this.name}.${type.split("/")[1] ?? "bin"}`, { type }));
+      await this.useFile(
+        new File([bytes], `${this.name}.${type.split("/")[1] ?? "bin"}`, { type }),
+      );
     } catch {
       if (turn === this.#turn) this.#fail("This data URI is not in base64", this.#url);
     }
@@ -182,8 +184,8 @@ export class Picker extends EventTarget {
 }
 
 /**
- * Passes dropped files and URLs, and pasted files, to a picker: the one under the pointer, otherwise
- * the sound's for a sound, or the one of `first()`.
+ * Passes dropped files and URLs, and pasted files, to a picker: the one under the pointer,
+ * otherwise the sound's for a sound, or the one of `first()`.
  */
 export function receive(pickers, first) {
   const { audio } = pickers;
@@ -207,7 +209,9 @@ export function receive(pickers, first) {
     else if (url) target(event).useUrl(url);
   });
   addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find((one) => /^(image|audio|video)\//.test(one.type));
+    const file = [...event.clipboardData.files].find((one) =>
+      /^(image|audio|video)\//.test(one.type),
+    );
     if (!file) return;
     event.preventDefault();
     const own = file.type.startsWith("audio/") ? audio : first();

@@ -14,7 +14,7 @@ export class References extends EventTarget {
     this.#limits = limits;
     this.values = [];
     this.#file.addEventListener("change", async () => {
-      for (const file of [...this.#file.files]) await this.useFile(file);
+      for (const file of Array.from(this.#file.files)) await this.useFile(file);
       this.#file.value = "";
     });
     byId("references-add").addEventListener("click", () => this.useUrl(this.#url.value.trim()));
@@ -36,10 +36,12 @@ export class References extends EventTarget {
   /** Values of earlier, as they were, or files. */
   async restore(values) {
     const files = (values ?? []).some((one) => one instanceof File);
-    this.#set(files ? [] : values ?? []);
+    this.#set(files ? [] : (values ?? []));
     if (!files) return;
     try {
-      this.#set(await Promise.all(values.map((one) => (one instanceof File ? this.#read(one) : one))));
+      this.#set(
+        await Promise.all(values.map((one) => (one instanceof File ? this.#read(one) : one))),
+      );
     } catch (error) {
       if (!(error instanceof Unusable)) throw error;
       this.#fail(error.message, this.#file);
@@ -66,7 +68,9 @@ export class References extends EventTarget {
 
   async #read(file) {
     const room = this.#room();
-    const value = file.type.startsWith("video/") ? video(file, room) : await readPicture(file, room, this.#limits);
+    const value = file.type.startsWith("video/")
+      ? video(file, room)
+      : await readPicture(file, room, this.#limits);
     return { ...value, file };
   }
 
@@ -87,7 +91,10 @@ export class References extends EventTarget {
   /** The bytes left in a request beside the present references. */
   #room() {
     const taken = this.values.reduce((sum, { blob }) => sum + (blob?.size ?? 0), 0);
-    return Math.min(filesMaxBytes(this.#limits.requestMaxBytes) - taken, this.#limits.imageMaxBytes);
+    return Math.min(
+      filesMaxBytes(this.#limits.requestMaxBytes) - taken,
+      this.#limits.imageMaxBytes,
+    );
   }
 
   #add(value) {
@@ -104,19 +111,30 @@ export class References extends EventTarget {
   #set(values) {
     this.values = values;
     this.#fail("");
-    byId("references-list").replaceChildren(...values.map((value, index) => this.#item(value, index)));
+    byId("references-list").replaceChildren(
+      ...values.map((value, index) => this.#item(value, index)),
+    );
     this.dispatchEvent(new Event("change"));
   }
 
   #item(value, index) {
     const name = value.url ?? `${value.file.name}, ${megabytes(value.blob.size)}`;
-    const remove = element("button", { type: "button", className: "quiet small", textContent: "Remove" });
+    const remove = element("button", {
+      type: "button",
+      className: "quiet small",
+      textContent: "Remove",
+    });
     remove.ariaLabel = `Remove character${index + 1}`;
     remove.addEventListener("click", () => {
       this.#set(this.values.filter((one) => one !== value));
       this.#file.focus();
     });
-    const text = element("span", { className: "grow" }, element("b", { textContent: `character${index + 1}` }), ` ${name}`);
+    const text = element(
+      "span",
+      { className: "grow" },
+      element("b", { textContent: `character${index + 1}` }),
+      ` ${name}`,
+    );
     return element("li", {}, tile(value), text, remove);
   }
 }
@@ -124,10 +142,18 @@ export class References extends EventTarget {
 /** A small picture of it, or what it is. */
 function tile({ thumb, url }) {
   if (thumb) return element("img", { className: "tile", src: thumb, alt: "" });
-  return element("span", { className: "tile", ariaHidden: "true", textContent: url ? "URL" : "Video" });
+  return element("span", {
+    className: "tile",
+    ariaHidden: "true",
+    textContent: url ? "URL" : "Video",
+  });
 }
 
 function video(file, room) {
-  if (file.size > room) throw new Unusable(`This video has ${megabytes(file.size)}; ${megabytes(room)} are left: give its URL`);
+  if (file.size > room) {
+    throw new Unusable(
+      `This video has ${megabytes(file.size)}; ${megabytes(room)} are left: give its URL`,
+    );
+  }
   return { blob: file, type: file.type };
 }

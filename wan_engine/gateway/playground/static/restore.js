@@ -26,7 +26,10 @@ export class Keeper {
     if (options) this.#form.restore({ begin, options, media: unpackedAll(before?.media ?? {}) });
     this.#form.addEventListener("media", () => this.#keep());
     this.#form.addEventListener("change", () => {
-      sessionStorage.setItem(OPTIONS, JSON.stringify({ begin: this.#form.beginning.now, options: this.#form.options }));
+      sessionStorage.setItem(
+        OPTIONS,
+        JSON.stringify({ begin: this.#form.beginning.now, options: this.#form.options }),
+      );
       clearTimeout(this.#timer);
       this.#timer = setTimeout(() => this.#keep(), LATER_MS);
     });
@@ -49,17 +52,21 @@ export function about({ beginning, options, media, pixels }) {
  * are fetched from the server (`sent`), if it still has them. Shows what is missing.
  */
 export async function bringBack(entry, form, kept, sent, options = {}) {
-  const told = toldOf(entry);
   const files = (await kept.request(entry.id)) ?? {};
   const media = {};
   const missing = {};
-  for (const [field, known] of Object.entries(told.media)) {
+  for (const [field, known] of Object.entries(entry.media ?? {})) {
     const own = unpackedOne(files[field]);
-    const all = own ? [own].flat() : await Promise.all([known].flat().map((one, at) => found(entry, one, field, at, sent)));
+    const all = own
+      ? [own].flat()
+      : await Promise.all([known].flat().map((one, at) => found(entry, one, field, at, sent)));
     media[field] = Array.isArray(known) ? all.filter(Boolean) : all[0];
-    missing[field] = [known].flat().filter((_, at) => !own && !all[at]).map(({ name }, at) => name ?? `the ${nameOf(field, at)}`);
+    missing[field] = [known]
+      .flat()
+      .filter((_, at) => !own && !all[at])
+      .map(({ name }, at) => name ?? `the ${nameOf(field, at)}`);
   }
-  form.restore({ begin: told.begin, options: { ...entry.options, ...options }, media });
+  form.restore({ begin: entry.begin, options: { ...entry.options, ...options }, media });
   form.missing(missing, "learnt" in entry ? "the server" : "this browser");
 }
 
@@ -76,14 +83,11 @@ const unpackedAll = (media) => each(media, unpacked);
 const unpackedOne = (value) => (Array.isArray(value) ? value.map(unpacked) : unpacked(value));
 
 const each = (media, act) =>
-  Object.fromEntries(Object.entries(media).map(([field, value]) => [field, Array.isArray(value) ? value.map(act) : act(value)]));
+  Object.fromEntries(
+    Object.entries(media).map(([field, value]) => [
+      field,
+      Array.isArray(value) ? value.map(act) : act(value),
+    ]),
+  );
 
 const described = ({ url, file, thumb }) => (url ? { url } : { name: file.name, thumb });
-
-/** Entries of earlier releases have other names for media. */
-function toldOf({ begin, media, picture, references, sound }) {
-  if (media) return { begin, media };
-  const found = { image: picture, references, audio: sound };
-  const given = Object.entries(found).filter(([, value]) => value);
-  return { begin: references ? "references" : "picture", media: Object.fromEntries(given) };
-}

@@ -37,7 +37,9 @@ export class Beginning {
     byId("begin-references").hidden = !offered.includes("references");
     this.takesPicture = offered.includes("picture");
     this.choose(offered.includes(this.now) ? this.now : offered[0]);
-    byId("audio-why").textContent = this.#some("driving_sound") ? "not needed; the lips move by it" : "not needed";
+    byId("audio-why").textContent = this.#some("driving_sound")
+      ? "not needed; the lips move by it"
+      : "not needed";
   }
 
   /** Whether a model of this server begins a clip with this. */
@@ -50,7 +52,10 @@ export class Beginning {
     if (this.#loras === null) return null;
     const sound = byId("generate-audio").checked ? ["image-to-video-with-sound"] : [];
     const picture = this.#pickers.audio.value ? ["speech-to-video"] : sound;
-    const tasks = this.now === "references" ? ["reference-to-video"] : [...picture, ...PICTURE_TASKS.slice(0, 2)];
+    const tasks =
+      this.now === "references"
+        ? ["reference-to-video"]
+        : [...picture, ...PICTURE_TASKS.slice(0, 2)];
     return this.#loras[tasks.find((task) => task in this.#loras)] ?? [];
   }
 
@@ -68,15 +73,23 @@ export class Beginning {
 
   /** Whether a clip that begins with this may end on a picture. */
   takesLast(what) {
-    if (what === "references") return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
+    if (what === "references") {
+      return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
+    }
     const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
-    return PICTURE_TASKS.some((task) => wanted.every((input) => this.#takes[task]?.includes(input)));
+    return PICTURE_TASKS.some((task) =>
+      wanted.every((input) => this.#takes[task]?.includes(input)),
+    );
   }
 
   get #offered() {
     const references = this.#tasks.includes("reference-to-video");
     const picture = PICTURE_TASKS.some((task) => this.#tasks.includes(task)) || !references;
-    return [picture && "picture", this.#some("first_clip") && "clip", references && "references"].filter(Boolean);
+    return [
+      picture && "picture",
+      this.#some("first_clip") && "clip",
+      references && "references",
+    ].filter(Boolean);
   }
 
   #some(input) {
