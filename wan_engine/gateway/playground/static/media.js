@@ -1,4 +1,6 @@
-// Pictures from this computer: read, checked against the contract, and made smaller if needed.
+// Files from this computer: read, checked, and pictures made smaller if needed.
+
+import { megabytes } from "./dom.js";
 
 /** A file that cannot be used. The message is a sentence for the user. */
 export class Unusable extends Error {}
@@ -8,6 +10,7 @@ const ENOUGH_PX = 3840; // twice what the largest video shows
 const QUALITY = 0.92;
 const SMALLER = 0.8;
 const THUMB_PX = 192;
+const SILENT_MS = 10000; // some browsers say nothing of a file that they cannot play
 
 /**
  * A picture of at most `maxBytes`, in a format and size that the engine accepts: the unchanged file
@@ -34,6 +37,31 @@ export async function readPicture(file, maxBytes, limits) {
   } finally {
     bitmap.close();
   }
+}
+
+/** A video, unchanged: the server may read what the browser cannot. */
+export function readVideo(file, maxBytes, what) {
+  if (file.size > maxBytes) {
+    const left = megabytes(Math.max(0, maxBytes));
+    throw new Unusable(`This ${what} has ${megabytes(file.size)}; ${left} are left: give its URL`);
+  }
+  const type = /^video\/[\w.+-]+$/.test(file.type) ? file.type : "video/mp4";
+  return { blob: file, type, file, changed: false };
+}
+
+/**
+ * The player of a file, "audio" or "video", once the player knows its length and size or cannot
+ * tell them.
+ */
+export function playerOf(kind, file) {
+  const player = document.createElement(kind);
+  const url = URL.createObjectURL(file);
+  return new Promise((resolve) => {
+    player.onloadedmetadata = player.onerror = () => resolve(player);
+    setTimeout(resolve, SILENT_MS, player);
+    player.preload = "metadata";
+    player.src = url;
+  }).finally(() => URL.revokeObjectURL(url));
 }
 
 async function decode(file) {
@@ -105,6 +133,25 @@ export function dataUri({ blob, type }) {
     reader.readAsDataURL(blob);
   });
 }
+
+/** The file of a data URI in base64, called `name`; null if it is not one. */
+export function fileOf(uri, name) {
+  const [, told, data] = uri.match(/^data:([^;,]*)[^,]*;base64,(.*)$/is) ?? [];
+  if (data === undefined) return null;
+  const type = /^[a-z]+\/[\w.+-]+$/i.test(told) ? told.toLowerCase() : "";
+  try {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    return new File([bytes], `${name}.${type.split("/")[1] ?? "bin"}`, { type });
+  } catch {
+    return null;
+  }
+}
+
+/** The bytes of the files in `media`, which has one medium, a list or nothing in each field. */
+export const bytesOf = (media) =>
+  Object.values(media)
+    .flat()
+    .reduce((sum, one) => sum + (one?.blob?.size ?? 0), 0);
 
 /** The bytes of files whose base64 fits in a request of `requestMaxBytes` with its other fields. */
 export function filesMaxBytes(requestMaxBytes) {

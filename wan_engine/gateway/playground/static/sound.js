@@ -1,7 +1,7 @@
 // Sounds from this computer: sent unchanged if the contract accepts them, otherwise a part as a WAV
 // file.
 
-import { Unusable } from "./media.js";
+import { playerOf, Unusable } from "./media.js";
 
 const WAV = "audio/wav";
 const MP3 = "audio/mpeg";
@@ -50,14 +50,9 @@ async function kindOf(file) {
 }
 
 /** Null if the browser does not know it before decoding. */
-function secondsOf(file) {
-  const audio = document.createElement("audio");
-  const url = URL.createObjectURL(file);
-  return new Promise((resolve) => {
-    audio.onloadedmetadata = () => resolve(Number.isFinite(audio.duration) ? audio.duration : null);
-    audio.onerror = () => resolve(null);
-    audio.src = url;
-  }).finally(() => URL.revokeObjectURL(url));
+async function secondsOf(file) {
+  const { duration } = await playerOf("audio", file);
+  return Number.isFinite(duration) ? duration : null;
 }
 
 /** The samples, and the length of the file in seconds. */

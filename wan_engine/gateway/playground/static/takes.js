@@ -4,11 +4,13 @@ import { byId, choose, chosen } from "./dom.js";
 
 const PICTURE_TASKS = ["image-to-video", "image-to-video-with-sound", "speech-to-video"];
 
+const ALL = ["picture", "clip", "references"];
+
 /** The beginning of the clip: "picture", "clip" or "references". */
 export class Beginning {
   #pickers;
-  #takes = {};
-  #tasks = null; // not known yet
+  #takes = null; // not known yet
+  #tasks = null; // so are they
   #loras = {};
   takesPicture = true;
 
@@ -26,7 +28,7 @@ export class Beginning {
     return PICTURE_TASKS.find((task) => this.#tasks?.includes(task)) ?? PICTURE_TASKS[0];
   }
 
-  /** `models` are names by task, `takes` the inputs and `loras` the LoRA files by task. */
+  /** `models`, `takes` (the inputs; null: not known) and `loras` are by task. */
   offer(models, takes, loras) {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
@@ -44,7 +46,7 @@ export class Beginning {
 
   /** Whether a model of this server begins a clip with this. */
   offers(what) {
-    return this.#tasks === null || this.#offered.includes(what);
+    return this.#offered.includes(what);
   }
 
   /** The LoRA files of the model that would make the clip; null where the server cannot tell. */
@@ -74,25 +76,24 @@ export class Beginning {
   /** Whether a clip that begins with this may end on a picture. */
   takesLast(what) {
     if (what === "references") {
-      return this.#takes["reference-to-video"]?.includes("last_picture") ?? false;
+      return this.#takes?.["reference-to-video"]?.includes("last_picture") ?? false;
     }
     const wanted = what === "clip" ? ["first_clip", "last_picture"] : ["last_picture"];
     return PICTURE_TASKS.some((task) =>
-      wanted.every((input) => this.#takes[task]?.includes(input)),
+      wanted.every((input) => this.#takes?.[task]?.includes(input)),
     );
   }
 
   get #offered() {
+    if (this.#tasks === null) return ALL;
     const references = this.#tasks.includes("reference-to-video");
+    // A form that was restored keeps its clip until the inputs are known.
+    const clip = this.#takes === null ? this.now === "clip" : this.#some("first_clip");
     const picture = PICTURE_TASKS.some((task) => this.#tasks.includes(task)) || !references;
-    return [
-      picture && "picture",
-      this.#some("first_clip") && "clip",
-      references && "references",
-    ].filter(Boolean);
+    return [picture && "picture", clip && "clip", references && "references"].filter(Boolean);
   }
 
   #some(input) {
-    return Object.values(this.#takes).some((inputs) => inputs.includes(input));
+    return Object.values(this.#takes ?? {}).some((inputs) => inputs.includes(input));
   }
 }
