@@ -1,9 +1,12 @@
 // Calls of the gateway: Runpod's API to submit and cancel jobs, and the page's own routes for what
 // no public API tells: place in the queue, real size, first frame.
 
+import { ofTab } from "./texts.js";
+
 const KEY = "wan-playground-key";
 const OWN = "playground/api";
 const SILENT_MS = 15000; // after this, a server counts as away
+const SENT_MS = 600000; // a request has megabytes, and a connection may be slow
 const TURN_MS = 120000; // stills of clips are made, and files of requests sent, one at a time
 
 /** An answer of 400 or more, with the API's own sentence. Status 0 means no answer. */
@@ -29,7 +32,7 @@ export class Gateway extends EventTarget {
 
   /** Empty if the server needs no key. */
   get key() {
-    return this.#asksForKey ? (sessionStorage.getItem(KEY) ?? "") : "";
+    return this.#asksForKey ? (ofTab.get(KEY) ?? "") : "";
   }
 
   /** Whether a key is present, or none is needed. */
@@ -38,8 +41,8 @@ export class Gateway extends EventTarget {
   }
 
   set key(key) {
-    if (key) sessionStorage.setItem(KEY, key);
-    else sessionStorage.removeItem(KEY);
+    if (key) ofTab.set(KEY, key);
+    else ofTab.remove(KEY);
   }
 
   /** The inputs of the models, the prices, and the times of earlier jobs. */
@@ -60,7 +63,8 @@ export class Gateway extends EventTarget {
 
   /** @returns the id of the new job. */
   async run(input) {
-    return (await this.#ask("POST", `v2/${this.endpoint}/run`, { input })).id;
+    const path = `v2/${encodeURIComponent(this.endpoint)}/run`;
+    return (await this.#ask("POST", path, { input }, SENT_MS)).id;
   }
 
   /**
@@ -96,11 +100,12 @@ export class Gateway extends EventTarget {
   }
 
   async cancel(endpoint, id) {
-    return this.#ask("POST", `v2/${endpoint}/cancel/${encodeURIComponent(id)}`);
+    const path = `v2/${encodeURIComponent(endpoint)}/cancel/${encodeURIComponent(id)}`;
+    return this.#ask("POST", path);
   }
 
-  async #ask(method, path, body) {
-    const answer = await this.#fetch(method, path, body);
+  async #ask(method, path, body, silentMs) {
+    const answer = await this.#fetch(method, path, body, silentMs);
     let told = null;
     try {
       told = await answer.json();
@@ -113,10 +118,12 @@ export class Gateway extends EventTarget {
   }
 
   async #fetch(method, path, body, silentMs = SILENT_MS) {
+    // A header has no other letters.
+    if (!/^[\x21-\x7e]*$/.test(this.key)) throw new Refused(401, "The API key is not valid");
     const headers = new Headers();
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
-    const options = { method, headers, cache: "no-store" };
-    if (method === "GET") options.signal = AbortSignal.timeout(silentMs);
+    const signal = AbortSignal.timeout(silentMs);
+    const options = { method, headers, signal, cache: "no-store" };
     if (body !== undefined) {
       headers.set("Content-Type", "application/json");
       options.body = JSON.stringify(body);

@@ -68,10 +68,10 @@ export class History {
         "p",
         { className: "note" },
         badge(entry),
-        ...facts.flatMap((fact, place) => [
-          place ? " · " : " ",
-          element("span", { className: "fact", textContent: fact }),
-        ]),
+        ...facts.flatMap((fact, place) => {
+          const textContent = place < facts.length - 1 ? `${fact} ·` : fact;
+          return [" ", element("span", { className: "fact", textContent })];
+        }),
       ),
     );
     if (entry.error) text.append(element("p", { className: "note bad", textContent: entry.error }));
@@ -109,9 +109,9 @@ export class History {
     if (src) holder.replaceChildren(element("img", { src, alt: "", className: "thumb clip" }));
   }
 
-  #end(entry) {
+  async #end(entry) {
     if (isFinal(entry)) this.#jobs.remove(entry.id);
-    else this.#jobs.cancel(entry.id).catch(() => this.#jobs.remove(entry.id));
+    else if (!(await this.#jobs.cancel(entry.id))) this.#acts.show(entry.id); // it says why
   }
 }
 

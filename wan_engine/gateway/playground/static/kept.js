@@ -4,6 +4,8 @@
 //
 // Storage may be off or full. Then nothing is stored, and the page says what is missing.
 
+import { ofTab } from "./texts.js";
+
 const NAME = "wan-playground";
 const STORES = ["requests", "forms", "stills"];
 const FORMS = 4; // of the newest tabs
@@ -47,12 +49,13 @@ export class Kept {
     for (const { tab } of old) await this.#do("forms", "readwrite", (store) => store.delete(tab));
   }
 
-  /** Removes jobs whose id is not in `ids`. */
+  /** Removes jobs whose id is not in `ids()`. */
   async only(ids) {
     for (const name of ["requests", "stills"]) {
       const keys = (await this.#do(name, "readonly", (store) => store.getAllKeys())) ?? [];
+      const there = ids(); // after the keys, because another tab may send a request meanwhile
       for (const key of keys) {
-        if (!ids.has(key)) await this.#do(name, "readwrite", (store) => store.delete(key));
+        if (!there.has(key)) await this.#do(name, "readwrite", (store) => store.delete(key));
       }
     }
   }
@@ -89,8 +92,8 @@ function open() {
 
 /** A reload is the same tab. So is a copy of a tab until it is closed. */
 function tabName() {
-  const found = sessionStorage.getItem(TAB) ?? Math.random().toString(36).slice(2);
-  sessionStorage.setItem(TAB, found);
+  const found = ofTab.get(TAB) ?? Math.random().toString(36).slice(2);
+  ofTab.set(TAB, found);
   return found;
 }
 

@@ -2,6 +2,7 @@
 
 import { packed, unpacked } from "./kept.js";
 import { nameOf } from "./shared.js";
+import { ofTab } from "./texts.js";
 
 const OPTIONS = "wan-playground-form";
 const LATER_MS = 300;
@@ -21,15 +22,14 @@ export class Keeper {
   /** Restores the saved form, and saves every change from now on. */
   async start() {
     const before = await this.#kept.form();
-    const written = JSON.parse(sessionStorage.getItem(OPTIONS) ?? "null");
-    const { begin, options } = written ?? before ?? {};
-    if (options) this.#form.restore({ begin, options, media: unpackedAll(before?.media ?? {}) });
+    const { begin, options } = ofTab.parsed(OPTIONS) ?? before ?? {};
+    if (typeof options?.prompt === "string") {
+      this.#form.restore({ begin, options, media: unpackedAll(before?.media ?? {}) });
+    }
     this.#form.addEventListener("media", () => this.#keep());
     this.#form.addEventListener("change", () => {
-      sessionStorage.setItem(
-        OPTIONS,
-        JSON.stringify({ begin: this.#form.beginning.now, options: this.#form.options }),
-      );
+      const { beginning, options: now } = this.#form;
+      ofTab.set(OPTIONS, JSON.stringify({ begin: beginning.now, options: now }));
       clearTimeout(this.#timer);
       this.#timer = setTimeout(() => this.#keep(), LATER_MS);
     });
@@ -37,8 +37,8 @@ export class Keeper {
 
   #keep() {
     clearTimeout(this.#timer);
-    const { beginning, options, media } = this.#form;
-    this.#kept.keepForm({ begin: beginning.now, options, media: packedAll(media) });
+    const { beginning, options, allMedia } = this.#form;
+    this.#kept.keepForm({ begin: beginning.now, options, media: packedAll(allMedia) });
   }
 }
 
@@ -47,11 +47,14 @@ export function about({ beginning, options, media, pixels }) {
   return { begin: beginning.now, options, media: each(media, described), pixels };
 }
 
+let turns = 0;
+
 /**
  * Puts a job's whole request into the form, and nothing else. Files that this browser no longer has
  * are fetched from the server (`sent`), if it still has them. Shows what is missing.
  */
 export async function bringBack(entry, form, kept, sent, options = {}) {
+  const turn = ++turns;
   const files = (await kept.request(entry.id)) ?? {};
   const media = {};
   const missing = {};
@@ -63,10 +66,12 @@ export async function bringBack(entry, form, kept, sent, options = {}) {
     media[field] = Array.isArray(known) ? all.filter(Boolean) : all[0];
     missing[field] = [known]
       .flat()
-      .filter((_, at) => !own && !all[at])
-      .map(({ name }, at) => name ?? `the ${nameOf(field, at)}`);
+      .map(({ name }, at) => (own || all[at] ? "" : (name ?? `the ${nameOf(field, at)}`)))
+      .filter(Boolean);
   }
+  if (turn !== turns) return; // another one was asked for meanwhile
   form.restore({ begin: entry.begin, options: { ...entry.options, ...options }, media });
+  await form.settle();
   form.missing(missing, "learnt" in entry ? "the server" : "this browser");
 }
 

@@ -77,14 +77,14 @@ export class Result {
     if (shown !== "done") byId("video").pause();
   }
 
-  #drawRunning({ status, progress, preview, preview_step, away }) {
+  #drawRunning({ status, progress, preview, preview_step, away, refusal }) {
     this.#part("running");
     const bar = byId("bar");
     const begun = status === "IN_PROGRESS" ? "Beginning" : "In the queue";
     const title = progress ? titleOf(progress.stage) : begun;
     const steps = progress?.steps > 1 ? `, ${progress.step} of ${progress.steps}` : "";
     byId("stage").textContent = title + steps;
-    say(byId("away"), away ?? "");
+    say(byId("away"), [refusal, away].filter(Boolean).join(". "));
     if (progress) {
       bar.value = this.#bar.at(progress);
       document.title = `${Math.round(bar.value * 100)} % · ${TITLE}`;
@@ -111,7 +111,14 @@ export class Result {
   #elapsed() {
     const entry = this.#jobs.entry(this.#id);
     if (!entry || isFinal(entry)) return;
-    const { started, queued, aheadMs, now, seconds_left: left, ...live } = this.#jobs.live(this.#id);
+    const {
+      started,
+      queued,
+      aheadMs,
+      now,
+      seconds_left: left,
+      ...live
+    } = this.#jobs.live(this.#id);
     const here = Date.now() - (aheadMs ?? 0);
     byId("elapsed").textContent = clock(here - (started ?? queued ?? entry.at));
     byId("wait").textContent = waiting(live, left == null ? null : left - (here - now) / 1000);
