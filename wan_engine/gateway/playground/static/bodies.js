@@ -3,7 +3,7 @@
 /** A file in a request, which the code reads. */
 export class LocalFile {
   constructor({ file, type }) {
-    this.name = file.name;
+    this.name = file.name.replaceAll(/\p{Cc}/gu, "_"); // a line's end would end a shell's document
     this.type = type;
   }
 }

@@ -1,6 +1,6 @@
 // The card that shows the form's request as code.
 
-import { announce, byId, chosen, megabytes } from "./dom.js";
+import { announce, byId, chosen, element, megabytes } from "./dom.js";
 import { filesMaxBytes } from "./media.js";
 import { snippet } from "./snippets.js";
 
@@ -76,11 +76,13 @@ export class Code {
   }
 }
 
-/** Copies, and says so on the button. Without a clipboard, it selects `shown`. */
+/** Copies, and says so on the button. Where the browser refuses, it selects `shown`. */
 export async function copyInto(button, text, shown = null) {
   const before = button.dataset.label ?? button.textContent;
   button.dataset.label = before;
-  button.textContent = (await copy(text, shown)) ? "Copied" : "Press Ctrl+C";
+  const refused = shown ? "Press Ctrl+C" : "Copy the address";
+  button.textContent = (await copy(text)) ? "Copied" : refused;
+  if (button.textContent === refused && shown) getSelection().selectAllChildren(shown);
   announce(button.textContent);
   setTimeout(() => {
     button.textContent = before;
@@ -88,13 +90,24 @@ export async function copyInto(button, text, shown = null) {
   }, COPIED_MS);
 }
 
-/** Browsers have a clipboard on https and localhost only. Elsewhere, the text is selected. */
-async function copy(text, shown) {
+/** @returns whether the text is copied. */
+async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    if (shown) getSelection().selectAllChildren(shown);
-    return false;
+    return copyOld(text);
   }
+}
+
+/** Browsers have a clipboard on https and localhost only. Elsewhere, the old command works. */
+function copyOld(text) {
+  const held = document.activeElement;
+  const field = element("textarea", { className: "visually-hidden", value: text });
+  document.body.append(field);
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  held?.focus({ preventScroll: true });
+  return copied;
 }

@@ -1,6 +1,7 @@
 // What a job of another browser was made from: shown with it, as far as the server still has it.
 
 import { byId, element, sizeName } from "./dom.js";
+import { fileOf } from "./media.js";
 
 const NAMES = { image: "picture", last_image: "last picture", first_clip: "clip", audio: "sound" };
 const KEPT = "The server keeps files only until a clip is finished";
@@ -31,10 +32,7 @@ export class SentFiles {
 
   async #fetch(id, field, at) {
     const uri = await this.#gateway.file(id, field, at);
-    const [, type, data] = uri?.match(/^data:([^;,]*)[^,]*;base64,(.*)$/is) ?? [];
-    if (data === undefined) return null;
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    return new File([bytes], `${nameOf(field, at)}.${type.split("/")[1] ?? "bin"}`, { type });
+    return uri && fileOf(uri, nameOf(field, at));
   }
 }
 

@@ -51,7 +51,9 @@ const inPython = (value) =>
   written(value, "", { leaf: pythonLeaf, name: JSON.stringify, step: "    ", trailing: "," });
 
 function pythonLeaf(value) {
-  if (value instanceof LocalFile) return `data_uri(${JSON.stringify(value.name)}, "${value.type}")`;
+  if (value instanceof LocalFile) {
+    return `data_uri(${JSON.stringify(value.name)}, ${JSON.stringify(value.type)})`;
+  }
   if (typeof value === "boolean") return value ? "True" : "False";
   return JSON.stringify(value);
 }
@@ -61,7 +63,7 @@ const inJavaScript = (value) =>
 
 const javaScriptLeaf = (value) =>
   value instanceof LocalFile
-    ? `await dataUri(${JSON.stringify(value.name)}, "${value.type}")`
+    ? `await dataUri(${JSON.stringify(value.name)}, ${JSON.stringify(value.type)})`
     : JSON.stringify(value);
 
 /** The body on curl's standard input, because an argument has a limit of length. */
