@@ -56,17 +56,19 @@ export class Comparison extends EventTarget {
       playsInline: true,
       loop: true,
       preload: "metadata",
+      ariaLabel: options.prompt,
     });
-    video.src = this.#jobs.live(id).url ?? "";
-    video.ariaLabel = options.prompt;
+    const told = element("figcaption", {
+      className: "note",
+      textContent: `${options.prompt} · seed ${seed}`,
+    });
+    const lost = () => (told.textContent = `It cannot be played. ${told.textContent}`);
+    video.addEventListener("error", lost, { once: true });
     for (const event of ["play", "pause"]) video.addEventListener(event, () => this.#label());
-    const told = `${options.prompt} · seed ${seed}`;
-    return element(
-      "figure",
-      {},
-      video,
-      element("figcaption", { className: "note", textContent: told }),
-    );
+    const { url } = this.#jobs.live(id);
+    if (url) video.src = url;
+    else lost();
+    return element("figure", {}, video, told);
   }
 
   get #videos() {
