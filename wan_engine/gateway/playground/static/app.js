@@ -41,6 +41,7 @@ let models = {};
 let takes = null;
 let loras = {};
 let unreached = false;
+let again = 0; // the timer of the next try
 let unsent = false; // as the server did not answer
 
 function askForKey(sentence) {
@@ -76,7 +77,8 @@ async function connect() {
       unreached = true;
       jobs.resume();
       // "back" comes only after a silence of the server; this is for its refusal.
-      if (error.status) setTimeout(() => unreached && connect(), waitMs(error));
+      clearTimeout(again);
+      if (error.status) again = setTimeout(() => unreached && connect(), waitMs(error));
     }
     form.tell({}, error.status === 401 ? "" : error.message);
     return false;
