@@ -21,6 +21,28 @@ pytestmark = pytest.mark.system
 Listen = Callable[..., Listening]
 LAST = DATA / "astronaut_360x480.png"
 TAKES_ALL: Any = {"image-to-video": "wan2.2-i2v-a14b"}
+SLOW_STORAGE = """
+    const open = indexedDB.open.bind(indexedDB);
+    const settled = new Promise(done => setTimeout(done, 1000));
+    indexedDB.open = (...given) => {
+        const asked = open(...given);
+        const handed = {};
+        asked.onupgradeneeded = () => { handed.result = asked.result; handed.onupgradeneeded(); };
+        asked.onsuccess = () => settled.then(() => {
+            handed.result = asked.result;
+            handed.onsuccess();
+        });
+        return handed;
+    };
+    const fetched = fetch;
+    window.fetch = async (url, ...more) => {
+        if (`${url}`.endsWith("api/server")) {
+            await new Promise(done => setTimeout(done, 2000));
+        }
+        return fetched(url, ...more);
+    };
+"""
+"""The form is restored after the models are known, and before their inputs are."""
 TAKES_A_CLIP: Any = {"image-to-video": "wan2.2-ti2v-5b"}
 
 
@@ -172,13 +194,16 @@ def test_a_clip_to_continue_survives_a_reload_before_the_server_has_told_what_it
     expect(page.locator("#clip-note")).to_be_visible()
 
 
-def test_what_another_beginning_hides_survives_a_reload(listen: Listen, open_page: Open) -> None:
+@pytest.mark.parametrize("slow", [False, True], ids=["", "slow"])
+def test_what_another_beginning_hides_survives_a_reload(
+    listen: Listen, open_page: Open, slow: bool
+) -> None:
     here = listen()
     here.backend.models = TAKES_A_CLIP
-    page = open_page(here.url)
+    page = open_page(here.url, before=SLOW_STORAGE if slow else "")
     fill(page)
     page.get_by_label("Clip", exact=True).check()
-    page.wait_for_timeout(500)  # the form is stored 0.3 s after a change
+    page.wait_for_timeout(2000 if slow else 500)  # the form is stored 0.3 s after a change
     page.reload()
     expect(page.get_by_label("Clip", exact=True)).to_be_checked()
     page.get_by_label("Picture", exact=True).check()

@@ -33,12 +33,15 @@ export class Beginning {
     this.#tasks = Object.keys(models);
     this.#takes = takes;
     this.#loras = loras;
-    const offered = this.#offered;
-    byId("begin").hidden = offered.length < 2;
-    byId("begin-clip").hidden = !offered.includes("clip");
-    byId("begin-references").hidden = !offered.includes("references");
-    this.takesPicture = offered.includes("picture");
-    this.choose(offered.includes(this.now) ? this.now : offered[0]);
+    this.choose(this.now);
+    // A clip that may not be taken is only shown in a form that has it.
+    const shown = this.#offered.filter(
+      (one) => one !== "clip" || takes !== null || this.now === "clip",
+    );
+    byId("begin").hidden = shown.length < 2;
+    byId("begin-clip").hidden = !shown.includes("clip");
+    byId("begin-references").hidden = !shown.includes("references");
+    this.takesPicture = shown.includes("picture");
     byId("audio-why").textContent = this.#some("driving_sound")
       ? "not needed; the lips move by it"
       : "not needed";
@@ -63,7 +66,8 @@ export class Beginning {
 
   /** Shows the fields of one beginning that is offered, and hides the others. */
   choose(wanted) {
-    const what = this.offers(wanted) ? wanted : this.#offered[0];
+    const usual = this.offers("picture") ? "picture" : "references";
+    const what = this.offers(wanted) ? wanted : usual;
     choose("begin", what);
     const { image, last, clip, references } = this.#pickers;
     image.shown = what === "picture";
@@ -87,8 +91,7 @@ export class Beginning {
   get #offered() {
     if (this.#tasks === null) return ALL;
     const references = this.#tasks.includes("reference-to-video");
-    // A form that was restored keeps its clip until the inputs are known.
-    const clip = this.#takes === null ? this.now === "clip" : this.#some("first_clip");
+    const clip = this.#takes === null || this.#some("first_clip"); // or a form would lose its clip
     const picture = PICTURE_TASKS.some((task) => this.#tasks.includes(task)) || !references;
     return [picture && "picture", clip && "clip", references && "references"].filter(Boolean);
   }
