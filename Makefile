@@ -8,6 +8,7 @@
 PYTHON ?= python3
 WORKERS ?= 4# on two cores, because half of the time is spent waiting
 BIN := .venv/bin
+PAGE := 'wan_engine/**/*.js' 'wan_engine/**/*.css'
 
 .PHONY: run test test-system soak docs site check format clean help
 
@@ -45,6 +46,8 @@ check: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/oxlint wan_engine
+	$(BIN)/oxfmt --check $(PAGE)
 	$(BIN)/python -m builder.docs --check
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/hadolint Dockerfile
@@ -55,6 +58,8 @@ check: .venv/test.ok
 format: .venv/test.ok
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/oxlint --fix wan_engine
+	$(BIN)/oxfmt --write $(PAGE)
 
 clean:
 	rm -rf .venv build .cache wan_engine.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -46,15 +46,17 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
     """`open_page(url, viewport=..., allowed=("401",))` opens a window of its own, without history.
-    Messages of the browser that contain an `allowed` text do not fail the test."""
+    Messages of the browser that contain an `allowed` text do not fail the test. `before` is a
+    script that runs before those of the page."""
     complaints: list[str] = []
     contexts = []
 
-    def open_(url: str, *, allowed: tuple[str, ...] = (), **options: Any) -> Page:
+    def open_(url: str, *, allowed: tuple[str, ...] = (), before: str = "", **options: Any) -> Page:
         options.setdefault("viewport", {"width": 1280, "height": 900})
         context = browser.new_context(locale="en-GB", **options)
         contexts.append(context)
         context.set_default_timeout(15_000)
+        context.add_init_script(before)
         page = context.new_page()
 
         def complain(text: str) -> None:

@@ -250,3 +250,21 @@ def test_what_does_not_fit_in_a_request_is_reported(
     page = open_page(listen().url)
     fill(page, picture=large)
     expect(page.locator("#code-note")).to_contain_text("does not fit in a request (7.5 MB)")
+
+
+def test_a_link_is_copied_where_the_browser_has_no_clipboard_for_the_page(
+    listen: Listen, open_page: Open
+) -> None:
+    """As at http://192.168.1.2:8000."""
+    before = "Object.defineProperty(navigator, 'clipboard', { value: undefined });"
+    page = open_page(listen().url, allowed=("Failed to load", "DEMUXER"), before=before)
+    fill(page)
+    page.get_by_role("button", name="Generate").click()
+    share = page.get_by_role("button", name="Copy link")
+    share.click()
+    expect(page.locator("#share")).to_have_text("Copied")
+    expect(page.locator("#share")).to_be_focused()
+    field = page.get_by_label("Negative prompt")
+    field.focus()
+    page.keyboard.press("Control+V")
+    expect(field).to_have_value(page.url)

@@ -79,3 +79,14 @@ def test_two_clips_are_played_side_by_side(here: Listening, open_page: Open) -> 
     page.get_by_role("button", name="Pause both").click()
     page.get_by_role("button", name="Remove: Two").click()
     expect(page.locator("#compare")).to_be_hidden()
+
+
+def test_a_clip_that_is_gone_is_named_in_a_comparison(here: Listening, open_page: Open) -> None:
+    page = open_page(here.url, allowed=("404",))
+    made(page, "One", "Two")
+    page.route("**/results/**", lambda route: route.fulfill(status=404))
+    for name in ("One", "Two"):
+        page.get_by_role("button", name=f"Compare: {name}").click()
+    expect(page.locator("#compared figcaption")).to_have_text(
+        ["It cannot be played. One · seed 7", "It cannot be played. Two · seed 7"]
+    )

@@ -150,3 +150,106 @@ def test_a_key_is_asked_for_and_used_and_never_stored(listen: Listen, open_page:
     page.get_by_role("button", name="Forget").click()
     assert key not in page.evaluate("JSON.stringify(Object.values(sessionStorage))")
     expect(page.locator("#key-card")).to_be_visible()
+
+
+def test_a_key_with_other_letters_is_not_valid(listen: Listen, open_page: Open) -> None:
+    key, entry = new_entry("ann")
+    page = open_page(listen(api_keys=entry).url, allowed=("401",))
+    field = page.get_by_role("textbox", name="API key")
+    field.fill(f"“{key}”")
+    field.press("Enter")
+    expect(page.locator("#key-note")).to_have_text("This key is not valid.")
+    page.reload()
+    expect(page.locator("#key-note")).to_have_text("This key is not valid.")
+    field.fill(key)
+    field.press("Enter")
+    expect(page.locator("#key-note")).to_contain_text("The key is used")
+
+
+def test_a_running_job_without_its_key_says_so(listen: Listen, open_page: Open) -> None:
+    key, entry = new_entry("ann")
+    here = listen(api_keys=entry)
+    page = open_page(here.url, allowed=("401",))
+    page.get_by_role("textbox", name="API key").fill(key)
+    page.get_by_role("button", name="Use key").click()
+    fill(page, "hang")
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    page.get_by_role("button", name="Forget").click()
+    expect(page.locator("#away")).to_have_text("The server asks for the key of this job")
+    page.get_by_role("textbox", name="API key").fill(key)
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#away")).to_be_empty()
+
+
+# --- storage, and other tabs ---------------------------------------------------------------------
+
+OFF = """
+    for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
+        Object.defineProperty(window, name, { get() {
+            throw new DOMException("off", "SecurityError");
+        } });
+    }
+"""
+FULL = """
+    Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };
+"""
+
+
+@pytest.mark.parametrize("storage", [OFF, FULL], ids=["off", "full"])
+def test_a_clip_is_made_without_storage(listen: Listen, open_page: Open, storage: str) -> None:
+    key, entry = new_entry("ann")
+    page = open_page(listen(api_keys=entry).url, allowed=NO_CLIP, before=storage)
+    page.get_by_role("textbox", name="API key").fill(key)
+    page.get_by_role("button", name="Use key").click()
+    fill(page)
+    generate(page)
+    finished(page)
+    expect(page.locator("#history li")).to_have_count(1)
+
+
+def test_a_form_that_cannot_be_read_is_forgotten(listen: Listen, open_page: Open) -> None:
+    page = open_page(listen().url)
+    for text in ("{", "5", '{"options": {}}'):
+        page.evaluate("text => sessionStorage.setItem('wan-playground-form', text)", text)
+        page.reload()
+        expect(page.locator("body[data-restored]")).to_be_visible()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("")
+        expect(page.locator("#image")).to_be_visible()
+
+
+def test_a_job_is_followed_here_though_the_tab_that_sent_it_is_closed(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.hold()
+    page = open_page(here.url, allowed=NO_CLIP)
+    other = page.context.new_page()
+    other.goto(here.url)
+    expect(other.locator("#ready")).to_have_text("Ready")
+    fill(page, "Left alone")
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    page.close()
+    other.get_by_role("button", name="Show: Left alone").click()
+    expect(other.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    here.backend.release()
+    finished(other)
+
+
+def test_a_job_that_is_not_cancelled_stays(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    page = open_page(here.url, allowed=("500",))
+    fill(page, "hang")
+    generate(page)
+    expect(page.locator("#stage")).to_have_text("Rendering, 1 of 4")
+    refusal = {"status": 500, "json": {"error": "Not now"}}
+    page.route("**/cancel/*", lambda route: route.fulfill(**refusal))
+    for place in ("#running", "#history"):
+        page.locator(place).get_by_role("button", name="Cancel").click()
+        expect(page.locator("#away")).to_have_text("It was not cancelled: Not now")
+        page.wait_for_timeout(1000)  # the next answer about the job does not hide it
+        expect(page.locator("#away")).to_have_text("It was not cancelled: Not now")
+    page.unroute("**/cancel/*")
+    page.locator("#history").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#failed-title")).to_have_text("Cancelled")

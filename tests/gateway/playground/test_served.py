@@ -136,3 +136,9 @@ def test_a_setting_cannot_break_out_of_the_page(serve: Serve) -> None:
 def test_the_page_is_not_part_of_the_openapi_document(serve: Serve) -> None:
     paths = get(serve, "/openapi.json")[1].json()["paths"]
     assert "/" not in paths and not any(path.startswith("/playground") for path in paths)
+
+
+def test_lines_of_the_page_have_at_most_100_characters() -> None:
+    texts = [path for path in STATIC.iterdir() if path.suffix in (".js", ".css")]
+    lines = [line for path in texts for line in path.read_text("utf-8").splitlines()]
+    assert [line for line in lines if len(line) > 100] == []

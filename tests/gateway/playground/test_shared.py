@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.gateway.conftest import Listening, _until
@@ -181,3 +184,82 @@ def test_the_facts_of_a_clip_whose_request_named_no_size(listen: Listen, open_pa
     finished(page)
     expect(page.locator("#facts")).to_contain_text("Length")
     expect(page.locator("#shared-options")).to_contain_text("720p, 5 s")
+
+
+def posted(here: Listening, **wanted: Any) -> str:
+    """The id of a job that a program has sent."""
+    answer = httpx.post(f"{here.url}/v2/wan-2-6-i2v/run", json={"input": wanted})
+    return str(answer.json()["id"])
+
+
+def uri_of(content: bytes, kind: str = "image/jpeg") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def test_a_missing_reference_has_its_own_name(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    url = f"{here.url}/none.jpg"
+    job_id = posted(here, prompt="x", references=[url, uri_of(PHOTO.read_bytes())])
+    page = open_page(f"{here.url}/?job={job_id}", allowed=NO_CLIP)
+    finished(page)
+    use_again(page)
+    expect(page.locator("#references-list")).to_contain_text(f"character1 {url}")
+    expect(page.locator("#references-error")).to_have_text(
+        "Choose the character2 again: the server does not have it any longer"
+    )
+
+
+def test_a_reference_that_is_missing_is_named_though_another_comes_from_the_server(
+    listen: Listen, open_page: Open
+) -> None:
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    references = [uri_of(PHOTO.read_bytes()), uri_of(LAST.read_bytes())]
+    job_id = posted(here, prompt="fail:internal_error:No", references=references)
+    page = open_page(f"{here.url}/?job={job_id}", allowed=("404",))
+    expect(page.get_by_alt_text("Its character1")).to_have_js_property("naturalWidth", 640)
+    page.route("**/request/references?at=1", lambda route: route.fulfill(status=404, json={}))
+    page.reload()
+    expect(page.get_by_alt_text("Its character1")).to_have_js_property("naturalWidth", 640)
+    use_again(page)
+    expect(page.locator("#references-list li")).to_have_count(1)
+    expect(page.locator("#references-error")).to_contain_text("Choose the character2 again")
+
+
+def test_a_picture_comes_back_whole_though_the_form_was_full(
+    listen: Listen, open_page: Open, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (1250, 1333, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png", compress_level=0)
+    noise = (tmp_path / "noise.png").read_bytes()
+    here = listen()
+    here.backend.models = {"image-to-video": "wan2.2-i2v-a14b"}
+    wanted = {"prompt": "fail:internal_error:No", "image": uri_of(noise, "image/png")}
+    page = open_page(f"{here.url}/?job={posted(here, **wanted)}")
+    expect(page.locator("#shared-prompt")).not_to_be_empty()
+    page.locator("#last-file").set_input_files(tmp_path / "noise.png")
+    expect(page.locator("#last-note")).to_contain_text("noise.png")
+    use_again(page)
+    expect(page.locator("#image-note")).to_contain_text("picture.png, 1333 × 1250")
+    generate(page)
+    assert content(newest(here, 2)["image"]) == noise
+
+
+@pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
+def test_a_type_that_is_code_is_not_part_of_the_code(
+    listen: Listen, open_page: Open, language: str
+) -> None:
+    """Someone with the same key sends it, and another one copies the code of its form."""
+    here = listen()
+    here.backend.models = {"reference-to-video": "wan2.2-vace-fun-a14b"}
+    shell, text = "video/$(touch stolen)", "image/x\nJSON\ntouch stolen\n"
+    quotes = 'video/mp4", touch("stolen'
+    files = [uri_of(b"no film", shell), uri_of(PHOTO.read_bytes(), text), uri_of(b"no", quotes)]
+    job_id = posted(here, prompt="fail:internal_error:No", references=files)
+    page = open_page(f"{here.url}/?job={job_id}")
+    expect(page.locator("#failure")).to_be_visible()
+    use_again(page)
+    expect(page.locator("#references-list li").first).to_be_visible()
+    pick(page, "Language", language)
+    assert "touch" not in (page.locator("#code").text_content() or "")

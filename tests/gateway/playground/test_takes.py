@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.gateway.conftest import Listening
 from tests.gateway.playground.conftest import DATA, NO_CLIP, PHOTO, Open, fill, finished, generate
@@ -20,6 +21,28 @@ pytestmark = pytest.mark.system
 Listen = Callable[..., Listening]
 LAST = DATA / "astronaut_360x480.png"
 TAKES_ALL: Any = {"image-to-video": "wan2.2-i2v-a14b"}
+SLOW_STORAGE = """
+    const open = indexedDB.open.bind(indexedDB);
+    const settled = new Promise(done => setTimeout(done, 1000));
+    indexedDB.open = (...given) => {
+        const asked = open(...given);
+        const handed = {};
+        asked.onupgradeneeded = () => { handed.result = asked.result; handed.onupgradeneeded(); };
+        asked.onsuccess = () => settled.then(() => {
+            handed.result = asked.result;
+            handed.onsuccess();
+        });
+        return handed;
+    };
+    const fetched = fetch;
+    window.fetch = async (url, ...more) => {
+        if (`${url}`.endsWith("api/server")) {
+            await new Promise(done => setTimeout(done, 2000));
+        }
+        return fetched(url, ...more);
+    };
+"""
+"""The form is restored after the models are known, and before their inputs are."""
 TAKES_A_CLIP: Any = {"image-to-video": "wan2.2-ti2v-5b"}
 
 
@@ -139,3 +162,71 @@ def test_what_no_model_takes_any_longer_is_named_and_left_out(
     generate(page)
     finished(page)
     assert "last_image" not in only_request(here)
+
+
+def test_a_clip_to_continue_survives_a_reload_before_the_server_has_told_what_it_takes(
+    listen: Listen, open_page: Open, films: Path
+) -> None:
+    here = listen()
+    here.backend.models = TAKES_A_CLIP
+    page = open_page(here.url)
+    page.get_by_label("Clip", exact=True).check()
+    page.locator("#clip-file").set_input_files(films / "right.mp4")
+    expect(page.locator("#clip-note")).to_contain_text("right.mp4, 3.0 s")
+    page.wait_for_timeout(500)  # the form is stored 0.3 s after a change
+    held: list[Route] = []
+    open_again = threading.Event()
+
+    def hold(route: Route) -> None:
+        if open_again.is_set():
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/playground/api/server", hold)
+    page.reload()
+    expect(page.locator("#ready")).to_have_text("Ready")
+    page.wait_for_timeout(300)
+    expect(page.locator("#clip-note")).to_contain_text("right.mp4, 3.0 s")
+    open_again.set()
+    for route in held:
+        route.continue_()
+    expect(page.locator("#begin-clip")).to_be_visible()
+    expect(page.get_by_label("Clip", exact=True)).to_be_checked()
+    expect(page.locator("#clip-note")).to_be_visible()
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["", "slow"])
+def test_what_another_beginning_hides_survives_a_reload(
+    listen: Listen, open_page: Open, slow: bool
+) -> None:
+    here = listen()
+    here.backend.models = TAKES_A_CLIP
+    page = open_page(here.url, before=SLOW_STORAGE if slow else "")
+    fill(page)
+    page.get_by_label("Clip", exact=True).check()
+    page.wait_for_timeout(2000 if slow else 500)  # the form is stored 0.3 s after a change
+    page.reload()
+    expect(page.get_by_label("Clip", exact=True)).to_be_checked()
+    page.get_by_label("Picture", exact=True).check()
+    expect(page.locator("#image-note")).to_contain_text("rocket_640x360.jpg, 640 × 360")
+
+
+def test_a_refused_first_request_is_repeated(listen: Listen, open_page: Open) -> None:
+    here = listen()
+    here.backend.models = TAKES_A_CLIP
+    left = [3]
+
+    def refuse(route: Route) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            route.continue_()
+        else:
+            route.fulfill(status=429, json={"error": "Too many"}, headers={"Retry-After": "1"})
+
+    page = open_page(here.url, allowed=("429",))
+    page.route("**/playground/api/server", refuse)
+    page.reload()
+    expect(page.locator("#price-note")).to_have_text("Too many")
+    expect(page.locator("#begin-clip")).to_be_visible()
+    expect(page.locator("#price-note")).to_have_text("5 s at 720p")

@@ -71,7 +71,7 @@ class _Routes:
         """Return the models with their inputs and LoRA files, the prices if the operator has set
         any, and the seconds that the last job of each kind took."""
         prices = self._context.settings.prices
-        rows, takes, loras = self._rows(), self._context.takes(), self._context.loras()
+        takes, loras = self._context.takes(), self._context.loras()
         return JSONResponse(
             {
                 "models": dict(self._context.models() or {}),
@@ -79,7 +79,6 @@ class _Routes:
                 "loras": None
                 if loras is None
                 else {task: list(names) for task, names in loras.items()},
-                "makes_sound": any(row.gives_sound for row in rows.values()),
                 "prices": {
                     task: {size: float(price_a_second(size, prices, task)) for size in _SIZES}
                     for task in get_args(Task)
@@ -167,7 +166,6 @@ class _Routes:
             "id": job.id,
             "endpoint": job.model,
             "status": STATUS[job.state],
-            "task": job.task,
             "now": now_ms(),
             "created": job.created_ms,
             "queued": job.queued_ms,

@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from wan_engine.gateway.doors.runpod.door import RUN_MAX_BYTES
 from wan_engine.gateway.refusals import Refusal
+from wan_engine.media import first_clips
 from wan_engine.plan import NAMED_SIZES
 from wan_engine.schema import (
     LORA_SCALE_MAX,
@@ -28,7 +29,6 @@ from wan_engine.schema import (
     REFERENCES_MAX,
     SEED_MAX,
     Duration,
-    Size,
 )
 from wan_engine.settings import Settings
 
@@ -109,7 +109,6 @@ def limits(settings: Settings) -> dict[str, Any]:
     return {
         "endpoint": settings.endpoints[0] if settings.endpoints else "wan-2-6-i2v",
         "asksForKey": bool(settings.api_keys),
-        "sizes": get_args(Size),
         "durations": get_args(Duration),
         "requestMaxBytes": min(RUN_MAX_BYTES, settings.request_max_bytes),
         "imageMinSide": settings.image_min_side,
@@ -117,6 +116,8 @@ def limits(settings: Settings) -> dict[str, Any]:
         "imageMaxBytes": settings.image_max_bytes,
         "audioMaxSeconds": settings.audio_max_seconds,
         "audioMaxBytes": settings.audio_max_bytes,
+        "clipMinSeconds": first_clips.LEAST_SECONDS,
+        "clipMaxSeconds": first_clips.MOST_SECONDS,
         "promptMaxCharacters": PROMPT_MAX_CHARACTERS,
         "negativePromptMaxCharacters": NEGATIVE_PROMPT_MAX_CHARACTERS,
         "referencesMax": REFERENCES_MAX,

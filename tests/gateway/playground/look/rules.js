@@ -6,20 +6,22 @@
   const INPUT_PX = 16;
 
   const name = (one) =>
-    `${one.tagName.toLowerCase()}${one.id ? `#${one.id}` : one.className ? `.${String(one.className).split(" ")[0]}` : ""}` +
+    one.tagName.toLowerCase() +
+    (one.id ? `#${one.id}` : one.className ? `.${String(one.className).split(" ")[0]}` : "") +
     ` “${(one.ariaLabel ?? one.textContent ?? "").trim().slice(0, 40)}”`;
   const styleOf = (one) => getComputedStyle(one);
   const seen = (one) =>
-    one.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && !one.closest(".visually-hidden, .skip:not(:focus)");
+    one.checkVisibility({ visibilityProperty: true, opacityProperty: true }) &&
+    !one.closest(".visually-hidden, .skip:not(:focus)");
   const inBar = (one) => one.closest(".send") !== null; // it may lie over the form by design
   const all = [...document.body.querySelectorAll("*")].filter(seen);
 
-  // --- nothing beside the window ------------------------------------------------------------------
+  // --- nothing beside the window -----------------------------------------------------------------
   if (document.documentElement.scrollWidth > width) {
     found.push(`the page is ${document.documentElement.scrollWidth} px wide`);
   }
 
-  // --- no text is cut -----------------------------------------------------------------------------
+  // --- no text is cut ----------------------------------------------------------------------------
   const texts = [];
   for (const one of all) {
     if (one.closest("pre, textarea, option, svg")) continue;
@@ -27,14 +29,18 @@
       if (node.nodeType !== Node.TEXT_NODE || !node.data.trim()) continue;
       const range = document.createRange();
       range.selectNodeContents(node);
-      const frame = one.closest(".history-prompt")?.getBoundingClientRect(); // cut on purpose, and whole elsewhere
+      // Cut on purpose, and whole elsewhere.
+      const frame = one.closest(".history-prompt")?.getBoundingClientRect();
       for (const box of range.getClientRects()) {
         if (box.width > 0 && (!frame || box.bottom <= frame.bottom + 2)) texts.push({ one, box });
       }
     }
   }
   const inside = (box, frame, slack = 1) =>
-    box.left >= frame.left - slack && box.right <= frame.right + slack && box.top >= frame.top - slack && box.bottom <= frame.bottom + slack;
+    box.left >= frame.left - slack &&
+    box.right <= frame.right + slack &&
+    box.top >= frame.top - slack &&
+    box.bottom <= frame.bottom + slack;
   for (const { one, box } of texts) {
     if (box.right > width + 1 || box.left < -1) found.push(`${name(one)} is beside the window`);
     for (let frame = one; frame && frame !== document.body; frame = frame.parentElement) {
@@ -42,7 +48,8 @@
       const block = !["inline", "contents"].includes(style.display);
       const rect = frame.getBoundingClientRect();
       if (block && (box.left < rect.left - 1 || box.right > rect.right + 1)) {
-        found.push(`${name(one)} sticks out of ${name(frame)} by ${Math.round(Math.max(rect.left - box.left, box.right - rect.right))} px`);
+        const px = Math.round(Math.max(rect.left - box.left, box.right - rect.right));
+        found.push(`${name(one)} sticks out of ${name(frame)} by ${px} px`);
         break;
       }
       if (style.overflow !== "visible" && !inside(box, rect, 2)) {
@@ -56,12 +63,15 @@
   const WORD = /(?<=^|\s)[\p{L}’-]+(?=\p{P}*(\s|$))/gu;
   for (const one of new Set(texts.map(({ one }) => one))) {
     for (const node of one.childNodes) {
-      for (const { 0: word, index } of node.nodeType === Node.TEXT_NODE ? node.data.matchAll(WORD) : []) {
+      for (const { 0: word, index } of node.nodeType === Node.TEXT_NODE
+        ? node.data.matchAll(WORD)
+        : []) {
         const range = document.createRange();
         range.setStart(node, index);
         range.setEnd(node, index + word.length);
         const lines = new Set([...range.getClientRects()].map(({ top }) => Math.round(top)));
-        if (word.length <= LONG_WORD && lines.size > 1) found.push(`${name(one)} has its word ${word} broken`);
+        if (word.length <= LONG_WORD && lines.size > 1)
+          found.push(`${name(one)} has its word ${word} broken`);
       }
     }
   }
@@ -70,13 +80,20 @@
     const style = styleOf(one);
     pen.font = style.font;
     const room = one.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-    if (pen.measureText(one.placeholder).width > room + 1) found.push(`the placeholder of ${name(one)} is cut`);
+    if (pen.measureText(one.placeholder).width > room + 1)
+      found.push(`the placeholder of ${name(one)} is cut`);
   }
 
-  // --- nothing lies over another ------------------------------------------------------------------
-  const WORKED = "a[href], button, input:not([type=file]), textarea, select, video, audio, progress, summary";
-  const worked = all.filter((one) => one.matches(WORKED)).map((one) => ({ one, box: one.getBoundingClientRect() }));
-  const solid = [...texts.filter(({ one }) => !one.closest(WORKED) && !one.closest(".segments")), ...worked.filter(({ one }) => !one.closest(".segments"))];
+  // --- nothing lies over another -----------------------------------------------------------------
+  const WORKED =
+    "a[href], button, input:not([type=file]), textarea, select, video, audio, progress, summary";
+  const worked = all
+    .filter((one) => one.matches(WORKED))
+    .map((one) => ({ one, box: one.getBoundingClientRect() }));
+  const solid = [
+    ...texts.filter(({ one }) => !one.closest(WORKED) && !one.closest(".segments")),
+    ...worked.filter(({ one }) => !one.closest(".segments")),
+  ];
   const near = (one, other) => one.contains(other) || other.contains(one);
   for (let first = 0; first < solid.length; first++) {
     for (let second = first + 1; second < solid.length; second++) {
@@ -88,14 +105,17 @@
     }
   }
 
-  // --- what is tapped and typed into --------------------------------------------------------------
+  // --- what is tapped and typed into -------------------------------------------------------------
   for (const { one } of worked) {
     if (one.matches("video, audio, progress") || one.closest("p a")) continue;
     const boxes = [one, ...(one.labels ?? [])].map((part) => part.getBoundingClientRect());
     const high = Math.max(...boxes.map((box) => box.height));
     const wide = Math.max(...boxes.map((box) => box.width));
-    if (high < TARGET_PX || wide < TARGET_PX) found.push(`${name(one)} is ${Math.round(wide)} × ${Math.round(high)} px to tap`);
-    const typed = one.matches("textarea, select, input:not([type=radio], [type=checkbox], [type=range])");
+    if (high < TARGET_PX || wide < TARGET_PX)
+      found.push(`${name(one)} is ${Math.round(wide)} × ${Math.round(high)} px to tap`);
+    const typed = one.matches(
+      "textarea, select, input:not([type=radio], [type=checkbox], [type=range])",
+    );
     if (width <= PHONE_PX && typed && parseFloat(styleOf(one).fontSize) < INPUT_PX) {
       found.push(`${name(one)} has letters of ${styleOf(one).fontSize}, into which a phone zooms`);
     }

@@ -140,6 +140,16 @@ def refused_files(stand: Stand) -> None:
         expect(page.locator(f"#{name}-error")).to_contain_text("cannot read")
 
 
+@state(MEDIA)
+def refused_reference(stand: Stand) -> None:
+    start(stand)
+    page = stand.page
+    page.get_by_label("Text or references", exact=True).check()
+    file: Any = {"name": "a film.mp4", "mimeType": "video/mp4", "buffer": bytes(9 * 2**20)}
+    page.locator("#references-file").set_input_files(file)
+    page.get_by_role("button", name="Leave it out").wait_for()
+
+
 @state("#form > .send")
 def refused_there(stand: Stand) -> None:
     page = stand.open(queue_max=1)

@@ -1,9 +1,12 @@
-// Calls of the gateway: Runpod's API to submit and cancel jobs, and the page's own routes for what no
-// public API tells: place in the queue, real size, first frame.
+// Calls of the gateway: Runpod's API to submit and cancel jobs, and the page's own routes for what
+// no public API tells: place in the queue, real size, first frame.
+
+import { ofTab } from "./texts.js";
 
 const KEY = "wan-playground-key";
 const OWN = "playground/api";
 const SILENT_MS = 15000; // after this, a server counts as away
+const SENT_MS = 600000; // a request has megabytes, and a connection may be slow
 const TURN_MS = 120000; // stills of clips are made, and files of requests sent, one at a time
 
 /** An answer of 400 or more, with the API's own sentence. Status 0 means no answer. */
@@ -29,7 +32,7 @@ export class Gateway extends EventTarget {
 
   /** Empty if the server needs no key. */
   get key() {
-    return this.#asksForKey ? sessionStorage.getItem(KEY) ?? "" : "";
+    return this.#asksForKey ? (ofTab.get(KEY) ?? "") : "";
   }
 
   /** Whether a key is present, or none is needed. */
@@ -38,11 +41,11 @@ export class Gateway extends EventTarget {
   }
 
   set key(key) {
-    if (key) sessionStorage.setItem(KEY, key);
-    else sessionStorage.removeItem(KEY);
+    if (key) ofTab.set(KEY, key);
+    else ofTab.remove(KEY);
   }
 
-  /** The inputs of the models, the prices, and the times of earlier jobs. 401 without a needed key. */
+  /** The inputs of the models, the prices, and the times of earlier jobs. */
   server() {
     return this.#ask("GET", `${OWN}/server`);
   }
@@ -60,12 +63,13 @@ export class Gateway extends EventTarget {
 
   /** @returns the id of the new job. */
   async run(input) {
-    return (await this.#ask("POST", `v2/${this.endpoint}/run`, { input })).id;
+    const path = `v2/${encodeURIComponent(this.endpoint)}/run`;
+    return (await this.#ask("POST", path, { input }, SENT_MS)).id;
   }
 
   /**
-   * A job of this key, from any browser. With `preview`, the step of the present preview (-1: none),
-   * the server makes previews and returns newer ones.
+   * A job of this key, from any browser. With `preview`, the step of the present preview (-1:
+   * none), the server makes previews and returns newer ones.
    */
   job(id, preview = null) {
     const wanted = preview === null ? "" : `?preview=${preview}`;
@@ -74,7 +78,12 @@ export class Gateway extends EventTarget {
 
   /** The first frame of a clip as a blob, or null. */
   async still(id) {
-    const answer = await this.#fetch("GET", `${OWN}/jobs/${encodeURIComponent(id)}/still`, undefined, TURN_MS);
+    const answer = await this.#fetch(
+      "GET",
+      `${OWN}/jobs/${encodeURIComponent(id)}/still`,
+      undefined,
+      TURN_MS,
+    );
     return answer.ok ? answer.blob() : null;
   }
 
@@ -91,11 +100,12 @@ export class Gateway extends EventTarget {
   }
 
   async cancel(endpoint, id) {
-    return this.#ask("POST", `v2/${endpoint}/cancel/${encodeURIComponent(id)}`);
+    const path = `v2/${encodeURIComponent(endpoint)}/cancel/${encodeURIComponent(id)}`;
+    return this.#ask("POST", path);
   }
 
-  async #ask(method, path, body) {
-    const answer = await this.#fetch(method, path, body);
+  async #ask(method, path, body, silentMs) {
+    const answer = await this.#fetch(method, path, body, silentMs);
     let told = null;
     try {
       told = await answer.json();
@@ -108,17 +118,18 @@ export class Gateway extends EventTarget {
   }
 
   async #fetch(method, path, body, silentMs = SILENT_MS) {
+    // A header has no other letters.
+    if (!/^[\x21-\x7e]*$/.test(this.key)) throw new Refused(401, "The API key is not valid");
     const headers = new Headers();
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
-    if (body !== undefined) headers.set("Content-Type", "application/json");
+    const signal = AbortSignal.timeout(silentMs);
+    const options = { method, headers, signal, cache: "no-store" };
+    if (body !== undefined) {
+      headers.set("Content-Type", "application/json");
+      options.body = JSON.stringify(body);
+    }
     try {
-      return await fetch(new URL(path, this.base), {
-        method,
-        headers,
-        body: body === undefined ? undefined : JSON.stringify(body),
-        cache: "no-store",
-        signal: method === "GET" ? AbortSignal.timeout(silentMs) : undefined,
-      });
+      return await fetch(new URL(path, this.base), options);
     } catch {
       this.dispatchEvent(new Event("away"));
       throw new Refused(0, "The server does not answer");
@@ -128,6 +139,7 @@ export class Gateway extends EventTarget {
 
 function sentenceOf(told, answer) {
   const error = told?.error;
-  const sentence = typeof error === "string" ? error : error?.detail ?? error?.title ?? error?.message;
+  const sentence =
+    typeof error === "string" ? error : (error?.detail ?? error?.title ?? error?.message);
   return sentence ?? `The server answered ${answer.status} ${answer.statusText}`.trim();
 }

@@ -27,15 +27,21 @@ const result = new Result(jobs);
 const sent = new SentFiles(gateway);
 const shared = new Shared(jobs, sent, use);
 const comparison = new Comparison(jobs);
-const gallery = new History(jobs, new Stills(gateway, kept), { show, use, compare: (id) => comparison.toggle(id) });
+const gallery = new History(jobs, new Stills(gateway, kept), {
+  show,
+  use,
+  compare: (id) => comparison.toggle(id),
+});
 const ready = new Ready(gateway);
 
 // --- the key and the server ----------------------------------------------------------------------
 
+const AGAIN_SECONDS = 5;
 let models = {};
-let takes = {};
+let takes = null;
 let loras = {};
 let unreached = false;
+let again = 0; // the timer of the next try
 let unsent = false; // as the server did not answer
 
 function askForKey(sentence) {
@@ -70,11 +76,16 @@ async function connect() {
     else {
       unreached = true;
       jobs.resume();
+      // "back" comes only after a silence of the server; this is for its refusal.
+      clearTimeout(again);
+      if (error.status) again = setTimeout(() => unreached && connect(), waitMs(error));
     }
     form.tell({}, error.status === 401 ? "" : error.message);
     return false;
   }
 }
+
+const waitMs = ({ retryAfterSeconds }) => (retryAfterSeconds ?? AGAIN_SECONDS) * 1000;
 
 /** Load what the server makes, and the prices. */
 async function learn() {
@@ -110,7 +121,8 @@ byId("key-forget").addEventListener("click", () => {
 });
 jobs.addEventListener("key", connect);
 ready.addEventListener("models", ({ detail }) => {
-  if (Object.keys(detail).length) models = detail; // a server that starts again does not know them yet
+  // A server that starts again does not know them yet.
+  if (Object.keys(detail).length) models = detail;
   form.offer(models, takes, loras);
   if (gateway.isOpen) learn().catch(() => {}); // the badge shows an outage
 });
@@ -133,22 +145,22 @@ addEventListener("keydown", (event) => {
 
 async function send() {
   const button = byId("send");
-  if (button.getAttribute("aria-disabled") === "true" || !form.check()) return;
+  if (button.getAttribute("aria-disabled") === "true") return;
   byId("form-error").textContent = "";
   unsent = false;
   button.setAttribute("aria-disabled", "true");
   button.textContent = "Sending …";
   try {
+    await form.settle();
+    if (!form.check()) return;
     const told = about(form);
     const media = packedAll(form.media);
     const id = await jobs.send(await form.input(), told);
     await kept.keepRequest(id, media);
     show(id);
   } catch (error) {
-    if (!(error instanceof Refused || error instanceof Unusable)) throw error;
+    tell(error);
     unsent = error.status === 0;
-    const wait = error.retryAfterSeconds ? ` (in ${error.retryAfterSeconds} s)` : "";
-    byId("form-error").textContent = error.message + wait;
     if (error.status === 401) {
       await connect();
       byId("key").focus();
@@ -159,14 +171,29 @@ async function send() {
   }
 }
 
+/** Shows the sentence of an error below the button. Throws errors of other kinds. */
+function tell(error) {
+  if (!(error instanceof Refused || error instanceof Unusable)) throw error;
+  const wait = error.retryAfterSeconds ? ` (in ${error.retryAfterSeconds} s)` : "";
+  byId("form-error").textContent = error.message + wait;
+}
+
 byId("example-use").addEventListener("click", async () => {
-  await fillExample(form, meta("assets"));
-  byId("prompt").focus();
+  try {
+    await fillExample(form, meta("assets"));
+    byId("prompt").focus();
+  } catch (error) {
+    tell(error);
+  }
 });
 byId("example-make").addEventListener("click", async () => {
-  await fillExample(form, meta("assets"));
-  byId("send").focus({ preventScroll: true }); // the example is gone
-  send();
+  try {
+    await fillExample(form, meta("assets"));
+    byId("send").focus({ preventScroll: true }); // the example is gone
+    send();
+  } catch (error) {
+    tell(error);
+  }
 });
 
 // --- the result and the history ------------------------------------------------------------------
@@ -189,6 +216,7 @@ function draw() {
 
 function show(id) {
   if (asked() !== id) window.history.pushState(null, "", addressOf(id));
+  if (gateway.isOpen) jobs.visit(id);
   result.show(id);
   draw();
   toResult();
@@ -219,14 +247,7 @@ async function use(entry) {
 
 byId("retry").addEventListener("click", () => use(jobs.entry(result.id)));
 addEventListener("popstate", showAgain);
-byId("cancel").addEventListener("click", async () => {
-  try {
-    await jobs.cancel(result.id);
-  } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    byId("away").textContent = error.message;
-  }
-});
+byId("cancel").addEventListener("click", () => jobs.cancel(result.id));
 byId("again").addEventListener("click", async () => {
   const entry = jobs.entry(result.id);
   await bringBack(entry, form, kept, sent, { seed: entry.seed });
@@ -243,12 +264,13 @@ jobs.addEventListener("change", ({ detail }) => {
   comparison.check();
   gallery.draw(result.id, comparison.ids);
 });
-jobs.addEventListener("ended", () => learn().catch(() => {})); // its time is an estimate for the next one
+// Its time is an estimate for the next one.
+jobs.addEventListener("ended", () => learn().catch(() => {}));
 jobs.addEventListener("removed", forget);
 
 /** Removes the files of jobs that are no longer in the history. */
 function forget() {
-  kept.only(new Set(jobs.entries.map(({ id }) => id)));
+  kept.only(() => new Set(jobs.entries.map(({ id }) => id)));
 }
 
 // --- the start -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 /** A file in a request, which the code reads. */
 export class LocalFile {
   constructor({ file, type }) {
-    this.name = file.name;
+    this.name = file.name.replaceAll(/\p{Cc}/gu, "_"); // a line's end would end a shell's document
     this.type = type;
   }
 }
@@ -80,7 +80,9 @@ export const BODIES = {
       audio_url: wish.audio,
     }),
     parameters: given({
-      ...(wish.references ? { size: wish.shape.join("*") } : { resolution: resolution(wish).toUpperCase() }),
+      ...(wish.references
+        ? { size: wish.shape.join("*") }
+        : { resolution: resolution(wish).toUpperCase() }),
       duration: wish.duration,
       shot_type: wish.shot_type,
       seed: fixed(wish.seed),
@@ -90,7 +92,11 @@ export const BODIES = {
   }),
   openai: (wish) =>
     given({
-      model: wish.references ? (wish.references.length ? "wan-2-6-r2v" : "wan-2-6-t2v") : "wan-2-6-i2v",
+      model: wish.references
+        ? wish.references.length
+          ? "wan-2-6-r2v"
+          : "wan-2-6-t2v"
+        : "wan-2-6-i2v",
       prompt: wish.prompt,
       input_reference: wish.image && { image_url: wish.image },
       last_image: wish.references ? undefined : wish.last_image,
@@ -120,7 +126,8 @@ const dashscopeMedia = ({ first_clip, last_image }) => [
   ...(last_image ? [{ type: "last_frame", url: last_image }] : []),
 ];
 
-const given = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
+const given = (fields) =>
+  Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
 const text = (value) => (value.trim() ? value : undefined);
 const fixed = (seed) => (seed >= 0 ? seed : undefined);
 const resolution = ({ size }) => (size === "1920*1080" ? "1080p" : "720p");

@@ -21,7 +21,9 @@ export class Comparison extends EventTarget {
 
   /** Adds or removes a clip. A third one replaces the first. */
   toggle(id) {
-    this.#set(this.#ids.includes(id) ? this.#ids.filter((one) => one !== id) : [...this.#ids, id].slice(-2));
+    this.#set(
+      this.#ids.includes(id) ? this.#ids.filter((one) => one !== id) : [...this.#ids, id].slice(-2),
+    );
   }
 
   /** Removes clips that are no longer in the history. */
@@ -49,12 +51,24 @@ export class Comparison extends EventTarget {
 
   #clip(id) {
     const { options, seed } = this.#jobs.entry(id);
-    const video = element("video", { controls: true, playsInline: true, loop: true, preload: "metadata" });
-    video.src = this.#jobs.live(id).url ?? "";
-    video.ariaLabel = options.prompt;
+    const video = element("video", {
+      controls: true,
+      playsInline: true,
+      loop: true,
+      preload: "metadata",
+      ariaLabel: options.prompt,
+    });
+    const told = element("figcaption", {
+      className: "note",
+      textContent: `${options.prompt} · seed ${seed}`,
+    });
+    const lost = () => (told.textContent = `It cannot be played. ${told.textContent}`);
+    video.addEventListener("error", lost, { once: true });
     for (const event of ["play", "pause"]) video.addEventListener(event, () => this.#label());
-    const told = `${options.prompt} · seed ${seed}`;
-    return element("figure", {}, video, element("figcaption", { className: "note", textContent: told }));
+    const { url } = this.#jobs.live(id);
+    if (url) video.src = url;
+    else lost();
+    return element("figure", {}, video, told);
   }
 
   get #videos() {

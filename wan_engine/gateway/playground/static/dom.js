@@ -19,7 +19,7 @@ export function choose(name, value) {
   if (wanted) wanted.checked = true;
 }
 
-/** Sets the text of an element that screen readers announce. An equal text is not announced again. */
+/** Sets the text of an element that screen readers announce; an equal text not once more. */
 export function say(place, text) {
   if (place.textContent !== text) place.textContent = text;
 }
@@ -45,7 +45,9 @@ export function announce(sentence) {
 }
 
 export const megabytes = (bytes) =>
-  bytes < 1e5 ? `${Math.max(1, Math.round(bytes / 1024))} KB` : `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
+  bytes < 1e5
+    ? `${Math.max(1, Math.round(bytes / 1024))} KB`
+    : `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MB`;
 
 export const dollars = (amount) => `$${amount.toFixed(2)}`;
 

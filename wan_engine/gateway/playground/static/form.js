@@ -9,10 +9,19 @@ import { References } from "./references.js";
 import { Sizes } from "./sizes.js";
 import { Beginning } from "./takes.js";
 
-/** The pickers by their field of a request. */
 /** Sizes of text-to-video that the form has as a size and a shape. */
 const PORTRAITS = { "720*1280": "1280*720", "1080*1920": "1920*1080" };
-const FIELDS = { image: "image", last: "last_image", clip: "first_clip", audio: "audio", references: "references" };
+/** The pickers by their field of a request. */
+const FIELDS = {
+  image: "image",
+  last: "last_image",
+  clip: "first_clip",
+  audio: "audio",
+  references: "references",
+};
+
+/** The pickers by the beginning of a clip. */
+const BEGINNINGS = { picture: "image", clip: "clip", references: "references" };
 
 /** Dispatches "change" when anything in it changes, and "media" when a file or a URL does. */
 export class Form extends EventTarget {
@@ -25,17 +34,24 @@ export class Form extends EventTarget {
   constructor(limits, gateway) {
     super();
     this.#limits = limits;
-    const { read, describe } = readers(limits, (name) => this.#taken(name));
+    const { read, describe } = readers(limits, () => this.media);
     for (const name of ["image", "last", "clip", "audio"]) {
       this[name] = new Picker(name, { read: read[name], describe: describe[name] });
     }
-    this.references = new References(limits);
-    this.pickers = { image: this.image, last: this.last, clip: this.clip, audio: this.audio, references: this.references };
+    this.references = new References({ read: read.references, most: limits.referencesMax });
+    // In the order of the page, so that the first error gets the focus.
+    this.pickers = {
+      references: this.references,
+      image: this.image,
+      clip: this.clip,
+      last: this.last,
+      audio: this.audio,
+    };
     this.beginning = new Beginning(this.pickers);
     this.loras = new Loras(limits);
     this.#sizes = new Sizes(limits, gateway, this);
     this.#part = new Part(this.audio, limits);
-    receive(this.pickers, () => this.pickers[{ picture: "image", clip: "clip", references: "references" }[this.beginning.now]]);
+    receive(this.pickers, () => this.pickers[BEGINNINGS[this.beginning.now]]);
     byId("seed").max = limits.seedMax;
     for (const picker of Object.values(this.pickers)) {
       picker.addEventListener("change", () => {
@@ -104,25 +120,45 @@ export class Form extends EventTarget {
 
   /** The media that would be sent, by field. */
   get media() {
-    const found = {};
-    for (const [name, picker] of Object.entries(this.pickers)) {
-      if (picker.shown && (picker.value || picker.values)) found[FIELDS[name]] = picker.values ?? picker.value;
-    }
-    return found;
+    return this.#media((picker) => picker.shown);
+  }
+
+  /** The media that are chosen, also where another beginning hides them. */
+  get allMedia() {
+    return this.#media(() => true);
+  }
+
+  #media(isWanted) {
+    const found = Object.entries(this.pickers).filter(([, one]) => one.media && isWanted(one));
+    return Object.fromEntries(found.map(([name, { media }]) => [FIELDS[name], media]));
   }
 
   /** Restores the whole form. Media that are not in `media` are cleared. */
   restore({ begin, options, media }) {
     this.options = options;
     this.begin(begin);
-    for (const [name, picker] of Object.entries(this.pickers)) picker.restore(media[FIELDS[name]] ?? null);
+    // All are empty before the first is read, because a file has the room that others leave.
+    for (const picker of Object.values(this.pickers)) picker.clear();
+    for (const [name, picker] of Object.entries(this.pickers)) {
+      picker.restore(media[FIELDS[name]] ?? null);
+    }
+  }
+
+  /** Uses what is typed and moved, and waits until all files are read. */
+  async settle() {
+    const all = Object.values(this.pickers);
+    for (const picker of all) if (picker.shown) picker.useTyped();
+    this.#part.release();
+    await Promise.all(all.map((picker) => picker.settled));
   }
 
   /** Shows below a picker which file of an earlier request `who` no longer has. */
   missing(names, who) {
     for (const [name, picker] of Object.entries(this.pickers)) {
       const gone = names[FIELDS[name]];
-      if (gone?.length) picker.fail(`Choose ${gone.join(" and ")} again: ${who} does not have it any longer`);
+      if (gone?.length) {
+        picker.complain(`Choose ${gone.join(" and ")} again: ${who} does not have it any longer`);
+      }
     }
   }
 
@@ -138,11 +174,14 @@ export class Form extends EventTarget {
     const { prompt, seed } = this.options;
     const { seedMax } = this.#limits;
     const wrong = [];
-    const needed = { picture: [this.image, "A picture is needed: choose a file or give a URL"], clip: [this.clip, "A clip is needed: choose a file or give a URL"] };
+    const needed = {
+      picture: [this.image, "A picture is needed: choose a file or give a URL"],
+      clip: [this.clip, "A clip is needed: choose a file or give a URL"],
+    };
     const [picker, sentence] = needed[this.beginning.now] ?? [];
-    if (picker && !picker.value && !byId(`${picker.name}-error`).textContent) picker.need(sentence);
-    for (const [name, one] of Object.entries(this.pickers)) {
-      if (one.shown && byId(`${name}-error`).textContent) wrong.push(one.field);
+    if (picker && !picker.value && !picker.error) picker.need(sentence);
+    for (const one of Object.values(this.pickers)) {
+      if (one.shown && one.error) wrong.push(one.field);
     }
     if (!prompt.trim()) {
       fault(byId("prompt"), byId("prompt-error"), "A prompt is needed");
@@ -167,14 +206,7 @@ export class Form extends EventTarget {
     return this.#sizes.of(chosen("size"));
   }
 
-  /** The bytes of all media of a request except that of `name`. */
-  #taken(name) {
-    const others = Object.entries(this.pickers).filter(([other, picker]) => other !== name && picker.shown);
-    const values = others.flatMap(([, picker]) => picker.values ?? [picker.value]);
-    return values.reduce((sum, value) => sum + (value?.blob?.size ?? 0), 0);
-  }
-
-  /** The names of the chosen media that no model of this server takes. An earlier request may have had them. */
+  /** The names of the chosen media, as of an earlier request, that no model here takes. */
   get #unused() {
     const { image, clip, references, last } = this.pickers;
     const { beginning } = this;
@@ -182,7 +214,11 @@ export class Form extends EventTarget {
       image.value && !beginning.offers("picture") && "the picture",
       clip.value && !beginning.offers("clip") && "the clip",
       references.values.length > 0 && !beginning.offers("references") && "the references",
-      last.value && !["picture", "clip", "references"].some((what) => beginning.offers(what) && beginning.takesLast(what)) && "the last picture",
+      last.value &&
+        !["picture", "clip", "references"].some(
+          (what) => beginning.offers(what) && beginning.takesLast(what),
+        ) &&
+        "the last picture",
     ].filter(Boolean);
   }
 
@@ -198,9 +234,12 @@ export class Form extends EventTarget {
     const idle = chosen("shot_type") === "multi" && !byId("expansion").checked;
     say(byId("shots-note"), idle ? "Several shots are only made with “Expand the prompt”." : "");
     const unused = this.#unused;
-    say(byId("left-out"), unused.length ? `Left out, as no model of this server takes it: ${unused.join(", ")}.` : "");
+    say(
+      byId("left-out"),
+      unused.length ? `Left out, as no model of this server takes it: ${unused.join(", ")}.` : "",
+    );
     // The example is offered for an empty form only, so that nothing is lost.
-    const blank = !byId("prompt").value.trim() && !Object.keys(this.media).some((name) => name !== "references");
+    const blank = !byId("prompt").value.trim() && !Object.values(this.allMedia).flat().length;
     byId("example").hidden = byId("example-use").hidden = !(blank && this.beginning.takesPicture);
     this.loras.offer(this.beginning.loras);
     this.#part.draw();
@@ -214,7 +253,10 @@ export class Form extends EventTarget {
     const length = [...byId(id).value].length;
     const count = byId(`${id}-count`);
     const over = length - most;
-    count.textContent = over > 0 ? `${length} / ${most}, the last ${over === 1 ? "is" : `${over} are`} cut` : `${length} / ${most}`;
+    count.textContent =
+      over > 0
+        ? `${length} / ${most}, the last ${over === 1 ? "is" : `${over} are`} cut`
+        : `${length} / ${most}`;
     count.classList.toggle("over", over > 0);
   }
 
@@ -225,7 +267,13 @@ export class Form extends EventTarget {
     const price = this.#prices?.[task]?.[size];
     const several = shot_type === "multi" && enable_prompt_expansion;
     // The same text as the gateway's `kind_of`.
-    const kind = [task, size, `${duration} s`, several ? "several shots" : "one shot", this.audio.value ? "a sound" : "no sound"];
+    const kind = [
+      task,
+      size,
+      `${duration} s`,
+      several ? "several shots" : "one shot",
+      this.audio.value ? "a sound" : "no sound",
+    ];
     const seconds = this.#seconds[kind.join(", ")];
     const notes = [`${duration} s at ${this.pixels?.join(" × ") ?? sizeName(size)}`];
     if (price !== undefined) notes.push(`${dollars(price)} a second`);

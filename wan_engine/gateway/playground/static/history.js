@@ -44,19 +44,35 @@ export class History {
     const focused = focusedButton();
     byId("history-empty").hidden = entries.length > 0;
     byId("clear").hidden = !entries.some(isFinal);
-    byId("history").replaceChildren(...entries.map((entry) => this.#item(entry, current, compared)));
+    byId("history").replaceChildren(
+      ...entries.map((entry) => this.#item(entry, current, compared)),
+    );
     if (focused) refocus(focused);
   }
 
   #item(entry, current, compared) {
     const { options } = entry;
-    const facts = [when(entry.at), `${options.duration} s`, entry.pixels?.join(" × ") ?? sizeName(options.size)];
-    if (entry.state === "COMPLETED") facts.push(...(this.#priced ? [dollars(entry.cost)] : []), `seed ${entry.seed}`);
+    const facts = [
+      when(entry.at),
+      `${options.duration} s`,
+      entry.pixels?.join(" × ") ?? sizeName(options.size),
+    ];
+    if (entry.state === "COMPLETED") {
+      facts.push(...(this.#priced ? [dollars(entry.cost)] : []), `seed ${entry.seed}`);
+    }
     const text = element(
       "div",
       { className: "history-text" },
       element("p", { className: "history-prompt", textContent: options.prompt }),
-      element("p", { className: "note" }, badge(entry), ...facts.flatMap((fact, place) => [place ? " · " : " ", element("span", { className: "fact", textContent: fact })])),
+      element(
+        "p",
+        { className: "note" },
+        badge(entry),
+        ...facts.flatMap((fact, place) => {
+          const textContent = place < facts.length - 1 ? `${fact} ·` : fact;
+          return [" ", element("span", { className: "fact", textContent })];
+        }),
+      ),
     );
     if (entry.error) text.append(element("p", { className: "note bad", textContent: entry.error }));
     const actions = element(
@@ -81,19 +97,21 @@ export class History {
   /** The first frame of the clip, or the chosen picture until that is loaded. */
   #picture(entry) {
     const holder = element("div", { className: "still" });
-    holder.addEventListener("click", () => this.#acts.show(entry.id)); // the button "Show" for a mouse
+    // The button "Show" for a mouse.
+    holder.addEventListener("click", () => this.#acts.show(entry.id));
     holder.append(thumb(entry));
-    if (entry.state === "COMPLETED") {
-      this.#stills.of(entry.id).then((url) => {
-        if (url) holder.replaceChildren(element("img", { src: url, alt: "", className: "thumb clip" }));
-      });
-    }
+    if (entry.state === "COMPLETED") this.#fill(holder, entry.id);
     return holder;
   }
 
-  #end(entry) {
+  async #fill(holder, id) {
+    const src = await this.#stills.of(id);
+    if (src) holder.replaceChildren(element("img", { src, alt: "", className: "thumb clip" }));
+  }
+
+  async #end(entry) {
     if (isFinal(entry)) this.#jobs.remove(entry.id);
-    else this.#jobs.cancel(entry.id).catch(() => this.#jobs.remove(entry.id));
+    else if (!(await this.#jobs.cancel(entry.id))) this.#acts.show(entry.id); // it says why
   }
 }
 
@@ -106,13 +124,16 @@ function button(text, entry, act) {
 }
 
 const badge = ({ state }) =>
-  element("span", { className: `state ${state.toLowerCase()}`, textContent: STATES[state] ?? state });
+  element("span", {
+    className: `state ${state.toLowerCase()}`,
+    textContent: STATES[state] ?? state,
+  });
 
-function thumb({ media, picture, references }) {
-  const pictures = [media?.image, picture, ...(media?.references ?? references ?? []), media?.last_image];
+function thumb({ media = {} }) {
+  const pictures = [media.image, ...(media.references ?? []), media.last_image];
   const found = pictures.find((one) => one?.thumb);
   if (found) return element("img", { src: found.thumb, alt: "", className: "thumb" });
-  const text = media?.first_clip ? "Clip" : pictures.some(Boolean) ? "URL" : "Text";
+  const text = media.first_clip ? "Clip" : pictures.some(Boolean) ? "URL" : "Text";
   return element("span", { className: "thumb", ariaHidden: "true", textContent: text });
 }
 
@@ -129,5 +150,7 @@ function focusedButton() {
 function refocus({ of, place }) {
   const same = [...byId("history").querySelectorAll("button")].find((one) => one.dataset.of === of);
   const beside = byId("history").children[Math.min(place, byId("history").children.length - 1)];
-  (same ?? beside?.querySelector("button:last-child") ?? byId("send")).focus({ preventScroll: true });
+  (same ?? beside?.querySelector("button:last-child") ?? byId("send")).focus({
+    preventScroll: true,
+  });
 }

@@ -1,6 +1,7 @@
 // The jobs of this browser: submitted, polled to their end, and stored without any key.
 
 import { Refused } from "./api.js";
+import { ofBrowser } from "./texts.js";
 
 const STORED = "wan-playground-history";
 const MOST = 50;
@@ -12,17 +13,19 @@ const AWAY_MS = [1000, 2000, 4000, 8000, 15000];
 
 export const isFinal = (entry) => FINAL.includes(entry.state);
 
-const isEntry = (one) => typeof one?.id === "string" && typeof one.options?.prompt === "string";
+/** Whether it can be drawn. Another release, or another page of this host, may have written it. */
+const isEntry = (one) =>
+  typeof one?.id === "string" &&
+  typeof one.state === "string" &&
+  Number.isFinite(one.at) &&
+  typeof one.options?.prompt === "string" &&
+  typeof one.options.size === "string";
 
 /** The history in localStorage, newest first. Other tabs write it too, so it is read each time. */
 class Store {
   all() {
-    try {
-      const found = JSON.parse(localStorage.getItem(STORED) ?? "[]");
-      return Array.isArray(found) ? found.filter(isEntry) : [];
-    } catch {
-      return [];
-    }
+    const found = ofBrowser.parsed(STORED);
+    return Array.isArray(found) ? found.filter(isEntry) : [];
   }
 
   put(entry) {
@@ -40,14 +43,11 @@ class Store {
 
   #write(entries) {
     entries.sort((one, other) => other.at - one.at);
-    for (let count = Math.min(entries.length, MOST); ; count--) {
-      try {
-        localStorage.setItem(STORED, JSON.stringify(entries.slice(0, count)));
-        return;
-      } catch {
-        if (count === 0) return; // storage is off, and the page works without a history
-      }
+    const kept = entries.slice(0, MOST);
+    for (let count = kept.length; count > 0; count--) {
+      if (ofBrowser.store(STORED, JSON.stringify(kept.slice(0, count)))) return;
     }
+    ofBrowser.set(STORED, JSON.stringify(kept));
   }
 }
 
@@ -68,7 +68,9 @@ export class Jobs extends EventTarget {
     super();
     this.#gateway = gateway;
     addEventListener("storage", (event) => {
-      if (event.key === STORED || event.key === null) this.#tell(null);
+      if (event.key !== STORED && event.key !== null) return;
+      if (gateway.isOpen) this.resume(); // the tab that sent a job may be closed
+      this.#tell(null);
     });
   }
 
@@ -85,7 +87,7 @@ export class Jobs extends EventTarget {
     return this.#visited.has(id) && !this.entries.some((entry) => entry.id === id);
   }
 
-  /** Shows a job that is not in the history, by its id. */
+  /** Follows a job by its id, also one that is not in the history. */
   visit(id) {
     if (!this.entry(id) || (this.isVisited(id) && this.entry(id).state === "GONE")) {
       this.#visited.set(id, { id, at: Date.now(), state: "IN_QUEUE", options: null });
@@ -114,10 +116,21 @@ export class Jobs extends EventTarget {
     for (const entry of this.entries) if (!isFinal(entry)) this.follow(entry.id);
   }
 
+  /** Cancels a job. @returns whether it did; if not, its card says why. */
   async cancel(id) {
-    const entry = this.entry(id);
-    await this.#gateway.cancel(entry.endpoint ?? this.#gateway.endpoint, id);
-    await this.#ask(id);
+    try {
+      await this.#gateway.cancel(this.entry(id).endpoint ?? this.#gateway.endpoint, id);
+      await this.#ask(id);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      const refusal = `It was not cancelled: ${error.message}`;
+      this.#live.set(id, { ...this.live(id), refusal });
+      this.#tell(id);
+      if (error.status === 401) this.#refused(id, error);
+      if (error.status === 404) await this.refresh(id);
+      return false;
+    }
   }
 
   /** Polls an ended job once, because its link is not stored here. */
@@ -148,18 +161,17 @@ export class Jobs extends EventTarget {
   async follow(id) {
     if (this.#following.has(id)) return;
     this.#following.add(id);
-    for (let missed = 0, asked = 0; this.#goesOn(id); asked++) {
-      try {
-        await this.#ask(id);
-        missed = 0;
-      } catch (error) {
-        if (!(error instanceof Refused)) throw error;
-        if (!this.#refused(id, error)) break;
-        missed++;
+    try {
+      for (let missed = 0, asked = 0; this.#goesOn(id); asked++) {
+        const error = await this.#ask(id).catch((thrown) => thrown);
+        if (error && !(error instanceof Refused)) throw error;
+        if (error && !this.#refused(id, error)) break;
+        missed = error ? missed + 1 : 0;
+        if (this.#goesOn(id)) await pause(missed, asked);
       }
-      if (this.#goesOn(id)) await pause(missed, asked);
+    } finally {
+      this.#following.delete(id);
     }
-    this.#following.delete(id);
   }
 
   #goesOn(id) {
@@ -171,7 +183,7 @@ export class Jobs extends EventTarget {
   async #ask(id) {
     if (!this.entry(id)) return;
     const looks = id === this.watched && !document.hidden && !isFinal(this.entry(id));
-    this.#note(id, await this.#gateway.job(id, looks ? this.live(id).preview_step ?? -1 : null));
+    this.#note(id, await this.#gateway.job(id, looks ? (this.live(id).preview_step ?? -1) : null));
     const { state, learnt } = this.entry(id) ?? {};
     if (this.isVisited(id) && learnt !== state) await this.#learn(id, state);
   }
@@ -188,11 +200,15 @@ export class Jobs extends EventTarget {
     const { status, output, error, endpoint, created, finished, started } = told;
     const changes = { state: status, endpoint, at: created };
     const wasFinal = isFinal(this.entry(id) ?? {});
-    const { url, preview, preview_step } = this.live(id);
+    const { url, preview, preview_step, refusal } = this.live(id);
     const before = status === "IN_PROGRESS" ? { preview, preview_step } : {};
-    const live = { ...before, ...told, url, ahead: Date.now() - told.now, away: "" };
+    const live = { ...before, ...told, url, refusal, aheadMs: Date.now() - told.now, away: "" };
     if (status === "COMPLETED") {
-      Object.assign(changes, { cost: output.cost, seed: output.seed, warnings: output.warnings ?? [] });
+      Object.assign(changes, {
+        cost: output.cost,
+        seed: output.seed,
+        warnings: output.warnings ?? [],
+      });
       changes.milliseconds = finished - started;
       live.url = output.video_url;
     } else if (isFinal({ state: status }) && error) changes.error = error;
@@ -204,7 +220,9 @@ export class Jobs extends EventTarget {
 
   #update(id, changes) {
     const before = this.entry(id);
-    const news = Object.keys(changes).filter((key) => JSON.stringify(before?.[key]) !== JSON.stringify(changes[key]));
+    const news = Object.keys(changes).filter(
+      (key) => JSON.stringify(before?.[key]) !== JSON.stringify(changes[key]),
+    );
     if (!before || news.length === 0) return;
     if (this.isVisited(id)) this.#visited.set(id, { ...before, ...changes });
     else this.#store.update(id, changes);
@@ -213,6 +231,8 @@ export class Jobs extends EventTarget {
   /** Whether to poll again. */
   #refused(id, error, next = "; trying again") {
     if (error.status === 401) {
+      this.#live.set(id, { ...this.live(id), away: "The server asks for the key of this job" });
+      this.#tell(id);
       this.dispatchEvent(new Event("key"));
       return false;
     }

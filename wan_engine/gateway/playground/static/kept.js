@@ -1,7 +1,10 @@
-// Storage in IndexedDB: the files of submitted requests, the files of the form, and the first frames
-// of clips. From the server are only these frames, and the files of a shared job that is used again.
+// Storage in IndexedDB: the files of submitted requests, the files of the form, and the first
+// frames of clips. From the server are only these frames, and the files of a shared job that is
+// used again.
 //
 // Storage may be off or full. Then nothing is stored, and the page says what is missing.
+
+import { ofTab } from "./texts.js";
 
 const NAME = "wan-playground";
 const STORES = ["requests", "forms", "stills"];
@@ -38,17 +41,22 @@ export class Kept {
   }
 
   async keepForm(content) {
-    await this.#do("forms", "readwrite", (store) => store.put({ ...content, at: Date.now(), tab: this.#tab }, this.#tab));
+    await this.#do("forms", "readwrite", (store) =>
+      store.put({ ...content, at: Date.now(), tab: this.#tab }, this.#tab),
+    );
     const all = (await this.#do("forms", "readonly", (store) => store.getAll())) ?? [];
     const old = all.sort((one, other) => other.at - one.at).slice(FORMS);
     for (const { tab } of old) await this.#do("forms", "readwrite", (store) => store.delete(tab));
   }
 
-  /** Removes jobs whose id is not in `ids`. */
+  /** Removes jobs whose id is not in `ids()`. */
   async only(ids) {
     for (const name of ["requests", "stills"]) {
       const keys = (await this.#do(name, "readonly", (store) => store.getAllKeys())) ?? [];
-      for (const key of keys) if (!ids.has(key)) await this.#do(name, "readwrite", (store) => store.delete(key));
+      const there = ids(); // after the keys, because another tab may send a request meanwhile
+      for (const key of keys) {
+        if (!there.has(key)) await this.#do(name, "readwrite", (store) => store.delete(key));
+      }
     }
   }
 
@@ -72,7 +80,8 @@ export class Kept {
 function open() {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open(NAME, 1);
-    request.onupgradeneeded = () => STORES.forEach((name) => request.result.createObjectStore(name));
+    request.onupgradeneeded = () =>
+      STORES.forEach((name) => request.result.createObjectStore(name));
     request.onsuccess = () => {
       request.result.onversionchange = () => request.result.close();
       resolve(request.result);
@@ -83,8 +92,8 @@ function open() {
 
 /** A reload is the same tab. So is a copy of a tab until it is closed. */
 function tabName() {
-  const found = sessionStorage.getItem(TAB) ?? Math.random().toString(36).slice(2);
-  sessionStorage.setItem(TAB, found);
+  const found = ofTab.get(TAB) ?? Math.random().toString(36).slice(2);
+  ofTab.set(TAB, found);
   return found;
 }
 

@@ -40,7 +40,7 @@ export class Loras {
     const fields = this.#rows.map((row) => row.wrong(this.#names, this.#most));
     const said = this.#rows.map((row) => row.sentence).find(Boolean) ?? this.#twice();
     say(byId("loras-error"), said ?? "");
-    return said ? fields.find(Boolean) ?? this.#rows[0].field : undefined;
+    return said ? (fields.find(Boolean) ?? this.#rows[0].field) : undefined;
   }
 
   #twice() {
@@ -65,12 +65,24 @@ class Row {
 
   constructor(index, most) {
     this.#select = element("select", { ariaLabel: `LoRA ${index + 1}` });
-    this.#text = element("input", { type: "text", ariaLabel: `LoRA ${index + 1}`, placeholder: "its name on the server" });
+    this.#text = element("input", {
+      type: "text",
+      ariaLabel: `LoRA ${index + 1}`,
+      placeholder: "its name on the server",
+    });
     this.#text.autocomplete = "off";
     this.#text.spellcheck = false;
-    this.#scale = element("input", { type: "number", min: -most, max: most, step: 0.05, value: "1" });
+    this.#scale = element("input", {
+      type: "number",
+      min: -most,
+      max: most,
+      step: 0.05,
+      value: "1",
+    });
     this.#scale.ariaLabel = `Scale of LoRA ${index + 1}`;
-    for (const one of [this.#select, this.#text, this.#scale]) one.setAttribute("aria-describedby", "loras-error");
+    for (const one of [this.#select, this.#text, this.#scale]) {
+      one.setAttribute("aria-describedby", "loras-error");
+    }
     this.root = element("li", { className: "lora" }, this.#select, this.#text, this.#scale);
     this.offer([]);
   }
@@ -91,7 +103,9 @@ class Row {
   }
 
   restore(value, names) {
-    this.#expert = value?.expert ? { of: value.name.replace(/\.safetensors$/, ""), is: value.expert } : null;
+    this.#expert = value?.expert
+      ? { of: value.name.replace(/\.safetensors$/, ""), is: value.expert }
+      : null;
     const name = (value?.name ?? "").replace(/\.safetensors$/, "");
     const known = [...(names ?? [])];
     const others = name && !known.includes(name) ? [name] : [];
@@ -117,7 +131,10 @@ class Row {
     const range = name && !(Math.abs(scale) <= most);
     this.sentence = "";
     if (range) this.sentence = `The scale is a number from -${most} to ${most}`;
-    if (unknown) this.sentence = `The server has no LoRA “${name}” for this kind of clip: choose another or none`;
+    if (unknown) {
+      const missing = `The server has no LoRA “${name}” for this kind of clip`;
+      this.sentence = `${missing}: choose another or none`;
+    }
     fault(this.field, byId("loras-error"), unknown ? this.sentence : "");
     fault(this.#scale, byId("loras-error"), range ? this.sentence : "");
     return unknown ? this.field : range ? this.#scale : undefined;

@@ -30,7 +30,7 @@ export class Part {
   /** Shows the chosen part. */
   draw() {
     const { value } = this.#audio;
-    const whole = value?.file ? value.from ?? value.seconds : 0;
+    const whole = value?.file ? (value.from ?? value.seconds) : 0;
     byId("part").hidden = whole < 2 * LEAST_SECONDS;
     if (byId("part").hidden || this.#moved) return;
     this.#range(whole, value.start ?? 0, value.seconds);
@@ -51,6 +51,13 @@ export class Part {
     }
   }
 
+  /** Uses sliders that were moved just now. */
+  release() {
+    if (!this.#moved) return;
+    clearTimeout(this.#timer);
+    this.#cut();
+  }
+
   #cut() {
     this.#moved = false;
     const { value } = this.#audio;
@@ -58,6 +65,6 @@ export class Part {
     const whole = value.from ?? value.seconds;
     const start = Math.min(Number(this.#start.value), whole - LEAST_SECONDS);
     const seconds = Math.min(Number(this.#seconds.value), this.#most, whole - start);
-    this.#audio.useFile(value.file, { start, seconds });
+    this.#audio.useFiles([value.file], { start, seconds });
   }
 }

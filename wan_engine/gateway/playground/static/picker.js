@@ -1,46 +1,35 @@
-// A picker for a picture, a sound or a clip, by file, drop, paste or URL. Errors are shown below it.
+// A picker for a picture, a sound or a clip, by file, drop, paste or URL. It shows errors below.
 
-import { byId, fault } from "./dom.js";
-import { Unusable } from "./media.js";
+import { Chooser, sentenceOf } from "./chooser.js";
+import { byId } from "./dom.js";
 
 /**
- * `value` is null, `{url}`, or the result of `read` for a file. Dispatches "change" when it changes,
- * and "seen" when the preview knows its size.
+ * `value` is null, `{url}`, or the result of `read` for a file. Dispatches "change" when it
+ * changes, and "seen" when the preview knows its size.
  */
-export class Picker extends EventTarget {
-  #root;
-  #file;
-  #url;
+export class Picker extends Chooser {
   #note;
-  #error;
   #preview;
   #remove;
   #turn = 0;
 
   constructor(name, { read, describe }) {
-    super();
-    this.name = name;
+    super(name);
     this.value = null;
     this.read = read;
     this.describe = describe;
-    this.#root = byId(name);
-    this.#file = byId(`${name}-file`);
-    this.#url = byId(`${name}-url`);
     this.#note = byId(`${name}-note`);
-    this.#error = byId(`${name}-error`);
-    this.#preview = this.#root.querySelector(".preview");
-    this.#remove = this.#root.querySelector(".remove");
+    this.#preview = this.root.querySelector(".preview");
+    this.#remove = this.root.querySelector(".remove");
     this.#listen();
   }
 
   #listen() {
-    this.#file.addEventListener("change", () => {
-      if (this.#file.files.length) this.useFile(this.#file.files[0]);
-    });
-    this.#url.addEventListener("change", () => this.useUrl(this.#url.value.trim()));
+    this.file.addEventListener("change", () => this.useFiles(this.file.files));
+    this.url.addEventListener("change", () => this.useTyped());
     this.#remove.addEventListener("click", () => {
       this.clear();
-      this.#file.focus();
+      this.file.focus();
     });
     for (const event of ["load", "loadedmetadata"]) {
       this.#preview.addEventListener(event, () => this.dispatchEvent(new Event("seen")));
@@ -50,16 +39,8 @@ export class Picker extends EventTarget {
     });
   }
 
-  get root() {
-    return this.#root;
-  }
-
-  get shown() {
-    return !this.#root.hidden;
-  }
-
-  set shown(shown) {
-    this.#root.hidden = !shown;
+  get media() {
+    return this.value;
   }
 
   /** Width and height of the sent picture in pixels, or null if unknown. */
@@ -70,102 +51,77 @@ export class Picker extends EventTarget {
     return this.value && width ? [width, height] : null;
   }
 
-  /** The element that gets the focus after an error. */
-  get field() {
-    return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
+  /** Uses the first of `files`. `options` go to `read`. */
+  useFiles([file], options) {
+    return file && this.busy(this.#useFile(file, options));
   }
 
-  /** `options` go to `read`. */
-  async useFile(file, options) {
+  async #useFile(file, options) {
     const turn = ++this.#turn;
-    this.#fail("");
+    this.complain("");
     this.#note.textContent = "Reading …";
     try {
       const value = await this.read(file, options);
-      if (turn !== this.#turn) return;
-      this.#use(value);
+      if (turn === this.#turn) this.#use(value);
     } catch (error) {
       if (turn !== this.#turn) return;
       this.#set(null, "", "");
-      if (!(error instanceof Unusable)) throw error;
-      this.#fail(error.message);
+      this.complain(sentenceOf(error));
     }
   }
 
-  /** Restores an earlier value, or reads a file. */
+  /** Restores an earlier value, or reads a file. It must be empty. */
   restore(value) {
-    this.#turn++;
-    this.#fail("");
-    this.#file.value = ""; // otherwise choosing the same file again is no change
-    if (value instanceof File) return this.useFile(value);
-    if (value?.url) this.useUrl(value.url);
+    if (value instanceof File) this.useFiles([value]);
+    else if (value?.url) this.useUrl(value.url);
     else if (value) this.#use(value);
-    else this.clear();
-    return undefined;
   }
 
   #use(value) {
-    this.#url.value = "";
+    this.url.value = "";
     this.#set(value, URL.createObjectURL(value.heard ?? value.file), this.describe(value));
   }
 
-  /** Sets a URL, or a data URI, which counts as a file. */
-  useUrl(text) {
-    const turn = ++this.#turn;
-    this.#fail("");
-    if (!text) {
-      if (this.value?.url) this.#set(null, "", "");
-      return undefined;
-    }
-    if (text.startsWith("data:")) return this.#useDataUri(text, turn);
-    const parsed = URL.canParse(text) ? new URL(text) : null;
-    if (!["http:", "https:"].includes(parsed?.protocol)) {
-      this.#set(null, "", "");
-      this.#fail("It must start with http:// or https://", this.#url);
-      return undefined;
-    }
-    this.#url.value = text;
-    this.#set({ url: text }, text, "The server fetches it from there.");
-    return undefined;
+  /** Uses the text in the field of the URL, if that is new. */
+  useTyped() {
+    const text = this.url.value.trim();
+    if (text === (this.value?.url ?? "")) return;
+    this.#turn++;
+    this.complain("");
+    if (text && this.useUrl(text)) return;
+    this.#set(null, "", "");
   }
 
-  async #useDataUri(text, turn) {
-    const [, type, data] = text.match(/^data:([^;,]*)[^,]*;base64,(.*)$/s) ?? [];
-    try {
-      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-      await this.useFile(new File([bytes], `${this.name}.${type.split("/")[1] ?? "bin"}`, { type }));
-    } catch {
-      if (turn === this.#turn) this.#fail("This data URI is not in base64", this.#url);
-    }
+  useAddress(url) {
+    this.#turn++;
+    this.complain("");
+    this.url.value = url;
+    this.#set({ url }, url, "The server fetches it from there.");
   }
 
   clear() {
     this.#turn++;
-    this.#url.value = "";
-    this.#fail("");
+    this.url.value = "";
+    this.complain("");
     this.#set(null, "", "");
   }
 
-  /** Shows that a file is needed, until one is chosen. */
+  /** What is wrong stays until another file is chosen, or it is removed. */
+  complain(sentence, field) {
+    super.complain(sentence, field);
+    this.#remove.hidden = this.value === null && !sentence;
+  }
+
+  /** Shows that a file is needed. */
   need(sentence) {
-    this.#fail(sentence);
-  }
-
-  /** Shows that the file is wrong, until another is chosen or it is cleared. */
-  fail(sentence) {
-    this.#fail(sentence);
-    this.#remove.hidden = false;
-  }
-
-  #fail(sentence, field = this.#file) {
-    for (const one of [this.#file, this.#url]) fault(one, this.#error, "");
-    if (sentence) fault(field, this.#error, sentence);
+    this.complain(sentence);
+    this.#remove.hidden = true;
   }
 
   #set(value, source, note) {
     this.value = value;
-    if (!value?.file) this.#file.value = "";
-    this.#remove.hidden = value === null;
+    if (!value?.file) this.file.value = ""; // otherwise choosing the same file again is no change
+    this.#remove.hidden = value === null && !this.error;
     this.#show(source, note);
     this.dispatchEvent(new Event("change"));
   }
@@ -176,41 +132,52 @@ export class Picker extends EventTarget {
     this.#preview.hidden = !source;
     if (source) this.#preview.setAttribute("src", source);
     else this.#preview.removeAttribute("src");
-    this.#root.classList.toggle("has-preview", Boolean(source));
+    this.root.classList.toggle("has-preview", Boolean(source));
     this.#note.textContent = note;
   }
 }
 
 /**
- * Passes dropped files and URLs, and pasted files, to a picker: the one under the pointer, otherwise
- * the sound's for a sound, or the one of `first()`.
+ * Passes dropped files and URLs, and pasted files, to a picker: the one under the pointer,
+ * otherwise the sound's for a sound, or the one of `first()`. Texts stay with their field.
  */
 export function receive(pickers, first) {
-  const { audio } = pickers;
-  const target = (event, file) => {
-    const below = event.target.closest?.(".picker")?.id;
-    if (below in pickers) return pickers[below];
-    return file?.type.startsWith("audio/") ? audio : first();
+  const pickerAt = (event) => event.target.closest?.(".picker");
+  const give = (files, below) => {
+    const own = (file) => below ?? (file.type.startsWith("audio/") ? pickers.audio : first());
+    for (const one of new Set(files.map(own))) {
+      one.useFiles(files.filter((file) => own(file) === one));
+    }
   };
-  const mark = (event, on) => event.target.closest?.(".picker")?.classList.toggle("over", on);
+  const isOurs = (event) => {
+    const { types } = event.dataTransfer;
+    const written = !pickerAt(event) && event.target.closest?.("textarea, input");
+    return types.includes("Files") || (types.includes("text/uri-list") && !written);
+  };
+  const mark = (event, on) => pickerAt(event)?.classList.toggle("over", on);
   addEventListener("dragover", (event) => {
+    if (!isOurs(event)) return;
     event.preventDefault();
     mark(event, true);
   });
   addEventListener("dragleave", (event) => mark(event, false));
   addEventListener("drop", (event) => {
+    if (!isOurs(event)) return;
     event.preventDefault();
     mark(event, false);
-    const [file] = event.dataTransfer.files;
+    const below = pickers[pickerAt(event)?.id];
+    const files = Array.from(event.dataTransfer.files);
     const url = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
-    if (file) target(event, file).useFile(file);
-    else if (url) target(event).useUrl(url);
+    if (files.length) give(files, below);
+    else if (url) (below ?? first()).useUrl(url);
   });
   addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find((one) => /^(image|audio|video)\//.test(one.type));
-    if (!file) return;
+    const { files, types } = event.clipboardData;
+    // Some programs copy a picture of a text with it.
+    if (event.target.closest?.("textarea, input") && types.includes("text/plain")) return;
+    const media = Array.from(files).filter((one) => /^(image|audio|video)\//.test(one.type));
+    if (!media.length) return;
     event.preventDefault();
-    const own = file.type.startsWith("audio/") ? audio : first();
-    own.useFile(file);
+    give(media);
   });
 }

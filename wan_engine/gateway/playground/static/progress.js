@@ -24,12 +24,14 @@ export class Bar {
     const index = STAGES.findIndex(({ name }) => name === stage);
     const share = steps > 0 ? Math.min(1, step / steps) : 0;
     if (index >= 0) this.#shares.set(stage, share);
-    if (stage === "decode") this.#shares.set("denoise", Math.max(share, this.#shares.get("denoise") ?? 0));
+    if (stage === "decode") {
+      this.#shares.set("denoise", Math.max(share, this.#shares.get("denoise") ?? 0));
+    }
     const together = STAGES[index]?.name === "decode" ? ["denoise"] : [];
     let whole = 0;
     STAGES.forEach(({ name, weight }, place) => {
       const passed = place < index && !together.includes(name);
-      whole += weight * (passed ? 1 : this.#shares.get(name) ?? 0);
+      whole += weight * (passed ? 1 : (this.#shares.get(name) ?? 0));
     });
     this.#most = Math.max(this.#most, whole);
     return this.#most;

@@ -1,122 +1,139 @@
 // The references of a clip without a first picture: pictures and videos, named by their order.
 
-import { byId, element, fault, megabytes } from "./dom.js";
-import { Unusable, filesMaxBytes, readPicture } from "./media.js";
+import { Chooser, sentenceOf } from "./chooser.js";
+import { byId, element, megabytes } from "./dom.js";
+import { Unusable } from "./media.js";
 
-/** `values` are `{url}`, or the result of reading a file. Dispatches "change" when they change. */
-export class References extends EventTarget {
-  #limits;
-  #url = byId("references-url");
-  #file = byId("references-file");
+/** `values` are `{url}`, or the results of `read`. Dispatches "change" when they change. */
+export class References extends Chooser {
+  #most;
+  #leaveOut;
+  #turn = 0;
 
-  constructor(limits) {
-    super();
-    this.#limits = limits;
+  constructor({ read, most }) {
+    super("references");
     this.values = [];
-    this.#file.addEventListener("change", async () => {
-      for (const file of [...this.#file.files]) await this.useFile(file);
-      this.#file.value = "";
+    this.read = read;
+    this.#most = most;
+    this.#leaveOut = this.root.querySelector(".remove");
+    this.file.addEventListener("change", () => {
+      this.useFiles(Array.from(this.file.files));
+      this.file.value = "";
     });
-    byId("references-add").addEventListener("click", () => this.useUrl(this.#url.value.trim()));
-    this.#url.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter") return;
+    byId("references-add").addEventListener("click", () => this.useUrl(this.url.value.trim()));
+    this.url.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
       event.preventDefault(); // otherwise it submits the form
-      this.useUrl(this.#url.value.trim());
+      this.useUrl(this.url.value.trim());
+    });
+    this.#leaveOut.addEventListener("click", () => {
+      this.url.value = "";
+      this.complain("");
+      this.file.focus();
     });
   }
 
-  get shown() {
-    return !byId("references").hidden;
+  get media() {
+    return this.values;
   }
 
-  set shown(shown) {
-    byId("references").hidden = !shown;
+  useFiles(files) {
+    return this.busy(this.#useFiles(files));
+  }
+
+  async #useFiles(files) {
+    const turn = this.#turn;
+    const wrong = [];
+    for (const file of files) {
+      try {
+        const value = await this.read(file);
+        if (turn !== this.#turn) return;
+        this.#add(value);
+      } catch (error) {
+        wrong.push(sentenceOf(error));
+      }
+    }
+    if (wrong.length) this.complain([...new Set(wrong)].join(". "));
   }
 
   /** Values of earlier, as they were, or files. */
-  async restore(values) {
-    const files = (values ?? []).some((one) => one instanceof File);
-    this.#set(files ? [] : values ?? []);
-    if (!files) return;
+  restore(values) {
+    this.clear();
+    if (values?.some((one) => one instanceof File)) this.busy(this.#restore(values));
+    else if (values) this.#set(values);
+  }
+
+  async #restore(values) {
+    const turn = this.#turn;
+    const found = [];
+    const wrong = [];
+    for (const one of values) {
+      try {
+        found.push(one instanceof File ? await this.read(one) : one);
+      } catch (error) {
+        wrong.push(sentenceOf(error));
+      }
+    }
+    if (turn !== this.#turn) return;
+    this.#set(found);
+    this.complain([...new Set(wrong)].join(". "));
+  }
+
+  /** Uses the text in the field of the URL, which was not added yet. */
+  useTyped() {
+    const text = this.url.value.trim();
+    if (text) this.useUrl(text);
+  }
+
+  useAddress(url) {
     try {
-      this.#set(await Promise.all(values.map((one) => (one instanceof File ? this.#read(one) : one))));
+      this.#add({ url });
+      this.url.value = "";
     } catch (error) {
-      if (!(error instanceof Unusable)) throw error;
-      this.#fail(error.message, this.#file);
+      this.complain(sentenceOf(error), this.url);
     }
-  }
-
-  /** Shows an error. */
-  fail(sentence) {
-    this.#fail(sentence, this.#file);
-  }
-
-  get field() {
-    return this.#url.getAttribute("aria-invalid") ? this.#url : this.#file;
-  }
-
-  async useFile(file) {
-    try {
-      this.#add(await this.#read(file));
-    } catch (error) {
-      if (!(error instanceof Unusable)) throw error;
-      this.#fail(error.message, this.#file);
-    }
-  }
-
-  async #read(file) {
-    const room = this.#room();
-    const value = file.type.startsWith("video/") ? video(file, room) : await readPicture(file, room, this.#limits);
-    return { ...value, file };
-  }
-
-  useUrl(text) {
-    const parsed = URL.canParse(text) ? new URL(text) : null;
-    if (!["http:", "https:"].includes(parsed?.protocol)) {
-      this.#fail("It must start with http:// or https://", this.#url);
-      return;
-    }
-    this.#url.value = "";
-    this.#add({ url: text });
   }
 
   clear() {
+    this.#turn++;
+    this.url.value = "";
     this.#set([]);
   }
 
-  /** The bytes left in a request beside the present references. */
-  #room() {
-    const taken = this.values.reduce((sum, { blob }) => sum + (blob?.size ?? 0), 0);
-    return Math.min(filesMaxBytes(this.#limits.requestMaxBytes) - taken, this.#limits.imageMaxBytes);
+  complain(sentence, field) {
+    super.complain(sentence, field);
+    this.#leaveOut.hidden = !sentence;
   }
 
   #add(value) {
-    const most = this.#limits.referencesMax;
-    if (this.values.length >= most) this.#fail(`At most ${most} are taken`, this.#file);
-    else this.#set([...this.values, value]);
-  }
-
-  #fail(sentence, field) {
-    for (const one of [this.#file, this.#url]) fault(one, byId("references-error"), "");
-    if (sentence) fault(field, byId("references-error"), sentence);
+    if (this.values.length >= this.#most) throw new Unusable(`At most ${this.#most} are taken`);
+    this.#set([...this.values, value]);
   }
 
   #set(values) {
     this.values = values;
-    this.#fail("");
-    byId("references-list").replaceChildren(...values.map((value, index) => this.#item(value, index)));
+    this.complain("");
+    byId("references-list").replaceChildren(
+      ...values.map((value, index) => this.#item(value, index)),
+    );
     this.dispatchEvent(new Event("change"));
   }
 
   #item(value, index) {
-    const name = value.url ?? `${value.file.name}, ${megabytes(value.blob.size)}`;
-    const remove = element("button", { type: "button", className: "quiet small", textContent: "Remove" });
-    remove.ariaLabel = `Remove character${index + 1}`;
+    const called = `character${index + 1}`;
+    const told = value.url ?? `${value.file.name}, ${megabytes(value.blob.size)}`;
+    const remove = element("button", {
+      type: "button",
+      className: "quiet small",
+      textContent: "Remove",
+      ariaLabel: `Remove ${called}`,
+    });
     remove.addEventListener("click", () => {
       this.#set(this.values.filter((one) => one !== value));
-      this.#file.focus();
+      this.file.focus();
     });
-    const text = element("span", { className: "grow" }, element("b", { textContent: `character${index + 1}` }), ` ${name}`);
+    const name = element("b", { textContent: called });
+    const text = element("span", { className: "grow" }, name, ` ${told}`);
     return element("li", {}, tile(value), text, remove);
   }
 }
@@ -124,10 +141,6 @@ export class References extends EventTarget {
 /** A small picture of it, or what it is. */
 function tile({ thumb, url }) {
   if (thumb) return element("img", { className: "tile", src: thumb, alt: "" });
-  return element("span", { className: "tile", ariaHidden: "true", textContent: url ? "URL" : "Video" });
-}
-
-function video(file, room) {
-  if (file.size > room) throw new Unusable(`This video has ${megabytes(file.size)}; ${megabytes(room)} are left: give its URL`);
-  return { blob: file, type: file.type };
+  const textContent = url ? "URL" : "Video";
+  return element("span", { className: "tile", ariaHidden: "true", textContent });
 }

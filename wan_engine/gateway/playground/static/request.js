@@ -2,85 +2,108 @@
 // the request's `input`.
 
 import { megabytes } from "./dom.js";
-import { Unusable, dataUri, filesMaxBytes, readPicture } from "./media.js";
+import {
+  bytesOf,
+  dataUri,
+  filesMaxBytes,
+  playerOf,
+  readPicture,
+  readVideo,
+  Unusable,
+} from "./media.js";
 import { readSound } from "./sound.js";
 
 const LEAST_PICTURE_BYTES = 256 * 1024; // the least that a sound leaves for the picture
-const CLIP_SECONDS = [2, 10]; // the range that the engine accepts
 const CLIP_SLACK_SECONDS = 0.1; // browsers may report some frames more or less
+const PICTURES = ["image", "last_image"];
 
-/** Functions that read and describe the files of each picker. `taken(name)`: bytes of the others. */
-export function readers(limits, taken) {
+/** Functions that read and describe the files of each picker. `media()`: what would be sent. */
+export function readers(limits, media) {
   const room = filesMaxBytes(limits.requestMaxBytes);
-  const picture = (name) => (file) => readPicture(file, Math.min(room - taken(name), limits.imageMaxBytes), limits);
+  const left = (field) => room - bytesOf({ ...media(), [field]: null });
+  const picture = (file, most) => readPicture(file, Math.min(most, limits.imageMaxBytes), limits);
   return {
     read: {
-      image: picture("image"),
-      last: picture("last"),
-      clip: (file) => readClip(file, room - taken("clip")),
-      audio: (file, part) => readSound(file, room - LEAST_PICTURE_BYTES, limits, part),
+      image: (file) => picture(file, left("image")),
+      last: (file) => picture(file, left("last_image")),
+      clip: (file) => readClip(file, left("first_clip"), limits),
+      references: (file) =>
+        file.type.startsWith("video/") ? readVideo(file, left(), "video") : picture(file, left()),
+      audio: (file, part) => {
+        // Pictures are made smaller when they are sent; a clip and references are not.
+        const { first_clip, references } = media();
+        const taken = Math.max(LEAST_PICTURE_BYTES, bytesOf({ first_clip, references }));
+        return readSound(file, room - taken, limits, part);
+      },
     },
-    describe: { image: describePicture, last: describePicture, clip: describeClip, audio: describeSound },
+    describe: {
+      image: describePicture,
+      last: describePicture,
+      clip: describeClip,
+      audio: describeSound,
+    },
   };
 }
 
-/** The contract's `input`, with files as data URIs. */
+/** The contract's `input`, with files as data URIs. Throws `Unusable`. */
 export async function requestInput(options, media, limits) {
   const { prompt, negative_prompt, ...others } = options;
-  const { references, audio, ...first } = media;
+  const fitting = await fitted(media, limits);
   const input = { prompt };
-  for (const [name, value] of Object.entries(first)) input[name] = await sourceOf(name, value, media, limits);
-  if (references) input.references = await Promise.all(references.map((one) => one.url ?? dataUri(one)));
-  if (audio) input.audio = audio.url ?? (await dataUri(audio));
+  for (const [field, value] of Object.entries(fitting)) {
+    input[field] = Array.isArray(value)
+      ? await Promise.all(value.map(sourceOf))
+      : await sourceOf(value);
+  }
   if (negative_prompt.trim()) input.negative_prompt = negative_prompt;
   return { ...input, ...others };
 }
 
-async function sourceOf(name, value, media, limits) {
-  if (value.url) return value.url;
-  const others = Object.entries(media).filter(([other]) => other !== name);
-  const taken = others.reduce((sum, [, one]) => sum + (one?.blob?.size ?? 0), 0);
-  const room = filesMaxBytes(limits.requestMaxBytes) - taken;
-  if (value.blob.size <= room || name === "first_clip") return dataUri(value);
-  // A file chosen later has taken its room.
-  return dataUri(await readPicture(value.file, Math.min(room, limits.imageMaxBytes), limits));
+const sourceOf = (one) => one.url ?? dataUri(one);
+
+/** The media, with pictures made smaller where files that were chosen later took their room. */
+async function fitted(media, limits) {
+  const room = filesMaxBytes(limits.requestMaxBytes);
+  const found = { ...media };
+  for (const field of PICTURES) {
+    const left = Math.min(room - bytesOf({ ...found, [field]: null }), limits.imageMaxBytes);
+    const { blob, file } = found[field] ?? {};
+    if (blob?.size > left) found[field] = await readPicture(file, left, limits);
+  }
+  const bytes = bytesOf(found);
+  if (bytes > room) {
+    const files = `The files have ${megabytes(bytes)}; a request has room for ${megabytes(room)}`;
+    throw new Unusable(`${files}: make one smaller, or give its URL`);
+  }
+  return found;
 }
 
-/** A clip to continue, unchanged. The server may read files that the browser cannot. */
-async function readClip(file, room) {
-  if (file.size > room) {
-    throw new Unusable(`This clip has ${megabytes(file.size)}; ${megabytes(room)} are left: give its URL`);
+/** A clip to continue. */
+async function readClip(file, maxBytes, limits) {
+  const video = readVideo(file, maxBytes, "clip");
+  const { duration, videoWidth, videoHeight } = await playerOf("video", file);
+  const seconds = Number.isFinite(duration) ? duration : null;
+  const { clipMinSeconds: least, clipMaxSeconds: most } = limits;
+  const short = seconds !== null && seconds < least - CLIP_SLACK_SECONDS;
+  if (short || seconds > most + CLIP_SLACK_SECONDS) {
+    throw new Unusable(
+      `This clip is ${seconds.toFixed(1)} s long; it may be ${least} to ${most} s long`,
+    );
   }
-  const { seconds, width, height } = await seen(file);
-  const [least, most] = CLIP_SECONDS;
-  if (seconds !== null && (seconds < least - CLIP_SLACK_SECONDS || seconds > most + CLIP_SLACK_SECONDS)) {
-    throw new Unusable(`This clip is ${seconds.toFixed(1)} s long; it may be ${least} to ${most} s long`);
-  }
-  return { blob: file, type: file.type || "video/mp4", file, width, height, seconds, changed: false };
-}
-
-function seen(file) {
-  const video = document.createElement("video");
-  const url = URL.createObjectURL(file);
-  const told = ({ duration, videoWidth, videoHeight }) => ({
-    seconds: Number.isFinite(duration) ? duration : null,
-    width: videoWidth || undefined,
-    height: videoHeight || undefined,
-  });
-  return new Promise((resolve) => {
-    video.onloadedmetadata = video.onerror = () => resolve(told(video));
-    video.preload = "metadata";
-    video.src = url;
-  }).finally(() => URL.revokeObjectURL(url));
+  return { ...video, width: videoWidth || undefined, height: videoHeight || undefined, seconds };
 }
 
 function describePicture({ file, blob, changed, width, height, from, bytes = file.size }) {
   const before = `${file.name || "picture"}, ${from.width} × ${from.height}, ${megabytes(bytes)}`;
-  return changed ? `${before}; sent as a JPEG of ${width} × ${height}, ${megabytes(blob.size)}` : before;
+  return changed
+    ? `${before}; sent as a JPEG of ${width} × ${height}, ${megabytes(blob.size)}`
+    : before;
 }
 
 function describeClip({ file, seconds }) {
-  return [file.name || "clip", seconds && `${seconds.toFixed(1)} s`, megabytes(file.size)].filter(Boolean).join(", ");
+  return [file.name || "clip", seconds && `${seconds.toFixed(1)} s`, megabytes(file.size)]
+    .filter(Boolean)
+    .join(", ");
 }
 
 function describeSound({ file, blob, changed, seconds, from, start = 0, bytes = file.size }) {
@@ -91,5 +114,7 @@ function describeSound({ file, blob, changed, seconds, from, start = 0, bytes = 
 
 function partOf(seconds, from, start) {
   if (start > 0) return `${seconds.toFixed(1)} s from ${start.toFixed(1)} s on are sent`;
-  return seconds < from ? `its first ${seconds.toFixed(Number.isInteger(seconds) ? 0 : 1)} s are sent` : "sent";
+  return seconds < from
+    ? `its first ${seconds.toFixed(Number.isInteger(seconds) ? 0 : 1)} s are sent`
+    : "sent";
 }

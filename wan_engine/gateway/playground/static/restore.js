@@ -2,6 +2,7 @@
 
 import { packed, unpacked } from "./kept.js";
 import { nameOf } from "./shared.js";
+import { ofTab } from "./texts.js";
 
 const OPTIONS = "wan-playground-form";
 const LATER_MS = 300;
@@ -21,12 +22,14 @@ export class Keeper {
   /** Restores the saved form, and saves every change from now on. */
   async start() {
     const before = await this.#kept.form();
-    const written = JSON.parse(sessionStorage.getItem(OPTIONS) ?? "null");
-    const { begin, options } = written ?? before ?? {};
-    if (options) this.#form.restore({ begin, options, media: unpackedAll(before?.media ?? {}) });
+    const { begin, options } = ofTab.parsed(OPTIONS) ?? before ?? {};
+    if (typeof options?.prompt === "string") {
+      this.#form.restore({ begin, options, media: unpackedAll(before?.media ?? {}) });
+    }
     this.#form.addEventListener("media", () => this.#keep());
     this.#form.addEventListener("change", () => {
-      sessionStorage.setItem(OPTIONS, JSON.stringify({ begin: this.#form.beginning.now, options: this.#form.options }));
+      const { beginning, options: now } = this.#form;
+      ofTab.set(OPTIONS, JSON.stringify({ begin: beginning.now, options: now }));
       clearTimeout(this.#timer);
       this.#timer = setTimeout(() => this.#keep(), LATER_MS);
     });
@@ -34,8 +37,8 @@ export class Keeper {
 
   #keep() {
     clearTimeout(this.#timer);
-    const { beginning, options, media } = this.#form;
-    this.#kept.keepForm({ begin: beginning.now, options, media: packedAll(media) });
+    const { beginning, options, allMedia } = this.#form;
+    this.#kept.keepForm({ begin: beginning.now, options, media: packedAll(allMedia) });
   }
 }
 
@@ -44,22 +47,31 @@ export function about({ beginning, options, media, pixels }) {
   return { begin: beginning.now, options, media: each(media, described), pixels };
 }
 
+let turns = 0;
+
 /**
  * Puts a job's whole request into the form, and nothing else. Files that this browser no longer has
  * are fetched from the server (`sent`), if it still has them. Shows what is missing.
  */
 export async function bringBack(entry, form, kept, sent, options = {}) {
-  const told = toldOf(entry);
+  const turn = ++turns;
   const files = (await kept.request(entry.id)) ?? {};
   const media = {};
   const missing = {};
-  for (const [field, known] of Object.entries(told.media)) {
+  for (const [field, known] of Object.entries(entry.media ?? {})) {
     const own = unpackedOne(files[field]);
-    const all = own ? [own].flat() : await Promise.all([known].flat().map((one, at) => found(entry, one, field, at, sent)));
+    const all = own
+      ? [own].flat()
+      : await Promise.all([known].flat().map((one, at) => found(entry, one, field, at, sent)));
     media[field] = Array.isArray(known) ? all.filter(Boolean) : all[0];
-    missing[field] = [known].flat().filter((_, at) => !own && !all[at]).map(({ name }, at) => name ?? `the ${nameOf(field, at)}`);
+    missing[field] = [known]
+      .flat()
+      .map(({ name }, at) => (own || all[at] ? "" : (name ?? `the ${nameOf(field, at)}`)))
+      .filter(Boolean);
   }
-  form.restore({ begin: told.begin, options: { ...entry.options, ...options }, media });
+  if (turn !== turns) return; // another one was asked for meanwhile
+  form.restore({ begin: entry.begin, options: { ...entry.options, ...options }, media });
+  await form.settle();
   form.missing(missing, "learnt" in entry ? "the server" : "this browser");
 }
 
@@ -76,14 +88,11 @@ const unpackedAll = (media) => each(media, unpacked);
 const unpackedOne = (value) => (Array.isArray(value) ? value.map(unpacked) : unpacked(value));
 
 const each = (media, act) =>
-  Object.fromEntries(Object.entries(media).map(([field, value]) => [field, Array.isArray(value) ? value.map(act) : act(value)]));
+  Object.fromEntries(
+    Object.entries(media).map(([field, value]) => [
+      field,
+      Array.isArray(value) ? value.map(act) : act(value),
+    ]),
+  );
 
 const described = ({ url, file, thumb }) => (url ? { url } : { name: file.name, thumb });
-
-/** Entries of earlier releases have other names for media. */
-function toldOf({ begin, media, picture, references, sound }) {
-  if (media) return { begin, media };
-  const found = { image: picture, references, audio: sound };
-  const given = Object.entries(found).filter(([, value]) => value);
-  return { begin: references ? "references" : "picture", media: Object.fromEntries(given) };
-}

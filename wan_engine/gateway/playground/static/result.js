@@ -1,6 +1,16 @@
 // The card of one job: its progress, then the video, or the sentence of its failure.
 
-import { announce, byId, clock, dollars, element, keepingFocus, roughly, say, sizeName } from "./dom.js";
+import {
+  announce,
+  byId,
+  clock,
+  dollars,
+  element,
+  keepingFocus,
+  roughly,
+  say,
+  sizeName,
+} from "./dom.js";
 import { isFinal } from "./jobs.js";
 import { Bar, STAGES, titleOf } from "./progress.js";
 
@@ -67,14 +77,14 @@ export class Result {
     if (shown !== "done") byId("video").pause();
   }
 
-  #drawRunning({ status, progress, preview, preview_step, away }) {
+  #drawRunning({ status, progress, preview, preview_step, away, refusal }) {
     this.#part("running");
     const bar = byId("bar");
     const begun = status === "IN_PROGRESS" ? "Beginning" : "In the queue";
     const title = progress ? titleOf(progress.stage) : begun;
     const steps = progress?.steps > 1 ? `, ${progress.step} of ${progress.steps}` : "";
     byId("stage").textContent = title + steps;
-    say(byId("away"), away ?? "");
+    say(byId("away"), [refusal, away].filter(Boolean).join(". "));
     if (progress) {
       bar.value = this.#bar.at(progress);
       document.title = `${Math.round(bar.value * 100)} % · ${TITLE}`;
@@ -101,8 +111,15 @@ export class Result {
   #elapsed() {
     const entry = this.#jobs.entry(this.#id);
     if (!entry || isFinal(entry)) return;
-    const { started, queued, ahead, now, seconds_left: left, ...live } = this.#jobs.live(this.#id);
-    const here = Date.now() - (ahead ?? 0);
+    const {
+      started,
+      queued,
+      aheadMs,
+      now,
+      seconds_left: left,
+      ...live
+    } = this.#jobs.live(this.#id);
+    const here = Date.now() - (aheadMs ?? 0);
     byId("elapsed").textContent = clock(here - (started ?? queued ?? entry.at));
     byId("wait").textContent = waiting(live, left == null ? null : left - (here - now) / 1000);
   }
@@ -118,7 +135,9 @@ export class Result {
     this.#source = url;
     byId("video").src = url;
     byId("download").href = url;
-    byId("warnings").replaceChildren(...(entry.warnings ?? []).map((text) => element("li", { textContent: text })));
+    byId("warnings").replaceChildren(
+      ...(entry.warnings ?? []).map((text) => element("li", { textContent: text })),
+    );
     this.#drawFacts();
     announce("The video is finished");
   }
@@ -140,7 +159,9 @@ export class Result {
 
   #drawFacts() {
     const entry = this.#jobs.entry(this.#id);
-    if (entry?.state === "COMPLETED") byId("facts").replaceChildren(...facts(entry, byId("video"), this.#priced));
+    if (entry?.state === "COMPLETED") {
+      byId("facts").replaceChildren(...facts(entry, byId("video"), this.#priced));
+    }
   }
 
   #drawFailed(entry) {
@@ -150,12 +171,16 @@ export class Result {
     announce(""); // the card says it
     say(byId("failed-title"), title);
     const other = byId("key-card").hidden ? "" : ", or another key sent it";
-    say(byId("failure"), entry.state === "GONE" ? `${sentence}${other}.` : entry.error ?? sentence);
+    say(
+      byId("failure"),
+      entry.state === "GONE" ? `${sentence}${other}.` : (entry.error ?? sentence),
+    );
   }
 
   #lost() {
     if (!this.#source) return;
-    const sentence = "The video cannot be played: the server may have deleted it, or this browser does not reach it.";
+    const why = "the server may have deleted it, or this browser does not reach it";
+    const sentence = `The video cannot be played: ${why}.`;
     byId("warnings").replaceChildren(element("li", { textContent: sentence }));
     announce(sentence);
   }
@@ -168,25 +193,41 @@ const WORDS = {
   GONE: ["Not found", "The server does not keep this job any more"],
 };
 
-const isPreview = (preview) => typeof preview === "string" && /^data:image\/(jpeg|webp|png);base64,/.test(preview);
+const isPreview = (preview) =>
+  typeof preview === "string" && /^data:image\/(jpeg|webp|png);base64,/.test(preview);
 
 /** Its place and its remaining time. Empty if both are unknown. */
 function waiting({ before, waiting_for: reason }, seconds) {
-  const place = { 0: "Next in the queue", 1: "1 job is before it" }[before] ?? (before > 1 ? `${before} jobs are before it` : "");
+  const place =
+    { 0: "Next in the queue", 1: "1 job is before it" }[before] ??
+    (before > 1 ? `${before} jobs are before it` : "");
   const soon = before == null ? "nearly done" : "";
   const rest = seconds === null ? "" : seconds > 3 ? `${roughly(seconds)} left` : soon;
   const told = [place, reason, rest].filter(Boolean).join(", ");
   return told.charAt(0).toUpperCase() + told.slice(1);
 }
 
-function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, videoHeight, duration }, priced) {
+function facts(
+  { options, pixels, seed, cost, milliseconds },
+  { videoWidth, videoHeight, duration },
+  priced,
+) {
   const length = options?.duration ?? (Number.isFinite(duration) ? duration.toFixed(1) : "–");
   const rows = [
-    ["Size", (videoWidth ? [videoWidth, videoHeight] : pixels)?.join(" × ") ?? (options ? sizeName(options.size ?? "1280*720") : "–")],
+    [
+      "Size",
+      (videoWidth ? [videoWidth, videoHeight] : pixels)?.join(" × ") ??
+        (options ? sizeName(options.size ?? "1280*720") : "–"),
+    ],
     ["Length", `${length} s`],
     ["Seed", String(seed)],
   ];
-  if (options?.loras) rows.push(["LoRA", options.loras.map(({ name, scale = 1 }) => `${name} at ${scale}`).join(", ")]);
+  if (options?.loras) {
+    rows.push([
+      "LoRA",
+      options.loras.map(({ name, scale = 1 }) => `${name} at ${scale}`).join(", "),
+    ]);
+  }
   if (priced) rows.push(["Cost", dollars(cost)]);
   if (milliseconds !== undefined) rows.push(["Made in", clock(milliseconds)]);
   return rows.map(([name, value]) =>
@@ -195,4 +236,5 @@ function facts({ options, pixels, seed, cost, milliseconds }, { videoWidth, vide
 }
 
 /** Whole words of a long text. */
-const short = (text) => (text.length > 160 ? `${text.slice(0, 160).replace(/[^\p{L}\p{N}]+\S*$/u, "")}…` : text);
+const short = (text) =>
+  text.length > 160 ? `${text.slice(0, 160).replace(/[^\p{L}\p{N}]+\S*$/u, "")}…` : text;

@@ -1,10 +1,12 @@
 // What a job of another browser was made from: shown with it, as far as the server still has it.
 
 import { byId, element, sizeName } from "./dom.js";
+import { fileOf } from "./media.js";
 
 const NAMES = { image: "picture", last_image: "last picture", first_clip: "clip", audio: "sound" };
+const KEPT = "The server keeps files only until a clip is finished";
 
-/** The files of requests that the server keeps, fetched once. "Use again" stores them with the request. */
+/** The files of requests that the server keeps, fetched once. "Use again" stores them too. */
 export class SentFiles {
   #gateway;
   #found = new Map();
@@ -30,10 +32,7 @@ export class SentFiles {
 
   async #fetch(id, field, at) {
     const uri = await this.#gateway.file(id, field, at);
-    const [, type, data] = uri?.match(/^data:([^;,]*)[^,]*;base64,(.*)$/is) ?? [];
-    if (data === undefined) return null;
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    return new File([bytes], `${nameOf(field, at)}.${type.split("/")[1] ?? "bin"}`, { type });
+    return uri && fileOf(uri, nameOf(field, at));
   }
 }
 
@@ -70,12 +69,16 @@ export class Shared {
     byId("shared-options").textContent = options ? inWords(options) : "";
     byId("shared-use").hidden = !options;
     const all = flat(media);
-    const gone = all.filter((one) => !this.#isThere(id, one)).map(({ field, at }) => `its ${nameOf(field, at)}`);
+    const gone = all
+      .filter((one) => !this.#isThere(id, one))
+      .map(({ field, at }) => `its ${nameOf(field, at)}`);
     byId("shared-missing").textContent = gone.length
-      ? `The server keeps files only until a clip is finished, so ${inList(gone)} must be chosen again.`
+      ? `${KEPT}, so ${inList(gone)} must be chosen again.`
       : "";
     byId("shared-pictures").replaceChildren();
-    for (const one of all) if (one.field !== "audio" && one.field !== "first_clip") this.#show(id, one);
+    for (const one of all) {
+      if (one.field !== "audio" && one.field !== "first_clip") this.#show(id, one);
+    }
   }
 
   #isThere(id, { field, at, known }) {
@@ -86,7 +89,8 @@ export class Shared {
     const { field, at, known } = one;
     if (!this.#isThere(id, one) || known.type?.startsWith("video/")) return;
     const picture = element("img", { alt: `Its ${nameOf(field, at)}` });
-    picture.addEventListener("error", () => picture.remove()); // a video, or an address that has ended
+    // It is a video, or an address that has ended.
+    picture.addEventListener("error", () => picture.remove());
     byId("shared-pictures").append(picture);
     if (known.url) {
       if (/^https?:/i.test(known.url)) picture.src = known.url;
@@ -101,7 +105,9 @@ export class Shared {
 
 /** The media of a request one by one, with the field and the place of each. */
 const flat = (media) =>
-  Object.entries(media).flatMap(([field, value]) => [value].flat().map((known, at) => ({ field, at, known })));
+  Object.entries(media).flatMap(([field, value]) =>
+    [value].flat().map((known, at) => ({ field, at, known })),
+  );
 
 function inWords(options) {
   const { negative_prompt, size, duration, shot_type, seed, aspect_ratio, loras } = options;
@@ -119,4 +125,5 @@ function inWords(options) {
   return parts.filter(Boolean).join(", ");
 }
 
-const inList = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
+const inList = (words) =>
+  words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;

@@ -22,7 +22,9 @@ export class Sizes extends EventTarget {
   /** Width and height of a clip of `size`, or null if unknown. */
   of(size) {
     const { beginning } = this.#form;
-    if (beginning.now === "references") return this.#limits.namedSizes[size][chosen("aspect_ratio")];
+    if (beginning.now === "references") {
+      return this.#limits.namedSizes[size][chosen("aspect_ratio")];
+    }
     const told = this.#told?.[size];
     return told ? [told.width, told.height] : null;
   }
@@ -71,9 +73,14 @@ export class Sizes extends EventTarget {
     if (now === "references") return "";
     if (!told) return `The video has the shape of the ${now}; the size says how many pixels.`;
     const cut = told.shown.map((share) => Math.round((1 - share) * 100));
-    const parts = [cut[0] && `${cut[0]} % of its width`, cut[1] && `${cut[1]} % of its height`].filter(Boolean);
+    const parts = [
+      cut[0] && `${cut[0]} % of its width`,
+      cut[1] && `${cut[1]} % of its height`,
+    ].filter(Boolean);
     const sentence = `The video has ${told.width} × ${told.height} pixels.`;
-    return parts.length ? `${sentence} ${parts.join(" and ")} is cut off.` : `${sentence} The whole ${now} is seen.`;
+    return parts.length
+      ? `${sentence} ${parts.join(" and ")} is cut off.`
+      : `${sentence} The whole ${now} is seen.`;
   }
 
   /** Draws the kept part over the preview, if the picture is cropped. */

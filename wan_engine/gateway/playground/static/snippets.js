@@ -22,7 +22,7 @@ export function snippet(api, language, wish) {
     ...wish.options,
     shape: wish.shape,
     prompt: wish.options.prompt.trim() ? wish.options.prompt : FIRST_PROMPT,
-    image: references || first_clip ? undefined : source(image) ?? PLACEHOLDER,
+    image: references || first_clip ? undefined : (source(image) ?? PLACEHOLDER),
     last_image: source(last_image),
     first_clip: source(first_clip),
     references: references?.map(source),
@@ -33,16 +33,17 @@ export function snippet(api, language, wish) {
 
 // --- a value in each language --------------------------------------------------------------------
 
-/** `value` over several lines. `leaf(value)` writes a value that is not an object, `name(key)` a key. */
+/** `value` over several lines. `leaf(value)` writes what is not an object, `name(key)` a key. */
 function written(value, indent, { leaf, name, step, trailing }) {
   if (value === null || typeof value !== "object" || value instanceof LocalFile) return leaf(value);
   const inner = indent + step;
   const list = Array.isArray(value);
   const [open, close] = list ? "[]" : "{}";
   if (!Object.keys(value).length) return open + close;
-  const rows = Object.entries(value).map(
-    ([key, one]) => `${inner}${list ? "" : `${name(key)}: `}${written(one, inner, { leaf, name, step, trailing })}`,
-  );
+  const rows = Object.entries(value).map(([key, one]) => {
+    const named = list ? "" : `${name(key)}: `;
+    return inner + named + written(one, inner, { leaf, name, step, trailing });
+  });
   return `${open}\n${rows.join(",\n")}${trailing}\n${indent}${close}`;
 }
 
@@ -50,7 +51,9 @@ const inPython = (value) =>
   written(value, "", { leaf: pythonLeaf, name: JSON.stringify, step: "    ", trailing: "," });
 
 function pythonLeaf(value) {
-  if (value instanceof LocalFile) return `data_uri(${JSON.stringify(value.name)}, "${value.type}")`;
+  if (value instanceof LocalFile) {
+    return `data_uri(${JSON.stringify(value.name)}, ${JSON.stringify(value.type)})`;
+  }
   if (typeof value === "boolean") return value ? "True" : "False";
   return JSON.stringify(value);
 }
@@ -60,7 +63,7 @@ const inJavaScript = (value) =>
 
 const javaScriptLeaf = (value) =>
   value instanceof LocalFile
-    ? `await dataUri(${JSON.stringify(value.name)}, "${value.type}")`
+    ? `await dataUri(${JSON.stringify(value.name)}, ${JSON.stringify(value.type)})`
     : JSON.stringify(value);
 
 /** The body on curl's standard input, because an argument has a limit of length. */
@@ -78,7 +81,8 @@ function hereDocument(body) {
 const inShell = (value) => `'${value.replaceAll("'", "'\\''")}'`;
 
 const hasFile = (value) =>
-  value instanceof LocalFile || (typeof value === "object" && value !== null && Object.values(value).some(hasFile));
+  value instanceof LocalFile ||
+  (typeof value === "object" && value !== null && Object.values(value).some(hasFile));
 
 // --- curl ----------------------------------------------------------------------------------------
 
@@ -96,7 +100,10 @@ const SHELL = {
     `# Waits up to 300 s; a longer job is then asked for at
 # ${base}/v2/${endpoint}/status/ID
 ${curl(`${base}/v2/${endpoint}/runsync`, keyed, body)}`,
-  aiml: ({ base, keyed }, body) => `${curl(`${base}/v2/video/generations`, keyed, body, "-o answer.json ")}
+  aiml: (
+    { base, keyed },
+    body,
+  ) => `${curl(`${base}/v2/video/generations`, keyed, body, "-o answer.json ")}
 while jq -e '.status == "queued" or .status == "generating"' answer.json > /dev/null; do
   sleep 2
   curl -sS "${base}/v2/video/generations?generation_id=$(jq -r .id answer.json)" \\${bearer(keyed)}
@@ -106,9 +113,12 @@ jq . answer.json
 `,
   oxen: ({ base, keyed }, body) => `# Answers when the video is finished
 ${curl(`${base}/api/ai/videos/generate`, keyed, body)}`,
-  dashscope: ({ base, keyed }, body) => `${curl(synthesis(base), keyed, body, `-H '${ASYNC}: enable' -o answer.json `)}
+  dashscope: (
+    { base, keyed },
+    body,
+  ) => `${curl(synthesis(base), keyed, body, `-H '${ASYNC}: enable' -o answer.json `)}
 task=$(jq -er .output.task_id answer.json) || { cat answer.json; exit 1; }
-while jq -e '.output.task_status == "PENDING" or .output.task_status == "RUNNING"' answer.json > /dev/null; do
+while jq -e '.output.task_status | IN("PENDING", "RUNNING")' answer.json > /dev/null; do
   sleep 2
   curl -sS "${base}/api/v1/tasks/$task" \\${bearer(keyed)}
     -o answer.json
@@ -246,7 +256,9 @@ async function dataUri(path, kind) {
 `;
   const used = [files && "readFile", writes && "writeFile"].filter(Boolean).join(", ");
   const more = Object.entries(headers).map(([name, value]) => `\n  "${name}": "${value}",`);
-  return `${used ? `import { ${used} } from "node:fs/promises";\n\n` : ""}const headers = {${keyed ? `\n  Authorization: "Bearer ${KEY}",` : ""}
+  const imports = used ? `import { ${used} } from "node:fs/promises";\n\n` : "";
+  const authorization = keyed ? `\n  Authorization: "Bearer ${KEY}",` : "";
+  return `${imports}const headers = {${authorization}
   "Content-Type": "application/json",${more.join("")}
 };
 

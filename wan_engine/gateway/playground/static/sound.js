@@ -1,7 +1,7 @@
 // Sounds from this computer: sent unchanged if the contract accepts them, otherwise a part as a WAV
 // file.
 
-import { Unusable } from "./media.js";
+import { playerOf, Unusable } from "./media.js";
 
 const WAV = "audio/wav";
 const MP3 = "audio/mpeg";
@@ -27,7 +27,8 @@ export async function readSound(file, maxBytes, limits, part = null) {
   const type = await kindOf(file);
   const most = Math.min(maxBytes, limits.audioMaxBytes);
   const whole = type === null ? null : await secondsOf(file);
-  const asItIs = !part || (whole !== null && part.start === 0 && part.seconds >= whole - STEP_SECONDS);
+  const asItIs =
+    !part || (whole !== null && part.start === 0 && part.seconds >= whole - STEP_SECONDS);
   if (asItIs && whole !== null && whole <= limits.audioMaxSeconds && file.size <= most) {
     return { blob: file, type, file, seconds: whole, changed: false };
   }
@@ -49,28 +50,27 @@ async function kindOf(file) {
 }
 
 /** Null if the browser does not know it before decoding. */
-function secondsOf(file) {
-  const audio = document.createElement("audio");
-  const url = URL.createObjectURL(file);
-  return new Promise((resolve) => {
-    audio.onloadedmetadata = () => resolve(Number.isFinite(audio.duration) ? audio.duration : null);
-    audio.onerror = () => resolve(null);
-    audio.src = url;
-  }).finally(() => URL.revokeObjectURL(url));
+async function secondsOf(file) {
+  const { duration } = await playerOf("audio", file);
+  return Number.isFinite(duration) ? duration : null;
 }
 
 /** The samples, and the length of the file in seconds. */
 async function decode(file, known) {
   const seconds = known ?? (await secondsOf(file));
   if (seconds > MOST_SECONDS || file.size > MOST_BYTES) {
-    throw new Unusable(`This sound is too long to be cut here: save its first ${MOST_SECONDS / 60} minutes at most`);
+    throw new Unusable(
+      `This sound is too long to be cut here: save its first ${MOST_SECONDS / 60} minutes at most`,
+    );
   }
   const { rate } = QUALITIES[0];
   try {
     const buffer = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await asPlain(file));
     return { buffer, from: buffer.duration };
   } catch {
-    throw new Unusable(`This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a sound`);
+    throw new Unusable(
+      `This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a sound`,
+    );
   }
 }
 
@@ -83,9 +83,16 @@ async function asPlain(file) {
 }
 
 async function wavOf(buffer, start, seconds, maxBytes) {
-  const bytesOf = ({ rate, channels }) => HEADER_BYTES + Math.floor(seconds * rate) * channels * SAMPLE_BYTES;
-  const quality = QUALITIES.find((one) => one.channels <= buffer.numberOfChannels && bytesOf(one) <= maxBytes);
-  if (!quality) throw new Unusable("This sound cannot be made small enough to be sent: use an MP3, or give its URL");
+  const bytesOf = ({ rate, channels }) =>
+    HEADER_BYTES + Math.floor(seconds * rate) * channels * SAMPLE_BYTES;
+  const quality = QUALITIES.find(
+    (one) => one.channels <= buffer.numberOfChannels && bytesOf(one) <= maxBytes,
+  );
+  if (!quality) {
+    throw new Unusable(
+      "This sound cannot be made small enough to be sent: use an MP3, or give its URL",
+    );
+  }
   const frames = Math.max(1, Math.floor(seconds * quality.rate));
   const context = new OfflineAudioContext(quality.channels, frames, quality.rate);
   const source = new AudioBufferSourceNode(context, { buffer });
@@ -99,7 +106,8 @@ function encode(buffer) {
   const { numberOfChannels, sampleRate, length } = buffer;
   const frameBytes = numberOfChannels * SAMPLE_BYTES;
   const view = new DataView(new ArrayBuffer(HEADER_BYTES + length * frameBytes));
-  const word = (at, letters) => [...letters].forEach((letter, n) => view.setUint8(at + n, letter.charCodeAt(0)));
+  const word = (at, letters) =>
+    [...letters].forEach((letter, n) => view.setUint8(at + n, letter.charCodeAt(0)));
   word(0, "RIFF");
   view.setUint32(4, view.byteLength - 8, true);
   word(8, "WAVEfmt ");
@@ -116,7 +124,10 @@ function encode(buffer) {
   for (let channel = 0; channel < numberOfChannels; channel++) {
     const levels = buffer.getChannelData(channel);
     for (let n = 0; n < length; n++) {
-      samples[n * numberOfChannels + channel] = Math.max(-32768, Math.min(32767, Math.round(levels[n] * 32767)));
+      samples[n * numberOfChannels + channel] = Math.max(
+        -32768,
+        Math.min(32767, Math.round(levels[n] * 32767)),
+      );
     }
   }
   return new Blob([view], { type: WAV });

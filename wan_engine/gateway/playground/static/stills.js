@@ -1,4 +1,4 @@
-// The first frames of clips, requested one at a time and stored, because each is work for the server.
+// The first frames of clips, requested one at a time and stored: each is work for the server.
 
 export class Stills {
   #gateway;
