@@ -64,7 +64,7 @@ async function connect() {
   try {
     await learn();
     if (limits.asksForKey) {
-      askForKey("The key is kept in this tab until you close it.");
+      askForKey("The key is used, and kept in this tab until you close it.");
       byId("key-note").classList.remove("bad");
       byId("key").ariaInvalid = null;
     }
