@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -20,16 +16,18 @@ import httpx
 import pytest
 import uvicorn
 
+from benchmarks.services import gateway, processes
+from benchmarks.services.gateway import until
+from benchmarks.services.instant import InstantBackend
 from tests import warm
-from tests.gateway.fakes import InstantBackend
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
 from wan_engine.gateway.jobs import webhooks
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.serve import protocol_of
 from wan_engine.settings import Settings
 
-ROOT = Path(__file__).parents[2]
 PICTURE = "https://example.com/picture.jpg"
+SERVE_ENDPOINT = "tests.gateway.serve_endpoint"
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +154,7 @@ def listening(
         assert not thread.is_alive()
 
     stops.append(stop)
-    _until(lambda: bool(found) and found[0].started)
+    until(lambda: bool(found) and found[0].started)
     port = found[0].servers[0].sockets[0].getsockname()[1]
     return Listening(f"http{'s' if tls else ''}://127.0.0.1:{port}", backend, stop)
 
@@ -166,7 +164,7 @@ class Process:
     """`python -m tests.gateway.serve_fake`: the whole gateway with its engine process."""
 
     url: str
-    popen: subprocess.Popen[bytes] | warm.Process
+    popen: processes.Process
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         return httpx.request(method, self.url + path, timeout=30, **options).json()
@@ -183,56 +181,16 @@ class Process:
 def gateway_process(
     folder: Path,
     port: int,
-    program: str = "serve_fake",
+    module: str = "tests.gateway.serve_fake",
     *,
     cold: bool = False,
     **environment: str,
 ) -> Iterator[Process]:
-    """A process that answers, and is killed at the end if it still runs. The large libraries are
-    imported when it starts, unless `cold` is set."""
-    values = {
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "WAN_OUTPUT_DIR": str(folder / "outputs"),
-        "WAN_SHUTDOWN_SECONDS": "0.2",
-        **environment,
-    }
-    command = ["-m", f"tests.gateway.{program}", str(port)]
-    with (folder / "gateway.log").open("ab") as log, Path(os.devnull).open() as nothing:
-        files: dict[str, Any] = {"stdin": nothing, "stdout": log, "stderr": log}
-        popen: subprocess.Popen[bytes] | warm.Process
-        if cold:
-            popen = subprocess.Popen([sys.executable, *command], env=values, cwd=folder, **files)
-        else:
-            popen = warm.shared("gateway").start(command, env=values, cwd=folder, **files)
-    process = Process(f"http://127.0.0.1:{port}", popen)
-    try:
-        _until(lambda: popen.poll() is not None or _answers(process.url))
-        yield process
-    finally:
-        popen.kill()
-        popen.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
+    """A process that answers. The large libraries are imported when it starts, unless `cold` is
+    set."""
+    start = processes.cold if cold else warm.shared("gateway").start
+    with gateway.gateway_process(folder, port, module, start, **environment) as popen:
+        yield Process(f"http://127.0.0.1:{port}", popen)
 
 
 def wish(**fields: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.services.instant import InstantBackend
 from tests.gateway.conftest import Served, eventually, wish
-from tests.gateway.fakes import InstantBackend
 from wan_engine.control import Progress
 from wan_engine.errors import (
     ConfigurationError,

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Serve, Served
-from tests.gateway.fakes import CLIP
 from tests.gateway.jobs.test_jobs import ended, new, submitted
 from wan_engine.control import Control
 from wan_engine.gateway.job import Job

@@ -15,8 +15,8 @@ import pytest
 from httpx import AsyncClient, Response
 from PIL import Image
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Serve, Served, Shared, eventually
-from tests.gateway.fakes import CLIP
 from tests.media.test_stills import small_clip
 from wan_engine.control import Progress
 from wan_engine.gateway.doors.openai.parameters import SIZES

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from httpx import Response
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening, Serve, Served, Shared, eventually
-from tests.gateway.fakes import CLIP
 from wan_engine.gateway.keys import new_entry
 
 MODEL = "wan-v2-6-image-to-video"
