@@ -26,9 +26,12 @@ from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends import endpoint, open_backend
 from wan_engine.gateway.backends.endpoint import EndpointBackend
 from wan_engine.gateway.backends.local import LocalBackend
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.keys import digest
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
+
+DOORS = (runpod_door.door,)
 
 KEY = "rpa_key"
 ENDPOINT = "abc123"

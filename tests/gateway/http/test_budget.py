@@ -17,9 +17,12 @@ import pytest
 from benchmarks.services.gateway import INSTANT, free_port, until
 from tests.gateway.conftest import Listening, Serve, gateway_process, wish
 from tests.gateway.http.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.http import connection as connection_module
 from wan_engine.gateway.http.budget import Connections, Deadline, Held, InFlight, Pace
 from wan_engine.gateway.refusals import Refusal
+
+DOORS = (runpod_door.door,)
 
 Listen = Callable[..., Listening]
 MB = 2**20
