@@ -39,6 +39,7 @@ _WAITING = (
     "tests/test_compose",
     "tests/gateway/test_",
     "tests/storage/test_retries",
+    "tests/storage/test_silent",
     "tests/storage/test_spool",
     "tests/runtime/test_watchdog",
     "tests/media/test_audio",
