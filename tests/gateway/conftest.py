@@ -76,17 +76,23 @@ class Served:
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
+def settings_of(folder: Path, **settings: Any) -> Settings:
+    """The settings of a gateway in `folder`, which gets a database if it has none."""
+    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
+    database_file = values["output_dir"] / "gateway.db"
+    if not database_file.exists():
+        database_file.parent.mkdir(parents=True, exist_ok=True)
+        database_file.write_bytes(new_database())
+    return Settings(**values)
+
+
 @asynccontextmanager
 async def _open(
     folder: Path, *, slots: int = 1, webhook_again_seconds: float = 0.05, **settings: Any
 ) -> AsyncIterator[Served]:
-    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
-    begun = values["output_dir"] / "gateway.db"
-    if not begun.exists():
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        begun.write_bytes(new_database())
     backend = InstantBackend(folder / "outputs", slots)
-    opened = open_gateway(Settings(**values), backend, webhook_again_seconds=webhook_again_seconds)
+    known = settings_of(folder, **settings)
+    opened = open_gateway(known, backend, webhook_again_seconds=webhook_again_seconds)
     async with opened as gateway:
         transport = httpx.ASGITransport(create_app(gateway), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
@@ -146,8 +152,7 @@ def listening(
     **settings: Any,
 ) -> Listening:
     """`listen` without a test: all files are in `folder`, and what ends it comes to `stops`."""
-    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
-    known = Settings(**values)
+    known = settings_of(folder, **settings)
     backend = InstantBackend(folder / "outputs")
     certificate, key = tls or (None, None)
     found: list[uvicorn.Server] = []
