@@ -37,5 +37,6 @@ def test_a_hostile_caller_is_refused_and_others_are_answered(
 ) -> None:
     gateway_hostile.main(["400 MB of trailers"])
     line = json.loads(capsys.readouterr().out)
-    assert line["answers"] == {"431": 1}
+    # A caller that does not stop sending may see the reset before the answer.
+    assert line["answers"] in ({"431": 1}, {"cut": 1})
     assert (line["healthz_failed"], line["tracebacks"]) == ({}, 0) and line["healthz"] > 0
