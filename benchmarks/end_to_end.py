@@ -43,13 +43,12 @@ from typing import Any, get_args
 
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from benchmarks.media_path import (  # noqa: E402
+from benchmarks.media_path import (
     SIDES,
     Measured,
+    add_sides,
     export_to_video,
     in_turns,
     measure_apart,
@@ -57,15 +56,15 @@ from benchmarks.media_path import (  # noqa: E402
     pipeline_of,
     report,
 )
-from wan_engine.control import Control  # noqa: E402
-from wan_engine.engine import Engine  # noqa: E402
-from wan_engine.plan import PlanLimits, make_plan  # noqa: E402
-from wan_engine.prompts import Expansion  # noqa: E402
-from wan_engine.schema import Duration, Media, Order, Plan, VideoRequest  # noqa: E402
-from wan_engine.settings import Settings  # noqa: E402
+from wan_engine.control import Control
+from wan_engine.engine import Engine
+from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.prompts import Expansion
+from wan_engine.schema import Duration, Media, Order, Plan, VideoRequest
+from wan_engine.settings import Settings
 
 _MODEL = "wan-tiny"
-_PHOTO = ROOT / "tests" / "data" / "astronaut_360x480.png"
+_PHOTO = Path(__file__).parents[1] / "tests" / "data" / "astronaut_360x480.png"
 _PROMPT = "The camera pans left, slowly"
 _SEED = 7
 _STRIDE = 4  # frames per latent, in all Wan VAEs
@@ -219,16 +218,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=list(durations),
         help="seconds of the clips; default all three",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
     parser.add_argument("--render-area", type=int, help="pixels to render; default the model's own")
-    parser.add_argument(
-        "--preset", default="medium", help="x264 preset of both sides; default medium"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON line per case, no table"
-    )
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    add_sides(parser)
     return parser.parse_args(arguments)
 
 

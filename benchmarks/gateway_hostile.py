@@ -19,12 +19,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from tests.gateway.conftest import free_port, gateway_process  # noqa: E402
-from wan_engine.gateway.keys import new_entry  # noqa: E402
+from benchmarks.services.gateway import free_port, gateway_process
+from wan_engine.gateway.keys import new_entry
 
 RUN = "/v2/wan-2-6-i2v/runsync"
 HOSTILE, OTHER = "127.0.0.1", "127.0.0.2"
@@ -218,12 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         entries = ",".join(entry for _, entry in keys)
         with tempfile.TemporaryDirectory() as folder:
             port = free_port()
-            with gateway_process(
-                Path(folder), port, program="serve_instant", cold=True, WAN_API_KEYS=entries
-            ) as process:
-                found = asyncio.run(
-                    measure(name, process.popen.pid, Target(port, [key for key, _ in keys]))
-                )
+            with gateway_process(Path(folder), port, WAN_API_KEYS=entries) as process:
+                target = Target(port, [key for key, _ in keys])
+                found = asyncio.run(measure(name, process.pid, target))
             found["tracebacks"] = (Path(folder) / "gateway.log").read_text().count("Traceback")
         print(json.dumps(found), flush=True)
 

@@ -22,13 +22,12 @@ from typing import Any
 
 import aiohttp
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from tests.gateway.conftest import free_port, gateway_process, wish  # noqa: E402
+from benchmarks.services.gateway import free_port, gateway_process
 
 BASE = "/v2/wan-2-6-i2v"
+_REQUEST = {"input": {"prompt": "Leaves sway", "image": "https://example.com/picture.jpg"}}
 _LONGEST_POLLS = 120
 
 
@@ -53,7 +52,7 @@ async def client(http: aiohttp.ClientSession, jobs: int, poll_seconds: float, ti
     await asyncio.sleep(random.uniform(0, poll_seconds))
     completed = 0
     for _ in range(jobs):
-        job_id = (await times.ask("run", http, f"{BASE}/run", {"input": wish()}))["id"]
+        job_id = (await times.ask("run", http, f"{BASE}/run", _REQUEST))["id"]
         for _ in range(_LONGEST_POLLS):
             await asyncio.sleep(poll_seconds)
             asked = [("status", f"{BASE}/status/{job_id}"), ("bare", "/healthz")]
@@ -105,17 +104,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--poll-seconds", type=float, default=1.0, help="between two polls of a client; default 1"
     )
     asked = parser.parse_args(arguments)
+    port = free_port()
     with (
         tempfile.TemporaryDirectory() as folder,
-        gateway_process(
-            Path(folder),
-            free_port(),
-            "serve_instant",
-            cold=True,
-            WAN_CONNECTIONS_PER_ADDRESS="100000",
-        ) as process,
+        gateway_process(Path(folder), port, WAN_CONNECTIONS_PER_ADDRESS="100000"),
     ):
-        found = asyncio.run(load(process.url, asked.clients, asked.jobs, asked.poll_seconds))
+        url = f"http://127.0.0.1:{port}"
+        found = asyncio.run(load(url, asked.clients, asked.jobs, asked.poll_seconds))
     print(json.dumps(found))
     if found["lost"]:
         sys.exit(1)

@@ -22,11 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-HERE = Path(__file__).parent
-for folder in (str(ROOT), str(HERE)):
-    if folder not in sys.path:  # when this file runs as a script
-        sys.path.insert(0, folder)
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
 PARTS = {
     "checks": 90,
@@ -93,17 +89,12 @@ def part(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str,
         raise ValueError(f"Part {name} has no case {', '.join(sorted(unknown))}")
 
 
-def cases_of(name: str, scale_name: str) -> set[str]:
-    """The names of a part's cases. None of them is measured."""
-    return {case["case"] for case in _measured(name, scale_name, ("none",))}
-
-
 def _measured(name: str, scale_name: str, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
-    import gpu_parts
-    from gpu_networks import SCALES
+    from benchmarks import gpu_parts
+    from benchmarks.gpu_networks import SCALES
 
     gpu_parts.chosen = frozenset(cases)
-    where = importlib.import_module(_MODULES.get(name, "gpu_parts"))
+    where = importlib.import_module(f"benchmarks.{_MODULES.get(name, 'gpu_parts')}")
     measure: Callable[..., Iterator[dict[str, Any]]] = getattr(where, name)
     yield from measure(SCALES[scale_name])
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_errors import kernel
-from gpu_loading import write
-from gpu_networks import TINY, Scale, device, seconds_of, synchronize, transformer
-from gpu_parts import Case, attempt
 
+from benchmarks.gpu_errors import kernel
+from benchmarks.gpu_loading import write
+from benchmarks.gpu_networks import TINY, Scale, device, seconds_of, synchronize, transformer
+from benchmarks.gpu_parts import Case, attempt
 from wan_engine.families import attention8, float8
 from wan_engine.families.loading import load_pipeline
 from wan_engine.families.placement import embed_times_in_tf32

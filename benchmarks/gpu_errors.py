@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gpu_networks import Scale, device
-from gpu_parts import Case, attempt
 
+from benchmarks.gpu_networks import Scale, device
+from benchmarks.gpu_parts import Case, attempt
 from wan_engine.families import attention8
 
 _TOKENS = 2048  # of the emulation: probabilities are a matrix

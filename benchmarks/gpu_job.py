@@ -17,11 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gpu_parts
 import torch
-from gpu_networks import Scale, device, peak_gb, synchronize, text_encoder, transformer, vae
-from gpu_parts import Case, attempt
 
+from benchmarks import gpu_parts
+from benchmarks.gpu_networks import (
+    Scale,
+    device,
+    peak_gb,
+    synchronize,
+    text_encoder,
+    transformer,
+    vae,
+)
+from benchmarks.gpu_parts import Case, attempt
 from wan_engine.runtime import memory
 
 if TYPE_CHECKING:

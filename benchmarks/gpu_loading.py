@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_networks import Scale, device, peak_gb, synchronize, text_encoder, transformer, vae
-from gpu_parts import Case, attempt
 
+from benchmarks.gpu_networks import (
+    Scale,
+    device,
+    peak_gb,
+    synchronize,
+    text_encoder,
+    transformer,
+    vae,
+)
+from benchmarks.gpu_parts import Case, attempt
 from wan_engine.families.loading import load_pipeline
 from wan_engine.families.placement import able
 from wan_engine.runtime import memory

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpu_networks import (
+
+from benchmarks.gpu_networks import (
     Scale,
     block_arguments,
     device,
@@ -24,7 +25,6 @@ from gpu_networks import (
     transformer,
     vae,
 )
-
 from wan_engine.families import attention8
 from wan_engine.families.float8 import convert_blocks
 from wan_engine.families.placement import set_attention, settle_block, stream_blocks

@@ -26,14 +26,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
+
+from benchmarks import gpu
+
 ROOT = Path(__file__).parents[1]
-HERE = Path(__file__).parent
-for folder in (str(ROOT), str(HERE)):
-    if folder not in sys.path:  # when this file runs as a script
-        sys.path.insert(0, folder)
-
-import gpu  # noqa: E402
-
 PACK = ROOT / "build" / "pack"
 SITE = ROOT / "build" / "site"
 MOST_BYTES = 64 * 1024 * 1024
@@ -287,7 +284,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return f"{on}\n\n{gpu.table(shown)}"
 
 
-_VERSIONS = "import json, gpu; print(json.dumps(gpu.versions()))"
+_VERSIONS = "import json; from benchmarks import gpu; print(json.dumps(gpu.versions()))"
 
 
 def about(scale: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -295,7 +292,7 @@ def about(scale: str, environment: Mapping[str, str]) -> dict[str, Any]:
     found = subprocess.run(
         [sys.executable, "-c", _VERSIONS],
         env={**os.environ, **environment},
-        cwd=HERE,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -15,11 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpu_job import clip, family_of, row_of
-from gpu_loading import write
-from gpu_networks import SCALES, Scale, peak_gb, synchronize
-from gpu_parts import Case, attempt
-
+from benchmarks.gpu_job import clip, family_of, row_of
+from benchmarks.gpu_loading import write
+from benchmarks.gpu_networks import SCALES, Scale, peak_gb, synchronize
+from benchmarks.gpu_parts import Case, attempt
 from wan_engine.runtime import memory
 
 ROOT = Path(__file__).parents[1]

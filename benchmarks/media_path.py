@@ -35,15 +35,13 @@ from typing import TYPE_CHECKING, Any
 
 import imageio_ffmpeg
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from wan_engine.control import Control  # noqa: E402
-from wan_engine.engine import Engine  # noqa: E402
-from wan_engine.media import video  # noqa: E402
-from wan_engine.schema import Media, Plan, Segment, Shot, VideoRequest  # noqa: E402
-from wan_engine.settings import Settings  # noqa: E402
+from wan_engine.control import Control
+from wan_engine.engine import Engine
+from wan_engine.media import video
+from wan_engine.schema import Media, Plan, Segment, Shot, VideoRequest
+from wan_engine.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -278,6 +276,19 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def add_sides(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a comparison of both sides."""
+    parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
+    parser.add_argument(
+        "--preset", default="medium", help="x264 preset of both sides; default medium"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line per case, no table"
+    )
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -287,19 +298,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--frames", type=int, nargs="+", default=[81, 241], help="frames of the clips, 4n + 1 each"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="turns of both sides; default 3")
     parser.add_argument(
         "--render", type=_size, default=(256, 144), help="WIDTHxHEIGHT to decode, multiples of 8"
     )
     parser.add_argument("--output", type=_size, default=(512, 288), help="WIDTHxHEIGHT of the mp4")
-    parser.add_argument(
-        "--preset", default="medium", help="x264 preset of both sides; default medium"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON line per case, no table"
-    )
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in a child process
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    add_sides(parser)
     return parser.parse_args(arguments)
 
 

@@ -17,22 +17,21 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 from uuid import uuid4
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from tests.storage.faults import Fault, Request  # noqa: E402
-from tests.worker_loop.conftest import Bucket, opened_bucket  # noqa: E402
-from tests.worker_loop.control_plane import ControlPlane  # noqa: E402
-from tests.worker_loop.worker import started  # noqa: E402
+from benchmarks.services.bucket import Bucket, opened_bucket
+from benchmarks.services.control_plane import ControlPlane
+from benchmarks.services.faults import Fault, Request
+from benchmarks.services.processes import ROOT
+from benchmarks.services.worker import worker_process
 
 MODES = {"serial": "0", "prefetch": "1"}
 """Values of WAN_PREFETCH."""
@@ -98,11 +97,9 @@ def measure(
     delay_seconds: float,
     bucket: Bucket,
     duration: int = 5,
-    *,
-    whole: bool = True,
+    worker: Callable[..., AbstractContextManager[object]] = worker_process,
 ) -> dict[str, Any]:
-    """Run `jobs` clips of `duration` seconds, which all wait when the worker starts. They have few
-    frames unless `whole` is set, for a test of this script."""
+    """Run `jobs` clips of `duration` seconds, which all wait when `worker` starts."""
     photo = ROOT / "tests" / "data" / "rocket_640x360.jpg"
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -119,13 +116,14 @@ def measure(
             "WAN_SAFETY": "off",
             "WAN_ALLOW_PRIVATE_URLS": "1",
         }
-        with started(plane, Path(folder) / "worker", whole=whole, **settings) as worker:
+        home = Path(folder) / "worker"
+        with worker(plane, home, **settings):
             plane.wait_until(lambda: bool(plane.taken), seconds=120)
             begun = time.monotonic()
             results = [plane.result(name, seconds=300) for name in names]
             seconds = time.monotonic() - begun
             assert all("output" in result for result in results), results
-            device = device_seconds(worker.log.read_text())
+            device = device_seconds((home / "worker.log").read_text())
     return {
         "mode": mode,
         "jobs": jobs,

@@ -24,16 +24,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from wan_engine import toy  # noqa: E402
-from wan_engine.control import Control  # noqa: E402
-from wan_engine.errors import ContentPolicy  # noqa: E402
-from wan_engine.runtime.logs import quiet_libraries  # noqa: E402
-from wan_engine.safety import Safety, open_safety  # noqa: E402
-from wan_engine.settings import Settings  # noqa: E402
+from wan_engine import toy
+from wan_engine.control import Control
+from wan_engine.errors import ContentPolicy
+from wan_engine.runtime.logs import quiet_libraries
+from wan_engine.safety import Safety, open_safety
+from wan_engine.settings import Settings
 
 _TOKENS = 480
 """Tokens after the part of the template that is computed once: 1500 English characters and the end

@@ -26,21 +26,19 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from wan_engine.control import Control  # noqa: E402
-from wan_engine.engine import Engine  # noqa: E402
-from wan_engine.media import ffmpeg  # noqa: E402
-from wan_engine.plan import PlanLimits, make_plan  # noqa: E402
-from wan_engine.render import model_frames  # noqa: E402
-from wan_engine.schema import (  # noqa: E402
+from wan_engine.control import Control
+from wan_engine.engine import Engine
+from wan_engine.media import ffmpeg
+from wan_engine.plan import PlanLimits, make_plan
+from wan_engine.render import model_frames
+from wan_engine.schema import (
     Frames,
     Plan,
     VideoRequest,
 )
-from wan_engine.settings import Settings  # noqa: E402
+from wan_engine.settings import Settings
 
 _LEAST = 1e-6  # levels; divides a ratio if nothing moves
 

@@ -33,25 +33,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # when this file runs as a script
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # if this file runs as a script
 
-from wan_engine.control import Control  # noqa: E402
-from wan_engine.engine import Engine  # noqa: E402
-from wan_engine.media import ffmpeg, retime, upscale, video  # noqa: E402
-from wan_engine.media.rife import Rife  # noqa: E402
-from wan_engine.plan import frames_to_cover  # noqa: E402
-from wan_engine.runtime.recipes import detect  # noqa: E402
-from wan_engine.schema import (  # noqa: E402
+from wan_engine.control import Control
+from wan_engine.engine import Engine
+from wan_engine.media import ffmpeg, retime, upscale, video
+from wan_engine.media.rife import Rife
+from wan_engine.plan import frames_to_cover
+from wan_engine.runtime.recipes import detect
+from wan_engine.schema import (
     Frames,
     Plan,
     Segment,
     Shot,
     VideoRequest,
 )
-from wan_engine.settings import Settings  # noqa: E402
-from wan_engine.weights import choose_upscaling  # noqa: E402
+from wan_engine.settings import Settings
+from wan_engine.weights import choose_upscaling
 
 SIZES = ("1280*720", "1920*1080")
 DURATIONS = (5, 10, 15)

@@ -38,6 +38,11 @@ _WAITING = (
     "tests/test_handler",
     "tests/test_compose",
     "tests/gateway/test_",
+    "tests/storage/test_retries",
+    "tests/storage/test_silent",
+    "tests/storage/test_spool",
+    "tests/runtime/test_watchdog",
+    "tests/media/test_audio",
 )
 _COMPUTING = ("tests/engine", "tests/families", "tests/test_")
 

@@ -58,17 +58,6 @@ LAYERS = {
 file or folder. So neither the package nor the handler imports the builder, which the image of a
 worker does not need, and only tests import tests."""
 
-KNOWN = {
-    # They measure processes that helpers of the tests start.
-    ("benchmarks.gateway_hostile", "tests.gateway.conftest"),
-    ("benchmarks.gateway_load", "tests.gateway.conftest"),
-    ("benchmarks.overlap", "tests.storage.faults"),
-    ("benchmarks.overlap", "tests.worker_loop.conftest"),
-    ("benchmarks.overlap", "tests.worker_loop.control_plane"),
-    ("benchmarks.overlap", "tests.worker_loop.worker"),
-}
-"""Imports that point up. Each entry must exist: remove it when you fix the import."""
-
 HEAVIES = ("wan_engine.families.", "wan_engine.networks.")
 HEAVY = ("torch", "diffusers", "transformers", "boto3", "runpod")
 
@@ -160,13 +149,13 @@ def test_imports_point_down() -> None:
         for source, target in edges(at_import=False)
         if unit(source) != unit(target) and LAYERS[unit(source)] <= LAYERS[unit(target)]
     }
-    assert upwards == KNOWN
+    assert upwards == set()
 
 
 def test_neither_the_package_nor_the_handler_imports_the_builder_or_benchmarks() -> None:
     others = {
         (source, target)
-        for source, target in edges(at_import=False) - KNOWN
+        for source, target in edges(at_import=False)
         if unit(source) not in ("builder", "benchmarks")
         if unit(target) in ("builder", "benchmarks", "tests")
     }

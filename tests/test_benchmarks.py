@@ -31,7 +31,8 @@ from wan_engine.schema import Plan, Segment, Shot
 
 
 @pytest.fixture
-def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_frames(small_clips: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and small ones: encoding takes most of the time."""
     small = replace(CATALOG["wan-tiny"], **FEWEST)
     monkeypatch.setitem(CATALOG, "wan-tiny", small)  # type: ignore[misc]
 
@@ -55,7 +56,7 @@ def test_a_whole_clip_is_the_same_on_both_sides(tiny_cache: Path, tmp_path: Path
         pipeline = media_path.pipeline_of(name, job.engine)
         assert (type(pipeline) is WanImageToVideoPipeline) == (name == "plain")
         frames = seams.read_frames(side(job, pipeline, folder))
-        clips.append(np.concatenate([frame[:, ::8, ::8] for frame in frames]))
+        clips.append(np.concatenate([frame[:, ::2, ::2] for frame in frames]))
     assert len(clips[0]) == len(clips[1]) == 20
     difference = clips[0].astype(int) - clips[1]  # one side rounds, the other truncates
     assert 0 < difference.mean() < 1 and abs(difference).mean() < 1.5
@@ -187,7 +188,8 @@ def test_a_whole_job_is_measured_stage_by_stage(tiny_cache: Path) -> None:
     values = {"model": "wan-tiny", "render_area": 1024, "preset": "superfast", "fps": 8}
     line = stages.measure("1280*720", 5, {**values, "cache_dir": tiny_cache})
     assert {"denoise", "decode", "interpolate", "encode"} <= set(line["stages"])
-    assert sum(line["stages"].values()) == pytest.approx(line["seconds"], rel=0.1, abs=0.2)
+    # The rest is time between the stages, which is longer on a busy machine.
+    assert 0.7 * line["seconds"] <= sum(line["stages"].values()) <= line["seconds"] + 0.2
     assert 0 < line["of_it_ffmpeg_mib"] <= line["host_peak_mib"] < 2500
     assert (line["fps"], line["interpolation"], line["upscale"]) == (8, "mci", "lanczos")
 

@@ -20,8 +20,8 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
+from benchmarks.services.gateway import free_port
 from tests import warm
-from tests.gateway.conftest import free_port
 from wan_engine import data_uri
 from wan_engine.gateway import keys
 

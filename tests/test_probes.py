@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks.services.control_plane import ControlPlane
 from tests import warm
 from tests.engine.clips import clip_frames, local
-from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import started
 from wan_engine import Engine, VideoRequest, catalog, data_uri
 from wan_engine.catalog import models

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from benchmarks import gateway_hostile, gateway_load, overlap
-from tests.worker_loop.conftest import opened_bucket
+from benchmarks.services.bucket import opened_bucket
+from tests.worker_loop.worker import started
 
 
 def test_the_device_is_busy_in_the_stages_that_need_it() -> None:
@@ -19,7 +20,7 @@ def test_the_device_is_busy_in_the_stages_that_need_it() -> None:
 def test_jobs_behind_a_slow_network_are_measured_in_the_real_loop() -> None:
     with opened_bucket() as bucket:
         overlap.slow_uploads(bucket, 0.2)
-        line = overlap.measure("prefetch", 2, 0.2, bucket, whole=False)
+        line = overlap.measure("prefetch", 2, 0.2, bucket, worker=started)
     assert line["jobs_per_minute"] > 0 and 0 < line["device_seconds"] < line["seconds"]
     assert bucket.proxy.injected["wait"] == 2
 
@@ -36,5 +37,6 @@ def test_a_hostile_caller_is_refused_and_others_are_answered(
 ) -> None:
     gateway_hostile.main(["400 MB of trailers"])
     line = json.loads(capsys.readouterr().out)
-    assert line["answers"] == {"431": 1}
+    # A caller that does not stop sending may see the reset before the answer.
+    assert line["answers"] in ({"431": 1}, {"cut": 1})
     assert (line["healthz_failed"], line["tracebacks"]) == ({}, 0) and line["healthz"] > 0

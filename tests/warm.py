@@ -188,13 +188,18 @@ class Warm:
         stdin: IO[Any],
         stdout: IO[Any],
         stderr: IO[Any],
-        new_session: bool = False,
+        start_new_session: bool = False,
     ) -> Process:
         """`program` is what follows `python` in a shell: a file, or `-m` and a module, and then the
         arguments."""
         assert not any(name.startswith("HF_") for name in env)
         assert env.get("OMP_NUM_THREADS") == "1"
-        asked = {"program": program, "env": dict(env), "cwd": str(cwd), "session": new_session}
+        asked = {
+            "program": program,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "session": start_new_session,
+        }
         connection = self._connected()
         files = [file.fileno() for file in (stdin, stdout, stderr)]
         socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], files)

@@ -83,12 +83,13 @@ def fused(
 
 
 def fused_file(base: Any, file: LocatedLora) -> Mapping[str, torch.Tensor]:
-    before = {name: one.data for name, one in base.named_parameters()}
+    parameters = dict(base.named_parameters())
+    before = {name: one.data for name, one in parameters.items()}
     try:
         lora.fuse(base, "high", [lora_plan.plan(file, {"high": parameters_of(base)})])
-        return {name: one.data for name, one in base.named_parameters()}
+        return {name: one.data for name, one in parameters.items()}
     finally:
-        for name, one in base.named_parameters():
+        for name, one in parameters.items():
             one.data = before[name]
 
 

@@ -199,11 +199,12 @@ def test_offloading_changes_no_frame(
     resident = load(name)
     recipe = Recipe("cpu", "float32", offload)
     offloaded = load_family(ROWS[name], tiny_cache / name, recipe)
-    for family in (offloaded, offloaded, resident):
-        frames = np.concatenate(list(family.decode(family.denoise(segment(), ignore))))
-        assert frames.shape == (9, 64, 64, 3)
-    twice = np.concatenate(list(offloaded.decode(offloaded.denoise(segment(), ignore))))
-    assert np.array_equal(twice, frames)
+    first, again, plain = (
+        np.concatenate(list(family.decode(family.denoise(segment(), ignore))))
+        for family in (offloaded, offloaded, resident)
+    )
+    assert plain.shape == (9, 64, 64, 3)
+    assert np.array_equal(first, plain) and np.array_equal(again, plain)
 
 
 def test_a_repository_that_names_the_text_to_video_pipeline_loads(

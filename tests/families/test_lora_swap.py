@@ -4,7 +4,7 @@ recipe."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,28 @@ def said(_done: int, _total: int) -> None:
     """A progress callback that ignores the bytes."""
 
 
-@pytest.fixture
-def folder(load: Load, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def files(load: Load, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files `a` and `b`, and the pair `c`."""
-    network = load(NAME).pipeline.transformer
+    network, folder = load(NAME).pipeline.transformer, tmp_path_factory.mktemp("files")
     for seed, name in enumerate(("a", "b", "c_high", "c_low")):
-        lora_file(tmp_path / f"{name}.safetensors", network, 100 * seed)
+        lora_file(folder / f"{name}.safetensors", network, 100 * seed)
+    return folder
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path) -> Path:
+    """A copy of `files`, which the test may change."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def fresh(load: Load, files: Path) -> Mapping[str | None, State]:
+    """The weights of loads in float32: with `a`, with `b`, and with no file."""
+    located = {name: LocatedLora(files / f"{name}.safetensors", 1.0, "both") for name in "ab"}
+    loaded = {name: state(load(NAME, (file,))) for name, file in located.items()}
+    return {None: state(load(NAME)), **loaded}
 
 
 @pytest.fixture
@@ -97,19 +112,14 @@ def aside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_switching_from_none_to_b_to_a_equals_fresh_loads_to_the_bit(
-    load: Load, choose: Any, folder: Path, offload: Any, aside: str
+    load: Load, choose: Any, fresh: Mapping[str | None, State], offload: Any, aside: str
 ) -> None:
-    recipe = Recipe("cpu", "float32", offload)
-    family, plain = load(NAME, recipe=recipe), state(load(NAME))
-    fresh = {
-        name: state(load(NAME, (LocatedLora(folder / f"{name}.safetensors", 1.0, "both"),)))
-        for name in ("a", "b")
-    }
-    assert changed(fresh["a"], plain) > 100 and changed(fresh["a"], fresh["b"]) > 100
+    family = load(NAME, recipe=Recipe("cpu", "float32", offload))
+    assert changed(fresh["a"], fresh[None]) > 100 and changed(fresh["a"], fresh["b"]) > 100
     for name in ("a", None, "b", "a", None):
         wanted = choose(name) if name else ()
         family.set_loras(wanted, said)
-        assert same(state(family), fresh[name] if name else plain), (name, aside)
+        assert same(state(family), fresh[name]), (name, aside)
         assert family.loras == wanted
     assert aside
 

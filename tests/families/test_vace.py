@@ -28,6 +28,12 @@ RED, GREEN, BLUE = (Image.new("RGB", (40, 64), colour) for colour in ("red", "li
 Load = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def family(load: Load) -> Any:
+    """Tests leave it unchanged."""
+    return load(NAME)
+
+
 def asked(*images: Image.Image, carry: Carry | None = None, frames: int = 9) -> SegmentInput:
     references = (References(images),) if images else ()
     return SegmentInput(
@@ -58,8 +64,7 @@ def encoded(family: Any, pixels: torch.Tensor) -> torch.Tensor:
     return (latents - mean) / std
 
 
-def test_references_come_first_in_their_order_followed_by_grey_to_be_generated(load: Load) -> None:
-    family = load(NAME)
+def test_references_come_first_in_their_order_followed_by_grey_to_be_generated(family: Any) -> None:
     found = control(family, asked(RED, GREEN, BLUE))
     assert found.shape == (1, 96, 3 + 3, HEIGHT // 8, WIDTH // 8)
     for place, image in enumerate((RED, GREEN, BLUE)):
@@ -72,8 +77,7 @@ def test_references_come_first_in_their_order_followed_by_grey_to_be_generated(l
     assert found[:, 32:, 3:].unique().tolist() == [1.0]
 
 
-def test_the_condition_is_the_stock_pipelines_except_for_the_order(load: Load) -> None:
-    family = load(NAME)
+def test_the_condition_is_the_stock_pipelines_except_for_the_order(family: Any) -> None:
     ours = control(family, asked(RED, GREEN))
     stock = WanVACEPipeline(**family.pipeline.components, boundary_ratio=0.875)
     video, mask, references = stock.preprocess_conditions(
@@ -85,9 +89,8 @@ def test_the_condition_is_the_stock_pipelines_except_for_the_order(load: Load) -
 
 
 def test_a_last_picture_is_conditioned_like_the_end_of_a_video_in_the_stock_pipeline(
-    load: Load,
+    family: Any,
 ) -> None:
-    family = load(NAME)
     given = asked(RED, GREEN, frames=17)
     last = BLUE.resize((WIDTH, HEIGHT))
     ours = control(family, replace(given, conditions=(*given.conditions, LastPicture(last))))
@@ -106,8 +109,7 @@ def test_a_last_picture_is_conditioned_like_the_end_of_a_video_in_the_stock_pipe
     assert family.pipeline.last is None  # for the next job
 
 
-def test_a_later_segment_keeps_the_frames_that_the_one_before_ended_with(load: Load) -> None:
-    family = load(NAME)
+def test_a_later_segment_keeps_the_frames_that_the_one_before_ended_with(family: Any) -> None:
     kept = np.random.default_rng(1).integers(0, 256, (5, HEIGHT, WIDTH, 3), np.uint8)
     found = control(family, asked(RED, carry=Carry(frames=kept), frames=17))
     pixels = torch.zeros(1, 3, 17, HEIGHT, WIDTH)
@@ -121,8 +123,7 @@ def test_a_later_segment_keeps_the_frames_that_the_one_before_ended_with(load: L
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_a_clip_has_its_frames_and_none_of_the_references(load: Load, count: int) -> None:
-    family = load(NAME)
+def test_a_clip_has_its_frames_and_none_of_the_references(family: Any, count: int) -> None:
     clip = family.render(asked(*[RED, GREEN, BLUE, RED][:count]), lambda _step: None)
     frames = np.concatenate(list(clip.frames))
     assert frames.shape == (9, HEIGHT, WIDTH, 3) and clip.sound is None
@@ -157,8 +158,7 @@ def test_a_reference_of_any_shape_is_shown_whole_in_the_middle_of_white(
     assert (right - left == WIDTH) or (bottom - top == HEIGHT)
 
 
-def test_inputs_that_the_row_does_not_take_are_refused_before_a_step(load: Load) -> None:
-    family = load(NAME)
+def test_inputs_that_the_row_does_not_take_are_refused_before_a_step(family: Any) -> None:
     segment = SegmentInput("x", "", (FirstPicture(RED),), WIDTH, HEIGHT, 9, seed=1)
 
     def never(_step: int) -> None:

@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import uvicorn
 
+from benchmarks.services import gateway, processes
+from benchmarks.services.gateway import until
+from benchmarks.services.instant import InstantBackend
 from tests import warm
-from tests.gateway.fakes import InstantBackend
+from wan_engine.gateway import app
 from wan_engine.gateway.app import Gateway, create_app, open_gateway
-from wan_engine.gateway.jobs import webhooks
+from wan_engine.gateway.jobs import database, webhooks
 from wan_engine.gateway.jobs.service import Jobs
 from wan_engine.gateway.serve import protocol_of
 from wan_engine.settings import Settings
 
-ROOT = Path(__file__).parents[2]
 PICTURE = "https://example.com/picture.jpg"
+SERVE_ENDPOINT = "tests.gateway.serve_endpoint"
 
 
 @pytest.fixture(autouse=True)
 def quick_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway in this process polls for them ten times as often as in production."""
     monkeypatch.setattr(webhooks, "_LOOK_SECONDS", 0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def doors_of_the_file(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A file that names its `DOORS` serves no others: the routes of all five take a third of a
+    start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "DOORS", getattr(request.module, "DOORS", app.DOORS))
+        yield
+
+
+@cache
+def new_database() -> bytes:
+    """The database of a gateway that has just begun. Its migrations take a third of a start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gateway.db"
+        engine = sa.create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            database._migrate(connection)
+        engine.dispose()
+        return path.read_bytes()
 
 
 @dataclass
@@ -54,13 +76,23 @@ class Served:
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
+def settings_of(folder: Path, **settings: Any) -> Settings:
+    """The settings of a gateway in `folder`, which gets a database if it has none."""
+    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
+    database_file = values["output_dir"] / "gateway.db"
+    if not database_file.exists():
+        database_file.parent.mkdir(parents=True, exist_ok=True)
+        database_file.write_bytes(new_database())
+    return Settings(**values)
+
+
 @asynccontextmanager
 async def _open(
     folder: Path, *, slots: int = 1, webhook_again_seconds: float = 0.05, **settings: Any
 ) -> AsyncIterator[Served]:
-    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
     backend = InstantBackend(folder / "outputs", slots)
-    opened = open_gateway(Settings(**values), backend, webhook_again_seconds=webhook_again_seconds)
+    known = settings_of(folder, **settings)
+    opened = open_gateway(known, backend, webhook_again_seconds=webhook_again_seconds)
     async with opened as gateway:
         transport = httpx.ASGITransport(create_app(gateway), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
@@ -120,8 +152,7 @@ def listening(
     **settings: Any,
 ) -> Listening:
     """`listen` without a test: all files are in `folder`, and what ends it comes to `stops`."""
-    values = {"output_dir": folder / "outputs", "shutdown_seconds": 0.1, **settings}
-    known = Settings(**values)
+    known = settings_of(folder, **settings)
     backend = InstantBackend(folder / "outputs")
     certificate, key = tls or (None, None)
     found: list[uvicorn.Server] = []
@@ -156,7 +187,7 @@ def listening(
         assert not thread.is_alive()
 
     stops.append(stop)
-    _until(lambda: bool(found) and found[0].started)
+    until(lambda: bool(found) and found[0].started)
     port = found[0].servers[0].sockets[0].getsockname()[1]
     return Listening(f"http{'s' if tls else ''}://127.0.0.1:{port}", backend, stop)
 
@@ -166,7 +197,7 @@ class Process:
     """`python -m tests.gateway.serve_fake`: the whole gateway with its engine process."""
 
     url: str
-    popen: subprocess.Popen[bytes] | warm.Process
+    popen: processes.Process
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         return httpx.request(method, self.url + path, timeout=30, **options).json()
@@ -183,56 +214,16 @@ class Process:
 def gateway_process(
     folder: Path,
     port: int,
-    program: str = "serve_fake",
+    module: str = "tests.gateway.serve_fake",
     *,
     cold: bool = False,
     **environment: str,
 ) -> Iterator[Process]:
-    """A process that answers, and is killed at the end if it still runs. The large libraries are
-    imported when it starts, unless `cold` is set."""
-    values = {
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "WAN_OUTPUT_DIR": str(folder / "outputs"),
-        "WAN_SHUTDOWN_SECONDS": "0.2",
-        **environment,
-    }
-    command = ["-m", f"tests.gateway.{program}", str(port)]
-    with (folder / "gateway.log").open("ab") as log, Path(os.devnull).open() as nothing:
-        files: dict[str, Any] = {"stdin": nothing, "stdout": log, "stderr": log}
-        popen: subprocess.Popen[bytes] | warm.Process
-        if cold:
-            popen = subprocess.Popen([sys.executable, *command], env=values, cwd=folder, **files)
-        else:
-            popen = warm.shared("gateway").start(command, env=values, cwd=folder, **files)
-    process = Process(f"http://127.0.0.1:{port}", popen)
-    try:
-        _until(lambda: popen.poll() is not None or _answers(process.url))
-        yield process
-    finally:
-        popen.kill()
-        popen.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
+    """A process that answers. The large libraries are imported when it starts, unless `cold` is
+    set."""
+    start = processes.cold if cold else warm.shared("gateway").start
+    with gateway.gateway_process(folder, port, module, start, **environment) as popen:
+        yield Process(f"http://127.0.0.1:{port}", popen)
 
 
 def wish(**fields: Any) -> dict[str, Any]:

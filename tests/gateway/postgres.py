@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.gateway.conftest import free_port
+from benchmarks.services.gateway import free_port
 
 
 def _programs() -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.conftest import _until, eventually, free_port, gateway_process, wish
+from benchmarks.services.gateway import free_port, until
+from tests.gateway.conftest import SERVE_ENDPOINT, eventually, gateway_process, wish
 from tests.gateway.doors.test_aiml_door import PATH as AIML
 from tests.gateway.doors.test_aiml_door import SAMPLE as AIML_SAMPLE
 from tests.gateway.doors.test_oxen_door import QUEUE as OXEN
@@ -136,16 +137,16 @@ def test_a_gateway_killed_while_handing_over_a_job_has_it_rendered_once(
 ) -> None:
     port = free_port()
     endpoint.answers.clear()
-    with gateway_process(tmp_path, port, "serve_endpoint", **endpoint.settings()) as process:
+    with gateway_process(tmp_path, port, SERVE_ENDPOINT, **endpoint.settings()) as process:
         body = {"input": wish(prompt="sleep 0.5")}
         job_id = process.ask("POST", f"{BASE}/run", json=body)["id"]
-        _until(lambda: len(endpoint.posted) == 1)
+        until(lambda: len(endpoint.posted) == 1)
         process.popen.kill()
         process.popen.wait()
     endpoint.answers.set()
-    with gateway_process(tmp_path, port, "serve_endpoint", **endpoint.settings()) as process:
+    with gateway_process(tmp_path, port, SERVE_ENDPOINT, **endpoint.settings()) as process:
         status = f"{BASE}/status/{job_id}"
-        _until(lambda: process.ask("GET", status)["status"] == "COMPLETED")
+        until(lambda: process.ask("GET", status)["status"] == "COMPLETED")
     assert len(endpoint.posted) == 2
     assert endpoint.renderer.renders == ["sleep 0.5"]
 

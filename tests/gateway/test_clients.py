@@ -23,8 +23,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening
-from tests.gateway.fakes import CLIP
 from wan_engine.gateway.keys import new_entry
 
 README = Path(__file__).parents[2] / "README.md"

@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gateway.conftest import Process, _until, free_port, gateway_process, wish
+from benchmarks.services.gateway import free_port, until
+from tests.gateway.conftest import SERVE_ENDPOINT, Process, gateway_process, wish
 from tests.gateway.fake_endpoint import FakeEndpoint
 
 RUN = "/v2/wan-2-6-i2v/run"
@@ -97,7 +98,7 @@ def final_states(process: Process, job_ids: list[str]) -> dict[str, str]:
                     states[job_id] = answer.json()["status"]
             return all(state in ("COMPLETED", "FAILED") for state in states.values())
 
-        _until(ended, 120)
+        until(ended, 120)
         for job_id in job_ids[-5:]:  # and their links work
             url = http.get(STATUS + job_id).json()["output"]["video_url"]
             assert http.get(url).content == b"clip of " + job_id.encode()
@@ -120,13 +121,13 @@ def test_a_clip_stored_before_the_kill_is_adopted(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port) as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 1")})["id"]
-        _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+        until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
         time.sleep(0.2)
         os.kill(process.popen.pid, signal.SIGSTOP)  # the engine runs on unheard
         try:
             renders = tmp_path / "outputs" / "renders.log"
             records = tmp_path / "outputs" / ".jobs"
-            _until(lambda: records.is_dir() and any(records.glob("*.json")))
+            until(lambda: records.is_dir() and any(records.glob("*.json")))
         finally:
             process.popen.kill()
             process.popen.wait()
@@ -141,7 +142,7 @@ def test_a_job_that_kills_its_engine_fails_with_a_reason_and_the_others_continue
     with gateway_process(tmp_path, free_port(), WAN_JOB_STARTS="2") as process:
         bad = process.ask("POST", RUN, json={"input": wish(prompt="die")})["id"]
         good = process.ask("POST", RUN, json={"input": wish(prompt="sleep 0")})["id"]
-        _until(lambda: process.ask("GET", STATUS + good)["status"] == "COMPLETED")
+        until(lambda: process.ask("GET", STATUS + good)["status"] == "COMPLETED")
         told = process.ask("GET", STATUS + bad)
         assert told["status"] == "FAILED"
         assert told["error"] == "The job crashed its worker 2 times and is not tried again"
@@ -151,7 +152,7 @@ def test_a_killed_gateway_is_not_the_jobs_fault(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 2")})["id"]
-        _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+        until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
         kill_gateway(process)
     with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
         assert final_states(process, [job_id]) == {job_id: "COMPLETED"}
@@ -161,7 +162,7 @@ def test_a_kill_while_the_engine_loads_fails_no_job(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_MODEL="slow", WAN_JOB_STARTS="1") as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 0")})["id"]
-        _until(lambda: bool(process.engine_pids()))
+        until(lambda: bool(process.engine_pids()))
         kill_engine(process)
         kill_gateway(process)
     with gateway_process(tmp_path, port, WAN_JOB_STARTS="1") as process:
@@ -176,7 +177,7 @@ def crash_before_an_endpoint(folder: Path, kills: int) -> None:
     states: dict[str, str] = {}
     with FakeEndpoint(folder / "far") as endpoint:
         endpoint.answer_seconds = 0.05
-        served = partial(gateway_process, folder, port, "serve_endpoint", **endpoint.settings())
+        served = partial(gateway_process, folder, port, SERVE_ENDPOINT, **endpoint.settings())
         for kill in range(kills):
             if kill % 2:
                 endpoint.answers.clear()
@@ -185,7 +186,7 @@ def crash_before_an_endpoint(folder: Path, kills: int) -> None:
                 while len(jobs) < 20 * (kill + 1) / kills:
                     body = {"input": wish(prompt=f"sleep 0.3 job {len(jobs)}")}
                     jobs.append(process.ask("POST", RUN, json=body)["id"])
-                _until(partial(_more, endpoint.posted, posted))
+                until(partial(_more, endpoint.posted, posted))
                 time.sleep(dice.uniform(0, 0.1))
                 kill_gateway(process)
             endpoint.answers.set()
@@ -196,7 +197,7 @@ def crash_before_an_endpoint(folder: Path, kills: int) -> None:
                     states[job] = process.ask("GET", STATUS + job)["status"]
                 return not set(states.values()) & {"IN_QUEUE", "IN_PROGRESS"}
 
-            _until(all_ended, 120)
+            until(all_ended, 120)
         posts = [fields["wan_claim"] for fields in endpoint.posted]
         renders = endpoint.renderer.renders
     print(f"{kills} kills: {len(posts)} posts of {len(set(posts))} renders, {len(renders)} done")

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.services.instant import InstantBackend
 from tests.gateway.conftest import Served, eventually, wish
-from tests.gateway.fakes import InstantBackend
 from wan_engine.control import Progress
 from wan_engine.errors import (
     ConfigurationError,
@@ -25,9 +25,12 @@ from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends import endpoint, open_backend
 from wan_engine.gateway.backends.endpoint import EndpointBackend
 from wan_engine.gateway.backends.own_engine import LocalBackend
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.keys import digest
 from wan_engine.gateway.metrics import Metrics
 from wan_engine.settings import Settings
+
+DOORS = (runpod_door.door,)
 
 KEY = "rpa_key"
 ENDPOINT = "abc123"

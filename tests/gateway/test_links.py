@@ -10,14 +10,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Serve, Served
-from tests.gateway.fakes import CLIP
 from tests.gateway.jobs.test_jobs import ended, new, submitted
 from wan_engine.control import Control
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.job import Job
 from wan_engine.gateway.links import WEEK_SECONDS, ClipResponse, Links
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.storage import LocalStorage
+
+DOORS = (runpod_door.door,)
 
 
 async def linked(served: Served, **fields: Any) -> tuple[Job, str]:

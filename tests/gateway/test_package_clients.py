@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening
-from tests.gateway.fakes import CLIP
 from tests.gateway.test_clients import ENTRY, NODE_PACKAGES, assert_clip, python, run, sample
 from tests.media.test_stills import small_clip
 

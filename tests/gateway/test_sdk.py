@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.conftest import Listening, _until, wish
+from benchmarks.services.gateway import until
+from tests.gateway.conftest import Listening, wish
 from wan_engine.gateway.keys import digest
 
 KEY = "wan_key"
@@ -55,9 +56,9 @@ def test_run_sync_of_a_job_that_the_engine_fails_returns_nothing(endpoint: Any) 
 
 def test_cancel(endpoint: Any, listening: Listening) -> None:
     job = endpoint.run(wish(prompt="hang"))
-    _until(lambda: job.status() == "IN_PROGRESS")
+    until(lambda: job.status() == "IN_PROGRESS")
     assert job.cancel() == {"id": job.job_id, "status": "CANCELLED"}
-    _until(lambda: listening.backend.stopped == [job.job_id])
+    until(lambda: listening.backend.stopped == [job.job_id])
 
 
 def test_stream(endpoint: Any) -> None:
@@ -70,7 +71,7 @@ def test_stream(endpoint: Any) -> None:
 def test_health_and_purge_queue(endpoint: Any, listening: Listening) -> None:
     listening.backend.hold()
     jobs = [endpoint.run(wish()) for _ in range(3)]
-    _until(lambda: endpoint.health()["jobs"]["inProgress"] == 1)
+    until(lambda: endpoint.health()["jobs"]["inProgress"] == 1)
     assert endpoint.health()["workers"]["running"] == 1
     assert endpoint.purge_queue() == {"removed": 2, "status": "completed"}
     assert jobs[2].status() == "CANCELLED"

@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.services.gateway import INSTANT, free_port, until
+from benchmarks.services.processes import ROOT
 from tests import warm
-from tests.gateway.conftest import ROOT, Process, _until, free_port, gateway_process, wish
+from tests.gateway.conftest import Process, gateway_process, wish
 from wan_engine.errors import ConfigurationError
 from wan_engine.gateway.keys import Keys, digest, new_entry
 from wan_engine.gateway.serve import serve
@@ -89,7 +91,7 @@ def test_a_gateway_told_to_end_answers_waiting_callers_and_keeps_the_job(tmp_pat
 
 
 def end_while_somebody_waits(process: Process, job_id: str, number: signal.Signals) -> None:
-    _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+    until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
     engine = process.engine_pids()
     wait = f"/v2/wan-2-6-i2v/status-sync/{job_id}?wait=60000"
     with httpx.Client(base_url=process.url, timeout=30) as http:
@@ -109,7 +111,7 @@ def test_a_second_signal_does_not_wait_for_running_jobs(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_SHUTDOWN_SECONDS="60") as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 50")})["id"]
-        _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+        until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
         process.popen.send_signal(signal.SIGINT)
         time.sleep(1)
         assert process.popen.poll() is None
@@ -123,7 +125,7 @@ def test_a_job_that_ends_in_time_is_not_given_back(tmp_path: Path) -> None:
     port = free_port()
     with gateway_process(tmp_path, port, WAN_SHUTDOWN_SECONDS="20") as process:
         job_id = process.ask("POST", RUN, json={"input": wish(prompt="sleep 1.5")})["id"]
-        _until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
+        until(lambda: process.ask("GET", STATUS + job_id)["status"] == "IN_PROGRESS")
         process.popen.send_signal(signal.SIGTERM)
         assert process.popen.wait(20) == 0
     with gateway_process(tmp_path, port) as process:
@@ -134,7 +136,7 @@ def test_a_job_that_ends_in_time_is_not_given_back(tmp_path: Path) -> None:
 def test_endless_headers_are_not_collected(tmp_path: Path) -> None:
     """Sent by anyone: the key is not checked before the headers are complete."""
     port = free_port()
-    with gateway_process(tmp_path, port, program="serve_instant"):
+    with gateway_process(tmp_path, port, module=INSTANT):
         for part in (b"a" * 65_536, b"a: b\r\n" * 10_000):
             with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                 connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ")
@@ -158,7 +160,7 @@ def test_forwarded_headers_count_from_trusted_addresses_only(tmp_path: Path) -> 
     for trusted, scheme in (("", "http"), ("127.0.0.1", "https"), ("10.0.0.0/8", "http")):
         port = free_port()
         settings = {"WAN_TRUSTED_PROXIES": trusted, "WAN_API_KEYS": entry}
-        with gateway_process(tmp_path, port, program="serve_instant", **settings) as process:
+        with gateway_process(tmp_path, port, module=INSTANT, **settings) as process:
             path = "/v2/wan-2-6-i2v/runsync"
             body = process.ask("POST", path, json={"input": wish()}, headers=headers)
             url = body["output"]["video_url"]
@@ -170,7 +172,7 @@ def test_neither_serving_nor_a_webhook_imports_torch_into_the_gateway(tmp_path: 
         body = {"input": wish(prompt="sleep 0"), "webhook": "http://127.0.0.1:9/hook"}
         process.ask("POST", "/v2/wan-2-6-i2v/runsync", json=body)
         log = tmp_path / "gateway.log"
-        _until(lambda: "not delivered" in log.read_text())
+        until(lambda: "not delivered" in log.read_text())
         maps = Path(f"/proc/{process.popen.pid}/maps").read_text()
         assert "libpython" in maps or "/python" in maps
         assert "libtorch" not in maps and "/torch/" not in maps

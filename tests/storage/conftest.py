@@ -12,7 +12,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.storage.faults import FaultProxy
+from benchmarks.services.faults import FaultProxy
 from tests.storage.stores import (
     BUCKET,
     PREFIX,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.storage.faults import Fault, FaultProxy, Request
+from benchmarks.services.faults import Fault, FaultProxy, Request
 from tests.storage.stores import (
     ACCESS_KEY,
     BUCKET,

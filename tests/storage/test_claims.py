@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.storage.faults import Fault, FaultProxy, Request
+from benchmarks.services.faults import Fault, FaultProxy, Request
 from tests.storage.stores import (
     BUCKET,
     ODD_IDS,

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.services.faults import Fault, FaultProxy
 from tests.hostile import listening, private_urls
-from tests.storage.faults import Fault, FaultProxy
 from tests.storage.stores import BUCKET, MIB, QUICK, RECORD, eventually, fetch, make_clip, settings
 from wan_engine.control import Control
 from wan_engine.errors import Cancelled, EngineError, InvalidRequest, StorageFailed

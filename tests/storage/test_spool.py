@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from tests.storage.faults import Fault, FaultProxy, Request
+from benchmarks.services.faults import Fault, FaultProxy, Request
 from tests.storage.stores import (
     BUCKET,
     MIB,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker_loop.control_plane import ControlPlane
+from benchmarks.services.control_plane import ControlPlane
 
 pytestmark = pytest.mark.system
 

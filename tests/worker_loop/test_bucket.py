@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.storage.faults import Fault
-from tests.worker_loop.conftest import Bucket
-from tests.worker_loop.control_plane import ControlPlane
+from benchmarks.services.bucket import Bucket
+from benchmarks.services.control_plane import ControlPlane
+from benchmarks.services.faults import Fault
 from tests.worker_loop.worker import Worker, started
 from wan_engine.media import ffmpeg
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker_loop.control_plane import ControlPlane
+from benchmarks.services.control_plane import ControlPlane
 from tests.worker_loop.worker import processes_of, started
 
 

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.worker_loop.control_plane import ControlPlane
+from benchmarks.services.control_plane import ControlPlane
 from tests.worker_loop.worker import started
 
 FAULTY = "tests/worker_loop/faulty_worker.py"

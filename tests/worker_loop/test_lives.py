@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker_loop.control_plane import ControlPlane
+from benchmarks.services.control_plane import ControlPlane
 from tests.worker_loop.worker import Worker, processes_of, started
 
 FAULTY = "tests/worker_loop/faulty_worker.py"

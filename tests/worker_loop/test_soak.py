@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.services.bucket import Bucket
+from benchmarks.services.control_plane import ControlPlane
+from benchmarks.services.faults import Fault
 from tests.hostile import hostile_inputs, listening
-from tests.storage.faults import Fault
-from tests.worker_loop.conftest import Bucket
-from tests.worker_loop.control_plane import ControlPlane
 from tests.worker_loop.worker import Figures, Worker, started
 
 JOBS = 200

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.worker_loop.control_plane import ControlPlane
+from benchmarks.services.control_plane import ControlPlane
 from tests.worker_loop.worker import Worker, started
 from wan_engine import data_uri
 from wan_engine.storage.claims import FIELD

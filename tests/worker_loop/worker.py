@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.services import processes
+from benchmarks.services.control_plane import ControlPlane
+from benchmarks.services.processes import ROOT, Process
+from benchmarks.services.worker import worker_process
 from tests import warm
-from tests.worker_loop.control_plane import ControlPlane
-
-ROOT = Path(__file__).parents[2]
-Running = subprocess.Popen[bytes] | warm.Process
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,7 @@ class Figures:
 class Worker:
     """One `python handler.py` in its own session, with its log."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes] | warm.Process, log: Path, folder: Path
-    ) -> None:
+    def __init__(self, process: Process, log: Path, folder: Path) -> None:
         self.process = process
         self.log = log
         self.folder = folder
@@ -103,57 +97,9 @@ def started(
     cold: bool = False,
     **settings: str,
 ) -> Iterator[Worker]:
-    """A worker on `wan-tiny` at its smallest, with few frames unless `whole`; `settings` go over
-    its environment. The large libraries are imported when it starts, unless `cold` is set.
-
-    A second worker can use the folder of the first.
-    """
-    (folder / "scratch").mkdir(parents=True, exist_ok=True)
-    log = folder / "worker.log"
-    environment = {
-        **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
-        **plane.environment(),
-        "OMP_NUM_THREADS": "1",  # the frames are tiny, and processes of other tests run beside it
-        "WAN_MODEL": "wan-tiny",
-        "WAN_RENDER_AREA": "3072",
-        "WAN_FPS": "native",
-        "WAN_PRESET": "superfast",
-        "WAN_SAFETY_PROMPT_MODEL": "tiny-prompt-guard",
-        "WAN_SAFETY_IMAGE_MODEL": "tiny-image-classifier",
-        "WAN_STORAGE": "local",
-        "WAN_OUTPUT_DIR": str(folder / "outputs"),
-        "WAN_SCRATCH_DIR": str(folder / "scratch"),
-        "WAN_CACHE_DIR": str(folder.parent / "cache"),
-        "WAN_PROGRESS_SECONDS": "0.1",
-        **settings,
-    }
-    process: Running
+    """A worker with few frames unless `whole`. The large libraries are imported when it starts,
+    unless `cold` is set."""
     program = [str(ROOT / name) for name in ((entry,) if whole else ("tests/small.py", entry))]
-    with log.open("ab") as output, Path(os.devnull).open() as nothing:
-        # In its own session, because the SDK's ping process must end with it.
-        if cold:
-            process = subprocess.Popen(
-                [sys.executable, *program],
-                env=environment,
-                cwd=folder,
-                stdin=nothing,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        else:
-            process = warm.shared().start(
-                program,
-                env=environment,
-                cwd=folder,
-                stdin=nothing,
-                stdout=output,
-                stderr=output,
-                new_session=True,
-            )
-    try:
-        yield Worker(process, log, folder)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    start = processes.cold if cold else warm.shared().start
+    with worker_process(plane, folder, program, start, **settings) as process:
+        yield Worker(process, folder / "worker.log", folder)

@@ -13,8 +13,11 @@ import pytest
 from httpx import Response
 
 from tests.gateway.conftest import Serve, Served, Shared, eventually
+from wan_engine.gateway.doors.dashscope import door as dashscope_door
 from wan_engine.gateway.doors.dashscope import wire
 from wan_engine.gateway.keys import digest
+
+DOORS = (dashscope_door.door,)
 
 CREATE = "/api/v1/services/aigc/video-generation/video-synthesis"
 TASKS = "/api/v1/tasks"

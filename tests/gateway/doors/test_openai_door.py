@@ -15,13 +15,16 @@ import pytest
 from httpx import AsyncClient, Response
 from PIL import Image
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Serve, Served, Shared, eventually
-from tests.gateway.fakes import CLIP
 from tests.media.test_stills import small_clip
 from wan_engine.control import Progress
+from wan_engine.gateway.doors.openai import door as openai_door
 from wan_engine.gateway.doors.openai.parameters import SIZES
 from wan_engine.gateway.keys import digest
 from wan_engine.media import ffmpeg
+
+DOORS = (openai_door.door,)
 
 PATH = "/v1/videos"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(60)

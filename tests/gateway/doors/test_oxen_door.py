@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from httpx import Response
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening, Serve, Served, Shared, eventually
-from tests.gateway.fakes import CLIP
+from wan_engine.gateway.doors.oxen import door as oxen_door
 from wan_engine.gateway.keys import new_entry
+
+DOORS = (oxen_door.door,)
 
 MODEL = "wan-v2-6-image-to-video"
 REFERENCES = "wan-v2-6-reference-to-video"

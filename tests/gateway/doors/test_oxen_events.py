@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.gateway.conftest import Listening, _until
+from benchmarks.services.gateway import until
+from tests.gateway.conftest import Listening
 from wan_engine.gateway.doors.oxen import door
 from wan_engine.gateway.keys import new_entry
 
@@ -194,7 +195,7 @@ def test_one_caller_cannot_take_all_connections(
         with subscribed(url) as again:
             return again.answer.status == 200
 
-    _until(taken)
+    until(taken)
 
 
 def test_the_stream_ends_with_the_gateway(listen: Listen) -> None:

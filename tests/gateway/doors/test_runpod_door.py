@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import Serve, Served, Shared, eventually, wish
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.jobs.service import Jobs
+
+DOORS = (runpod_door.door,)
 
 BASE = "/v2/wan-2-6-i2v"
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"

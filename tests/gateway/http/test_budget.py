@@ -14,11 +14,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gateway.conftest import Listening, Serve, _until, free_port, gateway_process, wish
+from benchmarks.services.gateway import INSTANT, free_port, until
+from tests.gateway.conftest import Listening, Serve, gateway_process, wish
 from tests.gateway.http.test_guard import ANN, BASE, BOB, KEYS, asked, bearer, said, status
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.http import connection as connection_module
 from wan_engine.gateway.http.budget import Connections, Deadline, Held, InFlight, Pace
 from wan_engine.gateway.refusals import Refusal
+
+DOORS = (runpod_door.door,)
 
 Listen = Callable[..., Listening]
 MB = 2**20
@@ -270,7 +274,7 @@ def test_each_address_has_its_own_limit_of_connections(listen: Listen) -> None:
         other = connected(listening, stack, "127.0.0.2")
         other.sendall(asked("GET", "/healthz"))
         assert status(other.recv(65_536)) == 200
-    _until(lambda: status(said(listening.url, asked("GET", "/healthz"))) == 200)
+    until(lambda: status(said(listening.url, asked("GET", "/healthz"))) == 200)
 
 
 def test_proxies_have_no_limit_and_an_ipv6_network_is_one_address() -> None:
@@ -288,7 +292,7 @@ def test_incomplete_heads_do_not_use_up_all_descriptors(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     port = free_port()
     with ExitStack() as stack:
-        process = stack.enter_context(gateway_process(tmp_path, port, program="serve_instant"))
+        process = stack.enter_context(gateway_process(tmp_path, port, module=INSTANT))
         now = resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE)
         assert now == (hard, hard)
         listening = Listening(process.url, None, lambda: None)  # type: ignore[arg-type]

@@ -11,8 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from tests.gateway.jobs.test_jobs import ended, running_one, submitted
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.readiness import Readiness
 from wan_engine.settings import Settings
+
+DOORS = (runpod_door.door,)
 
 BASE = "/v2/wan-2-6-i2v"
 

@@ -20,9 +20,12 @@ from alembic.runtime.migration import MigrationContext
 from tests.gateway.conftest import Serve, wish
 from tests.gateway.jobs.test_jobs import ended, submitted
 from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.jobs import database, ownership
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
+
+DOORS = (runpod_door.door,)
 
 
 def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:

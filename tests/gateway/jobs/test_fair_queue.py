@@ -15,10 +15,13 @@ from tests.gateway.jobs.test_jobs import ended, new, submitted
 from tests.gateway.test_endpoint_backend import Pair, paired
 from wan_engine import __main__ as command_line
 from wan_engine.errors import ConfigurationError
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.jobs.fair_queue import FairQueue
 from wan_engine.gateway.keys import Keys, Share, digest, new_entry, shares
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.settings import Settings
+
+DOORS = (runpod_door.door,)
 
 KEYS = {name: digest(name) for name in ("ann", "bob", "cleo")}
 

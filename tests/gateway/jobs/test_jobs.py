@@ -12,10 +12,13 @@ import pytest
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from wan_engine.errors import InvalidRequest
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.job import Job, NewJob, now_ms
 from wan_engine.gateway.jobs.sweep import forget
 from wan_engine.gateway.refusals import Refusal
 from wan_engine.schema import VideoRequest
+
+DOORS = (runpod_door.door,)
 
 WAIT_SECONDS = 10
 

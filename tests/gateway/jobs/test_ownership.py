@@ -16,7 +16,9 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.gateway.conftest import ROOT, Serve, _answers, _until, eventually, free_port, wish
+from benchmarks.services.gateway import answers, free_port, until
+from benchmarks.services.processes import ROOT
+from tests.gateway.conftest import Serve, eventually, wish
 from tests.gateway.jobs.test_jobs import ended, submitted
 from tests.gateway.test_crash import RUN, STATUS
 from wan_engine.gateway.jobs import ownership
@@ -88,16 +90,16 @@ def test_a_gateway_that_loses_its_lock_ends_and_no_job_is_rendered_twice(
     gateways: Gateways, postgres: str
 ) -> None:
     first, url = gateways.start("first")
-    _until(lambda: _answers(url))
+    until(lambda: answers(url))
     with httpx.Client(base_url=url) as http:
         jobs = [
             http.post(RUN, json={"input": wish(prompt="sleep 0.5")}).json()["id"] for _ in range(8)
         ]
     second, other = gateways.start("second")
-    _until(lambda: len(gateways.renders()) >= 2)
+    until(lambda: len(gateways.renders()) >= 2)
     asked(postgres, CUT)
     assert first.wait(90) == 1  # it says why, and its work has ended
-    _until(lambda: _answers(other), 60)
+    until(lambda: answers(other), 60)
     with httpx.Client(base_url=other, timeout=30) as http:
 
         def all_done() -> bool:
@@ -105,7 +107,7 @@ def test_a_gateway_that_loses_its_lock_ends_and_no_job_is_rendered_twice(
             assert not {"FAILED", "CANCELLED"} & set(states)
             return set(states) == {"COMPLETED"}
 
-        _until(all_done, 60)
+        until(all_done, 60)
     assert gateways.renders() == dict.fromkeys(jobs, 1)
     assert second.poll() is None
 
@@ -115,15 +117,15 @@ def test_a_paused_gateway_finds_its_jobs_taken_and_changes_none(
 ) -> None:
     """It was paused during the loss. Its state is old, and the database shows that."""
     first, url = gateways.start("first")
-    _until(lambda: _answers(url))
+    until(lambda: answers(url))
     job = httpx.post(url + RUN, json={"input": wish(prompt="sleep 1")}).json()["id"]
-    _until(lambda: httpx.get(url + STATUS + job).json()["status"] == "IN_PROGRESS")
+    until(lambda: httpx.get(url + STATUS + job).json()["status"] == "IN_PROGRESS")
     os.kill(first.pid, signal.SIGSTOP)
     asked(postgres, CUT)
     _, other = gateways.start("second")
-    _until(lambda: _answers(other), 60)
+    until(lambda: answers(other), 60)
     os.kill(first.pid, signal.SIGCONT)
-    _until(lambda: httpx.get(other + STATUS + job).json()["status"] == "COMPLETED", 60)
+    until(lambda: httpx.get(other + STATUS + job).json()["status"] == "COMPLETED", 60)
     assert first.wait(90) == 1
 
 

@@ -22,10 +22,19 @@ from hypothesis import strategies as st
 
 from tests.gateway.conftest import Serve, Served, eventually, wish
 from tests.gateway.jobs.test_jobs import ended, running_one, submitted
+from wan_engine.gateway.doors.aiml import door as aiml_door
+from wan_engine.gateway.doors.oxen import door as oxen_door
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.gateway.job import Job, now_ms
 from wan_engine.gateway.jobs import database, long_texts
 from wan_engine.gateway.jobs.request_parts import joined, split_at_once, verified_text
 from wan_engine.gateway.refusals import Refusal
+
+DOORS = (
+    runpod_door.door,
+    aiml_door.door,
+    oxen_door.door,
+)
 
 MB = 1 << 20
 BASE = "/v2/wan-2-6-i2v"

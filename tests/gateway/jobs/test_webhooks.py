@@ -18,7 +18,10 @@ from tests.gateway.conftest import Serve, Shared, eventually, wish
 from tests.gateway.jobs.test_jobs import new
 from wan_engine.control import Control
 from wan_engine.errors import InvalidMedia
+from wan_engine.gateway.doors.runpod import door as runpod_door
 from wan_engine.media.fetch import FetchLimits, post
+
+DOORS = (runpod_door.door,)
 
 BASE = "/v2/wan-2-6-i2v"
 

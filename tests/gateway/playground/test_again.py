@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.gateway.conftest import Listening, _until
+from benchmarks.services.gateway import until
+from tests.gateway.conftest import Listening
 from tests.gateway.playground.conftest import (
     DATA,
     NO_CLIP,
@@ -45,7 +46,7 @@ def content(data_uri: str) -> bytes:
 
 def newest(here: Listening, count: int) -> dict[str, Any]:
     """The last of `count` requests that the page sent."""
-    _until(lambda: len(here.backend.requests) == count)
+    until(lambda: len(here.backend.requests) == count)
     request = list(here.backend.requests.values())[-1]
     assert isinstance(request, dict)
     return request
@@ -178,5 +179,5 @@ def test_removed_jobs_leave_nothing_behind(listen: Listen, open_page: Open) -> N
     })"""
     assert page.evaluate(kept) == 1
     page.get_by_role("button", name="Remove: Leaves sway").click()
-    _until(lambda: page.evaluate(kept) == 0)
+    until(lambda: page.evaluate(kept) == 0)
     assert page.evaluate("localStorage.getItem('wan-playground-history')") == "[]"

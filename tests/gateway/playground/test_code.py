@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening
-from tests.gateway.fakes import CLIP
 from tests.gateway.playground.conftest import PHOTO, SOUND, Open, fill, pick
 from tests.gateway.test_clients import run
 from wan_engine.gateway.keys import new_entry

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.gateway.conftest import ROOT, _answers, _until, free_port
+from benchmarks.services.gateway import answers, free_port, until
+from benchmarks.services.processes import ROOT
 from tests.gateway.playground.conftest import PHOTO, SOUND, Open, fill, generate
 from wan_engine.catalog import known_models
 
@@ -39,7 +40,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "gateway.log").open("wb") as log:
         popen = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
     try:
-        _until(lambda: popen.poll() is not None or _answers(f"http://127.0.0.1:{port}"))
+        until(lambda: popen.poll() is not None or answers(f"http://127.0.0.1:{port}"))
         yield f"http://127.0.0.1:{port}/"
     finally:
         popen.terminate()
@@ -75,7 +76,7 @@ def test_a_picture_becomes_a_video(gateway: str, open_page: Open, tmp_path: Path
     expect(page.locator("#facts")).to_contain_text("Size1280 × 720Length5 sSeed11Made in")
     video = page.locator("#video")
     video.evaluate("video => { video.muted = true; return video.play(); }")
-    _until(lambda: video.evaluate("video => video.currentTime") > 0.2)
+    until(lambda: video.evaluate("video => video.currentTime") > 0.2)
     shape = video.evaluate("video => [video.videoWidth, video.videoHeight, video.duration]")
     assert shape[:2] == [1280, 720] and shape[2] == pytest.approx(5, abs=0.1)
     with page.expect_download() as downloading:
@@ -86,7 +87,7 @@ def test_a_picture_becomes_a_video(gateway: str, open_page: Open, tmp_path: Path
     assert file.read_bytes()[4:8] == b"ftyp"
     page.reload()
     expect(page.locator("#history .state")).to_have_text("finished")
-    _until(lambda: video.evaluate("video => video.readyState") >= 1)
+    until(lambda: video.evaluate("video => video.readyState") >= 1)
 
 
 def test_the_page_shows_why_the_engine_refuses_a_picture(

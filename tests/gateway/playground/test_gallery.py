@@ -10,7 +10,8 @@ import imageio_ffmpeg
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.gateway.conftest import Listening, _until
+from benchmarks.services.gateway import until
+from tests.gateway.conftest import Listening
 from tests.gateway.playground.conftest import Open, fill, finished, generate
 
 pytestmark = pytest.mark.system
@@ -74,7 +75,7 @@ def test_two_clips_are_played_side_by_side(here: Listening, open_page: Open) -> 
     expect(pressed).to_have_count(2)
     page.get_by_role("button", name="Play both").click()
     moved = "videos => videos.every(video => video.currentTime > 0.1)"
-    _until(lambda: videos.evaluate_all(moved))
+    until(lambda: videos.evaluate_all(moved))
     assert videos.evaluate_all("videos => videos.map(video => video.muted)") == [False, True]
     page.get_by_role("button", name="Pause both").click()
     page.get_by_role("button", name="Remove: Two").click()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Route, expect
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening
-from tests.gateway.fakes import CLIP
 from tests.gateway.playground.conftest import NO_CLIP, Open, fill, finished, generate, pick
 from wan_engine.gateway.keys import new_entry
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from benchmarks.services.instant import CLIP
 from tests.gateway.conftest import Listening
-from tests.gateway.fakes import CLIP
 from tests.gateway.playground.conftest import NO_CLIP, PHOTO, Open, finished, generate, pick
 from tests.gateway.playground.test_code import ENTRY, HOSTILE, PROGRAMS, code, printed_url
 from tests.gateway.test_clients import run

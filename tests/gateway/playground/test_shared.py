@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.gateway.conftest import Listening, _until
+from benchmarks.services.gateway import until
+from tests.gateway.conftest import Listening
 from tests.gateway.playground.conftest import (
     DATA,
     NO_CLIP,
@@ -37,7 +38,7 @@ def content(data_uri: str) -> bytes:
 
 
 def newest(here: Listening, count: int) -> dict[str, Any]:
-    _until(lambda: len(here.backend.requests) == count)
+    until(lambda: len(here.backend.requests) == count)
     request = list(here.backend.requests.values())[-1]
     assert isinstance(request, dict)
     return request

@@ -1,9 +1,13 @@
 """A backend that renders nothing: it ends jobs at once, or when a test releases them. It is for
-tests and loads of the gateway alone, and writes a small real file so that links work."""
+tests and loads of the gateway alone, and writes a small real file so that links work.
+
+`python -m benchmarks.services.instant PORT` serves a gateway with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -11,7 +15,9 @@ from uuid import uuid4
 from wan_engine.catalog import known_models
 from wan_engine.control import Preview, Progress
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
+from wan_engine.gateway.serve import serve
 from wan_engine.schema import Input, Task
+from wan_engine.settings import Settings
 
 CLIP = bytes(range(256)) * 40
 
@@ -97,3 +103,12 @@ class InstantBackend:
                 work.preview(self.preview)
             await asyncio.sleep(0.05)
         await self._go.wait()
+
+
+if __name__ == "__main__":
+    serve(
+        Settings.load(),
+        "127.0.0.1",
+        int(sys.argv[1]),
+        lambda settings, metrics, on_fatal: InstantBackend(settings.output_dir),
+    )
