@@ -388,6 +388,7 @@ def test_the_worker_knows_the_task_from_the_fields_of_its_input(
         )
 
 
+@pytest.mark.system  # its engine process imports torch
 def test_one_gateway_serves_both_models_and_names_them(
     make_settings: Callable[..., Settings],
     variables: dict[str, str],

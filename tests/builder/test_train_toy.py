@@ -85,6 +85,7 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
     assert loop.learning_rate_factor(0, 0.0) < 0.05
 
 
+@pytest.mark.system
 def test_the_steps_of_a_training_run_and_write_weights_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

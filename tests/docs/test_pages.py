@@ -89,7 +89,7 @@ def test_every_json_block_is_valid(page: Path) -> None:
 
 @EVERY_PAGE
 def test_every_python_example_runs(page: Path) -> None:
-    """`tests/test_handler.py` runs the one of the README and that with a `Control`."""
+    """`tests/test_handler_process.py` runs the one of the README and that with a `Control`."""
     ran = (*blocks(README, "python"), blocks(ROOT / "docs" / "command-line.md", "python")[-1])
     assert len(ran) == 2 and all(block in ran for block in blocks(page, "python"))
 

@@ -105,15 +105,17 @@ ENCODED = [
 ]
 
 
-@pytest.mark.parametrize("options", ENCODED, ids=" ".join)
-def test_the_output_of_encoders_is_accepted(
-    sound: Sound, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    """With and without a header that counts the frames, and with half of a last frame."""
-    for name in (("-write_xing", "1"), ("-write_xing", "0"), BARE[:4], ("-write_id3v1", "1")):
-        data = sound("b.mp3", *options, *name)
-        for cut in (0, 1, 50):
-            assert seconds(data[: len(data) - cut], tmp_path) == pytest.approx(2, abs=0.2)
+HEADERS = (("-write_xing", "1"), ("-write_xing", "0"), BARE[:4], ("-write_id3v1", "1"))
+
+
+@pytest.mark.parametrize("at", range(len(ENCODED)), ids=[" ".join(one) for one in ENCODED])
+def test_the_output_of_encoders_is_accepted(sound: Sound, tmp_path: Path, at: int) -> None:
+    """With and without a header that counts the frames. In turn, with the whole last frame, all but
+    a byte, or half of it."""
+    for number, header in enumerate(HEADERS, at):
+        data = sound("b.mp3", *ENCODED[at], *header)
+        cut = (0, 1, 50)[number % 3]
+        assert seconds(data[: len(data) - cut], tmp_path) == pytest.approx(2, abs=0.2)
 
 
 def ape(size: int, *, header: bool = True) -> bytes:
@@ -259,7 +261,7 @@ def test_the_search_for_lost_bytes_ends() -> None:
     began = time.process_time()
     for piece in (frame, frame * 100 + syncs, frame * 100 + tags, frame * 40 + b"APETAGEX"):
         try:
-            mp3.check_complete(piece * (15 * 2**20 // len(piece)), 0)
+            mp3.check_complete(piece * (5 * 2**20 // len(piece)), 0)
         except InvalidMedia:
             continue
-    assert time.process_time() - began < 30
+    assert time.process_time() - began < 10
