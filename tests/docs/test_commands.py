@@ -34,7 +34,7 @@ ENGINE = f"{PYTHON} -m wan_engine"
 SECONDS = 300.0
 
 NOT_HERE = {
-    "make run": "installs from the Python index; tests/test_handler_process.py has what it runs then",
+    "make run": "installs from the Python index; test_handler_process.py has what it runs then",
     "make test": "runs these tests",
     "make check": "is run beside the tests",
     "make docs": "writes into this checkout; tests/builder/test_docs.py has it",
