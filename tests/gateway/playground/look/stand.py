@@ -51,8 +51,7 @@ class Stand:
         """A window without a history. Settings are the gateway's."""
         if self._here is None:
             self.serve(**settings)
-        if self._page is not None:
-            self._page.context.close()
+        self._close_page()
         context = self.browser.new_context(
             locale="en-GB", viewport={"width": 1280, "height": 900}, reduced_motion="reduce"
         )
@@ -74,9 +73,13 @@ class Stand:
         with self.page.expect_response(ONE_JOB):
             pass
 
-    def close(self) -> None:
+    def _close_page(self) -> None:
         if self._page is not None:
+            self._page.unroute_all(behavior="ignoreErrors")  # an answer may be on its way
             self._page.context.close()
+
+    def close(self) -> None:
+        self._close_page()
         for stop in self._stops:
             stop()
 
