@@ -20,8 +20,8 @@ class RetiredSettings(BaseModel):
     head_seconds: float = Field(
         default=10,
         gt=0,
-        description="unset it; the head of a request may take 10 seconds, and a body may be slower "
-        "than WAN_BODY_RATE for as long",
+        description="unset it; the head of a request may take 10 seconds, and an upload may be "
+        "slower than 16 KiB per second for as long",
     )
     body_rate: float = Field(
         default=16 * 1024,
