@@ -20,6 +20,7 @@ from wan_engine.errors import (
     ContentPolicy,
     InvalidMedia,
     StorageFailed,
+    TimeLimitTooShort,
 )
 from wan_engine.gateway.app import create_app, open_gateway
 from wan_engine.gateway.backends import endpoint, open_backend
@@ -183,7 +184,9 @@ def test_a_workers_preview_is_passed_on_to_callers_that_look(
         (str(InvalidMedia("references[0]", "the server answered 404")), "invalid_media", 400),
         ("Invalid image URL", "invalid_media", 400),
         ("Invalid audio format", "invalid_media", 400),
+        (str(InvalidMedia("first_clip", "the server answered 404")), "invalid_media", 400),
         (str(ContentPolicy("image")), "content_policy", 400),
+        (str(TimeLimitTooShort(310, 118)), "time_limit_too_short", 400),
         (str(StorageFailed("The finished clip could not be stored")), "internal_error", 200),
         ('{"error_type": "KeyError", "error_traceback": "/app/x.py"}', "internal_error", 200),
     ],

@@ -27,6 +27,7 @@ from wan_engine.errors import (
     EngineError,
     InvalidMedia,
     InvalidRequest,
+    TimeLimitTooShort,
 )
 from wan_engine.gateway.backends.base import Done, Work, WorkerLost, WorkFailed
 from wan_engine.gateway.job import CALLERS_FAULTS
@@ -53,9 +54,11 @@ _SENTENCES = (
     (re.compile('field "'), InvalidRequest),
     (re.compile(r"Invalid \S+ (URL|format)"), InvalidMedia),
     (re.compile("Content policy"), ContentPolicy),
+    (re.compile("The clip should take about "), TimeLimitTooShort),
 )
-"""How the sentences of errors begin, at a worker that sends no code: those on Runpod's pages of
-hosted models ("Invalid image URL", "Invalid audio format"), and of their validation."""
+"""How the sentences of errors begin at an endpoint that sends no code: a hosted model of Runpod
+("Invalid image URL", "Invalid audio format", as on its page), or another gateway of this
+project."""
 
 
 class _Away(Exception):
